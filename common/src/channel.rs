@@ -1,0 +1,191 @@
+//! One message and its descriptors at a time over a SEQPACKET socket pair.
+//!
+//! It judges shape only (size, truncation, number of descriptors); what a message means is the receiver's matter.
+
+use std::fmt;
+use std::io::{IoSlice, IoSliceMut};
+use std::marker::PhantomData;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
+
+use nix::cmsg_space;
+use nix::errno::Errno;
+use nix::sys::socket::{
+    AddressFamily, ControlMessage, ControlMessageOwned, MsgFlags, SockFlag, SockType, UnixAddr,
+    getsockname, getsockopt, recvmsg, sendmsg, socketpair, sockopt,
+};
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+
+use crate::message::MOST_DESCRIPTORS;
+use crate::wire;
+
+/// One end: what it sends and what it receives are part of its type, so that the two ends are mirror images.
+#[derive(Debug)]
+pub struct Channel<Send, Receive> {
+    socket: OwnedFd,
+    kinds: PhantomData<fn(Send) -> Receive>,
+}
+
+/// What was wrong on the channel; after any of these it is of no use any more.
+#[derive(Debug, PartialEq, Eq)]
+pub struct ChannelError(String);
+
+impl fmt::Display for ChannelError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+impl std::error::Error for ChannelError {}
+
+fn failed(what: &str) -> impl Fn(Errno) -> ChannelError + '_ {
+    move |errno| ChannelError(format!("cannot {what}: {}", errno.desc()))
+}
+
+impl<Send: Serialize, Receive: DeserializeOwned> Channel<Send, Receive> {
+    /// One end, and the socket of the other, both close-on-exec.
+    pub fn pair() -> Result<(Self, OwnedFd), ChannelError> {
+        let (ours, theirs) = socketpair(
+            AddressFamily::Unix,
+            SockType::SeqPacket,
+            None,
+            SockFlag::SOCK_CLOEXEC,
+        )
+        .map_err(failed("make a channel"))?;
+        Ok((
+            Channel {
+                socket: ours,
+                kinds: PhantomData,
+            },
+            theirs,
+        ))
+    }
+
+    /// The end that a process was started with.
+    ///
+    /// # Errors
+    /// When the descriptor is anything but a unix SEQPACKET socket without a name.
+    pub fn from_socket(socket: OwnedFd) -> Result<Self, ChannelError> {
+        let kind = getsockopt(&socket, sockopt::SockType);
+        let name = getsockname::<UnixAddr>(socket.as_raw_fd());
+        match (kind, name) {
+            (Ok(SockType::SeqPacket), Ok(name)) if name.path().is_none() => Ok(Channel {
+                socket,
+                kinds: PhantomData,
+            }),
+            _ => Err(ChannelError(
+                "the channel is not a SEQPACKET socket pair".into(),
+            )),
+        }
+    }
+
+    /// Sends one message with its descriptors, which stay open here.
+    pub fn send(&self, message: &Send, descriptors: &[BorrowedFd<'_>]) -> Result<(), ChannelError> {
+        let datagram = wire::encode(message).map_err(|error| ChannelError(error.to_string()))?;
+        let raw: Vec<RawFd> = descriptors.iter().map(AsRawFd::as_raw_fd).collect();
+        let rights = [ControlMessage::ScmRights(&raw)];
+        let control: &[ControlMessage<'_>] = if raw.is_empty() { &[] } else { &rights };
+        // MSG_NOSIGNAL: a peer that is gone is an error here, not a signal.
+        again(|| {
+            sendmsg::<()>(
+                self.socket.as_raw_fd(),
+                &[IoSlice::new(&datagram)],
+                control,
+                MsgFlags::MSG_NOSIGNAL,
+                None,
+            )
+        })
+        .map_err(failed("send to the other process"))?;
+        Ok(())
+    }
+
+    /// Waits for one message that comes without descriptors; `None` when the other end is closed.
+    ///
+    /// Descriptors that come all the same are never installed here, because there is no room for them, and the
+    /// message is refused.
+    pub fn receive(&self) -> Result<Option<Receive>, ChannelError> {
+        Ok(self.receive_datagram(None)?.map(|(message, _)| message))
+    }
+
+    /// Waits for one message and its descriptors, all close-on-exec; `None` when the other end is closed.
+    pub fn receive_with_descriptors(
+        &self,
+    ) -> Result<Option<(Receive, Vec<OwnedFd>)>, ChannelError> {
+        self.receive_datagram(Some(cmsg_space!([RawFd; MOST_DESCRIPTORS])))
+    }
+
+    fn receive_datagram(
+        &self,
+        mut control: Option<Vec<u8>>,
+    ) -> Result<Option<(Receive, Vec<OwnedFd>)>, ChannelError> {
+        let mut datagram = vec![0; wire::LARGEST];
+        let mut buffers = [IoSliceMut::new(&mut datagram)];
+        let (length, flags, descriptors) = {
+            let received = again(|| {
+                recvmsg::<()>(
+                    self.socket.as_raw_fd(),
+                    &mut buffers,
+                    control.as_deref_mut(),
+                    MsgFlags::MSG_CMSG_CLOEXEC,
+                )
+                .map(|received| {
+                    // Every descriptor gets its owner before anything is judged. nix shows none when the control
+                    // data was cut; as there is room for the most that the kernel sends, that happens only where
+                    // none was expected (then none is installed) or where this process is out of descriptors
+                    // (then the error ends it).
+                    let descriptors: Vec<OwnedFd> = received
+                        .cmsgs()
+                        .into_iter()
+                        .flatten()
+                        .flat_map(|message| match message {
+                            ControlMessageOwned::ScmRights(raw) => raw,
+                            _ => Vec::new(),
+                        })
+                        .map(owned)
+                        .collect();
+                    (received.bytes, received.flags, descriptors)
+                })
+            });
+            received.map_err(failed("receive from the other process"))?
+        };
+        if flags.contains(MsgFlags::MSG_CTRUNC) {
+            return Err(ChannelError(
+                "more descriptors came than expected or than this process may open".into(),
+            ));
+        }
+        if flags.contains(MsgFlags::MSG_TRUNC) {
+            return Err(ChannelError(format!(
+                "a message is over the limit of {} bytes",
+                wire::LARGEST
+            )));
+        }
+        if length == 0 {
+            return Ok(None);
+        }
+        let message =
+            wire::decode(&datagram[..length]).map_err(|error| ChannelError(error.to_string()))?;
+        Ok(Some((message, descriptors)))
+    }
+}
+
+impl<Send, Receive> AsFd for Channel<Send, Receive> {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.socket.as_fd()
+    }
+}
+
+#[expect(unsafe_code, reason = "the kernel hands descriptors over as numbers")]
+fn owned(descriptor: RawFd) -> OwnedFd {
+    // SAFETY: recvmsg(2) has just installed this descriptor for us, and nothing else has seen its number.
+    unsafe { OwnedFd::from_raw_fd(descriptor) }
+}
+
+/// Repeats a call that a signal interrupted.
+fn again<T>(mut call: impl FnMut() -> nix::Result<T>) -> nix::Result<T> {
+    loop {
+        match call() {
+            Err(Errno::EINTR) => {}
+            result => return result,
+        }
+    }
+}

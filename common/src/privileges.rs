@@ -1,0 +1,252 @@
+//! Giving up privileges for good, and the proof afterwards.
+//!
+//! Every function here ends in a proof: the state is read back from the kernel, and the way back is tried and must
+//! be closed. A caller that gets an error must end the process: it may be half-way.
+
+use std::fmt;
+
+use caps::{CapSet, Capability, CapsHashSet};
+use nix::errno::Errno;
+use nix::sys::prctl;
+use nix::unistd::{Gid, Uid, getgroups, getresgid, getresuid, setgroups, setresgid, setresuid};
+
+use crate::message::Identity;
+
+/// What could not be given up, in words.
+#[derive(Debug, PartialEq, Eq)]
+pub struct PrivilegeError(String);
+
+impl fmt::Display for PrivilegeError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+impl std::error::Error for PrivilegeError {}
+
+fn cannot(what: &str) -> impl Fn(Errno) -> PrivilegeError + '_ {
+    move |errno| PrivilegeError(format!("cannot {what}: {}", errno.desc()))
+}
+
+fn cannot_set(what: &str) -> impl Fn(caps::errors::CapsError) -> PrivilegeError + '_ {
+    move |error| PrivilegeError(format!("cannot {what}: {error}"))
+}
+
+/// How much of the capability bounding set could be given up.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Bounding {
+    /// All of it.
+    Empty,
+    /// Nothing: the process lacks `CAP_SETPCAP`.
+    Kept,
+}
+
+/// From root to `identity`, with no capability but `keep`.
+///
+/// The order: the bounding set first, because emptying it takes `CAP_SETPCAP`; groups before the user, because
+/// changing them takes root; the capabilities last, because the change of user clears the effective ones.
+pub fn become_user(identity: &Identity, keep: &[Capability]) -> Result<Bounding, PrivilegeError> {
+    if identity.uid == 0 {
+        return Err(PrivilegeError("the user to become is root".into()));
+    }
+    only_thread()?;
+    let bounding = empty_bounding_set()?;
+    if !keep.is_empty() {
+        prctl::set_keepcaps(true).map_err(cannot("keep capabilities"))?;
+    }
+    let (uid, gid) = (Uid::from_raw(identity.uid), Gid::from_raw(identity.gid));
+    let groups: Vec<Gid> = identity.groups.iter().copied().map(Gid::from_raw).collect();
+    setgroups(&groups).map_err(cannot("set the supplementary groups"))?;
+    setresgid(gid, gid, gid).map_err(cannot("set the group"))?;
+    setresuid(uid, uid, uid).map_err(cannot("set the user"))?;
+    confine(keep)?;
+    prove_identity(uid, gid, &groups)?;
+    prove_capabilities(keep, bounding)?;
+    // The way back must be closed.
+    if setresuid(Uid::from_raw(0), Uid::from_raw(0), Uid::from_raw(0)).is_ok()
+        || setgroups(&[]).is_ok()
+    {
+        return Err(PrivilegeError("privileges could be regained".into()));
+    }
+    Ok(bounding)
+}
+
+/// Stays root by number, without groups and with no capability but `keep`, and locks that state: no exec and no
+/// change of user gives a capability back.
+pub fn stay_root_with(keep: &[Capability]) -> Result<Bounding, PrivilegeError> {
+    only_thread()?;
+    // While CAP_SETPCAP is still there.
+    lock_securebits()?;
+    let bounding = empty_bounding_set()?;
+    let (uid, gid) = (Uid::from_raw(0), Gid::from_raw(0));
+    setgroups(&[]).map_err(cannot("clear the supplementary groups"))?;
+    setresgid(gid, gid, gid).map_err(cannot("set the group"))?;
+    setresuid(uid, uid, uid).map_err(cannot("set the user"))?;
+    confine(keep)?;
+    prove_identity(uid, gid, &[])?;
+    prove_capabilities(keep, bounding)?;
+    Ok(bounding)
+}
+
+/// Gives up every capability but `keep`, where an ordinary user was given some; the user stays.
+///
+/// Unlike the ways from root it leaves the process able to gain privileges by exec: a worker of an ordinary user
+/// may run setuid programs, as it could without us.
+pub fn keep_only(keep: &[Capability]) -> Result<(), PrivilegeError> {
+    only_thread()?;
+    set_capabilities(keep)?;
+    let keep: CapsHashSet = keep.iter().copied().collect();
+    for (name, set, allowed) in [
+        ("effective", CapSet::Effective, &keep),
+        ("permitted", CapSet::Permitted, &keep),
+        ("inheritable", CapSet::Inheritable, &CapsHashSet::new()),
+        ("ambient", CapSet::Ambient, &CapsHashSet::new()),
+    ] {
+        prove_set(name, set, allowed)?;
+    }
+    Ok(())
+}
+
+/// The capabilities that this process could use now.
+pub fn permitted() -> Result<CapsHashSet, PrivilegeError> {
+    caps::read(None, CapSet::Permitted).map_err(cannot_set("read the permitted capabilities"))
+}
+
+fn confine(keep: &[Capability]) -> Result<(), PrivilegeError> {
+    set_capabilities(keep)?;
+    prctl::set_no_new_privs().map_err(cannot("set no_new_privs"))?;
+    // Nobody of the same user may trace this process or read its memory.
+    prctl::set_dumpable(false).map_err(cannot("become undumpable"))?;
+    match (prctl::get_no_new_privs(), prctl::get_dumpable()) {
+        (Ok(true), Ok(false)) => Ok(()),
+        _ => Err(PrivilegeError(
+            "no_new_privs or undumpable did not hold".into(),
+        )),
+    }
+}
+
+fn set_capabilities(keep: &[Capability]) -> Result<(), PrivilegeError> {
+    let kept: CapsHashSet = keep.iter().copied().collect();
+    // Effective before permitted: the other order leaves an effective capability that is not permitted (EPERM).
+    for (set, value) in [
+        (CapSet::Ambient, &CapsHashSet::new()),
+        (CapSet::Inheritable, &CapsHashSet::new()),
+        (CapSet::Effective, &kept),
+        (CapSet::Permitted, &kept),
+    ] {
+        caps::set(None, set, value).map_err(cannot_set("give up capabilities"))?;
+    }
+    Ok(())
+}
+
+fn prove_identity(uid: Uid, gid: Gid, groups: &[Gid]) -> Result<(), PrivilegeError> {
+    let users = getresuid().map_err(cannot("read the user"))?;
+    let primary = getresgid().map_err(cannot("read the group"))?;
+    let mut have = getgroups().map_err(cannot("read the supplementary groups"))?;
+    let mut want = groups.to_vec();
+    for list in [&mut have, &mut want] {
+        list.sort_unstable_by_key(|gid| gid.as_raw());
+        list.dedup();
+    }
+    let users_hold = [users.real, users.effective, users.saved] == [uid; 3];
+    let groups_hold = [primary.real, primary.effective, primary.saved] == [gid; 3] && have == want;
+    match users_hold && groups_hold {
+        true => Ok(()),
+        false => Err(PrivilegeError(
+            "the change of user and groups did not hold".into(),
+        )),
+    }
+}
+
+fn prove_capabilities(keep: &[Capability], bounding: Bounding) -> Result<(), PrivilegeError> {
+    let keep: CapsHashSet = keep.iter().copied().collect();
+    let none = CapsHashSet::new();
+    prove_set("effective", CapSet::Effective, &keep)?;
+    prove_set("permitted", CapSet::Permitted, &keep)?;
+    prove_set("inheritable", CapSet::Inheritable, &none)?;
+    prove_set("ambient", CapSet::Ambient, &none)?;
+    if bounding == Bounding::Empty && capability_numbers().any(bounding_set_has) {
+        return Err(PrivilegeError(
+            "the bounding set did not become empty".into(),
+        ));
+    }
+    Ok(())
+}
+
+fn prove_set(name: &str, set: CapSet, allowed: &CapsHashSet) -> Result<(), PrivilegeError> {
+    let have = caps::read(None, set).map_err(cannot_set("read capabilities"))?;
+    match have == *allowed {
+        true => Ok(()),
+        false => Err(PrivilegeError(format!(
+            "the {name} capabilities did not hold"
+        ))),
+    }
+}
+
+/// set*id acts on all threads of a process, but capabilities and prctl on the calling one alone.
+fn only_thread() -> Result<(), PrivilegeError> {
+    let threads = std::fs::read_dir("/proc/self/task")
+        .map_err(|error| {
+            PrivilegeError(format!("cannot count threads in /proc/self/task: {error}"))
+        })?
+        .count();
+    match threads {
+        1 => Ok(()),
+        _ => Err(PrivilegeError(format!(
+            "there are {threads} threads, and only one would drop its privileges"
+        ))),
+    }
+}
+
+/// Every number that a capability can have, known to this program or not: later kernels have more.
+fn capability_numbers() -> impl Iterator<Item = libc::c_ulong> {
+    0..=63
+}
+
+fn empty_bounding_set() -> Result<Bounding, PrivilegeError> {
+    let can = caps::has_cap(None, CapSet::Effective, Capability::CAP_SETPCAP)
+        .map_err(cannot_set("read the effective capabilities"))?;
+    if !can {
+        return Ok(Bounding::Kept);
+    }
+    for number in capability_numbers().filter(|number| bounding_set_has(*number)) {
+        drop_from_bounding_set(number).map_err(cannot("empty the bounding set"))?;
+    }
+    Ok(Bounding::Empty)
+}
+
+/// Numbers that the kernel does not know are not in the set (EINVAL).
+#[expect(
+    unsafe_code,
+    reason = "neither nix nor caps reaches the numbers that they have no name for"
+)]
+fn bounding_set_has(number: libc::c_ulong) -> bool {
+    // SAFETY: PR_CAPBSET_READ takes numbers only and touches no memory of ours.
+    unsafe { libc::prctl(libc::PR_CAPBSET_READ, number, 0, 0, 0) == 1 }
+}
+
+#[expect(
+    unsafe_code,
+    reason = "neither nix nor caps reaches the numbers that they have no name for"
+)]
+fn drop_from_bounding_set(number: libc::c_ulong) -> nix::Result<()> {
+    // SAFETY: PR_CAPBSET_DROP takes numbers only and touches no memory of ours.
+    Errno::result(unsafe { libc::prctl(libc::PR_CAPBSET_DROP, number, 0, 0, 0) }).map(drop)
+}
+
+/// Root's number means nothing any more, and nothing can change that (capabilities(7), "securebits").
+#[expect(unsafe_code, reason = "neither nix nor caps sets securebits")]
+fn lock_securebits() -> Result<(), PrivilegeError> {
+    const SECURE: libc::c_ulong = (libc::SECBIT_NOROOT
+        | libc::SECBIT_NOROOT_LOCKED
+        | libc::SECBIT_NO_SETUID_FIXUP
+        | libc::SECBIT_NO_SETUID_FIXUP_LOCKED
+        | libc::SECBIT_KEEP_CAPS_LOCKED
+        | libc::SECBIT_NO_CAP_AMBIENT_RAISE
+        | libc::SECBIT_NO_CAP_AMBIENT_RAISE_LOCKED)
+        as libc::c_ulong;
+    // SAFETY: PR_SET_SECUREBITS takes a number only and touches no memory of ours.
+    Errno::result(unsafe { libc::prctl(libc::PR_SET_SECUREBITS, SECURE, 0, 0, 0) })
+        .map(drop)
+        .map_err(cannot("lock the securebits"))
+}

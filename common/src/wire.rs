@@ -1,0 +1,212 @@
+//! How a message becomes bytes and a message again; the only file that knows bincode.
+//!
+//! A datagram is one version byte and one value. Whatever is not exactly that is refused: another version, a length
+//! over the limit, bytes left over.
+
+use std::fmt;
+
+use bincode::config::{Configuration, Limit, LittleEndian, Varint};
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+
+/// Both programs are installed together; this catches an upgrade that replaced only one of them.
+const VERSION: u8 = 1;
+
+/// The largest datagram, in bytes.
+pub const LARGEST: usize = 64 * 1024;
+
+// Without a limit one claimed length makes the decoder ask for that much memory, and a failed allocation aborts.
+const CONFIGURATION: Configuration<LittleEndian, Varint, Limit<LARGEST>> =
+    bincode::config::standard().with_limit::<LARGEST>();
+
+/// Why bytes are not a message, or a message cannot become bytes.
+#[derive(Debug, PartialEq, Eq)]
+pub struct WireError(String);
+
+impl fmt::Display for WireError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+impl std::error::Error for WireError {}
+
+/// The datagram for `message`; an error if it is larger than [`LARGEST`], because encoding ignores the limit.
+pub fn encode<T: Serialize>(message: &T) -> Result<Vec<u8>, WireError> {
+    let mut datagram = vec![VERSION];
+    bincode::serde::encode_into_std_write(message, &mut datagram, CONFIGURATION)
+        .map_err(|error| WireError(format!("cannot encode a message: {error}")))?;
+    if datagram.len() > LARGEST {
+        return Err(WireError(format!(
+            "a message of {} bytes is over the limit of {LARGEST}",
+            datagram.len()
+        )));
+    }
+    Ok(datagram)
+}
+
+/// The message that `datagram` is, and nothing beside it.
+pub fn decode<T: DeserializeOwned>(datagram: &[u8]) -> Result<T, WireError> {
+    match datagram {
+        [] => Err(WireError("an empty message".into())),
+        _ if datagram.len() > LARGEST => Err(WireError(format!(
+            "a message of {} bytes is over the limit of {LARGEST}",
+            datagram.len()
+        ))),
+        [VERSION, value @ ..] => {
+            let (message, used) = bincode::serde::decode_from_slice(value, CONFIGURATION)
+                .map_err(|error| WireError(format!("not a message: {error}")))?;
+            match value.len() - used {
+                0 => Ok(message),
+                left => Err(WireError(format!("a message with {left} bytes left over"))),
+            }
+        }
+        [version, ..] => Err(WireError(format!(
+            "a message of version {version}, not {VERSION}"
+        ))),
+    }
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used, reason = "tests fail by panicking")]
+mod tests {
+    use super::*;
+    use crate::message::{
+        Address, Allow, Ask, Grant, Identity, Refusal, Reply, Request, SocketFile, Transport,
+    };
+
+    fn requests() -> Vec<Request> {
+        let identity = Identity {
+            uid: 33,
+            gid: 33,
+            groups: vec![33, 4242],
+        };
+        let path = SocketFile {
+            path: "/run/app.sock".into(),
+            mode: 0o660,
+            uid: None,
+            gid: Some(33),
+        };
+        let port = Grant::Port {
+            transport: Transport::Udp,
+            port: 65535,
+            ip: Some("fe80::1".parse().unwrap()),
+        };
+        let address = Address {
+            ip: "fe80::1".parse().unwrap(),
+            port: 53,
+            scope: 7,
+        };
+        vec![
+            Request::Allow(Allow {
+                identity: None,
+                grants: vec![],
+                more: false,
+            }),
+            Request::Allow(Allow {
+                identity: Some(identity),
+                grants: vec![port, Grant::Path(path)],
+                more: true,
+            }),
+            Request::Bind(vec![]),
+            Request::Bind(vec![
+                Ask::Port { grant: 0, address },
+                Ask::Path { grant: u32::MAX },
+            ]),
+        ]
+    }
+
+    #[test]
+    fn what_was_encoded_decodes_to_itself() {
+        for request in requests() {
+            assert_eq!(
+                decode::<Request>(&encode(&request).unwrap()).unwrap(),
+                request
+            );
+        }
+        for reply in [
+            Reply::Bound {
+                replaced: vec![1, 2],
+            },
+            Reply::Refused {
+                ask: 3,
+                refusal: Refusal::Errno(98),
+            },
+            Reply::Refused {
+                ask: 0,
+                refusal: Refusal::Because("no".into()),
+            },
+        ] {
+            assert_eq!(decode::<Reply>(&encode(&reply).unwrap()).unwrap(), reply);
+        }
+    }
+
+    #[test]
+    fn a_truncated_message_is_refused_at_every_length() {
+        for request in requests() {
+            let datagram = encode(&request).unwrap();
+            for length in 0..datagram.len() {
+                assert!(
+                    decode::<Request>(&datagram[..length]).is_err(),
+                    "{request:?} cut to {length}"
+                );
+            }
+        }
+    }
+
+    #[test]
+    fn trailing_bytes_are_refused() {
+        for request in requests() {
+            let mut datagram = encode(&request).unwrap();
+            datagram.push(0);
+            let error = decode::<Request>(&datagram).unwrap_err().to_string();
+            assert_eq!(error, "a message with 1 bytes left over");
+        }
+    }
+
+    #[test]
+    fn another_version_is_refused() {
+        let mut datagram = encode(&requests()[0]).unwrap();
+        datagram[0] = VERSION + 1;
+        assert_eq!(
+            decode::<Request>(&datagram).unwrap_err().to_string(),
+            "a message of version 2, not 1"
+        );
+    }
+
+    #[test]
+    fn an_unknown_variant_is_refused() {
+        assert!(decode::<Request>(&[VERSION, 2]).is_err());
+        assert!(decode::<Request>(&[VERSION, 250]).is_err());
+    }
+
+    #[test]
+    fn a_huge_claimed_length_is_refused_without_its_memory() {
+        // Variant Bind, then a length of 2^63 as a varint of eight bytes.
+        let datagram = [VERSION, 1, 253, 0, 0, 0, 0, 0, 0, 0, 0x80];
+        assert!(decode::<Request>(&datagram).is_err());
+    }
+
+    #[test]
+    fn an_oversized_message_is_refused_by_both_sides() {
+        let grant = Grant::Port {
+            transport: Transport::Tcp,
+            port: 1,
+            ip: None,
+        };
+        let request = Request::Allow(Allow {
+            identity: None,
+            grants: vec![grant; LARGEST],
+            more: false,
+        });
+        assert!(encode(&request).is_err());
+        let mut datagram = vec![0; LARGEST + 1];
+        datagram[0] = VERSION;
+        assert!(
+            decode::<Request>(&datagram)
+                .unwrap_err()
+                .to_string()
+                .contains("over the limit")
+        );
+    }
+}

@@ -1,0 +1,43 @@
+//! An inet endpoint becomes a bound socket. It does not listen: that is the supervisor's call.
+
+use std::net::{IpAddr, SocketAddrV4, SocketAddrV6};
+use std::os::fd::{AsRawFd, OwnedFd};
+
+use common::message::{Address, Transport};
+use nix::sys::socket::{
+    AddressFamily, SockFlag, SockType, SockaddrIn, SockaddrIn6, bind as bind_to, setsockopt,
+    socket, sockopt,
+};
+
+/// Binds a blocking socket: O_NONBLOCK would be a property of the socket that all workers share.
+pub fn bind(transport: Transport, address: Address) -> nix::Result<OwnedFd> {
+    let family = match address.ip {
+        IpAddr::V4(_) => AddressFamily::Inet,
+        IpAddr::V6(_) => AddressFamily::Inet6,
+    };
+    let kind = match transport {
+        Transport::Tcp => SockType::Stream,
+        Transport::Udp => SockType::Datagram,
+    };
+    let socket = socket(family, kind, SockFlag::SOCK_CLOEXEC, None)?;
+    // Connections of the last run in TIME_WAIT must not hinder this one. Unlike Server::Starter not for UDP, where
+    // it would let a second server share the port and take datagrams away from the first.
+    if transport == Transport::Tcp {
+        setsockopt(&socket, sockopt::ReuseAddr, &true)?;
+    }
+    match address.ip {
+        IpAddr::V4(ip) => {
+            bind_to(
+                socket.as_raw_fd(),
+                &SockaddrIn::from(SocketAddrV4::new(ip, address.port)),
+            )?;
+        }
+        IpAddr::V6(ip) => {
+            // `[::]:80` and `80` are two endpoints, as in Server::Starter.
+            setsockopt(&socket, sockopt::Ipv6V6Only, &true)?;
+            let address = SocketAddrV6::new(ip, address.port, 0, address.scope);
+            bind_to(socket.as_raw_fd(), &SockaddrIn6::from(address))?;
+        }
+    }
+    Ok(socket)
+}

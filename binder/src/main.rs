@@ -1,0 +1,86 @@
+//! The privileged half of start_server: it opens the sockets that were asked for, and nothing else.
+//!
+//! Run by start_server alone, with the channel as descriptor 0. The phases, each of which consumes the one before:
+//!
+//! 1. `receive`: the sealed list of what may be bound, sent by start_server while it still had root itself.
+//! 2. `look`: the directories of the paths are opened and what is in them is looked at, with the launcher's rights.
+//! 3. `drop_privileges`: for good, with proof; only what binding needs is left.
+//! 4. `serve`: one answer for each request. Before the last answer the rest of the privileges goes too.
+//! 5. `wait`: only where socket files are to be removed at the end. The channel's end is the order to do so.
+//!
+//! Anything unexpected ends the process with one line and status 1.
+
+mod listener;
+mod serve;
+
+use std::io::{self, Write};
+use std::os::fd::{FromRawFd, OwnedFd};
+use std::process::ExitCode;
+
+use common::channel::Channel;
+use common::descriptors::close_inherited;
+use common::message::{Reply, Request};
+use nix::sys::signal::{
+    SaFlags, SigAction, SigHandler, SigSet, SigmaskHow, Signal, sigaction, sigprocmask,
+};
+
+fn main() -> ExitCode {
+    match run() {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(cause) => {
+            // Nobody is left to tell where stderr is closed.
+            drop(writeln!(io::stderr(), "start_server-binder: {cause}"));
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run() -> Result<(), String> {
+    close_inherited()
+        .map_err(|errno| format!("cannot close inherited descriptors: {}", errno.desc()))?;
+    take_own_signals()?;
+    let channel = inherited_channel()?;
+    let asked = serve::receive(channel)?;
+    let looked = asked.look();
+    let confined = looked.drop_privileges()?;
+    let made = confined.serve()?;
+    made.wait();
+    Ok(())
+}
+
+/// A terminal's signals reach the whole process group, a service manager's TERM the whole control group; but the
+/// socket files are to be removed when the supervisor ends, not before it. Its end closes the channel, also when it
+/// is killed, so nothing else needs to end this process.
+fn take_own_signals() -> Result<(), String> {
+    let cannot = |errno: nix::Error| format!("cannot set up signals: {}", errno.desc());
+    for signal in [
+        Signal::SIGHUP,
+        Signal::SIGINT,
+        Signal::SIGQUIT,
+        Signal::SIGTERM,
+        Signal::SIGPIPE,
+    ] {
+        ignore(signal).map_err(cannot)?;
+    }
+    sigprocmask(SigmaskHow::SIG_SETMASK, Some(&SigSet::empty()), None).map_err(cannot)
+}
+
+#[expect(
+    unsafe_code,
+    reason = "nix cannot know that an action is no function of ours"
+)]
+fn ignore(signal: Signal) -> nix::Result<()> {
+    let ignored = SigAction::new(SigHandler::SigIgn, SaFlags::empty(), SigSet::empty());
+    // SAFETY: SIG_IGN runs no code in a signal's context.
+    unsafe { sigaction(signal, &ignored) }.map(drop)
+}
+
+/// Descriptor 0, where start_server puts its end of the channel.
+#[expect(unsafe_code, reason = "the channel is inherited as a number")]
+fn inherited_channel() -> Result<Channel<Reply, Request>, String> {
+    // SAFETY: it is open, because the standard library opens 0 to 2 at start where they are closed, and this is the
+    // only use of standard input in this program.
+    let socket = unsafe { OwnedFd::from_raw_fd(0) };
+    Channel::from_socket(socket)
+        .map_err(|error| format!("this program is run by start_server only: {error}"))
+}

@@ -1,0 +1,163 @@
+//! The other process as seen from here: found, started, asked, ended.
+
+use std::os::fd::OwnedFd;
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, ExitStatus, Stdio};
+
+use common::channel::Channel;
+use common::message::{Allow, Ask, Grant, Identity, MOST_GRANTS, Refusal, Reply, Request};
+use common::trusted_path::{Trust, open_directory};
+use nix::unistd::Pid;
+
+use crate::failure::{self, Failure};
+
+/// The name of the second program, which is looked for beside this one.
+const BINDER: &str = "start_server-binder";
+
+type ToBinder = Channel<Request, Reply>;
+
+/// The running binder.
+pub struct Binder {
+    child: Child,
+    channel: ToBinder,
+}
+
+/// The answer to one request.
+pub enum Answer {
+    /// A socket for each ask in its order, and the asks whose path held a stale socket that was replaced.
+    Sockets {
+        sockets: Vec<OwnedFd>,
+        replaced: Vec<u32>,
+    },
+    /// This ask could not be fulfilled.
+    Refused { ask: u32, refusal: Refusal },
+}
+
+impl Binder {
+    /// Starts it, with nothing of ours but its end of the channel and standard error.
+    pub fn start() -> Result<Binder, Failure> {
+        let program = program_beside_us()?;
+        let cannot = |cause: &dyn std::fmt::Display| {
+            Failure::failed(format!(
+                "cannot run the binder {}: {cause}",
+                program.display()
+            ))
+        };
+        let (channel, theirs) = ToBinder::pair().map_err(|error| cannot(&error))?;
+        let child = Command::new(&program)
+            .env_clear()
+            .current_dir("/")
+            .stdin(Stdio::from(theirs))
+            .stdout(Stdio::null())
+            .spawn()
+            .map_err(|error| cannot(&failure::cause(&error)))?;
+        Ok(Binder { child, channel })
+    }
+
+    /// Sends the sealed list, while we still have the launcher's rights.
+    pub fn allow(&self, identity: Option<Identity>, grants: Vec<Grant>) -> Result<(), Failure> {
+        let mut left = grants.chunks(MOST_GRANTS).peekable();
+        while let Some(part) = left.next() {
+            let more = left.peek().is_some();
+            let allow = Allow {
+                identity: identity.clone(),
+                grants: part.to_vec(),
+                more,
+            };
+            self.channel
+                .send(&Request::Allow(allow), &[])
+                .map_err(channel_failed)?;
+        }
+        Ok(())
+    }
+
+    /// Asks for at most `MOST_DESCRIPTORS` sockets.
+    pub fn bind(&mut self, asks: Vec<Ask>) -> Result<Answer, Failure> {
+        let wanted = asks.len();
+        // Where the binder has ended already, its last answer or its exit status says more than this error.
+        let sent = self.channel.send(&Request::Bind(asks), &[]);
+        match self
+            .channel
+            .receive_with_descriptors()
+            .map_err(channel_failed)?
+        {
+            Some((Reply::Bound { replaced }, sockets)) if sockets.len() == wanted => {
+                Ok(Answer::Sockets { sockets, replaced })
+            }
+            Some((Reply::Bound { .. }, sockets)) => Err(channel_failed(format!(
+                "{} sockets came instead of {wanted}",
+                sockets.len()
+            ))),
+            Some((Reply::Refused { ask, refusal }, _)) => Ok(Answer::Refused { ask, refusal }),
+            None => Err(match (self.child.wait(), sent) {
+                (Ok(status), _) => channel_failed(format!("it ended too early, {status}")),
+                (Err(_), Err(error)) => channel_failed(error),
+                (Err(error), Ok(())) => channel_failed(failure::cause(&error)),
+            }),
+        }
+    }
+
+    pub fn pid(&self) -> Pid {
+        Pid::from_raw(i32::try_from(self.child.id()).unwrap_or(i32::MAX))
+    }
+
+    /// Closes the channel, which is the order to remove its files and to exit, and waits for that.
+    pub fn end(self) -> std::io::Result<ExitStatus> {
+        let Binder { mut child, channel } = self;
+        drop(channel);
+        child.wait()
+    }
+}
+
+/// Something on the channel is not as it must be; the connection is of no use any more.
+pub fn channel_failed(cause: impl std::fmt::Display) -> Failure {
+    Failure::failed(format!("cannot talk to the binder: {cause}"))
+}
+
+/// The binder's path, found by the file that runs here and by nothing that the launcher can set.
+///
+/// # Errors
+/// When it is missing, and as root when anybody but root and the owner of this program could have changed it.
+fn program_beside_us() -> Result<PathBuf, Failure> {
+    let ourselves = std::env::current_exe().map_err(|error| {
+        Failure::failed(format!(
+            "cannot find the binder: /proc/self/exe: {}",
+            failure::cause(&error)
+        ))
+    })?;
+    let directory = ourselves.parent().unwrap_or(Path::new("/"));
+    let program = directory.join(BINDER);
+    let cannot = |cause: &dyn std::fmt::Display| {
+        Failure::failed(format!(
+            "cannot run the binder {}: {cause}",
+            program.display()
+        ))
+    };
+    let binder = program.symlink_metadata().map_err(|error| {
+        cannot(&failure::cause(&error))
+            .hint(format!("install {BINDER} beside {}", ourselves.display()))
+    })?;
+    if !binder.is_file() {
+        return Err(cannot(&"it is not a regular file"));
+    }
+    if !nix::unistd::geteuid().is_root() {
+        // It gets no right that its caller does not have.
+        return Ok(program);
+    }
+    let owner = std::fs::metadata("/proc/self/exe")
+        .map_err(|error| cannot(&failure::cause(&error)))?
+        .uid();
+    let trust = Trust {
+        owner: Some(owner),
+        sticky: true,
+    };
+    let hint = "as root every file and directory on its path must belong to root or to the owner of start_server, \
+                and be writable by nobody else";
+    open_directory(directory, &trust).map_err(|untrusted| cannot(&untrusted).hint(hint))?;
+    let stat = nix::sys::stat::lstat(&program).map_err(|errno| cannot(&errno.desc()))?;
+    match trust.objection(&stat) {
+        Some(objection) => Err(cannot(&format_args!("it {objection}")).hint(hint)),
+        None => Ok(program),
+    }
+}

@@ -1,0 +1,566 @@
+//! From specs to listening sockets: what only root can do is asked of the binder, everything else is done here.
+//!
+//! Each step consumes the one before, so that the order cannot be wrong:
+//!
+//! 1. [`Plan::new`]: who makes which socket; owners are looked up. Still with the launcher's rights.
+//! 2. [`Plan::start_binder`]: the binder runs and has the sealed list. Still with the launcher's rights.
+//! 3. The caller drops its privileges.
+//! 4. [`Prepared::bind`]: host names are resolved, sockets asked for and received, and they listen.
+
+use std::ffi::OsString;
+use std::net::{SocketAddr, ToSocketAddrs};
+use std::os::fd::{AsFd, OwnedFd, RawFd};
+use std::os::unix::ffi::{OsStrExt, OsStringExt};
+use std::os::unix::fs::MetadataExt;
+use std::path::Path;
+
+use common::message::{
+    Address, Ask, Grant, Identity, MOST_DESCRIPTORS, Refusal, SocketFile, Transport,
+};
+use common::trusted_path::{Trust, open_directory};
+use common::unix_socket::{Made, MadeFile, Place};
+use nix::errno::Errno;
+use nix::fcntl::{OFlag, open};
+use nix::sys::socket::{Backlog, listen};
+use nix::sys::stat::Mode;
+use nix::unistd::Pid;
+
+use crate::binder::{Answer, Binder, channel_failed};
+use crate::failure::{self, Failure};
+use crate::identity;
+use crate::listen_spec::{Host, PathSpec, PortSpec, printable};
+use crate::log;
+use crate::notice::Notice;
+use crate::open_files::OpenFiles;
+use crate::worker::duplicate_above;
+
+/// Descriptors that the supervisor may need beside the listeners.
+const SPARE_DESCRIPTORS: usize = 64;
+
+/// Who makes which socket.
+pub struct Plan {
+    sockets: Vec<Planned>,
+    grants: Vec<Grant>,
+    identity: Option<Identity>,
+}
+
+struct Planned {
+    wanted: Wanted,
+    maker: Maker,
+}
+
+/// One socket of the command line.
+enum Wanted {
+    Port(PortSpec),
+    Path {
+        spec: PathSpec,
+        uid: Option<u32>,
+        gid: Option<u32>,
+    },
+}
+
+enum Maker {
+    /// With this grant.
+    Binder(u32),
+    /// After the drop; with the reason why root does not, if it was root.
+    Ourselves { objection: Option<String> },
+}
+
+/// The binder has its list.
+pub struct Prepared {
+    sockets: Vec<Planned>,
+    binder: Option<Binder>,
+}
+
+/// A socket for the workers.
+#[derive(Debug)]
+pub struct Listener {
+    /// Its key in `SERVER_STARTER_PORT`.
+    pub name: OsString,
+    pub kind: &'static str,
+    pub socket: OwnedFd,
+    /// The number that it has in the workers.
+    pub number: RawFd,
+}
+
+/// Everything that was bound, and who removes what of it at the end.
+pub struct Bound {
+    pub listeners: Vec<Listener>,
+    pub files: SocketFiles,
+}
+
+/// The socket files, removed by whoever made them.
+pub struct SocketFiles {
+    ours: Vec<MadeFile>,
+    binder: Option<Binder>,
+}
+
+impl Plan {
+    /// Decides who makes which socket, and looks up the owners of the files.
+    pub fn new(
+        ports: Vec<PortSpec>,
+        paths: Vec<PathSpec>,
+        identity: Option<Identity>,
+    ) -> Result<Plan, Failure> {
+        let mut plan = Plan {
+            sockets: Vec::new(),
+            grants: Vec::new(),
+            identity,
+        };
+        for spec in ports {
+            // Host names are resolved later, by the ordinary user; a literal address is pinned now.
+            let ip = match &spec.host {
+                Host::Address(ip) => Some(*ip),
+                Host::Name(_) => None,
+            };
+            let grant = Grant::Port {
+                transport: spec.transport,
+                port: spec.port,
+                ip,
+            };
+            let maker = plan.grant(grant)?;
+            plan.sockets.push(Planned {
+                wanted: Wanted::Port(spec),
+                maker,
+            });
+        }
+        for spec in paths {
+            let (uid, gid) = owners(&spec)?;
+            let maker = plan.maker_of(&spec, uid, gid)?;
+            plan.sockets.push(Planned {
+                wanted: Wanted::Path { spec, uid, gid },
+                maker,
+            });
+        }
+        Ok(plan)
+    }
+
+    fn grant(&mut self, grant: Grant) -> Result<Maker, Failure> {
+        let number = u32::try_from(self.grants.len())
+            .map_err(|_| Failure::usage("cannot bind so many sockets"))?;
+        self.grants.push(grant);
+        Ok(Maker::Binder(number))
+    }
+
+    /// Root never works in a directory that somebody else can write; everywhere else the user does it.
+    fn maker_of(
+        &mut self,
+        spec: &PathSpec,
+        uid: Option<u32>,
+        gid: Option<u32>,
+    ) -> Result<Maker, Failure> {
+        if self.identity.is_none() {
+            return Ok(Maker::Ourselves { objection: None });
+        }
+        let path = std::path::absolute(&spec.path).map_err(|error| {
+            Failure::failed(format!(
+                "cannot bind to {}: {error}",
+                printable(&spec.given)
+            ))
+        })?;
+        match open_directory(path.parent().unwrap_or(Path::new("/")), &Trust::ROOT) {
+            Ok(_) => self.grant(Grant::Path(SocketFile {
+                path,
+                mode: spec.mode,
+                uid,
+                gid,
+            })),
+            Err(untrusted) => Ok(Maker::Ourselves {
+                objection: Some(untrusted.to_string()),
+            }),
+        }
+    }
+
+    /// Starts the binder, if anything is asked of it, and sends it the sealed list.
+    pub fn start_binder(self, open_files: OpenFiles) -> Result<Prepared, Failure> {
+        open_files.make_room_for(MOST_DESCRIPTORS + SPARE_DESCRIPTORS + self.sockets.len())?;
+        let binder = match self.grants.is_empty() {
+            true => None,
+            false => {
+                let binder = Binder::start()?;
+                binder.allow(self.identity, self.grants)?;
+                Some(binder)
+            }
+        };
+        Ok(Prepared {
+            sockets: self.sockets,
+            binder,
+        })
+    }
+}
+
+fn owners(spec: &PathSpec) -> Result<(Option<u32>, Option<u32>), Failure> {
+    let cannot = |option: &str, name: &str, cause: String| {
+        Failure::failed(format!(
+            "cannot use {option}={name} of --path={}: {cause}",
+            printable(&spec.given)
+        ))
+    };
+    let uid = spec
+        .user
+        .as_deref()
+        .map(|name| identity::uid(name).map_err(|cause| cannot("user", name, cause)));
+    let gid = spec
+        .group
+        .as_deref()
+        .map(|name| identity::gid(name).map_err(|cause| cannot("group", name, cause)));
+    Ok((uid.transpose()?, gid.transpose()?))
+}
+
+impl Prepared {
+    /// Binds everything, in the order of `SERVER_STARTER_PORT`; all of it listens afterwards. Where no file is to be
+    /// removed by the binder, it is gone when this returns.
+    pub fn bind(self, backlog: i32, open_files: OpenFiles) -> Result<Bound, Failure> {
+        let Prepared { sockets, binder } = self;
+        let mut files = SocketFiles {
+            ours: Vec::new(),
+            binder,
+        };
+        let mut made: Vec<Option<OwnedFd>> = sockets.iter().map(|_| None).collect();
+        let asked: Vec<(usize, u32)> = sockets
+            .iter()
+            .enumerate()
+            .filter_map(|(place, planned)| match planned.maker {
+                Maker::Binder(grant) => Some((place, grant)),
+                Maker::Ourselves { .. } => None,
+            })
+            .collect();
+        for batch in asked.chunks(MOST_DESCRIPTORS) {
+            let asks: Result<Vec<Ask>, Failure> = batch
+                .iter()
+                .map(|(place, grant)| ask(&sockets[*place].wanted, *grant))
+                .collect();
+            let Some(binder) = &mut files.binder else {
+                break;
+            };
+            let (come, replaced) = match binder.bind(asks?)? {
+                Answer::Sockets { sockets, replaced } => (sockets, replaced),
+                Answer::Refused { ask, refusal } => {
+                    return Err(
+                        match usize::try_from(ask).ok().and_then(|ask| batch.get(ask)) {
+                            Some((place, _)) => cannot_bind(&sockets[*place].wanted, &refusal),
+                            None => channel_failed("it refused what was not asked for"),
+                        },
+                    );
+                }
+            };
+            for ((place, _), socket) in batch.iter().zip(come) {
+                made[*place] = Some(socket);
+            }
+            for number in replaced {
+                let place = usize::try_from(number)
+                    .ok()
+                    .and_then(|number| batch.get(number));
+                if let Some(Wanted::Path { spec, .. }) =
+                    place.map(|(place, _)| &sockets[*place].wanted)
+                {
+                    log::say(Notice::RemovingSocket {
+                        path: spec.path.clone(),
+                    });
+                }
+            }
+        }
+        let binder_made_files = sockets.iter().any(|planned| {
+            matches!(
+                (&planned.wanted, &planned.maker),
+                (Wanted::Path { .. }, Maker::Binder(_))
+            )
+        });
+        if !binder_made_files && let Some(binder) = files.binder.take() {
+            binder.end().map_err(channel_failed)?;
+        }
+        for (planned, socket) in sockets.iter().zip(&mut made) {
+            if let (Wanted::Path { spec, uid, gid }, Maker::Ourselves { objection }) =
+                (&planned.wanted, &planned.maker)
+            {
+                let Made {
+                    socket: bound,
+                    file,
+                    replaced,
+                } = bind_ourselves(spec, *uid, *gid).map_err(|refusal| {
+                    cannot_bind_ourselves(&planned.wanted, &refusal, objection.as_deref())
+                })?;
+                files.ours.push(file);
+                if replaced {
+                    log::say(Notice::RemovingSocket {
+                        path: spec.path.clone(),
+                    });
+                }
+                *socket = Some(bound);
+            }
+        }
+        let listeners = numbered(sockets, made, backlog, open_files)?;
+        Ok(Bound { listeners, files })
+    }
+}
+
+fn ask(wanted: &Wanted, grant: u32) -> Result<Ask, Failure> {
+    match wanted {
+        Wanted::Path { .. } => Ok(Ask::Path { grant }),
+        Wanted::Port(spec) => Ok(Ask::Port {
+            grant,
+            address: resolve(spec)?,
+        }),
+    }
+}
+
+/// One literal address. Of a name with several, the first IPv4 one, as in Server::Starter; an IPv6 one only where
+/// there is no other.
+fn resolve(spec: &PortSpec) -> Result<Address, Failure> {
+    let name = match &spec.host {
+        Host::Address(ip) => {
+            return Ok(Address {
+                ip: *ip,
+                port: spec.port,
+                scope: 0,
+            });
+        }
+        Host::Name(name) => name,
+    };
+    let cannot = |cause: &str| {
+        Failure::failed(format!(
+            "cannot resolve the host {name} of --port={}: {cause}",
+            spec.given
+        ))
+    };
+    let found: Vec<SocketAddr> = (name.as_str(), spec.port)
+        .to_socket_addrs()
+        .map_err(|error| cannot(&resolver_cause(&error)))?
+        .collect();
+    let first = found
+        .iter()
+        .find(|address| address.is_ipv4())
+        .or(found.first())
+        .ok_or_else(|| cannot("it has no address"))?;
+    let scope = match first {
+        SocketAddr::V4(_) => 0,
+        SocketAddr::V6(address) => address.scope_id(),
+    };
+    Ok(Address {
+        ip: first.ip(),
+        port: spec.port,
+        scope,
+    })
+}
+
+fn resolver_cause(error: &std::io::Error) -> String {
+    let text = failure::cause(error);
+    match text.split_once(": ") {
+        Some((_, cause)) => cause.to_owned(),
+        None => text,
+    }
+}
+
+fn bind_ourselves(spec: &PathSpec, uid: Option<u32>, gid: Option<u32>) -> Result<Made, Refusal> {
+    let directory = match spec.path.parent() {
+        Some(parent) if parent != Path::new("") => parent,
+        _ => Path::new("."),
+    };
+    let flags = OFlag::O_PATH | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC;
+    let directory = open(directory, flags, Mode::empty())?;
+    Place::examine(directory, &spec.path)?.bind(spec.mode, uid, gid)
+}
+
+/// Gives every socket its number in the workers (the fixed ones first, the others from 3 on) and moves it out of
+/// the way of all these numbers, so that placing them in a child cannot overwrite one.
+fn numbered(
+    sockets: Vec<Planned>,
+    made: Vec<Option<OwnedFd>>,
+    backlog: i32,
+    open_files: OpenFiles,
+) -> Result<Vec<Listener>, Failure> {
+    let fixed: Vec<Option<RawFd>> = sockets
+        .iter()
+        .map(|planned| planned.wanted.fixed_number())
+        .collect();
+    let numbers = numbers(&fixed);
+    let highest = numbers.iter().copied().max().unwrap_or(2);
+    let soft = open_files.soft;
+    if !sockets.is_empty() && u64::from(highest.unsigned_abs()) + DESCRIPTORS_TO_EXEC > soft {
+        return Err(Failure::failed(format!(
+            "cannot pass descriptor {highest} to workers: the limit of open files is {soft}"
+        ))
+        .hint("raise it with ulimit -n (LimitNOFILE= of systemd)"));
+    }
+    open_files
+        .make_room_for(usize::try_from(highest).unwrap_or(0) + sockets.len() + SPARE_DESCRIPTORS)?;
+    let mut listeners = Vec::with_capacity(sockets.len());
+    for ((planned, socket), number) in sockets.into_iter().zip(made).zip(numbers) {
+        let Some(socket) = socket else {
+            return Err(channel_failed("a socket is missing"));
+        };
+        let socket = duplicate_above(socket.as_fd(), highest).map_err(|errno| {
+            Failure::failed(format!(
+                "cannot keep {}: {}",
+                planned.wanted.given(),
+                errno.desc()
+            ))
+        })?;
+        if planned.wanted.listens() {
+            start_listening(&socket, backlog)
+                .map_err(|errno| cannot_bind(&planned.wanted, &Refusal::Errno(errno as i32)))?;
+        }
+        if planned.wanted.fixed_number().is_some() {
+            log::say(Notice::Duplicated { descriptor: number });
+        }
+        listeners.push(Listener {
+            name: planned.wanted.name(),
+            kind: planned.wanted.kind(),
+            socket,
+            number,
+        });
+    }
+    Ok(listeners)
+}
+
+/// How many numbers above its listeners a worker must have left for its exec (the program, its loader, libraries).
+const DESCRIPTORS_TO_EXEC: u64 = 8;
+
+/// The numbers of the workers' descriptors: what asks for one gets it, the others follow each other from 3 on.
+fn numbers(fixed: &[Option<RawFd>]) -> Vec<RawFd> {
+    let mut free = (3..).filter(|number| !fixed.contains(&Some(*number)));
+    fixed
+        .iter()
+        .map(|number| number.or_else(|| free.next()).unwrap_or(RawFd::MAX))
+        .collect()
+}
+
+fn start_listening(socket: &OwnedFd, backlog: i32) -> nix::Result<()> {
+    listen(socket, Backlog::new(backlog)?)
+}
+
+impl Wanted {
+    fn fixed_number(&self) -> Option<RawFd> {
+        match self {
+            Wanted::Port(spec) => spec.descriptor,
+            Wanted::Path { .. } => None,
+        }
+    }
+
+    fn listens(&self) -> bool {
+        !matches!(
+            self,
+            Wanted::Port(PortSpec {
+                transport: Transport::Udp,
+                ..
+            })
+        )
+    }
+
+    fn kind(&self) -> &'static str {
+        match self {
+            Wanted::Port(PortSpec {
+                transport: Transport::Tcp,
+                ..
+            }) => "tcp",
+            Wanted::Port(PortSpec {
+                transport: Transport::Udp,
+                ..
+            }) => "udp",
+            Wanted::Path { .. } => "unix",
+        }
+    }
+
+    /// The key in `SERVER_STARTER_PORT`.
+    fn name(&self) -> OsString {
+        match self {
+            Wanted::Port(spec) => spec.name.clone().into(),
+            Wanted::Path { spec, .. } => spec.path.clone().into(),
+        }
+    }
+
+    /// What the user typed.
+    fn given(&self) -> String {
+        match self {
+            Wanted::Port(spec) => format!("--port={}", spec.given),
+            Wanted::Path { spec, .. } => format!("--path={}", printable(&spec.given)),
+        }
+    }
+}
+
+fn cannot_bind(wanted: &Wanted, refusal: &Refusal) -> Failure {
+    let cause = match refusal {
+        Refusal::Errno(errno) => Errno::from_raw(*errno).desc(),
+        Refusal::Because(cause) => cause,
+    };
+    let failure = Failure::failed(format!("cannot listen on {}: {cause}", wanted.given()));
+    match (wanted, refusal) {
+        (Wanted::Port(spec), Refusal::Errno(libc::EADDRINUSE)) => failure.hint(format!(
+            "`ss -anp 'sport = :{}'` shows who has it",
+            spec.port
+        )),
+        (Wanted::Port(spec), Refusal::Errno(libc::EACCES)) => failure.hint(format!(
+            "port {} is reserved for root: start as root, with --user=NAME for the server program",
+            spec.port
+        )),
+        (Wanted::Port(_), Refusal::Errno(libc::EADDRNOTAVAIL)) => {
+            failure.hint("no interface of this machine has that address: see `ip address`")
+        }
+        _ => failure,
+    }
+}
+
+fn cannot_bind_ourselves(wanted: &Wanted, refusal: &Refusal, objection: Option<&str>) -> Failure {
+    let failure = cannot_bind(wanted, refusal);
+    match (refusal, objection) {
+        (Refusal::Errno(libc::EACCES), Some(objection)) => failure.hint(format!(
+            "root makes sockets only where nobody else can write, but {objection}; \
+             elsewhere the directory must be writable by --user"
+        )),
+        (Refusal::Errno(libc::EACCES), None) => {
+            failure.hint("the directory must be writable by this user")
+        }
+        (Refusal::Errno(libc::EPERM), _) => {
+            failure.hint("an ordinary user can give the socket only to a group that it is in")
+        }
+        _ => failure,
+    }
+}
+
+impl SocketFiles {
+    /// The binder that waits to remove its files at the end.
+    pub fn binder(&self) -> Option<Pid> {
+        self.binder.as_ref().map(Binder::pid)
+    }
+
+    /// The binder has exited by itself and was reaped; there is nobody to wait for any more.
+    pub fn binder_is_gone(&mut self) {
+        self.binder = None;
+    }
+
+    /// Removes every socket file that is still ours, here and by the binder, and waits for the binder's end.
+    pub fn remove(self) {
+        self.ours.iter().for_each(MadeFile::remove);
+        if let Some(binder) = self.binder {
+            // Nothing can be done about a binder that ended in its own way.
+            drop(binder.end());
+        }
+    }
+}
+
+/// `SERVER_STARTER_PORT`: `KEY=NUMBER` for every listener, with semicolons between them.
+pub fn server_starter_port(listeners: &[Listener]) -> OsString {
+    let mut text = Vec::new();
+    for Listener { name, number, .. } in listeners {
+        if !text.is_empty() {
+            text.push(b';');
+        }
+        text.extend_from_slice(name.as_bytes());
+        text.extend_from_slice(format!("={number}").as_bytes());
+    }
+    OsString::from_vec(text)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn descriptors_are_consecutive_from_3_and_move_away_only_for_fixed_ones() {
+        assert_eq!(numbers(&[None, None, None]), [3, 4, 5]);
+        assert_eq!(numbers(&[None, Some(4), None]), [3, 4, 5]);
+        assert_eq!(numbers(&[None, Some(3), None]), [4, 3, 5]);
+        assert_eq!(numbers(&[Some(0), None, Some(100)]), [0, 3, 100]);
+        assert!(numbers(&[]).is_empty());
+    }
+}

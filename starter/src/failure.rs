@@ -1,0 +1,67 @@
+//! Why the program ends without success: one line, an optional hint, and the exit code.
+
+use std::fmt;
+
+/// The exit codes of start_server.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Status {
+    /// Something that was asked for could not be done.
+    Failed = 1,
+    /// The command line itself is wrong.
+    Usage = 2,
+}
+
+/// An error message for the user: `cannot <verb> <object>: <cause>`, and a hint where the remedy is known.
+#[derive(Debug, PartialEq, Eq)]
+pub struct Failure {
+    pub status: Status,
+    text: String,
+    hint: Option<String>,
+}
+
+impl Failure {
+    /// The command line is wrong.
+    pub fn usage(text: impl Into<String>) -> Failure {
+        Failure {
+            status: Status::Usage,
+            text: text.into(),
+            hint: None,
+        }
+    }
+
+    /// What was asked for could not be done.
+    pub fn failed(text: impl Into<String>) -> Failure {
+        Failure {
+            status: Status::Failed,
+            text: text.into(),
+            hint: None,
+        }
+    }
+
+    /// Adds the remedy.
+    #[must_use]
+    pub fn hint(self, hint: impl Into<String>) -> Failure {
+        Failure {
+            hint: Some(hint.into()),
+            ..self
+        }
+    }
+}
+
+impl fmt::Display for Failure {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.text)?;
+        match &self.hint {
+            Some(hint) => write!(f, "\nhint: {hint}"),
+            None => Ok(()),
+        }
+    }
+}
+
+/// The cause that an error gives, without the number that the standard library adds.
+pub fn cause(error: &std::io::Error) -> String {
+    match error.raw_os_error() {
+        Some(errno) => nix::errno::Errno::from_raw(errno).desc().to_owned(),
+        None => error.to_string(),
+    }
+}

@@ -1,0 +1,98 @@
+//! Whom to become: `--user` and `--group`, looked up while root still is root. Hosts are never looked up here.
+
+use std::ffi::CString;
+
+use common::message::Identity;
+use nix::unistd::{Gid, Group, Uid, User, getegid, geteuid, getgid, getgrouplist, getuid};
+
+use crate::failure::Failure;
+
+/// The user of the workers: somebody to become, or nobody when there is nothing to drop.
+///
+/// # Errors
+/// Root without an ordinary user to become, an ordinary user that names another, unknown names.
+pub fn identify(user: Option<&str>, group: Option<&str>) -> Result<Option<Identity>, Failure> {
+    if getuid() != geteuid() || getgid() != getegid() {
+        return Err(Failure::failed(
+            "cannot start with a setuid or setgid bit: the launcher's user is not trusted",
+        )
+        .hint("remove the bit with chmod u-s,g-s"));
+    }
+    match (geteuid().is_root(), user) {
+        (true, Some(user)) => ordinary_user(user, group).map(Some),
+        (true, None) => Err(Failure::usage(
+            "cannot start as root without --user: workers never run as root",
+        )
+        .hint("add --user=NAME, the user that the server program runs as")),
+        (false, Some(user)) => Err(Failure::usage(format!(
+            "cannot use --user={user}: only root can change the user"
+        ))
+        .hint("start as root, or leave --user away to run as yourself")),
+        (false, None) => Ok(None),
+    }
+}
+
+fn ordinary_user(name: &str, group: Option<&str>) -> Result<Identity, Failure> {
+    let user = user(name)
+        .map_err(|cause| Failure::failed(format!("cannot use --user={name}: {cause}")))?;
+    if user.uid.is_root() {
+        return Err(Failure::usage(format!(
+            "cannot use --user={name}: its uid is 0, and workers never run as root"
+        ))
+        .hint("name the ordinary user that the server program runs as"));
+    }
+    let gid = match group {
+        None => user.gid.as_raw(),
+        Some(group) => gid(group)
+            .map_err(|cause| Failure::failed(format!("cannot use --group={group}: {cause}")))?,
+    };
+    let cannot = |cause: &str| {
+        Failure::failed(format!(
+            "cannot look up the groups of --user={name}: {cause}"
+        ))
+    };
+    let login = CString::new(user.name).map_err(|_| cannot("its name holds a NUL"))?;
+    let groups = getgrouplist(&login, Gid::from_raw(gid)).map_err(|errno| cannot(errno.desc()))?;
+    let groups = groups.into_iter().map(Gid::as_raw).collect();
+    Ok(Identity {
+        uid: user.uid.as_raw(),
+        gid,
+        groups,
+    })
+}
+
+/// The uid of a user by name, or by number where there is no such name; the cause in words if there is none.
+pub fn uid(name: &str) -> Result<u32, String> {
+    match (user(name), name.parse()) {
+        (Ok(user), _) => Ok(user.uid.as_raw()),
+        // The owner of a file needs no entry.
+        (Err(_), Ok(number)) => Ok(number),
+        (Err(cause), Err(_)) => Err(cause),
+    }
+}
+
+/// The gid of a group by name, or by number where there is no such name; the cause in words if there is none.
+pub fn gid(name: &str) -> Result<u32, String> {
+    match (Group::from_name(name), name.parse()) {
+        (Ok(Some(group)), _) => Ok(group.gid.as_raw()),
+        (_, Ok(number)) => Ok(number),
+        (Ok(None), Err(_)) => Err("there is no such group".into()),
+        (Err(errno), Err(_)) => Err(errno.desc().into()),
+    }
+}
+
+fn user(name: &str) -> Result<User, String> {
+    let by_number = || match name.parse() {
+        Ok(number) => User::from_uid(Uid::from_raw(number)),
+        Err(_) => Ok(None),
+    };
+    let found = User::from_name(name).and_then(|found| match found {
+        Some(user) => Ok(Some(user)),
+        None => by_number(),
+    });
+    match found {
+        Ok(Some(user)) => Ok(user),
+        Ok(None) => Err("there is no such user".into()),
+        Err(errno) => Err(errno.desc().into()),
+    }
+}

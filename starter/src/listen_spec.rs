@@ -1,0 +1,873 @@
+//! What to listen on, as typed: `[HOST:][u]PORT[=FD]` and the paths of unix sockets, each to a value that says all.
+//!
+//! Nothing is resolved, opened or bound here.
+
+use std::ffi::{OsStr, OsString};
+use std::fmt::Display;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::os::fd::RawFd;
+use std::os::unix::ffi::{OsStrExt, OsStringExt};
+use std::path::PathBuf;
+
+use common::message::Transport;
+
+use crate::failure::Failure;
+
+/// The longest path of a unix socket: `sun_path` of unix(7) without the NUL at its end.
+const LONGEST_PATH: usize = 107;
+
+/// The highest descriptor that can be asked for: the kernel's default `fs.nr_open`, less one.
+const HIGHEST_DESCRIPTOR: RawFd = 1_048_575;
+
+/// The permission bits of a socket file that asks for none, as in Server::Starter.
+const DEFAULT_MODE: u32 = 0o777;
+
+const PORT_RANGE: &str = "a port is a number from 1 to 65535";
+const BRACKETS: &str = "brackets go around the whole address, as in [::1]:80";
+
+/// Where a port is to be bound.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Host {
+    /// A literal address.
+    Address(IpAddr),
+    /// For getaddrinfo: a host name, or an IPv6 address with its zone (`fe80::1%eth0`).
+    Name(String),
+}
+
+impl Host {
+    fn is_same(&self, other: &Host) -> bool {
+        match (self, other) {
+            (Host::Address(one), Host::Address(two)) => one == two,
+            (Host::Name(one), Host::Name(two)) => one.eq_ignore_ascii_case(two),
+            _ => false,
+        }
+    }
+}
+
+/// One TCP or UDP port to listen on.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct PortSpec {
+    /// As typed, for messages: one line.
+    pub given: String,
+    /// The key in `SERVER_STARTER_PORT`, as Server::Starter writes it.
+    pub name: String,
+    pub host: Host,
+    pub transport: Transport,
+    /// 1 to 65535.
+    pub port: u16,
+    /// The descriptor that the worker wants it on.
+    pub descriptor: Option<RawFd>,
+}
+
+/// One unix socket to listen on.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct PathSpec {
+    /// As typed, with its attributes, for messages.
+    pub given: OsString,
+    /// Also the key in `SERVER_STARTER_PORT`. It may be relative.
+    pub path: PathBuf,
+    /// Permission bits, 0 to 0o777.
+    pub mode: u32,
+    pub user: Option<String>,
+    pub group: Option<String>,
+}
+
+/// Makes text safe for a message of one line: control characters are escaped, what is not UTF-8 is replaced.
+pub fn printable(text: &OsStr) -> String {
+    let mut line = String::new();
+    for character in text.to_string_lossy().chars() {
+        if character.is_control() {
+            line.extend(character.escape_default());
+        } else {
+            line.push(character);
+        }
+    }
+    line
+}
+
+fn refused(option: &str, given: &OsStr, cause: impl Display) -> Failure {
+    let given = printable(given);
+    Failure::usage(format!("cannot use {option}={given}: {cause}"))
+}
+
+/// Reads the value of one `--port`: a list, separated by commas.
+pub fn parse_ports(value: &str) -> Result<Vec<PortSpec>, Failure> {
+    let specs = value.split(',').map(|spec| spec.trim_matches(is_blank));
+    specs
+        .map(|spec| {
+            if spec.is_empty() {
+                // The empty spec itself would show nothing: name the list that holds it.
+                return Err(refused("--port", value.as_ref(), "a port is missing"));
+            }
+            parse_port(spec).map_err(|cause| refused("--port", spec.as_ref(), cause))
+        })
+        .collect()
+}
+
+/// What `\s` of Perl matches in ASCII.
+fn is_blank(character: char) -> bool {
+    matches!(character, ' ' | '\t' | '\n' | '\x0b' | '\x0c' | '\r')
+}
+
+/// The error is the cause alone.
+fn parse_port(spec: &str) -> Result<PortSpec, String> {
+    // A colon after the = means that the = is not that of a descriptor: it will be refused as part of the host.
+    let (endpoint, descriptor) = match spec.rsplit_once('=') {
+        Some((endpoint, descriptor)) if !descriptor.contains(':') => (
+            endpoint.trim_end_matches(is_blank),
+            Some(parse_descriptor(descriptor)?),
+        ),
+        _ => (spec, None),
+    };
+    let (typed_host, typed_port) = split_endpoint(endpoint)?;
+    let (transport, digits) = match typed_port.strip_prefix('u') {
+        Some(digits) => (Transport::Udp, digits),
+        None => (Transport::Tcp, typed_port),
+    };
+    let port = number(digits).filter(|port| *port != 0).ok_or(PORT_RANGE)?;
+    let (host, name) = match typed_host {
+        None => (
+            Host::Address(Ipv4Addr::UNSPECIFIED.into()),
+            digits.to_owned(),
+        ),
+        Some(typed) => {
+            let host = parse_host(typed)?;
+            let name = match typed.contains(':') {
+                true => format!("[{typed}]:{digits}"),
+                false => format!("{typed}:{digits}"),
+            };
+            (host, name)
+        }
+    };
+    Ok(PortSpec {
+        given: printable(spec.as_ref()),
+        name,
+        host,
+        transport,
+        port,
+        descriptor,
+    })
+}
+
+/// Splits at the colon before the port; the host is `None` where every IPv4 address is meant.
+fn split_endpoint(endpoint: &str) -> Result<(Option<&str>, &str), String> {
+    if let Some(opened) = endpoint.strip_prefix('[') {
+        let (host, rest) = opened.split_once(']').ok_or(BRACKETS)?;
+        let host = host.trim_matches(is_blank);
+        // `[]` and `[*]` name no address; without brackets they are our extension.
+        if matches!(host, "" | "*") || host.contains('[') {
+            return Err(BRACKETS.to_owned());
+        }
+        let Some(port) = rest.trim_start_matches(is_blank).strip_prefix(':') else {
+            return Err("the address in brackets is followed by : and a port".to_owned());
+        };
+        return Ok((Some(host), port.trim_start_matches(is_blank)));
+    }
+    if endpoint.contains(['[', ']']) {
+        return Err(BRACKETS.to_owned());
+    }
+    match endpoint.rsplit_once(':') {
+        None => Ok((None, endpoint)),
+        Some((host, port)) => {
+            let port = port.trim_start_matches(is_blank);
+            match host.trim_end_matches(is_blank) {
+                // Unlike Server::Starter, which refuses both.
+                "" | "*" => Ok((None, port)),
+                host => Ok((Some(host), port)),
+            }
+        }
+    }
+}
+
+fn parse_host(typed: &str) -> Result<Host, String> {
+    if typed.contains(':') {
+        let (address, zone) = match typed.split_once('%') {
+            Some((address, zone)) => (address, Some(zone)),
+            None => (typed, None),
+        };
+        let Ok(ip) = address.parse::<Ipv6Addr>() else {
+            return Err(format!(
+                "{} is not an IPv6 address",
+                printable(typed.as_ref())
+            ));
+        };
+        return match zone {
+            None => Ok(Host::Address(ip.into())),
+            Some(zone) if is_zone(zone) => Ok(Host::Name(typed.to_owned())),
+            Some(_) => Err("the name of an interface follows %".to_owned()),
+        };
+    }
+    if let Ok(ip) = typed.parse::<Ipv4Addr>() {
+        return Ok(Host::Address(ip.into()));
+    }
+    if typed.contains([';', '=']) {
+        let cause = "a host name cannot hold ; or =, because SERVER_STARTER_PORT separates by them";
+        return Err(cause.to_owned());
+    }
+    if typed.contains(|character: char| character.is_whitespace() || character.is_control()) {
+        return Err("a host name cannot hold white space".to_owned());
+    }
+    Ok(Host::Name(typed.to_owned()))
+}
+
+/// Whether this can name an interface without breaking SERVER_STARTER_PORT.
+fn is_zone(zone: &str) -> bool {
+    let is_plain = |byte: u8| byte.is_ascii_alphanumeric() || b"._-@".contains(&byte);
+    !zone.is_empty() && zone.bytes().all(is_plain)
+}
+
+fn parse_descriptor(digits: &str) -> Result<RawFd, String> {
+    number(digits)
+        .filter(|descriptor| *descriptor <= HIGHEST_DESCRIPTOR)
+        .ok_or_else(|| format!("a descriptor is a number from 0 to {HIGHEST_DESCRIPTOR}"))
+}
+
+/// Digits only: `parse` alone would take a sign too.
+fn number<T: std::str::FromStr>(digits: &str) -> Option<T> {
+    match digits.bytes().all(|byte| byte.is_ascii_digit()) {
+        true => digits.parse().ok(),
+        false => None,
+    }
+}
+
+/// Reads the value of one `--path`.
+///
+/// A comma may be part of a path. It separates two paths only where every part starts with `/`, and attributes
+/// (`,mode=0660`) from their path everywhere: no path may hold the `=` that each of them has.
+pub fn parse_paths(value: &OsStr) -> Result<Vec<PathSpec>, Failure> {
+    let mut segments = value.as_bytes().split(|byte| *byte == b',');
+    let first = segments.next().unwrap_or_default();
+    let segments: Vec<&[u8]> = segments.collect();
+    let is_list = first.starts_with(b"/")
+        && segments
+            .iter()
+            .all(|segment| segment.starts_with(b"/") || is_attribute(segment));
+
+    let mut parts = Vec::new();
+    let mut part = Part {
+        path: first.to_vec(),
+        attributes: Vec::new(),
+    };
+    for segment in segments {
+        if is_attribute(segment) {
+            part.attributes.push(segment);
+        } else if is_list {
+            let next = Part {
+                path: segment.to_vec(),
+                attributes: Vec::new(),
+            };
+            parts.push(std::mem::replace(&mut part, next));
+        } else if part.attributes.is_empty() {
+            part.path.push(b',');
+            part.path.extend_from_slice(segment);
+        } else {
+            let cause =
+                "what follows the attributes is neither an attribute nor a path that starts with /";
+            return Err(refused("--path", value, cause));
+        }
+    }
+    parts.push(part);
+    parts.into_iter().map(Part::parse).collect()
+}
+
+/// Whether this looks like `NAME=VALUE`, known or not; a `/` before the = makes it part of a path.
+fn is_attribute(segment: &[u8]) -> bool {
+    let is_name = |byte: &u8| byte.is_ascii_alphanumeric() || b"-_".contains(byte);
+    match segment.iter().position(|byte| *byte == b'=') {
+        Some(end) => end > 0 && segment.iter().take(end).all(is_name),
+        None => false,
+    }
+}
+
+/// A path with the attributes after it, not yet understood.
+struct Part<'a> {
+    path: Vec<u8>,
+    attributes: Vec<&'a [u8]>,
+}
+
+impl Part<'_> {
+    fn parse(self) -> Result<PathSpec, Failure> {
+        let mut given = self.path.clone();
+        for attribute in &self.attributes {
+            given.push(b',');
+            given.extend_from_slice(attribute);
+        }
+        let given = OsString::from_vec(given);
+        match self.understand() {
+            Ok((path, attributes)) => {
+                let Attributes { mode, user, group } = attributes;
+                let mode = mode.unwrap_or(DEFAULT_MODE);
+                Ok(PathSpec {
+                    given,
+                    path,
+                    mode,
+                    user,
+                    group,
+                })
+            }
+            Err(cause) => Err(refused("--path", &given, cause)),
+        }
+    }
+
+    /// The error is the cause alone.
+    fn understand(self) -> Result<(PathBuf, Attributes), String> {
+        let path = self.path;
+        if path.is_empty() {
+            return Err("the path is empty".to_owned());
+        }
+        if path.iter().any(|byte| b";=".contains(byte)) {
+            return Err(
+                "a path cannot hold ; or =, because SERVER_STARTER_PORT separates by them"
+                    .to_owned(),
+            );
+        }
+        if path.contains(&b'\n') {
+            return Err("a path cannot hold a newline".to_owned());
+        }
+        if path.len() > LONGEST_PATH {
+            let length = path.len();
+            return Err(format!(
+                "the path of a unix socket has at most {LONGEST_PATH} bytes, and this has {length}"
+            ));
+        }
+        let mut attributes = Attributes::default();
+        for attribute in self.attributes {
+            attributes.add(attribute)?;
+        }
+        Ok((PathBuf::from(OsString::from_vec(path)), attributes))
+    }
+}
+
+#[derive(Default)]
+struct Attributes {
+    mode: Option<u32>,
+    user: Option<String>,
+    group: Option<String>,
+}
+
+impl Attributes {
+    fn add(&mut self, attribute: &[u8]) -> Result<(), String> {
+        let Ok(attribute) = std::str::from_utf8(attribute) else {
+            return Err("an attribute is not valid UTF-8".to_owned());
+        };
+        let (name, value) = attribute.split_once('=').unwrap_or((attribute, ""));
+        let is_repeated = match name {
+            "mode" => self.mode.replace(parse_mode(value)?).is_some(),
+            "user" | "group" if value.is_empty() => return Err(format!("{name}= is empty")),
+            "user" => self.user.replace(value.to_owned()).is_some(),
+            "group" => self.group.replace(value.to_owned()).is_some(),
+            _ => {
+                return Err(format!(
+                    "the attributes of a path are mode, user and group, not {name}"
+                ));
+            }
+        };
+        match is_repeated {
+            true => Err(format!("{name}= is given twice")),
+            false => Ok(()),
+        }
+    }
+}
+
+fn parse_mode(digits: &str) -> Result<u32, String> {
+    let is_octal = digits.bytes().all(|byte| matches!(byte, b'0'..=b'7'));
+    let mode = u32::from_str_radix(digits, 8).ok();
+    mode.filter(|mode| is_octal && *mode <= 0o777)
+        .ok_or_else(|| "a mode is an octal number from 0 to 0777".to_owned())
+}
+
+/// Refuses what would fail at the second bind, or give one descriptor to two listeners.
+pub fn check_duplicates(ports: &[PortSpec], paths: &[PathSpec]) -> Result<(), Failure> {
+    for (index, port) in ports.iter().enumerate() {
+        for earlier in ports.iter().take(index) {
+            let (given, before) = (port.given.as_ref(), &earlier.given);
+            if (port.transport, port.port) == (earlier.transport, earlier.port)
+                && port.host.is_same(&earlier.host)
+            {
+                return Err(refused(
+                    "--port",
+                    given,
+                    format!("it is the same as --port={before}"),
+                ));
+            }
+            if let Some(descriptor) = port.descriptor
+                && earlier.descriptor == Some(descriptor)
+            {
+                let cause = format!("descriptor {descriptor} is taken by --port={before}");
+                return Err(refused("--port", given, cause));
+            }
+        }
+    }
+    for (index, path) in paths.iter().enumerate() {
+        if let Some(earlier) = paths
+            .iter()
+            .take(index)
+            .find(|earlier| earlier.path == path.path)
+        {
+            let cause = format!("it is the same as --path={}", printable(&earlier.given));
+            return Err(refused("--path", &path.given, cause));
+        }
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+#[allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    reason = "tests fail by panicking"
+)]
+mod tests {
+    use super::*;
+    use crate::failure::Status;
+    use Transport::{Tcp, Udp};
+
+    fn ip(text: &str) -> Host {
+        Host::Address(text.parse().unwrap())
+    }
+
+    fn name(text: &str) -> Host {
+        Host::Name(text.to_owned())
+    }
+
+    fn one_port(value: &str) -> PortSpec {
+        let mut specs = parse_ports(value).unwrap_or_else(|failure| panic!("{value:?}: {failure}"));
+        assert_eq!(specs.len(), 1, "{value:?}");
+        specs.remove(0)
+    }
+
+    #[test]
+    fn ports_are_read_and_named_as_in_server_starter() {
+        for (value, key, host, transport, port, descriptor) in [
+            ("8080", "8080", ip("0.0.0.0"), Tcp, 8080, None),
+            ("1", "1", ip("0.0.0.0"), Tcp, 1, None),
+            ("65535", "65535", ip("0.0.0.0"), Tcp, 65535, None),
+            ("0080", "0080", ip("0.0.0.0"), Tcp, 80, None),
+            (" \t\n\x0b\x0c\r80 ", "80", ip("0.0.0.0"), Tcp, 80, None),
+            ("u53", "53", ip("0.0.0.0"), Udp, 53, None),
+            ("80=0", "80", ip("0.0.0.0"), Tcp, 80, Some(0)),
+            ("80=2", "80", ip("0.0.0.0"), Tcp, 80, Some(2)),
+            (
+                "u53 =1048575 ",
+                "53",
+                ip("0.0.0.0"),
+                Udp,
+                53,
+                Some(1_048_575),
+            ),
+            (":8080", "8080", ip("0.0.0.0"), Tcp, 8080, None),
+            ("*:8080", "8080", ip("0.0.0.0"), Tcp, 8080, None),
+            (" * : u53=4", "53", ip("0.0.0.0"), Udp, 53, Some(4)),
+            ("0.0.0.0:80", "0.0.0.0:80", ip("0.0.0.0"), Tcp, 80, None),
+            ("1.2.3.4:80", "1.2.3.4:80", ip("1.2.3.4"), Tcp, 80, None),
+            ("[1.2.3.4]:80", "1.2.3.4:80", ip("1.2.3.4"), Tcp, 80, None),
+            (
+                "1.2.3.4 : 80 =7",
+                "1.2.3.4:80",
+                ip("1.2.3.4"),
+                Tcp,
+                80,
+                Some(7),
+            ),
+            (
+                "localhost:80",
+                "localhost:80",
+                name("localhost"),
+                Tcp,
+                80,
+                None,
+            ),
+            (
+                "Some-Host.example:u53=9",
+                "Some-Host.example:53",
+                name("Some-Host.example"),
+                Udp,
+                53,
+                Some(9),
+            ),
+            ("u80:80", "u80:80", name("u80"), Tcp, 80, None),
+            ("127.1:80", "127.1:80", name("127.1"), Tcp, 80, None),
+            ("[::1]:80", "[::1]:80", ip("::1"), Tcp, 80, None),
+            ("[::]:443", "[::]:443", ip("::"), Tcp, 443, None),
+            (
+                " [ ::1 ] : u53 =5 ",
+                "[::1]:53",
+                ip("::1"),
+                Udp,
+                53,
+                Some(5),
+            ),
+            ("[::1]:u53", "[::1]:53", ip("::1"), Udp, 53, None),
+            ("::1:80", "[::1]:80", ip("::1"), Tcp, 80, None),
+            (":::80", "[::]:80", ip("::"), Tcp, 80, None),
+            (
+                "2001:DB8::a:u53",
+                "[2001:DB8::a]:53",
+                ip("2001:db8::a"),
+                Udp,
+                53,
+                None,
+            ),
+            ("[0:0::1]:80", "[0:0::1]:80", ip("::1"), Tcp, 80, None),
+            (
+                "[::ffff:1.2.3.4]:80",
+                "[::ffff:1.2.3.4]:80",
+                ip("::ffff:1.2.3.4"),
+                Tcp,
+                80,
+                None,
+            ),
+            (
+                "[fe80::1%eth0]:80",
+                "[fe80::1%eth0]:80",
+                name("fe80::1%eth0"),
+                Tcp,
+                80,
+                None,
+            ),
+            (
+                "fe80::1%2:80",
+                "[fe80::1%2]:80",
+                name("fe80::1%2"),
+                Tcp,
+                80,
+                None,
+            ),
+        ] {
+            let spec = one_port(value);
+            assert_eq!(spec.name, key, "{value:?}");
+            assert_eq!(spec.host, host, "{value:?}");
+            assert_eq!((spec.transport, spec.port), (transport, port), "{value:?}");
+            assert_eq!(spec.descriptor, descriptor, "{value:?}");
+        }
+    }
+
+    #[test]
+    fn what_is_no_port_is_refused_with_the_cause() {
+        let descriptor = "a descriptor is a number from 0 to 1048575";
+        let bracket_port = "the address in brackets is followed by : and a port";
+        let separators =
+            "a host name cannot hold ; or =, because SERVER_STARTER_PORT separates by them";
+        let zone = "the name of an interface follows %";
+        let blank = "a host name cannot hold white space";
+        for (value, given, cause) in [
+            ("", "", "a port is missing"),
+            (" ", " ", "a port is missing"),
+            (",", ",", "a port is missing"),
+            ("80,", "80,", "a port is missing"),
+            ("80,,81", "80,,81", "a port is missing"),
+            ("0", "0", PORT_RANGE),
+            ("u0", "u0", PORT_RANGE),
+            ("65536", "65536", PORT_RANGE),
+            ("80,70000", "70000", PORT_RANGE),
+            ("99999999999999999999", "99999999999999999999", PORT_RANGE),
+            ("+80", "+80", PORT_RANGE),
+            ("-80", "-80", PORT_RANGE),
+            ("U53", "U53", PORT_RANGE),
+            ("u", "u", PORT_RANGE),
+            ("u 53", "u 53", PORT_RANGE),
+            ("8 0", "8 0", PORT_RANGE),
+            ("٣", "٣", PORT_RANGE),
+            (" abc ", "abc", PORT_RANGE),
+            ("80;81", "80;81", PORT_RANGE),
+            ("host:", "host:", PORT_RANGE),
+            (":", ":", PORT_RANGE),
+            ("[::1]:", "[::1]:", PORT_RANGE),
+            ("host:http", "host:http", PORT_RANGE),
+            ("80=", "80=", descriptor),
+            ("80= 4", "80= 4", descriptor),
+            ("80=-1", "80=-1", descriptor),
+            ("80=x", "80=x", descriptor),
+            ("80=1048576", "80=1048576", descriptor),
+            ("80=99999999999", "80=99999999999", descriptor),
+            ("80=4=5", "80=4=5", PORT_RANGE),
+            ("[::1", "[::1", BRACKETS),
+            ("[::1:80", "[::1:80", BRACKETS),
+            ("::1]:80", "::1]:80", BRACKETS),
+            ("[[::1]]:80", "[[::1]]:80", BRACKETS),
+            ("x[::1]:80", "x[::1]:80", BRACKETS),
+            ("[]:80", "[]:80", BRACKETS),
+            ("[*]:80", "[*]:80", BRACKETS),
+            ("[::1]", "[::1]", bracket_port),
+            ("[::1]80", "[::1]80", bracket_port),
+            ("[::1]]:80", "[::1]]:80", bracket_port),
+            ("::80", "::80", ": is not an IPv6 address"),
+            ("[:::1]:80", "[:::1]:80", ":::1 is not an IPv6 address"),
+            (
+                "[12345::]:80",
+                "[12345::]:80",
+                "12345:: is not an IPv6 address",
+            ),
+            ("host:80:81", "host:80:81", "host:80 is not an IPv6 address"),
+            ("[fe80::1%]:80", "[fe80::1%]:80", zone),
+            ("[fe80::1%a;b]:80", "[fe80::1%a;b]:80", zone),
+            ("[fe80::1%a=b]:80", "[fe80::1%a=b]:80", zone),
+            ("a;b:80", "a;b:80", separators),
+            ("a=b:80", "a=b:80", separators),
+            ("80=4:81", "80=4:81", separators),
+            ("a b:80", "a b:80", blank),
+            ("a\x1bb:80", "a\\u{1b}b:80", blank),
+            ("a\nb:80", "a\\nb:80", blank),
+        ] {
+            let failure = parse_ports(value).expect_err(value);
+            assert_eq!(
+                failure.to_string(),
+                format!("cannot use --port={given}: {cause}"),
+                "{value:?}"
+            );
+            assert_eq!(failure.status, Status::Usage);
+        }
+    }
+
+    #[test]
+    fn one_port_option_may_hold_a_list() {
+        let names: Vec<_> = parse_ports("80, [::1]:81 ,u53=4").unwrap();
+        let names: Vec<_> = names
+            .iter()
+            .map(|spec| (spec.given.as_str(), spec.name.as_str()))
+            .collect();
+        assert_eq!(
+            names,
+            [("80", "80"), ("[::1]:81", "[::1]:81"), ("u53=4", "53")]
+        );
+    }
+
+    #[test]
+    fn paths_are_split_only_where_every_part_is_absolute() {
+        for (value, paths) in [
+            ("/a", vec![("/a", 0o777)]),
+            ("a", vec![("a", 0o777)]),
+            ("./a", vec![("./a", 0o777)]),
+            ("/a b", vec![("/a b", 0o777)]),
+            ("/a,b", vec![("/a,b", 0o777)]),
+            ("rel,ative", vec![("rel,ative", 0o777)]),
+            ("rel,/abs", vec![("rel,/abs", 0o777)]),
+            ("/a,", vec![("/a,", 0o777)]),
+            ("/a,,/b", vec![("/a,,/b", 0o777)]),
+            ("/a,b,/c", vec![("/a,b,/c", 0o777)]),
+            ("/a, /b", vec![("/a, /b", 0o777)]),
+            (",", vec![(",", 0o777)]),
+            ("/a,/b", vec![("/a", 0o777), ("/b", 0o777)]),
+            (
+                "/a,/b,/c",
+                vec![("/a", 0o777), ("/b", 0o777), ("/c", 0o777)],
+            ),
+            ("/a,mode=0660", vec![("/a", 0o660)]),
+            ("/a,b,mode=600", vec![("/a,b", 0o600)]),
+            ("rel,mode=0", vec![("rel", 0)]),
+            ("/a,mode=0777,/b", vec![("/a", 0o777), ("/b", 0o777)]),
+            ("/a,mode=0660,/b", vec![("/a", 0o660), ("/b", 0o777)]),
+            ("/a,/b,mode=0660", vec![("/a", 0o777), ("/b", 0o660)]),
+            (
+                "/a,mode=0600,/b,mode=0660",
+                vec![("/a", 0o600), ("/b", 0o660)],
+            ),
+        ] {
+            let specs = parse_paths(value.as_ref())
+                .unwrap_or_else(|failure| panic!("{value:?}: {failure}"));
+            let found: Vec<_> = specs
+                .iter()
+                .map(|spec| (spec.path.to_str().unwrap(), spec.mode))
+                .collect();
+            assert_eq!(found, paths, "{value:?}");
+        }
+    }
+
+    #[test]
+    fn attributes_belong_to_the_path_before_them() {
+        let specs = parse_paths(OsStr::new("/a,user=www,mode=0660,group=33,/b,group=adm")).unwrap();
+        let path = |path: &str, given: &str, mode, user: Option<&str>, group: &str| PathSpec {
+            given: given.into(),
+            path: path.into(),
+            mode,
+            user: user.map(str::to_owned),
+            group: Some(group.to_owned()),
+        };
+        let first = path(
+            "/a",
+            "/a,user=www,mode=0660,group=33",
+            0o660,
+            Some("www"),
+            "33",
+        );
+        assert_eq!(
+            specs,
+            [first, path("/b", "/b,group=adm", 0o777, None, "adm")]
+        );
+    }
+
+    #[test]
+    fn a_path_need_not_be_utf_8() {
+        let specs = parse_paths(OsStr::from_bytes(b"/\xff,mode=0600,/\xfe")).unwrap();
+        let paths: Vec<_> = specs
+            .iter()
+            .map(|spec| spec.path.as_os_str().as_bytes())
+            .collect();
+        assert_eq!(paths, [b"/\xff", b"/\xfe"]);
+        let failure = parse_paths(OsStr::from_bytes(b"/a,user=\xff")).unwrap_err();
+        assert_eq!(
+            failure.to_string(),
+            "cannot use --path=/a,user=\u{fffd}: an attribute is not valid UTF-8"
+        );
+    }
+
+    #[test]
+    fn a_path_may_have_107_bytes() {
+        let longest = format!("/{}", "x".repeat(106));
+        assert_eq!(parse_paths(longest.as_ref()).unwrap().len(), 1);
+        assert_eq!(
+            parse_paths(format!("{longest},mode=0660,{longest}").as_ref())
+                .unwrap()
+                .len(),
+            2
+        );
+        let failure = parse_paths(format!("{longest}x").as_ref()).unwrap_err();
+        let cause = "the path of a unix socket has at most 107 bytes, and this has 108";
+        assert_eq!(
+            failure.to_string(),
+            format!("cannot use --path={longest}x: {cause}")
+        );
+    }
+
+    #[test]
+    fn what_is_no_path_is_refused_with_the_cause() {
+        let separators = "a path cannot hold ; or =, because SERVER_STARTER_PORT separates by them";
+        let mode = "a mode is an octal number from 0 to 0777";
+        let follows =
+            "what follows the attributes is neither an attribute nor a path that starts with /";
+        let unknown = "the attributes of a path are mode, user and group, not";
+        for (value, given, cause) in [
+            ("", "", "the path is empty"),
+            (",mode=0660", ",mode=0660", "the path is empty"),
+            ("/a;b", "/a;b", separators),
+            ("/a=b", "/a=b", separators),
+            ("mode=0660", "mode=0660", separators),
+            ("/a,/b=c", "/b=c", separators),
+            ("/a,b/c=d", "/a,b/c=d", separators),
+            ("/a,=b", "/a,=b", separators),
+            ("/a\nb", "/a\\nb", "a path cannot hold a newline"),
+            ("/a,mode=", "/a,mode=", mode),
+            ("/a,mode=0888", "/a,mode=0888", mode),
+            ("/a,mode=1000", "/a,mode=1000", mode),
+            ("/a,mode=+660", "/a,mode=+660", mode),
+            ("/a,mode=0o660", "/a,mode=0o660", mode),
+            ("/a,mode=rw", "/a,mode=rw", mode),
+            (
+                "/a,mode=77777777777777777777",
+                "/a,mode=77777777777777777777",
+                mode,
+            ),
+            ("/a,/b,mode=9", "/b,mode=9", mode),
+            ("/a,user=", "/a,user=", "user= is empty"),
+            ("/a,group=", "/a,group=", "group= is empty"),
+            (
+                "/a,mode=0,mode=0",
+                "/a,mode=0,mode=0",
+                "mode= is given twice",
+            ),
+            (
+                "/a,user=x,mode=1,user=y",
+                "/a,user=x,mode=1,user=y",
+                "user= is given twice",
+            ),
+            (
+                "/a,group=x,group=x",
+                "/a,group=x,group=x",
+                "group= is given twice",
+            ),
+            ("/a,owner=x", "/a,owner=x", &format!("{unknown} owner")),
+            ("/a,Mode=0660", "/a,Mode=0660", &format!("{unknown} Mode")),
+            ("/a,mode=0660,b", "/a,mode=0660,b", follows),
+            ("/a,mode=0660,", "/a,mode=0660,", follows),
+            ("a,mode=0660,/b", "a,mode=0660,/b", follows),
+        ] {
+            let failure = parse_paths(value.as_ref()).expect_err(value);
+            assert_eq!(
+                failure.to_string(),
+                format!("cannot use --path={given}: {cause}"),
+                "{value:?}"
+            );
+            assert_eq!(failure.status, Status::Usage);
+        }
+    }
+
+    fn duplicates(ports: &[&str], paths: &[&str]) -> Option<String> {
+        let ports: Vec<_> = ports
+            .iter()
+            .flat_map(|value| parse_ports(value).unwrap())
+            .collect();
+        let paths: Vec<_> = paths
+            .iter()
+            .flat_map(|value| parse_paths(value.as_ref()).unwrap())
+            .collect();
+        check_duplicates(&ports, &paths)
+            .err()
+            .map(|failure| failure.to_string())
+    }
+
+    #[test]
+    fn what_can_be_bound_together_is_no_duplicate() {
+        assert_eq!(duplicates(&[], &[]), None);
+        assert_eq!(duplicates(&["53", "u53"], &["/a", "/b"]), None);
+        assert_eq!(
+            duplicates(
+                &["127.0.0.1:80,127.0.0.2:80", "[::1]:80", "[::]:81", "81"],
+                &[]
+            ),
+            None
+        );
+        assert_eq!(
+            duplicates(&["80=4", "81=5", "82", "83"], &["/a,/a2", "a"]),
+            None
+        );
+    }
+
+    #[test]
+    fn the_same_address_descriptor_or_path_twice_is_refused() {
+        for (ports, paths, message) in [
+            (
+                vec!["80", "80"],
+                vec![],
+                "cannot use --port=80: it is the same as --port=80",
+            ),
+            (
+                vec!["80", "0.0.0.0:80"],
+                vec![],
+                "cannot use --port=0.0.0.0:80: it is the same as --port=80",
+            ),
+            (
+                vec!["u53,81,*:u53"],
+                vec![],
+                "cannot use --port=*:u53: it is the same as --port=u53",
+            ),
+            (
+                vec!["[::1]:80", "0::1:80=4"],
+                vec![],
+                "cannot use --port=0::1:80=4: it is the same as --port=[::1]:80",
+            ),
+            (
+                vec!["Host:80", "host:80"],
+                vec![],
+                "cannot use --port=host:80: it is the same as --port=Host:80",
+            ),
+            (
+                vec!["80=4", "u53=04"],
+                vec![],
+                "cannot use --port=u53=04: descriptor 4 is taken by --port=80=4",
+            ),
+            (
+                vec![],
+                vec!["/a", "/a"],
+                "cannot use --path=/a: it is the same as --path=/a",
+            ),
+            (
+                vec![],
+                vec!["/a,mode=0600", "/./a"],
+                "cannot use --path=/./a: it is the same as --path=/a,mode=0600",
+            ),
+        ] {
+            assert_eq!(duplicates(&ports, &paths).as_deref(), Some(message));
+        }
+    }
+}

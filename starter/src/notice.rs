@@ -1,0 +1,239 @@
+//! Every sentence that the running superdaemon writes, in one place.
+//!
+//! The wording is Server::Starter's, because scripts look for it; sentences that it does not have are marked.
+
+use std::fmt;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use nix::errno::Errno;
+use nix::sys::signal::Signal;
+use nix::unistd::Pid;
+
+/// Why a worker does not run the server program.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ExecFailure {
+    /// What could not be done: `execute ./server`.
+    pub action: String,
+    pub errno: Errno,
+    /// What the user can do about it, where that is known.
+    pub hint: Option<String>,
+}
+
+impl fmt::Display for ExecFailure {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(
+            f,
+            "start_server: cannot {}: {}",
+            self.action,
+            self.errno.desc()
+        )?;
+        match &self.hint {
+            Some(hint) => write!(f, "\nhint: {hint}"),
+            None => Ok(()),
+        }
+    }
+}
+
+/// Something that the superdaemon says while it runs.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Notice {
+    StartingNow(Pid),
+    Duplicated {
+        descriptor: i32,
+    },
+    RemovingSocket {
+        path: PathBuf,
+    },
+    StartingNewWorker(Pid),
+    FailedToStart {
+        pid: Pid,
+        status: i32,
+    },
+    ReceivedHup,
+    NewWorkerRunning {
+        signal: Signal,
+        pids: Vec<Pid>,
+    },
+    Sleeping {
+        delay: Duration,
+    },
+    KillingOldWorkers,
+    DiedUnexpectedly {
+        pid: Pid,
+        status: i32,
+    },
+    OldWorkerDied {
+        pid: Pid,
+        status: i32,
+    },
+    Stopping {
+        received: Signal,
+        sent: Signal,
+        pids: Vec<Pid>,
+    },
+    WorkerDied {
+        pid: Pid,
+        status: i32,
+    },
+    Exiting,
+    // Not in Server::Starter:
+    CannotStartWorker(ExecFailure),
+    RolledBack {
+        pids: Vec<Pid>,
+    },
+    GivingUp {
+        failures: u32,
+        serving: Vec<Pid>,
+    },
+    KillingWorkers {
+        pids: Vec<Pid>,
+    },
+    Ignored(Signal),
+    CannotSignal {
+        pid: Pid,
+        signal: Signal,
+        errno: Errno,
+    },
+    CannotSave {
+        path: PathBuf,
+        cause: String,
+    },
+    SavedAgain {
+        path: PathBuf,
+    },
+    BinderDied,
+    BoundingSetKept,
+}
+
+impl fmt::Display for Notice {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Notice::StartingNow(pid) => write!(f, "start_server (pid:{pid}) starting now..."),
+            Notice::Duplicated { descriptor } => {
+                write!(f, "socket is duplicated to file descriptor {descriptor}")
+            }
+            Notice::RemovingSocket { path } => {
+                write!(f, "removing existing socket file:{}", path.display())
+            }
+            Notice::StartingNewWorker(pid) => write!(f, "starting new worker {pid}"),
+            Notice::FailedToStart { pid, status } => {
+                write!(
+                    f,
+                    "new worker {pid} seems to have failed to start, exit status:{status}"
+                )
+            }
+            Notice::ReceivedHup => f.write_str("received HUP, spawning a new worker"),
+            Notice::NewWorkerRunning { signal, pids } => {
+                let (signal, pids) = (name(*signal), Pids(pids, "none"));
+                write!(
+                    f,
+                    "new worker is now running, sending {signal} to old workers:{pids}"
+                )
+            }
+            Notice::Sleeping { delay } => {
+                write!(
+                    f,
+                    "sleeping {} secs before killing old workers",
+                    delay.as_secs_f64()
+                )
+            }
+            Notice::KillingOldWorkers => f.write_str("killing old workers"),
+            Notice::DiedUnexpectedly { pid, status } => {
+                write!(
+                    f,
+                    "worker {pid} died unexpectedly with status:{status}, restarting"
+                )
+            }
+            Notice::OldWorkerDied { pid, status } => {
+                write!(f, "old worker {pid} died, status:{status}")
+            }
+            Notice::Stopping {
+                received,
+                sent,
+                pids,
+            } => {
+                let (received, sent, pids) = (name(*received), name(*sent), Pids(pids, ""));
+                write!(
+                    f,
+                    "received {received}, sending {sent} to all workers:{pids}"
+                )
+            }
+            Notice::WorkerDied { pid, status } => write!(f, "worker {pid} died, status:{status}"),
+            Notice::Exiting => f.write_str("exiting"),
+            Notice::CannotStartWorker(failure) => write!(f, "{failure}"),
+            Notice::RolledBack { pids } => {
+                write!(
+                    f,
+                    "the old workers were not signalled yet and serve again:{}",
+                    Pids(pids, "none")
+                )
+            }
+            Notice::GivingUp { failures, serving } if serving.is_empty() => {
+                write!(
+                    f,
+                    "start_server: giving up after {failures} failed starts, nothing is left that serves"
+                )
+            }
+            Notice::GivingUp { failures, serving } => {
+                let pids = Pids(serving, "");
+                write!(
+                    f,
+                    "start_server: giving up the restart after {failures} failed starts, still serving:{pids}"
+                )
+            }
+            Notice::KillingWorkers { pids } => {
+                write!(
+                    f,
+                    "--stop-timeout has passed, sending KILL to all workers:{}",
+                    Pids(pids, "")
+                )
+            }
+            Notice::Ignored(signal) => {
+                write!(f, "received {}, which has no meaning here", name(*signal))
+            }
+            Notice::CannotSignal { pid, signal, errno } => {
+                write!(
+                    f,
+                    "start_server: cannot send {} to worker {pid}: {}",
+                    name(*signal),
+                    errno.desc()
+                )
+            }
+            Notice::CannotSave { path, cause } => {
+                write!(
+                    f,
+                    "start_server: cannot write {}: {cause}; trying again until it works",
+                    path.display()
+                )
+            }
+            Notice::SavedAgain { path } => write!(f, "{} is written again", path.display()),
+            Notice::BinderDied => f.write_str(
+                "start_server: the binder died; its socket files will not be removed at the end",
+            ),
+            Notice::BoundingSetKept => f.write_str(
+                "start_server: cannot empty the capability bounding set: CAP_SETPCAP is missing; \
+                 no_new_privs still keeps workers from gaining privileges",
+            ),
+        }
+    }
+}
+
+/// Pids with commas between them.
+struct Pids<'a>(&'a [Pid], &'static str);
+
+impl fmt::Display for Pids<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Some((first, others)) = self.0.split_first() else {
+            return f.write_str(self.1);
+        };
+        write!(f, "{first}")?;
+        others.iter().try_for_each(|pid| write!(f, ",{pid}"))
+    }
+}
+
+/// The name of a signal as Server::Starter writes it: without SIG.
+fn name(signal: Signal) -> &'static str {
+    let name = signal.as_str();
+    name.strip_prefix("SIG").unwrap_or(name)
+}

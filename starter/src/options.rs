@@ -1,0 +1,1216 @@
+//! The command line: from words to options that are complete and valid.
+//!
+//! Nothing is opened, resolved or looked up here: a user or a host that does not exist is found out later.
+
+use std::ffi::{OsStr, OsString};
+use std::num::NonZeroU32;
+use std::os::unix::ffi::{OsStrExt, OsStringExt};
+use std::path::PathBuf;
+use std::str::FromStr;
+use std::time::Duration;
+
+use clap::builder::ValueParser;
+use clap::error::{ContextKind, ContextValue, ErrorKind};
+use clap::{Arg, ArgAction, ArgMatches, Command};
+use nix::sys::signal::Signal;
+
+use crate::failure::Failure;
+use crate::listen_spec::{
+    PathSpec, PortSpec, check_duplicates, parse_paths, parse_ports, printable,
+};
+
+/// The longest time that can be asked for, in seconds: about 31 years.
+const LONGEST: f64 = 1e9;
+
+/// Abbreviations that would be ours alone, but that ask Server::Starter to stop a running superdaemon: they must not
+/// start one with a `--stop-timeout`.
+const NO_ABBREVIATIONS: [&str; 2] = ["sto", "stop"];
+
+/// Options of Server::Starter that do not exist here: they are no typing errors, so nothing similar is suggested.
+const ONLY_ELSEWHERE: [&str; 7] = [
+    "auto-restart-interval",
+    "daemonize",
+    "enable-auto-restart",
+    "envdir",
+    "log-file",
+    "restart",
+    "stop",
+];
+
+/// What the command line asks for.
+#[derive(Debug, PartialEq, Eq)]
+pub enum Invocation {
+    Start(Box<Options>),
+    /// Only this text, on stdout: the help or the version.
+    Print(String),
+}
+
+/// Everything that can be chosen, with the defaults filled in.
+#[derive(Debug, PartialEq, Eq)]
+pub struct Options {
+    /// The server program: not empty, not yet searched for.
+    pub program: OsString,
+    pub arguments: Vec<OsString>,
+    pub ports: Vec<PortSpec>,
+    pub paths: Vec<PathSpec>,
+    /// At least 1.
+    pub backlog: i32,
+    pub directory: Option<PathBuf>,
+    pub interval: Duration,
+    pub signal_on_hup: Signal,
+    pub signal_on_term: Signal,
+    pub kill_old_delay: Duration,
+    /// `None` waits without end.
+    pub stop_timeout: Option<Duration>,
+    /// `None` tries without end.
+    pub start_limit: Option<NonZeroU32>,
+    pub pid_file: Option<PathBuf>,
+    pub status_file: Option<PathBuf>,
+    pub user: Option<String>,
+    /// Only together with `user`.
+    pub group: Option<String>,
+    pub strict: bool,
+}
+
+/// Reads the words after the name of this program.
+pub fn parse(arguments: impl IntoIterator<Item = OsString>) -> Result<Invocation, Failure> {
+    let definition = definition();
+    let words = spell_out(&definition, arguments)?;
+    match definition.try_get_matches_from(words.for_clap) {
+        Ok(matches) => Ok(Invocation::Start(Box::new(complete(&matches)?))),
+        Err(error) => match error.kind() {
+            ErrorKind::DisplayHelp | ErrorKind::DisplayVersion => {
+                let text = error.render().to_string();
+                Ok(Invocation::Print(format!("{}\n", text.trim_end())))
+            }
+            _ => Err(refusal(&error, words.unknown.as_deref())),
+        },
+    }
+}
+
+/// All options, in the order of the help text.
+///
+/// The lines of the help are broken by hand: clap without its feature `wrap_help` breaks none.
+pub fn definition() -> Command {
+    Command::new("start_server")
+        .version(env!("CARGO_PKG_VERSION"))
+        .about("A superdaemon for hot-deploying server programs.")
+        .override_usage("start_server [options] -- server-prog server-arg1 server-arg2 ...")
+        .no_binary_name(true)
+        .disable_help_flag(true)
+        .disable_version_flag(true)
+        .next_line_help(true)
+        // As with Getopt::Long, the last one wins.
+        .args_override_self(true)
+        .next_help_heading("Listening")
+        .args([
+            valued("port", "[HOST:][u]PORT[=FD]")
+                .action(ArgAction::Append)
+                .help(
+                    "Listen on a TCP port, or a UDP port where u precedes it. Without HOST:\n\
+                 0.0.0.0, every IPv4 address; an IPv6 address is written [::1]:80. =FD\n\
+                 sets the descriptor that the server sees. May be given many times, and\n\
+                 may hold a list separated by commas.",
+                ),
+            valued("path", "PATH[,mode=MODE][,user=USER][,group=GROUP]")
+                .action(ArgAction::Append)
+                .help(
+                    "Listen on a unix socket. MODE is octal (default: 0777). May be given\n\
+                 many times, and may hold a list of absolute paths separated by commas.",
+                ),
+            valued("backlog", "NUMBER").help(format!(
+                "Connections that may wait to be accepted, on each listener (default:\n{})",
+                libc::SOMAXCONN
+            )),
+        ])
+        .next_help_heading("Program")
+        .arg(
+            valued("dir", "DIR")
+                .help("Change to this directory before the server program is executed."),
+        )
+        .next_help_heading("Restarting")
+        .args([
+            valued("interval", "SECONDS").help(
+                "How long a new server has to stay alive to count as started, and the\n\
+                 shortest time between two starts (default: 1).",
+            ),
+            valued("start-limit", "NUMBER")
+                .help("Give a restart up after so many failed starts (default: no limit)."),
+            valued("signal-on-hup", "SIGNAL").help(
+                "What the old server gets when a HUP has started a new one (default:\nTERM).",
+            ),
+            valued("kill-old-delay", "SECONDS")
+                .help("Time between the start of a new server and that signal (default: 0)."),
+            valued("signal-on-term", "SIGNAL")
+                .help("What the server gets when a TERM ends start_server (default: TERM)."),
+            valued("stop-timeout", "SECONDS")
+                .help("Kill what is still alive so long after that signal (default: never)."),
+        ])
+        .next_help_heading("Files")
+        .args([
+            valued("pid-file", "FILE")
+                .help("Write the process id of start_server here, and lock the file."),
+            valued("status-file", "FILE")
+                .help("Write a line GENERATION:PID here for each server that is running."),
+        ])
+        .next_help_heading("Privileges")
+        .args([
+            valued("user", "USER")
+                .help("Run as this user, by name or number, once the listeners are open."),
+            valued("group", "GROUP")
+                .help("Run as this group, by name or number (default: the user's groups)."),
+            flag("strict")
+                .help("Fail where a means of confinement is missing, instead of warning."),
+        ])
+        .next_help_heading("Information")
+        .args([
+            flag("help")
+                .action(ArgAction::Help)
+                .help("Print this help."),
+            flag("version")
+                .action(ArgAction::Version)
+                .help("Print the version."),
+        ])
+        // The usage line shows it better than a list would.
+        .arg(
+            Arg::new("program")
+                .num_args(0..)
+                .trailing_var_arg(true)
+                .value_parser(ValueParser::os_string())
+                .hide(true),
+        )
+}
+
+fn valued(name: &'static str, value: &'static str) -> Arg {
+    Arg::new(name)
+        .long(name)
+        .value_name(value)
+        .value_parser(ValueParser::os_string())
+}
+
+fn flag(name: &'static str) -> Arg {
+    Arg::new(name).long(name).action(ArgAction::SetTrue)
+}
+
+/// The command line in the one spelling that is left to clap: `--name=value`, then `--`, then the program.
+struct Words {
+    for_clap: Vec<OsString>,
+    /// The unknown option at the end of `for_clap`, as typed.
+    unknown: Option<String>,
+}
+
+/// Spells every option out in full and in lower case, with its value in the same word.
+fn spell_out(
+    definition: &Command,
+    arguments: impl IntoIterator<Item = OsString>,
+) -> Result<Words, Failure> {
+    let mut for_clap = Vec::new();
+    let mut rest = arguments.into_iter().peekable();
+    let program = loop {
+        let Some(word) = rest.next() else { break None };
+        if word == "--" {
+            break rest.next();
+        }
+        if !looks_like_option(&word) {
+            break Some(word);
+        }
+        let Typed {
+            dashes,
+            name,
+            value,
+        } = Typed::new(&word);
+        let shown = format!("{dashes}{}", printable(&name));
+        let found = look_up(definition, &name);
+        if dashes == "-" {
+            return Err(single_dash(&shown, &found, value.as_deref()));
+        }
+        let option = match found {
+            Found::One(option) => option,
+            Found::Several(names) => {
+                return Err(Failure::usage(format!(
+                    "cannot use {shown}: it could mean {}",
+                    alternatives(&names)
+                )));
+            }
+            Found::None => {
+                if name.is_empty() {
+                    return Err(Failure::usage(format!(
+                        "unknown option {}",
+                        printable(&word)
+                    )));
+                }
+                // clap knows the suggestion; nothing behind this word matters any more.
+                for_clap.push(format!("--{}", name.to_string_lossy().to_ascii_lowercase()).into());
+                return Ok(Words {
+                    for_clap,
+                    unknown: Some(shown),
+                });
+            }
+        };
+        let action = option.get_action();
+        let is_last_word =
+            matches!(action, ArgAction::Help | ArgAction::Version) && value.is_none();
+        let value = match value {
+            Some(value) => Some(value),
+            None if action.takes_values() => {
+                // Unlike Server::Starter, whose options take the next option as their value.
+                let Some(next) = rest.next_if(|next| !looks_like_option(next)) else {
+                    return Err(no_value(option, &shown, rest.peek()));
+                };
+                Some(next)
+            }
+            None => None,
+        };
+        let mut spelled = OsString::from(format!("--{}", option.get_id()));
+        if let Some(value) = value {
+            spelled.push("=");
+            spelled.push(value);
+        }
+        for_clap.push(spelled);
+        if is_last_word {
+            return Ok(Words {
+                for_clap,
+                unknown: None,
+            });
+        }
+    };
+    if let Some(program) = program {
+        for_clap.push("--".into());
+        for_clap.push(program);
+        for_clap.extend(rest);
+    }
+    Ok(Words {
+        for_clap,
+        unknown: None,
+    })
+}
+
+/// A lone `-` does not.
+fn looks_like_option(word: &OsStr) -> bool {
+    word.len() > 1 && word.as_bytes().starts_with(b"-")
+}
+
+/// An option, taken apart as it was typed.
+struct Typed {
+    dashes: &'static str,
+    name: OsString,
+    value: Option<OsString>,
+}
+
+impl Typed {
+    fn new(word: &OsStr) -> Typed {
+        let bytes = word.as_bytes();
+        let (dashes, bytes) = match bytes.strip_prefix(b"--") {
+            Some(bytes) => ("--", bytes),
+            None => ("-", bytes.strip_prefix(b"-").unwrap_or(bytes)),
+        };
+        let owned = |bytes: &[u8]| OsString::from_vec(bytes.to_vec());
+        let mut halves = bytes.splitn(2, |byte| *byte == b'=');
+        let name = owned(halves.next().unwrap_or_default());
+        Typed {
+            dashes,
+            name,
+            value: halves.next().map(owned),
+        }
+    }
+}
+
+enum Found<'a> {
+    One(&'a Arg),
+    /// Their names.
+    Several(Vec<&'a str>),
+    None,
+}
+
+/// Finds an option by its name, or by the beginning of it, in any case.
+fn look_up<'a>(definition: &'a Command, name: &OsStr) -> Found<'a> {
+    let name = name.to_string_lossy().to_ascii_lowercase();
+    let named = || {
+        definition
+            .get_arguments()
+            .filter_map(|option| Some((option.get_long()?, option)))
+    };
+    if let Some((_, option)) = named().find(|(long, _)| *long == name) {
+        return Found::One(option);
+    }
+    if name.is_empty() || NO_ABBREVIATIONS.contains(&name.as_str()) {
+        return Found::None;
+    }
+    let mut candidates: Vec<_> = named()
+        .filter(|(long, _)| long.starts_with(&name))
+        .collect();
+    match candidates.as_slice() {
+        [] => Found::None,
+        [(_, option)] => Found::One(option),
+        _ => {
+            candidates.sort_by_key(|(long, _)| *long);
+            Found::Several(candidates.into_iter().map(|(long, _)| long).collect())
+        }
+    }
+}
+
+/// `--a, --b or --c`
+fn alternatives(names: &[&str]) -> String {
+    let mut text = String::new();
+    for (index, name) in names.iter().enumerate() {
+        text.push_str(match index {
+            0 => "--",
+            _ if index + 1 == names.len() => " or --",
+            _ => ", --",
+        });
+        text.push_str(name);
+    }
+    text
+}
+
+fn single_dash(shown: &str, found: &Found<'_>, value: Option<&OsStr>) -> Failure {
+    let value = value
+        .map(|value| format!("={}", printable(value)))
+        .unwrap_or_default();
+    let failure = Failure::usage(format!(
+        "cannot use {shown}{value}: the name of an option follows two dashes"
+    ));
+    match found {
+        Found::One(option) => failure.hint(format!("write --{}{value}", option.get_id())),
+        Found::Several(names) => failure.hint(format!("write {}", alternatives(names))),
+        Found::None => failure,
+    }
+}
+
+fn no_value(option: &Arg, shown: &str, next: Option<&OsString>) -> Failure {
+    let failure = Failure::usage(format!("cannot use {shown}: its value is missing"));
+    match next {
+        Some(next) if next != "--" => {
+            let (name, next) = (option.get_id(), printable(next));
+            failure.hint(format!(
+                "a value that starts with a dash is written --{name}={next}"
+            ))
+        }
+        _ => failure,
+    }
+}
+
+/// Puts an error of clap into one line. `unknown` is the unknown option as typed.
+fn refusal(error: &clap::Error, unknown: Option<&str>) -> Failure {
+    let context = |kind| match error.get(kind) {
+        // An option is shown with the name of its value behind it.
+        Some(ContextValue::String(text)) => text.split(' ').next(),
+        _ => None,
+    };
+    match (error.kind(), context(ContextKind::InvalidArg)) {
+        (ErrorKind::UnknownArgument, Some(option)) => {
+            let failure = Failure::usage(format!("unknown option {}", unknown.unwrap_or(option)));
+            let name = option.trim_start_matches('-');
+            let is_meant = NO_ABBREVIATIONS.contains(&name) || ONLY_ELSEWHERE.contains(&name);
+            match context(ContextKind::SuggestedArg) {
+                Some(suggestion) if !is_meant => {
+                    failure.hint(format!("did you mean {suggestion}?"))
+                }
+                _ => failure,
+            }
+        }
+        (ErrorKind::TooManyValues, Some(option)) => {
+            Failure::usage(format!("cannot use {option}: it takes no value"))
+        }
+        // The words were spelled out so that no other kind is known to occur; should one, its first line says it.
+        _ => {
+            let text = error.render().to_string();
+            let line = text.lines().next().unwrap_or_default();
+            Failure::usage(line.strip_prefix("error: ").unwrap_or(line))
+        }
+    }
+}
+
+fn complete(matches: &ArgMatches) -> Result<Options, Failure> {
+    let given = Given(matches);
+    let mut words = given.all("program");
+    let Some(program) = words.next().cloned() else {
+        return Err(Failure::usage("server program not specified"));
+    };
+    if program.is_empty() {
+        return Err(Failure::usage("cannot use an empty name as server program"));
+    }
+    let arguments = words.cloned().collect();
+
+    let mut ports = Vec::new();
+    for value in given.all("port") {
+        ports.extend(parse_ports(utf8("port", value)?)?);
+    }
+    let mut paths = Vec::new();
+    for value in given.all("path") {
+        paths.extend(parse_paths(value)?);
+    }
+    check_duplicates(&ports, &paths)?;
+
+    let user = given.text("user")?;
+    let group = given.text("group")?;
+    if let (None, Some(group)) = (&user, &group) {
+        return Err(refused("group", group.as_ref(), "it needs --user as well"));
+    }
+
+    Ok(Options {
+        program,
+        arguments,
+        ports,
+        paths,
+        backlog: given.count("backlog", i32::MAX)?.unwrap_or(libc::SOMAXCONN),
+        directory: given.path("dir")?,
+        interval: given.seconds("interval")?.unwrap_or(Duration::from_secs(1)),
+        signal_on_hup: given.signal("signal-on-hup")?.unwrap_or(Signal::SIGTERM),
+        signal_on_term: given.signal("signal-on-term")?.unwrap_or(Signal::SIGTERM),
+        kill_old_delay: given.seconds("kill-old-delay")?.unwrap_or(Duration::ZERO),
+        stop_timeout: given.seconds("stop-timeout")?,
+        start_limit: given
+            .count("start-limit", u32::MAX)?
+            .and_then(NonZeroU32::new),
+        pid_file: given.path("pid-file")?,
+        status_file: given.path("status-file")?,
+        user,
+        group,
+        strict: matches.get_flag("strict"),
+    })
+}
+
+fn refused(option: &str, value: &OsStr, cause: &str) -> Failure {
+    Failure::usage(format!(
+        "cannot use --{option}={}: {cause}",
+        printable(value)
+    ))
+}
+
+fn utf8<'a>(option: &str, value: &'a OsStr) -> Result<&'a str, Failure> {
+    value
+        .to_str()
+        .ok_or_else(|| refused(option, value, "it is not valid UTF-8"))
+}
+
+/// What clap has read, by type. `None` means that the option was not given.
+struct Given<'a>(&'a ArgMatches);
+
+impl<'a> Given<'a> {
+    fn all(&self, option: &str) -> impl Iterator<Item = &'a OsString> + use<'a> {
+        self.0.get_many::<OsString>(option).unwrap_or_default()
+    }
+
+    fn value(&self, option: &str) -> Result<Option<&'a OsString>, Failure> {
+        match self.0.get_one::<OsString>(option) {
+            Some(value) if value.is_empty() => Err(refused(option, value, "its value is empty")),
+            value => Ok(value),
+        }
+    }
+
+    fn text(&self, option: &str) -> Result<Option<String>, Failure> {
+        let value = self.value(option)?;
+        value
+            .map(|value| Ok(utf8(option, value)?.to_owned()))
+            .transpose()
+    }
+
+    fn path(&self, option: &str) -> Result<Option<PathBuf>, Failure> {
+        Ok(self.value(option)?.map(PathBuf::from))
+    }
+
+    fn seconds(&self, option: &str) -> Result<Option<Duration>, Failure> {
+        let cause =
+            || format!("the time is a number of seconds from 0 to {LONGEST}, such as 1 or 0.5");
+        self.read(option, read_seconds, cause)
+    }
+
+    fn signal(&self, option: &str) -> Result<Option<Signal>, Failure> {
+        self.read(option, read_signal, || {
+            "the signal is a name such as TERM, or a number from 1 to 31".to_owned()
+        })
+    }
+
+    /// A number from 1 on.
+    fn count<T>(&self, option: &str, most: T) -> Result<Option<T>, Failure>
+    where
+        T: FromStr + PartialOrd + From<bool> + std::fmt::Display,
+    {
+        let cause = || format!("it takes a number from 1 to {most}");
+        let read = |text: &str| read_digits(text).filter(|number| *number >= T::from(true));
+        self.read(option, read, cause)
+    }
+
+    fn read<T>(
+        &self,
+        option: &str,
+        read: impl Fn(&str) -> Option<T>,
+        cause: impl Fn() -> String,
+    ) -> Result<Option<T>, Failure> {
+        let Some(value) = self.value(option)? else {
+            return Ok(None);
+        };
+        match value.to_str().and_then(read) {
+            Some(read) => Ok(Some(read)),
+            None => Err(refused(option, value, &cause())),
+        }
+    }
+}
+
+/// Digits only: `parse` alone would take a sign too.
+fn read_digits<T: FromStr>(text: &str) -> Option<T> {
+    let is_number = text.bytes().all(|byte| byte.is_ascii_digit());
+    is_number.then(|| text.parse().ok())?
+}
+
+/// Digits, with one decimal point at most: `parse` alone would take signs, exponents and infinity too.
+fn read_seconds(text: &str) -> Option<Duration> {
+    let is_decimal = text
+        .bytes()
+        .all(|byte| byte.is_ascii_digit() || byte == b'.');
+    let seconds = text
+        .parse::<f64>()
+        .ok()
+        .filter(|seconds| is_decimal && *seconds <= LONGEST)?;
+    Duration::try_from_secs_f64(seconds).ok()
+}
+
+/// A number, or a name in any case with or without SIG; also the second names that Perl knows on Linux.
+fn read_signal(text: &str) -> Option<Signal> {
+    if text.starts_with(|first: char| first.is_ascii_digit()) {
+        return Signal::try_from(read_digits::<i32>(text)?).ok();
+    }
+    let upper = text.to_ascii_uppercase();
+    match upper.strip_prefix("SIG").unwrap_or(&upper) {
+        "CLD" => Some(Signal::SIGCHLD),
+        "IOT" => Some(Signal::SIGABRT),
+        "POLL" => Some(Signal::SIGIO),
+        name => Signal::from_str(&format!("SIG{name}")).ok(),
+    }
+}
+
+#[cfg(test)]
+#[allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    reason = "tests fail by panicking"
+)]
+mod tests {
+    use super::*;
+    use crate::failure::Status;
+
+    fn parse_words(words: &[&str]) -> Result<Invocation, Failure> {
+        parse(words.iter().map(OsString::from))
+    }
+
+    fn started(words: &[&str]) -> Options {
+        match parse_words(words) {
+            Ok(Invocation::Start(options)) => *options,
+            other => panic!("{words:?}: {other:?}"),
+        }
+    }
+
+    /// With a program behind the options.
+    fn with(options: &[&str]) -> Options {
+        started(&[options, &["--", "prog"]].concat())
+    }
+
+    fn printed(words: &[&str]) -> String {
+        match parse_words(words) {
+            Ok(Invocation::Print(text)) => text,
+            other => panic!("{words:?}: {other:?}"),
+        }
+    }
+
+    fn error(words: &[&str]) -> String {
+        match parse_words(words) {
+            Err(failure) => {
+                assert_eq!(failure.status, Status::Usage, "{words:?}");
+                failure.to_string()
+            }
+            other => panic!("{words:?}: {other:?}"),
+        }
+    }
+
+    fn names(options: &Options) -> Vec<&str> {
+        options
+            .ports
+            .iter()
+            .map(|port| port.name.as_str())
+            .collect()
+    }
+
+    #[test]
+    fn the_definition_is_consistent() {
+        definition().debug_assert();
+    }
+
+    #[test]
+    fn the_defaults_are_those_of_server_starter() {
+        let expected = Options {
+            program: "prog".into(),
+            arguments: vec![],
+            ports: vec![],
+            paths: vec![],
+            backlog: libc::SOMAXCONN,
+            directory: None,
+            interval: Duration::from_secs(1),
+            signal_on_hup: Signal::SIGTERM,
+            signal_on_term: Signal::SIGTERM,
+            kill_old_delay: Duration::ZERO,
+            stop_timeout: None,
+            start_limit: None,
+            pid_file: None,
+            status_file: None,
+            user: None,
+            group: None,
+            strict: false,
+        };
+        assert_eq!(started(&["prog"]), expected);
+    }
+
+    #[test]
+    fn every_option_reaches_its_field() {
+        let options = with(&[
+            "--port=80",
+            "--path=/a,mode=0660",
+            "--backlog=5",
+            "--dir=/d",
+            "--interval=2",
+            "--signal-on-hup=QUIT",
+            "--signal-on-term=INT",
+            "--kill-old-delay=3",
+            "--stop-timeout=4",
+            "--start-limit=6",
+            "--pid-file=/p",
+            "--status-file=/s",
+            "--user=www",
+            "--group=33",
+            "--strict",
+        ]);
+        let expected = Options {
+            program: "prog".into(),
+            arguments: vec![],
+            ports: parse_ports("80").unwrap(),
+            paths: parse_paths("/a,mode=0660".as_ref()).unwrap(),
+            backlog: 5,
+            directory: Some("/d".into()),
+            interval: Duration::from_secs(2),
+            signal_on_hup: Signal::SIGQUIT,
+            signal_on_term: Signal::SIGINT,
+            kill_old_delay: Duration::from_secs(3),
+            stop_timeout: Some(Duration::from_secs(4)),
+            start_limit: NonZeroU32::new(6),
+            pid_file: Some("/p".into()),
+            status_file: Some("/s".into()),
+            user: Some("www".into()),
+            group: Some("33".into()),
+            strict: true,
+        };
+        assert_eq!(options, expected);
+    }
+
+    #[test]
+    fn the_program_begins_at_the_first_word_that_is_no_option() {
+        for (words, program, arguments) in [
+            (vec!["prog"], "prog", vec![]),
+            (vec!["--", "prog"], "prog", vec![]),
+            (
+                vec!["--port=80", "prog", "--port=81", "-x"],
+                "prog",
+                vec!["--port=81", "-x"],
+            ),
+            (vec!["--port", "80", "prog", "80"], "prog", vec!["80"]),
+            (vec!["--strict", "prog", "--help"], "prog", vec!["--help"]),
+            (
+                vec!["--", "--strict", "--version"],
+                "--strict",
+                vec!["--version"],
+            ),
+            (vec!["--", "-x"], "-x", vec![]),
+            (vec!["--", "--", "prog"], "--", vec!["prog"]),
+            (
+                vec!["prog", "--", "a", "--", ""],
+                "prog",
+                vec!["--", "a", "--", ""],
+            ),
+            (vec!["--", "prog", "--", "a"], "prog", vec!["--", "a"]),
+            (vec!["-", "a"], "-", vec!["a"]),
+            (vec!["one word", "a"], "one word", vec!["a"]),
+        ] {
+            let options = started(&words);
+            assert_eq!(
+                (options.program.to_str(), options.arguments),
+                (
+                    Some(program),
+                    arguments.iter().map(OsString::from).collect()
+                ),
+                "{words:?}"
+            );
+        }
+    }
+
+    #[test]
+    fn without_a_program_nothing_starts() {
+        for words in [
+            &[][..],
+            &["--"],
+            &["--port=80"],
+            &["--port", "80"],
+            &["--strict", "--"],
+        ] {
+            assert_eq!(error(words), "server program not specified");
+        }
+        assert_eq!(
+            error(&["", "a"]),
+            "cannot use an empty name as server program"
+        );
+        assert_eq!(
+            error(&["--", ""]),
+            "cannot use an empty name as server program"
+        );
+    }
+
+    #[test]
+    fn options_are_found_in_any_case_and_by_a_unique_beginning() {
+        for words in [
+            &["--port=80"][..],
+            &["--port", "80"],
+            &["--PORT=80"],
+            &["--Port", "80"],
+            &["--po=80"],
+            &["--POR", "80"],
+        ] {
+            assert_eq!(names(&with(words)), ["80"], "{words:?}");
+        }
+        assert_eq!(
+            with(&["--signal-on-TERM=int"]).signal_on_term,
+            Signal::SIGINT
+        );
+        assert_eq!(
+            with(&["--d", "/x", "--STAT=/y"]).status_file,
+            Some("/y".into())
+        );
+        assert!(with(&["--str"]).strict);
+        // The value keeps its case and its further =.
+        assert_eq!(with(&["--DIR=A=b"]).directory, Some("A=b".into()));
+    }
+
+    #[test]
+    fn a_beginning_that_is_not_unique_is_refused_with_the_candidates() {
+        for (word, candidates) in [
+            (
+                "--st",
+                "--start-limit, --status-file, --stop-timeout or --strict",
+            ),
+            (
+                "--ST=1",
+                "--start-limit, --status-file, --stop-timeout or --strict",
+            ),
+            ("--sta", "--start-limit or --status-file"),
+            ("--p", "--path, --pid-file or --port"),
+            ("--signal-on", "--signal-on-hup or --signal-on-term"),
+        ] {
+            let name = word.split('=').next().unwrap();
+            assert_eq!(
+                error(&[word, "prog"]),
+                format!("cannot use {name}: it could mean {candidates}")
+            );
+        }
+    }
+
+    #[test]
+    fn an_unknown_option_is_refused() {
+        for (word, message) in [
+            (
+                "--prot=80",
+                "unknown option --prot\nhint: did you mean --port?",
+            ),
+            (
+                "--Prot",
+                "unknown option --Prot\nhint: did you mean --port?",
+            ),
+            (
+                "--statusfile",
+                "unknown option --statusfile\nhint: did you mean --status-file?",
+            ),
+            ("--stop", "unknown option --stop"),
+            ("--STOP=1", "unknown option --STOP"),
+            ("--sto", "unknown option --sto"),
+            ("--=80", "unknown option --=80"),
+            ("--=", "unknown option --="),
+            (
+                "--po rt=1",
+                "unknown option --po rt\nhint: did you mean --port?",
+            ),
+            ("--x\ny", "unknown option --x\\ny"),
+        ] {
+            assert_eq!(error(&[word, "prog"]), message);
+        }
+        for name in [
+            "envdir",
+            "daemonize",
+            "log-file",
+            "restart",
+            "stop",
+            "enable-auto-restart",
+            "auto-restart-interval",
+            "fd-env",
+            "syslog",
+        ] {
+            let message = error(&[&format!("--{name}"), "prog"]);
+            assert_eq!(message, format!("unknown option --{name}"));
+        }
+    }
+
+    #[test]
+    fn an_option_with_one_dash_is_refused_with_the_right_spelling() {
+        let two = "the name of an option follows two dashes";
+        for (word, hint) in [
+            ("-port=80", "\nhint: write --port=80"),
+            ("-PORT=80", "\nhint: write --port=80"),
+            ("-port", "\nhint: write --port"),
+            ("-h", "\nhint: write --help"),
+            ("-p", "\nhint: write --path, --pid-file or --port"),
+            ("-x", ""),
+            ("-1", ""),
+        ] {
+            assert_eq!(
+                error(&[word, "prog"]),
+                format!("cannot use {word}: {two}{hint}")
+            );
+        }
+    }
+
+    #[test]
+    fn a_value_is_never_taken_from_the_next_option() {
+        let missing = "its value is missing";
+        let hint = "hint: a value that starts with a dash is written";
+        for (words, message) in [
+            (vec!["--port"], format!("cannot use --port: {missing}")),
+            (vec!["--PO"], format!("cannot use --PO: {missing}")),
+            (
+                vec!["--port", "--", "prog"],
+                format!("cannot use --port: {missing}"),
+            ),
+            (
+                vec!["--dir", "--port=80"],
+                format!("cannot use --dir: {missing}\n{hint} --dir=--port=80"),
+            ),
+            (
+                vec!["--int", "-1"],
+                format!("cannot use --int: {missing}\n{hint} --interval=-1"),
+            ),
+        ] {
+            assert_eq!(error(&words), message, "{words:?}");
+        }
+        assert_eq!(with(&["--dir", "-"]).directory, Some("-".into()));
+        assert_eq!(with(&["--dir=-x"]).directory, Some("-x".into()));
+        assert_eq!(with(&["--dir=--"]).directory, Some("--".into()));
+    }
+
+    #[test]
+    fn a_flag_takes_no_value() {
+        for word in ["--strict=1", "--strict=", "--help=x", "--version=1"] {
+            let name = word.split('=').next().unwrap();
+            assert_eq!(
+                error(&[word, "prog"]),
+                format!("cannot use {name}: it takes no value")
+            );
+        }
+        assert_eq!(started(&["--strict", "1", "2"]).program, "1");
+    }
+
+    #[test]
+    fn listeners_add_up_and_of_the_others_the_last_wins() {
+        let options = with(&["--port=80", "--path=/a", "--port", "81,u53", "--path=/b,/c"]);
+        assert_eq!(names(&options), ["80", "81", "53"]);
+        assert_eq!(options.paths.len(), 3);
+        let options = with(&[
+            "--interval=1",
+            "--user=a",
+            "--strict",
+            "--INT=2",
+            "--strict",
+            "--user",
+            "b",
+        ]);
+        assert_eq!(
+            (options.interval, options.user.as_deref()),
+            (Duration::from_secs(2), Some("b"))
+        );
+        assert!(options.strict);
+        assert_eq!(
+            error(&["--port=80", "--port=*:80", "prog"]),
+            "cannot use --port=*:80: it is the same as --port=80"
+        );
+    }
+
+    #[test]
+    fn words_need_not_be_utf_8() {
+        let words = [
+            b"--path=/\xff".as_slice(),
+            b"--dir",
+            b"\xfe",
+            b"--pid-file=\xfd",
+            b"\xfc",
+            b"\xfb",
+        ];
+        let Ok(Invocation::Start(options)) =
+            parse(words.map(|word| OsString::from_vec(word.to_vec())))
+        else {
+            panic!("not started");
+        };
+        assert_eq!(options.paths[0].path.as_os_str().as_bytes(), b"/\xff");
+        assert_eq!(options.directory.unwrap().as_os_str().as_bytes(), b"\xfe");
+        assert_eq!(options.pid_file.unwrap().as_os_str().as_bytes(), b"\xfd");
+        assert_eq!(options.program.as_bytes(), b"\xfc");
+        assert_eq!(options.arguments[0].as_bytes(), b"\xfb");
+
+        for (word, message) in [
+            (
+                b"--port=\xff".as_slice(),
+                "cannot use --port=\u{fffd}: it is not valid UTF-8",
+            ),
+            (
+                b"--user=\xff",
+                "cannot use --user=\u{fffd}: it is not valid UTF-8",
+            ),
+            (b"--\xff=1", "unknown option --\u{fffd}"),
+            (
+                b"-\xff=1",
+                "cannot use -\u{fffd}=1: the name of an option follows two dashes",
+            ),
+        ] {
+            let words = [word, b"prog"].map(|word| OsString::from_vec(word.to_vec()));
+            assert_eq!(parse(words).unwrap_err().to_string(), message);
+        }
+    }
+
+    #[test]
+    fn seconds_may_have_decimals() {
+        for (value, nanoseconds) in [
+            ("0", 0),
+            ("1", 1_000_000_000),
+            ("007", 7_000_000_000),
+            ("0.5", 500_000_000),
+            (".25", 250_000_000),
+            ("2.", 2_000_000_000),
+            ("0.000000001", 1),
+            ("1000000000", 1_000_000_000_000_000_000),
+        ] {
+            let word = |name: &str| format!("--{name}={value}");
+            let options = with(&[
+                &word("interval"),
+                &word("kill-old-delay"),
+                &word("stop-timeout"),
+            ]);
+            let expected = Duration::from_nanos(nanoseconds);
+            assert_eq!(
+                (options.interval, options.kill_old_delay),
+                (expected, expected),
+                "{value}"
+            );
+            assert_eq!(options.stop_timeout, Some(expected), "{value}");
+        }
+        let cause = "the time is a number of seconds from 0 to 1000000000, such as 1 or 0.5";
+        for value in [
+            "abc",
+            "-1",
+            "-0",
+            "+1",
+            "1e3",
+            "nan",
+            "inf",
+            "infinity",
+            "1s",
+            " 1",
+            "1,5",
+            ".",
+            "1.2.3",
+            "1000000000.1",
+            "٣",
+        ] {
+            for name in ["interval", "kill-old-delay", "stop-timeout"] {
+                let word = format!("--{name}={value}");
+                assert_eq!(
+                    error(&[&word, "prog"]),
+                    format!("cannot use {word}: {cause}")
+                );
+            }
+        }
+        let endless = format!("--interval={}", "9".repeat(400));
+        assert_eq!(
+            error(&[&endless, "prog"]),
+            format!("cannot use {endless}: {cause}")
+        );
+    }
+
+    #[test]
+    fn counts_begin_at_one() {
+        for (value, number) in [("1", 1), ("128", 128), ("007", 7), ("2147483647", i32::MAX)] {
+            let options = with(&["--backlog", value, "--start-limit", value]);
+            assert_eq!(options.backlog, number);
+            assert_eq!(options.start_limit, NonZeroU32::new(number.unsigned_abs()));
+        }
+        assert_eq!(
+            with(&["--start-limit=4294967295"]).start_limit,
+            Some(NonZeroU32::MAX)
+        );
+        for value in ["0", "00", "-1", "+1", "1.0", "many", " 1", "4294967296"] {
+            let cause = "it takes a number from 1 to";
+            for (name, most) in [
+                ("backlog", i32::MAX.unsigned_abs()),
+                ("start-limit", u32::MAX),
+            ] {
+                let word = format!("--{name}={value}");
+                assert_eq!(
+                    error(&[&word, "prog"]),
+                    format!("cannot use {word}: {cause} {most}")
+                );
+            }
+        }
+        assert!(
+            error(&["--backlog=2147483648", "prog"])
+                .starts_with("cannot use --backlog=2147483648: ")
+        );
+    }
+
+    #[test]
+    fn signals_have_names_in_any_case_and_numbers() {
+        for (value, signal) in [
+            ("TERM", Signal::SIGTERM),
+            ("term", Signal::SIGTERM),
+            ("SIGTERM", Signal::SIGTERM),
+            ("SigUsr1", Signal::SIGUSR1),
+            ("USR2", Signal::SIGUSR2),
+            ("cont", Signal::SIGCONT),
+            ("CLD", Signal::SIGCHLD),
+            ("sigpoll", Signal::SIGIO),
+            ("IOT", Signal::SIGABRT),
+            ("15", Signal::SIGTERM),
+            ("1", Signal::SIGHUP),
+            ("031", Signal::SIGSYS),
+        ] {
+            let options = with(&["--signal-on-hup", value, "--signal-on-term", value]);
+            assert_eq!(
+                (options.signal_on_hup, options.signal_on_term),
+                (signal, signal),
+                "{value}"
+            );
+        }
+        for number in 1..=31 {
+            assert_eq!(
+                with(&[&format!("--signal-on-hup={number}")]).signal_on_hup as i32,
+                number
+            );
+        }
+        let cause = "the signal is a name such as TERM, or a number from 1 to 31";
+        for value in [
+            "FOO",
+            "SIG",
+            "SIGSIGTERM",
+            "0",
+            "32",
+            "-1",
+            "+1",
+            "15x",
+            "1.5",
+            "99999999999",
+            " TERM",
+            "TERM\n",
+        ] {
+            for name in ["signal-on-hup", "signal-on-term"] {
+                let word = format!("--{name}={value}");
+                let shown = word.replace('\n', "\\n");
+                assert_eq!(
+                    error(&[&word, "prog"]),
+                    format!("cannot use {shown}: {cause}")
+                );
+            }
+        }
+    }
+
+    #[test]
+    fn empty_values_are_refused() {
+        for name in [
+            "dir",
+            "pid-file",
+            "status-file",
+            "user",
+            "group",
+            "interval",
+            "backlog",
+            "signal-on-hup",
+        ] {
+            let message = format!("cannot use --{name}=: its value is empty");
+            assert_eq!(error(&[&format!("--{name}="), "prog"]), message);
+            assert_eq!(error(&[&format!("--{name}"), "", "prog"]), message);
+        }
+        assert_eq!(
+            error(&["--port=", "prog"]),
+            "cannot use --port=: a port is missing"
+        );
+        assert_eq!(
+            error(&["--path", "", "prog"]),
+            "cannot use --path=: the path is empty"
+        );
+    }
+
+    #[test]
+    fn a_group_needs_a_user() {
+        assert_eq!(
+            error(&["--group=www", "prog"]),
+            "cannot use --group=www: it needs --user as well"
+        );
+        assert_eq!(with(&["--user=www"]).group, None);
+    }
+
+    #[test]
+    fn the_version_is_one_line() {
+        let version = concat!("start_server ", env!("CARGO_PKG_VERSION"), "\n");
+        assert_eq!(printed(&["--version"]), version);
+        assert_eq!(printed(&["--VERS", "--unknown"]), version);
+        assert_eq!(printed(&["--port=0", "--ver", "--", "prog"]), version);
+    }
+
+    #[test]
+    fn the_help_shows_every_option_in_80_columns() {
+        let help = printed(&["--help"]);
+        assert_eq!(help, printed(&["--HE", "prog"]));
+        assert!(help.ends_with("Print the version.\n"), "{help}");
+        assert!(
+            help.contains(
+                "Usage: start_server [options] -- server-prog server-arg1 server-arg2 ...\n"
+            ),
+            "{help}"
+        );
+        for line in help.lines() {
+            assert!(line.len() <= 80, "{line}");
+            assert_eq!(line, line.trim_end());
+        }
+        let definition = definition();
+        for long in definition.get_arguments().filter_map(Arg::get_long) {
+            assert!(help.contains(&format!("--{long}")), "{long}");
+        }
+        let headings: Vec<_> = help
+            .lines()
+            .filter(|line| line.ends_with(':') && !line.starts_with(' '))
+            .collect();
+        assert_eq!(
+            headings,
+            [
+                "Listening:",
+                "Program:",
+                "Restarting:",
+                "Files:",
+                "Privileges:",
+                "Information:"
+            ]
+        );
+    }
+
+    #[test]
+    fn an_error_of_clap_that_is_not_known_keeps_its_first_line() {
+        for kind in [
+            ErrorKind::ArgumentConflict,
+            ErrorKind::UnknownArgument,
+            ErrorKind::TooManyValues,
+        ] {
+            let failure = refusal(&definition().error(kind, "some text\nand more"), None);
+            assert_eq!(failure, Failure::usage("some text"));
+        }
+    }
+}

@@ -1,0 +1,126 @@
+//! `--pid-file`: the pid of the supervisor, locked for as long as it lives.
+//!
+//! The lock is what counts: a file without it is stale, whatever number it holds.
+
+use std::fs::{File, OpenOptions};
+use std::io::{Read, Seek, Write};
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
+
+use nix::errno::Errno;
+use nix::fcntl::{Flock, FlockArg, OFlag};
+
+use crate::failure::Failure;
+
+/// The locked file; removed when dropped, if it is still ours.
+#[derive(Debug)]
+pub struct PidFile {
+    path: PathBuf,
+    file: Flock<File>,
+}
+
+impl PidFile {
+    /// Locks the file first and writes `pid` into it then, so that a running instance's file is never touched.
+    pub fn lock(path: &Path, pid: u32) -> Result<PidFile, Failure> {
+        let cannot = |cause: &dyn std::fmt::Display| {
+            Failure::failed(format!("cannot use --pid-file={}: {cause}", path.display()))
+        };
+        loop {
+            let file = open(path).map_err(|error| {
+                let failure = cannot(&crate::failure::cause(&error));
+                match error.raw_os_error().map(Errno::from_raw) {
+                    Some(Errno::ELOOP) => cannot(&"it is a symbolic link"),
+                    Some(Errno::EACCES) => failure.hint(WRITABLE_HINT),
+                    _ => failure,
+                }
+            })?;
+            if !file.metadata().is_ok_and(|metadata| metadata.is_file()) {
+                return Err(cannot(&"it is not a regular file"));
+            }
+            let mut file = match Flock::lock(file, FlockArg::LockExclusiveNonblock) {
+                Ok(file) => file,
+                Err((mut file, Errno::EWOULDBLOCK)) => {
+                    let holder = match recorded_pid(&mut file) {
+                        Ok(Some(pid)) => format!("it is locked by a running instance, pid {pid}"),
+                        _ => "it is locked by a running instance".into(),
+                    };
+                    return Err(cannot(&holder));
+                }
+                Err((_, errno)) => return Err(cannot(&errno.desc())),
+            };
+            // Whoever held the lock a moment ago may have removed the file at its end: then the lock is on a file
+            // without a name, and another instance could lock a new one.
+            if !is_at(&file, path) {
+                continue;
+            }
+            if recorded_pid(&mut file).is_err() {
+                return Err(cannot(
+                    &"it holds something else than a pid; it is left as it is",
+                ));
+            }
+            let locked = PidFile {
+                path: path.to_owned(),
+                file,
+            };
+            locked
+                .write(pid)
+                .map_err(|error| cannot(&crate::failure::cause(&error)))?;
+            return Ok(locked);
+        }
+    }
+
+    fn write(&self, pid: u32) -> std::io::Result<()> {
+        let mut file: &File = &self.file;
+        file.set_len(0)?;
+        file.rewind()?;
+        file.write_all(format!("{pid}\n").as_bytes())
+    }
+}
+
+/// Said wherever the supervisor's user may not write a file.
+pub const WRITABLE_HINT: &str = "the file is written by the user that the server runs as, in a directory that this user can write";
+
+impl Drop for PidFile {
+    fn drop(&mut self) {
+        if is_at(&self.file, &self.path) {
+            // The next start replaces a stale file.
+            drop(std::fs::remove_file(&self.path));
+        }
+    }
+}
+
+fn open(path: &Path) -> std::io::Result<File> {
+    // Not truncated: it may be another instance's, or no pid file at all. Non-blocking only for a fifo's sake.
+    let flags = OFlag::O_NOFOLLOW | OFlag::O_NONBLOCK;
+    OpenOptions::new()
+        .read(true)
+        .write(true)
+        .create(true)
+        .truncate(false)
+        .mode(0o644)
+        .custom_flags(flags.bits())
+        .open(path)
+}
+
+/// The pid in the file, none if it is empty; an error if it holds anything else.
+fn recorded_pid(file: &mut File) -> Result<Option<u32>, ()> {
+    let mut text = String::new();
+    file.rewind().map_err(drop)?;
+    // Files without a newline at the end are written by others of this kind.
+    Read::by_ref(file)
+        .take(32)
+        .read_to_string(&mut text)
+        .map_err(drop)?;
+    match text.trim_end() {
+        "" => Ok(None),
+        pid => pid.parse().map(Some).map_err(drop),
+    }
+}
+
+/// Whether this very file is what the path names.
+fn is_at(file: &File, path: &Path) -> bool {
+    match (file.metadata(), path.symlink_metadata()) {
+        (Ok(ours), Ok(there)) => (ours.dev(), ours.ino()) == (there.dev(), there.ino()),
+        _ => false,
+    }
+}

@@ -1,0 +1,554 @@
+//! `--status-file=F`: `F` in Server::Starter's format for programs that know it, and `F.json` with everything.
+//!
+//! Both are replaced by rename, so that a reader never sees half of one, and removed at the end if they are still
+//! ours. A disk that is full does not end the service: it is said once, and tried again until it works.
+
+use std::ffi::OsString;
+use std::fs::{File, OpenOptions, Permissions};
+use std::io::{self, Read, Write};
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt, PermissionsExt};
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+
+use nix::errno::Errno;
+use serde::Serialize;
+
+use crate::binding::Listener;
+use crate::failure::{self, Failure};
+use crate::generations::{Counters, Decision, Departed, Generation, Generations, State, Verdict};
+use crate::log;
+use crate::notice::Notice;
+use crate::options::Options;
+use crate::pid_file::WRITABLE_HINT;
+
+/// How long after a failed write it is tried again.
+const RETRY: Duration = Duration::from_secs(1);
+
+/// The largest file that is looked into before it is replaced, in bytes.
+const LARGEST_STALE: u64 = 16 * 1024 * 1024;
+
+/// Both files.
+#[derive(Debug)]
+pub struct StatusFile {
+    lines: Replaced,
+    json: Replaced,
+    fixed: Fixed,
+    retry_at: Option<Instant>,
+}
+
+/// A file that is replaced as a whole.
+#[derive(Debug)]
+struct Replaced {
+    path: PathBuf,
+    /// The last one that was written; open, so that its inode's number cannot be given to another file.
+    written: Option<File>,
+    text: String,
+    failing: bool,
+}
+
+/// What does not change while the superdaemon runs.
+#[derive(Debug, Serialize)]
+struct Fixed {
+    supervisor: SupervisorView,
+    options: OptionsView,
+    listeners: Vec<ListenerView>,
+}
+
+#[derive(Debug, Serialize)]
+struct SupervisorView {
+    pid: u32,
+    version: &'static str,
+    started_at: f64,
+}
+
+#[derive(Debug, Serialize)]
+struct OptionsView {
+    program: String,
+    arguments: Vec<String>,
+    dir: Option<String>,
+    interval: f64,
+    signal_on_hup: &'static str,
+    signal_on_term: &'static str,
+    kill_old_delay: f64,
+    stop_timeout: Option<f64>,
+    start_limit: Option<u32>,
+    pid_file: Option<String>,
+    status_file: Option<String>,
+    user: Option<String>,
+    group: Option<String>,
+}
+
+#[derive(Debug, Serialize)]
+struct ListenerView {
+    name: String,
+    kind: &'static str,
+    fd: i32,
+}
+
+/// `F.json`. Times are seconds since 1970, statuses as wait(2) gives them.
+#[derive(Debug, Serialize)]
+struct View<'a> {
+    #[serde(flatten)]
+    fixed: &'a Fixed,
+    generations: Vec<GenerationView>,
+    /// The last workers that are gone, oldest first.
+    departed: Vec<DepartedView>,
+    counters: CountersView,
+    verdict: Option<VerdictView>,
+}
+
+#[derive(Debug, Serialize)]
+struct GenerationView {
+    number: u32,
+    state: &'static str,
+    workers: Vec<WorkerView>,
+}
+
+#[derive(Debug, Serialize)]
+struct WorkerView {
+    pid: i32,
+    started_at: f64,
+}
+
+#[derive(Debug, Serialize)]
+struct DepartedView {
+    generation: u32,
+    pid: i32,
+    at: f64,
+    #[serde(flatten)]
+    status: StatusView,
+}
+
+/// A wait status, raw and in its parts.
+#[derive(Debug, Serialize)]
+struct StatusView {
+    status: i32,
+    exit_code: Option<i32>,
+    signal: Option<i32>,
+}
+
+#[derive(Debug, Serialize)]
+struct CountersView {
+    restarts: u32,
+    failed_starts: u32,
+    crashes: u32,
+}
+
+#[derive(Debug, Serialize)]
+struct VerdictView {
+    generation: u32,
+    result: &'static str,
+    at: f64,
+    #[serde(flatten)]
+    status: Option<StatusView>,
+}
+
+impl StatusFile {
+    /// Writes the first `F.json`, which also shows that the directory can be written, and removes a stale `F`.
+    ///
+    /// # Errors
+    /// When something is there that is no status file (it stays as it is), or nothing can be written.
+    pub fn create(
+        path: &Path,
+        options: &Options,
+        listeners: &[Listener],
+    ) -> Result<StatusFile, Failure> {
+        let mut json_path = OsString::from(path);
+        json_path.push(".json");
+        let json_path = PathBuf::from(json_path);
+        let stale = refuse_foreign(path, is_status_lines)?;
+        refuse_foreign(&json_path, is_status_json)?;
+        let mut status = StatusFile {
+            lines: Replaced::new(path.to_owned()),
+            json: Replaced::new(json_path),
+            fixed: Fixed::new(options, listeners),
+            retry_at: None,
+        };
+        let text = status.json_text(None);
+        status.json.write(text).map_err(|error| {
+            let failure = cannot(&status.json.path, &failure::cause(&error));
+            match error.kind() {
+                io::ErrorKind::PermissionDenied => failure.hint(WRITABLE_HINT),
+                _ => failure,
+            }
+        })?;
+        if stale {
+            // The pids in it are of another time, and workers read it.
+            std::fs::remove_file(path).map_err(|error| cannot(path, &failure::cause(&error)))?;
+        }
+        Ok(status)
+    }
+
+    /// Writes what has changed. An error is said once and tried again.
+    pub fn save(&mut self, generations: &Generations, now: Instant) {
+        let lines = lines(generations);
+        let json = self.json_text(Some((generations, now)));
+        // Before anything has settled there is no `F`, as in Server::Starter.
+        let lines_saved =
+            (lines.is_empty() && self.lines.written.is_none()) || self.lines.save(lines);
+        let json_saved = self.json.save(json);
+        self.retry_at = (!lines_saved || !json_saved).then(|| now + RETRY);
+    }
+
+    /// When [`StatusFile::save`] is to be called again because it has failed.
+    pub fn deadline(&self) -> Option<Instant> {
+        self.retry_at
+    }
+
+    fn json_text(&self, live: Option<(&Generations, Instant)>) -> String {
+        let clock = Clock::new(live.map_or_else(Instant::now, |(_, now)| now));
+        let none = View {
+            fixed: &self.fixed,
+            generations: Vec::new(),
+            departed: Vec::new(),
+            counters: CountersView {
+                restarts: 0,
+                failed_starts: 0,
+                crashes: 0,
+            },
+            verdict: None,
+        };
+        let view = match live {
+            None => none,
+            Some((generations, _)) => View {
+                generations: generations
+                    .generations()
+                    .map(|one| generation_view(one, &clock))
+                    .collect(),
+                departed: generations
+                    .departed
+                    .iter()
+                    .map(|one| departed_view(one, &clock))
+                    .collect(),
+                counters: counters_view(generations.counters),
+                verdict: generations
+                    .decision
+                    .as_ref()
+                    .map(|one| verdict_view(one, &clock)),
+                ..none
+            },
+        };
+        // Nothing in it can fail to be JSON: its keys are strings, and its numbers finite.
+        let mut text = serde_json::to_string_pretty(&view).unwrap_or_default();
+        text.push('\n');
+        text
+    }
+}
+
+impl Drop for StatusFile {
+    fn drop(&mut self) {
+        self.lines.remove();
+        self.json.remove();
+    }
+}
+
+/// `GENERATION:PID` for every worker that has settled and lives, by number.
+fn lines(generations: &Generations) -> String {
+    generations
+        .generations()
+        .filter(|generation| !matches!(generation.state, State::Starting { .. }))
+        .flat_map(|generation| {
+            generation
+                .workers
+                .iter()
+                .map(move |worker| format!("{}:{}\n", generation.number, worker.pid))
+        })
+        .collect()
+}
+
+fn cannot(path: &Path, cause: &str) -> Failure {
+    Failure::failed(format!(
+        "cannot write the status file {}: {cause}",
+        path.display()
+    ))
+}
+
+/// Whether a stale status file is there.
+fn refuse_foreign(path: &Path, is_ours: impl Fn(&str) -> bool) -> Result<bool, Failure> {
+    let there = match path.symlink_metadata() {
+        Ok(there) => there,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(false),
+        Err(error) => return Err(cannot(path, &failure::cause(&error))),
+    };
+    if !there.is_file() {
+        return Err(cannot(path, "it is not a regular file"));
+    }
+    let text = File::open(path).and_then(|file| {
+        let mut text = String::new();
+        file.take(LARGEST_STALE)
+            .read_to_string(&mut text)
+            .map(|_| text)
+    });
+    match text {
+        Ok(text) if is_ours(&text) => Ok(true),
+        Ok(_) => Err(cannot(
+            path,
+            "it holds something else than a status; it is left as it is",
+        )),
+        Err(error) if error.kind() == io::ErrorKind::InvalidData => Err(cannot(
+            path,
+            "it holds something else than a status; it is left as it is",
+        )),
+        Err(error) => Err(cannot(path, &failure::cause(&error))),
+    }
+}
+
+fn is_status_lines(text: &str) -> bool {
+    let number = |part: &str| !part.is_empty() && part.bytes().all(|byte| byte.is_ascii_digit());
+    text.lines().all(|line| {
+        line.split_once(':')
+            .is_some_and(|(generation, pid)| number(generation) && number(pid))
+    })
+}
+
+fn is_status_json(text: &str) -> bool {
+    text.is_empty()
+        || serde_json::from_str::<serde_json::Value>(text).is_ok_and(|value| {
+            value.get("supervisor").is_some() && value.get("generations").is_some()
+        })
+}
+
+impl Replaced {
+    fn new(path: PathBuf) -> Replaced {
+        Replaced {
+            path,
+            written: None,
+            text: String::new(),
+            failing: false,
+        }
+    }
+
+    /// Writes a text that differs from the last one; says when that begins to fail and when it works again.
+    fn save(&mut self, text: String) -> bool {
+        if text == self.text && self.written.is_some() {
+            return true;
+        }
+        match self.write(text) {
+            Ok(()) => {
+                if std::mem::take(&mut self.failing) {
+                    log::say(Notice::SavedAgain {
+                        path: self.path.clone(),
+                    });
+                }
+                true
+            }
+            Err(error) => {
+                if !std::mem::replace(&mut self.failing, true) {
+                    let cause = failure::cause(&error);
+                    log::say(Notice::CannotSave {
+                        path: self.path.clone(),
+                        cause,
+                    });
+                }
+                false
+            }
+        }
+    }
+
+    fn write(&mut self, text: String) -> io::Result<()> {
+        let (temporary, mut file) = create_beside(&self.path)?;
+        // Workers read it, whatever the umask is.
+        let written = file
+            .set_permissions(Permissions::from_mode(0o644))
+            .and_then(|()| file.write_all(text.as_bytes()))
+            .and_then(|()| std::fs::rename(&temporary, &self.path));
+        if let Err(error) = written {
+            // The first error is the one to tell.
+            drop(std::fs::remove_file(&temporary));
+            return Err(error);
+        }
+        (self.text, self.written) = (text, Some(file));
+        Ok(())
+    }
+
+    fn remove(&self) {
+        let Some(written) = &self.written else { return };
+        if let (Ok(ours), Ok(there)) = (written.metadata(), self.path.symlink_metadata())
+            && (ours.dev(), ours.ino()) == (there.dev(), there.ino())
+        {
+            // The next start replaces a stale file.
+            drop(std::fs::remove_file(&self.path));
+        }
+    }
+}
+
+/// A new file in the same directory: never one that is there already, never through a link.
+fn create_beside(path: &Path) -> io::Result<(PathBuf, File)> {
+    let pid = std::process::id();
+    for attempt in 0..100 {
+        let mut name = OsString::from(path);
+        name.push(format!(".{pid}.{attempt}"));
+        let temporary = PathBuf::from(name);
+        match OpenOptions::new()
+            .write(true)
+            .create_new(true)
+            .mode(0o644)
+            .open(&temporary)
+        {
+            Ok(file) => return Ok((temporary, file)),
+            Err(error) if error.raw_os_error() == Some(Errno::EEXIST as i32) => {}
+            Err(error) => return Err(error),
+        }
+    }
+    Err(Errno::EEXIST.into())
+}
+
+/// Instants as seconds since 1970.
+struct Clock {
+    instant: Instant,
+    since_1970: Duration,
+}
+
+impl Clock {
+    fn new(instant: Instant) -> Clock {
+        let passed = instant.elapsed();
+        let now = SystemTime::now()
+            .duration_since(UNIX_EPOCH)
+            .unwrap_or_default();
+        Clock {
+            instant,
+            since_1970: now.saturating_sub(passed),
+        }
+    }
+
+    /// Rounded to milliseconds.
+    fn seconds(&self, instant: Instant) -> f64 {
+        let at = self
+            .since_1970
+            .saturating_sub(self.instant.saturating_duration_since(instant));
+        (at.as_secs_f64() * 1000.0).round() / 1000.0
+    }
+}
+
+impl Fixed {
+    fn new(options: &Options, listeners: &[Listener]) -> Fixed {
+        let text = |path: &PathBuf| path.display().to_string();
+        let now = Instant::now();
+        Fixed {
+            supervisor: SupervisorView {
+                pid: std::process::id(),
+                version: env!("CARGO_PKG_VERSION"),
+                started_at: Clock::new(now).seconds(now),
+            },
+            options: OptionsView {
+                program: options.program.to_string_lossy().into_owned(),
+                arguments: options
+                    .arguments
+                    .iter()
+                    .map(|one| one.to_string_lossy().into_owned())
+                    .collect(),
+                dir: options.directory.as_ref().map(text),
+                interval: options.interval.as_secs_f64(),
+                signal_on_hup: options.signal_on_hup.as_str(),
+                signal_on_term: options.signal_on_term.as_str(),
+                kill_old_delay: options.kill_old_delay.as_secs_f64(),
+                stop_timeout: options.stop_timeout.map(|one| one.as_secs_f64()),
+                start_limit: options.start_limit.map(Into::into),
+                pid_file: options.pid_file.as_ref().map(text),
+                status_file: options.status_file.as_ref().map(text),
+                user: options.user.clone(),
+                group: options.group.clone(),
+            },
+            listeners: listeners
+                .iter()
+                .map(|one| ListenerView {
+                    name: one.name.to_string_lossy().into_owned(),
+                    kind: one.kind,
+                    fd: one.number,
+                })
+                .collect(),
+        }
+    }
+}
+
+fn generation_view(generation: &Generation, clock: &Clock) -> GenerationView {
+    GenerationView {
+        number: generation.number,
+        state: match generation.state {
+            State::Starting { .. } => "starting",
+            State::Current => "current",
+            State::Retiring { .. } => "retiring",
+            State::Old => "old",
+        },
+        workers: generation
+            .workers
+            .iter()
+            .map(|worker| WorkerView {
+                pid: worker.pid.as_raw(),
+                started_at: clock.seconds(worker.spawned_at),
+            })
+            .collect(),
+    }
+}
+
+fn departed_view(departed: &Departed, clock: &Clock) -> DepartedView {
+    DepartedView {
+        generation: departed.generation,
+        pid: departed.pid.as_raw(),
+        at: clock.seconds(departed.at),
+        status: status_view(departed.status),
+    }
+}
+
+fn counters_view(
+    Counters {
+        restarts,
+        failed_starts,
+        crashes,
+    }: Counters,
+) -> CountersView {
+    CountersView {
+        restarts,
+        failed_starts,
+        crashes,
+    }
+}
+
+fn verdict_view(decision: &Decision, clock: &Clock) -> VerdictView {
+    let (result, status) = match decision.verdict {
+        Verdict::Committed => ("committed", None),
+        Verdict::Failed { status } => ("failed", status.map(status_view)),
+    };
+    VerdictView {
+        generation: decision.generation,
+        result,
+        at: clock.seconds(decision.at),
+        status,
+    }
+}
+
+fn status_view(status: i32) -> StatusView {
+    StatusView {
+        status,
+        exit_code: libc::WIFEXITED(status).then(|| libc::WEXITSTATUS(status)),
+        signal: libc::WIFSIGNALED(status).then(|| libc::WTERMSIG(status)),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_a_status_may_be_replaced() {
+        for ours in ["", "1:23\n", "9:100\n10:101\n", "1:23"] {
+            assert!(is_status_lines(ours), "{ours:?}");
+        }
+        for foreign in ["\n", "hello\n", "1:23\nhello\n", "1:\n", ":1\n", "a:1\n"] {
+            assert!(!is_status_lines(foreign), "{foreign:?}");
+        }
+        assert!(is_status_json(
+            r#"{"supervisor":{"pid":1},"generations":[]}"#
+        ));
+        assert!(!is_status_json(r#"{"name":"package"}"#));
+        assert!(!is_status_json("[1]"));
+    }
+
+    #[test]
+    fn a_wait_status_is_shown_in_its_parts() {
+        let exited = status_view(256);
+        assert_eq!((exited.exit_code, exited.signal), (Some(1), None));
+        let killed = status_view(9);
+        assert_eq!((killed.exit_code, killed.signal), (None, Some(9)));
+    }
+}

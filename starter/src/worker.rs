@@ -1,0 +1,284 @@
+//! One worker: a child process becomes the server program, with exactly what it is meant to have.
+//!
+//! What it is not: a place for decisions. Whether a worker has started well is for `generations` to say.
+
+use std::convert::Infallible;
+use std::ffi::OsString;
+use std::io;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
+use std::os::unix::process::CommandExt;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use common::descriptors::keep_from_exec;
+use nix::errno::Errno;
+use nix::fcntl::{FcntlArg, OFlag, fcntl};
+use nix::sys::resource::{Resource, setrlimit};
+use nix::sys::signal::{SigSet, SigmaskHow, sigprocmask};
+use nix::unistd::{AccessFlags, ForkResult, Pid, access, chdir, fork, pipe2, read, write};
+
+use crate::notice::ExecFailure;
+use crate::open_files::OpenFiles;
+use crate::signals::ignore_pipe;
+
+/// Everything about a worker that is the same in every generation.
+#[derive(Debug)]
+pub struct Blueprint {
+    pub program: OsString,
+    pub arguments: Vec<OsString>,
+    /// Where the worker runs; PATH is looked up from there.
+    pub directory: Option<PathBuf>,
+    /// Sockets, and the number that each has in the worker. Every socket's own number is above all of these.
+    pub sockets: Vec<(OwnedFd, RawFd)>,
+    /// `SERVER_STARTER_PORT`.
+    pub ports: OsString,
+    /// The launcher's limit, which may have been raised since.
+    pub open_files: OpenFiles,
+}
+
+/// The pipe on which a child says why it could not execute the program. It closes by itself when it could.
+#[derive(Debug)]
+pub struct Report(OwnedFd);
+
+/// The step at which a child failed, as it is sent over the pipe.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[repr(u8)]
+enum Step {
+    Descriptors = 1,
+    Limits,
+    Signals,
+    Directory,
+    Execute,
+}
+
+impl Blueprint {
+    /// Starts a process that becomes a worker of `generation`.
+    ///
+    /// # Errors
+    /// When there is no process. Whatever fails later comes by the [`Report`].
+    pub fn spawn(&self, generation: u32) -> Result<(Pid, Report), ExecFailure> {
+        let cannot = |errno| ExecFailure {
+            action: "start a new worker".into(),
+            errno,
+            hint: None,
+        };
+        let (ours, theirs) = pipe2(OFlag::O_CLOEXEC | OFlag::O_NONBLOCK).map_err(cannot)?;
+        let theirs = self.out_of_the_way(&theirs).map_err(cannot)?;
+        match fork_single_threaded().map_err(cannot)? {
+            ForkResult::Parent { child } => Ok((child, Report(ours))),
+            ForkResult::Child => self.run(generation, &theirs),
+        }
+    }
+
+    /// A copy with a number above all that the worker's sockets will take.
+    fn out_of_the_way(&self, descriptor: &OwnedFd) -> nix::Result<OwnedFd> {
+        let highest = self
+            .sockets
+            .iter()
+            .map(|(_, number)| *number)
+            .max()
+            .unwrap_or(2);
+        duplicate_above(descriptor.as_fd(), highest)
+    }
+
+    /// The child's side; it never comes back into the supervisor's code.
+    fn run(&self, generation: u32, report: &OwnedFd) -> ! {
+        let Err((step, errno)) = self.execute(generation);
+        let mut message = vec![step as u8];
+        message.extend((errno as i32).to_ne_bytes());
+        // Without the report the exit status still says that it failed.
+        let _ = write(report, &message);
+        exit_child()
+    }
+
+    fn execute(&self, generation: u32) -> Result<Infallible, (Step, Errno)> {
+        let at = |step| move |errno| (step, errno);
+        keep_from_exec().map_err(at(Step::Descriptors))?;
+        for (socket, number) in &self.sockets {
+            place(socket.as_fd(), *number).map_err(at(Step::Descriptors))?;
+        }
+        // After the sockets are placed: their numbers may need the raised limit.
+        let OpenFiles { soft, hard } = self.open_files;
+        setrlimit(Resource::RLIMIT_NOFILE, soft, hard).map_err(at(Step::Limits))?;
+        // All dispositions are default already, so that a TERM that came since the fork ends this process here
+        // instead of being swallowed by the supervisor's.
+        sigprocmask(SigmaskHow::SIG_SETMASK, Some(&SigSet::empty()), None)
+            .map_err(at(Step::Signals))?;
+        if let Some(directory) = &self.directory {
+            chdir(directory.as_path()).map_err(at(Step::Directory))?;
+        }
+        let mut command = Command::new(&self.program);
+        command
+            .args(&self.arguments)
+            .env("SERVER_STARTER_PORT", &self.ports)
+            .env("SERVER_STARTER_GENERATION", generation.to_string());
+        keep_pipe_ignored(&mut command);
+        let error = command.exec();
+        Err((Step::Execute, errno_of(&error)))
+    }
+
+    /// What the user needs to know about a step that failed.
+    fn explain(&self, step: Step, errno: Errno) -> ExecFailure {
+        let program = Path::new(&self.program).display();
+        match step {
+            Step::Directory => ExecFailure {
+                action: format!(
+                    "change to --dir={}",
+                    self.directory.as_deref().unwrap_or(Path::new("")).display()
+                ),
+                errno,
+                hint: None,
+            },
+            Step::Execute => ExecFailure {
+                action: format!("execute {program}"),
+                errno,
+                hint: self.explain_execute(errno),
+            },
+            Step::Descriptors => ExecFailure {
+                action: format!("pass the sockets to {program}"),
+                errno,
+                hint: None,
+            },
+            Step::Limits => ExecFailure {
+                action: format!("restore the resource limits for {program}"),
+                errno,
+                hint: None,
+            },
+            Step::Signals => ExecFailure {
+                action: format!("reset the signals for {program}"),
+                errno,
+                hint: None,
+            },
+        }
+    }
+
+    fn explain_execute(&self, errno: Errno) -> Option<String> {
+        let program = Path::new(&self.program);
+        if !self.program.as_encoded_bytes().contains(&b'/') {
+            let path = std::env::var_os("PATH").unwrap_or_default();
+            return Some(format!("PATH is {}", Path::new(&path).display()));
+        }
+        let file = match &self.directory {
+            Some(directory) => directory.join(program),
+            None => program.to_owned(),
+        };
+        match errno {
+            Errno::EACCES => explain_denied(&file),
+            Errno::ENOENT if file.exists() => {
+                Some("the interpreter in its first line does not exist".into())
+            }
+            _ => None,
+        }
+    }
+}
+
+/// Which part of the path keeps this user from executing the file.
+fn explain_denied(file: &Path) -> Option<String> {
+    let mut parents: Vec<&Path> = file
+        .ancestors()
+        .skip(1)
+        .filter(|one| *one != Path::new(""))
+        .collect();
+    parents.reverse();
+    match parents
+        .into_iter()
+        .find(|directory| access(*directory, AccessFlags::X_OK).is_err())
+    {
+        Some(closed) => Some(format!(
+            "the directory {} is closed to this user",
+            closed.display()
+        )),
+        None if file.is_dir() => Some("it is a directory".into()),
+        None if access(file, AccessFlags::X_OK).is_err() => {
+            Some("it is not executable for this user: see chmod(1)".into())
+        }
+        None => None,
+    }
+}
+
+impl Report {
+    /// What the child has said: `None` while it has neither executed the program nor failed to.
+    pub fn read(&self, blueprint: &Blueprint) -> Option<Result<(), ExecFailure>> {
+        let mut message = [0; 5];
+        match read(&self.0, &mut message) {
+            Err(Errno::EAGAIN | Errno::EINTR) => None,
+            Ok(5) => {
+                let [step, errno @ ..] = message;
+                let errno = Errno::from_raw(i32::from_ne_bytes(errno));
+                let steps = [
+                    Step::Descriptors,
+                    Step::Limits,
+                    Step::Signals,
+                    Step::Directory,
+                ];
+                let step = steps
+                    .into_iter()
+                    .find(|one| *one as u8 == step)
+                    .unwrap_or(Step::Execute);
+                Some(Err(blueprint.explain(step, errno)))
+            }
+            // The end: closed by the exec, or by a death before it, which the exit tells.
+            Ok(_) | Err(_) => Some(Ok(())),
+        }
+    }
+}
+
+impl AsFd for Report {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.0.as_fd()
+    }
+}
+
+/// A close-on-exec copy of a descriptor with a number above `number`.
+pub fn duplicate_above(descriptor: BorrowedFd<'_>, number: RawFd) -> nix::Result<OwnedFd> {
+    let copy = fcntl(descriptor, FcntlArg::F_DUPFD_CLOEXEC(number + 1))?;
+    Ok(owned(copy))
+}
+
+fn errno_of(error: &io::Error) -> Errno {
+    // Without an errno it is an argument with a NUL in it.
+    error.raw_os_error().map_or(Errno::EINVAL, Errno::from_raw)
+}
+
+#[expect(unsafe_code, reason = "fcntl(2) gives a new descriptor as a number")]
+fn owned(descriptor: RawFd) -> OwnedFd {
+    use std::os::fd::FromRawFd;
+    // SAFETY: F_DUPFD_CLOEXEC has just made this descriptor, and nothing else has seen its number.
+    unsafe { OwnedFd::from_raw_fd(descriptor) }
+}
+
+#[expect(unsafe_code, reason = "a worker needs its own process")]
+fn fork_single_threaded() -> nix::Result<ForkResult> {
+    // SAFETY: the supervisor has one thread only, so the child finds no lock that a vanished thread holds.
+    unsafe { fork() }
+}
+
+#[expect(
+    unsafe_code,
+    reason = "the worker's numbers have no owner in this process"
+)]
+fn place(socket: BorrowedFd<'_>, number: RawFd) -> nix::Result<()> {
+    // SAFETY: this runs in the child alone, which uses nothing but descriptors above all placed numbers until it
+    // executes the program or exits; what had this number before is given up on purpose.
+    Errno::result(unsafe { libc::dup2(socket.as_raw_fd(), number) }).map(drop)
+}
+
+/// The standard library sets SIGPIPE to its default before an exec. Unlike that, and as in Server::Starter, it stays
+/// ignored: a server that relies on it must not start to die.
+#[expect(
+    unsafe_code,
+    reason = "only a hook comes after the standard library's own change"
+)]
+fn keep_pipe_ignored(command: &mut Command) {
+    // SAFETY: the hook makes one system call and touches no memory.
+    unsafe { command.pre_exec(|| Ok(ignore_pipe()?)) };
+}
+
+#[expect(
+    unsafe_code,
+    reason = "a forked child must not run the parent's exit handlers"
+)]
+fn exit_child() -> ! {
+    // SAFETY: _exit(2) only ends the process.
+    unsafe { libc::_exit(255) }
+}

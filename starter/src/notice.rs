@@ -102,6 +102,9 @@ pub enum Notice {
     SavedAgain {
         path: PathBuf,
     },
+    TakenOver {
+        path: PathBuf,
+    },
     BinderDied,
     BoundingSetKept,
 }
@@ -208,6 +211,13 @@ impl fmt::Display for Notice {
                 )
             }
             Notice::SavedAgain { path } => write!(f, "{} is written again", path.display()),
+            Notice::TakenOver { path } => {
+                write!(
+                    f,
+                    "start_server: {} was replaced by another process and is left to it",
+                    path.display()
+                )
+            }
             Notice::BinderDied => f.write_str(
                 "start_server: the binder died; its socket files will not be removed at the end",
             ),

@@ -46,6 +46,14 @@ struct Replaced {
     failing: bool,
 }
 
+/// What is at the path of a status file.
+#[derive(Debug, PartialEq, Eq)]
+enum Place {
+    Free,
+    Ours,
+    Foreign,
+}
+
 /// What does not change while the superdaemon runs.
 #[derive(Debug, Serialize)]
 struct Fixed {
@@ -318,9 +326,18 @@ impl Replaced {
         }
     }
 
-    /// Writes a text that differs from the last one; says when that begins to fail and when it works again.
+    /// Writes a text that differs from the last one; says when that begins to fail and when it works again. A file
+    /// that another instance has put in the place of ours is left to it.
     fn save(&mut self, text: String) -> bool {
         if text == self.text && self.written.is_some() {
+            return true;
+        }
+        if self.place() == Place::Foreign {
+            if !std::mem::replace(&mut self.failing, true) {
+                log::say(Notice::TakenOver {
+                    path: self.path.clone(),
+                });
+            }
             return true;
         }
         match self.write(text) {
@@ -362,12 +379,23 @@ impl Replaced {
     }
 
     fn remove(&self) {
-        let Some(written) = &self.written else { return };
-        if let (Ok(ours), Ok(there)) = (written.metadata(), self.path.symlink_metadata())
-            && (ours.dev(), ours.ino()) == (there.dev(), there.ino())
-        {
+        if self.place() == Place::Ours {
             // The next start replaces a stale file.
             drop(std::fs::remove_file(&self.path));
+        }
+    }
+
+    /// Whose file is at the path. Before the first write nothing is foreign: `refuse_foreign` has looked.
+    fn place(&self) -> Place {
+        let ours = self.written.as_ref().map(File::metadata);
+        match (ours, self.path.symlink_metadata()) {
+            (Some(Ok(ours)), Ok(there))
+                if (ours.dev(), ours.ino()) == (there.dev(), there.ino()) =>
+            {
+                Place::Ours
+            }
+            (Some(_), Ok(_)) => Place::Foreign,
+            (_, Err(_)) | (None, _) => Place::Free,
         }
     }
 }

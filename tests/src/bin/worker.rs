@@ -1,0 +1,507 @@
+//! The fixture worker: serves every listener that it gets, and reports on itself to whoever asks.
+//!
+//! It judges what start_server handed over, so it finds its listeners by itself, and it has no `main` of Rust: the
+//! runtime of Rust ignores SIGPIPE and opens missing standard descriptors before `main`, and would hide both.
+//! Everything that a report tells was read before anything else was opened or changed.
+//!
+//! Arguments, in any combination, done in the order of this list; others are reported and otherwise ignored:
+//!
+//! * `--journal=FILE` append `GENERATION PID started`, later `.. serves`, `.. SIGNAL` for each caught signal, and
+//!   `.. drains` when it has stopped to accept
+//! * `--report=FILE` append the report as one line: for workers that nobody can connect to
+//! * `--exit=CODE` end at once
+//! * `--exit-if-exists=FILE` end with status 1 when there is such a file
+//! * `--hold=FIFO` go on only when somebody has opened the FIFO for writing and closed it again
+//! * `--ignore=TERM,HUP` ignore these signals
+//! * `--catch=USR1,WINCH` write these signals to the journal and go on
+//! * `--graceful` at TERM, stop to accept, answer every accepted connection, and end with status 0. Without this TERM
+//!   has its default action
+//! * `--notify` send READY=1 to NOTIFY_SOCKET
+//!
+//! Requests, one line on a connection, or a datagram; the answer is one line, and the connection is closed:
+//!
+//! * `report`, or nothing: the report
+//! * `ping`: the pid
+//! * `hold`: answers `holding`, waits for one more line, then reports (not for datagrams)
+//! * `exit CODE`: ends at once, without an answer
+//! * `stdout TEXT`, `stderr TEXT`: writes the line there
+
+#![no_main]
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    reason = "tests fail by panicking"
+)]
+
+use std::collections::BTreeMap;
+use std::fs::{self, File, OpenOptions};
+use std::io::{BufRead, BufReader, Write};
+use std::os::fd::{BorrowedFd, FromRawFd, OwnedFd, RawFd};
+use std::os::linux::net::SocketAddrExt;
+use std::os::unix::net::{SocketAddr, UnixDatagram};
+use std::os::unix::thread::JoinHandleExt;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::thread::{self, JoinHandle};
+use std::time::Duration;
+use std::{env, ffi, mem, process};
+
+use e2e::journal::{Entry, Happened};
+use e2e::proc::Status;
+use e2e::report::{Listener, Report, Socket};
+use nix::errno::Errno;
+use nix::fcntl::{FcntlArg, FdFlag, OFlag, fcntl};
+use nix::sys::resource::{Resource, getrlimit};
+use nix::sys::signal::{SaFlags, SigAction, SigHandler, SigSet, Signal, sigaction};
+use nix::sys::socket::{
+    AddressFamily, MsgFlags, SockFlag, SockType, SockaddrLike, SockaddrStorage, accept4,
+    getsockname, getsockopt, recvfrom, sendto, sockopt,
+};
+use nix::unistd::getpgrp;
+
+/// Wakes a thread out of accept(2).
+const INTERRUPT: Signal = Signal::SIGURG;
+
+/// Set when no thread shall accept any more.
+static STOPPING: AtomicBool = AtomicBool::new(false);
+
+/// How many connections are accepted and not yet answered.
+static OPEN: AtomicUsize = AtomicUsize::new(0);
+
+#[expect(
+    unsafe_code,
+    reason = "the C runtime looks for a function of this name"
+)]
+#[unsafe(no_mangle)]
+extern "C" fn main(_argc: ffi::c_int, _argv: *const *const ffi::c_char) -> ffi::c_int {
+    // Leaked, since its threads use it until the process ends.
+    let worker: &'static Worker = Box::leak(Box::new(Worker::look()));
+    worker.run()
+}
+
+/// The worker as it was executed, and what it shall do.
+struct Worker {
+    as_executed: Report,
+    options: Options,
+}
+
+#[derive(Default)]
+struct Options {
+    journal: Option<String>,
+    report: Option<String>,
+    exit: Option<i32>,
+    exit_if_exists: Option<String>,
+    hold: Option<String>,
+    ignore: Vec<Signal>,
+    catch: Vec<Signal>,
+    graceful: bool,
+    notify: bool,
+}
+
+impl Options {
+    fn parse(args: &[String]) -> Options {
+        let mut options = Options::default();
+        for arg in args {
+            let (name, value) = arg.split_once('=').unwrap_or((arg, ""));
+            match name {
+                "--journal" => options.journal = Some(value.to_owned()),
+                "--report" => options.report = Some(value.to_owned()),
+                "--exit" => options.exit = Some(value.parse().expect("--exit=CODE")),
+                "--exit-if-exists" => options.exit_if_exists = Some(value.to_owned()),
+                "--hold" => options.hold = Some(value.to_owned()),
+                "--ignore" => options.ignore = signals(value),
+                "--catch" => options.catch = signals(value),
+                "--graceful" => options.graceful = true,
+                "--notify" => options.notify = true,
+                _ => {}
+            }
+        }
+        options
+    }
+}
+
+fn signals(list: &str) -> Vec<Signal> {
+    list.split(',')
+        .map(|name| format!("SIG{name}").parse().expect("the name of a signal"))
+        .collect()
+}
+
+impl Worker {
+    /// Reads everything, changes nothing.
+    fn look() -> Worker {
+        let descriptors = open_descriptors();
+        let status = Status::parse(
+            &fs::read_to_string("/proc/self/status").expect("cannot read /proc/self/status"),
+        );
+        let environment: BTreeMap<String, String> = env::vars_os()
+            .map(|(name, value)| {
+                (
+                    name.to_string_lossy().into_owned(),
+                    value.to_string_lossy().into_owned(),
+                )
+            })
+            .collect();
+        let args: Vec<String> = env::args_os()
+            .skip(1)
+            .map(|arg| arg.to_string_lossy().into_owned())
+            .collect();
+        let options = Options::parse(&args);
+        let as_executed = Report {
+            generation: environment
+                .get("SERVER_STARTER_GENERATION")
+                .and_then(|text| text.parse().ok()),
+            pid: process::id().cast_signed(),
+            ppid: status.ppid,
+            process_group: getpgrp().as_raw(),
+            args,
+            cwd: env::current_dir()
+                .map(|path| path.to_string_lossy().into_owned())
+                .unwrap_or_default(),
+            listeners: environment
+                .get("SERVER_STARTER_PORT")
+                .map(|text| listeners(text))
+                .unwrap_or_default(),
+            environment,
+            status,
+            nofile: getrlimit(Resource::RLIMIT_NOFILE).expect("cannot read the limit"),
+            descriptors,
+        };
+        Worker {
+            as_executed,
+            options,
+        }
+    }
+
+    fn run(&'static self) -> ffi::c_int {
+        let options = &self.options;
+        self.note(Happened::Started);
+        if let Some(file) = &options.report {
+            append(file, &self.report());
+        }
+        if let Some(code) = options.exit {
+            return code;
+        }
+        if options
+            .exit_if_exists
+            .as_ref()
+            .is_some_and(|file| fs::exists(file).expect("cannot look for the file"))
+        {
+            return 1;
+        }
+        if let Some(fifo) = &options.hold {
+            fs::read(fifo).expect("cannot read the FIFO");
+        }
+        // Before the first thread, so that all of them inherit the mask and the signals wait for `wait` below.
+        let mut caught: SigSet = options.catch.iter().copied().collect();
+        if options.graceful {
+            caught.add(Signal::SIGTERM);
+            act_on(INTERRUPT, SigHandler::Handler(do_nothing));
+        }
+        caught.thread_block().expect("cannot block signals");
+        for &signal in &options.ignore {
+            act_on(signal, SigHandler::SigIgn);
+        }
+
+        let mut accepting: Vec<_> = self
+            .as_executed
+            .listeners
+            .iter()
+            .filter_map(|it| self.serve(it))
+            .collect();
+        if options.notify {
+            notify_ready();
+        }
+        self.note(Happened::Served);
+        loop {
+            let signal = caught.wait().expect("cannot wait for signals");
+            self.note(Happened::Caught(signal.as_str().to_owned()));
+            if signal == Signal::SIGTERM
+                && options.graceful
+                && !STOPPING.swap(true, Ordering::SeqCst)
+            {
+                let accepting = mem::take(&mut accepting);
+                // Beside this loop, which has further signals to write down.
+                spawn(move || self.drain(&accepting));
+            }
+        }
+    }
+
+    /// Ends the process when every accepted connection is answered.
+    fn drain(&self, accepting: &[JoinHandle<()>]) -> ! {
+        for thread in accepting {
+            // Again and again: the signal is lost on a thread that is just about to enter accept.
+            while !thread.is_finished() {
+                interrupt(thread);
+                thread::sleep(Duration::from_millis(1));
+            }
+        }
+        self.note(Happened::Drains);
+        while OPEN.load(Ordering::SeqCst) > 0 {
+            thread::sleep(Duration::from_millis(1));
+        }
+        process::exit(0);
+    }
+
+    fn note(&self, happened: Happened) {
+        if let Some(file) = &self.options.journal {
+            let Report {
+                generation, pid, ..
+            } = self.as_executed;
+            append(
+                file,
+                &Entry {
+                    generation: generation.unwrap_or(0),
+                    pid,
+                    happened,
+                }
+                .to_string(),
+            );
+        }
+    }
+
+    fn report(&self) -> String {
+        serde_json::to_string(&self.as_executed).expect("a report is plain data")
+    }
+
+    /// One thread for each listener, which blocks in accept: several workers share the listener, so a poll before
+    /// it would not tell who gets the connection, and O_NONBLOCK would be set for all of them.
+    fn serve(&'static self, listener: &Listener) -> Option<JoinHandle<()>> {
+        let fd = listener.fd;
+        match listener.socket.as_ref().ok()?.kind.as_str() {
+            "datagram" => {
+                // Not among those that are drained: a datagram is answered at once or lies in the socket still.
+                drop(spawn(move || self.answer_datagrams(fd)));
+                None
+            }
+            _ => Some(spawn(move || self.accept_connections(fd))),
+        }
+    }
+
+    fn accept_connections(&'static self, listener: RawFd) {
+        while !STOPPING.load(Ordering::SeqCst) {
+            match accept4(listener, SockFlag::SOCK_CLOEXEC) {
+                Ok(connection) => {
+                    OPEN.fetch_add(1, Ordering::SeqCst);
+                    self.answer(File::from(own(connection)));
+                }
+                Err(Errno::EINTR | Errno::ECONNABORTED) => {}
+                Err(errno) => panic!("accept on descriptor {listener}: {errno}"),
+            }
+        }
+    }
+
+    fn answer(&'static self, connection: File) {
+        let mut reader = BufReader::new(connection);
+        let mut request = String::new();
+        // A client that goes away is its own affair, here and below.
+        drop(reader.read_line(&mut request));
+        if request.trim_end() == "hold" {
+            // Others must not wait for this one.
+            drop(spawn(move || {
+                drop(reader.get_mut().write_all(b"holding\n"));
+                drop(reader.read_line(&mut String::new()));
+                self.close(reader, "report");
+            }));
+        } else {
+            self.close(reader, request.trim_end());
+        }
+    }
+
+    fn close(&self, mut reader: BufReader<File>, request: &str) {
+        let answer = self.perform(request);
+        drop(reader.get_mut().write_all(format!("{answer}\n").as_bytes()));
+        drop(reader);
+        OPEN.fetch_sub(1, Ordering::SeqCst);
+    }
+
+    fn answer_datagrams(&self, socket: RawFd) {
+        let mut buffer = [0; 4096];
+        loop {
+            match recvfrom::<SockaddrStorage>(socket, &mut buffer) {
+                Ok((length, Some(client))) => {
+                    let answer =
+                        self.perform(String::from_utf8_lossy(&buffer[..length]).trim_end());
+                    // A client that goes away is its own affair.
+                    let _ = sendto(socket, answer.as_bytes(), &client, MsgFlags::empty());
+                }
+                Ok((_, None)) | Err(Errno::EINTR) => {}
+                Err(errno) => panic!("recvfrom on descriptor {socket}: {errno}"),
+            }
+        }
+    }
+
+    fn perform(&self, request: &str) -> String {
+        let (word, rest) = request.split_once(' ').unwrap_or((request, ""));
+        match word {
+            "" | "report" => return self.report(),
+            "exit" => process::exit(rest.parse().expect("exit CODE")),
+            "stdout" => write_line(1, rest),
+            "stderr" => write_line(2, rest),
+            "ping" => {}
+            _ => return format!("no such request: {request}"),
+        }
+        process::id().to_string()
+    }
+}
+
+fn spawn(run: impl FnOnce() + Send + 'static) -> JoinHandle<()> {
+    thread::Builder::new()
+        .stack_size(128 * 1024)
+        .spawn(run)
+        .expect("cannot start a thread")
+}
+
+fn notify_ready() {
+    let name = env::var("NOTIFY_SOCKET").expect("--notify needs NOTIFY_SOCKET");
+    let address = match name.strip_prefix('@') {
+        Some(name) => SocketAddr::from_abstract_name(name),
+        None => SocketAddr::from_pathname(&name),
+    };
+    let socket = UnixDatagram::unbound().expect("cannot make a socket");
+    socket
+        .send_to_addr(b"READY=1", &address.expect("an address"))
+        .expect("cannot send to NOTIFY_SOCKET");
+}
+
+/// Whole lines, so that those of several workers do not mix.
+fn append(file: &str, line: &str) {
+    let mut file = OpenOptions::new()
+        .create(true)
+        .append(true)
+        .open(file)
+        .unwrap_or_else(|e| panic!("cannot open {file}: {e}"));
+    file.write_all(format!("{line}\n").as_bytes())
+        .expect("cannot append a line");
+}
+
+fn open_descriptors() -> BTreeMap<i32, String> {
+    let own = format!("/proc/{}/fd", process::id());
+    fs::read_dir("/proc/self/fd")
+        .expect("cannot read /proc/self/fd")
+        .flatten()
+        .filter_map(|entry| {
+            let target = fs::read_link(entry.path())
+                .ok()?
+                .to_string_lossy()
+                .into_owned();
+            let number = entry.file_name().to_str()?.parse().ok()?;
+            (target != own).then_some((number, target))
+        })
+        .collect()
+}
+
+/// The entries of SERVER_STARTER_PORT: `NAME=FD`, separated by `;`. A name may hold a `=`.
+fn listeners(text: &str) -> Vec<Listener> {
+    let entries = text.split(';').filter(|entry| !entry.is_empty());
+    entries
+        .map(|entry| {
+            let (name, fd) = entry
+                .rsplit_once('=')
+                .unwrap_or_else(|| panic!("not NAME=FD: {entry}"));
+            let fd = fd
+                .parse()
+                .unwrap_or_else(|_| panic!("not NAME=FD: {entry}"));
+            Listener {
+                name: name.to_owned(),
+                fd,
+                socket: describe(fd).map_err(|errno| errno.to_string()),
+            }
+        })
+        .collect()
+}
+
+fn describe(fd: RawFd) -> Result<Socket, Errno> {
+    let socket = borrow(fd);
+    let kind = getsockopt(&socket, sockopt::SockType)?;
+    let address: SockaddrStorage = getsockname(fd)?;
+    let family = match address.family() {
+        Some(AddressFamily::Inet) => "inet",
+        Some(AddressFamily::Inet6) => "inet6",
+        Some(AddressFamily::Unix) => "unix",
+        _ => "other",
+    };
+    let listening = getsockopt(&socket, sockopt::AcceptConn)?;
+    Ok(Socket {
+        kind: if kind == SockType::Datagram {
+            "datagram"
+        } else {
+            "stream"
+        }
+        .to_owned(),
+        family: family.to_owned(),
+        address: address.to_string(),
+        listening,
+        nonblocking: fcntl(socket, FcntlArg::F_GETFL)? & OFlag::O_NONBLOCK.bits() != 0,
+        close_on_exec: fcntl(socket, FcntlArg::F_GETFD)? & FdFlag::FD_CLOEXEC.bits() != 0,
+        v6_only: if family == "inet6" {
+            Some(getsockopt(&socket, sockopt::Ipv6V6Only)?)
+        } else {
+            None
+        },
+        backlog: if listening && family != "unix" {
+            Some(backlog(fd)?)
+        } else {
+            None
+        },
+    })
+}
+
+#[expect(unsafe_code, reason = "nix does not know TCP_INFO")]
+fn backlog(fd: RawFd) -> Result<u32, Errno> {
+    // SAFETY: all zeroes is a value of this struct of integers.
+    let mut info: libc::tcp_info = unsafe { mem::zeroed() };
+    let mut length = libc::socklen_t::try_from(size_of_val(&info)).expect("a small struct");
+    // SAFETY: `info` is `length` bytes that the kernel may write, and both outlive the call.
+    let result = unsafe {
+        libc::getsockopt(
+            fd,
+            libc::IPPROTO_TCP,
+            libc::TCP_INFO,
+            (&raw mut info).cast(),
+            &raw mut length,
+        )
+    };
+    Errno::result(result)?;
+    // The kernel reports the limit of a listening socket in this field.
+    Ok(info.tcpi_sacked)
+}
+
+#[expect(unsafe_code, reason = "sigaction(2)")]
+fn act_on(signal: Signal, handler: SigHandler) {
+    // No SA_RESTART: accept is to be interrupted.
+    let action = SigAction::new(handler, SaFlags::empty(), SigSet::empty());
+    // SAFETY: the only handler is `do_nothing`, which does nothing that a signal handler must not do.
+    unsafe { sigaction(signal, &action) }.expect("cannot set the action of a signal");
+}
+
+extern "C" fn do_nothing(_signal: ffi::c_int) {}
+
+#[expect(unsafe_code, reason = "pthread_kill(3)")]
+fn interrupt(thread: &JoinHandle<()>) {
+    // SAFETY: the handle was not joined, so that its thread id is valid even when the thread has ended.
+    let result = unsafe { libc::pthread_kill(thread.as_pthread_t(), INTERRUPT as ffi::c_int) };
+    assert!(
+        result == 0 || result == libc::ESRCH,
+        "cannot interrupt a thread: {}",
+        Errno::from_raw(result)
+    );
+}
+
+fn write_line(fd: RawFd, line: &str) {
+    let line = format!("{line}\n");
+    // Whoever closed the other end does not want it.
+    let _ = nix::unistd::write(borrow(fd), line.as_bytes());
+}
+
+#[expect(unsafe_code, reason = "descriptors come by number")]
+fn borrow(fd: RawFd) -> BorrowedFd<'static> {
+    // SAFETY: nothing in this program closes descriptors that it was executed with. One that start_server named but
+    // did not pass is answered with EBADF, or is a descriptor of ours that is only looked at.
+    unsafe { BorrowedFd::borrow_raw(fd) }
+}
+
+#[expect(unsafe_code, reason = "nix returns accepted connections by number")]
+fn own(fd: RawFd) -> OwnedFd {
+    // SAFETY: accept4 has just made this descriptor, and nobody else knows it.
+    unsafe { OwnedFd::from_raw_fd(fd) }
+}

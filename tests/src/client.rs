@@ -1,0 +1,267 @@
+//! Clients of the fixture worker: one question, or a load of them.
+//!
+//! The protocol is one line to ask and one line as the answer, or a datagram each; the requests are listed in
+//! `src/bin/worker.rs`.
+
+use std::io::{self, BufRead, BufReader, Read, Write};
+use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr, TcpStream, UdpSocket};
+use std::os::unix::net::UnixStream;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::thread::{self, JoinHandle};
+use std::time::{Duration, Instant};
+
+use crate::report::Report;
+use crate::wait;
+
+/// Where a worker is asked.
+#[derive(Debug, Clone)]
+pub enum At {
+    Tcp(SocketAddr),
+    Udp(SocketAddr),
+    Unix(PathBuf),
+}
+
+impl From<u16> for At {
+    /// TCP at 127.0.0.1.
+    fn from(port: u16) -> At {
+        At::Tcp((Ipv4Addr::LOCALHOST, port).into())
+    }
+}
+
+impl From<SocketAddr> for At {
+    fn from(address: SocketAddr) -> At {
+        At::Tcp(address)
+    }
+}
+
+impl From<&Path> for At {
+    fn from(path: &Path) -> At {
+        At::Unix(path.to_owned())
+    }
+}
+
+impl From<&PathBuf> for At {
+    fn from(path: &PathBuf) -> At {
+        At::Unix(path.clone())
+    }
+}
+
+/// UDP at 127.0.0.1.
+#[must_use]
+pub fn udp(port: u16) -> At {
+    At::Udp((Ipv4Addr::LOCALHOST, port).into())
+}
+
+/// TCP at `::1`.
+#[must_use]
+pub fn tcp6(port: u16) -> At {
+    At::Tcp((Ipv6Addr::LOCALHOST, port).into())
+}
+
+/// UDP at `::1`.
+#[must_use]
+pub fn udp6(port: u16) -> At {
+    At::Udp((Ipv6Addr::LOCALHOST, port).into())
+}
+
+/// The report of whichever worker answers. The socket must be bound already, the worker may still be on its way.
+#[track_caller]
+pub fn ask(at: impl Into<At>) -> Report {
+    let at = at.into();
+    try_ask(at.clone()).unwrap_or_else(|e| panic!("cannot get a report at {at:?}: {e}"))
+}
+
+/// The same, where failure is an answer too.
+pub fn try_ask(at: impl Into<At>) -> io::Result<Report> {
+    let answer = request(at, "report")?;
+    serde_json::from_str(&answer)
+        .map_err(|e| io::Error::other(format!("not a report: {e}: {answer:?}")))
+}
+
+/// Sends one request and returns what is answered. An end without an answer is an error.
+pub fn request(at: impl Into<At>, line: &str) -> io::Result<String> {
+    let at = at.into();
+    let answer = match &at {
+        At::Udp(address) => exchange_datagrams(*address, line)?,
+        At::Tcp(_) | At::Unix(_) => {
+            let mut connection = connect(at)?;
+            connection.send(line)?;
+            connection.receive()?
+        }
+    };
+    if answer.is_empty() {
+        Err(io::ErrorKind::UnexpectedEof.into())
+    } else {
+        Ok(answer)
+    }
+}
+
+/// Opens a connection; nothing is sent yet.
+pub fn connect(at: impl Into<At>) -> io::Result<Connection> {
+    let stream: Box<dyn Stream> = match at.into() {
+        At::Tcp(address) => {
+            let stream = TcpStream::connect_timeout(&address, wait::DEADLINE)?;
+            stream.set_read_timeout(Some(wait::DEADLINE))?;
+            Box::new(stream)
+        }
+        At::Unix(path) => {
+            let stream = UnixStream::connect(path)?;
+            stream.set_read_timeout(Some(wait::DEADLINE))?;
+            Box::new(stream)
+        }
+        At::Udp(_) => {
+            return Err(io::Error::new(
+                io::ErrorKind::Unsupported,
+                "UDP has no connections",
+            ));
+        }
+    };
+    Ok(Connection(BufReader::new(stream)))
+}
+
+/// A connection on which a worker waits for `go`: it was accepted, and a worker that ends gracefully must not end yet.
+#[track_caller]
+pub fn hold(at: impl Into<At>) -> Held {
+    let mut connection = connect(at).expect("cannot connect");
+    connection.send("hold").expect("cannot send");
+    assert_eq!(connection.receive().expect("no answer to hold"), "holding");
+    Held(connection)
+}
+
+/// See [`hold`].
+pub struct Held(Connection);
+
+impl Held {
+    /// Lets the worker finish, and returns its report.
+    #[track_caller]
+    pub fn finish(mut self) -> Report {
+        self.0.send("go").expect("cannot send");
+        let answer = self
+            .0
+            .receive()
+            .expect("the connection that the worker held was lost");
+        serde_json::from_str(&answer).unwrap_or_else(|e| panic!("not a report: {e}: {answer:?}"))
+    }
+}
+
+/// A stream connection to a worker.
+pub struct Connection(BufReader<Box<dyn Stream>>);
+
+trait Stream: Read + Write + Send {}
+impl<T: Read + Write + Send> Stream for T {}
+
+impl Connection {
+    pub fn send(&mut self, line: &str) -> io::Result<()> {
+        self.0.get_mut().write_all(format!("{line}\n").as_bytes())
+    }
+
+    /// One line, without its end; empty where the worker closed the connection.
+    pub fn receive(&mut self) -> io::Result<String> {
+        let mut line = String::new();
+        self.0.read_line(&mut line)?;
+        Ok(line.trim_end().to_owned())
+    }
+}
+
+fn exchange_datagrams(address: SocketAddr, line: &str) -> io::Result<String> {
+    let local: SocketAddr = if address.is_ipv4() {
+        (Ipv4Addr::LOCALHOST, 0).into()
+    } else {
+        (Ipv6Addr::LOCALHOST, 0).into()
+    };
+    let socket = UdpSocket::bind(local)?;
+    socket.connect(address)?;
+    socket.set_read_timeout(Some(wait::DEADLINE))?;
+    socket.send(line.as_bytes())?;
+    let mut buffer = vec![0; 65536];
+    let length = socket.recv(&mut buffer)?;
+    Ok(String::from_utf8_lossy(&buffer[..length])
+        .trim_end()
+        .to_owned())
+}
+
+/// Clients in a closed loop: each connects, asks, and begins again, until the load is stopped.
+#[must_use]
+pub struct Load {
+    stopped: Arc<AtomicBool>,
+    successes: Arc<AtomicU64>,
+    clients: Vec<JoinHandle<Outcome>>,
+}
+
+/// What a load saw.
+#[derive(Debug, Default)]
+pub struct Outcome {
+    pub successes: u64,
+    /// The error messages, one for each question without an answer.
+    pub failures: Vec<String>,
+    pub worst_latency: Duration,
+}
+
+impl Load {
+    pub fn start(at: impl Into<At>, clients: usize) -> Load {
+        let at = at.into();
+        let stopped = Arc::new(AtomicBool::new(false));
+        let successes = Arc::new(AtomicU64::new(0));
+        let clients = (0..clients)
+            .map(|_| {
+                let (at, stopped, successes) =
+                    (at.clone(), Arc::clone(&stopped), Arc::clone(&successes));
+                thread::spawn(move || run_client(&at, &stopped, &successes))
+            })
+            .collect();
+        Load {
+            stopped,
+            successes,
+            clients,
+        }
+    }
+
+    /// How many questions were answered so far.
+    #[must_use]
+    pub fn successes(&self) -> u64 {
+        self.successes.load(Ordering::Relaxed)
+    }
+
+    /// Waits until more questions were answered than now, so that what follows happens under load.
+    #[track_caller]
+    pub fn wait_for_more(&self, more: u64) {
+        let wanted = self.successes() + more;
+        wait::until(
+            &format!("the load had {wanted} answers"),
+            || format!("it had {}", self.successes()),
+            || (self.successes() >= wanted).then_some(()),
+        );
+    }
+
+    /// Ends the clients after their current question.
+    pub fn stop(self) -> Outcome {
+        self.stopped.store(true, Ordering::Relaxed);
+        self.clients
+            .into_iter()
+            .map(|client| client.join().expect("a client panicked"))
+            .fold(Outcome::default(), |mut total, client| {
+                total.successes += client.successes;
+                total.failures.extend(client.failures);
+                total.worst_latency = total.worst_latency.max(client.worst_latency);
+                total
+            })
+    }
+}
+
+fn run_client(at: &At, stopped: &AtomicBool, successes: &AtomicU64) -> Outcome {
+    let mut outcome = Outcome::default();
+    while !stopped.load(Ordering::Relaxed) {
+        let began = Instant::now();
+        match request(at.clone(), "ping") {
+            Ok(_) => {
+                outcome.successes += 1;
+                successes.fetch_add(1, Ordering::Relaxed);
+            }
+            Err(error) => outcome.failures.push(error.to_string()),
+        }
+        outcome.worst_latency = outcome.worst_latency.max(began.elapsed());
+    }
+    outcome
+}

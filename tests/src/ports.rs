@@ -1,0 +1,64 @@
+//! Unused ports of the loopback interface, each handed out once.
+
+use std::net::{Ipv4Addr, Ipv6Addr, TcpListener, UdpSocket};
+use std::ops::Range;
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::{fs, process};
+
+/// A port above 1023 that nobody uses, for TCP and UDP, IPv4 and IPv6 alike.
+///
+/// It lies below the range from which the kernel takes the ports of outgoing connections, so that it stays unused.
+#[must_use]
+pub fn tcp() -> u16 {
+    static NEXT: AtomicU32 = AtomicU32::new(0);
+    let ephemeral: u16 = fs::read_to_string("/proc/sys/net/ipv4/ip_local_port_range")
+        .ok()
+        .and_then(|range| range.split_whitespace().next()?.parse().ok())
+        .unwrap_or(32768);
+    take(
+        10_000..if ephemeral > 12_000 {
+            ephemeral
+        } else {
+            32_768
+        },
+        &NEXT,
+    )
+}
+
+/// The same, under the name that a UDP test wants to read.
+#[must_use]
+pub fn udp() -> u16 {
+    tcp()
+}
+
+/// A port below 1024 that nobody uses. Only root can know, so this needs root.
+#[must_use]
+pub fn low() -> u16 {
+    static NEXT: AtomicU32 = AtomicU32::new(0);
+    take(600..1024, &NEXT)
+}
+
+fn take(range: Range<u16>, next: &AtomicU32) -> u16 {
+    let length = u32::from(range.end - range.start);
+    // Test processes that run at the same time begin at different places.
+    let offset = process::id().wrapping_mul(211);
+    for _ in 0..length {
+        let number = next.fetch_add(1, Ordering::Relaxed).wrapping_add(offset) % length;
+        let port =
+            range.start + u16::try_from(number).expect("less than the length of a range of u16");
+        if is_unused(port) {
+            return port;
+        }
+    }
+    panic!("no port in {range:?} is unused");
+}
+
+fn is_unused(port: u16) -> bool {
+    let v6_is_there = TcpListener::bind((Ipv6Addr::LOCALHOST, 0)).is_ok();
+    let v4 = Ipv4Addr::UNSPECIFIED;
+    let v6 = Ipv6Addr::UNSPECIFIED;
+    TcpListener::bind((v4, port)).is_ok()
+        && UdpSocket::bind((v4, port)).is_ok()
+        && (!v6_is_there
+            || (TcpListener::bind((v6, port)).is_ok() && UdpSocket::bind((v6, port)).is_ok()))
+}

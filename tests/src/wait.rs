@@ -1,0 +1,32 @@
+//! Waiting for a stated condition: the only place of the tests where time passes.
+
+use std::thread;
+use std::time::{Duration, Instant};
+
+/// Generous, for a loaded machine: whoever waits this long waits for something that does not come.
+pub const DEADLINE: Duration = Duration::from_secs(30);
+
+/// How often a condition is looked at.
+const PAUSE: Duration = Duration::from_millis(3);
+
+/// Asks `probe` until it has an answer. Panics with the condition and the evidence when the deadline passes.
+#[track_caller]
+pub fn until<T>(
+    condition: &str,
+    evidence: impl Fn() -> String,
+    mut probe: impl FnMut() -> Option<T>,
+) -> T {
+    let deadline = Instant::now() + DEADLINE;
+    loop {
+        if let Some(answer) = probe() {
+            return answer;
+        }
+        if Instant::now() >= deadline {
+            panic!(
+                "waited {DEADLINE:?} in vain until {condition}\n{}",
+                evidence()
+            );
+        }
+        thread::sleep(PAUSE);
+    }
+}

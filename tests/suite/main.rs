@@ -1,0 +1,15 @@
+//! The promises of start_server, each a test that runs it. How to write one stands in the documentation of [`e2e`].
+
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    reason = "tests fail by panicking"
+)]
+
+mod files;
+mod listeners;
+mod privileges;
+mod restart;
+mod unicorn;
+mod workers;

@@ -1202,6 +1202,62 @@ mod tests {
         );
     }
 
+    const README: &str = include_str!("../../README.md");
+
+    #[test]
+    fn the_readme_has_a_row_for_every_option() {
+        let rows: Vec<&str> = README
+            .lines()
+            .filter(|line| line.starts_with("| `--"))
+            .collect();
+        for option in definition().get_arguments().filter_map(Arg::get_long) {
+            let named = |row: &&&str| {
+                row.contains(&format!("`--{option}`")) || row.contains(&format!("`--{option}="))
+            };
+            assert_eq!(rows.iter().filter(named).count(), 1, "--{option}");
+        }
+        for row in &rows {
+            let name = row
+                .trim_start_matches("| `--")
+                .split(['=', '`'])
+                .next()
+                .unwrap();
+            assert!(
+                definition()
+                    .get_arguments()
+                    .any(|one| one.get_long() == Some(name)),
+                "{row}"
+            );
+        }
+    }
+
+    #[test]
+    fn every_command_line_in_the_readme_is_valid() {
+        let text = README.replace("\\\n", " ");
+        // What the shell puts in for root only.
+        let substitution = text.find("$([").map(|start| {
+            let end = text[start..].find(") --port").unwrap();
+            text[start..=start + end].to_owned()
+        });
+        let text = text.replace(&substitution.unwrap(), "--user=nobody");
+        let mut checked = 0;
+        for line in text.lines() {
+            let Some((_, command)) = line.split_once("start_server ") else {
+                continue;
+            };
+            if !(line.starts_with("start_server ") || line.contains("release/start_server --")) {
+                continue;
+            }
+            let words: Vec<&str> = command.split_whitespace().collect();
+            assert!(
+                matches!(parse_words(&words), Ok(Invocation::Start(_))),
+                "{line}"
+            );
+            checked += 1;
+        }
+        assert_eq!(checked, 2);
+    }
+
     #[test]
     fn an_error_of_clap_that_is_not_known_keeps_its_first_line() {
         for kind in [

@@ -6,12 +6,17 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 fn top() -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).parent().expect("no parent").to_owned()
+    Path::new(env!("CARGO_MANIFEST_DIR"))
+        .parent()
+        .expect("no parent")
+        .to_owned()
 }
 
 /// Every Rust file of the programs.
 fn sources() -> Vec<PathBuf> {
-    let mut folders: Vec<PathBuf> = ["common", "binder", "starter"].map(|name| top().join(name)).into();
+    let mut folders: Vec<PathBuf> = ["common", "binder", "starter"]
+        .map(|name| top().join(name))
+        .into();
     let mut files = Vec::new();
     while let Some(folder) = folders.pop() {
         for entry in fs::read_dir(&folder).expect("cannot list a folder") {
@@ -28,7 +33,10 @@ fn sources() -> Vec<PathBuf> {
 }
 
 fn name(file: &Path) -> String {
-    file.strip_prefix(top()).expect("outside of the repository").display().to_string()
+    file.strip_prefix(top())
+        .expect("outside of the repository")
+        .display()
+        .to_string()
 }
 
 #[test]
@@ -45,7 +53,11 @@ fn unsafe_code_appears_only_where_it_is_known() {
     ];
     let found: BTreeSet<String> = sources()
         .iter()
-        .filter(|file| fs::read_to_string(file).expect("cannot read").contains("unsafe {"))
+        .filter(|file| {
+            fs::read_to_string(file)
+                .expect("cannot read")
+                .contains("unsafe {")
+        })
         .map(|file| name(file))
         .collect();
     assert_eq!(found, known.map(str::to_owned).into());
@@ -54,26 +66,55 @@ fn unsafe_code_appears_only_where_it_is_known() {
 #[test]
 fn every_package_obeys_the_lints() {
     for package in ["common", "binder", "starter", "tests"] {
-        let manifest = fs::read_to_string(top().join(package).join("Cargo.toml")).expect("cannot read");
-        assert!(manifest.contains("[lints]\nworkspace = true"), "{package} has its own lints");
+        let manifest =
+            fs::read_to_string(top().join(package).join("Cargo.toml")).expect("cannot read");
+        assert!(
+            manifest.contains("[lints]\nworkspace = true"),
+            "{package} has its own lints"
+        );
     }
 }
 
 #[test]
 fn the_binder_depends_on_nothing_but_what_is_listed_here() {
     let output = Command::new(env!("CARGO"))
-        .args(["tree", "--locked", "--package", "binder", "--edges", "normal,no-proc-macro"])
+        .args([
+            "tree",
+            "--locked",
+            "--package",
+            "binder",
+            "--edges",
+            "normal,no-proc-macro",
+        ])
         .args(["--prefix", "none", "--format", "{p}"])
         .current_dir(top())
         .output()
         .expect("cannot run cargo");
     let text = String::from_utf8(output.stdout).expect("cargo prints text");
-    let found: BTreeSet<&str> = text.lines().filter_map(|line| line.split(' ').next()).collect();
+    let found: BTreeSet<&str> = text
+        .lines()
+        .filter_map(|line| line.split(' ').next())
+        .collect();
     let listed = [
-        "binder", "bincode", "bitflags", "caps", "cfg-if", "common", "libc", "memoffset", "nix", "serde",
-        "serde_core", "unty",
+        "binder",
+        "bincode",
+        "bitflags",
+        "caps",
+        "cfg-if",
+        "common",
+        "libc",
+        "memoffset",
+        "nix",
+        "serde",
+        "serde_core",
+        "unty",
     ];
-    assert_eq!(found, listed.into(), "{}", String::from_utf8_lossy(&output.stderr));
+    assert_eq!(
+        found,
+        listed.into(),
+        "{}",
+        String::from_utf8_lossy(&output.stderr)
+    );
 }
 
 #[test]
@@ -81,6 +122,11 @@ fn only_one_file_knows_the_encoding() {
     for file in sources() {
         let text = fs::read_to_string(&file).expect("cannot read");
         let knows = text.contains("bincode::");
-        assert_eq!(knows, name(&file) == "common/src/wire.rs", "{}", name(&file));
+        assert_eq!(
+            knows,
+            name(&file) == "common/src/wire.rs",
+            "{}",
+            name(&file)
+        );
     }
 }

@@ -7,7 +7,10 @@
     reason = "tests fail by panicking"
 )]
 
+mod channel;
 mod files;
+mod house_rules;
+mod launch;
 mod listeners;
 mod privileges;
 mod restart;

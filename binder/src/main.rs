@@ -20,6 +20,7 @@ use std::process::ExitCode;
 use common::channel::Channel;
 use common::descriptors::close_inherited;
 use common::message::{Reply, Request};
+use common::privileges::were_raised_by_exec;
 use nix::sys::signal::{
     SaFlags, SigAction, SigHandler, SigSet, SigmaskHow, Signal, sigaction, sigprocmask,
 };
@@ -39,6 +40,10 @@ fn run() -> Result<(), String> {
     close_inherited()
         .map_err(|errno| format!("cannot close inherited descriptors: {}", errno.desc()))?;
     take_own_signals()?;
+    // Who may ask for what would then be another question than what the asker could do without this program.
+    if were_raised_by_exec() {
+        return Err("this program does not run with a setuid bit or file capabilities".into());
+    }
     let channel = inherited_channel()?;
     let asked = serve::receive(channel)?;
     let looked = asked.look();

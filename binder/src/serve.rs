@@ -76,6 +76,9 @@ pub fn receive(channel: ToSupervisor) -> Result<Asked, String> {
             Some(Request::Bind(_)) => return Err("Bind came before the list was sealed".into()),
             None => return Err("the channel was closed before the list was sealed".into()),
         };
+        if identity.as_ref().is_some_and(|identity| identity.uid == 0) {
+            return Err("the user to become is root".into());
+        }
         if !asked.grants.is_empty() && identity != asked.identity {
             return Err("two lists for different users".into());
         }
@@ -131,19 +134,15 @@ impl Looked {
     /// Where only ports are asked for, root becomes the user and keeps the right to bind low ports; where paths
     /// are, it stays root by number, because only root may write in their directories.
     pub fn drop_privileges(self) -> Result<Confined, String> {
-        let keep = self.needed_capabilities();
+        // A launcher without the right to bind low ports can still have high ones.
+        let keep = privileges::available(&self.needed_capabilities())
+            .map_err(|error| error.to_string())?;
         let paths = self
             .grants
             .iter()
             .any(|grant| matches!(grant, Open::Path { .. }));
         let dropped = match (&self.identity, geteuid().is_root()) {
-            (None, false) if !paths => privileges::permitted().and_then(|permitted| {
-                let kept: Vec<Capability> = keep
-                    .into_iter()
-                    .filter(|one| permitted.contains(one))
-                    .collect();
-                privileges::keep_only(&kept)
-            }),
+            (None, false) if !paths => privileges::keep_only(&keep),
             (Some(_), true) if paths => privileges::stay_root_with(&keep).map(drop),
             (Some(identity), true) => privileges::become_user(identity, &keep).map(drop),
             (None, true) => return Err("root asked for sockets without a user to become".into()),

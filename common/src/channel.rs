@@ -10,8 +10,8 @@ use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 use nix::cmsg_space;
 use nix::errno::Errno;
 use nix::sys::socket::{
-    AddressFamily, ControlMessage, ControlMessageOwned, MsgFlags, SockFlag, SockType, UnixAddr,
-    getsockname, getsockopt, recvmsg, sendmsg, socketpair, sockopt,
+    AddressFamily, ControlMessage, ControlMessageOwned, MsgFlags, Shutdown, SockFlag, SockType,
+    UnixAddr, getsockname, getsockopt, recvmsg, sendmsg, shutdown, socketpair, sockopt,
 };
 use serde::Serialize;
 use serde::de::DeserializeOwned;
@@ -69,10 +69,14 @@ impl<Send: Serialize, Receive: DeserializeOwned> Channel<Send, Receive> {
         let kind = getsockopt(&socket, sockopt::SockType);
         let name = getsockname::<UnixAddr>(socket.as_raw_fd());
         match (kind, name) {
-            (Ok(SockType::SeqPacket), Ok(name)) if name.path().is_none() => Ok(Channel {
-                socket,
-                kinds: PhantomData,
-            }),
+            (Ok(SockType::SeqPacket), Ok(name))
+                if name.path().is_none() && name.as_abstract().is_none() =>
+            {
+                Ok(Channel {
+                    socket,
+                    kinds: PhantomData,
+                })
+            }
             _ => Err(ChannelError(
                 "the channel is not a SEQPACKET socket pair".into(),
             )),
@@ -97,6 +101,12 @@ impl<Send: Serialize, Receive: DeserializeOwned> Channel<Send, Receive> {
         })
         .map_err(failed("send to the other process"))?;
         Ok(())
+    }
+
+    /// Nothing more is sent or received: for the other end this is the end of the channel.
+    pub fn hang_up(&self) {
+        // It fails only where the other end has done the same.
+        let _ = shutdown(self.socket.as_raw_fd(), Shutdown::Both);
     }
 
     /// Waits for one message that comes without descriptors; `None` when the other end is closed.
@@ -146,7 +156,11 @@ impl<Send: Serialize, Receive: DeserializeOwned> Channel<Send, Receive> {
                     (received.bytes, received.flags, descriptors)
                 })
             });
-            received.map_err(failed("receive from the other process"))?
+            match received {
+                // The other end is gone and has left something unread: an end all the same.
+                Err(Errno::ECONNRESET) => return Ok(None),
+                result => result.map_err(failed("receive from the other process"))?,
+            }
         };
         if flags.contains(MsgFlags::MSG_CTRUNC) {
             return Err(ChannelError(
@@ -189,3 +203,7 @@ fn again<T>(mut call: impl FnMut() -> nix::Result<T>) -> nix::Result<T> {
         }
     }
 }
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used, reason = "tests fail by panicking")]
+mod tests;

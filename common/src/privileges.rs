@@ -75,9 +75,11 @@ pub fn become_user(identity: &Identity, keep: &[Capability]) -> Result<Bounding,
 /// change of user gives a capability back.
 pub fn stay_root_with(keep: &[Capability]) -> Result<Bounding, PrivilegeError> {
     only_thread()?;
-    // While CAP_SETPCAP is still there.
-    lock_securebits()?;
     let bounding = empty_bounding_set()?;
+    // Also a matter of CAP_SETPCAP. Without it no_new_privs is what keeps an exec from giving anything back.
+    if bounding == Bounding::Empty {
+        lock_securebits()?;
+    }
     let (uid, gid) = (Uid::from_raw(0), Gid::from_raw(0));
     setgroups(&[]).map_err(cannot("clear the supplementary groups"))?;
     setresgid(gid, gid, gid).map_err(cannot("set the group"))?;
@@ -107,8 +109,29 @@ pub fn keep_only(keep: &[Capability]) -> Result<(), PrivilegeError> {
     Ok(())
 }
 
+/// Those of `wanted` that this process has.
+pub fn available(wanted: &[Capability]) -> Result<Vec<Capability>, PrivilegeError> {
+    let permitted = permitted()?;
+    Ok(wanted
+        .iter()
+        .copied()
+        .filter(|capability| permitted.contains(capability))
+        .collect())
+}
+
+/// Whether the kernel has given this process more than its launcher has, by a setuid bit or file capabilities
+/// (`AT_SECURE`, getauxval(3)).
+#[expect(
+    unsafe_code,
+    reason = "neither the standard library nor nix reads the auxiliary vector"
+)]
+pub fn were_raised_by_exec() -> bool {
+    // SAFETY: it takes a number and reads what the kernel has put beside the environment.
+    unsafe { libc::getauxval(libc::AT_SECURE) != 0 }
+}
+
 /// The capabilities that this process could use now.
-pub fn permitted() -> Result<CapsHashSet, PrivilegeError> {
+fn permitted() -> Result<CapsHashSet, PrivilegeError> {
     caps::read(None, CapSet::Permitted).map_err(cannot_set("read the permitted capabilities"))
 }
 

@@ -62,7 +62,7 @@ pub fn decode<T: DeserializeOwned>(datagram: &[u8]) -> Result<T, WireError> {
             }
         }
         [version, ..] => Err(WireError(format!(
-            "a message of version {version}, not {VERSION}"
+            "a message of version {version}, not {VERSION}: start_server and start_server-binder differ"
         ))),
     }
 }
@@ -170,7 +170,7 @@ mod tests {
         datagram[0] = VERSION + 1;
         assert_eq!(
             decode::<Request>(&datagram).unwrap_err().to_string(),
-            "a message of version 2, not 1"
+            "a message of version 2, not 1: start_server and start_server-binder differ"
         );
     }
 

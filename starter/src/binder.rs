@@ -65,9 +65,8 @@ impl Binder {
                 grants: part.to_vec(),
                 more,
             };
-            self.channel
-                .send(&Request::Allow(allow), &[])
-                .map_err(channel_failed)?;
+            // Where the binder has ended already, the first request finds out how.
+            drop(self.channel.send(&Request::Allow(allow), &[]));
         }
         Ok(())
     }
@@ -76,7 +75,7 @@ impl Binder {
     pub fn bind(&mut self, asks: Vec<Ask>) -> Result<Answer, Failure> {
         let wanted = asks.len();
         // Where the binder has ended already, its last answer or its exit status says more than this error.
-        let sent = self.channel.send(&Request::Bind(asks), &[]);
+        drop(self.channel.send(&Request::Bind(asks), &[]));
         match self
             .channel
             .receive_with_descriptors()
@@ -90,11 +89,11 @@ impl Binder {
                 sockets.len()
             ))),
             Some((Reply::Refused { ask, refusal }, _)) => Ok(Answer::Refused { ask, refusal }),
-            None => Err(match (self.child.wait(), sent) {
-                (Ok(status), _) => channel_failed(format!("it ended too early, {status}")),
-                (Err(_), Err(error)) => channel_failed(error),
-                (Err(error), Ok(())) => channel_failed(failure::cause(&error)),
-            }),
+            None => {
+                self.channel.hang_up();
+                let ended = self.child.wait().map_err(channel_failed)?;
+                Err(channel_failed(format!("it ended too early, {ended}")))
+            }
         }
     }
 

@@ -5,12 +5,12 @@
 //! 1. [`Plan::new`]: who makes which socket; owners are looked up. Still with the launcher's rights.
 //! 2. [`Plan::start_binder`]: the binder runs and has the sealed list. Still with the launcher's rights.
 //! 3. The caller drops its privileges.
-//! 4. [`Prepared::bind`]: host names are resolved, sockets asked for and received, and they listen.
+//! 4. [`Prepared::resolve`]: host names become addresses.
+//! 5. [`Resolved::bind`]: sockets are asked for and received, and they listen.
 
 use std::ffi::OsString;
 use std::net::{SocketAddr, ToSocketAddrs};
 use std::os::fd::{AsFd, OwnedFd, RawFd};
-use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::path::Path;
 
 use common::message::{
@@ -68,6 +68,14 @@ enum Maker {
 /// The binder has its list.
 pub struct Prepared {
     sockets: Vec<Planned>,
+    binder: Option<Binder>,
+}
+
+/// Nothing that can take long is left to do.
+pub struct Resolved {
+    sockets: Vec<Planned>,
+    /// What the binder is asked for: the place of the socket, and the ask.
+    asks: Vec<(usize, Ask)>,
     binder: Option<Binder>,
 }
 
@@ -207,65 +215,43 @@ fn owners(spec: &PathSpec) -> Result<(Option<u32>, Option<u32>), Failure> {
 }
 
 impl Prepared {
+    /// Resolves the host names, which may take as long as the network wants.
+    pub fn resolve(self) -> Result<Resolved, Failure> {
+        let Prepared { sockets, binder } = self;
+        let mut asks = Vec::new();
+        for (place, planned) in sockets.iter().enumerate() {
+            if let Maker::Binder(grant) = planned.maker {
+                asks.push((place, ask(&planned.wanted, grant)?));
+            }
+        }
+        Ok(Resolved {
+            sockets,
+            asks,
+            binder,
+        })
+    }
+}
+
+impl Resolved {
     /// Binds everything, in the order of `SERVER_STARTER_PORT`; all of it listens afterwards. Where no file is to be
     /// removed by the binder, it is gone when this returns.
     pub fn bind(self, backlog: i32, open_files: OpenFiles) -> Result<Bound, Failure> {
-        let Prepared { sockets, binder } = self;
+        let Resolved {
+            sockets,
+            asks,
+            binder,
+        } = self;
         let mut files = SocketFiles {
             ours: Vec::new(),
             binder,
         };
         let mut made: Vec<Option<OwnedFd>> = sockets.iter().map(|_| None).collect();
-        let asked: Vec<(usize, u32)> = sockets
-            .iter()
-            .enumerate()
-            .filter_map(|(place, planned)| match planned.maker {
-                Maker::Binder(grant) => Some((place, grant)),
-                Maker::Ourselves { .. } => None,
-            })
-            .collect();
-        for batch in asked.chunks(MOST_DESCRIPTORS) {
-            let asks: Result<Vec<Ask>, Failure> = batch
-                .iter()
-                .map(|(place, grant)| ask(&sockets[*place].wanted, *grant))
-                .collect();
-            let Some(binder) = &mut files.binder else {
-                break;
-            };
-            let (come, replaced) = match binder.bind(asks?)? {
-                Answer::Sockets { sockets, replaced } => (sockets, replaced),
-                Answer::Refused { ask, refusal } => {
-                    return Err(
-                        match usize::try_from(ask).ok().and_then(|ask| batch.get(ask)) {
-                            Some((place, _)) => cannot_bind(&sockets[*place].wanted, &refusal),
-                            None => channel_failed("it refused what was not asked for"),
-                        },
-                    );
-                }
-            };
-            for ((place, _), socket) in batch.iter().zip(come) {
-                made[*place] = Some(socket);
-            }
-            for number in replaced {
-                let place = usize::try_from(number)
-                    .ok()
-                    .and_then(|number| batch.get(number));
-                if let Some(Wanted::Path { spec, .. }) =
-                    place.map(|(place, _)| &sockets[*place].wanted)
-                {
-                    log::say(Notice::RemovingSocket {
-                        path: spec.path.clone(),
-                    });
-                }
-            }
+        if let Some(binder) = &mut files.binder {
+            ask_binder(binder, &sockets, &asks, &mut made)?;
         }
-        let binder_made_files = sockets.iter().any(|planned| {
-            matches!(
-                (&planned.wanted, &planned.maker),
-                (Wanted::Path { .. }, Maker::Binder(_))
-            )
-        });
-        if !binder_made_files && let Some(binder) = files.binder.take() {
+        if !sockets.iter().any(Planned::is_file_of_binder)
+            && let Some(binder) = files.binder.take()
+        {
             binder.end().map_err(channel_failed)?;
         }
         for (planned, socket) in sockets.iter().zip(&mut made) {
@@ -290,6 +276,53 @@ impl Prepared {
         }
         let listeners = numbered(sockets, made, backlog, open_files)?;
         Ok(Bound { listeners, files })
+    }
+}
+
+/// Fetches what the binder makes, as many sockets at a time as fit into one message.
+fn ask_binder(
+    binder: &mut Binder,
+    sockets: &[Planned],
+    asks: &[(usize, Ask)],
+    made: &mut [Option<OwnedFd>],
+) -> Result<(), Failure> {
+    for batch in asks.chunks(MOST_DESCRIPTORS) {
+        let wanted = |number: u32| {
+            let asked = usize::try_from(number)
+                .ok()
+                .and_then(|number| batch.get(number));
+            asked.map(|(place, _)| &sockets[*place].wanted)
+        };
+        match binder.bind(batch.iter().map(|(_, ask)| *ask).collect())? {
+            Answer::Refused { ask, refusal } => {
+                return Err(match wanted(ask) {
+                    Some(wanted) => cannot_bind(wanted, &refusal),
+                    None => channel_failed("it refused what was not asked for"),
+                });
+            }
+            Answer::Sockets { sockets, replaced } => {
+                for ((place, _), socket) in batch.iter().zip(sockets) {
+                    made[*place] = Some(socket);
+                }
+                for number in replaced {
+                    if let Some(Wanted::Path { spec, .. }) = wanted(number) {
+                        log::say(Notice::RemovingSocket {
+                            path: spec.path.clone(),
+                        });
+                    }
+                }
+            }
+        }
+    }
+    Ok(())
+}
+
+impl Planned {
+    fn is_file_of_binder(&self) -> bool {
+        matches!(
+            (&self.wanted, &self.maker),
+            (Wanted::Path { .. }, Maker::Binder(_))
+        )
     }
 }
 
@@ -509,6 +542,10 @@ fn cannot_bind_ourselves(wanted: &Wanted, refusal: &Refusal, objection: Option<&
         (Refusal::Errno(libc::EACCES), None) => {
             failure.hint("the directory must be writable by this user")
         }
+        (Refusal::Errno(libc::ENOENT), _) => Failure::failed(format!(
+            "cannot listen on {}: its directory does not exist",
+            wanted.given()
+        )),
         (Refusal::Errno(libc::EPERM), _) => {
             failure.hint("an ordinary user can give the socket only to a group that it is in")
         }
@@ -526,28 +563,17 @@ impl SocketFiles {
     pub fn binder_is_gone(&mut self) {
         self.binder = None;
     }
+}
 
-    /// Removes every socket file that is still ours, here and by the binder, and waits for the binder's end.
-    pub fn remove(self) {
+/// However it ends: every socket file that is still ours is removed, here and by the binder, and the binder has ended.
+impl Drop for SocketFiles {
+    fn drop(&mut self) {
         self.ours.iter().for_each(MadeFile::remove);
-        if let Some(binder) = self.binder {
+        if let Some(binder) = self.binder.take() {
             // Nothing can be done about a binder that ended in its own way.
             drop(binder.end());
         }
     }
-}
-
-/// `SERVER_STARTER_PORT`: `KEY=NUMBER` for every listener, with semicolons between them.
-pub fn server_starter_port(listeners: &[Listener]) -> OsString {
-    let mut text = Vec::new();
-    for Listener { name, number, .. } in listeners {
-        if !text.is_empty() {
-            text.push(b';');
-        }
-        text.extend_from_slice(name.as_bytes());
-        text.extend_from_slice(format!("={number}").as_bytes());
-    }
-    OsString::from_vec(text)
 }
 
 #[cfg(test)]

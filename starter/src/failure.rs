@@ -9,6 +9,10 @@ pub enum Status {
     Failed = 1,
     /// The command line itself is wrong.
     Usage = 2,
+    /// There is no running server to restart or to stop.
+    NotRunning = 3,
+    /// `--timeout` has passed first.
+    Undecided = 4,
 }
 
 /// An error message for the user: `cannot <verb> <object>: <cause>`, and a hint where the remedy is known.
@@ -20,22 +24,32 @@ pub struct Failure {
 }
 
 impl Failure {
-    /// The command line is wrong.
-    pub fn usage(text: impl Into<String>) -> Failure {
+    fn new(status: Status, text: impl Into<String>) -> Failure {
         Failure {
-            status: Status::Usage,
+            status,
             text: text.into(),
             hint: None,
         }
     }
 
+    /// The command line is wrong.
+    pub fn usage(text: impl Into<String>) -> Failure {
+        Failure::new(Status::Usage, text)
+    }
+
     /// What was asked for could not be done.
     pub fn failed(text: impl Into<String>) -> Failure {
-        Failure {
-            status: Status::Failed,
-            text: text.into(),
-            hint: None,
-        }
+        Failure::new(Status::Failed, text)
+    }
+
+    /// There is no server to be asked.
+    pub fn not_running(text: impl Into<String>) -> Failure {
+        Failure::new(Status::NotRunning, text)
+    }
+
+    /// It was not decided in time.
+    pub fn undecided(text: impl Into<String>) -> Failure {
+        Failure::new(Status::Undecided, text)
     }
 
     /// Adds the remedy.

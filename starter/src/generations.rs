@@ -26,7 +26,7 @@ const PROOF_OF_LIFE: Duration = Duration::from_millis(50);
 /// The longest wait between two failed starts, unless the interval itself is longer.
 const LONGEST_BACKOFF: Duration = Duration::from_secs(30);
 
-/// How many workers that are gone are remembered for the status file.
+/// How many decisions and workers that are gone are remembered for the status file.
 const REMEMBERED: usize = 10;
 
 /// What the command line says about restarts.
@@ -37,9 +37,20 @@ pub struct Settings {
     pub interval: Duration,
     pub signal_on_hup: Signal,
     pub signal_on_term: Signal,
-    pub kill_old_delay: Duration,
     pub stop_timeout: Option<Duration>,
     pub start_limit: Option<NonZeroU32>,
+    /// The limit that holds until the first generation has committed.
+    pub first_start_limit: Option<NonZeroU32>,
+    /// How it begins; [`Generations::turn`] changes it later.
+    pub knobs: Knobs,
+}
+
+/// What may change while the superdaemon runs.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Knobs {
+    pub kill_old_delay: Duration,
+    /// Restart by itself so long after the last start; `None` does not.
+    pub auto_restart: Option<Duration>,
 }
 
 /// What has happened.
@@ -73,6 +84,8 @@ pub enum Action {
         pid: Pid,
         signal: Signal,
     },
+    /// A generation has committed.
+    Serving,
     /// The view has changed.
     SaveStatus,
     Say(Notice),
@@ -117,6 +130,8 @@ pub struct Generation {
     expected: usize,
     /// When a worker of it was asked for last.
     spawned_at: Instant,
+    /// How many restarts had been asked for when it was started.
+    request: u32,
 }
 
 /// A worker that is gone.
@@ -129,7 +144,7 @@ pub struct Departed {
     pub at: Instant,
 }
 
-/// What became of a start.
+/// Whether a start has led to a generation that serves.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Verdict {
     Committed,
@@ -139,9 +154,11 @@ pub enum Verdict {
     },
 }
 
-/// What became of the last start that was decided.
+/// What became of a start.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Decision {
+    /// It answers every restart that had been asked for up to this one, counted from 1.
+    pub request: u32,
     pub generation: u32,
     pub verdict: Verdict,
     pub at: Instant,
@@ -175,6 +192,17 @@ struct Planned {
     restart: bool,
 }
 
+/// A start that did not succeed.
+#[derive(Debug)]
+struct Failed {
+    number: u32,
+    request: u32,
+    restart: bool,
+    /// The wait status of the worker, if there was a process.
+    status: Option<i32>,
+    spawned_at: Instant,
+}
+
 /// The machine.
 #[derive(Debug, Clone)]
 pub struct Generations {
@@ -191,8 +219,14 @@ pub struct Generations {
     /// Failed starts in a row.
     failures: u32,
     pub counters: Counters,
-    pub decision: Option<Decision>,
+    /// The last decisions, oldest first.
+    pub decisions: VecDeque<Decision>,
+    /// The last workers that are gone, oldest first.
     pub departed: VecDeque<Departed>,
+    /// Whether any generation has ever committed.
+    has_served: bool,
+    /// Since when the next automatic restart is waited for.
+    last_start: Instant,
     actions: Vec<Action>,
 }
 
@@ -209,13 +243,20 @@ impl Generations {
             planned: None,
             failures: 0,
             counters: Counters::default(),
-            decision: None,
+            decisions: VecDeque::new(),
             departed: VecDeque::new(),
+            has_served: false,
+            last_start: now,
             actions: Vec::new(),
         };
         machine.start_generation(false, now);
         let actions = std::mem::take(&mut machine.actions);
         (machine, actions)
+    }
+
+    /// Changes what may change. Nothing is started by that: only the deadline may be another one.
+    pub fn turn(&mut self, knobs: Knobs) {
+        self.settings.knobs = knobs;
     }
 
     /// What is to be done about an event. Events of processes that are no workers change nothing.
@@ -249,9 +290,11 @@ impl Generations {
                     State::Starting { .. } | State::Current | State::Old => None,
                 });
         match self.phase {
-            Phase::Serving => of_generations
-                .chain(self.planned.map(|planned| planned.at))
-                .min(),
+            Phase::Serving => {
+                let planned = self.planned.map(|planned| planned.at);
+                let auto = self.next_auto_restart().map(|(at, _)| at);
+                of_generations.chain(planned).chain(auto).min()
+            }
             Phase::Stopping { kill_at, .. } => kill_at,
             Phase::Finished => None,
         }
@@ -416,6 +459,7 @@ impl Generations {
                 if let Some(planned) = self.planned.filter(|planned| planned.at <= now) {
                     self.start_generation(planned.restart, now);
                 }
+                self.restart_by_itself(now);
             }
         }
     }
@@ -474,6 +518,7 @@ impl Generations {
             workers: Vec::new(),
             expected: self.settings.workers,
             spawned_at: now,
+            request: self.counters.restarts,
         });
         for _ in 0..self.settings.workers {
             self.actions.push(Action::Spawn {
@@ -500,19 +545,26 @@ impl Generations {
         let State::Starting { restart, .. } = self.generations[place].state else {
             return;
         };
-        let signal_at = now + self.settings.kill_old_delay;
+        let delay = self.settings.knobs.kill_old_delay;
+        let signal_at = now + delay;
         for generation in &mut self.generations {
             if generation.state == State::Current {
                 generation.state = State::Retiring { signal_at };
             }
         }
         self.generations[place].state = State::Current;
-        let number = self.generations[place].number;
-        self.decision = Some(Decision {
+        self.has_served = true;
+        self.last_start = now;
+        let Generation {
+            number, request, ..
+        } = self.generations[place];
+        self.decide(Decision {
+            request,
             generation: number,
             verdict: Verdict::Committed,
             at: now,
         });
+        self.actions.push(Action::Serving);
         self.save();
         if restart {
             let signal = self.settings.signal_on_hup;
@@ -520,10 +572,8 @@ impl Generations {
                 signal,
                 pids: self.retiring_pids(),
             });
-            if !self.settings.kill_old_delay.is_zero() {
-                self.say(Notice::Sleeping {
-                    delay: self.settings.kill_old_delay,
-                });
+            if !delay.is_zero() {
+                self.say(Notice::Sleeping { delay });
             }
         }
         let retiring = self
@@ -572,20 +622,31 @@ impl Generations {
             return;
         };
         generation.state = State::Old;
-        let (left, spawned_at) = (pids(generation), generation.spawned_at);
-        for pid in left {
+        let failed = Failed {
+            number,
+            request: generation.request,
+            restart,
+            status,
+            spawned_at: generation.spawned_at,
+        };
+        for pid in pids(generation) {
             self.signal(pid, self.settings.signal_on_term);
         }
         self.forget_if_empty(number);
-        self.count_failure(number, restart, status, spawned_at, now);
+        self.count_failure(&failed, now);
     }
 
     /// The last worker of the current generation died. If the one before it was not signalled yet, that one is
     /// current again: this is the rollback.
     fn current_died(&mut self, number: u32, status: i32, now: Instant) {
-        let spawned_at = self
-            .generation(number)
-            .map_or(now, |generation| generation.spawned_at);
+        let Some(Generation {
+            request,
+            spawned_at,
+            ..
+        }) = self.generation(number).cloned()
+        else {
+            return;
+        };
         self.forget_if_empty(number);
         let starting = self.is_starting();
         let previous = self
@@ -598,8 +659,17 @@ impl Generations {
                 generation.state = State::Current;
                 let serving = pids(generation);
                 self.say(Notice::RolledBack { pids: serving });
-                if !starting {
-                    self.count_failure(number, true, Some(status), spawned_at, now);
+                let failed = Failed {
+                    number,
+                    request,
+                    restart: true,
+                    status: Some(status),
+                    spawned_at,
+                };
+                match starting {
+                    // What is starting is the next try.
+                    true => self.decide_failed(&failed, now),
+                    false => self.count_failure(&failed, now),
                 }
                 self.replace_missing(now);
             }
@@ -609,26 +679,33 @@ impl Generations {
         }
     }
 
-    fn count_failure(
-        &mut self,
-        number: u32,
-        restart: bool,
-        status: Option<i32>,
-        spawned_at: Instant,
-        now: Instant,
-    ) {
-        self.failures += 1;
+    fn decide_failed(&mut self, failed: &Failed, now: Instant) {
         self.counters.failed_starts += 1;
-        self.decision = Some(Decision {
-            generation: number,
-            verdict: Verdict::Failed { status },
+        let verdict = Verdict::Failed {
+            status: failed.status,
+        };
+        self.decide(Decision {
+            request: failed.request,
+            generation: failed.number,
+            verdict,
             at: now,
         });
+    }
+
+    fn count_failure(&mut self, failed: &Failed, now: Instant) {
+        let Failed {
+            restart,
+            spawned_at,
+            ..
+        } = *failed;
+        self.failures += 1;
+        self.decide_failed(failed, now);
         let wanted_again = std::mem::take(&mut self.restart_wanted);
-        let limit_reached = self
-            .settings
-            .start_limit
-            .is_some_and(|limit| self.failures >= limit.get());
+        let limit = match self.has_served {
+            true => self.settings.start_limit,
+            false => self.settings.first_start_limit,
+        };
+        let limit_reached = limit.is_some_and(|limit| self.failures >= limit.get());
         match (limit_reached, wanted_again) {
             (true, false) => self.give_up(now),
             (_, true) => {
@@ -644,6 +721,8 @@ impl Generations {
     /// No further try: what serves goes on; without it there is nothing to do any more.
     fn give_up(&mut self, now: Instant) {
         let failures = std::mem::take(&mut self.failures);
+        // The next automatic restart is an interval away again.
+        self.last_start = now;
         self.planned = None;
         let current = self
             .generations
@@ -657,6 +736,17 @@ impl Generations {
         if serving.is_none() {
             self.stop_all(self.settings.signal_on_term, Outcome::GivenUp, now);
         }
+    }
+
+    /// As in Server::Starter: once the interval has passed since the last start and no old worker is left; with old ones
+    /// left, once it has passed twice.
+    fn restart_by_itself(&mut self, now: Instant) {
+        let Some((_, forced)) = self.next_auto_restart().filter(|(at, _)| *at <= now) else {
+            return;
+        };
+        let interval = self.settings.knobs.auto_restart.unwrap_or_default();
+        self.say(Notice::AutoRestart { interval, forced });
+        self.start_generation(true, now);
     }
 
     /// Workers that died while others of their generation serve: new ones with the same number.
@@ -722,6 +812,25 @@ impl Generations {
         delay
     }
 
+    /// When the next automatic restart is due, and whether it is forced.
+    fn next_auto_restart(&self) -> Option<(Instant, bool)> {
+        let interval = self.settings.knobs.auto_restart?;
+        let serves = self
+            .generations
+            .iter()
+            .any(|generation| generation.state == State::Current);
+        if !serves || self.is_starting() || self.planned.is_some() {
+            return None;
+        }
+        let forced = self.generations.len() > 1;
+        let wait = if forced {
+            interval.saturating_mul(2)
+        } else {
+            interval
+        };
+        Some((self.last_start + wait, forced))
+    }
+
     fn is_starting(&self) -> bool {
         self.generations
             .iter()
@@ -774,6 +883,13 @@ impl Generations {
         self.generations.retain(|generation| {
             generation.number != number || !generation.workers.is_empty() || generation.expected > 0
         });
+    }
+
+    fn decide(&mut self, decision: Decision) {
+        self.decisions.push_back(decision);
+        if self.decisions.len() > REMEMBERED {
+            self.decisions.pop_front();
+        }
     }
 
     fn remember(&mut self, departed: Departed) {

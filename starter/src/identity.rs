@@ -2,7 +2,9 @@
 
 use std::ffi::CString;
 
+use caps::Capability;
 use common::message::Identity;
+use common::privileges;
 use nix::unistd::{Gid, Group, Uid, User, getegid, geteuid, getgid, getgrouplist, getuid};
 
 use crate::failure::Failure;
@@ -19,7 +21,11 @@ pub fn identify(user: Option<&str>, group: Option<&str>) -> Result<Option<Identi
         .hint("remove the bit with chmod u-s,g-s"));
     }
     match (geteuid().is_root(), user) {
-        (true, Some(user)) => ordinary_user(user, group).map(Some),
+        (true, Some(user)) => {
+            let identity = ordinary_user(user, group)?;
+            can_become(user)?;
+            Ok(Some(identity))
+        }
         (true, None) => Err(Failure::usage(
             "cannot start as root without --user: workers never run as root",
         )
@@ -29,6 +35,18 @@ pub fn identify(user: Option<&str>, group: Option<&str>) -> Result<Option<Identi
         ))
         .hint("start as root, or leave --user away to run as yourself")),
         (false, None) => Ok(None),
+    }
+}
+
+/// Root is not always able to: a container may have taken these from it.
+fn can_become(user: &str) -> Result<(), Failure> {
+    let cannot = |cause: &str| Failure::failed(format!("cannot become --user={user}: {cause}"));
+    let needed = [Capability::CAP_SETUID, Capability::CAP_SETGID];
+    let available = privileges::available(&needed).map_err(|error| cannot(&error.to_string()))?;
+    match needed.iter().find(|one| !available.contains(one)) {
+        None => Ok(()),
+        Some(missing) => Err(cannot(&format!("root lacks {missing} here"))
+            .hint("give the container or unit that capability, or start as the user itself")),
     }
 }
 

@@ -2,7 +2,11 @@
 
 mod binder;
 mod binding;
+mod client;
+mod daemon;
+mod environment;
 mod failure;
+mod fd_env;
 mod generations;
 mod identity;
 mod listen_spec;
@@ -11,29 +15,36 @@ mod notice;
 mod open_files;
 mod options;
 mod pid_file;
+mod process;
 mod signals;
 mod status_file;
 mod supervisor;
 mod worker;
 
 use std::io::{self, Write};
+use std::num::NonZeroU32;
 use std::process::ExitCode;
+use std::time::Duration;
 
 use common::descriptors::close_inherited;
 use common::message::Identity;
 use common::privileges::{self, Bounding};
+use nix::errno::Errno;
 use nix::unistd::getpid;
 
-use crate::binding::{Bound, Plan, server_starter_port};
+use crate::binding::{Bound, Plan};
+use crate::daemon::{Side, Waiting};
+use crate::environment::Environment;
 use crate::failure::Failure;
-use crate::generations::{Outcome, Settings};
+use crate::generations::{Knobs, Outcome, Settings};
+use crate::log::Log;
 use crate::notice::Notice;
 use crate::open_files::OpenFiles;
-use crate::options::{Invocation, Options};
+use crate::options::{FdStyle, Invocation, Options};
 use crate::pid_file::PidFile;
 use crate::signals::Signals;
 use crate::status_file::StatusFile;
-use crate::supervisor::Supervisor;
+use crate::supervisor::Resources;
 use crate::worker::Blueprint;
 
 fn main() -> ExitCode {
@@ -54,22 +65,43 @@ fn run() -> Result<Outcome, Failure> {
             errno.desc()
         ))
     })?;
+    let done = |()| Outcome::Stopped;
     match options::parse(std::env::args_os().skip(1))? {
-        Invocation::Start(options) => start(*options),
-        Invocation::Print(text) => {
-            io::stdout().write_all(text.as_bytes()).map_err(|error| {
-                Failure::failed(format!("cannot write to standard output: {error}"))
-            })?;
-            Ok(Outcome::Stopped)
+        Invocation::Start(options) if options.daemonize => daemonize(*options),
+        Invocation::Start(options) => start(*options, &mut None),
+        Invocation::Restart(options) => client::restart(&options).map(done),
+        Invocation::Stop(options) => client::stop(&options).map(done),
+        Invocation::Print(text) => io::stdout()
+            .write_all(text.as_bytes())
+            .map(done)
+            .map_err(|error| Failure::failed(format!("cannot write to standard output: {error}"))),
+    }
+}
+
+/// The process that was started waits for the verdict on the first start, and ends with it.
+fn daemonize(options: Options) -> Result<Outcome, Failure> {
+    let stdin_is_a_socket = options.ports.iter().any(|port| port.descriptor == Some(0));
+    match daemon::detach(stdin_is_a_socket)? {
+        Side::Launcher(verdict) => verdict.map(|()| Outcome::Stopped),
+        Side::Daemon(waiting) => {
+            let mut waiting = Some(waiting);
+            let result = start(options, &mut waiting);
+            if let (Err(failure), Some(waiting)) = (&result, waiting) {
+                // The launcher shows it on the terminal.
+                waiting.tell_failure(failure);
+                return Ok(Outcome::GivenUp);
+            }
+            result
         }
     }
 }
 
 /// The phases of the superdaemon's life. Up to the drop it may have root, and does nothing with it but start the
 /// binder; everything that an attacker could have a hand in (host names, files, the server program) comes after.
-fn start(mut options: Options) -> Result<Outcome, Failure> {
-    let signals = Signals::take()
-        .map_err(|errno| Failure::failed(format!("cannot set up signals: {}", errno.desc())))?;
+fn start(mut options: Options, waiting: &mut Option<Waiting>) -> Result<Outcome, Failure> {
+    let cannot_set_up =
+        |errno: Errno| Failure::failed(format!("cannot set up signals: {}", errno.desc()));
+    signals::reset().map_err(cannot_set_up)?;
     let open_files = OpenFiles::of_launcher()?;
     let identity = identity::identify(options.user.as_deref(), options.group.as_deref())?;
     let (ports, paths) = (
@@ -79,46 +111,58 @@ fn start(mut options: Options) -> Result<Outcome, Failure> {
     let prepared = Plan::new(ports, paths, identity.clone())?.start_binder(open_files)?;
     drop_privileges(identity.as_ref(), &options)?;
 
+    log::say(Notice::StartingNow(getpid()));
+    let resolved = prepared.resolve()?;
+    let signals = Signals::take().map_err(cannot_set_up)?;
     // Before anything is bound: a second instance must not come as far as the first one's sockets.
     let pid_file = options
         .pid_file
         .as_deref()
         .map(|path| PidFile::lock(path, std::process::id()))
         .transpose()?;
-    log::say(Notice::StartingNow(getpid()));
-    let Bound { listeners, files } = prepared.bind(options.backlog, open_files)?;
-    let status_file = options
-        .status_file
-        .as_deref()
-        .map(|path| StatusFile::create(path, &options, &listeners))
-        .transpose()?;
+    let Bound { listeners, files } = resolved.bind(options.backlog, open_files)?;
+    let status_file = StatusFile::create(&options, &listeners)?;
+    let log = Log::open(options.log_file.as_ref(), !options.daemonize)?;
+    let one = NonZeroU32::MIN;
     let settings = Settings {
         workers: 1,
         interval: options.interval,
         signal_on_hup: options.signal_on_hup,
         signal_on_term: options.signal_on_term,
-        kill_old_delay: options.kill_old_delay,
         stop_timeout: options.stop_timeout,
         start_limit: options.start_limit,
+        // Somebody waits for the verdict: the first failure is one.
+        first_start_limit: if options.daemonize {
+            options.start_limit.or(Some(one))
+        } else {
+            options.start_limit
+        },
+        knobs: Knobs {
+            kill_old_delay: Duration::ZERO,
+            auto_restart: None,
+        },
     };
-    let blueprint = Blueprint {
-        program: options.program,
-        arguments: options.arguments,
-        directory: options.directory,
-        ports: server_starter_port(&listeners),
-        sockets: listeners
-            .into_iter()
-            .map(|listener| (listener.socket, listener.number))
-            .collect(),
-        open_files,
-    };
-    let supervisor = Supervisor {
-        blueprint,
+    let resources = Resources {
+        environment: Environment::new(&options),
+        blueprint: Blueprint {
+            program: options.program,
+            arguments: options.arguments,
+            directory: options.directory,
+            variables: fd_env::variables(&listeners, &options.fd_env),
+            listen_pid: options.fd_env.contains(&FdStyle::Systemd),
+            sockets: listeners
+                .into_iter()
+                .map(|listener| (listener.socket, listener.number))
+                .collect(),
+            open_files,
+        },
         signals,
+        log,
         status_file,
         socket_files: files,
+        waiting: waiting.take(),
     };
-    let outcome = supervisor.run(settings);
+    let outcome = supervisor::run(resources, settings);
     // Last, because its lock is the sign that everything else is over.
     drop(pid_file);
     outcome

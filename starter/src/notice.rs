@@ -10,6 +10,8 @@ use nix::errno::Errno;
 use nix::sys::signal::Signal;
 use nix::unistd::Pid;
 
+use crate::failure::Failure;
+
 /// Why a worker does not run the server program.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ExecFailure {
@@ -20,17 +22,17 @@ pub struct ExecFailure {
     pub hint: Option<String>,
 }
 
-impl fmt::Display for ExecFailure {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(
-            f,
-            "start_server: cannot {}: {}",
-            self.action,
-            self.errno.desc()
-        )?;
-        match &self.hint {
-            Some(hint) => write!(f, "\nhint: {hint}"),
-            None => Ok(()),
+impl From<&ExecFailure> for Failure {
+    fn from(failure: &ExecFailure) -> Failure {
+        let ExecFailure {
+            action,
+            errno,
+            hint,
+        } = failure;
+        let text = format!("cannot {action}: {}", errno.desc());
+        match hint {
+            Some(hint) => Failure::failed(text).hint(hint),
+            None => Failure::failed(text),
         }
     }
 }
@@ -59,6 +61,11 @@ pub enum Notice {
         delay: Duration,
     },
     KillingOldWorkers,
+    /// With the seconds between automatic restarts.
+    AutoRestart {
+        interval: Duration,
+        forced: bool,
+    },
     DiedUnexpectedly {
         pid: Pid,
         status: i32,
@@ -107,6 +114,43 @@ pub enum Notice {
     },
     BinderDied,
     BoundingSetKept,
+    /// A sentence of its own about something that is left out.
+    Complaint(String),
+    LinesLost(u64),
+    LogCommandDied {
+        status: i32,
+    },
+    CannotStartLogCommand {
+        cause: String,
+    },
+    LogReopened {
+        path: PathBuf,
+    },
+    CannotReopen {
+        path: PathBuf,
+        cause: String,
+    },
+    NothingToReopen,
+    StopServer {
+        ours: Pid,
+        theirs: Pid,
+    },
+    RestartAsked {
+        pid: Pid,
+    },
+}
+
+impl Notice {
+    /// What a caller is told who waits for the start, if this is the reason against it.
+    pub fn as_failure(&self) -> Option<Failure> {
+        match self {
+            Notice::CannotStartWorker(failure) => Some(failure.into()),
+            Notice::FailedToStart { status, .. } => Some(Failure::failed(format!(
+                "cannot start: the new worker has failed, exit status:{status}"
+            ))),
+            _ => None,
+        }
+    }
 }
 
 impl fmt::Display for Notice {
@@ -142,6 +186,13 @@ impl fmt::Display for Notice {
                 )
             }
             Notice::KillingOldWorkers => f.write_str("killing old workers"),
+            Notice::AutoRestart { interval, forced } => {
+                let (forced, interval) = (
+                    if *forced { "forced, " } else { "" },
+                    interval.as_secs_f64(),
+                );
+                write!(f, "autorestart triggered ({forced}interval={interval})")
+            }
             Notice::DiedUnexpectedly { pid, status } => {
                 write!(
                     f,
@@ -164,7 +215,9 @@ impl fmt::Display for Notice {
             }
             Notice::WorkerDied { pid, status } => write!(f, "worker {pid} died, status:{status}"),
             Notice::Exiting => f.write_str("exiting"),
-            Notice::CannotStartWorker(failure) => write!(f, "{failure}"),
+            Notice::CannotStartWorker(failure) => {
+                write!(f, "start_server: {}", Failure::from(failure))
+            }
             Notice::RolledBack { pids } => {
                 write!(
                     f,
@@ -216,6 +269,51 @@ impl fmt::Display for Notice {
                     f,
                     "start_server: {} was replaced by another process and is left to it",
                     path.display()
+                )
+            }
+            Notice::Complaint(text) => f.write_str(text),
+            Notice::LinesLost(lost) => {
+                write!(
+                    f,
+                    "start_server: {lost} lines before this one could not be written"
+                )
+            }
+            Notice::LogCommandDied { status } => {
+                write!(
+                    f,
+                    "start_server: the log command died, status:{status}; starting it again"
+                )
+            }
+            Notice::CannotStartLogCommand { cause } => {
+                write!(
+                    f,
+                    "start_server: cannot start the log command: {cause}; trying again"
+                )
+            }
+            Notice::LogReopened { path } => {
+                write!(
+                    f,
+                    "start_server: {} is open again; workers from now on write to it",
+                    path.display()
+                )
+            }
+            Notice::CannotReopen { path, cause } => {
+                write!(
+                    f,
+                    "start_server: cannot open {} again: {cause}; the old one stays open",
+                    path.display()
+                )
+            }
+            Notice::NothingToReopen => {
+                f.write_str("received USR1, but there is no log file to open again")
+            }
+            Notice::StopServer { ours, theirs } => {
+                write!(f, "stop_server (pid:{ours}) stopping now (pid:{theirs})...")
+            }
+            Notice::RestartAsked { pid } => {
+                write!(
+                    f,
+                    "sent HUP to start_server (pid:{pid}), waiting for the new generation..."
                 )
             }
             Notice::BinderDied => f.write_str(

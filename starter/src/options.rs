@@ -12,6 +12,7 @@ use std::time::Duration;
 use clap::builder::ValueParser;
 use clap::error::{ContextKind, ContextValue, ErrorKind};
 use clap::{Arg, ArgAction, ArgMatches, Command};
+use common::message::Transport;
 use nix::sys::signal::Signal;
 
 use crate::failure::Failure;
@@ -22,25 +23,22 @@ use crate::listen_spec::{
 /// The longest time that can be asked for, in seconds: about 31 years.
 const LONGEST: f64 = 1e9;
 
-/// Abbreviations that would be ours alone, but that ask Server::Starter to stop a running superdaemon: they must not
-/// start one with a `--stop-timeout`.
-const NO_ABBREVIATIONS: [&str; 2] = ["sto", "stop"];
-
-/// Options of Server::Starter that do not exist here: they are no typing errors, so nothing similar is suggested.
-const ONLY_ELSEWHERE: [&str; 7] = [
-    "auto-restart-interval",
-    "daemonize",
-    "enable-auto-restart",
-    "envdir",
-    "log-file",
-    "restart",
-    "stop",
+/// The words for `--fd-env`.
+const FD_STYLES: [(&str, FdStyle); 4] = [
+    ("systemd", FdStyle::Systemd),
+    ("unicorn", FdStyle::Unicorn),
+    ("nginx", FdStyle::Nginx),
+    ("einhorn", FdStyle::Einhorn),
 ];
 
 /// What the command line asks for.
 #[derive(Debug, PartialEq, Eq)]
 pub enum Invocation {
     Start(Box<Options>),
+    /// A running superdaemon is to start a new generation.
+    Restart(ClientOptions),
+    /// A running superdaemon is to end.
+    Stop(ClientOptions),
     /// Only this text, on stdout: the help or the version.
     Print(String),
 }
@@ -56,20 +54,59 @@ pub struct Options {
     /// At least 1.
     pub backlog: i32,
     pub directory: Option<PathBuf>,
+    pub envdir: Option<PathBuf>,
+    /// In the order given, each once.
+    pub fd_env: Vec<FdStyle>,
     pub interval: Duration,
     pub signal_on_hup: Signal,
     pub signal_on_term: Signal,
-    pub kill_old_delay: Duration,
+    /// `None` is 0, or 5 seconds with auto restart: the environment has a say in that.
+    pub kill_old_delay: Option<Duration>,
+    /// `None` leaves it to the environment.
+    pub enable_auto_restart: Option<bool>,
+    /// `None` leaves it to the environment.
+    pub auto_restart_interval: Option<Duration>,
     /// `None` waits without end.
     pub stop_timeout: Option<Duration>,
     /// `None` tries without end.
     pub start_limit: Option<NonZeroU32>,
     pub pid_file: Option<PathBuf>,
     pub status_file: Option<PathBuf>,
+    pub log_file: Option<LogTarget>,
+    /// Only together with `log_file`.
+    pub daemonize: bool,
     pub user: Option<String>,
     /// Only together with `user`.
     pub group: Option<String>,
     pub strict: bool,
+}
+
+/// How to reach a running superdaemon, and how long to wait for it.
+#[derive(Debug, PartialEq, Eq)]
+pub struct ClientOptions {
+    pub pid_file: PathBuf,
+    pub status_file: Option<PathBuf>,
+    /// `None` waits without end.
+    pub timeout: Option<Duration>,
+}
+
+/// Whose environment variables tell of the descriptors, beside `SERVER_STARTER_PORT`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum FdStyle {
+    /// Only where no listener chooses its descriptor.
+    Systemd,
+    /// Only where every listener is a stream socket.
+    Unicorn,
+    Nginx,
+    Einhorn,
+}
+
+/// Where stdout and stderr go.
+#[derive(Debug, PartialEq, Eq)]
+pub enum LogTarget {
+    File(PathBuf),
+    /// For the shell: not empty.
+    Command(OsString),
 }
 
 /// Reads the words after the name of this program.
@@ -77,7 +114,7 @@ pub fn parse(arguments: impl IntoIterator<Item = OsString>) -> Result<Invocation
     let definition = definition();
     let words = spell_out(&definition, arguments)?;
     match definition.try_get_matches_from(words.for_clap) {
-        Ok(matches) => Ok(Invocation::Start(Box::new(complete(&matches)?))),
+        Ok(matches) => complete(&Given(&matches)),
         Err(error) => match error.kind() {
             ErrorKind::DisplayHelp | ErrorKind::DisplayVersion => {
                 let text = error.render().to_string();
@@ -95,7 +132,11 @@ pub fn definition() -> Command {
     Command::new("start_server")
         .version(env!("CARGO_PKG_VERSION"))
         .about("A superdaemon for hot-deploying server programs.")
-        .override_usage("start_server [options] -- server-prog server-arg1 server-arg2 ...")
+        .override_usage(
+            "start_server [options] -- server-prog server-arg1 server-arg2 ...\n       \
+             start_server --restart --pid-file=FILE [--timeout=SECONDS]\n       \
+             start_server --stop --pid-file=FILE [--timeout=SECONDS]",
+        )
         .no_binary_name(true)
         .disable_help_flag(true)
         .disable_version_flag(true)
@@ -124,10 +165,22 @@ pub fn definition() -> Command {
             )),
         ])
         .next_help_heading("Program")
-        .arg(
+        .args([
             valued("dir", "DIR")
                 .help("Change to this directory before the server program is executed."),
-        )
+            valued("envdir", "DIR").help(
+                "Give the server an environment variable for each file in this\n\
+                 directory: the file's name and its first line. The files are read anew\n\
+                 for each server that is started.",
+            ),
+            valued("fd-env", "STYLE[,STYLE]")
+                .action(ArgAction::Append)
+                .help(
+                    "Also tell the descriptors in the variables of systemd (LISTEN_FDS),\n\
+                     unicorn (UNICORN_FD), nginx (NGINX) or einhorn (EINHORN_FDS). May be\n\
+                     given many times, and may hold a list separated by commas.",
+                ),
+        ])
         .next_help_heading("Restarting")
         .args([
             valued("interval", "SECONDS").help(
@@ -139,19 +192,35 @@ pub fn definition() -> Command {
             valued("signal-on-hup", "SIGNAL").help(
                 "What the old server gets when a HUP has started a new one (default:\nTERM).",
             ),
-            valued("kill-old-delay", "SECONDS")
-                .help("Time between the start of a new server and that signal (default: 0)."),
+            valued("kill-old-delay", "SECONDS").help(
+                "Time between the start of a new server and that signal (default: 0, or\n\
+                 5 with --enable-auto-restart).",
+            ),
             valued("signal-on-term", "SIGNAL")
                 .help("What the server gets when a TERM ends start_server (default: TERM)."),
             valued("stop-timeout", "SECONDS")
                 .help("Kill what is still alive so long after that signal (default: never)."),
+            valued("enable-auto-restart", "0|1")
+                .num_args(0..=1)
+                .require_equals(true)
+                .default_missing_value("1")
+                .help("Start a new server from time to time, as at a HUP (default: 0)."),
+            valued("auto-restart-interval", "SECONDS").help(
+                "Time between two such starts (default: 360). While an old server is\n\
+                 still alive, it is twice as long.",
+            ),
         ])
-        .next_help_heading("Files")
+        .next_help_heading("Files and logging")
         .args([
             valued("pid-file", "FILE")
                 .help("Write the process id of start_server here, and lock the file."),
             valued("status-file", "FILE")
                 .help("Write a line GENERATION:PID here for each server that is running."),
+            valued("log-file", "FILE").help(
+                "Append stdout and stderr to this file, those of the server too. As\n\
+                 \"| COMMAND\", pipe them to a command of the shell instead.",
+            ),
+            flag("daemonize").help("Run in the background. Needs --log-file."),
         ])
         .next_help_heading("Privileges")
         .args([
@@ -162,8 +231,18 @@ pub fn definition() -> Command {
             flag("strict")
                 .help("Fail where a means of confinement is missing, instead of warning."),
         ])
-        .next_help_heading("Information")
+        .next_help_heading("Commands")
         .args([
+            flag("restart").help(
+                "Send HUP to the start_server that holds --pid-file, and wait until a\n\
+                 new server has replaced the old one. Other options do not matter.",
+            ),
+            flag("stop").help(
+                "Send TERM to the start_server that holds --pid-file, and wait until it\n\
+                 is gone. Other options do not matter.",
+            ),
+            valued("timeout", "SECONDS")
+                .help("Wait no longer than this for one of these two (default: no limit)."),
             flag("help")
                 .action(ArgAction::Help)
                 .help("Print this help."),
@@ -252,7 +331,7 @@ fn spell_out(
             matches!(action, ArgAction::Help | ArgAction::Version) && value.is_none();
         let value = match value {
             Some(value) => Some(value),
-            None if action.takes_values() => {
+            None if needs_value(option) => {
                 // Unlike Server::Starter, whose options take the next option as their value.
                 let Some(next) = rest.next_if(|next| !looks_like_option(next)) else {
                     return Err(no_value(option, &shown, rest.peek()));
@@ -283,6 +362,14 @@ fn spell_out(
         for_clap,
         unknown: None,
     })
+}
+
+/// An option that may stand alone takes a value only behind its `=`, never the next word.
+fn needs_value(option: &Arg) -> bool {
+    let may_stand_alone = option
+        .get_num_args()
+        .is_some_and(|range| range.min_values() == 0);
+    option.get_action().takes_values() && !may_stand_alone
 }
 
 /// A lone `-` does not.
@@ -333,7 +420,7 @@ fn look_up<'a>(definition: &'a Command, name: &OsStr) -> Found<'a> {
     if let Some((_, option)) = named().find(|(long, _)| *long == name) {
         return Found::One(option);
     }
-    if name.is_empty() || NO_ABBREVIATIONS.contains(&name.as_str()) {
+    if name.is_empty() {
         return Found::None;
     }
     let mut candidates: Vec<_> = named()
@@ -400,13 +487,9 @@ fn refusal(error: &clap::Error, unknown: Option<&str>) -> Failure {
     match (error.kind(), context(ContextKind::InvalidArg)) {
         (ErrorKind::UnknownArgument, Some(option)) => {
             let failure = Failure::usage(format!("unknown option {}", unknown.unwrap_or(option)));
-            let name = option.trim_start_matches('-');
-            let is_meant = NO_ABBREVIATIONS.contains(&name) || ONLY_ELSEWHERE.contains(&name);
             match context(ContextKind::SuggestedArg) {
-                Some(suggestion) if !is_meant => {
-                    failure.hint(format!("did you mean {suggestion}?"))
-                }
-                _ => failure,
+                Some(suggestion) => failure.hint(format!("did you mean {suggestion}?")),
+                None => failure,
             }
         }
         (ErrorKind::TooManyValues, Some(option)) => {
@@ -421,16 +504,56 @@ fn refusal(error: &clap::Error, unknown: Option<&str>) -> Failure {
     }
 }
 
-fn complete(matches: &ArgMatches) -> Result<Options, Failure> {
-    let given = Given(matches);
-    let mut words = given.all("program");
-    let Some(program) = words.next().cloned() else {
-        return Err(Failure::usage("server program not specified"));
-    };
-    if program.is_empty() {
-        return Err(Failure::usage("cannot use an empty name as server program"));
+fn complete(given: &Given<'_>) -> Result<Invocation, Failure> {
+    match (given.flag("restart"), given.flag("stop")) {
+        (false, false) => Ok(Invocation::Start(Box::new(start(given)?))),
+        (true, false) => Ok(Invocation::Restart(client("restart", given)?)),
+        (false, true) => Ok(Invocation::Stop(client("stop", given)?)),
+        (true, true) => Err(Failure::usage(
+            "cannot use --restart: --stop is given as well",
+        )),
     }
-    let arguments = words.cloned().collect();
+}
+
+fn start(given: &Given<'_>) -> Result<Options, Failure> {
+    match given.all("program").next() {
+        None => return Err(Failure::usage("server program not specified")),
+        Some(program) if program.is_empty() => {
+            return Err(Failure::usage("cannot use an empty name as server program"));
+        }
+        Some(_) => {}
+    }
+    let options = options(given)?;
+    if let Some(timeout) = given.value("timeout")? {
+        let cause = "it needs --restart or --stop as well";
+        return Err(refused("timeout", timeout, cause));
+    }
+    check_together(&options)?;
+    Ok(options)
+}
+
+/// As in Server::Starter, one command line can serve for the start and, with one option more, for `command`: the
+/// program and the other options have to be valid alone, but do not matter.
+fn client(command: &str, given: &Given<'_>) -> Result<ClientOptions, Failure> {
+    let options = options(given)?;
+    let timeout = given.seconds("timeout")?;
+    let Some(pid_file) = options.pid_file else {
+        return Err(Failure::usage(format!(
+            "cannot use --{command}: it needs --pid-file as well"
+        )));
+    };
+    Ok(ClientOptions {
+        pid_file,
+        status_file: options.status_file,
+        timeout,
+    })
+}
+
+/// Each option by itself; the program may be missing.
+fn options(given: &Given<'_>) -> Result<Options, Failure> {
+    let mut words = given.all("program").cloned();
+    let program = words.next().unwrap_or_default();
+    let arguments = words.collect();
 
     let mut ports = Vec::new();
     for value in given.all("port") {
@@ -440,12 +563,13 @@ fn complete(matches: &ArgMatches) -> Result<Options, Failure> {
     for value in given.all("path") {
         paths.extend(parse_paths(value)?);
     }
-    check_duplicates(&ports, &paths)?;
-
-    let user = given.text("user")?;
-    let group = given.text("group")?;
-    if let (None, Some(group)) = (&user, &group) {
-        return Err(refused("group", group.as_ref(), "it needs --user as well"));
+    let mut fd_env = Vec::new();
+    for value in given.all("fd-env") {
+        for style in parse_fd_styles(utf8("fd-env", value)?)? {
+            if !fd_env.contains(&style) {
+                fd_env.push(style);
+            }
+        }
     }
 
     Ok(Options {
@@ -455,20 +579,80 @@ fn complete(matches: &ArgMatches) -> Result<Options, Failure> {
         paths,
         backlog: given.count("backlog", i32::MAX)?.unwrap_or(libc::SOMAXCONN),
         directory: given.path("dir")?,
+        envdir: given.path("envdir")?,
+        fd_env,
         interval: given.seconds("interval")?.unwrap_or(Duration::from_secs(1)),
         signal_on_hup: given.signal("signal-on-hup")?.unwrap_or(Signal::SIGTERM),
         signal_on_term: given.signal("signal-on-term")?.unwrap_or(Signal::SIGTERM),
-        kill_old_delay: given.seconds("kill-old-delay")?.unwrap_or(Duration::ZERO),
+        kill_old_delay: given.seconds("kill-old-delay")?,
+        enable_auto_restart: given.switch("enable-auto-restart")?,
+        auto_restart_interval: given.seconds("auto-restart-interval")?,
         stop_timeout: given.seconds("stop-timeout")?,
         start_limit: given
             .count("start-limit", u32::MAX)?
             .and_then(NonZeroU32::new),
         pid_file: given.path("pid-file")?,
         status_file: given.path("status-file")?,
-        user,
-        group,
-        strict: matches.get_flag("strict"),
+        log_file: given.log_target("log-file")?,
+        daemonize: given.flag("daemonize"),
+        user: given.text("user")?,
+        group: given.text("group")?,
+        strict: given.flag("strict"),
     })
+}
+
+/// What one option asks of the others.
+fn check_together(options: &Options) -> Result<(), Failure> {
+    check_duplicates(&options.ports, &options.paths)?;
+    check_fd_env(options)?;
+    if let (None, Some(group)) = (&options.user, &options.group) {
+        return Err(refused("group", group.as_ref(), "it needs --user as well"));
+    }
+    if options.daemonize && options.log_file.is_none() {
+        return Err(Failure::usage(
+            "cannot use --daemonize: it needs --log-file as well",
+        ));
+    }
+    Ok(())
+}
+
+fn check_fd_env(options: &Options) -> Result<(), Failure> {
+    let chosen = options.ports.iter().find(|port| port.descriptor.is_some());
+    if let (true, Some(port)) = (options.fd_env.contains(&FdStyle::Systemd), chosen) {
+        let cause = format!(
+            "its descriptors are consecutive from 3, but --port={} chooses its own",
+            port.given
+        );
+        return Err(refused("fd-env", "systemd".as_ref(), &cause));
+    }
+    let mut ports = options.ports.iter();
+    let datagram = ports.find(|port| port.transport == Transport::Udp);
+    if let (true, Some(port)) = (options.fd_env.contains(&FdStyle::Unicorn), datagram) {
+        let cause = format!(
+            "it takes stream sockets only, but --port={} is UDP",
+            port.given
+        );
+        return Err(refused("fd-env", "unicorn".as_ref(), &cause));
+    }
+    Ok(())
+}
+
+/// Reads the value of one `--fd-env`: a list, separated by commas.
+fn parse_fd_styles(value: &str) -> Result<Vec<FdStyle>, Failure> {
+    let words = value.split(',').map(str::trim);
+    words
+        .map(|word| {
+            if word.is_empty() {
+                // The empty word itself would show nothing: name the list that holds it.
+                return Err(refused("fd-env", value.as_ref(), "a style is missing"));
+            }
+            let found = FD_STYLES.iter().find(|(name, _)| *name == word);
+            found.map(|(_, style)| *style).ok_or_else(|| {
+                let cause = "the styles are systemd, unicorn, nginx and einhorn";
+                refused("fd-env", word.as_ref(), cause)
+            })
+        })
+        .collect()
 }
 
 fn refused(option: &str, value: &OsStr, cause: &str) -> Failure {
@@ -488,6 +672,10 @@ fn utf8<'a>(option: &str, value: &'a OsStr) -> Result<&'a str, Failure> {
 struct Given<'a>(&'a ArgMatches);
 
 impl<'a> Given<'a> {
+    fn flag(&self, option: &str) -> bool {
+        self.0.get_flag(option)
+    }
+
     fn all(&self, option: &str) -> impl Iterator<Item = &'a OsString> + use<'a> {
         self.0.get_many::<OsString>(option).unwrap_or_default()
     }
@@ -508,6 +696,24 @@ impl<'a> Given<'a> {
 
     fn path(&self, option: &str) -> Result<Option<PathBuf>, Failure> {
         Ok(self.value(option)?.map(PathBuf::from))
+    }
+
+    fn log_target(&self, option: &str) -> Result<Option<LogTarget>, Failure> {
+        let Some(value) = self.value(option)? else {
+            return Ok(None);
+        };
+        match read_command(value.as_bytes()) {
+            None => Ok(Some(LogTarget::File(value.into()))),
+            Some(b"") => Err(refused(option, value, "a command is missing after the |")),
+            Some(command) => Ok(Some(LogTarget::Command(OsString::from_vec(
+                command.to_vec(),
+            )))),
+        }
+    }
+
+    fn switch(&self, option: &str) -> Result<Option<bool>, Failure> {
+        let cause = || "it takes 0, 1, true or false, or no value".to_owned();
+        self.read(option, read_switch, cause)
     }
 
     fn seconds(&self, option: &str) -> Result<Option<Duration>, Failure> {
@@ -548,6 +754,28 @@ impl<'a> Given<'a> {
     }
 }
 
+/// What is behind a leading `|`; `None` where there is none.
+fn read_command(value: &[u8]) -> Option<&[u8]> {
+    let command = without_blanks(value).strip_prefix(b"|")?;
+    Some(without_blanks(command))
+}
+
+/// Takes off, at the start, what `\s` of Perl matches in ASCII.
+fn without_blanks(mut bytes: &[u8]) -> &[u8] {
+    while let [b' ' | b'\t' | b'\n' | b'\x0b' | b'\x0c' | b'\r', rest @ ..] = bytes {
+        bytes = rest;
+    }
+    bytes
+}
+
+fn read_switch(text: &str) -> Option<bool> {
+    match text.to_ascii_lowercase().as_str() {
+        "1" | "true" => Some(true),
+        "0" | "false" => Some(false),
+        _ => None,
+    }
+}
+
 /// Digits only: `parse` alone would take a sign too.
 fn read_digits<T: FromStr>(text: &str) -> Option<T> {
     let is_number = text.bytes().all(|byte| byte.is_ascii_digit());
@@ -555,7 +783,7 @@ fn read_digits<T: FromStr>(text: &str) -> Option<T> {
 }
 
 /// Digits, with one decimal point at most: `parse` alone would take signs, exponents and infinity too.
-fn read_seconds(text: &str) -> Option<Duration> {
+pub fn read_seconds(text: &str) -> Option<Duration> {
     let is_decimal = text
         .bytes()
         .all(|byte| byte.is_ascii_digit() || byte == b'.');
@@ -607,6 +835,13 @@ mod tests {
         started(&[options, &["--", "prog"]].concat())
     }
 
+    fn stopped(options: &[&str]) -> ClientOptions {
+        match parse_words(&[&["--stop", "--pid-file=/p"], options].concat()) {
+            Ok(Invocation::Stop(options)) => options,
+            other => panic!("{options:?}: {other:?}"),
+        }
+    }
+
     fn printed(words: &[&str]) -> String {
         match parse_words(words) {
             Ok(Invocation::Print(text)) => text,
@@ -646,14 +881,20 @@ mod tests {
             paths: vec![],
             backlog: libc::SOMAXCONN,
             directory: None,
+            envdir: None,
+            fd_env: vec![],
             interval: Duration::from_secs(1),
             signal_on_hup: Signal::SIGTERM,
             signal_on_term: Signal::SIGTERM,
-            kill_old_delay: Duration::ZERO,
+            kill_old_delay: None,
+            enable_auto_restart: None,
+            auto_restart_interval: None,
             stop_timeout: None,
             start_limit: None,
             pid_file: None,
             status_file: None,
+            log_file: None,
+            daemonize: false,
             user: None,
             group: None,
             strict: false,
@@ -668,14 +909,20 @@ mod tests {
             "--path=/a,mode=0660",
             "--backlog=5",
             "--dir=/d",
+            "--envdir=/e",
+            "--fd-env=nginx",
             "--interval=2",
             "--signal-on-hup=QUIT",
             "--signal-on-term=INT",
             "--kill-old-delay=3",
+            "--enable-auto-restart",
+            "--auto-restart-interval=7",
             "--stop-timeout=4",
             "--start-limit=6",
             "--pid-file=/p",
             "--status-file=/s",
+            "--log-file=/l",
+            "--daemonize",
             "--user=www",
             "--group=33",
             "--strict",
@@ -687,14 +934,20 @@ mod tests {
             paths: parse_paths("/a,mode=0660".as_ref()).unwrap(),
             backlog: 5,
             directory: Some("/d".into()),
+            envdir: Some("/e".into()),
+            fd_env: vec![FdStyle::Nginx],
             interval: Duration::from_secs(2),
             signal_on_hup: Signal::SIGQUIT,
             signal_on_term: Signal::SIGINT,
-            kill_old_delay: Duration::from_secs(3),
+            kill_old_delay: Some(Duration::from_secs(3)),
+            enable_auto_restart: Some(true),
+            auto_restart_interval: Some(Duration::from_secs(7)),
             stop_timeout: Some(Duration::from_secs(4)),
             start_limit: NonZeroU32::new(6),
             pid_file: Some("/p".into()),
             status_file: Some("/s".into()),
+            log_file: Some(LogTarget::File("/l".into())),
+            daemonize: true,
             user: Some("www".into()),
             group: Some("33".into()),
             strict: true,
@@ -780,7 +1033,7 @@ mod tests {
             Signal::SIGINT
         );
         assert_eq!(
-            with(&["--d", "/x", "--STAT=/y"]).status_file,
+            with(&["--di", "/x", "--STAT=/y"]).status_file,
             Some("/y".into())
         );
         assert!(with(&["--str"]).strict);
@@ -793,13 +1046,16 @@ mod tests {
         for (word, candidates) in [
             (
                 "--st",
-                "--start-limit, --status-file, --stop-timeout or --strict",
+                "--start-limit, --status-file, --stop, --stop-timeout or --strict",
             ),
             (
                 "--ST=1",
-                "--start-limit, --status-file, --stop-timeout or --strict",
+                "--start-limit, --status-file, --stop, --stop-timeout or --strict",
             ),
             ("--sta", "--start-limit or --status-file"),
+            ("--sto", "--stop or --stop-timeout"),
+            ("--d", "--daemonize or --dir"),
+            ("--en=1", "--enable-auto-restart or --envdir"),
             ("--p", "--path, --pid-file or --port"),
             ("--signal-on", "--signal-on-hup or --signal-on-term"),
         ] {
@@ -826,9 +1082,6 @@ mod tests {
                 "--statusfile",
                 "unknown option --statusfile\nhint: did you mean --status-file?",
             ),
-            ("--stop", "unknown option --stop"),
-            ("--STOP=1", "unknown option --STOP"),
-            ("--sto", "unknown option --sto"),
             ("--=80", "unknown option --=80"),
             ("--=", "unknown option --="),
             (
@@ -839,20 +1092,7 @@ mod tests {
         ] {
             assert_eq!(error(&[word, "prog"]), message);
         }
-        for name in [
-            "envdir",
-            "daemonize",
-            "log-file",
-            "restart",
-            "stop",
-            "enable-auto-restart",
-            "auto-restart-interval",
-            "fd-env",
-            "syslog",
-        ] {
-            let message = error(&[&format!("--{name}"), "prog"]);
-            assert_eq!(message, format!("unknown option --{name}"));
-        }
+        assert_eq!(error(&["--syslog", "prog"]), "unknown option --syslog");
     }
 
     #[test]
@@ -903,7 +1143,15 @@ mod tests {
 
     #[test]
     fn a_flag_takes_no_value() {
-        for word in ["--strict=1", "--strict=", "--help=x", "--version=1"] {
+        for word in [
+            "--strict=1",
+            "--strict=",
+            "--help=x",
+            "--version=1",
+            "--daemonize=1",
+            "--restart=1",
+            "--stop=0",
+        ] {
             let name = word.split('=').next().unwrap();
             assert_eq!(
                 error(&[word, "prog"]),
@@ -945,6 +1193,8 @@ mod tests {
             b"--dir",
             b"\xfe",
             b"--pid-file=\xfd",
+            b"--envdir=\xfa",
+            b"--log-file=|\xf9",
             b"\xfc",
             b"\xfb",
         ];
@@ -956,6 +1206,9 @@ mod tests {
         assert_eq!(options.paths[0].path.as_os_str().as_bytes(), b"/\xff");
         assert_eq!(options.directory.unwrap().as_os_str().as_bytes(), b"\xfe");
         assert_eq!(options.pid_file.unwrap().as_os_str().as_bytes(), b"\xfd");
+        assert_eq!(options.envdir.unwrap().as_os_str().as_bytes(), b"\xfa");
+        let command = LogTarget::Command(OsString::from_vec(b"\xf9".to_vec()));
+        assert_eq!(options.log_file, Some(command));
         assert_eq!(options.program.as_bytes(), b"\xfc");
         assert_eq!(options.arguments[0].as_bytes(), b"\xfb");
 
@@ -967,6 +1220,14 @@ mod tests {
             (
                 b"--user=\xff",
                 "cannot use --user=\u{fffd}: it is not valid UTF-8",
+            ),
+            (
+                b"--fd-env=\xff",
+                "cannot use --fd-env=\u{fffd}: it is not valid UTF-8",
+            ),
+            (
+                b"--enable-auto-restart=\xff",
+                "cannot use --enable-auto-restart=\u{fffd}: it takes 0, 1, true or false, or no value",
             ),
             (b"--\xff=1", "unknown option --\u{fffd}"),
             (
@@ -995,15 +1256,19 @@ mod tests {
             let options = with(&[
                 &word("interval"),
                 &word("kill-old-delay"),
+                &word("auto-restart-interval"),
                 &word("stop-timeout"),
             ]);
             let expected = Duration::from_nanos(nanoseconds);
-            assert_eq!(
-                (options.interval, options.kill_old_delay),
-                (expected, expected),
-                "{value}"
-            );
-            assert_eq!(options.stop_timeout, Some(expected), "{value}");
+            assert_eq!(options.interval, expected, "{value}");
+            for seconds in [
+                options.kill_old_delay,
+                options.auto_restart_interval,
+                options.stop_timeout,
+                stopped(&[&word("timeout")]).timeout,
+            ] {
+                assert_eq!(seconds, Some(expected), "{value}");
+            }
         }
         let cause = "the time is a number of seconds from 0 to 1000000000, such as 1 or 0.5";
         for value in [
@@ -1023,13 +1288,23 @@ mod tests {
             "1000000000.1",
             "٣",
         ] {
-            for name in ["interval", "kill-old-delay", "stop-timeout"] {
+            for name in [
+                "interval",
+                "kill-old-delay",
+                "auto-restart-interval",
+                "stop-timeout",
+            ] {
                 let word = format!("--{name}={value}");
                 assert_eq!(
                     error(&[&word, "prog"]),
                     format!("cannot use {word}: {cause}")
                 );
             }
+            let word = format!("--timeout={value}");
+            assert_eq!(
+                error(&["--stop", "--pid-file=/p", &word]),
+                format!("cannot use {word}: {cause}")
+            );
         }
         let endless = format!("--interval={}", "9".repeat(400));
         assert_eq!(
@@ -1127,8 +1402,14 @@ mod tests {
     fn empty_values_are_refused() {
         for name in [
             "dir",
+            "envdir",
+            "enable-auto-restart",
+            "auto-restart-interval",
+            "kill-old-delay",
             "pid-file",
             "status-file",
+            "log-file",
+            "timeout",
             "user",
             "group",
             "interval",
@@ -1137,8 +1418,14 @@ mod tests {
         ] {
             let message = format!("cannot use --{name}=: its value is empty");
             assert_eq!(error(&[&format!("--{name}="), "prog"]), message);
-            assert_eq!(error(&[&format!("--{name}"), "", "prog"]), message);
+            if name != "enable-auto-restart" {
+                assert_eq!(error(&[&format!("--{name}"), "", "prog"]), message);
+            }
         }
+        assert_eq!(
+            error(&["--fd-env=", "prog"]),
+            "cannot use --fd-env=: a style is missing"
+        );
         assert_eq!(
             error(&["--port=", "prog"]),
             "cannot use --port=: a port is missing"
@@ -1156,6 +1443,211 @@ mod tests {
             "cannot use --group=www: it needs --user as well"
         );
         assert_eq!(with(&["--user=www"]).group, None);
+    }
+
+    #[test]
+    fn auto_restart_is_a_flag_that_can_be_switched_off() {
+        for (words, on) in [
+            (&["--enable-auto-restart"][..], true),
+            (&["--enable-auto-restart=1"], true),
+            (&["--ENABLE-AUTO-RESTART=True"], true),
+            (&["--ena=0"], false),
+            (&["--enable-auto-restart=FALSE"], false),
+            (&["--enable-auto-restart=1", "--enable=0"], false),
+            (&["--enable-auto-restart=0", "--enable"], true),
+        ] {
+            assert_eq!(with(words).enable_auto_restart, Some(on), "{words:?}");
+        }
+        for value in ["2", "yes", "on", "00", " 1", "truee"] {
+            let word = format!("--enable-auto-restart={value}");
+            assert_eq!(
+                error(&[&word, "prog"]),
+                format!("cannot use {word}: it takes 0, 1, true or false, or no value")
+            );
+        }
+        // The next word is never its value.
+        let options = started(&["--enable-auto-restart", "0", "1"]);
+        assert_eq!(options.enable_auto_restart, Some(true));
+        assert_eq!(options.program, "0");
+        let options = started(&["--enable-auto-restart", "--strict", "prog"]);
+        assert_eq!(options.enable_auto_restart, Some(true));
+        assert!(options.strict);
+    }
+
+    #[test]
+    fn a_delay_of_zero_is_told_from_none() {
+        assert_eq!(with(&["--enable-auto-restart"]).kill_old_delay, None);
+        assert_eq!(
+            with(&["--kill-old-delay=0"]).kill_old_delay,
+            Some(Duration::ZERO)
+        );
+    }
+
+    #[test]
+    fn styles_of_telling_descriptors_add_up() {
+        use FdStyle::{Einhorn, Nginx, Systemd, Unicorn};
+        for (words, styles) in [
+            (&["--fd-env=systemd"][..], vec![Systemd]),
+            (
+                &["--fd-env", "nginx,einhorn,systemd,unicorn"],
+                vec![Nginx, Einhorn, Systemd, Unicorn],
+            ),
+            (
+                &["--fd-env=unicorn", "--fd-env=nginx, unicorn", "--fd=nginx"],
+                vec![Unicorn, Nginx],
+            ),
+        ] {
+            assert_eq!(with(words).fd_env, styles, "{words:?}");
+        }
+        let styles = "the styles are systemd, unicorn, nginx and einhorn";
+        for (value, message) in [
+            ("upstart", format!("--fd-env=upstart: {styles}")),
+            ("systemd,puma", format!("--fd-env=puma: {styles}")),
+            ("Systemd", format!("--fd-env=Systemd: {styles}")),
+            (
+                "systemd,",
+                "--fd-env=systemd,: a style is missing".to_owned(),
+            ),
+            (",nginx", "--fd-env=,nginx: a style is missing".to_owned()),
+        ] {
+            let word = format!("--fd-env={value}");
+            assert_eq!(error(&[&word, "prog"]), format!("cannot use {message}"));
+        }
+    }
+
+    #[test]
+    fn a_style_that_cannot_tell_of_a_listener_is_refused() {
+        let chosen = "cannot use --fd-env=systemd: its descriptors are consecutive from 3, but";
+        assert_eq!(
+            error(&["--fd-env=systemd", "--port=79,80=5", "prog"]),
+            format!("{chosen} --port=80=5 chooses its own")
+        );
+        assert_eq!(
+            error(&["--port=[::1]:u53=0", "--fd-env=nginx,systemd", "prog"]),
+            format!("{chosen} --port=[::1]:u53=0 chooses its own")
+        );
+        assert_eq!(
+            error(&["--port=80,u53", "--fd-env=unicorn", "prog"]),
+            "cannot use --fd-env=unicorn: it takes stream sockets only, but --port=u53 is UDP"
+        );
+        for words in [
+            &["--fd-env=systemd", "--port=80,u53", "--path=/a"][..],
+            &["--fd-env=unicorn", "--port=80=5", "--path=/a"],
+            &["--fd-env=nginx,einhorn", "--port=80=5,u53", "--path=/a"],
+        ] {
+            assert!(!with(words).fd_env.is_empty());
+        }
+    }
+
+    #[test]
+    fn a_log_goes_to_a_file_or_to_a_command() {
+        for value in ["/l", "log", "a|b", " x", "-"] {
+            let target = with(&["--log-file", value]).log_file;
+            assert_eq!(target, Some(LogTarget::File(value.into())), "{value}");
+        }
+        for (value, command) in [
+            ("|cat", "cat"),
+            ("| cat -u", "cat -u"),
+            (" \t\x0b\x0c\r\n| \n cat | tee x ", "cat | tee x "),
+            ("||x", "|x"),
+        ] {
+            let target = with(&["--log-file", value]).log_file;
+            assert_eq!(
+                target,
+                Some(LogTarget::Command(command.into())),
+                "{value:?}"
+            );
+        }
+        for value in ["|", " | "] {
+            assert_eq!(
+                error(&["--log-file", value, "prog"]),
+                format!("cannot use --log-file={value}: a command is missing after the |")
+            );
+        }
+    }
+
+    #[test]
+    fn a_daemon_needs_a_log_file() {
+        assert_eq!(
+            error(&["--daemonize", "prog"]),
+            "cannot use --daemonize: it needs --log-file as well"
+        );
+        assert!(with(&["--daemonize", "--log-file=| cat"]).daemonize);
+        assert!(!with(&["--log-file=/l"]).daemonize);
+    }
+
+    #[test]
+    fn a_running_superdaemon_is_reached_by_its_files() {
+        let client = |status_file: Option<&str>, timeout| ClientOptions {
+            pid_file: "/p".into(),
+            status_file: status_file.map(Into::into),
+            timeout,
+        };
+        for (words, expected) in [
+            (
+                &["--restart", "--pid-file=/p", "--status-file=/s"][..],
+                Invocation::Restart(client(Some("/s"), None)),
+            ),
+            (
+                &["--pid-file=/p", "--re", "--time=2.5"],
+                Invocation::Restart(client(None, Some(Duration::from_millis(2500)))),
+            ),
+            (
+                &["--STOP", "--pid-file", "/p", "--timeout", "0"],
+                Invocation::Stop(client(None, Some(Duration::ZERO))),
+            ),
+            (
+                &["--stop", "--stop", "--pid-file=/p", "--stop-timeout=1"],
+                Invocation::Stop(client(None, None)),
+            ),
+        ] {
+            assert_eq!(parse_words(words), Ok(expected), "{words:?}");
+        }
+    }
+
+    #[test]
+    fn the_command_line_of_the_start_serves_for_a_restart_too() {
+        let words = ["--pid-file=/p", "--port=80=5", "--daemonize", "--group=www"];
+        for program in [
+            &["--", "prog", "--stop"][..],
+            &["prog"],
+            &[""],
+            &["--"],
+            &[],
+        ] {
+            let words = [&words[..], &["--fd-env=systemd", "--restart"], program].concat();
+            let restart = parse_words(&words);
+            assert!(matches!(restart, Ok(Invocation::Restart(_))), "{words:?}");
+        }
+        // What is no option, or has a wrong value, is an error all the same.
+        assert_eq!(
+            error(&["--restart", "--pid-file=/p", "--interval=x"]),
+            error(&["--interval=x", "prog"])
+        );
+        assert_eq!(
+            error(&["--stop", "--pid-file=/p", "--unknown"]),
+            "unknown option --unknown"
+        );
+        // What is behind the program's name is the program's.
+        assert_eq!(started(&["prog", "--restart"]).arguments, ["--restart"]);
+    }
+
+    #[test]
+    fn a_running_superdaemon_is_asked_for_one_thing_and_by_its_pid_file() {
+        for command in ["restart", "stop"] {
+            let message = format!("cannot use --{command}: it needs --pid-file as well");
+            let word = format!("--{command}");
+            assert_eq!(error(&[&word]), message);
+            assert_eq!(error(&[&word, "--status-file=/s", "prog"]), message);
+        }
+        assert_eq!(
+            error(&["--stop", "--restart", "--pid-file=/p"]),
+            "cannot use --restart: --stop is given as well"
+        );
+        assert_eq!(
+            error(&["--timeout=5", "--pid-file=/p", "prog"]),
+            "cannot use --timeout=5: it needs --restart or --stop as well"
+        );
     }
 
     #[test]
@@ -1195,9 +1687,9 @@ mod tests {
                 "Listening:",
                 "Program:",
                 "Restarting:",
-                "Files:",
+                "Files and logging:",
                 "Privileges:",
-                "Information:"
+                "Commands:"
             ]
         );
     }
@@ -1211,8 +1703,11 @@ mod tests {
             .filter(|line| line.starts_with("| `--"))
             .collect();
         for option in definition().get_arguments().filter_map(Arg::get_long) {
+            // In the first column: the others may mention it.
             let named = |row: &&&str| {
-                row.contains(&format!("`--{option}`")) || row.contains(&format!("`--{option}="))
+                let column = row.split('|').nth(1).unwrap();
+                column.contains(&format!("`--{option}`"))
+                    || column.contains(&format!("`--{option}="))
             };
             assert_eq!(rows.iter().filter(named).count(), 1, "--{option}");
         }

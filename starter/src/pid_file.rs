@@ -30,6 +30,7 @@ impl PidFile {
                 let failure = cannot(&crate::failure::cause(&error));
                 match error.raw_os_error().map(Errno::from_raw) {
                     Some(Errno::ELOOP) => cannot(&"it is a symbolic link"),
+                    Some(Errno::ENOENT) => cannot(&"its directory does not exist"),
                     Some(Errno::EACCES) => failure.hint(WRITABLE_HINT),
                     _ => failure,
                 }
@@ -39,6 +40,8 @@ impl PidFile {
             }
             let mut file = match Flock::lock(file, FlockArg::LockExclusiveNonblock) {
                 Ok(file) => file,
+                // Not a server, but somebody who looks for one: over in a moment.
+                Err((file, Errno::EWOULDBLOCK)) if is_read_locked(&file) => continue,
                 Err((mut file, Errno::EWOULDBLOCK)) => {
                     let holder = match recorded_pid(&mut file) {
                         Ok(Some(pid)) => format!("it is locked by a running instance, pid {pid}"),
@@ -102,23 +105,35 @@ fn open(path: &Path) -> std::io::Result<File> {
         .open(path)
 }
 
+/// The longest content that is a pid, in bytes.
+const LONGEST: u64 = 16;
+
 /// The pid in the file, none if it is empty; an error if it holds anything else.
-fn recorded_pid(file: &mut File) -> Result<Option<u32>, ()> {
+pub fn recorded_pid(file: &mut File) -> Result<Option<u32>, ()> {
     let mut text = String::new();
     file.rewind().map_err(drop)?;
-    // Files without a newline at the end are written by others of this kind.
     Read::by_ref(file)
-        .take(32)
+        .take(LONGEST + 1)
         .read_to_string(&mut text)
         .map_err(drop)?;
-    match text.trim_end() {
+    if text.len() as u64 > LONGEST {
+        return Err(());
+    }
+    // Files without a newline at the end are written by others of this kind.
+    match text.strip_suffix('\n').unwrap_or(&text) {
         "" => Ok(None),
         pid => pid.parse().map(Some).map_err(drop),
     }
 }
 
+/// Whether the lock that is in the way is a shared one.
+fn is_read_locked(file: &File) -> bool {
+    file.try_clone()
+        .is_ok_and(|file| Flock::lock(file, FlockArg::LockSharedNonblock).is_ok())
+}
+
 /// Whether this very file is what the path names.
-fn is_at(file: &File, path: &Path) -> bool {
+pub fn is_at(file: &File, path: &Path) -> bool {
     match (file.metadata(), path.symlink_metadata()) {
         (Ok(ours), Ok(there)) => (ours.dev(), ours.ino()) == (there.dev(), there.ino()),
         _ => false,

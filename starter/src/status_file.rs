@@ -1,6 +1,7 @@
-//! `--status-file=F`: `F` in Server::Starter's format for programs that know it, and `F.json` with everything.
+//! `--status-file=F`: `F` in Server::Starter's format for programs that know it, and `F.json` with everything. Beside
+//! a pid file `P` there is the same as `P.json`, where `--restart` finds its verdict.
 //!
-//! Both are replaced by rename, so that a reader never sees half of one, and removed at the end if they are still
+//! All are replaced by rename, so that a reader never sees half of one, and removed at the end if they are still
 //! ours. A disk that is full does not end the service: it is said once, and tried again until it works.
 
 use std::ffi::OsString;
@@ -27,11 +28,11 @@ const RETRY: Duration = Duration::from_secs(1);
 /// The largest file that is looked into before it is replaced, in bytes.
 const LARGEST_STALE: u64 = 16 * 1024 * 1024;
 
-/// Both files.
+/// All these files.
 #[derive(Debug)]
 pub struct StatusFile {
-    lines: Replaced,
-    json: Replaced,
+    lines: Option<Replaced>,
+    json: Vec<Replaced>,
     fixed: Fixed,
     retry_at: Option<Instant>,
 }
@@ -77,7 +78,7 @@ struct OptionsView {
     interval: f64,
     signal_on_hup: &'static str,
     signal_on_term: &'static str,
-    kill_old_delay: f64,
+    kill_old_delay: Option<f64>,
     stop_timeout: Option<f64>,
     start_limit: Option<u32>,
     pid_file: Option<String>,
@@ -102,7 +103,8 @@ struct View<'a> {
     /// The last workers that are gone, oldest first.
     departed: Vec<DepartedView>,
     counters: CountersView,
-    verdict: Option<VerdictView>,
+    /// What became of the last starts, oldest first.
+    verdicts: Vec<VerdictView>,
 }
 
 #[derive(Debug, Serialize)]
@@ -144,6 +146,8 @@ struct CountersView {
 
 #[derive(Debug, Serialize)]
 struct VerdictView {
+    /// The restart that it answers, with all before it: counted by `counters.restarts`.
+    request: u32,
     generation: u32,
     result: &'static str,
     at: f64,
@@ -156,31 +160,33 @@ impl StatusFile {
     ///
     /// # Errors
     /// When something is there that is no status file (it stays as it is), or nothing can be written.
-    pub fn create(
-        path: &Path,
-        options: &Options,
-        listeners: &[Listener],
-    ) -> Result<StatusFile, Failure> {
-        let mut json_path = OsString::from(path);
-        json_path.push(".json");
-        let json_path = PathBuf::from(json_path);
-        let stale = refuse_foreign(path, is_status_lines)?;
-        refuse_foreign(&json_path, is_status_json)?;
+    pub fn create(options: &Options, listeners: &[Listener]) -> Result<StatusFile, Failure> {
+        let lines = options.status_file.as_deref();
+        let stale = lines
+            .map(|path| refuse_foreign(path, is_status_lines))
+            .transpose()?;
         let mut status = StatusFile {
-            lines: Replaced::new(path.to_owned()),
-            json: Replaced::new(json_path),
+            lines: lines.map(|path| Replaced::new(path.to_owned())),
+            json: Vec::new(),
             fixed: Fixed::new(options, listeners),
             retry_at: None,
         };
         let text = status.json_text(None);
-        status.json.write(text).map_err(|error| {
-            let failure = cannot(&status.json.path, &failure::cause(&error));
-            match error.kind() {
-                io::ErrorKind::PermissionDenied => failure.hint(WRITABLE_HINT),
-                _ => failure,
-            }
-        })?;
-        if stale {
+        for beside in [lines, options.pid_file.as_deref()].into_iter().flatten() {
+            let path = json_path(beside);
+            refuse_foreign(&path, is_status_json)?;
+            let mut json = Replaced::new(path);
+            json.write(text.clone()).map_err(|error| {
+                let failure = cannot(&json.path, &failure::cause(&error));
+                match error.kind() {
+                    io::ErrorKind::NotFound => cannot(&json.path, "its directory does not exist"),
+                    io::ErrorKind::PermissionDenied => failure.hint(WRITABLE_HINT),
+                    _ => failure,
+                }
+            })?;
+            status.json.push(json);
+        }
+        if let (Some(path), Some(true)) = (lines, stale) {
             // The pids in it are of another time, and workers read it.
             std::fs::remove_file(path).map_err(|error| cannot(path, &failure::cause(&error)))?;
         }
@@ -189,13 +195,21 @@ impl StatusFile {
 
     /// Writes what has changed. An error is said once and tried again.
     pub fn save(&mut self, generations: &Generations, now: Instant) {
-        let lines = lines(generations);
-        let json = self.json_text(Some((generations, now)));
-        // Before anything has settled there is no `F`, as in Server::Starter.
-        let lines_saved =
-            (lines.is_empty() && self.lines.written.is_none()) || self.lines.save(lines);
-        let json_saved = self.json.save(json);
-        self.retry_at = (!lines_saved || !json_saved).then(|| now + RETRY);
+        let mut saved = true;
+        if let Some(file) = &mut self.lines {
+            let text = lines(generations);
+            // Before anything has settled there is no `F`, as in Server::Starter.
+            if !text.is_empty() || file.written.is_some() {
+                saved &= file.save(text);
+            }
+        }
+        if !self.json.is_empty() {
+            let text = self.json_text(Some((generations, now)));
+            for file in &mut self.json {
+                saved &= file.save(text.clone());
+            }
+        }
+        self.retry_at = (!saved).then(|| now + RETRY);
     }
 
     /// When [`StatusFile::save`] is to be called again because it has failed.
@@ -214,7 +228,7 @@ impl StatusFile {
                 failed_starts: 0,
                 crashes: 0,
             },
-            verdict: None,
+            verdicts: Vec::new(),
         };
         let view = match live {
             None => none,
@@ -229,10 +243,11 @@ impl StatusFile {
                     .map(|one| departed_view(one, &clock))
                     .collect(),
                 counters: counters_view(generations.counters),
-                verdict: generations
-                    .decision
-                    .as_ref()
-                    .map(|one| verdict_view(one, &clock)),
+                verdicts: generations
+                    .decisions
+                    .iter()
+                    .map(|one| verdict_view(one, &clock))
+                    .collect(),
                 ..none
             },
         };
@@ -245,9 +260,27 @@ impl StatusFile {
 
 impl Drop for StatusFile {
     fn drop(&mut self) {
-        self.lines.remove();
-        self.json.remove();
+        self.lines
+            .iter()
+            .chain(&self.json)
+            .for_each(Replaced::remove);
     }
+}
+
+/// The file with everything that belongs to a status or pid file.
+pub fn json_path(beside: &Path) -> PathBuf {
+    let mut path = OsString::from(beside);
+    path.push(".json");
+    path.into()
+}
+
+/// The generations in a status file of Server::Starter's format, in its order; the cause in words where there is none.
+pub fn read_lines(path: &Path) -> Result<Vec<u32>, String> {
+    let text = std::fs::read_to_string(path).map_err(|error| failure::cause(&error))?;
+    Ok(text
+        .lines()
+        .filter_map(|line| line.split_once(':')?.0.parse().ok())
+        .collect())
 }
 
 /// `GENERATION:PID` for every worker that has settled and lives, by number.
@@ -469,7 +502,7 @@ impl Fixed {
                 interval: options.interval.as_secs_f64(),
                 signal_on_hup: options.signal_on_hup.as_str(),
                 signal_on_term: options.signal_on_term.as_str(),
-                kill_old_delay: options.kill_old_delay.as_secs_f64(),
+                kill_old_delay: options.kill_old_delay.map(|one| one.as_secs_f64()),
                 stop_timeout: options.stop_timeout.map(|one| one.as_secs_f64()),
                 start_limit: options.start_limit.map(Into::into),
                 pid_file: options.pid_file.as_ref().map(text),
@@ -538,6 +571,7 @@ fn verdict_view(decision: &Decision, clock: &Clock) -> VerdictView {
         Verdict::Failed { status } => ("failed", status.map(status_view)),
     };
     VerdictView {
+        request: decision.request,
         generation: decision.generation,
         result,
         at: clock.seconds(decision.at),

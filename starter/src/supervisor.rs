@@ -1,6 +1,6 @@
 //! The loop: wait, decide, perform. One thread, one wait with one deadline, no sleep.
 
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, BorrowedFd};
 use std::time::{Duration, Instant};
 
 use nix::errno::Errno;
@@ -10,176 +10,262 @@ use nix::sys::time::TimeSpec;
 use nix::unistd::Pid;
 
 use crate::binding::SocketFiles;
+use crate::daemon::Waiting;
+use crate::environment::Environment;
 use crate::failure::Failure;
 use crate::generations::{Action, Event, Generations, Outcome, Settings};
-use crate::log;
-use crate::notice::Notice;
-use crate::signals::Signals;
+use crate::log::{self, Log};
+use crate::notice::{ExecFailure, Notice};
+use crate::process::reap;
+use crate::signals::{STOPS, Signals};
 use crate::status_file::StatusFile;
 use crate::worker::{Blueprint, Report};
 
-/// Everything that the running superdaemon holds.
-pub struct Supervisor {
+/// Everything that the superdaemon needs to run.
+pub struct Resources {
     pub blueprint: Blueprint,
+    pub environment: Environment,
     pub signals: Signals,
-    pub status_file: Option<StatusFile>,
+    pub log: Log,
+    pub status_file: StatusFile,
     pub socket_files: SocketFiles,
+    /// Whoever waits for the first generation to serve.
+    pub waiting: Option<Waiting>,
 }
 
-/// Workers that have neither executed the program nor failed to.
-type Reports = Vec<(Pid, Report)>;
+/// The running superdaemon.
+struct Supervisor {
+    resources: Resources,
+    generations: Generations,
+    /// Workers that have neither executed the program nor failed to.
+    reports: Vec<(Pid, Report)>,
+    /// Why the last start has failed.
+    failure: Option<Failure>,
+    finished: Option<Outcome>,
+}
+
+/// Runs until no worker is left. Socket and status files are removed with the resources, however it ends.
+pub fn run(mut resources: Resources, settings: Settings) -> Result<Outcome, Failure> {
+    // From here on the knobs are the environment's.
+    let settings = Settings {
+        knobs: resources.environment.load().knobs,
+        ..settings
+    };
+    let (generations, actions) = Generations::start(settings, Instant::now());
+    let mut supervisor = Supervisor {
+        resources,
+        generations,
+        reports: Vec::new(),
+        failure: None,
+        finished: None,
+    };
+    supervisor.perform(actions);
+    loop {
+        if let Some(outcome) = supervisor.finished {
+            supervisor.end();
+            return Ok(outcome);
+        }
+        supervisor.poll()?;
+        supervisor.take_turn()?;
+    }
+}
 
 impl Supervisor {
-    /// Runs until no worker is left, then removes the socket files. Status and pid file go with their owners.
-    pub fn run(mut self, settings: Settings) -> Result<Outcome, Failure> {
-        let (mut generations, actions) = Generations::start(settings, Instant::now());
-        let mut reports = Reports::new();
-        let mut finished = self.perform(actions, &mut generations, &mut reports);
-        while finished.is_none() {
-            for event in self.wait(&generations, &mut reports)? {
-                let actions = generations.on(event, Instant::now());
-                finished = finished.or(self.perform(actions, &mut generations, &mut reports));
-            }
-            self.save_again(&generations);
+    fn poll(&self) -> Result<(), Failure> {
+        let Resources {
+            signals,
+            log,
+            status_file,
+            environment,
+            ..
+        } = &self.resources;
+        let deadlines = [
+            self.generations.deadline(),
+            status_file.deadline(),
+            log.deadline(),
+        ];
+        let deadline = deadlines.into_iter().flatten().min();
+        let timeout = deadline.map(|deadline| deadline.saturating_duration_since(Instant::now()));
+        let readable = |source| PollFd::new(source, PollFlags::POLLIN);
+        let mut sources = vec![readable(signals.as_fd())];
+        sources.extend(environment.watched().map(readable));
+        sources.extend(
+            self.reports
+                .iter()
+                .map(|(_, report)| readable(report.as_fd())),
+        );
+        let writable = |source: BorrowedFd<'static>| PollFd::new(source, PollFlags::POLLOUT);
+        sources.extend(log.wants_to_write().map(writable));
+        match ppoll(&mut sources, timeout.map(rounded_up), None) {
+            Ok(_) | Err(Errno::EINTR) => Ok(()),
+            Err(errno) => Err(cannot("wait for events", errno)),
         }
-        self.socket_files.remove();
-        finished.ok_or_else(|| Failure::failed("cannot go on without an outcome"))
+    }
+
+    /// Acts on everything that has happened, in this order:
+    ///
+    /// - an order to stop before exits, because a service manager sends TERM to the workers too, and a worker that
+    ///   follows it has not died unexpectedly;
+    /// - exits before HUP and before the deadline, so that a dead worker is never taken for a living one.
+    fn take_turn(&mut self) -> Result<(), Failure> {
+        let come = self
+            .resources
+            .signals
+            .read()
+            .map_err(|errno| cannot("read signals", errno))?;
+        if let Some(signal) = come.iter().find(|signal| STOPS.contains(signal)) {
+            self.on(Event::Stop(*signal));
+        }
+        self.hear_reports();
+        while let Some((pid, status)) =
+            reap().map_err(|errno| cannot("wait for children", errno))?
+        {
+            self.child_exited(pid, status);
+        }
+        for signal in come {
+            match signal {
+                Signal::SIGHUP => {
+                    self.read_knobs();
+                    self.on(Event::Restart);
+                }
+                Signal::SIGUSR1 => self.resources.log.reopen(),
+                Signal::SIGUSR2 => log::say(Notice::Ignored(signal)),
+                _ => {}
+            }
+        }
+        if self.resources.environment.has_changed() {
+            self.read_knobs();
+        }
+        let now = Instant::now();
+        if self
+            .generations
+            .deadline()
+            .is_some_and(|deadline| deadline <= now)
+        {
+            self.read_knobs();
+            self.on(Event::DeadlinePassed);
+        }
+        if self
+            .resources
+            .status_file
+            .deadline()
+            .is_some_and(|deadline| deadline <= now)
+        {
+            self.resources.status_file.save(&self.generations, now);
+        }
+        self.resources.log.start_again(now);
+        log::flush();
+        Ok(())
+    }
+
+    fn on(&mut self, event: Event) {
+        let actions = self.generations.on(event, Instant::now());
+        self.perform(actions);
     }
 
     /// Carries actions out, and what follows from them at once.
-    fn perform(
-        &mut self,
-        actions: Vec<Action>,
-        generations: &mut Generations,
-        reports: &mut Reports,
-    ) -> Option<Outcome> {
-        let mut finished = None;
+    fn perform(&mut self, actions: Vec<Action>) {
         for action in actions {
             match action {
-                Action::Spawn { generation } => {
-                    let event = match self.blueprint.spawn(generation) {
-                        Ok((pid, report)) => {
-                            reports.push((pid, report));
-                            Event::Spawned { generation, pid }
-                        }
-                        Err(cause) => Event::SpawnFailed { generation, cause },
-                    };
-                    let actions = generations.on(event, Instant::now());
-                    finished = finished.or(self.perform(actions, generations, reports));
-                }
+                Action::Spawn { generation } => self.spawn(generation),
                 // The pid is still the worker's: it is a child that was not reaped yet.
                 Action::Signal { pid, signal } => {
                     if let Err(errno) = kill(pid, signal) {
                         log::say(Notice::CannotSignal { pid, signal, errno });
                     }
                 }
-                Action::SaveStatus => {
-                    if let Some(status_file) = &mut self.status_file {
-                        status_file.save(generations, Instant::now());
+                Action::Serving => {
+                    if let Some(waiting) = self.resources.waiting.take() {
+                        waiting.tell_success();
                     }
                 }
-                Action::Say(notice) => log::say(notice),
-                Action::Finish(outcome) => finished = Some(outcome),
+                Action::SaveStatus => {
+                    self.resources
+                        .status_file
+                        .save(&self.generations, Instant::now());
+                }
+                Action::Say(notice) => {
+                    self.failure = notice.as_failure().or(self.failure.take());
+                    log::say(notice);
+                }
+                Action::Finish(outcome) => self.finished = Some(outcome),
             }
-        }
-        finished
-    }
-
-    /// Waits for something to happen, and orders what has happened:
-    ///
-    /// - an order to stop before exits, because a service manager sends TERM to the workers too, and a worker that
-    ///   follows it has not died unexpectedly;
-    /// - exits before HUP and before the deadline, so that a dead worker is never taken for a living one.
-    fn wait(
-        &mut self,
-        generations: &Generations,
-        reports: &mut Reports,
-    ) -> Result<Vec<Event>, Failure> {
-        self.poll(generations, reports)?;
-        let cannot =
-            |what: &str, errno: Errno| Failure::failed(format!("cannot {what}: {}", errno.desc()));
-        let come = self
-            .signals
-            .read()
-            .map_err(|errno| cannot("read signals", errno))?;
-        let mut events = Vec::new();
-        let stop =
-            |signal: &&Signal| matches!(signal, Signal::SIGTERM | Signal::SIGINT | Signal::SIGQUIT);
-        events.extend(come.iter().find(stop).map(|signal| Event::Stop(*signal)));
-        reports.retain(|(pid, report)| match report.read(&self.blueprint) {
-            None => true,
-            Some(result) => {
-                events.push(executed(*pid, result));
-                false
-            }
-        });
-        while let Some((pid, status)) =
-            reap().map_err(|errno| cannot("wait for children", errno))?
-        {
-            if self.socket_files.binder() == Some(pid) {
-                self.socket_files.binder_is_gone();
-                log::say(Notice::BinderDied);
-                continue;
-            }
-            // It may have reported since the look above, and its report comes before its exit.
-            if let Some(place) = reports.iter().position(|(one, _)| *one == pid) {
-                let (_, report) = reports.swap_remove(place);
-                events.extend(
-                    report
-                        .read(&self.blueprint)
-                        .map(|result| executed(pid, result)),
-                );
-            }
-            events.push(Event::Exited { pid, status });
-        }
-        for signal in come {
-            match signal {
-                Signal::SIGHUP => events.push(Event::Restart),
-                Signal::SIGUSR1 | Signal::SIGUSR2 => log::say(Notice::Ignored(signal)),
-                _ => {}
-            }
-        }
-        if generations
-            .deadline()
-            .is_some_and(|deadline| deadline <= Instant::now())
-        {
-            events.push(Event::DeadlinePassed);
-        }
-        Ok(events)
-    }
-
-    fn poll(&self, generations: &Generations, reports: &Reports) -> Result<(), Failure> {
-        let retry = self.status_file.as_ref().and_then(StatusFile::deadline);
-        let deadline = generations.deadline().into_iter().chain(retry).min();
-        let timeout = deadline.map(|deadline| deadline.saturating_duration_since(Instant::now()));
-        let mut sources = vec![PollFd::new(self.signals.as_fd(), PollFlags::POLLIN)];
-        sources.extend(
-            reports
-                .iter()
-                .map(|(_, report)| PollFd::new(report.as_fd(), PollFlags::POLLIN)),
-        );
-        match ppoll(&mut sources, timeout.map(rounded_up), None) {
-            Ok(_) | Err(Errno::EINTR) => Ok(()),
-            Err(errno) => Err(Failure::failed(format!(
-                "cannot wait for events: {}",
-                errno.desc()
-            ))),
         }
     }
 
-    fn save_again(&mut self, generations: &Generations) {
-        let now = Instant::now();
-        if let Some(status_file) = &mut self.status_file
-            && status_file
-                .deadline()
-                .is_some_and(|deadline| deadline <= now)
-        {
-            status_file.save(generations, now);
+    fn spawn(&mut self, generation: u32) {
+        let loaded = self.resources.environment.load();
+        self.generations.turn(loaded.knobs);
+        let event = match self.resources.blueprint.spawn(generation, &loaded.changes) {
+            Ok((pid, report)) => {
+                self.reports.push((pid, report));
+                Event::Spawned { generation, pid }
+            }
+            Err(cause) => Event::SpawnFailed { generation, cause },
+        };
+        self.on(event);
+    }
+
+    fn read_knobs(&mut self) {
+        if self.resources.environment.can_change() {
+            let knobs = self.resources.environment.load().knobs;
+            self.generations.turn(knobs);
         }
+    }
+
+    fn hear_reports(&mut self) {
+        let mut heard = Vec::new();
+        let blueprint = &self.resources.blueprint;
+        self.reports
+            .retain(|(pid, report)| match report.read(blueprint) {
+                None => true,
+                Some(result) => {
+                    heard.push(executed(*pid, result));
+                    false
+                }
+            });
+        heard.into_iter().for_each(|event| self.on(event));
+    }
+
+    fn child_exited(&mut self, pid: Pid, status: i32) {
+        let Resources {
+            socket_files, log, ..
+        } = &mut self.resources;
+        if socket_files.binder() == Some(pid) {
+            socket_files.binder_is_gone();
+            log::say(Notice::BinderDied);
+            return;
+        }
+        if log.has_exited(pid, status) {
+            return;
+        }
+        // It may have reported since the reports were heard, and its report comes before its exit.
+        if let Some(place) = self.reports.iter().position(|(one, _)| *one == pid) {
+            let (_, report) = self.reports.swap_remove(place);
+            if let Some(result) = report.read(&self.resources.blueprint) {
+                self.on(executed(pid, result));
+            }
+        }
+        self.on(Event::Exited { pid, status });
+    }
+
+    fn end(mut self) {
+        if let (Some(waiting), Some(outcome)) = (self.resources.waiting.take(), self.finished) {
+            let failure = self.failure.unwrap_or_else(|| match outcome {
+                Outcome::Stopped => Failure::failed("cannot start: stopped by a signal"),
+                Outcome::GivenUp => Failure::failed("cannot start: nothing serves"),
+            });
+            waiting.tell_failure(&failure);
+        }
+        self.resources.log.end();
     }
 }
 
-fn executed(pid: Pid, result: Result<(), crate::notice::ExecFailure>) -> Event {
+fn cannot(what: &str, errno: Errno) -> Failure {
+    Failure::failed(format!("cannot {what}: {}", errno.desc()))
+}
+
+fn executed(pid: Pid, result: Result<(), ExecFailure>) -> Event {
     match result {
         Ok(()) => Event::Executed(pid),
         Err(cause) => Event::NotExecuted { pid, cause },
@@ -189,21 +275,4 @@ fn executed(pid: Pid, result: Result<(), crate::notice::ExecFailure>) -> Event {
 /// A little later than the deadline rather than a little earlier, which would be an empty turn of the loop.
 fn rounded_up(timeout: Duration) -> TimeSpec {
     TimeSpec::from_duration(timeout + Duration::from_nanos(1))
-}
-
-/// One child that has exited, worker or not, with its raw wait status. nix cannot be asked: it has no value for a
-/// death by a real-time signal, and that child would be lost.
-#[expect(
-    unsafe_code,
-    reason = "nix's waitpid loses children that a real-time signal killed"
-)]
-fn reap() -> nix::Result<Option<(Pid, i32)>> {
-    let mut status = 0;
-    // SAFETY: waitpid(2) writes one int, to a local one.
-    match Errno::result(unsafe { libc::waitpid(-1, &raw mut status, libc::WNOHANG) }) {
-        Ok(0) | Err(Errno::ECHILD) => Ok(None),
-        Ok(pid) => Ok(Some((Pid::from_raw(pid), status))),
-        Err(Errno::EINTR) => reap(),
-        Err(errno) => Err(errno),
-    }
 }

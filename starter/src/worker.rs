@@ -15,10 +15,12 @@ use nix::errno::Errno;
 use nix::fcntl::{FcntlArg, OFlag, fcntl};
 use nix::sys::resource::{Resource, setrlimit};
 use nix::sys::signal::{SigSet, SigmaskHow, sigprocmask};
-use nix::unistd::{AccessFlags, ForkResult, Pid, access, chdir, fork, pipe2, read, write};
+use nix::unistd::{AccessFlags, ForkResult, Pid, access, chdir, pipe2, read, write};
 
+use crate::listen_spec::printable;
 use crate::notice::ExecFailure;
 use crate::open_files::OpenFiles;
+use crate::process::{exit_child, fork_single_threaded};
 use crate::signals::ignore_pipe;
 
 /// Everything about a worker that is the same in every generation.
@@ -30,11 +32,16 @@ pub struct Blueprint {
     pub directory: Option<PathBuf>,
     /// Sockets, and the number that each has in the worker. Every socket's own number is above all of these.
     pub sockets: Vec<(OwnedFd, RawFd)>,
-    /// `SERVER_STARTER_PORT`.
-    pub ports: OsString,
+    /// What tells it about its sockets: `SERVER_STARTER_PORT` and further dialects.
+    pub variables: Vec<(OsString, OsString)>,
+    /// Whether `LISTEN_PID` is to be set as well, which must be the worker's own pid (sd_listen_fds(3)).
+    pub listen_pid: bool,
     /// The launcher's limit, which may have been raised since.
     pub open_files: OpenFiles,
 }
+
+/// A change to the launcher's environment; without a value the variable is removed.
+pub type Change = (OsString, Option<OsString>);
 
 /// The pipe on which a child says why it could not execute the program. It closes by itself when it could.
 #[derive(Debug)]
@@ -56,7 +63,11 @@ impl Blueprint {
     ///
     /// # Errors
     /// When there is no process. Whatever fails later comes by the [`Report`].
-    pub fn spawn(&self, generation: u32) -> Result<(Pid, Report), ExecFailure> {
+    pub fn spawn(
+        &self,
+        generation: u32,
+        environment: &[Change],
+    ) -> Result<(Pid, Report), ExecFailure> {
         let cannot = |errno| ExecFailure {
             action: "start a new worker".into(),
             errno,
@@ -66,7 +77,7 @@ impl Blueprint {
         let theirs = self.out_of_the_way(&theirs).map_err(cannot)?;
         match fork_single_threaded().map_err(cannot)? {
             ForkResult::Parent { child } => Ok((child, Report(ours))),
-            ForkResult::Child => self.run(generation, &theirs),
+            ForkResult::Child => self.run(generation, environment, &theirs),
         }
     }
 
@@ -82,16 +93,20 @@ impl Blueprint {
     }
 
     /// The child's side; it never comes back into the supervisor's code.
-    fn run(&self, generation: u32, report: &OwnedFd) -> ! {
-        let Err((step, errno)) = self.execute(generation);
+    fn run(&self, generation: u32, environment: &[Change], report: &OwnedFd) -> ! {
+        let Err((step, errno)) = self.execute(generation, environment);
         let mut message = vec![step as u8];
         message.extend((errno as i32).to_ne_bytes());
         // Without the report the exit status still says that it failed.
         let _ = write(report, &message);
-        exit_child()
+        exit_child(255)
     }
 
-    fn execute(&self, generation: u32) -> Result<Infallible, (Step, Errno)> {
+    fn execute(
+        &self,
+        generation: u32,
+        environment: &[Change],
+    ) -> Result<Infallible, (Step, Errno)> {
         let at = |step| move |errno| (step, errno);
         keep_from_exec().map_err(at(Step::Descriptors))?;
         for (socket, number) in &self.sockets {
@@ -108,10 +123,19 @@ impl Blueprint {
             chdir(directory.as_path()).map_err(at(Step::Directory))?;
         }
         let mut command = Command::new(&self.program);
-        command
-            .args(&self.arguments)
-            .env("SERVER_STARTER_PORT", &self.ports)
-            .env("SERVER_STARTER_GENERATION", generation.to_string());
+        command.args(&self.arguments);
+        for (name, value) in environment {
+            match value {
+                Some(value) => command.env(name, value),
+                None => command.env_remove(name),
+            };
+        }
+        // Last, so that nothing else can change them.
+        command.envs(self.variables.iter().map(|(name, value)| (name, value)));
+        command.env("SERVER_STARTER_GENERATION", generation.to_string());
+        if self.listen_pid {
+            command.env("LISTEN_PID", std::process::id().to_string());
+        }
         keep_pipe_ignored(&mut command);
         let error = command.exec();
         Err((Step::Execute, errno_of(&error)))
@@ -129,11 +153,7 @@ impl Blueprint {
                 errno,
                 hint: None,
             },
-            Step::Execute => ExecFailure {
-                action: format!("execute {program}"),
-                errno,
-                hint: self.explain_execute(errno),
-            },
+            Step::Execute => self.explain_execute(errno),
             Step::Descriptors => ExecFailure {
                 action: format!("pass the sockets to {program}"),
                 errno,
@@ -152,24 +172,61 @@ impl Blueprint {
         }
     }
 
-    fn explain_execute(&self, errno: Errno) -> Option<String> {
+    fn explain_execute(&self, errno: Errno) -> ExecFailure {
         let program = Path::new(&self.program);
+        let action = format!("execute {}", printable(&self.program));
         if !self.program.as_encoded_bytes().contains(&b'/') {
-            let path = std::env::var_os("PATH").unwrap_or_default();
-            return Some(format!("PATH is {}", Path::new(&path).display()));
+            let (errno, hint) = explain_lookup(program, errno);
+            return ExecFailure {
+                action,
+                errno,
+                hint: Some(hint),
+            };
         }
         let file = match &self.directory {
             Some(directory) => directory.join(program),
             None => program.to_owned(),
         };
-        match errno {
+        let hint = match errno {
             Errno::EACCES => explain_denied(&file),
             Errno::ENOENT if file.exists() => {
                 Some("the interpreter in its first line does not exist".into())
             }
             _ => None,
+        };
+        ExecFailure {
+            action,
+            errno,
+            hint,
         }
     }
+}
+
+/// A program that no directory of PATH has. execvp(3) says "permission denied" as soon as one of them is closed to the
+/// user, as root's own often are.
+fn explain_lookup(program: &Path, errno: Errno) -> (Errno, String) {
+    let path = std::env::var_os("PATH").unwrap_or_default();
+    let directories: Vec<PathBuf> = std::env::split_paths(&path).collect();
+    if let Some(found) = directories
+        .iter()
+        .map(|one| one.join(program))
+        .find(|one| one.is_file())
+    {
+        return (
+            errno,
+            format!("{} is not executable for this user", found.display()),
+        );
+    }
+    let closed = directories
+        .iter()
+        .filter(|one| one.is_dir() && access(one.as_path(), AccessFlags::X_OK).is_err());
+    let closed: Vec<String> = closed.map(|one| one.display().to_string()).collect();
+    let path = printable(&path);
+    let hint = match closed.is_empty() {
+        true => format!("PATH is {path}"),
+        false => format!("PATH is {path}; closed to this user: {}", closed.join(", ")),
+    };
+    (Errno::ENOENT, hint)
 }
 
 /// Which part of the path keeps this user from executing the file.
@@ -247,12 +304,6 @@ fn owned(descriptor: RawFd) -> OwnedFd {
     unsafe { OwnedFd::from_raw_fd(descriptor) }
 }
 
-#[expect(unsafe_code, reason = "a worker needs its own process")]
-fn fork_single_threaded() -> nix::Result<ForkResult> {
-    // SAFETY: the supervisor has one thread only, so the child finds no lock that a vanished thread holds.
-    unsafe { fork() }
-}
-
 #[expect(
     unsafe_code,
     reason = "the worker's numbers have no owner in this process"
@@ -272,13 +323,4 @@ fn place(socket: BorrowedFd<'_>, number: RawFd) -> nix::Result<()> {
 fn keep_pipe_ignored(command: &mut Command) {
     // SAFETY: the hook makes one system call and touches no memory.
     unsafe { command.pre_exec(|| Ok(ignore_pipe()?)) };
-}
-
-#[expect(
-    unsafe_code,
-    reason = "a forked child must not run the parent's exit handlers"
-)]
-fn exit_child() -> ! {
-    // SAFETY: _exit(2) only ends the process.
-    unsafe { libc::_exit(255) }
 }

@@ -7,6 +7,7 @@
     reason = "tests fail by panicking"
 )]
 
+mod bad_input;
 mod channel;
 mod files;
 mod house_rules;
@@ -14,5 +15,6 @@ mod launch;
 mod listeners;
 mod privileges;
 mod restart;
+mod scale;
 mod unicorn;
 mod workers;

@@ -8,9 +8,21 @@ fn settings() -> Settings {
         interval: Duration::from_secs(1),
         signal_on_hup: Signal::SIGUSR1,
         signal_on_term: Signal::SIGUSR2,
-        kill_old_delay: Duration::ZERO,
         stop_timeout: None,
         start_limit: None,
+        first_start_limit: None,
+        knobs: Knobs {
+            kill_old_delay: Duration::ZERO,
+            auto_restart: None,
+        },
+    }
+}
+
+/// With so many seconds of `--kill-old-delay`.
+fn delayed(seconds: u64) -> Knobs {
+    Knobs {
+        kill_old_delay: Duration::from_secs(seconds),
+        auto_restart: None,
     }
 }
 
@@ -105,7 +117,7 @@ impl World {
                         assert!(newer_serves, "{pid} is stopped though nothing newer serves");
                     }
                 }
-                Action::SaveStatus => {}
+                Action::SaveStatus | Action::Serving => {}
                 Action::Say(notice) => self.said.push(notice),
                 Action::Finish(outcome) => {
                     assert_eq!(self.finished, None, "it finishes once");
@@ -310,7 +322,7 @@ fn a_hup_while_a_failed_start_waits_is_tried_at_once_but_not_before_the_interval
 #[test]
 fn a_new_worker_that_dies_during_the_delay_leaves_the_old_one_serving_and_unsignalled() {
     let mut world = World::new(Settings {
-        kill_old_delay: Duration::from_secs(60),
+        knobs: delayed(60),
         ..settings()
     });
     world.pass_deadline();
@@ -327,7 +339,7 @@ fn a_new_worker_that_dies_during_the_delay_leaves_the_old_one_serving_and_unsign
 #[test]
 fn a_restart_during_the_delay_starts_at_once_and_both_older_ones_are_signalled_in_the_end() {
     let mut world = World::new(Settings {
-        kill_old_delay: Duration::from_secs(60),
+        knobs: delayed(60),
         ..settings()
     });
     world.pass_deadline();
@@ -356,7 +368,7 @@ fn a_worker_that_dies_while_serving_is_replaced_at_once() {
 fn the_limit_ends_the_first_generation_with_a_failure() {
     let limit = NonZeroU32::new(3);
     let mut world = World::new(Settings {
-        start_limit: limit,
+        first_start_limit: limit,
         ..settings()
     });
     for _ in 0..2 {
@@ -373,6 +385,7 @@ fn the_limit_ends_the_first_generation_with_a_failure() {
 fn the_limit_ends_a_restart_and_the_old_generation_serves_on() {
     let mut world = World::new(Settings {
         start_limit: NonZeroU32::new(2),
+        first_start_limit: NonZeroU32::new(2),
         ..settings()
     });
     world.pass_deadline();
@@ -499,6 +512,100 @@ fn one_dead_worker_of_several_fails_the_start_of_all() {
     assert_eq!(world.machine.counters.failed_starts, 1);
 }
 
+#[test]
+fn an_automatic_restart_waits_for_the_old_workers_but_not_longer_than_twice_the_interval() {
+    let auto_restart = Some(Duration::from_secs(100));
+    let knobs = Knobs {
+        kill_old_delay: Duration::ZERO,
+        auto_restart,
+    };
+    let mut world = World::new(Settings {
+        knobs,
+        ..settings()
+    });
+    world.pass_deadline();
+    let first = world.now;
+    world.pass_deadline();
+    assert_eq!((world.now - first).as_secs(), 100);
+    assert!(world.said("autorestart triggered (interval=100)"));
+    world.pass_deadline();
+    let second = world.now;
+    // The old worker stays.
+    world.pass_deadline();
+    assert_eq!((world.now - second).as_secs(), 200);
+    assert!(world.said("autorestart triggered (forced, interval=100)"));
+    world.pass_deadline();
+    let third = world.now;
+    // They leave when the interval has passed already: it is restarted at once.
+    world.now = third + Duration::from_secs(150);
+    world.exit(Pid::from_raw(100), 0);
+    world.exit(Pid::from_raw(101), 0);
+    assert!(world.machine.deadline().unwrap() <= world.now);
+    world.pass_deadline();
+    assert_eq!(world.highest, 4);
+}
+
+#[test]
+fn an_automatic_restart_can_be_turned_on_and_off_at_any_time() {
+    let mut world = World::new(settings());
+    world.pass_deadline();
+    assert_eq!(world.machine.deadline(), None);
+    world.machine.turn(Knobs {
+        auto_restart: Some(Duration::from_secs(7)),
+        ..delayed(0)
+    });
+    assert_eq!(
+        world.machine.deadline(),
+        Some(world.now + Duration::from_secs(7))
+    );
+    world.machine.turn(delayed(0));
+    assert_eq!(world.machine.deadline(), None);
+}
+
+#[test]
+fn each_restart_is_answered_by_a_decision_of_a_later_start() {
+    let mut world = World::new(settings());
+    world.pass_deadline();
+    world.restart();
+    world.restart();
+    // The start that was under way does not answer the second one.
+    world.pass_deadline();
+    let requests = |world: &World| -> Vec<u32> {
+        world
+            .machine
+            .decisions
+            .iter()
+            .map(|decision| decision.request)
+            .collect()
+    };
+    assert_eq!(requests(&world), [0, 1]);
+    world.exit_newest(256);
+    assert_eq!(requests(&world), [0, 1, 2]);
+    assert_eq!(
+        world.machine.decisions[2].verdict,
+        Verdict::Failed { status: Some(256) }
+    );
+}
+
+#[test]
+fn the_limit_of_the_first_start_is_another_one() {
+    let mut world = World::new(Settings {
+        first_start_limit: NonZeroU32::new(1),
+        ..settings()
+    });
+    world.exit_newest(256);
+    assert_eq!(world.finished, Some(Outcome::GivenUp));
+
+    let mut world = World::new(Settings {
+        first_start_limit: NonZeroU32::new(1),
+        ..settings()
+    });
+    world.pass_deadline();
+    world.restart();
+    world.exit_newest(256);
+    assert!(world.machine.deadline().is_some());
+}
+
 // Every short history.
 
 #[derive(Debug, Clone, Copy)]
@@ -623,15 +730,16 @@ fn every_short_history_keeps_the_promises() {
         (settings(), 7),
         (
             Settings {
-                kill_old_delay: delay,
+                knobs: delayed(5),
                 ..settings()
             },
             7,
         ),
         (
             Settings {
-                kill_old_delay: delay,
+                knobs: delayed(5),
                 start_limit: NonZeroU32::new(2),
+                first_start_limit: NonZeroU32::new(2),
                 ..settings()
             },
             6,
@@ -639,7 +747,7 @@ fn every_short_history_keeps_the_promises() {
         (
             Settings {
                 workers: 2,
-                kill_old_delay: delay,
+                knobs: delayed(5),
                 ..settings()
             },
             6,
@@ -648,6 +756,7 @@ fn every_short_history_keeps_the_promises() {
             Settings {
                 workers: 2,
                 start_limit: NonZeroU32::new(1),
+                first_start_limit: NonZeroU32::new(1),
                 interval: Duration::ZERO,
                 ..settings()
             },
@@ -657,6 +766,17 @@ fn every_short_history_keeps_the_promises() {
             Settings {
                 stop_timeout: Some(delay),
                 start_limit: NonZeroU32::new(1),
+                first_start_limit: NonZeroU32::new(1),
+                ..settings()
+            },
+            6,
+        ),
+        (
+            Settings {
+                knobs: Knobs {
+                    kill_old_delay: delay,
+                    auto_restart: Some(Duration::from_secs(3)),
+                },
                 ..settings()
             },
             6,

@@ -1,0 +1,471 @@
+//! `--restart` and `--stop`: another start_server is asked, and waited for until the matter is decided.
+//!
+//! The running server is the one that holds the lock on the pid file; from then on it is known by a pidfd, so that no
+//! other process is ever signalled, whatever number it has.
+
+use std::fs::{File, OpenOptions};
+use std::io::{self, Read, Seek};
+use std::os::fd::AsFd;
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::{Path, PathBuf};
+use std::time::Instant;
+
+use nix::errno::Errno;
+use nix::fcntl::{Flock, FlockArg, OFlag};
+use nix::poll::{PollFd, PollFlags, ppoll};
+use nix::sys::inotify::{AddWatchFlags, InitFlags, Inotify};
+use nix::sys::signal::Signal;
+use nix::sys::time::TimeSpec;
+use nix::unistd::Pid;
+
+use crate::failure::{self, Failure};
+use crate::log;
+use crate::notice::Notice;
+use crate::options::ClientOptions;
+use crate::pid_file::{is_at, recorded_pid};
+use crate::process::Process;
+use crate::status_file::{json_path, read_lines};
+
+/// A server that runs.
+struct Server {
+    pid: Pid,
+    process: Process,
+    pid_file: File,
+}
+
+/// Why a wait is over.
+enum Woken {
+    Changed,
+    ServerExited,
+    TimedOut,
+}
+
+/// Sends TERM and waits for the end.
+pub fn stop(options: &ClientOptions) -> Result<(), Failure> {
+    let server = Server::find(&options.pid_file)?;
+    log::say(Notice::StopServer {
+        ours: nix::unistd::getpid(),
+        theirs: server.pid,
+    });
+    server.send(Signal::SIGTERM)?;
+    let deadline = options.timeout.map(|timeout| Instant::now() + timeout);
+    match wait(&server, None, deadline)? {
+        Woken::ServerExited | Woken::Changed => Ok(()),
+        Woken::TimedOut => Err(Failure::undecided(format!(
+            "cannot wait longer for the end of pid {}: --timeout has passed",
+            server.pid
+        ))),
+    }
+}
+
+/// Sends HUP and waits for the verdict: committed and the old generation gone, or failed.
+pub fn restart(options: &ClientOptions) -> Result<(), Failure> {
+    let server = Server::find(&options.pid_file)?;
+    let deadline = options.timeout.map(|timeout| Instant::now() + timeout);
+    // Both before the signal, so that nothing that follows from it can be missed.
+    let mut files = vec![json_path(&options.pid_file)];
+    files.extend(options.status_file.as_deref().map(json_path));
+    files.extend(options.status_file.clone());
+    let watch = watch(&files)?;
+    let mut follower = Follower::before(&server, options)?;
+    server.send(Signal::SIGHUP)?;
+    log::say(Notice::RestartAsked { pid: server.pid });
+    loop {
+        if let Some(verdict) = follower.look()? {
+            return verdict;
+        }
+        match wait(&server, Some(&watch), deadline)? {
+            Woken::Changed => {}
+            Woken::ServerExited => {
+                return Err(Failure::failed(format!(
+                    "cannot restart: pid {} has ended",
+                    server.pid
+                )));
+            }
+            Woken::TimedOut => {
+                return Err(Failure::undecided(format!(
+                    "cannot wait longer for the restart of pid {}: --timeout has passed",
+                    server.pid
+                )));
+            }
+        }
+    }
+}
+
+impl Server {
+    /// The server that holds the lock on this file.
+    ///
+    /// # Errors
+    /// "Not running" where the file is missing, or nobody holds its lock.
+    fn find(path: &Path) -> Result<Server, Failure> {
+        let cannot = |cause: &str| {
+            Failure::failed(format!(
+                "cannot read --pid-file={}: {cause}",
+                path.display()
+            ))
+        };
+        let not_running =
+            |cause: &str| Failure::not_running(format!("not running: {} {cause}", path.display()));
+        // Not for writing: whoever may send signals need not be able to change the file.
+        let flags = OFlag::O_NONBLOCK | OFlag::O_CLOEXEC;
+        let mut file = OpenOptions::new()
+            .read(true)
+            .custom_flags(flags.bits())
+            .open(path)
+            .map_err(|error| match error.kind() {
+                io::ErrorKind::NotFound => not_running("does not exist"),
+                _ => cannot(&failure::cause(&error)),
+            })?;
+        if !is_locked(&file).map_err(|errno| cannot(errno.desc()))? {
+            return Err(not_running("is locked by nobody"));
+        }
+        let pid = match recorded_pid(&mut file) {
+            Ok(Some(pid)) => {
+                Pid::from_raw(i32::try_from(pid).map_err(|_| cannot("it holds no pid"))?)
+            }
+            Ok(None) => return Err(cannot("the server has not written its pid yet")),
+            Err(()) => return Err(cannot("it holds no pid")),
+        };
+        let process = match Process::open(pid) {
+            Ok(process) => process,
+            Err(Errno::ESRCH) => return Err(not_running("names a process that has ended")),
+            Err(errno) => {
+                return Err(Failure::failed(format!(
+                    "cannot find pid {pid}: {}",
+                    errno.desc()
+                )));
+            }
+        };
+        let server = Server {
+            pid,
+            process,
+            pid_file: file,
+        };
+        // The number belonged to the holder of the lock as long as the lock is held: if it still is, the process
+        // that was opened in between is the holder.
+        match server.still_holds_its_lock(path) {
+            true => Ok(server),
+            false => Err(not_running("was given up a moment ago")),
+        }
+    }
+
+    fn still_holds_its_lock(&self, path: &Path) -> bool {
+        let Ok(mut file) = self.pid_file.try_clone() else {
+            return false;
+        };
+        let same = file.rewind().is_ok()
+            && recorded_pid(&mut file) == Ok(u32::try_from(self.pid.as_raw()).ok())
+            && is_at(&file, path);
+        same && is_locked(&self.pid_file) == Ok(true)
+    }
+
+    fn send(&self, signal: Signal) -> Result<(), Failure> {
+        match self.process.signal(signal) {
+            Ok(()) => Ok(()),
+            Err(Errno::ESRCH) => Err(Failure::not_running(format!(
+                "not running: pid {} has ended",
+                self.pid
+            ))),
+            Err(errno) => {
+                let failure = Failure::failed(format!(
+                    "cannot send {signal} to pid {}: {}",
+                    self.pid,
+                    errno.desc()
+                ));
+                Err(match errno {
+                    Errno::EPERM => failure.hint("use the user that the server runs as, or root"),
+                    _ => failure,
+                })
+            }
+        }
+    }
+}
+
+/// Whether a server holds the exclusive lock. A shared one is held for a moment, which a starting server waits out.
+fn is_locked(file: &File) -> nix::Result<bool> {
+    match Flock::lock(
+        file.try_clone().map_err(|_| Errno::EMFILE)?,
+        FlockArg::LockSharedNonblock,
+    ) {
+        // Dropped, and with that unlocked.
+        Ok(_) => Ok(false),
+        Err((_, Errno::EWOULDBLOCK)) => Ok(true),
+        Err((_, errno)) => Err(errno),
+    }
+}
+
+/// Watches the folders of files that are replaced by rename.
+fn watch(files: &[PathBuf]) -> Result<Inotify, Failure> {
+    let cannot =
+        |errno: Errno| Failure::failed(format!("cannot watch the status files: {}", errno.desc()));
+    let inotify = Inotify::init(InitFlags::IN_CLOEXEC | InitFlags::IN_NONBLOCK).map_err(cannot)?;
+    for file in files {
+        let folder = match file.parent() {
+            Some(folder) if folder != Path::new("") => folder,
+            _ => Path::new("."),
+        };
+        let changes =
+            AddWatchFlags::IN_MOVED_TO | AddWatchFlags::IN_CLOSE_WRITE | AddWatchFlags::IN_DELETE;
+        inotify.add_watch(folder, changes).map_err(cannot)?;
+    }
+    Ok(inotify)
+}
+
+fn wait(
+    server: &Server,
+    watch: Option<&Inotify>,
+    deadline: Option<Instant>,
+) -> Result<Woken, Failure> {
+    loop {
+        let left = deadline.map(|deadline| deadline.saturating_duration_since(Instant::now()));
+        let mut sources = vec![PollFd::new(server.process.as_fd(), PollFlags::POLLIN)];
+        sources.extend(watch.map(|watch| PollFd::new(watch.as_fd(), PollFlags::POLLIN)));
+        match ppoll(&mut sources, left.map(TimeSpec::from_duration), None) {
+            Err(Errno::EINTR) => continue,
+            Err(errno) => {
+                return Err(Failure::failed(format!(
+                    "cannot wait for pid {}: {}",
+                    server.pid,
+                    errno.desc()
+                )));
+            }
+            Ok(0) => return Ok(Woken::TimedOut),
+            Ok(_) => {}
+        }
+        if sources[0].any() == Some(true) {
+            return Ok(Woken::ServerExited);
+        }
+        // What has changed is seen by looking at the files, however many events there are.
+        drop(watch.map(Inotify::read_events));
+        return Ok(Woken::Changed);
+    }
+}
+
+type Verdict = Result<(), Failure>;
+
+/// Sees the verdict in what the server writes.
+enum Follower {
+    /// A server of ours: by the number of the restart that was asked for.
+    ByRequest {
+        json: PathBuf,
+        /// How many restarts had been asked for before.
+        before: u64,
+    },
+    /// A server of another make: one generation left, newer than all before.
+    ByGenerations { lines: PathBuf, newest: u32 },
+}
+
+impl Follower {
+    fn before(server: &Server, options: &ClientOptions) -> Result<Follower, Failure> {
+        let jsons = [
+            Some(json_path(&options.pid_file)),
+            options.status_file.as_deref().map(json_path),
+        ];
+        for json in jsons.into_iter().flatten() {
+            if let Some(status) = Status::read(&json)
+                && status.supervisor == i64::from(server.pid.as_raw())
+            {
+                return Ok(Follower::ByRequest {
+                    json,
+                    before: status.restarts,
+                });
+            }
+        }
+        let Some(lines) = options.status_file.clone() else {
+            return Err(Failure::failed(format!(
+                "cannot follow a restart of pid {}: {} is missing",
+                server.pid,
+                json_path(&options.pid_file).display()
+            ))
+            .hint("a server of another make is followed by its --status-file: name it too"));
+        };
+        let newest = read_lines(&lines).map_err(|cause| {
+            Failure::failed(format!(
+                "cannot read --status-file={}: {cause}",
+                lines.display()
+            ))
+        })?;
+        let newest = newest.into_iter().max().unwrap_or(0);
+        Ok(Follower::ByGenerations { lines, newest })
+    }
+
+    /// The verdict, if there is one yet.
+    fn look(&mut self) -> Result<Option<Verdict>, Failure> {
+        match self {
+            Follower::ByGenerations { lines, newest } => {
+                // Between two writes there may be nothing to read.
+                let generations = read_lines(lines).unwrap_or_default();
+                let only = generations.iter().min() == generations.iter().max();
+                Ok(generations
+                    .first()
+                    .filter(|one| only && *one > newest)
+                    .map(|_| Ok(())))
+            }
+            Follower::ByRequest { json, before } => {
+                let Some(status) = Status::read(json) else {
+                    return Ok(None);
+                };
+                Ok(status.verdict(*before + 1))
+            }
+        }
+    }
+}
+
+/// The part of the status that a verdict is made of.
+#[derive(Debug, PartialEq, Eq)]
+struct Status {
+    supervisor: i64,
+    restarts: u64,
+    /// The generations that have workers.
+    living: Vec<u64>,
+    verdicts: Vec<Decided>,
+}
+
+#[derive(Debug, PartialEq, Eq)]
+struct Decided {
+    request: u64,
+    generation: u64,
+    committed: bool,
+    status: Option<i64>,
+}
+
+impl Status {
+    fn read(path: &Path) -> Option<Status> {
+        let mut text = String::new();
+        File::open(path)
+            .and_then(|mut file| file.read_to_string(&mut text))
+            .ok()?;
+        Status::parse(&text)
+    }
+
+    fn parse(text: &str) -> Option<Status> {
+        let value: serde_json::Value = serde_json::from_str(text).ok()?;
+        let living = value.get("generations")?.as_array()?;
+        let verdicts = value.get("verdicts")?.as_array()?.iter().map(|one| {
+            Some(Decided {
+                request: one.get("request")?.as_u64()?,
+                generation: one.get("generation")?.as_u64()?,
+                committed: one.get("result")? == "committed",
+                status: one.get("status").and_then(serde_json::Value::as_i64),
+            })
+        });
+        Some(Status {
+            supervisor: value.get("supervisor")?.get("pid")?.as_i64()?,
+            restarts: value.get("counters")?.get("restarts")?.as_u64()?,
+            living: living
+                .iter()
+                .filter_map(|one| one.get("number")?.as_u64())
+                .collect(),
+            verdicts: verdicts.collect::<Option<_>>()?,
+        })
+    }
+
+    /// What became of a restart. A start that was under way when it was asked for does not answer it.
+    fn verdict(&self, request: u64) -> Option<Verdict> {
+        let first = self.verdicts.iter().find(|one| one.request >= request)?;
+        // A generation that died before the old one was signalled has both decisions.
+        let last = self
+            .verdicts
+            .iter()
+            .rev()
+            .find(|one| one.generation == first.generation)?;
+        if !last.committed {
+            let status = last
+                .status
+                .map(|status| format!(", exit status:{status}"))
+                .unwrap_or_default();
+            let generation = last.generation;
+            return Some(Err(match self.living.is_empty() {
+                false => Failure::failed(format!(
+                    "cannot restart: generation {generation} has failed to start{status}; the old one serves on"
+                )),
+                true => Failure::failed(format!(
+                    "cannot restart: generation {generation} has failed to start{status}"
+                )),
+            }));
+        }
+        let old_left = self.living.iter().any(|number| *number < last.generation);
+        (!old_left).then_some(Ok(()))
+    }
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used, reason = "tests fail by panicking")]
+mod tests {
+    use super::*;
+
+    fn status(living: &[u64], verdicts: &[(u64, u64, bool)]) -> Status {
+        let verdicts = verdicts
+            .iter()
+            .map(|&(request, generation, committed)| Decided {
+                request,
+                generation,
+                committed,
+                status: Some(256),
+            })
+            .collect();
+        Status {
+            supervisor: 1,
+            restarts: 9,
+            living: living.to_vec(),
+            verdicts,
+        }
+    }
+
+    #[test]
+    fn a_restart_is_done_when_its_generation_has_committed_and_the_old_one_is_gone() {
+        assert!(status(&[1], &[(0, 1, true)]).verdict(1).is_none());
+        assert!(status(&[1, 2], &[(0, 1, true)]).verdict(1).is_none());
+        assert!(
+            status(&[1, 2], &[(0, 1, true), (1, 2, true)])
+                .verdict(1)
+                .is_none()
+        );
+        assert_eq!(
+            status(&[2], &[(0, 1, true), (1, 2, true)]).verdict(1),
+            Some(Ok(()))
+        );
+    }
+
+    #[test]
+    fn a_start_that_was_under_way_does_not_answer() {
+        assert!(status(&[2], &[(1, 2, true)]).verdict(2).is_none());
+        assert_eq!(
+            status(&[3], &[(1, 2, true), (2, 3, true)]).verdict(2),
+            Some(Ok(()))
+        );
+    }
+
+    #[test]
+    fn a_failed_start_is_told_at_once_and_with_its_status() {
+        let failure = status(&[1], &[(0, 1, true), (1, 2, false)])
+            .verdict(1)
+            .unwrap()
+            .unwrap_err();
+        assert!(
+            failure
+                .to_string()
+                .contains("generation 2 has failed to start, exit status:256")
+        );
+        // Also if the next try has succeeded meanwhile, and if it failed after it had committed.
+        assert!(
+            status(&[3], &[(1, 2, false), (1, 3, true)])
+                .verdict(1)
+                .unwrap()
+                .is_err()
+        );
+        assert!(
+            status(&[1], &[(1, 2, true), (1, 2, false)])
+                .verdict(1)
+                .unwrap()
+                .is_err()
+        );
+    }
+
+    #[test]
+    fn later_restarts_and_crashes_do_not_keep_one_from_its_verdict() {
+        // Committed, superseded by a restart that failed, and crashed: the old one of before is gone.
+        let status = status(&[5], &[(1, 2, true), (2, 3, false), (2, 5, true)]);
+        assert_eq!(status.verdict(1), Some(Ok(())));
+    }
+}

@@ -1,0 +1,88 @@
+//! `--daemonize`: the superdaemon leaves its terminal, and the process that was started waits for its first verdict.
+
+use std::fs::File;
+use std::io::{Read, Write};
+
+use nix::fcntl::OFlag;
+use nix::sys::wait::waitpid;
+use nix::unistd::{ForkResult, dup2_stdin, pipe2, setsid};
+
+use crate::failure::{Failure, Status};
+use crate::process::{exit_child, fork_single_threaded};
+
+/// Which process this is now.
+pub enum Side {
+    /// The one that was started: what became of the superdaemon.
+    Launcher(Result<(), Failure>),
+    /// The superdaemon.
+    Daemon(Waiting),
+}
+
+/// The process that waits to hear how the start has gone.
+pub struct Waiting(File);
+
+/// Forks twice, as daemons do: the second process leads no session, so that it never gets a terminal back.
+pub fn detach(keep_stdin: bool) -> Result<Side, Failure> {
+    let cannot =
+        |errno: nix::Error| Failure::failed(format!("cannot become a daemon: {}", errno.desc()));
+    let (ours, theirs) = pipe2(OFlag::O_CLOEXEC).map_err(cannot)?;
+    match fork_single_threaded().map_err(cannot)? {
+        ForkResult::Parent { child } => {
+            drop(theirs);
+            // The process in between is gone before this one returns: a service manager would take it for the daemon.
+            waitpid(child, None).map_err(cannot)?;
+            Ok(Side::Launcher(hear(File::from(ours))))
+        }
+        ForkResult::Child => {
+            drop(ours);
+            setsid().map_err(cannot)?;
+            match fork_single_threaded().map_err(cannot)? {
+                ForkResult::Parent { .. } => exit_child(0),
+                ForkResult::Child => {
+                    if !keep_stdin {
+                        let null = File::open("/dev/null").map_err(|error| {
+                            Failure::failed(format!("cannot open /dev/null: {error}"))
+                        })?;
+                        dup2_stdin(null).map_err(cannot)?;
+                    }
+                    Ok(Side::Daemon(Waiting(File::from(theirs))))
+                }
+            }
+        }
+    }
+}
+
+impl Waiting {
+    /// The first generation serves.
+    pub fn tell_success(mut self) {
+        // Whoever started us may have gone away meanwhile.
+        drop(self.0.write_all(&[0]));
+    }
+
+    /// The start has failed; this is what the terminal is to show.
+    pub fn tell_failure(mut self, failure: &Failure) {
+        let mut message = vec![failure.status as u8];
+        message.extend(failure.to_string().bytes());
+        drop(self.0.write_all(&message));
+    }
+}
+
+/// The verdict, as soon as there is one.
+fn hear(mut from: File) -> Result<(), Failure> {
+    let mut message = Vec::new();
+    from.read_to_end(&mut message)
+        .map_err(|error| Failure::failed(format!("cannot hear from the daemon: {error}")))?;
+    match message.split_first() {
+        Some((0, _)) => Ok(()),
+        Some((status, text)) => {
+            let text = String::from_utf8_lossy(text).into_owned();
+            Err(match *status == Status::Usage as u8 {
+                true => Failure::usage(text),
+                false => Failure::failed(text),
+            })
+        }
+        None => Err(Failure::failed(
+            "cannot start: the daemon ended without a word",
+        )),
+    }
+}

@@ -1,0 +1,315 @@
+//! The environment of the workers: the launcher's, changed by the files of `--envdir`, read anew for each generation.
+//!
+//! The variables that are options as well (the knobs) are read from the same place: what an option says holds at the
+//! start, and what the directory says, once it says something, holds over it, as in Server::Starter.
+
+use std::collections::BTreeSet;
+use std::ffi::{OsStr, OsString};
+use std::fs::{self, File, OpenOptions};
+use std::io::{self, BufRead, BufReader, Read};
+use std::os::fd::{AsFd, BorrowedFd};
+use std::os::unix::ffi::{OsStrExt, OsStringExt};
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use nix::fcntl::OFlag;
+use nix::sys::inotify::{AddWatchFlags, InitFlags, Inotify};
+
+use crate::failure;
+use crate::generations::Knobs;
+use crate::listen_spec::printable;
+use crate::log;
+use crate::notice::Notice;
+use crate::options::{Options, read_seconds};
+use crate::worker::Change;
+
+/// Server::Starter's `--auto-restart-interval`.
+const DEFAULT_INTERVAL: Duration = Duration::from_secs(360);
+
+/// Server::Starter's `--kill-old-delay` where automatic restarts are on.
+const DELAY_WITH_AUTO_RESTART: Duration = Duration::from_secs(5);
+
+/// The longest `NAME=VALUE` that the kernel hands to a program, in bytes (`MAX_ARG_STRLEN`, execve(2)).
+const LONGEST: usize = 128 * 1024 - 1;
+
+/// What tells a worker about its sockets is ours to set.
+const OURS: [&str; 2] = ["SERVER_STARTER_PORT", "SERVER_STARTER_GENERATION"];
+
+const ENABLE: &str = "ENABLE_AUTO_RESTART";
+const INTERVAL: &str = "AUTO_RESTART_INTERVAL";
+const DELAY: &str = "KILL_OLD_DELAY";
+
+/// A variable and its value.
+pub type Variable = (OsString, OsString);
+
+/// Where the environment comes from.
+pub struct Environment {
+    /// Variables that options set over those of the launcher.
+    options: Vec<Variable>,
+    directory: Option<PathBuf>,
+    /// What the directory said last, for the time when it cannot be read.
+    last: Vec<Variable>,
+    /// Every name that the directory ever held: without its file the variable is gone.
+    known: BTreeSet<OsString>,
+    watch: Option<Inotify>,
+    complaints: BTreeSet<String>,
+}
+
+/// The environment at one moment.
+#[derive(Debug, PartialEq, Eq)]
+pub struct Loaded {
+    /// What differs from the launcher's environment.
+    pub changes: Vec<Change>,
+    pub knobs: Knobs,
+}
+
+impl Environment {
+    /// From the command line and our own environment; nothing of the directory is read yet.
+    pub fn new(options: &Options) -> Environment {
+        let seconds = |duration: Duration| OsString::from(duration.as_secs_f64().to_string());
+        let directory = options.envdir.clone().map(PathBuf::into_os_string);
+        let directory = directory
+            .or_else(|| std::env::var_os("ENVDIR"))
+            .filter(|one| !one.is_empty());
+        let enable = options
+            .enable_auto_restart
+            .map(|on| OsString::from(if on { "1" } else { "0" }));
+        let options = [
+            (
+                "ENVDIR",
+                options.envdir.clone().map(PathBuf::into_os_string),
+            ),
+            (ENABLE, enable),
+            (INTERVAL, options.auto_restart_interval.map(seconds)),
+            (DELAY, options.kill_old_delay.map(seconds)),
+        ];
+        Environment {
+            options: options
+                .into_iter()
+                .filter_map(|(name, value)| Some((name.into(), value?)))
+                .collect(),
+            directory: directory.map(PathBuf::from),
+            last: Vec::new(),
+            known: BTreeSet::new(),
+            watch: None,
+            complaints: BTreeSet::new(),
+        }
+    }
+
+    /// Reads the directory. What is wrong with it is said once, and workers start all the same.
+    pub fn load(&mut self) -> Loaded {
+        let mut complaints = BTreeSet::new();
+        if let Some(directory) = &self.directory {
+            self.watch = watch(directory, self.watch.take());
+            match read_directory(directory, &mut complaints) {
+                Ok(variables) => self.last = variables,
+                Err(error) => {
+                    if error.kind() == io::ErrorKind::NotFound {
+                        // A directory that is gone has no files.
+                        self.last.clear();
+                    }
+                    complaints.insert(format!(
+                        "start_server: cannot read --envdir={}: {}",
+                        printable(directory.as_os_str()),
+                        failure::cause(&error)
+                    ));
+                }
+            }
+        }
+        self.known
+            .extend(self.last.iter().map(|(name, _)| name.clone()));
+        let knobs = self.knobs(&mut complaints);
+        for complaint in complaints.difference(&self.complaints) {
+            log::say(Notice::Complaint(complaint.clone()));
+        }
+        self.complaints = complaints;
+        let gone = self
+            .known
+            .iter()
+            .filter(|name| !self.last.iter().any(|(there, _)| there == *name));
+        // A knob that leaves the directory is back at what the launcher said.
+        let gone = gone.filter(|name| ![ENABLE, INTERVAL, DELAY].iter().any(|knob| name == knob));
+        let mut changes: Vec<Change> = self
+            .options
+            .iter()
+            .cloned()
+            .map(|(name, value)| (name, Some(value)))
+            .collect();
+        changes.extend(gone.map(|name| (name.clone(), None)));
+        changes.extend(
+            self.last
+                .iter()
+                .cloned()
+                .map(|(name, value)| (name, Some(value))),
+        );
+        Loaded { changes, knobs }
+    }
+
+    /// Whether [`Environment::load`] may find something else than before.
+    pub fn can_change(&self) -> bool {
+        self.directory.is_some()
+    }
+
+    /// Readable when something in the directory has changed.
+    pub fn watched(&self) -> Option<BorrowedFd<'_>> {
+        self.watch.as_ref().map(AsFd::as_fd)
+    }
+
+    /// Whether something in the directory has changed since the last call.
+    pub fn has_changed(&self) -> bool {
+        // An error is the end of what there is to read.
+        self.watch
+            .as_ref()
+            .is_some_and(|watch| watch.read_events().is_ok())
+    }
+
+    fn variable(&self, name: &str) -> Option<OsString> {
+        let of = |variables: &[Variable]| {
+            variables
+                .iter()
+                .find(|(one, _)| one == name)
+                .map(|(_, value)| value.clone())
+        };
+        of(&self.last)
+            .or_else(|| of(&self.options))
+            .or_else(|| std::env::var_os(name))
+    }
+
+    fn knobs(&self, complaints: &mut BTreeSet<String>) -> Knobs {
+        let on = self
+            .variable(ENABLE)
+            .is_some_and(|value| is_true(&value, complaints));
+        let mut seconds = |name: &str, default: Duration| {
+            match self.variable(name) {
+            None => default,
+            Some(value) => value.to_str().and_then(read_seconds).unwrap_or_else(|| {
+                let (value, seconds) = (printable(&value), default.as_secs());
+                complaints.insert(format!(
+                    "start_server: cannot use {name}={value}: it is no number of seconds; {seconds} is used"
+                ));
+                default
+            }),
+        }
+        };
+        let interval = match seconds(INTERVAL, DEFAULT_INTERVAL) {
+            // As in Perl, where 0 is as good as nothing.
+            Duration::ZERO => DEFAULT_INTERVAL,
+            interval => interval,
+        };
+        let delay = seconds(
+            DELAY,
+            if on {
+                DELAY_WITH_AUTO_RESTART
+            } else {
+                Duration::ZERO
+            },
+        );
+        Knobs {
+            kill_old_delay: delay,
+            auto_restart: on.then_some(interval),
+        }
+    }
+}
+
+/// What Perl takes for true; and a few words that are meant to be false but are not to Perl.
+fn is_true(value: &OsStr, complaints: &mut BTreeSet<String>) -> bool {
+    let text = value.to_string_lossy().to_ascii_lowercase();
+    match text.as_str() {
+        "" | "0" => false,
+        "false" | "no" | "off" => {
+            complaints.insert(format!(
+                "start_server: {ENABLE}={} is taken for 0, unlike by Server::Starter",
+                printable(value)
+            ));
+            false
+        }
+        _ => true,
+    }
+}
+
+/// The variables of a directory, sorted by name. Files that cannot be variables are complained about and left out.
+fn read_directory(
+    directory: &Path,
+    complaints: &mut BTreeSet<String>,
+) -> io::Result<Vec<Variable>> {
+    let mut variables = Vec::new();
+    for entry in fs::read_dir(directory)? {
+        let entry = entry?;
+        let name = entry.file_name();
+        if name.as_bytes().starts_with(b".") {
+            continue;
+        }
+        let mut complain = |cause: &str| {
+            let path = printable(entry.path().as_os_str());
+            complaints.insert(format!(
+                "start_server: cannot use {path} as a variable: {cause}"
+            ));
+        };
+        if name.as_bytes().contains(&b'=') {
+            complain("its name holds a =");
+            continue;
+        }
+        if OURS.iter().any(|ours| name == *ours) {
+            complain("start_server sets it itself");
+            continue;
+        }
+        match first_line(&entry.path()) {
+            Ok(None) => {}
+            Ok(Some(line)) if name.len() + 1 + line.len() > LONGEST => {
+                complain("it is too long for the environment of a program");
+            }
+            Ok(Some(line)) => variables.push((name, OsString::from_vec(line))),
+            Err(error) => complain(&failure::cause(&error)),
+        }
+    }
+    variables.sort();
+    Ok(variables)
+}
+
+/// The first line without its end, nothing of an empty file. A NUL, which no variable can hold, becomes a line break,
+/// as with daemontools.
+fn first_line(path: &Path) -> io::Result<Option<Vec<u8>>> {
+    // Nothing to wait for, should it be a fifo.
+    let file: File = OpenOptions::new()
+        .read(true)
+        .custom_flags(OFlag::O_NONBLOCK.bits())
+        .open(path)?;
+    if !file.metadata()?.is_file() {
+        return Err(io::Error::other("it is not a regular file"));
+    }
+    let mut line = Vec::new();
+    // One byte more than can be used, so that too long a line is seen as such.
+    BufReader::new(file.take(LONGEST as u64 + 1)).read_until(b'\n', &mut line)?;
+    if line.is_empty() {
+        return Ok(None);
+    }
+    if line.last() == Some(&b'\n') {
+        line.pop();
+    }
+    for byte in &mut line {
+        if *byte == 0 {
+            *byte = b'\n';
+        }
+    }
+    Ok(Some(line))
+}
+
+/// Watches the directory; where it did not exist before, it may by now.
+fn watch(directory: &Path, before: Option<Inotify>) -> Option<Inotify> {
+    let inotify = match before {
+        Some(inotify) => inotify,
+        None => Inotify::init(InitFlags::IN_CLOEXEC | InitFlags::IN_NONBLOCK).ok()?,
+    };
+    let changes = AddWatchFlags::IN_CREATE
+        | AddWatchFlags::IN_CLOSE_WRITE
+        | AddWatchFlags::IN_MOVED_TO
+        | AddWatchFlags::IN_MOVED_FROM
+        | AddWatchFlags::IN_DELETE
+        | AddWatchFlags::IN_DELETE_SELF
+        | AddWatchFlags::IN_MOVE_SELF
+        | AddWatchFlags::IN_ATTRIB;
+    // The same directory a second time changes nothing. Without a watch it is still read for each generation.
+    let _ = inotify.add_watch(directory, changes);
+    Some(inotify)
+}

@@ -1,0 +1,154 @@
+//! How a worker is told about its sockets: `SERVER_STARTER_PORT` always, other dialects where `--fd-env` names them.
+
+use std::ffi::{OsStr, OsString};
+use std::os::unix::ffi::{OsStrExt, OsStringExt};
+
+use crate::binding::Listener;
+use crate::environment::Variable;
+use crate::options::FdStyle;
+
+/// The variables that are the same in every worker. `LISTEN_PID` is not among them: it is the worker's own.
+pub fn variables(listeners: &[Listener], styles: &[FdStyle]) -> Vec<Variable> {
+    let mut variables = vec![("SERVER_STARTER_PORT".into(), server_starter_port(listeners))];
+    for style in styles {
+        variables.extend(dialect(listeners, *style));
+    }
+    variables
+}
+
+/// `KEY=NUMBER` for every listener, with semicolons between them.
+fn server_starter_port(listeners: &[Listener]) -> OsString {
+    joined(listeners, ";", |listener| {
+        let mut text = listener.name.clone();
+        text.push(format!("={}", listener.number));
+        text
+    })
+}
+
+fn dialect(listeners: &[Listener], style: FdStyle) -> Vec<Variable> {
+    let numbers = |separator| {
+        joined(listeners, separator, |listener| {
+            listener.number.to_string().into()
+        })
+    };
+    let count = OsString::from(listeners.len().to_string());
+    match style {
+        // sd_listen_fds(3).
+        FdStyle::Systemd => vec![
+            ("LISTEN_FDS".into(), count),
+            (
+                "LISTEN_FDNAMES".into(),
+                joined(listeners, ":", |listener| systemd_name(&listener.name)),
+            ),
+        ],
+        // What a unicorn master leaves to the one that replaces it.
+        FdStyle::Unicorn => vec![("UNICORN_FD".into(), numbers(","))],
+        // What an nginx master leaves to the one that replaces it: each number with a semicolon behind it.
+        FdStyle::Nginx => {
+            let mut value = numbers(";");
+            if !value.is_empty() {
+                value.push(";");
+            }
+            vec![("NGINX".into(), value)]
+        }
+        // What einhorn gives to the servers that it runs.
+        FdStyle::Einhorn => {
+            let each = listeners.iter().enumerate().map(|(place, listener)| {
+                (
+                    format!("EINHORN_FD_{place}").into(),
+                    listener.number.to_string().into(),
+                )
+            });
+            let all = [
+                ("EINHORN_FD_COUNT".into(), count),
+                ("EINHORN_FDS".into(), numbers(" ")),
+            ];
+            all.into_iter().chain(each).collect()
+        }
+    }
+}
+
+/// Colons separate the names, and control characters are not allowed in one (sd_listen_fds_with_names(3)).
+fn systemd_name(name: &OsStr) -> OsString {
+    let allowed = |byte: &u8| {
+        if *byte == b':' || !(b' '..=b'~').contains(byte) {
+            b'_'
+        } else {
+            *byte
+        }
+    };
+    OsString::from_vec(name.as_bytes().iter().map(allowed).collect())
+}
+
+fn joined(
+    listeners: &[Listener],
+    separator: &str,
+    part: impl Fn(&Listener) -> OsString,
+) -> OsString {
+    let parts: Vec<OsString> = listeners.iter().map(part).collect();
+    parts.join(OsStr::new(separator))
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used, reason = "tests fail by panicking")]
+mod tests {
+    use std::fs::File;
+
+    use super::*;
+
+    fn listeners(names: &[&str]) -> Vec<Listener> {
+        let null = || File::open("/dev/null").unwrap().into();
+        (3..)
+            .zip(names)
+            .map(|(number, name)| Listener {
+                name: name.into(),
+                kind: "tcp",
+                socket: null(),
+                number,
+            })
+            .collect()
+    }
+
+    fn texts(names: &[&str], style: FdStyle) -> Vec<(String, String)> {
+        let text = |one: OsString| one.into_string().unwrap();
+        dialect(&listeners(names), style)
+            .into_iter()
+            .map(|(name, value)| (text(name), text(value)))
+            .collect()
+    }
+
+    fn pairs(pairs: &[(&str, &str)]) -> Vec<(String, String)> {
+        pairs
+            .iter()
+            .map(|(name, value)| ((*name).into(), (*value).into()))
+            .collect()
+    }
+
+    #[test]
+    fn each_dialect_is_written_as_its_programs_read_it() {
+        let names = ["80", "[::1]:81"];
+        assert_eq!(server_starter_port(&listeners(&names)), "80=3;[::1]:81=4");
+        assert_eq!(
+            texts(&names, FdStyle::Systemd),
+            pairs(&[("LISTEN_FDS", "2"), ("LISTEN_FDNAMES", "80:[__1]_81")])
+        );
+        assert_eq!(
+            texts(&names, FdStyle::Unicorn),
+            pairs(&[("UNICORN_FD", "3,4")])
+        );
+        assert_eq!(texts(&names, FdStyle::Nginx), pairs(&[("NGINX", "3;4;")]));
+        let einhorn = [
+            ("EINHORN_FD_COUNT", "2"),
+            ("EINHORN_FDS", "3 4"),
+            ("EINHORN_FD_0", "3"),
+            ("EINHORN_FD_1", "4"),
+        ];
+        assert_eq!(texts(&names, FdStyle::Einhorn), pairs(&einhorn));
+    }
+
+    #[test]
+    fn without_listeners_the_variable_is_empty() {
+        assert_eq!(server_starter_port(&[]), "");
+        assert_eq!(texts(&[], FdStyle::Nginx), pairs(&[("NGINX", "")]));
+    }
+}

@@ -1,0 +1,90 @@
+//! Processes: made, ended and known by more than their number.
+
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+
+use nix::errno::Errno;
+use nix::sys::signal::Signal;
+use nix::unistd::{ForkResult, Pid};
+
+/// fork(2), for a process that has one thread.
+#[expect(
+    unsafe_code,
+    reason = "a worker and a daemon need processes of their own"
+)]
+pub fn fork_single_threaded() -> nix::Result<ForkResult> {
+    // SAFETY: start_server has one thread only, so the child finds no lock that a vanished thread holds.
+    unsafe { nix::unistd::fork() }
+}
+
+/// Ends a forked child without the exit handlers and guards of its parent.
+#[expect(
+    unsafe_code,
+    reason = "std::process::exit would run the exit handlers that the parent has set up"
+)]
+pub fn exit_child(code: u8) -> ! {
+    // SAFETY: _exit(2) only ends the process.
+    unsafe { libc::_exit(code.into()) }
+}
+
+/// One child that has exited, worker or not, with its raw wait status. nix cannot be asked: it has no value for a
+/// death by a real-time signal, and that child would be lost.
+#[expect(
+    unsafe_code,
+    reason = "nix's waitpid loses children that a real-time signal killed"
+)]
+pub fn reap() -> nix::Result<Option<(Pid, i32)>> {
+    let mut status = 0;
+    // SAFETY: waitpid(2) writes one int, to a local one.
+    match Errno::result(unsafe { libc::waitpid(-1, &raw mut status, libc::WNOHANG) }) {
+        Ok(0) | Err(Errno::ECHILD) => Ok(None),
+        Ok(pid) => Ok(Some((Pid::from_raw(pid), status))),
+        Err(Errno::EINTR) => reap(),
+        Err(errno) => Err(errno),
+    }
+}
+
+/// A process that stays the same one even when its number is given to another (pidfd_open(2)). Readable when it has
+/// exited.
+#[derive(Debug)]
+pub struct Process(OwnedFd);
+
+impl Process {
+    /// The process that has this number now.
+    ///
+    /// # Errors
+    /// `ESRCH` when there is none.
+    #[expect(unsafe_code, reason = "nix has no pidfd_open")]
+    pub fn open(pid: Pid) -> nix::Result<Process> {
+        use std::os::fd::FromRawFd;
+        // SAFETY: it takes numbers only.
+        let number =
+            Errno::result(unsafe { libc::syscall(libc::SYS_pidfd_open, pid.as_raw(), 0) })?;
+        let number = i32::try_from(number).map_err(|_| Errno::EBADF)?;
+        // SAFETY: pidfd_open(2) has just made this descriptor, and nothing else has seen its number.
+        Ok(Process(unsafe { OwnedFd::from_raw_fd(number) }))
+    }
+
+    /// Sends a signal to this process and no other.
+    #[expect(unsafe_code, reason = "nix has no pidfd_send_signal")]
+    pub fn signal(&self, signal: Signal) -> nix::Result<()> {
+        use std::os::fd::AsRawFd;
+        let info = std::ptr::null::<libc::siginfo_t>();
+        // SAFETY: without a siginfo it takes numbers only.
+        let sent = unsafe {
+            libc::syscall(
+                libc::SYS_pidfd_send_signal,
+                self.0.as_raw_fd(),
+                signal as i32,
+                info,
+                0,
+            )
+        };
+        Errno::result(sent).map(drop)
+    }
+}
+
+impl AsFd for Process {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.0.as_fd()
+    }
+}

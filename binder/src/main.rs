@@ -21,9 +21,8 @@ use common::channel::Channel;
 use common::descriptors::close_inherited;
 use common::message::{Reply, Request};
 use common::privileges::were_raised_by_exec;
-use nix::sys::signal::{
-    SaFlags, SigAction, SigHandler, SigSet, SigmaskHow, Signal, sigaction, sigprocmask,
-};
+use common::signals::ignore_all;
+use nix::sys::signal::{SigSet, SigmaskHow, sigprocmask};
 
 fn main() -> ExitCode {
     match run() {
@@ -39,7 +38,12 @@ fn main() -> ExitCode {
 fn run() -> Result<(), String> {
     close_inherited()
         .map_err(|errno| format!("cannot close inherited descriptors: {}", errno.desc()))?;
-    take_own_signals()?;
+    // A terminal's signals reach the whole process group, a service manager's TERM the whole control group; but socket
+    // files are to be removed when the supervisor ends, not before it. Its end closes the channel, also when it is
+    // killed, so that nothing else needs to end this process.
+    ignore_all();
+    sigprocmask(SigmaskHow::SIG_SETMASK, Some(&SigSet::empty()), None)
+        .map_err(|errno| format!("cannot unblock signals: {}", errno.desc()))?;
     // Who may ask for what would then be another question than what the asker could do without this program.
     if were_raised_by_exec() {
         return Err("this program does not run with a setuid bit or file capabilities".into());
@@ -51,33 +55,6 @@ fn run() -> Result<(), String> {
     let made = confined.serve()?;
     made.wait();
     Ok(())
-}
-
-/// A terminal's signals reach the whole process group, a service manager's TERM the whole control group; but the
-/// socket files are to be removed when the supervisor ends, not before it. Its end closes the channel, also when it
-/// is killed, so nothing else needs to end this process.
-fn take_own_signals() -> Result<(), String> {
-    let cannot = |errno: nix::Error| format!("cannot set up signals: {}", errno.desc());
-    for signal in [
-        Signal::SIGHUP,
-        Signal::SIGINT,
-        Signal::SIGQUIT,
-        Signal::SIGTERM,
-        Signal::SIGPIPE,
-    ] {
-        ignore(signal).map_err(cannot)?;
-    }
-    sigprocmask(SigmaskHow::SIG_SETMASK, Some(&SigSet::empty()), None).map_err(cannot)
-}
-
-#[expect(
-    unsafe_code,
-    reason = "nix cannot know that an action is no function of ours"
-)]
-fn ignore(signal: Signal) -> nix::Result<()> {
-    let ignored = SigAction::new(SigHandler::SigIgn, SaFlags::empty(), SigSet::empty());
-    // SAFETY: SIG_IGN runs no code in a signal's context.
-    unsafe { sigaction(signal, &ignored) }.map(drop)
 }
 
 /// Descriptor 0, where start_server puts its end of the channel.

@@ -131,8 +131,8 @@ fn place(path: &Path) -> Result<Place, Refusal> {
 }
 
 impl Looked {
-    /// Where only ports are asked for, root becomes the user and keeps the right to bind low ports; where paths
-    /// are, it stays root by number, because only root may write in their directories.
+    /// For ports, root becomes the user and keeps the right to bind low ones; for paths, it stays root by number,
+    /// because only root may write in their directories. One process does one of the two.
     pub fn drop_privileges(self) -> Result<Confined, String> {
         // A launcher without the right to bind low ports can still have high ones.
         let keep = privileges::available(&self.needed_capabilities())
@@ -141,6 +141,15 @@ impl Looked {
             .grants
             .iter()
             .any(|grant| matches!(grant, Open::Path { .. }));
+        if paths
+            && self
+                .grants
+                .iter()
+                .any(|grant| matches!(grant, Open::Port(_)))
+        {
+            // A port that root binds is root's socket for good, whoever uses it.
+            return Err("ports and paths are not for one process".into());
+        }
         let dropped = match (&self.identity, geteuid().is_root()) {
             (None, false) if !paths => privileges::keep_only(&keep),
             (Some(_), true) if paths => privileges::stay_root_with(&keep).map(drop),
@@ -288,8 +297,7 @@ impl Served {
         if self.files.is_empty() {
             return;
         }
-        // A message is not expected any more and an error is an end as well: both mean the same here.
-        drop(self.channel.receive());
+        self.channel.wait_for_end();
         self.remove_files();
     }
 

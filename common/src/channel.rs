@@ -11,7 +11,7 @@ use nix::cmsg_space;
 use nix::errno::Errno;
 use nix::sys::socket::{
     AddressFamily, ControlMessage, ControlMessageOwned, MsgFlags, Shutdown, SockFlag, SockType,
-    UnixAddr, getsockname, getsockopt, recvmsg, sendmsg, shutdown, socketpair, sockopt,
+    UnixAddr, getsockname, getsockopt, recv, recvmsg, sendmsg, shutdown, socketpair, sockopt,
 };
 use serde::Serialize;
 use serde::de::DeserializeOwned;
@@ -101,6 +101,12 @@ impl<Send: Serialize, Receive: DeserializeOwned> Channel<Send, Receive> {
         })
         .map_err(failed("send to the other process"))?;
         Ok(())
+    }
+
+    /// Waits until the other end is closed, or sends anything more: what it says is not looked at.
+    pub fn wait_for_end(&self) {
+        // An error is an end as well.
+        let _ = again(|| recv(self.socket.as_raw_fd(), &mut [0], MsgFlags::empty()));
     }
 
     /// Nothing more is sent or received: for the other end this is the end of the channel.

@@ -11,6 +11,8 @@ pub mod message;
 #[cfg(feature = "boundary")]
 pub mod privileges;
 #[cfg(feature = "boundary")]
+pub mod signals;
+#[cfg(feature = "boundary")]
 pub mod trusted_path;
 #[cfg(feature = "boundary")]
 pub mod unix_socket;

@@ -59,6 +59,7 @@ pub fn become_user(identity: &Identity, keep: &[Capability]) -> Result<Bounding,
     setgroups(&groups).map_err(cannot("set the supplementary groups"))?;
     setresgid(gid, gid, gid).map_err(cannot("set the group"))?;
     setresuid(uid, uid, uid).map_err(cannot("set the user"))?;
+    leave_session_keyring().map_err(cannot("leave the session keyring"))?;
     confine(keep)?;
     prove_identity(uid, gid, &groups)?;
     prove_capabilities(keep, bounding)?;
@@ -102,7 +103,6 @@ pub fn keep_only(keep: &[Capability]) -> Result<(), PrivilegeError> {
         ("effective", CapSet::Effective, &keep),
         ("permitted", CapSet::Permitted, &keep),
         ("inheritable", CapSet::Inheritable, &CapsHashSet::new()),
-        ("ambient", CapSet::Ambient, &CapsHashSet::new()),
     ] {
         prove_set(name, set, allowed)?;
     }
@@ -151,8 +151,8 @@ fn confine(keep: &[Capability]) -> Result<(), PrivilegeError> {
 fn set_capabilities(keep: &[Capability]) -> Result<(), PrivilegeError> {
     let kept: CapsHashSet = keep.iter().copied().collect();
     // Effective before permitted: the other order leaves an effective capability that is not permitted (EPERM).
+    caps::clear(None, CapSet::Ambient).map_err(cannot_set("give up capabilities"))?;
     for (set, value) in [
-        (CapSet::Ambient, &CapsHashSet::new()),
         (CapSet::Inheritable, &CapsHashSet::new()),
         (CapSet::Effective, &kept),
         (CapSet::Permitted, &kept),
@@ -186,8 +186,8 @@ fn prove_capabilities(keep: &[Capability], bounding: Bounding) -> Result<(), Pri
     let none = CapsHashSet::new();
     prove_set("effective", CapSet::Effective, &keep)?;
     prove_set("permitted", CapSet::Permitted, &keep)?;
+    // With it the ambient set is empty as well: the kernel keeps that within the inheritable one (capabilities(7)).
     prove_set("inheritable", CapSet::Inheritable, &none)?;
-    prove_set("ambient", CapSet::Ambient, &none)?;
     if bounding == Bounding::Empty && capability_numbers().any(bounding_set_has) {
         return Err(PrivilegeError(
             "the bounding set did not become empty".into(),
@@ -236,6 +236,25 @@ fn empty_bounding_set() -> Result<Bounding, PrivilegeError> {
         drop_from_bounding_set(number).map_err(cannot("empty the bounding set"))?;
     }
     Ok(Bounding::Empty)
+}
+
+/// A new, empty session keyring: whoever possesses root's can read the keys in it, whatever its uid (keyrings(7)).
+#[expect(unsafe_code, reason = "nix has no keyctl")]
+fn leave_session_keyring() -> nix::Result<()> {
+    let anonymous = std::ptr::null::<libc::c_char>();
+    // SAFETY: without a name the call reads no memory of ours.
+    let joined = unsafe {
+        libc::syscall(
+            libc::SYS_keyctl,
+            libc::KEYCTL_JOIN_SESSION_KEYRING,
+            anonymous,
+        )
+    };
+    match Errno::result(joined) {
+        // A kernel without keyrings, or a container that keeps everybody from them, also from reading.
+        Err(Errno::ENOSYS | Errno::EPERM) => Ok(()),
+        result => result.map(drop),
+    }
 }
 
 /// Numbers that the kernel does not know are not in the set (EINVAL).

@@ -12,6 +12,7 @@ use std::path::{Component, Path, PathBuf};
 use nix::errno::Errno;
 use nix::fcntl::{OFlag, open, openat, readlinkat};
 use nix::sys::stat::{FileStat, Mode, SFlag, fstat};
+use nix::sys::statfs::{FUSE_SUPER_MAGIC, fstatfs};
 
 /// As many symbolic links as the kernel follows in one path (path_resolution(7)).
 const MOST_LINKS: u32 = 40;
@@ -121,6 +122,13 @@ fn judge(directory: &OwnedFd, at: &Path, trust: &Trust) -> Result<(), Untrusted>
     let stat = fstat(directory).map_err(untrusted(at))?;
     if !is(&stat, SFlag::S_IFDIR) {
         return Err(untrusted(at)(Errno::ENOTDIR));
+    }
+    // Whoever mounted it says what is in it and whom that belongs to.
+    if fstatfs(directory).map_err(untrusted(at))?.filesystem_type() == FUSE_SUPER_MAGIC {
+        return Err(Untrusted {
+            at: at.into(),
+            cause: "is on a file system that an ordinary user may serve".into(),
+        });
     }
     match trust.objection(&stat) {
         Some(cause) => Err(Untrusted {

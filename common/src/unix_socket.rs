@@ -31,7 +31,8 @@ pub struct Place {
     directory: OwnedFd,
     name: OsString,
     path: PathBuf,
-    stale: Option<FileStat>,
+    // Open, so that the number of its inode cannot be given to another file meanwhile.
+    stale: Option<OwnedFd>,
 }
 
 /// A socket that was bound at a path.
@@ -65,10 +66,14 @@ impl Place {
         let stale = match look(&directory, &name)? {
             None => None,
             Some(stat) if is(&stat, SFlag::S_IFSOCK) => {
+                let stale = open_entry(&directory, &name)?;
+                if !same_file(&stat, &fstat(&stale)?) {
+                    return Err(refused("it changes while it is looked at"));
+                }
                 if is_served(path)? {
                     return Err(refused("another server is listening on it"));
                 }
-                Some(stat)
+                Some(stale)
             }
             Some(stat) => {
                 return Err(refused(format!(
@@ -104,8 +109,14 @@ impl Place {
         let bound = bind(socket.as_raw_fd(), &address);
         umask(launchers);
         bound?;
-        let flags = OFlag::O_PATH | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
-        let file = openat(&self.directory, self.name.as_os_str(), flags, Mode::empty())?;
+        let file = open_entry(&self.directory, &self.name).inspect_err(|_| {
+            // Out of descriptors, a moment after the bind: it is ours still. The first error is the one to tell.
+            let _ = unlinkat(
+                &self.directory,
+                self.name.as_os_str(),
+                UnlinkatFlags::NoRemoveDir,
+            );
+        })?;
         let file = MadeFile {
             directory: self.directory,
             name: self.name,
@@ -122,11 +133,16 @@ impl Place {
     }
 
     fn remove_stale(&self) -> Result<bool, Refusal> {
-        let Some(seen) = &self.stale else {
+        let Some(stale) = &self.stale else {
             return Ok(false);
         };
         match look(&self.directory, &self.name)? {
-            Some(now) if same_file(&now, seen) => {
+            Some(now) if same_file(&now, &fstat(stale)?) => {
+                // Once more: it may have been bound, and not listened on yet, at the first look. By now this process
+                // may not be allowed to look (EACCES); then the first look counts.
+                if is_served(&self.path) == Ok(true) {
+                    return Err(refused("another server is listening on it"));
+                }
                 unlinkat(
                     &self.directory,
                     self.name.as_os_str(),
@@ -169,6 +185,15 @@ fn look(directory: &OwnedFd, name: &OsStr) -> Result<Option<FileStat>, Refusal> 
         Err(Errno::ENOENT) => Ok(None),
         Err(errno) => Err(errno.into()),
     }
+}
+
+fn open_entry(directory: &OwnedFd, name: &OsStr) -> nix::Result<OwnedFd> {
+    openat(
+        directory,
+        name,
+        OFlag::O_PATH | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC,
+        Mode::empty(),
+    )
 }
 
 fn same_file(one: &FileStat, other: &FileStat) -> bool {

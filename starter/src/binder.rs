@@ -35,8 +35,9 @@ pub enum Answer {
 }
 
 impl Binder {
-    /// Starts it, with nothing of ours but its end of the channel and standard error.
-    pub fn start() -> Result<Binder, Failure> {
+    /// Starts it, with nothing of ours but its end of the channel and standard error, and sends it the sealed list while
+    /// we still have the launcher's rights.
+    pub fn start(identity: Option<Identity>, grants: &[Grant]) -> Result<Binder, Failure> {
         let program = program_beside_us()?;
         let cannot = |cause: &dyn std::fmt::Display| {
             Failure::failed(format!(
@@ -52,11 +53,12 @@ impl Binder {
             .stdout(Stdio::null())
             .spawn()
             .map_err(|error| cannot(&failure::cause(&error)))?;
-        Ok(Binder { child, channel })
+        let binder = Binder { child, channel };
+        binder.allow(identity, grants);
+        Ok(binder)
     }
 
-    /// Sends the sealed list, while we still have the launcher's rights.
-    pub fn allow(&self, identity: Option<Identity>, grants: Vec<Grant>) -> Result<(), Failure> {
+    fn allow(&self, identity: Option<Identity>, grants: &[Grant]) {
         let mut left = grants.chunks(MOST_GRANTS).peekable();
         while let Some(part) = left.next() {
             let more = left.peek().is_some();
@@ -68,7 +70,6 @@ impl Binder {
             // Where the binder has ended already, the first request finds out how.
             drop(self.channel.send(&Request::Allow(allow), &[]));
         }
-        Ok(())
     }
 
     /// Asks for at most `MOST_DESCRIPTORS` sockets.

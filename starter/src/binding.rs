@@ -1,16 +1,16 @@
-//! From specs to listening sockets: what only root can do is asked of the binder, everything else is done here.
+//! From specs to listening sockets: what only root can do is asked of binders, everything else is done here.
 //!
 //! Each step consumes the one before, so that the order cannot be wrong:
 //!
 //! 1. [`Plan::new`]: who makes which socket; owners are looked up. Still with the launcher's rights.
-//! 2. [`Plan::start_binder`]: the binder runs and has the sealed list. Still with the launcher's rights.
+//! 2. [`Plan::start_binders`]: the binders run and have their sealed lists. Still with the launcher's rights.
 //! 3. The caller drops its privileges.
 //! 4. [`Prepared::resolve`]: host names become addresses.
 //! 5. [`Resolved::bind`]: sockets are asked for and received, and they listen.
 
 use std::ffi::OsString;
 use std::net::{SocketAddr, ToSocketAddrs};
-use std::os::fd::{AsFd, OwnedFd, RawFd};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd, RawFd};
 use std::path::Path;
 
 use common::message::{
@@ -20,7 +20,6 @@ use common::trusted_path::{Trust, open_directory};
 use common::unix_socket::{Made, MadeFile, Place};
 use nix::errno::Errno;
 use nix::fcntl::{OFlag, open};
-use nix::sys::socket::{Backlog, listen};
 use nix::sys::stat::Mode;
 use nix::unistd::Pid;
 
@@ -30,7 +29,7 @@ use crate::identity;
 use crate::listen_spec::{Host, PathSpec, PortSpec, printable};
 use crate::log;
 use crate::notice::Notice;
-use crate::open_files::OpenFiles;
+use crate::open_files::{OpenFiles, RAISE_HINT};
 use crate::worker::duplicate_above;
 
 /// Descriptors that the supervisor may need beside the listeners.
@@ -39,7 +38,10 @@ const SPARE_DESCRIPTORS: usize = 64;
 /// Who makes which socket.
 pub struct Plan {
     sockets: Vec<Planned>,
-    grants: Vec<Grant>,
+    /// For the binder that becomes the user.
+    ports: Vec<Grant>,
+    /// For the binder that stays root: another process, so that no socket of a port is root's.
+    files: Vec<Grant>,
     identity: Option<Identity>,
 }
 
@@ -59,24 +61,35 @@ enum Wanted {
 }
 
 enum Maker {
-    /// With this grant.
-    Binder(u32),
+    /// With this grant of the ports.
+    PortBinder(u32),
+    /// With this grant of the files.
+    FileBinder(u32),
     /// After the drop; with the reason why root does not, if it was root.
     Ourselves { objection: Option<String> },
 }
 
-/// The binder has its list.
+/// The binders have their lists.
 pub struct Prepared {
     sockets: Vec<Planned>,
-    binder: Option<Binder>,
+    port_binder: Option<Binder>,
+    file_binder: Option<Binder>,
 }
 
 /// Nothing that can take long is left to do.
 pub struct Resolved {
     sockets: Vec<Planned>,
-    /// What the binder is asked for: the place of the socket, and the ask.
-    asks: Vec<(usize, Ask)>,
-    binder: Option<Binder>,
+    port_asks: Vec<Asked>,
+    file_asks: Vec<Asked>,
+    port_binder: Option<Binder>,
+    file_binder: Option<Binder>,
+}
+
+/// What a binder is asked for.
+struct Asked {
+    /// The place of the socket among all.
+    place: usize,
+    ask: Ask,
 }
 
 /// A socket for the workers.
@@ -111,7 +124,8 @@ impl Plan {
     ) -> Result<Plan, Failure> {
         let mut plan = Plan {
             sockets: Vec::new(),
-            grants: Vec::new(),
+            ports: Vec::new(),
+            files: Vec::new(),
             identity,
         };
         for spec in ports {
@@ -125,7 +139,8 @@ impl Plan {
                 port: spec.port,
                 ip,
             };
-            let maker = plan.grant(grant)?;
+            let maker = Maker::PortBinder(number_of_next(&plan.ports)?);
+            plan.ports.push(grant);
             plan.sockets.push(Planned {
                 wanted: Wanted::Port(spec),
                 maker,
@@ -140,13 +155,6 @@ impl Plan {
             });
         }
         Ok(plan)
-    }
-
-    fn grant(&mut self, grant: Grant) -> Result<Maker, Failure> {
-        let number = u32::try_from(self.grants.len())
-            .map_err(|_| Failure::usage("cannot bind so many sockets"))?;
-        self.grants.push(grant);
-        Ok(Maker::Binder(number))
     }
 
     /// Root never works in a directory that somebody else can write; everywhere else the user does it.
@@ -166,34 +174,42 @@ impl Plan {
             ))
         })?;
         match open_directory(path.parent().unwrap_or(Path::new("/")), &Trust::ROOT) {
-            Ok(_) => self.grant(Grant::Path(SocketFile {
-                path,
-                mode: spec.mode,
-                uid,
-                gid,
-            })),
+            Ok(_) => {
+                let maker = Maker::FileBinder(number_of_next(&self.files)?);
+                self.files.push(Grant::Path(SocketFile {
+                    path,
+                    mode: spec.mode,
+                    uid,
+                    gid,
+                }));
+                Ok(maker)
+            }
             Err(untrusted) => Ok(Maker::Ourselves {
                 objection: Some(untrusted.to_string()),
             }),
         }
     }
 
-    /// Starts the binder, if anything is asked of it, and sends it the sealed list.
-    pub fn start_binder(self, open_files: OpenFiles) -> Result<Prepared, Failure> {
-        open_files.make_room_for(MOST_DESCRIPTORS + SPARE_DESCRIPTORS + self.sockets.len())?;
-        let binder = match self.grants.is_empty() {
-            true => None,
-            false => {
-                let binder = Binder::start()?;
-                binder.allow(self.identity, self.grants)?;
-                Some(binder)
-            }
+    /// Starts the binders of which anything is asked, and sends them their sealed lists.
+    pub fn start_binders(self, open_files: OpenFiles) -> Result<Prepared, Failure> {
+        open_files.check(2 * self.sockets.len())?;
+        // Also for the binders, which inherit the limit: a file takes its socket, itself and its directory.
+        open_files.make_room_for(MOST_DESCRIPTORS + SPARE_DESCRIPTORS + 3 * self.sockets.len())?;
+        let start = |grants: Vec<Grant>| match grants.is_empty() {
+            true => Ok(None),
+            false => Binder::start(self.identity.clone(), &grants).map(Some),
         };
+        let (port_binder, file_binder) = (start(self.ports)?, start(self.files)?);
         Ok(Prepared {
             sockets: self.sockets,
-            binder,
+            port_binder,
+            file_binder,
         })
     }
+}
+
+fn number_of_next(grants: &[Grant]) -> Result<u32, Failure> {
+    u32::try_from(grants.len()).map_err(|_| Failure::usage("cannot bind so many sockets"))
 }
 
 fn owners(spec: &PathSpec) -> Result<(Option<u32>, Option<u32>), Failure> {
@@ -217,42 +233,62 @@ fn owners(spec: &PathSpec) -> Result<(Option<u32>, Option<u32>), Failure> {
 impl Prepared {
     /// Resolves the host names, which may take as long as the network wants.
     pub fn resolve(self) -> Result<Resolved, Failure> {
-        let Prepared { sockets, binder } = self;
-        let mut asks = Vec::new();
+        let Prepared {
+            sockets,
+            port_binder,
+            file_binder,
+        } = self;
+        let (mut port_asks, mut file_asks) = (Vec::new(), Vec::new());
         for (place, planned) in sockets.iter().enumerate() {
-            if let Maker::Binder(grant) = planned.maker {
-                asks.push((place, ask(&planned.wanted, grant)?));
+            match (&planned.maker, &planned.wanted) {
+                (Maker::PortBinder(grant), Wanted::Port(spec)) => {
+                    let ask = Ask::Port {
+                        grant: *grant,
+                        address: resolve(spec)?,
+                    };
+                    port_asks.push(Asked { place, ask });
+                }
+                (Maker::FileBinder(grant), Wanted::Path { .. }) => {
+                    file_asks.push(Asked {
+                        place,
+                        ask: Ask::Path { grant: *grant },
+                    });
+                }
+                _ => {}
             }
         }
         Ok(Resolved {
             sockets,
-            asks,
-            binder,
+            port_asks,
+            file_asks,
+            port_binder,
+            file_binder,
         })
     }
 }
 
 impl Resolved {
-    /// Binds everything, in the order of `SERVER_STARTER_PORT`; all of it listens afterwards. Where no file is to be
-    /// removed by the binder, it is gone when this returns.
+    /// Binds everything, in the order of `SERVER_STARTER_PORT`; all of it listens afterwards. The binder of the ports
+    /// is gone when this returns.
     pub fn bind(self, backlog: i32, open_files: OpenFiles) -> Result<Bound, Failure> {
         let Resolved {
             sockets,
-            asks,
-            binder,
+            port_asks,
+            file_asks,
+            port_binder,
+            file_binder,
         } = self;
         let mut files = SocketFiles {
             ours: Vec::new(),
-            binder,
+            binder: file_binder,
         };
         let mut made: Vec<Option<OwnedFd>> = sockets.iter().map(|_| None).collect();
-        if let Some(binder) = &mut files.binder {
-            ask_binder(binder, &sockets, &asks, &mut made)?;
-        }
-        if !sockets.iter().any(Planned::is_file_of_binder)
-            && let Some(binder) = files.binder.take()
-        {
+        if let Some(mut binder) = port_binder {
+            ask_binder(&mut binder, &sockets, &port_asks, &mut made)?;
             binder.end().map_err(channel_failed)?;
+        }
+        if let Some(binder) = &mut files.binder {
+            ask_binder(binder, &sockets, &file_asks, &mut made)?;
         }
         for (planned, socket) in sockets.iter().zip(&mut made) {
             if let (Wanted::Path { spec, uid, gid }, Maker::Ourselves { objection }) =
@@ -283,7 +319,7 @@ impl Resolved {
 fn ask_binder(
     binder: &mut Binder,
     sockets: &[Planned],
-    asks: &[(usize, Ask)],
+    asks: &[Asked],
     made: &mut [Option<OwnedFd>],
 ) -> Result<(), Failure> {
     for batch in asks.chunks(MOST_DESCRIPTORS) {
@@ -291,9 +327,9 @@ fn ask_binder(
             let asked = usize::try_from(number)
                 .ok()
                 .and_then(|number| batch.get(number));
-            asked.map(|(place, _)| &sockets[*place].wanted)
+            asked.map(|asked| &sockets[asked.place].wanted)
         };
-        match binder.bind(batch.iter().map(|(_, ask)| *ask).collect())? {
+        match binder.bind(batch.iter().map(|asked| asked.ask).collect())? {
             Answer::Refused { ask, refusal } => {
                 return Err(match wanted(ask) {
                     Some(wanted) => cannot_bind(wanted, &refusal),
@@ -301,8 +337,8 @@ fn ask_binder(
                 });
             }
             Answer::Sockets { sockets, replaced } => {
-                for ((place, _), socket) in batch.iter().zip(sockets) {
-                    made[*place] = Some(socket);
+                for (asked, socket) in batch.iter().zip(sockets) {
+                    made[asked.place] = Some(socket);
                 }
                 for number in replaced {
                     if let Some(Wanted::Path { spec, .. }) = wanted(number) {
@@ -315,25 +351,6 @@ fn ask_binder(
         }
     }
     Ok(())
-}
-
-impl Planned {
-    fn is_file_of_binder(&self) -> bool {
-        matches!(
-            (&self.wanted, &self.maker),
-            (Wanted::Path { .. }, Maker::Binder(_))
-        )
-    }
-}
-
-fn ask(wanted: &Wanted, grant: u32) -> Result<Ask, Failure> {
-    match wanted {
-        Wanted::Path { .. } => Ok(Ask::Path { grant }),
-        Wanted::Port(spec) => Ok(Ask::Port {
-            grant,
-            address: resolve(spec)?,
-        }),
-    }
 }
 
 /// One literal address. Of a name with several, the first IPv4 one, as in Server::Starter; an IPv6 one only where
@@ -412,10 +429,11 @@ fn numbered(
         return Err(Failure::failed(format!(
             "cannot pass descriptor {highest} to workers: the limit of open files is {soft}"
         ))
-        .hint("raise it with ulimit -n (LimitNOFILE= of systemd)"));
+        .hint(RAISE_HINT));
     }
-    open_files
-        .make_room_for(usize::try_from(highest).unwrap_or(0) + sockets.len() + SPARE_DESCRIPTORS)?;
+    open_files.make_room_for(
+        usize::try_from(highest).unwrap_or(0) + 3 * sockets.len() + SPARE_DESCRIPTORS,
+    )?;
     let mut listeners = Vec::with_capacity(sockets.len());
     for ((planned, socket), number) in sockets.into_iter().zip(made).zip(numbers) {
         let Some(socket) = socket else {
@@ -457,8 +475,14 @@ fn numbers(fixed: &[Option<RawFd>]) -> Vec<RawFd> {
         .collect()
 }
 
+/// listen(2) with whatever backlog was asked for: the kernel cuts it to `net.core.somaxconn`.
+#[expect(
+    unsafe_code,
+    reason = "nix refuses a backlog above a limit that is the kernel's to set"
+)]
 fn start_listening(socket: &OwnedFd, backlog: i32) -> nix::Result<()> {
-    listen(socket, Backlog::new(backlog)?)
+    // SAFETY: it takes numbers only.
+    Errno::result(unsafe { libc::listen(socket.as_raw_fd(), backlog) }).map(drop)
 }
 
 impl Wanted {

@@ -417,8 +417,14 @@ impl Generations {
                 }
             }
             (Phase::Serving, State::Current) => {
-                self.say(Notice::DiedUnexpectedly { pid, status });
-                self.counters.crashes += 1;
+                if self.is_restarting() {
+                    // Its successor may well have told it to stop: unicorn's does. As in Server::Starter, the worker
+                    // that is being replaced is an old one already.
+                    self.say(Notice::OldWorkerDied { pid, status });
+                } else {
+                    self.say(Notice::DiedUnexpectedly { pid, status });
+                    self.counters.crashes += 1;
+                }
                 match alone {
                     true => self.current_died(number, status, now),
                     false => self.replace_missing(now),
@@ -835,6 +841,13 @@ impl Generations {
         self.generations
             .iter()
             .any(|generation| matches!(generation.state, State::Starting { .. }))
+    }
+
+    fn is_restarting(&self) -> bool {
+        let restarting = |state| matches!(state, State::Starting { restart: true, .. });
+        self.generations
+            .iter()
+            .any(|generation| restarting(generation.state))
     }
 
     fn is_running(&self, generation: &Generation) -> bool {

@@ -19,6 +19,7 @@ mod process;
 mod signals;
 mod status_file;
 mod supervisor;
+mod terminal;
 mod worker;
 
 use std::io::{self, Write};
@@ -108,7 +109,9 @@ fn start(mut options: Options, waiting: &mut Option<Waiting>) -> Result<Outcome,
         std::mem::take(&mut options.ports),
         std::mem::take(&mut options.paths),
     );
-    let prepared = Plan::new(ports, paths, identity.clone())?.start_binder(open_files)?;
+    let prepared = Plan::new(ports, paths, identity.clone())?.start_binders(open_files)?;
+    let own_session =
+        identity.is_some() && terminal::keep_from_user().map_err(cannot_keep_terminal)?;
     drop_privileges(identity.as_ref(), &options)?;
 
     log::say(Notice::StartingNow(getpid()));
@@ -150,6 +153,7 @@ fn start(mut options: Options, waiting: &mut Option<Waiting>) -> Result<Outcome,
             directory: options.directory,
             variables: fd_env::variables(&listeners, &options.fd_env),
             listen_pid: options.fd_env.contains(&FdStyle::Systemd),
+            own_session,
             sockets: listeners
                 .into_iter()
                 .map(|listener| (listener.socket, listener.number))
@@ -166,6 +170,13 @@ fn start(mut options: Options, waiting: &mut Option<Waiting>) -> Result<Outcome,
     // Last, because its lock is the sign that everything else is over.
     drop(pid_file);
     outcome
+}
+
+fn cannot_keep_terminal(error: io::Error) -> Failure {
+    Failure::failed(format!(
+        "cannot keep the terminal from the server program: {}",
+        failure::cause(&error)
+    ))
 }
 
 /// From here on there is nothing to regain, and no worker can inherit anything.

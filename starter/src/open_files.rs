@@ -4,6 +4,12 @@ use nix::sys::resource::{Resource, getrlimit, rlim_t, setrlimit};
 
 use crate::failure::Failure;
 
+/// What start_server needs beside its sockets, at the least.
+const OWN_DESCRIPTORS: rlim_t = 16;
+
+/// Said wherever the limit is too low.
+pub const RAISE_HINT: &str = "raise it with ulimit -n (LimitNOFILE= of systemd)";
+
 /// The limit that the launcher set, and that workers get back.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct OpenFiles {
@@ -23,13 +29,27 @@ impl OpenFiles {
         Ok(OpenFiles { soft, hard })
     }
 
+    /// Whether so many sockets can be open at all.
+    pub fn check(self, sockets: usize) -> Result<(), Failure> {
+        match rlim_t::try_from(sockets).is_ok_and(|sockets| sockets + OWN_DESCRIPTORS <= self.hard)
+        {
+            true => Ok(()),
+            false => Err(Failure::failed(format!(
+                "cannot open {sockets} sockets: the limit of open files is {}",
+                self.hard
+            ))
+            .hint(RAISE_HINT)),
+        }
+    }
+
     /// Makes room for so many descriptors in this process, as far as the hard limit allows. Whoever then needs more
     /// than there are gets the kernel's error.
     pub fn make_room_for(self, descriptors: usize) -> Result<(), Failure> {
         let wanted = rlim_t::try_from(descriptors)
             .unwrap_or(rlim_t::MAX)
             .min(self.hard);
-        if wanted <= self.soft {
+        // Never lower: it may have been raised for something else before.
+        if getrlimit(Resource::RLIMIT_NOFILE).is_ok_and(|(soft, _)| wanted <= soft) {
             return Ok(());
         }
         setrlimit(Resource::RLIMIT_NOFILE, wanted, self.hard).map_err(|errno| {

@@ -9,6 +9,8 @@ use std::path::{Path, PathBuf};
 
 use nix::errno::Errno;
 use nix::fcntl::{Flock, FlockArg, OFlag};
+use nix::sys::signal::kill;
+use nix::unistd::Pid;
 
 use crate::failure::Failure;
 
@@ -44,6 +46,11 @@ impl PidFile {
                 Err((file, Errno::EWOULDBLOCK)) if is_read_locked(&file) => continue,
                 Err((mut file, Errno::EWOULDBLOCK)) => {
                     let holder = match recorded_pid(&mut file) {
+                        Ok(Some(pid)) if !is_alive(pid) => {
+                            format!(
+                                "it is locked by a process that is not the pid in it, {pid}; fuser(1) shows which"
+                            )
+                        }
                         Ok(Some(pid)) => format!("it is locked by a running instance, pid {pid}"),
                         _ => "it is locked by a running instance".into(),
                     };
@@ -103,6 +110,10 @@ fn open(path: &Path) -> std::io::Result<File> {
         .mode(0o644)
         .custom_flags(flags.bits())
         .open(path)
+}
+
+fn is_alive(pid: u32) -> bool {
+    i32::try_from(pid).is_ok_and(|pid| kill(Pid::from_raw(pid), None) != Err(Errno::ESRCH))
 }
 
 /// The longest content that is a pid, in bytes.

@@ -2,10 +2,9 @@
 
 use std::os::fd::{AsFd, BorrowedFd};
 
+use common::signals;
 use nix::errno::Errno;
-use nix::sys::signal::{
-    SaFlags, SigAction, SigHandler, SigSet, SigmaskHow, Signal, sigaction, sigprocmask,
-};
+use nix::sys::signal::{SigSet, SigmaskHow, Signal, sigprocmask};
 use nix::sys::signalfd::{SfdFlags, SignalFd};
 
 /// What the supervisor takes itself. As PID 1 it would not get them otherwise.
@@ -19,6 +18,9 @@ const TAKEN: [Signal; 7] = [
     Signal::SIGCHLD,
 ];
 
+/// What the supervisor ignores.
+const OWN_IGNORED: [Signal; 2] = [Signal::SIGPIPE, Signal::SIGXFSZ];
+
 /// Those of them that end the superdaemon.
 pub const STOPS: [Signal; 3] = [Signal::SIGINT, Signal::SIGQUIT, Signal::SIGTERM];
 
@@ -30,15 +32,20 @@ pub struct Signals(SignalFd);
 /// shells INT) or blocked. From here on no HUP is lost: it waits. Orders to stop still end the process at once, while
 /// there is nothing to clean up.
 pub fn reset() -> nix::Result<()> {
-    for number in 1..=64 {
-        reset_disposition(number);
-    }
-    ignore_pipe()?;
+    signals::reset_all();
+    // A write to a closed pipe, or over the limit of a file's size, is an error and not the end.
+    OWN_IGNORED.into_iter().for_each(signals::ignore);
     let waiting: SigSet = TAKEN
         .into_iter()
         .filter(|signal| !STOPS.contains(signal))
         .collect();
     sigprocmask(SigmaskHow::SIG_SETMASK, Some(&waiting), None)
+}
+
+/// The dispositions of a worker: as Server::Starter leaves them, SIGPIPE ignored and nothing else.
+pub fn dispose_for_worker() {
+    OWN_IGNORED.into_iter().for_each(signals::reset);
+    signals::ignore(Signal::SIGPIPE);
 }
 
 impl Signals {
@@ -70,34 +77,4 @@ impl AsFd for Signals {
     fn as_fd(&self) -> BorrowedFd<'_> {
         self.0.as_fd()
     }
-}
-
-/// A write to a closed pipe is an error, not the end.
-#[expect(
-    unsafe_code,
-    reason = "nix cannot know that an action is no function of ours"
-)]
-pub fn ignore_pipe() -> nix::Result<()> {
-    let ignored = SigAction::new(SigHandler::SigIgn, SaFlags::empty(), SigSet::empty());
-    // SAFETY: SIG_IGN runs no code in a signal's context.
-    unsafe { sigaction(Signal::SIGPIPE, &ignored) }.map(drop)
-}
-
-/// The default action for any signal, by number: nix has no names for the real-time ones, and libc refuses the two
-/// that it keeps for itself. KILL and STOP cannot be changed, and need not be.
-#[expect(unsafe_code, reason = "neither nix nor libc reaches every signal")]
-fn reset_disposition(number: libc::c_int) {
-    // The kernel's struct sigaction, at most this large: SIG_DFL, no flags, no mask (rt_sigaction(2)).
-    let default = [0_u64; 4];
-    let old = std::ptr::null_mut::<u64>();
-    // SAFETY: the kernel reads one struct from a larger buffer, and writes nothing; SIG_DFL runs no code of ours.
-    unsafe {
-        libc::syscall(
-            libc::SYS_rt_sigaction,
-            number,
-            default.as_ptr(),
-            old,
-            size_of::<u64>(),
-        )
-    };
 }

@@ -12,6 +12,7 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use nix::errno::Errno;
+use nix::fcntl::OFlag;
 use serde::Serialize;
 
 use crate::binding::Listener;
@@ -314,7 +315,13 @@ fn refuse_foreign(path: &Path, is_ours: impl Fn(&str) -> bool) -> Result<bool, F
     if !there.is_file() {
         return Err(cannot(path, "it is not a regular file"));
     }
-    let text = File::open(path).and_then(|file| {
+    // Whatever has come there since the look above: neither followed nor waited for.
+    let flags = OFlag::O_NOFOLLOW | OFlag::O_NONBLOCK;
+    let file = OpenOptions::new()
+        .read(true)
+        .custom_flags(flags.bits())
+        .open(path);
+    let text = file.and_then(|file| {
         let mut text = String::new();
         file.take(LARGEST_STALE)
             .read_to_string(&mut text)

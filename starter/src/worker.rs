@@ -15,13 +15,13 @@ use nix::errno::Errno;
 use nix::fcntl::{FcntlArg, OFlag, fcntl};
 use nix::sys::resource::{Resource, setrlimit};
 use nix::sys::signal::{SigSet, SigmaskHow, sigprocmask};
-use nix::unistd::{AccessFlags, ForkResult, Pid, access, chdir, pipe2, read, write};
+use nix::unistd::{AccessFlags, ForkResult, Pid, access, chdir, pipe2, read, setsid, write};
 
 use crate::listen_spec::printable;
 use crate::notice::ExecFailure;
 use crate::open_files::OpenFiles;
 use crate::process::{exit_child, fork_single_threaded};
-use crate::signals::ignore_pipe;
+use crate::signals::dispose_for_worker;
 
 /// Everything about a worker that is the same in every generation.
 #[derive(Debug)]
@@ -36,6 +36,8 @@ pub struct Blueprint {
     pub variables: Vec<(OsString, OsString)>,
     /// Whether `LISTEN_PID` is to be set as well, which must be the worker's own pid (sd_listen_fds(3)).
     pub listen_pid: bool,
+    /// Whether it gets a session of its own: see [`crate::terminal`].
+    pub own_session: bool,
     /// The launcher's limit, which may have been raised since.
     pub open_files: OpenFiles,
 }
@@ -119,6 +121,9 @@ impl Blueprint {
         // instead of being swallowed by the supervisor's.
         sigprocmask(SigmaskHow::SIG_SETMASK, Some(&SigSet::empty()), None)
             .map_err(at(Step::Signals))?;
+        if self.own_session {
+            setsid().map_err(at(Step::Signals))?;
+        }
         if let Some(directory) = &self.directory {
             chdir(directory.as_path()).map_err(at(Step::Directory))?;
         }
@@ -136,7 +141,7 @@ impl Blueprint {
         if self.listen_pid {
             command.env("LISTEN_PID", std::process::id().to_string());
         }
-        keep_pipe_ignored(&mut command);
+        dispose_of_signals(&mut command);
         let error = command.exec();
         Err((Step::Execute, errno_of(&error)))
     }
@@ -320,7 +325,11 @@ fn place(socket: BorrowedFd<'_>, number: RawFd) -> nix::Result<()> {
     unsafe_code,
     reason = "only a hook comes after the standard library's own change"
 )]
-fn keep_pipe_ignored(command: &mut Command) {
-    // SAFETY: the hook makes one system call and touches no memory.
-    unsafe { command.pre_exec(|| Ok(ignore_pipe()?)) };
+fn dispose_of_signals(command: &mut Command) {
+    let dispose = || {
+        dispose_for_worker();
+        Ok(())
+    };
+    // SAFETY: the hook makes system calls only and touches no memory of the process.
+    unsafe { command.pre_exec(dispose) };
 }

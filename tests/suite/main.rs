@@ -9,6 +9,7 @@
 
 mod bad_input;
 mod channel;
+mod circumstances;
 mod files;
 mod house_rules;
 mod launch;

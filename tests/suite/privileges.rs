@@ -191,7 +191,10 @@ fn the_launchers_signals_and_closed_descriptors_do_not_reach_the_supervisor() {
     let server = setup.start();
     let worker = server.wait_for_service(1);
     let supervisor = status(server.pid());
-    assert_eq!(signals(supervisor.ignored), [Signal::SIGPIPE]);
+    assert_eq!(
+        signals(supervisor.ignored),
+        [Signal::SIGPIPE, Signal::SIGXFSZ]
+    );
     // Those that it reads from a descriptor are blocked by itself.
     for signal in signals(supervisor.blocked) {
         assert!(

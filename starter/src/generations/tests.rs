@@ -365,6 +365,19 @@ fn a_worker_that_dies_while_serving_is_replaced_at_once() {
 }
 
 #[test]
+fn a_worker_that_its_successor_stops_during_the_start_has_not_crashed() {
+    let mut world = World::new(settings());
+    world.pass_deadline();
+    world.restart();
+    world.exit(Pid::from_raw(100), 0);
+    assert!(world.said("old worker 100 died, status:0"));
+    assert_eq!(world.machine.counters.crashes, 0);
+    world.pass_deadline();
+    assert_eq!(world.state_of(2), Some("current"));
+    assert!(world.said("sending USR1 to old workers:none"));
+}
+
+#[test]
 fn the_limit_ends_the_first_generation_with_a_failure() {
     let limit = NonZeroU32::new(3);
     let mut world = World::new(Settings {

@@ -1,0 +1,63 @@
+//! Signal dispositions by number: every one that the kernel has, also those that nix has no name for and those that
+//! the C library keeps for itself.
+
+use nix::sys::signal::Signal;
+
+/// The highest signal number (signal(7)).
+const HIGHEST: libc::c_int = 64;
+
+/// Faults of the process itself: to ignore them means nothing.
+const FAULTS: [Signal; 8] = [
+    Signal::SIGILL,
+    Signal::SIGTRAP,
+    Signal::SIGABRT,
+    Signal::SIGBUS,
+    Signal::SIGFPE,
+    Signal::SIGSEGV,
+    Signal::SIGSYS,
+    Signal::SIGCHLD,
+];
+
+/// Gives every signal its default action: exec hands on what the launcher ignored.
+pub fn reset_all() {
+    (1..=HIGHEST).for_each(|number| set(number, libc::SIG_DFL));
+}
+
+/// Ignores every signal that can be, but faults (and CHLD, which says nothing unless it is asked).
+pub fn ignore_all() {
+    let fault = |number: &libc::c_int| FAULTS.iter().any(|fault| *fault as libc::c_int == *number);
+    (1..=HIGHEST)
+        .filter(|number| !fault(number))
+        .for_each(|number| set(number, libc::SIG_IGN));
+}
+
+/// Ignores one signal.
+pub fn ignore(signal: Signal) {
+    set(signal as libc::c_int, libc::SIG_IGN);
+}
+
+/// Gives one signal its default action.
+pub fn reset(signal: Signal) {
+    set(signal as libc::c_int, libc::SIG_DFL);
+}
+
+/// SIG_DFL or SIG_IGN for one signal. It fails for KILL and STOP alone, which cannot be changed.
+#[expect(
+    unsafe_code,
+    reason = "neither nix nor the C library reaches every signal"
+)]
+fn set(number: libc::c_int, action: libc::sighandler_t) {
+    // The kernel's struct sigaction, at most this large: the action, no flags, no mask (rt_sigaction(2)).
+    let wanted = [action as u64, 0, 0, 0];
+    let old = std::ptr::null_mut::<u64>();
+    // SAFETY: the kernel reads one struct from a larger buffer and writes nothing; neither action runs code of ours.
+    unsafe {
+        libc::syscall(
+            libc::SYS_rt_sigaction,
+            number,
+            wanted.as_ptr(),
+            old,
+            size_of::<u64>(),
+        )
+    };
+}

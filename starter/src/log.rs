@@ -18,6 +18,7 @@ use std::time::{Duration, Instant};
 
 use nix::errno::Errno;
 use nix::fcntl::OFlag;
+use nix::poll::{PollFd, PollFlags, poll};
 use nix::sys::signal::{SigSet, SigmaskHow, sigprocmask};
 use nix::unistd::{Pid, dup2_stderr, dup2_stdout, pipe2};
 
@@ -29,6 +30,9 @@ use crate::pid_file::WRITABLE_HINT;
 
 /// The shortest time between two starts of a log command.
 const RESPAWN: Duration = Duration::from_secs(1);
+
+/// How long a log command may take to read the last lines, in milliseconds.
+const LAST_MOMENT: u16 = 1000;
 
 /// How much of ours may wait for a log command that does not read, in bytes.
 const MOST_WAITING: usize = 1 << 20;
@@ -202,12 +206,20 @@ impl Log {
         }
     }
 
-    /// At the end: somebody must read what is in the pipe.
+    /// At the end: somebody must read what is in the pipe, and gets a moment to read what does not fit into it.
     pub fn end(&mut self) {
         if let Log::Command(log) = self
             && log.child.is_none()
         {
             log.spawn_or_say();
+        }
+        while let Some(pipe) = self.wants_to_write() {
+            let mut sources = [PollFd::new(pipe, PollFlags::POLLOUT)];
+            match poll(&mut sources, LAST_MOMENT) {
+                Ok(1..) => flush(),
+                Err(Errno::EINTR) => {}
+                Ok(_) | Err(_) => return,
+            }
         }
     }
 }

@@ -66,6 +66,8 @@ fn run() -> Result<Outcome, Failure> {
             errno.desc()
         ))
     })?;
+    // Before the first child: whoever ignores CHLD cannot wait for one.
+    signals::reset().map_err(cannot_set_up_signals)?;
     let done = |()| Outcome::Stopped;
     match options::parse(std::env::args_os().skip(1))? {
         Invocation::Start(options) if options.daemonize => daemonize(*options),
@@ -100,9 +102,6 @@ fn daemonize(options: Options) -> Result<Outcome, Failure> {
 /// The phases of the superdaemon's life. Up to the drop it may have root, and does nothing with it but start the
 /// binder; everything that an attacker could have a hand in (host names, files, the server program) comes after.
 fn start(mut options: Options, waiting: &mut Option<Waiting>) -> Result<Outcome, Failure> {
-    let cannot_set_up =
-        |errno: Errno| Failure::failed(format!("cannot set up signals: {}", errno.desc()));
-    signals::reset().map_err(cannot_set_up)?;
     let open_files = OpenFiles::of_launcher()?;
     let identity = identity::identify(options.user.as_deref(), options.group.as_deref())?;
     let (ports, paths) = (
@@ -116,7 +115,7 @@ fn start(mut options: Options, waiting: &mut Option<Waiting>) -> Result<Outcome,
 
     log::say(Notice::StartingNow(getpid()));
     let resolved = prepared.resolve()?;
-    let signals = Signals::take().map_err(cannot_set_up)?;
+    let signals = Signals::take().map_err(cannot_set_up_signals)?;
     // Before anything is bound: a second instance must not come as far as the first one's sockets.
     let pid_file = options
         .pid_file
@@ -172,6 +171,10 @@ fn start(mut options: Options, waiting: &mut Option<Waiting>) -> Result<Outcome,
     outcome
 }
 
+fn cannot_set_up_signals(errno: Errno) -> Failure {
+    Failure::failed(format!("cannot set up signals: {}", errno.desc()))
+}
+
 fn cannot_keep_terminal(error: io::Error) -> Failure {
     Failure::failed(format!(
         "cannot keep the terminal from the server program: {}",
@@ -190,11 +193,13 @@ fn drop_privileges(identity: Option<&Identity>, options: &Options) -> Result<(),
         }
     };
     match (bounding, options.strict) {
-        (Bounding::Empty, _) => Ok(()),
-        (Bounding::Kept, false) => {
-            log::say(Notice::BoundingSetKept);
-            Ok(())
+        (Bounding::Empty, _) => {}
+        (Bounding::Kept, false) => log::say(Notice::BoundingSetKept),
+        (Bounding::Kept, true) => {
+            return Err(Failure::failed(
+                "cannot empty the capability bounding set: CAP_SETPCAP is missing, and --strict is given",
+            ));
         }
-        (Bounding::Kept, true) => Err(Failure::failed(Notice::BoundingSetKept.to_string())),
     }
+    Ok(())
 }

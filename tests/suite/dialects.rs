@@ -137,10 +137,7 @@ fn a_worker_that_replaces_one_which_died_has_its_own_pid_in_listen_pid() {
     server.wait_for_generations(&[2]);
     let second = server.ask(port);
     assert_ne!(first.pid, second.pid);
-    assert_eq!(
-        second.environment["LISTEN_PID"],
-        second.pid.to_string()
-    );
+    assert_eq!(second.environment["LISTEN_PID"], second.pid.to_string());
 }
 
 #[test]
@@ -150,10 +147,7 @@ fn each_style_sets_its_own_variables_and_no_others() {
     }
     let systemd = [("LISTEN_FDS", "2"), ("LISTEN_FDNAMES", "both")];
     assert_eq!(with_styles(&["systemd"]).1, texts(systemd));
-    assert_eq!(
-        with_styles(&["unicorn"]).1,
-        texts([("UNICORN_FD", "3,4")])
-    );
+    assert_eq!(with_styles(&["unicorn"]).1, texts([("UNICORN_FD", "3,4")]));
     assert_eq!(with_styles(&["nginx"]).1, texts([("NGINX", "3;4;")]));
     let einhorn = [
         ("EINHORN_FD_COUNT", "2"),

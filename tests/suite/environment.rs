@@ -1,0 +1,775 @@
+//! `--envdir` and the knobs: what workers find in their environment, and when a change is taken.
+
+use std::collections::BTreeMap;
+use std::fs::{self, Permissions};
+use std::os::unix::fs::{PermissionsExt, symlink};
+use std::path::{Path, PathBuf};
+
+use e2e::skip::original_differs;
+use e2e::{Report, Server, Setup, client, ports, programs};
+use nix::sys::signal::{Signal, kill};
+use nix::sys::stat::Mode;
+use nix::unistd::{Pid, mkfifo};
+
+/// The longest `NAME=VALUE` that the kernel hands to a program.
+const LONGEST: usize = 128 * 1024 - 1;
+
+/// The original has no complaints about variables.
+fn is_ours() -> bool {
+    !original_differs("it leaves out silently what it cannot use")
+}
+
+/// A directory for `--envdir` in the folder of this server.
+fn directory(setup: &Setup) -> PathBuf {
+    let directory = setup.folder().join("env");
+    fs::create_dir(&directory).expect("cannot make a directory");
+    directory
+}
+
+/// As whoever manages such a directory should do it: no reader sees half a file.
+fn put(directory: &Path, name: &str, content: impl AsRef<[u8]>) {
+    let new = directory.join(".new");
+    fs::write(&new, content).expect("cannot write a file");
+    fs::rename(&new, directory.join(name)).expect("cannot put it in place");
+}
+
+fn remove(directory: &Path, name: &str) {
+    fs::remove_file(directory.join(name)).expect("cannot remove a file");
+}
+
+fn envdir(directory: &Path) -> String {
+    format!("--envdir={}", directory.display())
+}
+
+/// Waits until the first generation is accepted, since a restart before that would be one more later.
+fn accepted(server: &Server) {
+    server.wait_until("the first generation is accepted", |server| {
+        server.status_file().is_some()
+    });
+    server.wait_for_service(1);
+}
+
+/// A server with one port and an envdir, and that directory.
+fn with_envdir(prepare: impl Fn(&Path)) -> (Server, u16, PathBuf) {
+    let port = ports::tcp();
+    let setup = Server::setup();
+    let directory = directory(&setup);
+    prepare(&directory);
+    let server = setup
+        .status_file()
+        .port(port)
+        .option(envdir(&directory))
+        .start();
+    accepted(&server);
+    (server, port, directory)
+}
+
+/// The environment of the process as bytes, since a value need not be text.
+fn bytes_of(pid: i32, name: &str) -> Option<Vec<u8>> {
+    let all = fs::read(format!("/proc/{pid}/environ")).expect("cannot read the environment");
+    let prefix = format!("{name}=");
+    all.split(|byte| *byte == 0)
+        .find_map(|one| one.strip_prefix(prefix.as_bytes()))
+        .map(<[u8]>::to_vec)
+}
+
+fn variable<'a>(report: &'a Report, name: &str) -> Option<&'a str> {
+    report.environment.get(name).map(String::as_str)
+}
+
+#[track_caller]
+fn assert_said_once(server: &Server, text: &str) {
+    assert_eq!(server.count_in_log(text), 1, "{text}\n{}", server.log());
+}
+
+#[test]
+fn each_generation_gets_the_directory_as_it_is_then() {
+    let (server, port, directory) = with_envdir(|directory| {
+        put(directory, "KEPT", "kept\n");
+        put(directory, "CHANGED", "before\n");
+    });
+    let first = server.ask(port);
+    assert_eq!(variable(&first, "KEPT"), Some("kept"));
+    assert_eq!(variable(&first, "CHANGED"), Some("before"));
+    assert_eq!(variable(&first, "ADDED"), None);
+    put(&directory, "CHANGED", "after\n");
+    put(&directory, "ADDED", "added\n");
+    server.restart();
+    let second = server.ask(port);
+    assert_eq!(variable(&second, "KEPT"), Some("kept"));
+    assert_eq!(variable(&second, "CHANGED"), Some("after"));
+    assert_eq!(variable(&second, "ADDED"), Some("added"));
+}
+
+#[test]
+fn a_worker_that_replaces_one_which_died_gets_the_directory_as_it_is_then() {
+    let (server, port, directory) = with_envdir(|directory| put(directory, "NAME", "before\n"));
+    let first = server.ask(port);
+    put(&directory, "NAME", "after\n");
+    kill(Pid::from_raw(first.pid), Signal::SIGKILL).expect("cannot kill the worker");
+    server.wait_for_generations(&[2]);
+    assert_eq!(variable(&server.ask(port), "NAME"), Some("after"));
+}
+
+#[test]
+fn a_variable_whose_file_is_removed_is_gone_in_the_next_generation() {
+    if original_differs("it stays at the value that it had first") {
+        return;
+    }
+    let port = ports::tcp();
+    let setup = Server::setup();
+    let directory = directory(&setup);
+    for name in ["OURS", "OF_BOTH"] {
+        put(&directory, name, "directory\n");
+    }
+    let server = setup
+        .status_file()
+        .port(port)
+        .option(envdir(&directory))
+        .env("OF_BOTH", "launcher")
+        .env("OF_LAUNCHER", "launcher")
+        .start();
+    accepted(&server);
+    let first = server.ask(port);
+    for name in ["OURS", "OF_BOTH"] {
+        assert_eq!(variable(&first, name), Some("directory"));
+        remove(&directory, name);
+    }
+    server.restart();
+    let second = server.ask(port);
+    assert_eq!(variable(&second, "OURS"), None);
+    assert_eq!(variable(&second, "OF_BOTH"), None, "the launcher's is back");
+    assert_eq!(variable(&second, "OF_LAUNCHER"), Some("launcher"));
+    put(&directory, "OF_BOTH", "again\n");
+    server.restart();
+    assert_eq!(variable(&server.ask(port), "OF_BOTH"), Some("again"));
+}
+
+#[test]
+fn the_value_is_the_first_line_without_its_end() {
+    let (server, port, _) = with_envdir(|directory| {
+        put(directory, "PLAIN", "plain");
+        put(directory, "LINE", "line\n");
+        put(directory, "LINES", "first\nsecond\n");
+        put(directory, "BLANKS", "  blanks \t\n");
+        put(directory, "DOS", "dos\r\n");
+        put(directory, "BLANK_LINE", "\nsecond\n");
+        put(directory, "EMPTY", "");
+        put(directory, ".HIDDEN", "hidden\n");
+        put(directory, "EQUALS", "a=b=c\n");
+        put(directory, "lower-case.name", "any\n");
+    });
+    let report = server.ask(port);
+    let found: BTreeMap<&str, &str> = report
+        .environment
+        .iter()
+        .map(|(name, value)| (name.as_str(), value.as_str()))
+        .filter(|(name, _)| {
+            ![
+                "PATH",
+                "E2E_MARK",
+                "ENVDIR",
+                "SERVER_STARTER_PORT",
+                "SERVER_STARTER_GENERATION",
+            ]
+            .contains(name)
+        })
+        .collect();
+    assert_eq!(
+        found,
+        [
+            ("PLAIN", "plain"),
+            ("LINE", "line"),
+            ("LINES", "first"),
+            ("BLANKS", "  blanks \t"),
+            ("DOS", "dos\r"),
+            ("BLANK_LINE", ""),
+            ("EQUALS", "a=b=c"),
+            ("lower-case.name", "any"),
+        ]
+        .into()
+    );
+}
+
+#[test]
+fn an_empty_file_leaves_the_launchers_variable_alone() {
+    let port = ports::tcp();
+    let setup = Server::setup();
+    let directory = directory(&setup);
+    put(&directory, "NAME", "");
+    let server = setup
+        .port(port)
+        .option(envdir(&directory))
+        .env("NAME", "launcher")
+        .start();
+    assert_eq!(variable(&server.ask(port), "NAME"), Some("launcher"));
+}
+
+#[test]
+fn any_bytes_but_nul_are_passed_as_they_are() {
+    let binary: Vec<u8> = (1..=255).filter(|byte| *byte != b'\n').collect();
+    let (server, port, _) = with_envdir(|directory| put(directory, "BINARY", &binary));
+    assert_eq!(bytes_of(server.ask(port).pid, "BINARY"), Some(binary));
+}
+
+#[test]
+fn a_nul_becomes_a_line_break() {
+    if original_differs("it cuts the value there") {
+        return;
+    }
+    let (server, port, _) = with_envdir(|directory| put(directory, "TWO", b"one\0two\0\nthree\n"));
+    let value = bytes_of(server.ask(port).pid, "TWO").expect("no variable");
+    assert_eq!(value, b"one\ntwo\n");
+}
+
+#[test]
+fn envdir_itself_is_exported() {
+    let (server, port, directory) = with_envdir(|_| {});
+    let exported = server.ask(port).environment["ENVDIR"].clone();
+    assert_eq!(exported, directory.display().to_string());
+}
+
+#[test]
+fn the_variable_envdir_is_as_good_as_the_option() {
+    let port = ports::tcp();
+    let setup = Server::setup();
+    let directory = directory(&setup);
+    put(&directory, "NAME", "value\n");
+    let server = setup.port(port).env("ENVDIR", &directory).start();
+    assert_eq!(variable(&server.ask(port), "NAME"), Some("value"));
+}
+
+#[test]
+fn the_option_envdir_holds_over_the_variable() {
+    let port = ports::tcp();
+    let setup = Server::setup();
+    let directory = directory(&setup);
+    put(&directory, "NAME", "option\n");
+    let another = setup.folder().join("another");
+    fs::create_dir(&another).expect("cannot make a directory");
+    put(&another, "NAME", "variable\n");
+    put(&another, "OTHER", "variable\n");
+    let server = setup
+        .port(port)
+        .env("ENVDIR", &another)
+        .option(envdir(&directory))
+        .start();
+    let report = server.ask(port);
+    assert_eq!(variable(&report, "NAME"), Some("option"));
+    assert_eq!(variable(&report, "OTHER"), None);
+}
+
+#[test]
+fn an_empty_variable_envdir_is_none() {
+    let port = ports::tcp();
+    let server = Server::setup()
+        .status_file()
+        .port(port)
+        .env("ENVDIR", "")
+        .start();
+    accepted(&server);
+    assert_eq!(server.count_in_log("envdir"), 0, "{}", server.log());
+    assert_eq!(server.ask(port).generation, Some(1));
+}
+
+#[test]
+fn path_in_the_directory_is_where_the_program_is_looked_up() {
+    let port = ports::tcp();
+    let setup = Server::setup();
+    let directory = directory(&setup);
+    let programs_there = setup.folder().join("programs");
+    fs::create_dir(&programs_there).expect("cannot make a directory");
+    symlink(programs::worker(), programs_there.join("only-here")).expect("cannot make a link");
+    put(
+        &directory,
+        "PATH",
+        format!("{}\n", programs_there.display()),
+    );
+    let server = setup
+        .port(port)
+        .option(envdir(&directory))
+        .program(["only-here"])
+        .start();
+    let path = server.ask(port).environment["PATH"].clone();
+    assert_eq!(path, programs_there.display().to_string());
+}
+
+#[test]
+fn what_the_directory_says_is_for_the_workers_alone() {
+    let port = ports::tcp();
+    let setup = Server::setup();
+    let directory = directory(&setup);
+    let library = "/nonexistent/library.so";
+    put(&directory, "LD_PRELOAD", library);
+    put(&directory, "ONLY_WORKERS", "yes\n");
+    let file = setup.folder().join("reader");
+    let server = setup
+        .status_file()
+        .port(port)
+        .option(envdir(&directory))
+        .option(format!(
+            "--log-file=| env > {0}.new && mv {0}.new {0}; exec cat > {0}.log",
+            file.display()
+        ))
+        .start();
+    let report = server.ask(port);
+    assert_eq!(variable(&report, "LD_PRELOAD"), Some(library));
+    assert_eq!(variable(&report, "ONLY_WORKERS"), Some("yes"));
+    // The other child of start_server.
+    let reader = server.wait_for("the log command tells its environment", |_| {
+        fs::read_to_string(&file).ok()
+    });
+    assert!(reader.contains("E2E_MARK="), "{reader}");
+    assert!(!reader.contains("LD_PRELOAD"), "{reader}");
+    assert!(!reader.contains("ONLY_WORKERS"), "{reader}");
+    // The loader complains into the log, and start_server loads nothing any more.
+    let maps = fs::read_to_string(format!("/proc/{}/environ", server.pid()));
+    assert!(!maps.expect("no environment").contains("LD_PRELOAD"));
+}
+
+#[test]
+fn what_cannot_be_a_variable_is_left_out_and_said_once() {
+    if !is_ours() {
+        return;
+    }
+    let (server, port, directory) = with_envdir(|directory| {
+        put(directory, "GOOD", "good\n");
+        put(directory, "WITH=EQUALS", "x\n");
+        put(directory, "SERVER_STARTER_PORT", "1=2\n");
+        put(directory, "SERVER_STARTER_GENERATION", "77\n");
+        put(directory, "CLOSED", "x\n");
+        fs::set_permissions(directory.join("CLOSED"), Permissions::from_mode(0))
+            .expect("cannot close the file");
+        fs::create_dir(directory.join("FOLDER")).expect("cannot make a directory");
+        // Nobody ever writes: whoever waits for it hangs.
+        mkfifo(&directory.join("FIFO"), Mode::from_bits_truncate(0o666)).expect("mkfifo");
+        symlink("nowhere", directory.join("DANGLING")).expect("cannot make a link");
+        let longest = LONGEST - "LONG=".len();
+        put(directory, "LONG", "x".repeat(longest));
+        put(
+            directory,
+            "TOO_LONG",
+            "x".repeat(LONGEST - "TOO_LONG=".len() + 1),
+        );
+    });
+    server.restart();
+    server.restart();
+    let report = server.ask(port);
+    assert_eq!(report.generation, Some(3));
+    assert_eq!(variable(&report, "GOOD"), Some("good"));
+    assert_eq!(
+        variable(&report, "LONG").map(str::len),
+        Some(LONGEST - "LONG=".len())
+    );
+    assert_eq!(
+        variable(&report, "SERVER_STARTER_PORT"),
+        Some(&*format!("127.0.0.1:{port}=3"))
+    );
+    for name in ["WITH", "CLOSED", "FOLDER", "FIFO", "DANGLING", "TOO_LONG"] {
+        assert_eq!(variable(&report, name), None, "{name}");
+    }
+    for (name, cause) in [
+        ("WITH=EQUALS", "its name holds a ="),
+        ("SERVER_STARTER_PORT", "start_server sets it itself"),
+        ("SERVER_STARTER_GENERATION", "start_server sets it itself"),
+        ("CLOSED", "Permission denied"),
+        ("FOLDER", "it is not a regular file"),
+        ("FIFO", "it is not a regular file"),
+        ("DANGLING", "No such file or directory"),
+        (
+            "TOO_LONG",
+            "it is too long for the environment of a program",
+        ),
+    ] {
+        let path = directory.join(name);
+        assert_said_once(
+            &server,
+            &format!(
+                "start_server: cannot use {} as a variable: {cause}",
+                path.display()
+            ),
+        );
+    }
+    assert_eq!(server.count_in_log("cannot use"), 8, "{}", server.log());
+}
+
+#[test]
+fn a_file_name_cannot_forge_a_line_of_the_log() {
+    if !is_ours() {
+        return;
+    }
+    let (server, _, _) = with_envdir(|directory| {
+        put(directory, "A=\nexiting\n", "x\n");
+    });
+    server.wait_for_log("its name holds a =");
+    assert!(
+        !server.log().lines().any(|line| line == "exiting"),
+        "{}",
+        server.log()
+    );
+}
+
+#[test]
+fn a_directory_that_is_missing_is_said_once_and_taken_when_it_is_there() {
+    let port = ports::tcp();
+    let setup = Server::setup();
+    let directory = setup.folder().join("later");
+    let server = setup
+        .status_file()
+        .port(port)
+        .option(envdir(&directory))
+        .start();
+    accepted(&server);
+    server.restart();
+    let ours = is_ours();
+    let complaint = format!(
+        "start_server: cannot read --envdir={}: No such file or directory",
+        directory.display()
+    );
+    if ours {
+        assert_said_once(&server, &complaint);
+    }
+    fs::create_dir(&directory).expect("cannot make a directory");
+    put(&directory, "NAME", "value\n");
+    server.restart();
+    assert_eq!(variable(&server.ask(port), "NAME"), Some("value"));
+    // Gone again: its variables are too, and that is news.
+    fs::remove_dir_all(&directory).expect("cannot remove the directory");
+    server.restart();
+    if ours {
+        assert_eq!(variable(&server.ask(port), "NAME"), None);
+        assert_eq!(server.count_in_log(&complaint), 2, "{}", server.log());
+    }
+}
+
+#[test]
+fn a_directory_that_cannot_be_read_is_said_once_and_its_variables_stay() {
+    if !is_ours() {
+        return;
+    }
+    let (server, port, directory) = with_envdir(|directory| put(directory, "NAME", "value\n"));
+    fs::set_permissions(&directory, Permissions::from_mode(0)).expect("cannot close it");
+    server.restart();
+    server.restart();
+    assert_eq!(variable(&server.ask(port), "NAME"), Some("value"));
+    assert_said_once(
+        &server,
+        &format!(
+            "start_server: cannot read --envdir={}: Permission denied",
+            directory.display()
+        ),
+    );
+    fs::set_permissions(&directory, Permissions::from_mode(0o755)).expect("cannot open it");
+    put(&directory, "NAME", "new\n");
+    server.restart();
+    assert_eq!(variable(&server.ask(port), "NAME"), Some("new"));
+}
+
+#[test]
+fn a_directory_that_is_a_file_is_said_once() {
+    if !is_ours() {
+        return;
+    }
+    let port = ports::tcp();
+    let setup = Server::setup();
+    let file = setup.folder().join("file");
+    fs::write(&file, "no directory").expect("cannot write a file");
+    let server = setup.status_file().port(port).option(envdir(&file)).start();
+    accepted(&server);
+    server.restart();
+    assert_said_once(
+        &server,
+        &format!(
+            "start_server: cannot read --envdir={}: Not a directory",
+            file.display()
+        ),
+    );
+}
+
+#[test]
+fn an_environment_that_is_too_large_is_a_failed_start_and_the_old_one_serves_on() {
+    let (server, port, directory) = with_envdir(|_| {});
+    let old = server.ask(port);
+    // Each can be passed, all together cannot.
+    for number in 0..40 {
+        put(&directory, &format!("LARGE_{number}"), "x".repeat(120_000));
+    }
+    server.signal(Signal::SIGHUP);
+    server.wait_for_log("seems to have failed to start");
+    if is_ours() {
+        server.wait_for_log("Argument list too long");
+    }
+    assert_eq!(server.ask(port).pid, old.pid);
+    for number in 0..40 {
+        remove(&directory, &format!("LARGE_{number}"));
+    }
+    server.wait_until(
+        "a later generation serves alone",
+        |server| matches!(server.generations()[..], [generation] if generation > 1),
+    );
+}
+
+// The knobs.
+
+/// The seconds that the log shows for the delay before old workers are killed, after a restart.
+#[track_caller]
+fn delay_of_restart(server: &Server) -> Option<String> {
+    let signalled = |server: &Server| {
+        let log = server.log();
+        log.lines()
+            .filter(|line| *line == "killing old workers")
+            .count()
+    };
+    let before = signalled(server);
+    server.signal(Signal::SIGHUP);
+    server.wait_until("the old ones were signalled", |server| {
+        signalled(server) > before
+    });
+    let log = server.log();
+    let mut lines = log.lines().filter(|line| {
+        line.starts_with("new worker is now running") || line.starts_with("sleeping ")
+    });
+    let last = lines.next_back()?;
+    let words: Vec<&str> = last.split(' ').collect();
+    match words[..] {
+        [
+            "sleeping",
+            seconds,
+            "secs",
+            "before",
+            "killing",
+            "old",
+            "workers",
+        ] => Some(seconds.to_owned()),
+        _ => None,
+    }
+}
+
+#[test]
+fn kill_old_delay_comes_from_the_option_then_the_environment_and_the_directory_holds_over_both() {
+    for (option, variable, file, expected) in [
+        (None, None, None, None),
+        (None, Some("1"), None, Some("1")),
+        (Some("2"), Some("1"), None, Some("2")),
+        (Some("0"), Some("1"), None, None),
+        (Some("2"), None, Some("1"), Some("1")),
+        (Some("2"), Some("2"), Some("1"), Some("1")),
+        (Some("1"), None, Some("0"), None),
+    ] {
+        let mut setup = Server::setup().status_file();
+        let directory = directory(&setup);
+        setup = setup.option(envdir(&directory));
+        if let Some(option) = option {
+            setup = setup.option(format!("--kill-old-delay={option}"));
+        }
+        if let Some(variable) = variable {
+            setup = setup.env("KILL_OLD_DELAY", variable);
+        }
+        if let Some(file) = file {
+            put(&directory, "KILL_OLD_DELAY", file);
+        }
+        let server = setup.start();
+        accepted(&server);
+        assert_eq!(
+            delay_of_restart(&server).as_deref(),
+            expected,
+            "option {option:?}, environment {variable:?}, directory {file:?}"
+        );
+    }
+}
+
+#[test]
+fn kill_old_delay_in_the_directory_holds_from_the_next_restart_and_the_option_is_back_without_it() {
+    if original_differs("it takes whole seconds only, and a file that is removed has no effect") {
+        return;
+    }
+    let setup = Server::setup().status_file();
+    let directory = directory(&setup);
+    let server = setup
+        .option(envdir(&directory))
+        .option("--kill-old-delay=0.1")
+        .start();
+    accepted(&server);
+    assert_eq!(delay_of_restart(&server).as_deref(), Some("0.1"));
+    put(&directory, "KILL_OLD_DELAY", "0.2\n");
+    assert_eq!(delay_of_restart(&server).as_deref(), Some("0.2"));
+    remove(&directory, "KILL_OLD_DELAY");
+    assert_eq!(delay_of_restart(&server).as_deref(), Some("0.1"));
+}
+
+#[test]
+fn the_knobs_of_options_are_exported_to_the_workers() {
+    let port = ports::tcp();
+    let server = Server::setup()
+        .port(port)
+        .options([
+            "--enable-auto-restart",
+            "--auto-restart-interval=300",
+            "--kill-old-delay=7",
+        ])
+        .start();
+    let report = server.ask(port);
+    assert_eq!(variable(&report, "ENABLE_AUTO_RESTART"), Some("1"));
+    assert_eq!(variable(&report, "AUTO_RESTART_INTERVAL"), Some("300"));
+    assert_eq!(variable(&report, "KILL_OLD_DELAY"), Some("7"));
+}
+
+#[test]
+fn with_auto_restart_the_delay_is_five_seconds_unless_it_is_said() {
+    for (words, expected) in [(&["--kill-old-delay=0"][..], None), (&[], Some("5"))] {
+        let server = Server::setup()
+            .status_file()
+            .options(["--enable-auto-restart", "--auto-restart-interval=1000"])
+            .options(words.iter().copied())
+            .start();
+        accepted(&server);
+        server.signal(Signal::SIGHUP);
+        server.wait_for_log("new worker is now running");
+        match expected {
+            Some(seconds) => {
+                server.wait_for_log(&format!("sleeping {seconds} secs before killing"));
+            }
+            None => {
+                server.wait_for_log("killing old workers");
+                assert_eq!(server.count_in_log("sleeping"), 0, "{}", server.log());
+            }
+        }
+    }
+}
+
+#[test]
+fn auto_restart_that_appears_in_the_directory_begins_without_any_signal() {
+    let setup = Server::setup().status_file();
+    let directory = directory(&setup);
+    let server = setup.option(envdir(&directory)).start();
+    accepted(&server);
+    if original_differs("it looks at the directory only when something else happens") {
+        return;
+    }
+    put(&directory, "AUTO_RESTART_INTERVAL", "0.3\n");
+    put(&directory, "KILL_OLD_DELAY", "0\n");
+    put(&directory, "ENABLE_AUTO_RESTART", "1\n");
+    server.wait_for_log_times(2, "autorestart triggered (interval=0.3)");
+}
+
+#[test]
+fn auto_restart_that_leaves_the_directory_ends_without_any_signal() {
+    if original_differs("a file that is removed has no effect") {
+        return;
+    }
+    // Two alike: what one goes on to do is the clock for what the other does not do any more.
+    let pair = [(); 2].map(|()| {
+        let setup = Server::setup().status_file();
+        let directory = directory(&setup);
+        put(&directory, "AUTO_RESTART_INTERVAL", "0.5\n");
+        put(&directory, "KILL_OLD_DELAY", "0\n");
+        put(&directory, "ENABLE_AUTO_RESTART", "1\n");
+        (setup.option(envdir(&directory)).start(), directory)
+    });
+    let [(stopped, directory), (clock, _)] = &pair;
+    stopped.wait_for_log("autorestart triggered (interval=0.5)");
+    stopped.wait_for_log("died, status:");
+    remove(directory, "ENABLE_AUTO_RESTART");
+    let before = stopped.count_in_log("autorestart triggered");
+    let of_clock = clock.count_in_log("autorestart triggered");
+    clock.wait_for_log_times(of_clock + 4, "autorestart triggered");
+    // One more may have been due at the moment of the removal.
+    let after = stopped.count_in_log("autorestart triggered");
+    assert!(after <= before + 1, "{before} {after}\n{}", stopped.log());
+    // And the environment of workers is without it.
+    let newest = stopped.restart();
+    assert_eq!(bytes_of(newest.pid.as_raw(), "ENABLE_AUTO_RESTART"), None);
+}
+
+#[test]
+fn what_is_true_of_enable_auto_restart_is_as_in_perl_and_a_few_words_are_not() {
+    for (value, on) in [
+        ("1", true),
+        ("yes", true),
+        ("true", true),
+        ("0", false),
+        ("", false),
+    ] {
+        let server = Server::setup()
+            .status_file()
+            .env("ENABLE_AUTO_RESTART", value)
+            .env("AUTO_RESTART_INTERVAL", "1000")
+            .start();
+        accepted(&server);
+        server.signal(Signal::SIGHUP);
+        // The delay is another one where automatic restarts are on.
+        match on {
+            true => drop(server.wait_for_log("sleeping 5 secs before killing old workers")),
+            false => {
+                server.wait_for_log("killing old workers");
+                assert_eq!(server.count_in_log("sleeping"), 0, "{value:?}");
+            }
+        }
+    }
+    if !is_ours() {
+        return;
+    }
+    for value in ["false", "no", "Off"] {
+        let server = Server::setup()
+            .status_file()
+            .env("ENABLE_AUTO_RESTART", value)
+            .start();
+        accepted(&server);
+        server.restart();
+        server.restart();
+        assert_eq!(server.count_in_log("sleeping"), 0, "{value:?}");
+        assert_said_once(
+            &server,
+            &format!("start_server: ENABLE_AUTO_RESTART={value} is taken for 0"),
+        );
+    }
+}
+
+#[test]
+fn knobs_that_are_no_numbers_are_said_once_and_the_default_is_used() {
+    if !is_ours() {
+        return;
+    }
+    let setup = Server::setup().status_file();
+    let directory = directory(&setup);
+    put(&directory, "KILL_OLD_DELAY", "soon\n");
+    let server = setup
+        .option(envdir(&directory))
+        .env("AUTO_RESTART_INTERVAL", "-3")
+        .start();
+    accepted(&server);
+    assert_eq!(delay_of_restart(&server), None);
+    assert_eq!(delay_of_restart(&server), None);
+    assert_said_once(
+        &server,
+        "start_server: cannot use KILL_OLD_DELAY=soon: it is no number of seconds; 0 is used",
+    );
+    assert_said_once(
+        &server,
+        "start_server: cannot use AUTO_RESTART_INTERVAL=-3: it is no number of seconds; 360 is used",
+    );
+    put(&directory, "KILL_OLD_DELAY", "0.1\n");
+    assert_eq!(delay_of_restart(&server).as_deref(), Some("0.1"));
+    // It was right in between, so this is news.
+    put(&directory, "KILL_OLD_DELAY", "soon\n");
+    assert_eq!(delay_of_restart(&server), None);
+    assert_eq!(
+        server.count_in_log("KILL_OLD_DELAY=soon"),
+        2,
+        "{}",
+        server.log()
+    );
+}
+
+#[test]
+fn many_changes_at_once_neither_wake_nor_stop_the_server_for_long() {
+    let (server, port, directory) = with_envdir(|_| {});
+    for number in 0..2000 {
+        put(&directory, "CHANGING", format!("{number}\n"));
+    }
+    let mut restarted = client::connect(port).expect("cannot connect");
+    restarted.send("ping").expect("cannot send");
+    assert!(!restarted.receive().expect("no answer").is_empty());
+    server.restart();
+    assert_eq!(variable(&server.ask(port), "CHANGING"), Some("1999"));
+}

@@ -1,5 +1,10 @@
 //! From the sealed list to the answers: who may have what, and each of it once.
 
+#![deny(
+    clippy::wildcard_enum_match_arm,
+    reason = "a new message must be thought of in every phase"
+)]
+
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::Path;
 

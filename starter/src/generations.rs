@@ -11,6 +11,11 @@
 //! | retiring | a newer one serves, not yet signalled | `--kill-old-delay` is over: old; the newer one dies: current again |
 //! | old | told to stop | its last worker is gone |
 
+#![deny(
+    clippy::wildcard_enum_match_arm,
+    reason = "a new state or event must be thought of in every decision"
+)]
+
 use std::collections::VecDeque;
 use std::num::NonZeroU32;
 use std::time::{Duration, Instant};
@@ -350,26 +355,18 @@ impl Generations {
         let Some(generation) = self.generation_of(pid) else {
             return;
         };
-        if let Some(worker) = generation
-            .workers
-            .iter_mut()
-            .find(|worker| worker.pid == pid)
-        {
-            worker.executed = true;
-        }
         if let State::Starting { settled_at, .. } = &mut generation.state {
             *settled_at = (*settled_at).max(now + PROOF_OF_LIFE);
+        }
+        if let Some(worker) = generation.worker(pid) {
+            worker.executed = true;
         }
     }
 
     fn not_executed(&mut self, pid: Pid, cause: ExecFailure) {
-        let Some(generation) = self.generation_of(pid) else {
-            return;
-        };
-        if let Some(worker) = generation
-            .workers
-            .iter_mut()
-            .find(|worker| worker.pid == pid)
+        if let Some(worker) = self
+            .generation_of(pid)
+            .and_then(|generation| generation.worker(pid))
         {
             worker.failure = Some(cause);
         }
@@ -497,9 +494,10 @@ impl Generations {
             return;
         }
         // As in Server::Starter, --signal-on-term is for TERM alone.
-        let sent = match received {
-            Signal::SIGTERM => self.settings.signal_on_term,
-            _ => Signal::SIGTERM,
+        let sent = if received == Signal::SIGTERM {
+            self.settings.signal_on_term
+        } else {
+            Signal::SIGTERM
         };
         self.say(Notice::Stopping {
             received,
@@ -927,10 +925,21 @@ impl Generations {
     }
 }
 
+impl Generation {
+    fn worker(&mut self, pid: Pid) -> Option<&mut Worker> {
+        self.workers.iter_mut().find(|worker| worker.pid == pid)
+    }
+}
+
 fn pids(generation: &Generation) -> Vec<Pid> {
     generation.workers.iter().map(|worker| worker.pid).collect()
 }
 
 #[cfg(test)]
-#[allow(clippy::unwrap_used, clippy::panic, reason = "tests fail by panicking")]
+#[allow(
+    clippy::unwrap_used,
+    clippy::panic,
+    clippy::wildcard_enum_match_arm,
+    reason = "tests fail by panicking, and look at what they are about"
+)]
 mod tests;

@@ -413,3 +413,57 @@ fn any_backlog_that_fits_into_a_number_is_accepted() {
         .start();
     server.ask(port);
 }
+
+#[test]
+fn as_pid_1_it_reaps_strangers_silently_and_obeys_its_signals() {
+    if original_differs("it takes strangers for old workers")
+        || !needs_root()
+        || !needs_program("unshare")
+    {
+        return;
+    }
+    let worker = programs::worker();
+    // An orphan of another generation's making, which exits with a status of its own.
+    let program = format!(
+        "((exit 7) &); exec {} --graceful --report=report",
+        worker.display()
+    );
+    let launched = launch(
+        &["unshare", "--pid", "--fork", "--mount-proc", "--kill-child"],
+        &[
+            "--user=nobody",
+            "--interval=0",
+            "--status-file=status",
+            "--",
+            "sh",
+            "-c",
+            &program,
+        ],
+    );
+    launched.wait_for_report();
+    let first = proc::children(launched.pid())[0];
+    let generations = || fs::read_to_string(launched.folder().join("status")).unwrap_or_default();
+    let alone = |number: &str| {
+        wait::until(
+            "the generation is alone, and no stranger is left",
+            || format!("{:?}: {}", proc::children(first), launched.log()),
+            || {
+                let status = generations();
+                let only = status.starts_with(number) && status.lines().count() == 1;
+                (only && proc::children(first).len() == 1).then_some(())
+            },
+        );
+    };
+    alone("1:");
+    nix::sys::signal::kill(first, Signal::SIGHUP).unwrap();
+    alone("2:");
+    nix::sys::signal::kill(first, Signal::SIGTERM).unwrap();
+    wait::until(
+        "it has ended",
+        || launched.log(),
+        || launched.log().ends_with("exiting\n").then_some(()),
+    );
+    let log = launched.log();
+    assert!(!log.contains("status:1792"), "{log}");
+    assert_eq!(log.matches(" died, status:0").count(), 2, "{log}");
+}

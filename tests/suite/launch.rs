@@ -83,6 +83,11 @@ pub fn as_ordinary_user() -> &'static [&'static str] {
 }
 
 impl Launched {
+    /// The folder that it was started in.
+    pub fn folder(&self) -> &Path {
+        self.folder.path()
+    }
+
     pub fn pid(&self) -> Pid {
         Pid::from_raw(self.child.id().cast_signed())
     }

@@ -192,7 +192,7 @@ impl Plan {
 
     /// Starts the binders of which anything is asked, and sends them their sealed lists.
     pub fn start_binders(self, open_files: OpenFiles) -> Result<Prepared, Failure> {
-        open_files.check(2 * self.sockets.len())?;
+        open_files.check(self.sockets.len())?;
         // Also for the binders, which inherit the limit: a file takes its socket, itself and its directory.
         open_files.make_room_for(MOST_DESCRIPTORS + SPARE_DESCRIPTORS + 3 * self.sockets.len())?;
         let start = |grants: Vec<Grant>| match grants.is_empty() {

@@ -16,6 +16,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
+use common::signals::reset_all;
 use nix::errno::Errno;
 use nix::fcntl::OFlag;
 use nix::poll::{PollFd, PollFlags, poll};
@@ -266,7 +267,7 @@ impl LogCommand {
             .stderr(stderr);
         // A terminal's INT is for the server; the log outlives it.
         command.process_group(0);
-        unblock_signals(&mut command);
+        make_signals_plain(&mut command);
         self.child = Some(command.spawn()?);
         Ok(())
     }
@@ -280,21 +281,22 @@ impl LogCommand {
     }
 }
 
-/// The standard library hands our blocked signals on.
+/// The standard library hands our blocked and ignored signals on.
 #[expect(
     unsafe_code,
-    reason = "only a hook can change the signal mask of a command"
+    reason = "only a hook can change the signals of a command"
 )]
-fn unblock_signals(command: &mut Command) {
-    let unblock = || {
+fn make_signals_plain(command: &mut Command) {
+    let plain = || {
+        reset_all();
         Ok(sigprocmask(
             SigmaskHow::SIG_SETMASK,
             Some(&SigSet::empty()),
             None,
         )?)
     };
-    // SAFETY: the hook makes one system call and touches no memory.
-    unsafe { command.pre_exec(unblock) };
+    // SAFETY: the hook makes system calls only and touches no memory of the process.
+    unsafe { command.pre_exec(plain) };
 }
 
 fn stdout() -> BorrowedFd<'static> {

@@ -29,13 +29,13 @@ impl OpenFiles {
         Ok(OpenFiles { soft, hard })
     }
 
-    /// Whether so many sockets can be open at all.
+    /// Whether so many sockets can be open at all: each has its number in the workers, and one out of the way of these.
     pub fn check(self, sockets: usize) -> Result<(), Failure> {
-        match rlim_t::try_from(sockets).is_ok_and(|sockets| sockets + OWN_DESCRIPTORS <= self.hard)
-        {
+        let needed = rlim_t::try_from(sockets).unwrap_or(rlim_t::MAX / 4) * 2 + OWN_DESCRIPTORS;
+        match needed <= self.hard {
             true => Ok(()),
             false => Err(Failure::failed(format!(
-                "cannot open {sockets} sockets: the limit of open files is {}",
+                "cannot open {sockets} sockets: that takes {needed} descriptors, and the limit of open files is {}",
                 self.hard
             ))
             .hint(RAISE_HINT)),

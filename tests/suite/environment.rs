@@ -296,6 +296,9 @@ fn path_in_the_directory_is_where_the_program_is_looked_up() {
 
 #[test]
 fn what_the_directory_says_is_for_the_workers_alone() {
+    if original_differs("its log command gets it too") {
+        return;
+    }
     let port = ports::tcp();
     let setup = Server::setup();
     let directory = directory(&setup);
@@ -322,9 +325,6 @@ fn what_the_directory_says_is_for_the_workers_alone() {
     assert!(reader.contains("E2E_MARK="), "{reader}");
     assert!(!reader.contains("LD_PRELOAD"), "{reader}");
     assert!(!reader.contains("ONLY_WORKERS"), "{reader}");
-    // The loader complains into the log, and start_server loads nothing any more.
-    let maps = fs::read_to_string(format!("/proc/{}/environ", server.pid()));
-    assert!(!maps.expect("no environment").contains("LD_PRELOAD"));
 }
 
 #[test]
@@ -338,7 +338,7 @@ fn what_cannot_be_a_variable_is_left_out_and_said_once() {
         put(directory, "SERVER_STARTER_PORT", "1=2\n");
         put(directory, "SERVER_STARTER_GENERATION", "77\n");
         put(directory, "CLOSED", "x\n");
-        fs::set_permissions(directory.join("CLOSED"), Permissions::from_mode(0))
+        fs::set_permissions(directory.join("CLOSED"), Permissions::from_mode(0o000))
             .expect("cannot close the file");
         fs::create_dir(directory.join("FOLDER")).expect("cannot make a directory");
         // Nobody ever writes: whoever waits for it hangs.
@@ -448,7 +448,7 @@ fn a_directory_that_cannot_be_read_is_said_once_and_its_variables_stay() {
         return;
     }
     let (server, port, directory) = with_envdir(|directory| put(directory, "NAME", "value\n"));
-    fs::set_permissions(&directory, Permissions::from_mode(0)).expect("cannot close it");
+    fs::set_permissions(&directory, Permissions::from_mode(0o000)).expect("cannot close it");
     server.restart();
     server.restart();
     assert_eq!(variable(&server.ask(port), "NAME"), Some("value"));
@@ -488,6 +488,9 @@ fn a_directory_that_is_a_file_is_said_once() {
 
 #[test]
 fn an_environment_that_is_too_large_is_a_failed_start_and_the_old_one_serves_on() {
+    if original_differs("it does not read the directory again before the next try") {
+        return;
+    }
     let (server, port, directory) = with_envdir(|_| {});
     let old = server.ask(port);
     // Each can be passed, all together cannot.
@@ -496,9 +499,7 @@ fn an_environment_that_is_too_large_is_a_failed_start_and_the_old_one_serves_on(
     }
     server.signal(Signal::SIGHUP);
     server.wait_for_log("seems to have failed to start");
-    if is_ours() {
-        server.wait_for_log("Argument list too long");
-    }
+    server.wait_for_log("Argument list too long");
     assert_eq!(server.ask(port).pid, old.pid);
     for number in 0..40 {
         remove(&directory, &format!("LARGE_{number}"));

@@ -181,6 +181,8 @@ fn restart_under_load(setup: Setup) {
     server.wait_until("one master and its workers are left", |_| {
         processes_in(&app).len() == 1 + UNICORN_WORKERS
     });
+    // Also where the new master has stopped the old one before it was taken for started.
+    assert_eq!(server.count_in_log("unexpectedly"), 0, "{}", server.log());
     assert!(server.stop().success());
     // Its workers are not children of start_server, which has not waited for them.
     wait::until(

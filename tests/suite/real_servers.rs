@@ -1,0 +1,474 @@
+//! Servers that others wrote, as Debian ships them, are restarted under load with the few lines in `tests/servers`.
+//! All that they know of start_server is what it promises to every worker.
+
+use std::collections::BTreeSet;
+use std::fs;
+use std::io::{self, Read, Write};
+use std::net::{Ipv4Addr, SocketAddr, TcpStream};
+use std::path::Path;
+use std::process::Command;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::thread::{self, JoinHandle};
+
+use e2e::skip::{missing, needs_program, needs_root, original_differs};
+use e2e::{Server, Setup, Worker, ports, proc, wait};
+use nix::sys::signal::Signal;
+use nix::unistd::Pid;
+
+const RESTARTS: usize = 3;
+
+const CLIENTS: usize = 3;
+
+/// What is particular to one server.
+struct Recipe {
+    /// `@PORT@` stands for the port here and in the files.
+    program: &'static [&'static str],
+    /// Those of `tests/servers` that it needs in its folder.
+    files: &'static [&'static str],
+    /// Those of start_server.
+    options: &'static [&'static str],
+    /// How many clients ask all the time.
+    clients: usize,
+    /// The request of one more client, which takes longer than the restart.
+    held: Option<Held>,
+}
+
+/// How much of a request has come when its server is told to stop.
+#[derive(Clone, Copy)]
+enum Held {
+    /// The first line.
+    Line,
+    /// All but the body.
+    Head,
+}
+
+const UNICORN: Recipe = Recipe {
+    program: &["unicorn", "-c", "unicorn.rb", "config.ru"],
+    files: &["unicorn.rb", "config.ru"],
+    options: &[
+        "--fd-env=unicorn",
+        "--signal-on-hup=QUIT",
+        "--signal-on-term=QUIT",
+    ],
+    clients: CLIENTS,
+    held: Some(Held::Line),
+};
+
+const PUMA: Recipe = Recipe {
+    program: &[
+        "puma",
+        "-C",
+        "puma.rb",
+        "-b",
+        "tcp://127.0.0.1:@PORT@",
+        "config.ru",
+    ],
+    files: &["puma.rb", "config.ru"],
+    options: &["--fd-env=systemd"],
+    clients: CLIENTS,
+    held: Some(Held::Line),
+};
+
+const NGINX: Recipe = Recipe {
+    program: &["nginx", "-p", ".", "-c", "nginx.conf"],
+    files: &["nginx.conf"],
+    options: &[
+        "--fd-env=nginx",
+        "--signal-on-hup=QUIT",
+        "--signal-on-term=QUIT",
+    ],
+    clients: CLIENTS,
+    held: Some(Held::Line),
+};
+
+const H2O: Recipe = Recipe {
+    program: &["h2o", "-c", "h2o.conf"],
+    files: &["h2o.conf"],
+    options: &[],
+    clients: CLIENTS,
+    held: Some(Held::Line),
+};
+
+const GUNICORN: Recipe = Recipe {
+    program: &["gunicorn", "--workers=2", "app:wsgi"],
+    files: &["app.py"],
+    options: &["--fd-env=systemd"],
+    clients: CLIENTS,
+    held: Some(Held::Line),
+};
+
+/// No load: when it is told to stop it drops the connections of which it has not read a request yet.
+const UVICORN: Recipe = Recipe {
+    program: &["uvicorn", "--fd=3", "app:asgi"],
+    files: &["app.py"],
+    options: &[],
+    clients: 0,
+    held: Some(Held::Head),
+};
+
+const UVICORN_THAT_WAITS: Recipe = Recipe {
+    program: &["/usr/bin/python3", "uvicorn_that_waits.py"],
+    files: &["uvicorn_that_waits.py", "app.py"],
+    options: &[],
+    clients: CLIENTS,
+    held: Some(Held::Line),
+};
+
+const NODE: Recipe = Recipe {
+    program: &["node", "server.js"],
+    files: &["server.js"],
+    options: &[],
+    clients: CLIENTS,
+    held: Some(Held::Line),
+};
+
+const STARLET: Recipe = Recipe {
+    program: &["plackup", "-s", "Starlet", "--max-workers=2", "app.psgi"],
+    files: &["app.psgi"],
+    options: &[],
+    clients: CLIENTS,
+    held: Some(Held::Line),
+};
+
+/// No load and no request that is held: the signal that ends its processes ends the read(2) of a request too, and the
+/// process that has just accepted a connection.
+const STARMAN: Recipe = Recipe {
+    program: &["starman", "--workers=2", "app.psgi"],
+    files: &["app.psgi"],
+    options: &["--signal-on-hup=QUIT", "--signal-on-term=QUIT"],
+    clients: 0,
+    held: None,
+};
+
+/// A server by its recipe, ready to start.
+fn cook(recipe: &Recipe, setup: Setup, port: u16) -> Setup {
+    let fill_in = |text: &str| text.replace("@PORT@", &port.to_string());
+    let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("servers");
+    for file in recipe.files {
+        let text = fs::read_to_string(source.join(file)).expect("cannot read the server's file");
+        fs::write(setup.folder().join(file), fill_in(&text))
+            .expect("cannot copy the server's file");
+    }
+    setup
+        .port(port)
+        .interval("1")
+        .status_file()
+        // Python would leave what it compiled.
+        .env("PYTHONDONTWRITEBYTECODE", "1")
+        .options(recipe.options)
+        .program(recipe.program.iter().map(|word| fill_in(word)))
+}
+
+/// A request that has begun.
+struct Request {
+    connection: TcpStream,
+    rest: &'static [u8],
+}
+
+impl Request {
+    fn begin(port: u16, part: Held) -> io::Result<Request> {
+        let address = SocketAddr::from((Ipv4Addr::LOCALHOST, port));
+        let mut connection = TcpStream::connect_timeout(&address, wait::DEADLINE)?;
+        connection.set_read_timeout(Some(wait::DEADLINE))?;
+        let (first, rest): (&[u8], &[u8]) = match part {
+            Held::Line => (b"GET / HTTP/1.0\r\n", b"\r\n"),
+            Held::Head => (b"POST / HTTP/1.0\r\nContent-Length: 3\r\n\r\n", b"end"),
+        };
+        connection.write_all(first)?;
+        Ok(Request { connection, rest })
+    }
+
+    fn finish(mut self) -> io::Result<Answerer> {
+        self.connection.write_all(self.rest)?;
+        let mut text = String::new();
+        self.connection.read_to_string(&mut text)?;
+        parse(&text).ok_or_else(|| io::Error::other(format!("not what was asked for: {text:?}")))
+    }
+}
+
+fn ask(port: u16) -> io::Result<Answerer> {
+    Request::begin(port, Held::Line)?.finish()
+}
+
+/// Who answered, as well as the server knows it.
+#[derive(Debug)]
+enum Answerer {
+    Generation(u32),
+    /// A child of the worker.
+    Process(Pid),
+}
+
+fn parse(answer: &str) -> Option<Answerer> {
+    let (head, body) = answer.split_once("\r\n\r\n")?;
+    if head.split(' ').nth(1) != Some("200") {
+        return None;
+    }
+    match body.trim_end().split_once(' ')? {
+        ("generation", number) => number.parse().ok().map(Answerer::Generation),
+        ("process", pid) => Some(Answerer::Process(Pid::from_raw(pid.parse().ok()?))),
+        _ => None,
+    }
+}
+
+impl Answerer {
+    fn belongs_to(&self, worker: Worker) -> bool {
+        match *self {
+            Answerer::Generation(generation) => generation == worker.generation,
+            Answerer::Process(pid) => proc::children(worker.pid).contains(&pid),
+        }
+    }
+}
+
+/// HTTP clients in a closed loop.
+struct Load {
+    stopped: Arc<AtomicBool>,
+    successes: Arc<AtomicU64>,
+    clients: Vec<JoinHandle<Vec<String>>>,
+}
+
+impl Load {
+    fn start(port: u16, clients: usize) -> Load {
+        let stopped = Arc::new(AtomicBool::new(false));
+        let successes = Arc::new(AtomicU64::new(0));
+        let clients = (0..clients)
+            .map(|_| {
+                let (stopped, successes) = (Arc::clone(&stopped), Arc::clone(&successes));
+                thread::spawn(move || {
+                    let mut failures = Vec::new();
+                    while !stopped.load(Ordering::Relaxed) {
+                        match ask(port) {
+                            Ok(_) => drop(successes.fetch_add(1, Ordering::Relaxed)),
+                            Err(error) => failures.push(error.to_string()),
+                        }
+                    }
+                    failures
+                })
+            })
+            .collect();
+        Load {
+            stopped,
+            successes,
+            clients,
+        }
+    }
+
+    /// Waits until more requests were answered than now, so that what follows happens under load.
+    #[track_caller]
+    fn wait_for_more(&self, server: &Server, more: u64) {
+        if self.clients.is_empty() {
+            return;
+        }
+        let wanted = self.successes.load(Ordering::Relaxed) + more;
+        server.wait_until(&format!("{wanted} requests were answered"), |_| {
+            self.successes.load(Ordering::Relaxed) >= wanted
+        });
+    }
+
+    /// The errors, one for each request without an answer.
+    fn stop(self) -> Vec<String> {
+        self.stopped.store(true, Ordering::Relaxed);
+        let clients = self.clients.into_iter();
+        clients
+            .flat_map(|client| client.join().expect("a client panicked"))
+            .collect()
+    }
+}
+
+/// The workers in the status file. (Some of these servers overwrite their environment in /proc with their title.)
+fn accepted(server: &Server) -> Vec<Worker> {
+    let text = server.status_file().unwrap_or_default();
+    let worker = |line: &str| {
+        let (generation, pid) = line.split_once(':').expect("not GENERATION:PID");
+        Worker {
+            generation: generation.parse().expect("not a generation"),
+            pid: Pid::from_raw(pid.parse().expect("not a pid")),
+        }
+    };
+    text.lines().map(worker).collect()
+}
+
+/// The living processes whose directory this is: start_server and everything below it.
+fn processes_in(folder: &Path) -> Vec<Pid> {
+    let ours = |pid: &Pid| {
+        let directory = fs::read_link(format!("/proc/{pid}/cwd"));
+        directory.is_ok_and(|directory| directory == folder)
+    };
+    proc::all()
+        .into_iter()
+        .filter(ours)
+        .filter(|&pid| proc::alive(pid))
+        .collect()
+}
+
+fn names_in(folder: &Path) -> BTreeSet<String> {
+    let entries = fs::read_dir(folder).expect("cannot read the folder");
+    entries
+        .map(|entry| entry.expect("cannot read the folder").file_name())
+        .map(|name| name.to_string_lossy().into_owned())
+        .collect()
+}
+
+/// Waits until the old generation accepts no more connections: they are answered by chance as long as both do.
+#[track_caller]
+fn wait_until_it_serves_alone(server: &Server, worker: Worker, port: u16) {
+    server.wait_until(&format!("{worker:?} alone answers"), |_| {
+        (0..20).all(|_| ask(port).expect("no answer").belongs_to(worker))
+    });
+}
+
+/// Restarts it, and returns the worker of the new generation.
+fn restart(server: &Server, old: Worker, port: u16, held: Option<Held>) -> Worker {
+    let held = held.map(|part| {
+        let request = Request::begin(port, part).expect("cannot begin a request");
+        // Connections are accepted in their order: when a later one is answered, this one was accepted.
+        assert!(ask(port).expect("no answer").belongs_to(old));
+        // A process of nginx is nobody's child once its master is gone.
+        (request, proc::children(old.pid))
+    });
+    server.signal(Signal::SIGHUP);
+    let new = server.wait_for("the new generation is accepted", |server| {
+        accepted(server).into_iter().find(|&worker| worker > old)
+    });
+    wait_until_it_serves_alone(server, new, port);
+    if let Some((request, children)) = held {
+        match request.finish().expect("the held request was lost") {
+            Answerer::Generation(generation) => assert_eq!(generation, old.generation),
+            Answerer::Process(pid) => assert!(children.contains(&pid)),
+        }
+    }
+    server.wait_until("the old generation is gone", |server| {
+        accepted(server) == [new]
+    });
+    new
+}
+
+/// Everything that is promised to a server, by its recipe.
+fn restarts_without_a_failed_request(recipe: &Recipe, setup: Setup) {
+    let port = ports::tcp();
+    let setup = cook(recipe, setup, port);
+    let mut files = names_in(setup.folder());
+    files.insert("log".to_owned());
+    let mut server = setup.start();
+    let mut worker = server.wait_for("the first generation is accepted", |server| {
+        accepted(server).first().copied()
+    });
+    assert!(ask(port).expect("no answer").belongs_to(worker));
+
+    let load = Load::start(port, recipe.clients);
+    for _ in 0..RESTARTS {
+        load.wait_for_more(&server, 50);
+        worker = restart(&server, worker, port, recipe.held);
+    }
+    load.wait_for_more(&server, 50);
+    assert_eq!(load.stop(), [""; 0], "{}", server.log());
+
+    assert!(server.stop().success());
+    wait::until(
+        "no process is left",
+        || format!("{:?}", processes_in(server.folder())),
+        || processes_in(server.folder()).is_empty().then_some(()),
+    );
+    assert_eq!(names_in(server.folder()), files);
+}
+
+/// Whether this server can be run here.
+fn can_run(recipe: &Recipe) -> bool {
+    let told_otherwise = recipe
+        .options
+        .iter()
+        .any(|option| option.starts_with("--fd-env"));
+    needs_program(recipe.program[0]) && !(told_otherwise && original_differs("it has no --fd-env"))
+}
+
+/// Whether Perl has this server for plackup.
+fn needs_plack_server(name: &str) -> bool {
+    let module = format!("-MPlack::Handler::{name}");
+    let found = Command::new("perl").args([&module, "-e", ""]).output();
+    found.is_ok_and(|output| output.status.success())
+        || missing(&format!("needs {name}, which is not installed"))
+}
+
+fn as_ordinary_user(recipe: &Recipe) {
+    if can_run(recipe) {
+        restarts_without_a_failed_request(recipe, Server::setup());
+    }
+}
+
+fn as_root(recipe: &Recipe) {
+    if can_run(recipe) && needs_root() && !original_differs("it has no --user") {
+        let setup = Server::setup().as_root().option("--user=nobody");
+        restarts_without_a_failed_request(recipe, setup);
+    }
+}
+
+#[test]
+fn unicorn_is_restarted_without_a_failed_request_and_without_code_in_its_configuration() {
+    as_ordinary_user(&UNICORN);
+}
+
+#[test]
+fn puma_is_restarted_without_a_failed_request() {
+    as_ordinary_user(&PUMA);
+}
+
+#[test]
+fn nginx_is_restarted_without_a_failed_request() {
+    as_ordinary_user(&NGINX);
+}
+
+#[test]
+fn h2o_is_restarted_without_a_failed_request() {
+    as_ordinary_user(&H2O);
+}
+
+#[test]
+fn gunicorn_is_restarted_without_a_failed_request() {
+    as_ordinary_user(&GUNICORN);
+}
+
+#[test]
+fn uvicorn_answers_the_requests_that_it_has_begun_to_read() {
+    as_ordinary_user(&UVICORN);
+}
+
+#[test]
+fn uvicorn_that_waits_for_requests_is_restarted_without_a_failed_one() {
+    // It is a program of its own, for Python.
+    if needs_program("uvicorn") {
+        as_ordinary_user(&UVICORN_THAT_WAITS);
+    }
+}
+
+#[test]
+fn node_is_restarted_without_a_failed_request() {
+    as_ordinary_user(&NODE);
+}
+
+#[test]
+fn starlet_is_restarted_without_a_failed_request() {
+    // plackup runs other servers too.
+    if needs_plack_server("Starlet") {
+        as_ordinary_user(&STARLET);
+    }
+}
+
+#[test]
+fn starman_is_restarted_between_requests() {
+    as_ordinary_user(&STARMAN);
+}
+
+#[test]
+fn nginx_is_restarted_without_a_failed_request_below_a_server_that_was_started_as_root() {
+    as_root(&NGINX);
+}
+
+#[test]
+fn h2o_is_restarted_without_a_failed_request_below_a_server_that_was_started_as_root() {
+    as_root(&H2O);
+}
+
+#[test]
+fn puma_is_restarted_without_a_failed_request_below_a_server_that_was_started_as_root() {
+    as_root(&PUMA);
+}

@@ -248,8 +248,10 @@ enum Follower {
     /// A server of ours: by the number of the restart that was asked for.
     ByRequest {
         json: PathBuf,
-        /// How many restarts had been asked for before.
-        before: u64,
+        /// The restart that was asked for, by its number.
+        request: u64,
+        /// The generation that answers it, once that is known: later decisions push the first one out.
+        answer: Option<u64>,
     },
     /// A server of another make: one generation left, newer than all before.
     ByGenerations { lines: PathBuf, newest: u32 },
@@ -267,7 +269,8 @@ impl Follower {
             {
                 return Ok(Follower::ByRequest {
                     json,
-                    before: status.restarts,
+                    request: status.restarts + 1,
+                    answer: None,
                 });
             }
         }
@@ -301,11 +304,16 @@ impl Follower {
                     .filter(|one| only && *one > newest)
                     .map(|_| Ok(())))
             }
-            Follower::ByRequest { json, before } => {
+            Follower::ByRequest {
+                json,
+                request,
+                answer,
+            } => {
                 let Some(status) = Status::read(json) else {
                     return Ok(None);
                 };
-                Ok(status.verdict(*before + 1))
+                *answer = answer.or_else(|| status.answer_to(*request));
+                Ok(answer.and_then(|generation| status.verdict_on(generation)))
             }
         }
     }
@@ -360,32 +368,42 @@ impl Status {
         })
     }
 
-    /// What became of a restart. A start that was under way when it was asked for does not answer it.
-    fn verdict(&self, request: u64) -> Option<Verdict> {
+    /// The generation that answers a restart. A start that was under way when it was asked for does not.
+    fn answer_to(&self, request: u64) -> Option<u64> {
         let first = self.verdicts.iter().find(|one| one.request >= request)?;
+        Some(first.generation)
+    }
+
+    /// What became of the restart that this generation answers: it was committed when nothing else is known any more.
+    fn verdict_on(&self, generation: u64) -> Option<Verdict> {
         // A generation that died before the old one was signalled has both decisions.
         let last = self
             .verdicts
             .iter()
             .rev()
-            .find(|one| one.generation == first.generation)?;
-        if !last.committed {
-            let status = last
-                .status
+            .find(|one| one.generation == generation);
+        if let Some(Decided {
+            committed: false,
+            status,
+            ..
+        }) = last
+        {
+            let status = status
                 .map(|status| format!(", exit status:{status}"))
                 .unwrap_or_default();
-            let generation = last.generation;
-            return Some(Err(match self.living.is_empty() {
-                false => Failure::failed(format!(
-                    "cannot restart: generation {generation} has failed to start{status}; the old one serves on"
-                )),
-                true => Failure::failed(format!(
-                    "cannot restart: generation {generation} has failed to start{status}"
-                )),
-            }));
+            let serving = if self.living.is_empty() {
+                ""
+            } else {
+                "; the old one serves on"
+            };
+            return Some(Err(Failure::failed(format!(
+                "cannot restart: generation {generation} has failed to start{status}{serving}"
+            ))));
         }
-        let old_left = self.living.iter().any(|number| *number < last.generation);
-        (!old_left).then_some(Ok(()))
+        // Without any left the server is about to end.
+        let (old, new): (Vec<u64>, Vec<u64>) =
+            self.living.iter().partition(|number| **number < generation);
+        (old.is_empty() && !new.is_empty()).then_some(Ok(()))
     }
 }
 
@@ -409,6 +427,13 @@ mod tests {
             restarts: 9,
             living: living.to_vec(),
             verdicts,
+        }
+    }
+
+    impl Status {
+        fn verdict(&self, request: u64) -> Option<Verdict> {
+            self.answer_to(request)
+                .and_then(|generation| self.verdict_on(generation))
         }
     }
 
@@ -467,5 +492,20 @@ mod tests {
         // Committed, superseded by a restart that failed, and crashed: the old one of before is gone.
         let status = status(&[5], &[(1, 2, true), (2, 3, false), (2, 5, true)]);
         assert_eq!(status.verdict(1), Some(Ok(())));
+    }
+
+    #[test]
+    fn a_decision_that_is_forgotten_stays_what_it_was() {
+        assert!(status(&[1, 2], &[(2, 3, false)]).verdict_on(2).is_none());
+        assert_eq!(status(&[2], &[(2, 3, false)]).verdict_on(2), Some(Ok(())));
+    }
+
+    #[test]
+    fn a_server_that_is_about_to_end_has_not_restarted() {
+        assert!(
+            status(&[], &[(0, 1, true), (1, 2, true)])
+                .verdict(1)
+                .is_none()
+        );
     }
 }

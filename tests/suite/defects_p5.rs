@@ -710,17 +710,20 @@ fn b30_a_nul_in_envdir_is_a_line_break() {
 #[test]
 fn b31_a_term_that_reaches_a_worker_before_its_program_is_executed_is_not_lost() {
     original_fails("in vain until it ended", || {
-        // The program is found at the end of this, which takes long enough to be in time.
+        // The program is found at the end of this, which takes long enough to be in time, as a rule.
         let path = format!("{}/usr/bin:/bin:.", "/-:".repeat(40_000));
-        let setup = Server::setup().interval("1000").env("PATH", path);
-        let fixture = setup.folder().join("fixture");
-        symlink(programs::worker(), fixture).expect("cannot make a link");
-        let mut server = setup.program(["fixture", "--journal=journal"]).start();
-        server.wait_for_log("starting new worker");
-        wait_until_acted_on(&server);
-        server.signal(Signal::SIGTERM);
-        assert!(ends_soon(&mut server).success());
-        assert_eq!(server.started(), [], "the program was executed before");
+        let was_in_time = || {
+            let setup = Server::setup().interval("1000").env("PATH", &path);
+            let fixture = setup.folder().join("fixture");
+            symlink(programs::worker(), fixture).expect("cannot make a link");
+            let mut server = setup.program(["fixture", "--journal=journal"]).start();
+            server.wait_for_log("starting new worker");
+            wait_until_acted_on(&server);
+            server.signal(Signal::SIGTERM);
+            assert!(ends_soon(&mut server).success());
+            server.started().is_empty()
+        };
+        assert!((0..20).any(|_| was_in_time()), "never in time");
     });
 }
 

@@ -50,21 +50,6 @@ fn write_by_worker(port: u16, line: &str) {
     client::request(port, &format!("stderr {line}")).expect("the worker does not answer");
 }
 
-/// The log command, which leads a process group of its own.
-#[track_caller]
-fn reader(server: &Server, not: Option<Pid>) -> Pid {
-    server.wait_for("the log command runs", |server| {
-        let workers: Vec<Pid> = server.workers().iter().map(|worker| worker.pid).collect();
-        proc::children(server.pid())
-            .into_iter()
-            .find(|pid| !workers.contains(pid) && Some(*pid) != not && is_reader(*pid))
-    })
-}
-
-fn is_reader(pid: Pid) -> bool {
-    fs::read(format!("/proc/{pid}/cmdline")).is_ok_and(|line| line.starts_with(b"/bin/sh\0-c\0"))
-}
-
 // A file.
 
 #[test]
@@ -269,7 +254,7 @@ fn a_log_command_gets_our_lines_and_those_of_the_workers() {
         accepted(&server);
         write_by_worker(port, "from the worker");
         wait_for_line(&server, "read", "from the worker");
-        let reader = reader_or_cat(&server);
+        let reader = reader(&server);
         assert!(server.stop().success());
         // It is a child of its own and may be a moment behind.
         e2e::wait::until("the log command has ended", String::new, || {
@@ -282,7 +267,7 @@ fn a_log_command_gets_our_lines_and_those_of_the_workers() {
 
 /// The one child that is no worker.
 #[track_caller]
-fn reader_or_cat(server: &Server) -> Pid {
+fn reader(server: &Server) -> Pid {
     server.wait_for("the log command runs", |server| {
         let workers: Vec<Pid> = server.workers().iter().map(|worker| worker.pid).collect();
         proc::children(server.pid())
@@ -320,21 +305,18 @@ fn a_log_command_that_is_killed_is_started_again_and_nothing_written_is_lost() {
     if original_differs("its log is lost for good") {
         return;
     }
-    // The shell waits for its reader: both are killed, as their group.
-    let (setup, port) = logging("|cat >>DIR/read; :");
+    let (setup, port) = logging("| exec cat >>DIR/read");
     let mut server = setup.worker(["--graceful"]).start();
     accepted(&server);
     let mut number = 0;
-    let mut killed = None;
     for _ in 0..2 {
-        let reader = reader(&server, killed);
+        let reader = reader(&server);
         assert_eq!(getpgid(Some(reader)), Ok(reader));
         number += 1;
         write_by_worker(port, &format!("line {number}."));
         wait_for_line(&server, "read", &format!("line {number}."));
-        killpg(reader, Signal::SIGKILL).expect("cannot kill the log command");
+        kill(reader, Signal::SIGKILL).expect("cannot kill the log command");
         server.wait_until("it is gone", |_| !proc::alive(reader));
-        killed = Some(reader);
         // Nobody reads now, or will only in a moment.
         for _ in 0..50 {
             number += 1;
@@ -472,7 +454,7 @@ fn a_worker_that_waits_for_the_log_command_gets_its_line_through_when_that_is_re
     let server = setup.worker(["--graceful"]).start();
     accepted(&server);
     wait_until_exists(&server, "second");
-    let reader = reader_or_cat(&server);
+    let reader = reader(&server);
     let worker = server.ask(port);
     // More than a pipe holds: the worker waits in write, with its connection.
     let line = "x".repeat(4000);
@@ -506,7 +488,7 @@ fn int_of_a_terminal_leaves_the_log_command_to_finish() {
     let (setup, port) = logging("| exec cat >>DIR/read");
     let mut server = setup.worker(["--graceful", "--ignore=INT"]).start();
     accepted(&server);
-    let reader = reader_or_cat(&server);
+    let reader = reader(&server);
     let worker = server.wait_for_service(1);
     let held = client::hold(port);
     // What a terminal does at ^C: everybody in the foreground group gets INT.
@@ -535,7 +517,7 @@ fn a_log_command_that_is_gone_at_the_end_is_started_once_more_for_the_last_lines
     accepted(&server);
     write_by_worker(port, "one more");
     wait_for_line(&server, "read", "one more");
-    let reader = reader_or_cat(&server);
+    let reader = reader(&server);
     // Stopped, so that what the server says next is nobody's yet; then killed together with the server's end.
     kill(reader, Signal::SIGSTOP).expect("cannot stop the log command");
     server.signal(Signal::SIGTERM);

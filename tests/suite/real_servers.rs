@@ -310,10 +310,11 @@ fn names_in(folder: &Path) -> BTreeSet<String> {
 }
 
 /// Waits until the old generation accepts no more connections: they are answered by chance as long as both do.
+/// Requests that fail meanwhile are for the load to count; not every server can do without failures.
 #[track_caller]
 fn wait_until_it_serves_alone(server: &Server, worker: Worker, port: u16) {
     server.wait_until(&format!("{worker:?} alone answers"), |_| {
-        (0..20).all(|_| ask(port).expect("no answer").belongs_to(worker))
+        (0..20).all(|_| ask(port).is_ok_and(|answerer| answerer.belongs_to(worker)))
     });
 }
 

@@ -542,7 +542,7 @@ fn cannot_bind(wanted: &Wanted, refusal: &Refusal) -> Failure {
     let failure = Failure::failed(format!("cannot listen on {}: {cause}", wanted.given()));
     match (wanted, refusal) {
         (Wanted::Port(spec), Refusal::Errno(libc::EADDRINUSE)) => failure.hint(format!(
-            "`ss -anp 'sport = :{}'` shows who has it",
+            "`ss -anp 'sport = :{}'`, as root, shows who has it: maybe a worker that a killed start_server has left",
             spec.port
         )),
         (Wanted::Port(spec), Refusal::Errno(libc::EACCES)) => failure.hint(format!(

@@ -20,7 +20,7 @@ use nix::unistd::Pid;
 
 use crate::failure::{self, Failure};
 use crate::log;
-use crate::notice::Notice;
+use crate::notice::{Notice, WithMeaning};
 use crate::options::ClientOptions;
 use crate::pid_file::{is_at, recorded_pid};
 use crate::process::Process;
@@ -54,7 +54,8 @@ pub fn stop(options: &ClientOptions) -> Result<(), Failure> {
         Woken::TimedOut => Err(Failure::undecided(format!(
             "cannot wait longer for the end of pid {}: --timeout has passed",
             server.pid
-        ))),
+        ))
+        .hint("workers that do not end hold it up; --stop-timeout would kill them")),
     }
 }
 
@@ -113,7 +114,14 @@ impl Server {
             .custom_flags(flags.bits())
             .open(path)
             .map_err(|error| match error.kind() {
-                io::ErrorKind::NotFound => not_running("does not exist"),
+                                io::ErrorKind::NotFound => match Status::read(&json_path(path)) {
+                    Some(status) => not_running("does not exist").hint(format!(
+                        "{} names pid {}: if that is a start_server, HUP makes it write the file again",
+                        json_path(path).display(),
+                        status.supervisor
+                    )),
+                    None => not_running("does not exist"),
+                },
                 _ => cannot(&failure::cause(&error)),
             })?;
         if !is_locked(&file).map_err(|errno| cannot(errno.desc()))? {
@@ -324,6 +332,9 @@ impl Follower {
 struct Status {
     supervisor: i64,
     restarts: u64,
+    stopping: bool,
+    /// Whether a generation that has committed is left.
+    serves: bool,
     /// The generations that have workers.
     living: Vec<u64>,
     verdicts: Vec<Decided>,
@@ -359,6 +370,10 @@ impl Status {
         });
         Some(Status {
             supervisor: value.get("supervisor")?.get("pid")?.as_i64()?,
+            stopping: value.get("stopping")?.as_bool()?,
+            serves: living
+                .iter()
+                .any(|one| one.get("state").is_some_and(|state| state == "current")),
             restarts: value.get("counters")?.get("restarts")?.as_u64()?,
             living: living
                 .iter()
@@ -388,22 +403,23 @@ impl Status {
             ..
         }) = last
         {
+            let status = status.and_then(|status| i32::try_from(status).ok());
             let status = status
-                .map(|status| format!(", exit status:{status}"))
+                .map(|status| format!(", exit status:{}", WithMeaning(status)))
                 .unwrap_or_default();
-            let serving = if self.living.is_empty() {
-                ""
+            let serving = if self.serves {
+                "the old one serves on"
             } else {
-                "; the old one serves on"
+                "no worker serves"
             };
             return Some(Err(Failure::failed(format!(
-                "cannot restart: generation {generation} has failed to start{status}{serving}"
-            ))));
+                "cannot restart: generation {generation} has failed to start{status}; {serving}"
+            ))
+            .hint("the log says more; it is tried again until it comes up, or --start-limit is reached")));
         }
-        // Without any left the server is about to end.
-        let (old, new): (Vec<u64>, Vec<u64>) =
-            self.living.iter().partition(|number| **number < generation);
-        (old.is_empty() && !new.is_empty()).then_some(Ok(()))
+        let old_left = self.living.iter().any(|number| *number < generation);
+        // A server that stops has not restarted: its end will tell.
+        (!old_left && !self.stopping).then_some(Ok(()))
     }
 }
 
@@ -425,6 +441,8 @@ mod tests {
         Status {
             supervisor: 1,
             restarts: 9,
+            stopping: false,
+            serves: true,
             living: living.to_vec(),
             verdicts,
         }
@@ -467,11 +485,9 @@ mod tests {
             .verdict(1)
             .unwrap()
             .unwrap_err();
-        assert!(
-            failure
-                .to_string()
-                .contains("generation 2 has failed to start, exit status:256")
-        );
+        assert!(failure.to_string().contains(
+            "generation 2 has failed to start, exit status:256 (exit code 1); the old one serves on"
+        ));
         // Also if the next try has succeeded meanwhile, and if it failed after it had committed.
         assert!(
             status(&[3], &[(1, 2, false), (1, 3, true)])
@@ -502,10 +518,10 @@ mod tests {
 
     #[test]
     fn a_server_that_is_about_to_end_has_not_restarted() {
-        assert!(
-            status(&[], &[(0, 1, true), (1, 2, true)])
-                .verdict(1)
-                .is_none()
-        );
+        let stopping = Status {
+            stopping: true,
+            ..status(&[2], &[(0, 1, true), (1, 2, true)])
+        };
+        assert!(stopping.verdict(1).is_none());
     }
 }

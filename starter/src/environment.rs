@@ -110,7 +110,7 @@ impl Environment {
                         self.last.clear();
                     }
                     complaints.insert(format!(
-                        "start_server: cannot read --envdir={}: {}",
+                        "start_server: cannot read --envdir={}: {}; workers start all the same",
                         printable(directory.as_os_str()),
                         failure::cause(&error)
                     ));

@@ -3,8 +3,12 @@
 use std::ffi::{OsStr, OsString};
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 
+use nix::fcntl::{FcntlArg, OFlag, fcntl};
+
 use crate::binding::Listener;
 use crate::environment::Variable;
+use crate::failure::Failure;
+use crate::listen_spec::printable;
 use crate::options::FdStyle;
 
 /// The variables that are the same in every worker. `LISTEN_PID` is not among them: it is the worker's own.
@@ -14,6 +18,34 @@ pub fn variables(listeners: &[Listener], styles: &[FdStyle]) -> Vec<Variable> {
         variables.extend(dialect(listeners, *style));
     }
     variables
+}
+
+/// What a dialect asks for beside its variables, before the first worker has the sockets: all workers share the flag.
+///
+/// An nginx master leaves its sockets non-blocking, and the one that takes them over relies on it: with blocking ones a
+/// worker that another is faster than would hang in accept(2).
+pub fn prepare(listeners: &[Listener], styles: &[FdStyle]) -> Result<(), Failure> {
+    if !styles.contains(&FdStyle::Nginx) {
+        return Ok(());
+    }
+    for listener in listeners {
+        let flags = fcntl(&listener.socket, FcntlArg::F_GETFL).map(OFlag::from_bits_retain);
+        flags
+            .and_then(|flags| {
+                fcntl(
+                    &listener.socket,
+                    FcntlArg::F_SETFL(flags | OFlag::O_NONBLOCK),
+                )
+            })
+            .map_err(|errno| {
+                let name = printable(&listener.name);
+                Failure::failed(format!(
+                    "cannot make the socket of {name} non-blocking: {}",
+                    errno.desc()
+                ))
+            })?;
+    }
+    Ok(())
 }
 
 /// `KEY=NUMBER` for every listener, with semicolons between them.

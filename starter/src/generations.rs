@@ -305,6 +305,11 @@ impl Generations {
         }
     }
 
+    /// Whether it was told to stop, or has given up.
+    pub fn is_stopping(&self) -> bool {
+        self.phase != Phase::Serving
+    }
+
     /// Every generation that has a worker, oldest first.
     pub fn generations(&self) -> impl Iterator<Item = &Generation> {
         self.generations.iter()
@@ -718,6 +723,15 @@ impl Generations {
                 self.start_at(spawned_at + self.settle_time(), true, now);
             }
             (false, false) => self.start_at(spawned_at + self.backoff(), restart, now),
+        }
+        let serves = self
+            .generations
+            .iter()
+            .any(|generation| generation.state == State::Current);
+        if let Some(planned) = self.planned.filter(|_| self.has_served && !serves) {
+            self.say(Notice::NothingServes {
+                next: planned.at.saturating_duration_since(now),
+            });
         }
         self.save();
     }

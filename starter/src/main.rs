@@ -123,6 +123,7 @@ fn start(mut options: Options, waiting: &mut Option<Waiting>) -> Result<Outcome,
         .map(|path| PidFile::lock(path, std::process::id()))
         .transpose()?;
     let Bound { listeners, files } = resolved.bind(options.backlog, open_files)?;
+    fd_env::prepare(&listeners, &options.fd_env)?;
     let status_file = StatusFile::create(&options, &listeners)?;
     let log = Log::open(options.log_file.as_ref(), !options.daemonize)?;
     let one = NonZeroU32::MIN;
@@ -162,13 +163,11 @@ fn start(mut options: Options, waiting: &mut Option<Waiting>) -> Result<Outcome,
         signals,
         log,
         status_file,
+        pid_file,
         socket_files: files,
         waiting: waiting.take(),
     };
-    let outcome = supervisor::run(resources, settings);
-    // Last, because its lock is the sign that everything else is over.
-    drop(pid_file);
-    outcome
+    supervisor::run(resources, settings)
 }
 
 fn cannot_set_up_signals(errno: Errno) -> Failure {

@@ -93,6 +93,9 @@ pub enum Notice {
         failures: u32,
         serving: Vec<Pid>,
     },
+    NothingServes {
+        next: Duration,
+    },
     KillingWorkers {
         pids: Vec<Pid>,
     },
@@ -117,6 +120,12 @@ pub enum Notice {
     /// A sentence of its own about something that is left out.
     Complaint(String),
     LinesLost(u64),
+    PidFileGone {
+        path: PathBuf,
+    },
+    PidFileWrittenAgain {
+        path: PathBuf,
+    },
     LogCommandDied {
         status: i32,
     },
@@ -145,9 +154,13 @@ impl Notice {
     pub fn as_failure(&self) -> Option<Failure> {
         match self {
             Notice::CannotStartWorker(failure) => Some(failure.into()),
-            Notice::FailedToStart { status, .. } => Some(Failure::failed(format!(
-                "cannot start: the new worker has failed, exit status:{status}"
-            ))),
+            Notice::FailedToStart { status, .. } => Some(
+                Failure::failed(format!(
+                    "cannot start: the new worker has failed, exit status:{}",
+                    WithMeaning(*status)
+                ))
+                .hint("what it has to say about that is in the log"),
+            ),
             _ => None,
         }
     }
@@ -238,6 +251,13 @@ impl fmt::Display for Notice {
                     "start_server: giving up the restart after {failures} failed starts, still serving:{pids}"
                 )
             }
+            Notice::NothingServes { next } => {
+                let next = next.as_secs_f64();
+                write!(
+                    f,
+                    "start_server: no worker serves, clients have to wait; the next start is in {next:.1} secs"
+                )
+            }
             Notice::KillingWorkers { pids } => {
                 write!(
                     f,
@@ -276,6 +296,20 @@ impl fmt::Display for Notice {
                 write!(
                     f,
                     "start_server: {lost} lines before this one could not be written"
+                )
+            }
+            Notice::PidFileGone { path } => {
+                write!(
+                    f,
+                    "start_server: {} is gone and cannot be written again",
+                    path.display()
+                )
+            }
+            Notice::PidFileWrittenAgain { path } => {
+                write!(
+                    f,
+                    "start_server: {} was gone and is written again",
+                    path.display()
                 )
             }
             Notice::LogCommandDied { status } => {
@@ -323,6 +357,21 @@ impl fmt::Display for Notice {
                 "start_server: cannot empty the capability bounding set: CAP_SETPCAP is missing; \
                  no_new_privs still keeps workers from gaining privileges",
             ),
+        }
+    }
+}
+
+/// A wait status with what it means: `256 (exit code 1)`.
+pub struct WithMeaning(pub i32);
+
+impl fmt::Display for WithMeaning {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let WithMeaning(status) = *self;
+        write!(f, "{status}")?;
+        if libc::WIFSIGNALED(status) {
+            write!(f, " (signal {})", libc::WTERMSIG(status))
+        } else {
+            write!(f, " (exit code {})", libc::WEXITSTATUS(status))
         }
     }
 }

@@ -517,7 +517,10 @@ fn complete(given: &Given<'_>) -> Result<Invocation, Failure> {
 
 fn start(given: &Given<'_>) -> Result<Options, Failure> {
     match given.all("program").next() {
-        None => return Err(Failure::usage("server program not specified")),
+        None => {
+            return Err(Failure::usage("server program not specified")
+                .hint("it comes last, after two dashes: see --help"));
+        }
         Some(program) if program.is_empty() => {
             return Err(Failure::usage("cannot use an empty name as server program"));
         }
@@ -1004,7 +1007,10 @@ mod tests {
             &["--port", "80"],
             &["--strict", "--"],
         ] {
-            assert_eq!(error(words), "server program not specified");
+            assert_eq!(
+                error(words),
+                "server program not specified\nhint: it comes last, after two dashes: see --help"
+            );
         }
         assert_eq!(
             error(&["", "a"]),
@@ -1737,20 +1743,15 @@ mod tests {
         let text = text.replace(&substitution.unwrap(), "--user=nobody");
         let mut checked = 0;
         for line in text.lines() {
-            let Some((_, command)) = line.split_once("start_server ") else {
-                continue;
-            };
-            if !(line.starts_with("start_server ") || line.contains("release/start_server --")) {
+            if !line.starts_with("start_server ") && !line.contains("/start_server --") {
                 continue;
             }
+            let (_, command) = line.split_once("start_server ").unwrap();
             let words: Vec<&str> = command.split_whitespace().collect();
-            assert!(
-                matches!(parse_words(&words), Ok(Invocation::Start(_))),
-                "{line}"
-            );
+            assert!(parse_words(&words).is_ok(), "{line}");
             checked += 1;
         }
-        assert_eq!(checked, 2);
+        assert_eq!(checked, 4);
     }
 
     #[test]

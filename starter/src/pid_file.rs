@@ -13,6 +13,8 @@ use nix::sys::signal::kill;
 use nix::unistd::Pid;
 
 use crate::failure::Failure;
+use crate::log;
+use crate::notice::Notice;
 
 /// The locked file; removed when dropped, if it is still ours.
 #[derive(Debug)]
@@ -76,6 +78,25 @@ impl PidFile {
                 .write(pid)
                 .map_err(|error| cannot(&crate::failure::cause(&error)))?;
             return Ok(locked);
+        }
+    }
+
+    /// Writes and locks the file again if somebody has removed it.
+    pub fn restore(&mut self) {
+        if self.path.symlink_metadata().is_ok() {
+            return;
+        }
+        match PidFile::lock(&self.path, std::process::id()) {
+            Ok(again) => {
+                // The old one has no name any more: its end removes nothing.
+                *self = again;
+                log::say(Notice::PidFileWrittenAgain {
+                    path: self.path.clone(),
+                });
+            }
+            Err(_) => log::say(Notice::PidFileGone {
+                path: self.path.clone(),
+            }),
         }
     }
 

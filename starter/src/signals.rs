@@ -18,8 +18,9 @@ const TAKEN: [Signal; 7] = [
     Signal::SIGCHLD,
 ];
 
-/// What the supervisor ignores.
-const OWN_IGNORED: [Signal; 2] = [Signal::SIGPIPE, Signal::SIGXFSZ];
+/// What the supervisor ignores: a write to a closed pipe or over the limit of a file's size is an error, and no end;
+/// ALRM is what Server::Starter woke itself with.
+const OWN_IGNORED: [Signal; 3] = [Signal::SIGPIPE, Signal::SIGALRM, Signal::SIGXFSZ];
 
 /// Those of them that end the superdaemon.
 pub const STOPS: [Signal; 3] = [Signal::SIGINT, Signal::SIGQUIT, Signal::SIGTERM];
@@ -33,7 +34,7 @@ pub struct Signals(SignalFd);
 /// there is nothing to clean up.
 pub fn reset() -> nix::Result<()> {
     signals::reset_all();
-    // A write to a closed pipe, or over the limit of a file's size, is an error and not the end.
+
     OWN_IGNORED.into_iter().for_each(signals::ignore);
     let waiting: SigSet = TAKEN
         .into_iter()

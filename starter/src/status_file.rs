@@ -100,6 +100,7 @@ struct ListenerView {
 struct View<'a> {
     #[serde(flatten)]
     fixed: &'a Fixed,
+    stopping: bool,
     generations: Vec<GenerationView>,
     /// The last workers that are gone, oldest first.
     departed: Vec<DepartedView>,
@@ -222,6 +223,7 @@ impl StatusFile {
         let clock = Clock::new(live.map_or_else(Instant::now, |(_, now)| now));
         let none = View {
             fixed: &self.fixed,
+            stopping: false,
             generations: Vec::new(),
             departed: Vec::new(),
             counters: CountersView {
@@ -234,6 +236,7 @@ impl StatusFile {
         let view = match live {
             None => none,
             Some((generations, _)) => View {
+                stopping: generations.is_stopping(),
                 generations: generations
                     .generations()
                     .map(|one| generation_view(one, &clock))

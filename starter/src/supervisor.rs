@@ -15,7 +15,8 @@ use crate::environment::Environment;
 use crate::failure::Failure;
 use crate::generations::{Action, Event, Generations, Outcome, Settings};
 use crate::log::{self, Log};
-use crate::notice::{ExecFailure, Notice};
+use crate::notice::{ExecFailure, Notice, WithMeaning};
+use crate::pid_file::PidFile;
 use crate::process::reap;
 use crate::signals::{STOPS, Signals};
 use crate::status_file::StatusFile;
@@ -28,6 +29,7 @@ pub struct Resources {
     pub signals: Signals,
     pub log: Log,
     pub status_file: StatusFile,
+    pub pid_file: Option<PidFile>,
     pub socket_files: SocketFiles,
     /// Whoever waits for the first generation to serve.
     pub waiting: Option<Waiting>,
@@ -125,6 +127,9 @@ impl Supervisor {
         for signal in come {
             match signal {
                 Signal::SIGHUP => {
+                    if let Some(pid_file) = &mut self.resources.pid_file {
+                        pid_file.restore();
+                    }
                     self.read_knobs();
                     self.on(Event::Restart);
                 }
@@ -237,6 +242,14 @@ impl Supervisor {
             return;
         }
         if log.has_exited(pid, status) {
+            if self.resources.waiting.is_some() {
+                // Nobody would ever see what it was to write.
+                let status = WithMeaning(status);
+                self.failure = Some(Failure::failed(format!(
+                    "cannot start: the log command died, status:{status}"
+                )));
+                self.on(Event::Stop(Signal::SIGTERM));
+            }
             return;
         }
         // It may have reported since the reports were heard, and its report comes before its exit.
@@ -257,7 +270,17 @@ impl Supervisor {
             });
             waiting.tell_failure(&failure);
         }
-        self.resources.log.end();
+        let Resources {
+            status_file,
+            socket_files,
+            mut log,
+            pid_file,
+            ..
+        } = self.resources;
+        drop((status_file, socket_files));
+        log.end();
+        // Last, because its lock is the sign that everything else is over.
+        drop(pid_file);
     }
 }
 

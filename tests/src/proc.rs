@@ -110,11 +110,11 @@ pub fn signals(mask: u64) -> Vec<Signal> {
         .collect()
 }
 
-/// /proc/PID/status; `None` where there is no such process.
+/// /proc/PID/status; `None` where there is no such process, or one that is just ending and has given up its umask.
 #[must_use]
 pub fn status(pid: Pid) -> Option<Status> {
     let text = fs::read_to_string(format!("/proc/{pid}/status")).ok()?;
-    Some(Status::parse(&text))
+    text.contains("\nUmask:").then(|| Status::parse(&text))
 }
 
 /// Whether the process runs: zombies do not.

@@ -96,7 +96,10 @@ fn wrong_usage_is_one_line_and_exit_code_2() {
     }
     assert_usage(
         Server::setup().without_program(),
-        &["start_server: server program not specified"],
+        &[
+            "start_server: server program not specified",
+            "hint: it comes last, after two dashes: see --help",
+        ],
     );
     let long = "x".repeat(108);
     let too_long = format!(
@@ -283,7 +286,9 @@ fn an_address_that_cannot_be_bound_is_named() {
         return;
     }
     let port = ports::tcp();
-    let hint = format!("hint: `ss -anp 'sport = :{port}'` shows who has it");
+    let hint = format!(
+        "hint: `ss -anp 'sport = :{port}'`, as root, shows who has it: maybe a worker that a killed start_server has left"
+    );
     let _tcp = TcpListener::bind(("127.0.0.1", port)).expect("cannot bind");
     let _udp = UdpSocket::bind(("127.0.0.1", port)).expect("cannot bind");
     for spec in [

@@ -298,7 +298,10 @@ fn a_daemon_whose_first_generation_fails_says_so_on_the_terminal() {
     let server = assert_daemon_fails(
         daemon().interval("1000").worker(["--exit=3"]),
         1,
-        &["start_server: cannot start: the new worker has failed, exit status:768"],
+        &[
+            "start_server: cannot start: the new worker has failed, exit status:768 (exit code 3)",
+            "hint: what it has to say about that is in the log",
+        ],
     );
     assert!(!server.folder().join("pid").exists());
     let log = daemon_log(&server);
@@ -366,7 +369,9 @@ fn a_daemon_whose_port_is_in_use_says_so_on_the_terminal() {
             &format!(
                 "start_server: cannot listen on --port=127.0.0.1:{port}: Address already in use"
             ),
-            &format!("hint: `ss -anp 'sport = :{port}'` shows who has it"),
+            &format!(
+                "hint: `ss -anp 'sport = :{port}'`, as root, shows who has it: maybe a worker that a killed start_server has left"
+            ),
         ],
     );
     assert!(!server.folder().join("pid").exists());
@@ -620,7 +625,8 @@ fn stop_ends_with_4_when_its_time_is_over_and_the_server_goes_on_to_stop() {
         "start_server: cannot wait longer for the end of pid {}: --timeout has passed",
         server.pid()
     );
-    assert_eq!(stop.verdict(), [expected]);
+    let hint = "hint: workers that do not end hold it up; --stop-timeout would kill them";
+    assert_eq!(stop.verdict(), [expected.as_str(), hint]);
     server.wait_for_drain(worker);
     held.finish();
     assert!(server.wait_exit().success());
@@ -731,7 +737,8 @@ fn restart_tells_at_once_that_the_new_generation_has_failed() {
     assert_eq!(
         restart.verdict(),
         [
-            "start_server: cannot restart: generation 2 has failed to start, exit status:256; the old one serves on"
+            "start_server: cannot restart: generation 2 has failed to start, exit status:256 (exit code 1); the old one serves on",
+            "hint: the log says more; it is tried again until it comes up, or --start-limit is reached"
         ]
     );
     assert_eq!(server.ask(port).pid, old.pid.as_raw());
@@ -755,7 +762,7 @@ fn restart_tells_that_the_program_cannot_be_executed() {
     let verdict = restart.verdict().join("\n");
     assert!(
         verdict.starts_with("start_server: cannot restart: generation 2 has failed to start")
-            && verdict.ends_with("; the old one serves on"),
+            && verdict.contains("; the old one serves on\nhint: the log says more"),
         "{verdict}"
     );
 }
@@ -873,7 +880,8 @@ fn a_new_generation_that_dies_before_the_old_one_is_signalled_has_failed() {
     assert_eq!(
         restart.verdict(),
         [
-            "start_server: cannot restart: generation 2 has failed to start, exit status:9; the old one serves on"
+            "start_server: cannot restart: generation 2 has failed to start, exit status:9 (signal 9); the old one serves on",
+            "hint: the log says more; it is tried again until it comes up, or --start-limit is reached"
         ]
     );
     assert!(server.caught(first).is_empty());

@@ -89,6 +89,7 @@ fn g06_a_term_in_a_burst_of_signals_is_not_lost() {
         for signal in [
             Signal::SIGSTOP,
             Signal::SIGHUP,
+            Signal::SIGALRM,
             Signal::SIGCHLD,
             Signal::SIGTERM,
             Signal::SIGCONT,

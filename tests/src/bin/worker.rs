@@ -51,6 +51,7 @@ use e2e::proc::Status;
 use e2e::report::{Listener, Report, Socket};
 use nix::errno::Errno;
 use nix::fcntl::{FcntlArg, FdFlag, OFlag, fcntl};
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::resource::{Resource, getrlimit};
 use nix::sys::signal::{SaFlags, SigAction, SigHandler, SigSet, Signal, sigaction};
 use nix::sys::socket::{
@@ -285,6 +286,8 @@ impl Worker {
                     self.answer(File::from(own(connection)));
                 }
                 Err(Errno::EINTR | Errno::ECONNABORTED) => {}
+                // A listener that somebody has made non-blocking.
+                Err(Errno::EAGAIN) => wait_for(listener),
                 Err(errno) => panic!("accept on descriptor {listener}: {errno}"),
             }
         }
@@ -504,4 +507,13 @@ fn borrow(fd: RawFd) -> BorrowedFd<'static> {
 fn own(fd: RawFd) -> OwnedFd {
     // SAFETY: accept4 has just made this descriptor, and nobody else knows it.
     unsafe { OwnedFd::from_raw_fd(fd) }
+}
+
+#[expect(unsafe_code, reason = "descriptors come by number")]
+fn wait_for(listener: RawFd) {
+    // SAFETY: the listener stays open as long as the process lives.
+    let listener = unsafe { BorrowedFd::borrow_raw(listener) };
+    let mut sources = [PollFd::new(listener, PollFlags::POLLIN)];
+    // An interruption is looked at by the caller.
+    let _ = poll(&mut sources, PollTimeout::NONE);
 }

@@ -1115,3 +1115,67 @@ fn restart_ends_with_1_when_the_server_stops_while_the_old_generation_drains() {
         assert_eq!(restart.wait(), 1, "{}", restart.said());
     }
 }
+
+#[test]
+fn a_pid_file_that_was_removed_is_written_again_at_the_next_restart() {
+    if !is_ours() {
+        return;
+    }
+    let (mut server, _, _) = graceful(Server::setup());
+    let path = server.folder().join("pid");
+    fs::remove_file(&path).expect("cannot remove the pid file");
+    let mut lost = restart(&server);
+    assert_eq!(lost.wait(), 3, "{}", lost.said());
+    let hint = format!("pid.json names pid {}", server.pid());
+    assert!(lost.said().contains(&hint), "{}", lost.said());
+    server.signal(Signal::SIGHUP);
+    server.wait_for_log("pid was gone and is written again");
+    let mut found = restart(&server);
+    assert_eq!(found.wait(), 0, "{}", found.said());
+    assert!(server.stop().success());
+    assert!(!path.exists());
+}
+
+#[test]
+fn a_server_of_which_nothing_serves_any_more_says_so() {
+    if !is_ours() {
+        return;
+    }
+    let (server, _, first) = serving(breakable(Server::setup().interval("0.3")));
+    break_it(&server);
+    kill(first.pid, Signal::SIGKILL).expect("cannot kill the worker");
+    server.wait_for_log("no worker serves, clients have to wait; the next start is in 0.");
+    let mut restart = restart(&server);
+    assert_eq!(restart.wait(), 1, "{}", restart.said());
+    assert!(
+        restart.said().contains("; no worker serves"),
+        "{}",
+        restart.said()
+    );
+    mend_it(&server);
+    server.wait_until("it serves again", |server| server.workers().len() == 1);
+}
+
+#[test]
+fn a_daemon_whose_log_command_does_not_run_has_failed() {
+    if !is_ours() {
+        return;
+    }
+    let setup = Server::setup().pid_file().interval("1000");
+    let setup = setup
+        .option("--daemonize")
+        .option("--log-file=| exec /nonexistent/command");
+    let finished = setup.run();
+    assert_eq!(finished.status.code(), Some(1), "{}", finished.log);
+    let cause = "start_server: cannot start: the log command died, status:32512 (exit code 127)";
+    assert!(
+        finished.log.lines().any(|line| line == cause),
+        "{}",
+        finished.log
+    );
+    finished
+        .server
+        .wait_until("nothing is left running", |server| {
+            server.workers().is_empty()
+        });
+}

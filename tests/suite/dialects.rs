@@ -159,6 +159,20 @@ fn each_style_sets_its_own_variables_and_no_others() {
 }
 
 #[test]
+fn sockets_are_non_blocking_for_nginx_alone() {
+    if !has_dialects() {
+        return;
+    }
+    for (style, wanted) in [("nginx", true), ("systemd", false), ("unicorn", false)] {
+        let (report, _) = with_styles(&[style]);
+        for listener in &report.listeners {
+            let socket = listener.socket.as_ref().expect("no socket");
+            assert_eq!(socket.nonblocking, wanted, "{style}: {}", listener.name);
+        }
+    }
+}
+
+#[test]
 fn several_styles_are_a_list_or_are_asked_for_one_by_one() {
     if !has_dialects() {
         return;

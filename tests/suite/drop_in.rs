@@ -159,6 +159,8 @@ fn a_socket_that_nobody_serves_is_replaced_with_a_warning() {
     }
     let server = setup.start();
     assert_eq!(server.ask(&path).generation, Some(1));
+    // A worker can be faster with its answer than the server with the line about it.
+    server.wait_for_log("starting new worker");
     let story = story(&server);
     assert_eq!(story.len(), 3, "{story:?}");
     assert_eq!(story[0], "start_server (pid:S) starting now...");

@@ -757,8 +757,17 @@ fn a_binder_with_nothing_but_ports_keeps_nothing_but_the_right_to_bind_them() {
     // CAP_NET_BIND_SERVICE.
     assert_eq!(status.capabilities(), [0, 1 << 10, 1 << 10, 0, 0]);
     assert_owned_by_root(pid);
-    let open: Vec<i32> = proc::descriptors(pid).into_keys().collect();
-    assert_eq!(open, [0, 1, 2]);
+    // It may still be at its proof, for which it reads in /proc.
+    wait::until(
+        "nothing else is open",
+        || format!("{:?}", proc::descriptors(pid)),
+        || {
+            proc::descriptors(pid)
+                .into_keys()
+                .eq([0, 1, 2])
+                .then_some(())
+        },
+    );
     peer.send(&Request::Bind(vec![ask(0, port)]));
     assert_eq!(peer.answer().1.len(), 1);
     peer.end().assert_quiet();

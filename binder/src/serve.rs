@@ -1,4 +1,4 @@
-//! From the sealed list to the answers: who may have what, and each of it once.
+//! From the sealed list to the answers: one phase after the other, each of which consumes the one before.
 
 #![deny(
     clippy::wildcard_enum_match_arm,
@@ -10,51 +10,57 @@ use std::path::Path;
 
 use caps::Capability;
 use common::channel::{Channel, ChannelError};
-use common::message::{
-    Allow, Ask, Grant, Identity, MOST_DESCRIPTORS, MOST_GRANTS, Refusal, Reply, Request, SocketFile,
-};
+use common::message::{Ask, Attempt, Grant, Identity, Refusal, Reply, Request, Transport};
 use common::privileges;
 use common::trusted_path::{Trust, open_directory};
 use common::unix_socket::{Made, MadeFile, Place};
 use nix::unistd::geteuid;
 
-use crate::listener;
+use crate::grants::{List, Next, Sealed, Unused};
+use crate::policy::Authority;
+use crate::sandbox::{self, Narrower, Work};
+use crate::{attempt, listener};
 
 type ToSupervisor = Channel<Reply, Request>;
 
 /// Phase 1 is done: the list is sealed.
 pub struct Asked {
     channel: ToSupervisor,
-    identity: Option<Identity>,
-    grants: Vec<Grant>,
+    list: Sealed,
 }
 
-/// Phase 2 is done: what is at the paths is known.
+/// Phase 2 is done: what is at the paths is known, and what the policy says of the ports.
 pub struct Looked {
     channel: ToSupervisor,
     identity: Option<Identity>,
-    grants: Vec<Open>,
+    needed: Vec<Capability>,
+    grants: Vec<(Grant, Finding)>,
 }
 
-/// Phase 3 is done: only what binding needs can be done any more.
+/// Phase 3 is done: no other user and no other capability than binding needs.
+pub struct Dropped {
+    channel: ToSupervisor,
+    grants: Vec<(Grant, Finding)>,
+}
+
+/// Phase 4 is done: only what binding needs can be done any more.
 pub struct Confined {
     channel: ToSupervisor,
-    grants: Vec<Option<Open>>,
+    unused: Unused<Finding>,
+    narrower: Option<Narrower>,
 }
 
-/// Phase 4 is done: no privilege is left, and these files are to be removed.
+/// Phase 5 is done: no privilege is left, and these files are to be removed.
 pub struct Served {
     channel: ToSupervisor,
     files: Vec<MadeFile>,
 }
 
-/// A grant that was not used yet.
-enum Open {
-    Port(Grant),
-    Path {
-        wanted: SocketFile,
-        place: Box<Result<Place, Refusal>>,
-    },
+/// What is known of a grant, beside what it says.
+enum Finding {
+    Nothing,
+    Refused(Refusal),
+    Place(Box<Place>),
 }
 
 /// The sockets of one request, in its order.
@@ -62,70 +68,66 @@ enum Open {
 struct Batch {
     sockets: Vec<OwnedFd>,
     replaced: Vec<u32>,
+    /// Made when everything else is done, so that a self-test can have it in the last phase too.
+    attempt: Option<(u32, Attempt)>,
 }
 
-/// Receives `Allow` until one seals the list.
+/// Receives the list until it is sealed.
 pub fn receive(channel: ToSupervisor) -> Result<Asked, String> {
-    let mut asked = Asked {
-        channel,
-        identity: None,
-        grants: Vec::new(),
-    };
+    let mut list = List::default();
     loop {
-        let Allow {
-            identity,
-            grants,
-            more,
-        } = match asked.channel.receive().map_err(in_words)? {
-            Some(Request::Allow(allow)) => allow,
-            Some(Request::Bind(_)) => return Err("Bind came before the list was sealed".into()),
-            None => return Err("the channel was closed before the list was sealed".into()),
-        };
-        if identity.as_ref().is_some_and(|identity| identity.uid == 0) {
-            return Err("the user to become is root".into());
-        }
-        if !asked.grants.is_empty() && identity != asked.identity {
-            return Err("two lists for different users".into());
-        }
-        if grants.len() > MOST_GRANTS || (more && grants.is_empty()) {
-            return Err(format!("a list of {} grants", grants.len()));
-        }
-        asked.identity = identity;
-        asked.grants.extend(grants);
-        if asked.grants.len() > MOST_SOCKETS {
-            return Err(format!("more than {MOST_SOCKETS} grants"));
-        }
-        if !more {
-            return Ok(asked);
+        let request = channel.receive().map_err(in_words)?;
+        let request = request.ok_or("the channel was closed before the list was sealed")?;
+        match list.with(request)? {
+            Next::More(longer) => list = longer,
+            Next::Sealed(list) => return Ok(Asked { channel, list }),
         }
     }
 }
-
-/// More sockets than a process can have open by the kernel's default (`fs.nr_open`) are a mistake.
-const MOST_SOCKETS: usize = 1 << 20;
 
 impl Asked {
     /// Opens the directories of the paths and sees whether a server is still behind an existing socket: with
     /// the launcher's rights, because nothing but the launcher's own list has been heard yet. What is wrong with a
-    /// path is answered when it is asked for.
-    pub fn look(self) -> Looked {
-        let grants = self
-            .grants
-            .into_iter()
-            .map(|grant| match grant {
-                Grant::Port { .. } => Open::Port(grant),
-                Grant::Path(wanted) => Open::Path {
-                    place: Box::new(place(&wanted.path)),
-                    wanted,
+    /// path, or with a port for this launcher, is answered when it is asked for.
+    pub fn look(self, authority: &Authority) -> Looked {
+        let look = |grant: Grant| {
+            let finding = match &grant {
+                Grant::Port {
+                    transport, port, ..
+                } => match authority.objection(*transport, *port) {
+                    Some(objection) => Finding::Refused(Refusal::Because(objection)),
+                    None => Finding::Nothing,
                 },
-            })
-            .collect();
+                Grant::Path(file) => match place(&file.path) {
+                    Ok(place) => Finding::Place(Box::new(place)),
+                    Err(refusal) => Finding::Refused(refusal),
+                },
+                Grant::Attempt(_) => Finding::Nothing,
+            };
+            (grant, finding)
+        };
+        let grants: Vec<_> = self.list.grants.into_iter().map(look).collect();
         Looked {
             channel: self.channel,
-            identity: self.identity,
+            identity: self.list.identity,
+            needed: needed_capabilities(&grants, authority),
             grants,
         }
     }
+}
+
+fn needed_capabilities(grants: &[(Grant, Finding)], authority: &Authority) -> Vec<Capability> {
+    let ports = grants.iter().any(|one| match one {
+        (Grant::Port { port, .. }, Finding::Nothing) => authority.is_needed_for(*port),
+        (Grant::Port { .. } | Grant::Path(_) | Grant::Attempt(_), _) => false,
+    });
+    [
+        (ports, Capability::CAP_NET_BIND_SERVICE),
+        (work(grants).owners, Capability::CAP_CHOWN),
+    ]
+    .into_iter()
+    .filter_map(|(needed, capability)| needed.then_some(capability))
+    .collect()
 }
 
 fn place(path: &Path) -> Result<Place, Refusal> {
@@ -138,23 +140,11 @@ fn place(path: &Path) -> Result<Place, Refusal> {
 impl Looked {
     /// For ports, root becomes the user and keeps the right to bind low ones; for paths, it stays root by number,
     /// because only root may write in their directories. One process does one of the two.
-    pub fn drop_privileges(self) -> Result<Confined, String> {
+    pub fn drop_privileges(self) -> Result<Dropped, String> {
         // A launcher without the right to bind low ports can still have high ones.
-        let keep = privileges::available(&self.needed_capabilities())
-            .map_err(|error| error.to_string())?;
-        let paths = self
-            .grants
-            .iter()
-            .any(|grant| matches!(grant, Open::Path { .. }));
-        if paths
-            && self
-                .grants
-                .iter()
-                .any(|grant| matches!(grant, Open::Port(_)))
-        {
-            // A port that root binds is root's socket for good, whoever uses it.
-            return Err("ports and paths are not for one process".into());
-        }
+        let keep = privileges::available(&self.needed).map_err(|error| error.to_string())?;
+        let is_path = |(grant, _): &(Grant, Finding)| matches!(grant, Grant::Path(_));
+        let paths = self.grants.iter().any(is_path);
         let dropped = match (&self.identity, geteuid().is_root()) {
             (None, false) if !paths => privileges::keep_only(&keep),
             (Some(_), true) if paths => privileges::stay_root_with(&keep).map(drop),
@@ -163,28 +153,60 @@ impl Looked {
             (_, false) => return Err("an ordinary user asked for what only root can do".into()),
         };
         dropped.map_err(|error| error.to_string())?;
-        Ok(Confined {
+        // The change of user may have undone it.
+        privileges::become_undumpable().map_err(|error| error.to_string())?;
+        Ok(Dropped {
             channel: self.channel,
-            grants: self.grants.into_iter().map(Some).collect(),
+            grants: self.grants,
         })
     }
+}
 
-    fn needed_capabilities(&self) -> Vec<Capability> {
-        let ports = self
-            .grants
-            .iter()
-            .any(|grant| matches!(grant, Open::Port(_)));
-        let owners = self.grants.iter().any(|grant| {
-            matches!(grant, Open::Path { wanted, .. } if wanted.uid.is_some() || wanted.gid.is_some())
-        });
-        [
-            (ports, Capability::CAP_NET_BIND_SERVICE),
-            (owners, Capability::CAP_CHOWN),
-        ]
-        .into_iter()
-        .filter_map(|(needed, capability)| needed.then_some(capability))
-        .collect()
+impl Dropped {
+    /// Takes away what the capabilities and the user still leave, and tells the supervisor what this kernel has of that.
+    pub fn confine(self) -> Result<Confined, String> {
+        let (confinement, narrower) = sandbox::confine(&work(&self.grants))?;
+        // Where the supervisor is gone by now, the next phase finds that out.
+        drop(self.channel.send(&Reply::Confined(confinement), &[]));
+        Ok(Confined {
+            channel: self.channel,
+            unused: Unused::new(self.grants),
+            narrower,
+        })
     }
+}
+
+/// What the grants need that will be used: those that are refused need nothing.
+fn work(grants: &[(Grant, Finding)]) -> Work<'_> {
+    let mut work = Work::default();
+    for (grant, finding) in grants {
+        match (grant, finding) {
+            (
+                Grant::Port {
+                    transport: Transport::Tcp,
+                    port,
+                    ..
+                },
+                Finding::Nothing,
+            ) => work.tcp_ports.push(*port),
+            (
+                Grant::Port {
+                    transport: Transport::Udp,
+                    ..
+                },
+                Finding::Nothing,
+            ) => work.udp = true,
+            (Grant::Path(file), Finding::Place(place)) => {
+                work.directories.push(place.directory());
+                work.owners |= file.uid.is_some() || file.gid.is_some();
+            }
+            (
+                Grant::Port { .. } | Grant::Path(_) | Grant::Attempt(_),
+                Finding::Nothing | Finding::Refused(_) | Finding::Place(_),
+            ) => {}
+        }
+    }
+    work
 }
 
 impl Confined {
@@ -206,43 +228,48 @@ impl Confined {
     }
 
     fn answer_all(&mut self, files: &mut Vec<MadeFile>) -> Result<(), String> {
-        while self.grants.iter().any(Option::is_some) {
-            let asks = match self.channel.receive().map_err(in_words)? {
-                Some(Request::Bind(asks)) => asks,
-                Some(Request::Allow(_)) => {
-                    return Err("Allow came after the list was sealed".into());
-                }
-                None => return Ok(()),
+        while !self.unused.is_empty() {
+            let Some(request) = self.channel.receive().map_err(in_words)? else {
+                return Ok(());
             };
-            if asks.is_empty() || asks.len() > MOST_DESCRIPTORS {
-                return Err(format!("a request for {} sockets", asks.len()));
-            }
             let mut batch = Batch::default();
-            for (number, ask) in (0..).zip(asks) {
+            for (number, ask) in (0..).zip(self.unused.asks(request)?) {
                 if let Err(refusal) = self.fulfil(number, ask, &mut batch, files)? {
-                    let reply = Reply::Refused {
-                        ask: number,
-                        refusal,
-                    };
-                    files.drain(..).for_each(|file| file.remove());
-                    return self.channel.send(&reply, &[]).map_err(in_words);
+                    return self.refuse(number, refusal, files);
                 }
             }
-            if self.grants.iter().all(Option::is_none) {
-                // Before the last answer, so that no worker can start while a capability is left.
-                privileges::keep_only(&[]).map_err(|error| error.to_string())?;
+            if self.unused.is_empty() {
+                // Before the last answer, so that no worker can start while anything is left that is not needed.
+                privileges::give_up_rest().map_err(|error| error.to_string())?;
+                if let Some(narrower) = self.narrower.take() {
+                    narrower.confine()?;
+                }
+            }
+            if let Some((number, attempt)) = batch.attempt
+                && let Err(errno) = attempt::make(attempt)
+            {
+                return self.refuse(number, errno.into(), files);
             }
             let descriptors: Vec<_> = batch.sockets.iter().map(AsFd::as_fd).collect();
-            self.channel
-                .send(
-                    &Reply::Bound {
-                        replaced: batch.replaced,
-                    },
-                    &descriptors,
-                )
-                .map_err(in_words)?;
+            let bound = Reply::Bound {
+                replaced: batch.replaced,
+            };
+            self.channel.send(&bound, &descriptors).map_err(in_words)?;
         }
         Ok(())
+    }
+
+    /// The last answer: what was made so far is not used.
+    fn refuse(
+        &mut self,
+        ask: u32,
+        refusal: Refusal,
+        files: &mut Vec<MadeFile>,
+    ) -> Result<(), String> {
+        files.drain(..).for_each(|file| file.remove());
+        self.channel
+            .send(&Reply::Refused { ask, refusal }, &[])
+            .map_err(in_words)
     }
 
     /// One ask: an answer for the supervisor inside, or the reason to end at once outside.
@@ -253,45 +280,40 @@ impl Confined {
         batch: &mut Batch,
         files: &mut Vec<MadeFile>,
     ) -> Result<Result<(), Refusal>, String> {
-        let (Ask::Port { grant, .. } | Ask::Path { grant }) = ask;
-        let open = usize::try_from(grant)
-            .ok()
-            .and_then(|grant| self.grants.get_mut(grant))
-            .and_then(Option::take)
-            .ok_or_else(|| format!("grant {grant} does not exist or was used already"))?;
-        let bound = match (open, ask) {
+        match (self.unused.take(&ask)?, ask) {
+            ((_, Finding::Refused(refusal)), _) => return Ok(Err(refusal)),
+            ((Grant::Port { transport, .. }, Finding::Nothing), Ask::Port { address, .. }) => {
+                match listener::bind(transport, address) {
+                    Ok(socket) => batch.sockets.push(socket),
+                    Err(errno) => return Ok(Err(errno.into())),
+                }
+            }
+            ((Grant::Path(wanted), Finding::Place(place)), Ask::Path { .. }) => {
+                match place.bind(wanted.mode, wanted.uid, wanted.gid) {
+                    Ok(Made {
+                        socket,
+                        file,
+                        replaced,
+                    }) => {
+                        batch.sockets.push(socket);
+                        files.push(file);
+                        batch.replaced.extend(replaced.then_some(number));
+                    }
+                    Err(refusal) => return Ok(Err(refusal)),
+                }
+            }
+            ((Grant::Attempt(attempt), Finding::Nothing), Ask::Attempt { .. }) => {
+                batch.attempt = Some((number, attempt));
+            }
             (
-                Open::Port(Grant::Port {
-                    transport,
-                    port,
-                    ip,
-                }),
-                Ask::Port { address, .. },
-            ) if address.port == port && ip.is_none_or(|ip| ip == address.ip) => {
-                listener::bind(transport, address)
-                    .map_err(Refusal::from)
-                    .map(|socket| (socket, None))
-            }
-            (Open::Path { wanted, place }, Ask::Path { .. }) => (*place)
-                .and_then(|place| place.bind(wanted.mode, wanted.uid, wanted.gid))
-                .map(
-                    |Made {
-                         socket,
-                         file,
-                         replaced,
-                     }| (socket, Some((file, replaced))),
+                (
+                    Grant::Port { .. } | Grant::Path(_) | Grant::Attempt(_),
+                    Finding::Nothing | Finding::Place(_),
                 ),
-            (Open::Port(_) | Open::Path { .. }, Ask::Port { .. } | Ask::Path { .. }) => {
-                return Err(format!("the ask is not what grant {grant} allows"));
-            }
-        };
-        Ok(bound.map(|(socket, file)| {
-            batch.sockets.push(socket);
-            if let Some((file, replaced)) = file {
-                files.push(file);
-                batch.replaced.extend(replaced.then_some(number));
-            }
-        }))
+                Ask::Port { .. } | Ask::Path { .. } | Ask::Attempt { .. },
+            ) => return Err("a grant was prepared for something else".into()),
+        }
+        Ok(Ok(()))
     }
 }
 

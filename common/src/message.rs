@@ -1,7 +1,8 @@
 //! The messages between start_server and its binder: plain data, already parsed, nothing to interpret.
 //!
-//! The order is `Allow` (while the sender is still privileged; the last one seals the list), then `Bind` with an
-//! answer each. What `Allow` did not list cannot even be named in `Bind`: an ask is an index into that list.
+//! The order is `Allow` (while the sender is still privileged; the last one seals the list), then `Confined` from the
+//! binder, then `Bind` with an answer each. What `Allow` did not list cannot even be named in `Bind`: an ask is an index
+//! into that list.
 
 use std::net::IpAddr;
 use std::path::PathBuf;
@@ -61,6 +62,32 @@ pub enum Grant {
         ip: Option<IpAddr>,
     },
     Path(SocketFile),
+    Attempt(Attempt),
+}
+
+/// Something that the binder must not be able to do. It tries to, once, where a self-test has put this into the list.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Attempt {
+    /// setresuid(2) to 0.
+    BecomeRoot,
+    /// capset(2) with every capability.
+    RaiseCapabilities,
+    /// bind(2) to a TCP port of the loopback interface that the kernel may choose.
+    BindAnotherPort,
+    /// bind(2) to a path in the root directory.
+    BindAnotherPath,
+    /// socket(2) for anything but what was asked for: netlink.
+    OpenAnotherSocket,
+    /// open(2) of a file that everybody may read.
+    OpenFile,
+    /// execve(2) of a program that everybody may run.
+    Execute,
+    /// fork(2).
+    Fork,
+    /// ptrace(2) of the parent.
+    TraceParent,
+    /// kill(2) of the parent, with no signal.
+    SignalParent,
 }
 
 /// What may be asked for later. Sent before the sender drops its privileges.
@@ -78,6 +105,7 @@ pub struct Allow {
 pub enum Ask {
     Port { grant: u32, address: Address },
     Path { grant: u32 },
+    Attempt { grant: u32 },
 }
 
 /// Everything that start_server sends.
@@ -88,15 +116,37 @@ pub enum Request {
     Bind(Vec<Ask>),
 }
 
+/// What the kernel enforces on the binder from now on, beside its user and its capabilities.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Confinement {
+    /// Any system call that it does not need ends it (seccomp(2)).
+    pub seccomp: bool,
+    /// The version of Landlock's interface that is in force (landlock(7)), 0 without Landlock.
+    pub landlock: u8,
+}
+
+impl Confinement {
+    /// The version of Landlock that has everything that is asked for: files since 1, TCP ports since 4, signals and
+    /// abstract sockets since 6.
+    pub const LANDLOCK: u8 = 6;
+
+    /// Whether nothing lacks.
+    pub fn is_whole(&self) -> bool {
+        self.seccomp && self.landlock >= Self::LANDLOCK
+    }
+}
+
 /// Everything that the binder sends.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Reply {
+    /// The list is sealed, and what is not needed for it cannot be done any more. Sent once, before anything is asked.
+    Confined(Confinement),
     /// The sockets, one descriptor for each ask in its order.
     Bound {
         /// The asks whose path held a socket that nobody served any more, and that was replaced.
         replaced: Vec<u32>,
     },
-    /// This ask could not be fulfilled, and no descriptor is passed; the binder ends.
+    /// This ask could not be fulfilled, and no descriptor is passed; the binder ends. The answer to a failed attempt.
     Refused { ask: u32, refusal: Refusal },
 }
 

@@ -97,6 +97,24 @@ pub fn stay_root_with(keep: &[Capability]) -> Result<Bounding, PrivilegeError> {
 /// may run setuid programs, as it could without us.
 pub fn keep_only(keep: &[Capability]) -> Result<(), PrivilegeError> {
     only_thread()?;
+    reduce_to(keep)
+}
+
+/// Gives up the last capabilities, in a process that has done one of the above. It opens nothing: a sandbox lets it.
+pub fn give_up_rest() -> Result<(), PrivilegeError> {
+    reduce_to(&[])
+}
+
+/// Nobody of the same user may trace this process or read its memory from now on, as long as its user stays the same.
+pub fn become_undumpable() -> Result<(), PrivilegeError> {
+    prctl::set_dumpable(false).map_err(cannot("become undumpable"))?;
+    match prctl::get_dumpable() {
+        Ok(false) => Ok(()),
+        _ => Err(PrivilegeError("undumpable did not hold".into())),
+    }
+}
+
+fn reduce_to(keep: &[Capability]) -> Result<(), PrivilegeError> {
     set_capabilities(keep)?;
     let keep: CapsHashSet = keep.iter().copied().collect();
     for (name, set, allowed) in [
@@ -138,13 +156,9 @@ fn permitted() -> Result<CapsHashSet, PrivilegeError> {
 fn confine(keep: &[Capability]) -> Result<(), PrivilegeError> {
     set_capabilities(keep)?;
     prctl::set_no_new_privs().map_err(cannot("set no_new_privs"))?;
-    // Nobody of the same user may trace this process or read its memory.
-    prctl::set_dumpable(false).map_err(cannot("become undumpable"))?;
-    match (prctl::get_no_new_privs(), prctl::get_dumpable()) {
-        (Ok(true), Ok(false)) => Ok(()),
-        _ => Err(PrivilegeError(
-            "no_new_privs or undumpable did not hold".into(),
-        )),
+    match prctl::get_no_new_privs() {
+        Ok(true) => become_undumpable(),
+        _ => Err(PrivilegeError("no_new_privs did not hold".into())),
     }
 }
 

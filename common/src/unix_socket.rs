@@ -3,7 +3,7 @@
 //! Used by the binder where only root can write, and by the supervisor where its own user can.
 
 use std::ffi::{OsStr, OsString};
-use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
 
 use nix::errno::Errno;
@@ -88,6 +88,11 @@ impl Place {
             path: path.to_owned(),
             stale,
         })
+    }
+
+    /// The directory that the socket is to be made in.
+    pub fn directory(&self) -> BorrowedFd<'_> {
+        self.directory.as_fd()
     }
 
     /// Binds a stream socket there, with exactly these permission bits and owners; it does not listen yet.

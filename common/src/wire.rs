@@ -10,7 +10,7 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 
 /// Both programs are installed together; this catches an upgrade that replaced only one of them.
-const VERSION: u8 = 1;
+const VERSION: u8 = 2;
 
 /// The largest datagram, in bytes.
 pub const LARGEST: usize = 64 * 1024;
@@ -170,7 +170,7 @@ mod tests {
         datagram[0] = VERSION + 1;
         assert_eq!(
             decode::<Request>(&datagram).unwrap_err().to_string(),
-            "a message of version 2, not 1: start_server and start_server-binder differ"
+            "a message of version 3, not 2: start_server and start_server-binder differ"
         );
     }
 

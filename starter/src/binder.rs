@@ -2,11 +2,14 @@
 
 use std::os::fd::OwnedFd;
 use std::os::unix::fs::MetadataExt;
+use std::os::unix::process::ExitStatusExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
 
 use common::channel::Channel;
-use common::message::{Allow, Ask, Grant, Identity, MOST_GRANTS, Refusal, Reply, Request};
+use common::message::{
+    Allow, Ask, Confinement, Grant, Identity, MOST_GRANTS, Refusal, Reply, Request,
+};
 use common::trusted_path::{Trust, open_directory};
 use nix::unistd::Pid;
 
@@ -72,29 +75,47 @@ impl Binder {
         }
     }
 
+    /// What confines it from now on: its first message, before anything is asked.
+    pub fn confinement(&mut self) -> Result<Confinement, Failure> {
+        match self.receive()? {
+            (Reply::Confined(confinement), _) => Ok(confinement),
+            (Reply::Bound { .. } | Reply::Refused { .. }, _) => {
+                Err(channel_failed("it answered before it was asked"))
+            }
+        }
+    }
+
     /// Asks for at most `MOST_DESCRIPTORS` sockets.
     pub fn bind(&mut self, asks: Vec<Ask>) -> Result<Answer, Failure> {
         let wanted = asks.len();
         // Where the binder has ended already, its last answer or its exit status says more than this error.
         drop(self.channel.send(&Request::Bind(asks), &[]));
-        match self
-            .channel
-            .receive_with_descriptors()
-            .map_err(channel_failed)?
-        {
-            Some((Reply::Bound { replaced }, sockets)) if sockets.len() == wanted => {
+        match self.receive()? {
+            (Reply::Bound { replaced }, sockets) if sockets.len() == wanted => {
                 Ok(Answer::Sockets { sockets, replaced })
             }
-            Some((Reply::Bound { .. }, sockets)) => Err(channel_failed(format!(
+            (Reply::Bound { .. }, sockets) => Err(channel_failed(format!(
                 "{} sockets came instead of {wanted}",
                 sockets.len()
             ))),
-            Some((Reply::Refused { ask, refusal }, _)) => Ok(Answer::Refused { ask, refusal }),
-            None => {
-                self.channel.hang_up();
-                let ended = self.child.wait().map_err(channel_failed)?;
-                Err(channel_failed(format!("it ended too early, {ended}")))
-            }
+            (Reply::Refused { ask, refusal }, _) => Ok(Answer::Refused { ask, refusal }),
+            (Reply::Confined(_), _) => Err(channel_failed("it said twice what confines it")),
+        }
+    }
+
+    fn receive(&mut self) -> Result<(Reply, Vec<OwnedFd>), Failure> {
+        let received = self.channel.receive_with_descriptors();
+        if let Some(message) = received.map_err(channel_failed)? {
+            return Ok(message);
+        }
+        self.channel.hang_up();
+        let ended = self.child.wait().map_err(channel_failed)?;
+        let failure = channel_failed(format!("it ended too early, {ended}"));
+        match ended.signal() {
+            Some(libc::SIGSYS) => Err(failure.hint(
+                "its sandbox knows no such system call: please report the version of the C library",
+            )),
+            _ => Err(failure),
         }
     }
 

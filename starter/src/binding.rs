@@ -24,6 +24,7 @@ use nix::sys::stat::Mode;
 use nix::unistd::Pid;
 
 use crate::binder::{Answer, Binder, channel_failed};
+use crate::confinement::{self, OfBinder};
 use crate::failure::{self, Failure};
 use crate::identity;
 use crate::listen_spec::{Host, PathSpec, PortSpec, printable};
@@ -107,6 +108,8 @@ pub struct Listener {
 pub struct Bound {
     pub listeners: Vec<Listener>,
     pub files: SocketFiles,
+    /// What confines, or confined, those who bound it.
+    pub binders: Vec<OfBinder>,
 }
 
 /// The socket files, removed by whoever made them.
@@ -269,15 +272,25 @@ impl Prepared {
 
 impl Resolved {
     /// Binds everything, in the order of `SERVER_STARTER_PORT`; all of it listens afterwards. The binder of the ports
-    /// is gone when this returns.
-    pub fn bind(self, backlog: i32, open_files: OpenFiles) -> Result<Bound, Failure> {
+    /// is gone when this returns. Binders that this kernel cannot confine fully are not asked if `strict`.
+    pub fn bind(self, backlog: i32, strict: bool, open_files: OpenFiles) -> Result<Bound, Failure> {
         let Resolved {
             sockets,
             port_asks,
             file_asks,
-            port_binder,
-            file_binder,
+            mut port_binder,
+            mut file_binder,
         } = self;
+        let mut confinements = Vec::new();
+        let mut binders = Vec::new();
+        for (makes, binder) in [("ports", &mut port_binder), ("paths", &mut file_binder)] {
+            if let Some(binder) = binder {
+                let confinement = binder.confinement()?;
+                confinements.push(confinement);
+                binders.push(OfBinder::new(makes, confinement));
+            }
+        }
+        confinement::judge(&confinements, strict)?;
         let mut files = SocketFiles {
             ours: Vec::new(),
             binder: file_binder,
@@ -311,7 +324,11 @@ impl Resolved {
             }
         }
         let listeners = numbered(sockets, made, backlog, open_files)?;
-        Ok(Bound { listeners, files })
+        Ok(Bound {
+            listeners,
+            files,
+            binders,
+        })
     }
 }
 

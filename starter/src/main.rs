@@ -3,6 +3,7 @@
 mod binder;
 mod binding;
 mod client;
+mod confinement;
 mod daemon;
 mod environment;
 mod failure;
@@ -34,6 +35,7 @@ use nix::errno::Errno;
 use nix::unistd::getpid;
 
 use crate::binding::{Bound, Plan};
+use crate::confinement::{InForce, OfSupervisor};
 use crate::daemon::{Side, Waiting};
 use crate::environment::Environment;
 use crate::failure::Failure;
@@ -111,7 +113,7 @@ fn start(mut options: Options, waiting: &mut Option<Waiting>) -> Result<Outcome,
     let prepared = Plan::new(ports, paths, identity.clone())?.start_binders(open_files)?;
     let own_session =
         identity.is_some() && terminal::keep_from_user().map_err(cannot_keep_terminal)?;
-    drop_privileges(identity.as_ref(), &options)?;
+    let supervisor = drop_privileges(identity.as_ref(), &options)?;
 
     log::say(Notice::StartingNow(getpid()));
     let resolved = prepared.resolve()?;
@@ -122,9 +124,20 @@ fn start(mut options: Options, waiting: &mut Option<Waiting>) -> Result<Outcome,
         .as_deref()
         .map(|path| PidFile::lock(path, std::process::id()))
         .transpose()?;
-    let Bound { listeners, files } = resolved.bind(options.backlog, open_files)?;
+    let Bound {
+        listeners,
+        files,
+        binders,
+    } = resolved.bind(options.backlog, options.strict, open_files)?;
     fd_env::prepare(&listeners, &options.fd_env)?;
-    let status_file = StatusFile::create(&options, &listeners)?;
+    let status_file = StatusFile::create(
+        &options,
+        &listeners,
+        InForce {
+            supervisor,
+            binders,
+        },
+    )?;
     let log = Log::open(options.log_file.as_ref(), !options.daemonize)?;
     let one = NonZeroU32::MIN;
     let settings = Settings {
@@ -182,15 +195,16 @@ fn cannot_keep_terminal(error: io::Error) -> Failure {
 }
 
 /// From here on there is nothing to regain, and no worker can inherit anything.
-fn drop_privileges(identity: Option<&Identity>, options: &Options) -> Result<(), Failure> {
+fn drop_privileges(
+    identity: Option<&Identity>,
+    options: &Options,
+) -> Result<OfSupervisor, Failure> {
     let cannot = |error| Failure::failed(format!("cannot drop privileges: {error}"));
-    let bounding = match identity {
-        Some(identity) => privileges::become_user(identity, &[]).map_err(cannot)?,
-        None => {
-            privileges::keep_only(&[]).map_err(cannot)?;
-            Bounding::Empty
-        }
+    let Some(identity) = identity else {
+        privileges::keep_only(&[]).map_err(cannot)?;
+        return Ok(OfSupervisor::ORDINARY);
     };
+    let bounding = privileges::become_user(identity, &[]).map_err(cannot)?;
     match (bounding, options.strict) {
         (Bounding::Empty, _) => {}
         (Bounding::Kept, false) => log::say(Notice::BoundingSetKept),
@@ -200,5 +214,5 @@ fn drop_privileges(identity: Option<&Identity>, options: &Options) -> Result<(),
             ));
         }
     }
-    Ok(())
+    Ok(OfSupervisor::dropped(bounding))
 }

@@ -10,6 +10,7 @@ use nix::errno::Errno;
 use nix::sys::signal::Signal;
 use nix::unistd::Pid;
 
+use crate::confinement::Lack;
 use crate::failure::Failure;
 
 /// Why a worker does not run the server program.
@@ -117,6 +118,7 @@ pub enum Notice {
     },
     BinderDied,
     BoundingSetKept,
+    Unconfined(Lack),
     /// A sentence of its own about something that is left out.
     Complaint(String),
     LinesLost(u64),
@@ -352,6 +354,10 @@ impl fmt::Display for Notice {
             }
             Notice::BinderDied => f.write_str(
                 "start_server: the binder died; its socket files will not be removed at the end",
+            ),
+            Notice::Unconfined(lack) => write!(
+                f,
+                "start_server: cannot confine the binder fully: {lack} cannot be had here"
             ),
             Notice::BoundingSetKept => f.write_str(
                 "start_server: cannot empty the capability bounding set: CAP_SETPCAP is missing; \

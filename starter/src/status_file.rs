@@ -16,6 +16,7 @@ use nix::fcntl::OFlag;
 use serde::Serialize;
 
 use crate::binding::Listener;
+use crate::confinement::InForce;
 use crate::failure::{self, Failure};
 use crate::generations::{Counters, Decision, Departed, Generation, Generations, State, Verdict};
 use crate::log;
@@ -61,6 +62,7 @@ enum Place {
 struct Fixed {
     supervisor: SupervisorView,
     options: OptionsView,
+    confinement: InForce,
     listeners: Vec<ListenerView>,
 }
 
@@ -162,7 +164,11 @@ impl StatusFile {
     ///
     /// # Errors
     /// When something is there that is no status file (it stays as it is), or nothing can be written.
-    pub fn create(options: &Options, listeners: &[Listener]) -> Result<StatusFile, Failure> {
+    pub fn create(
+        options: &Options,
+        listeners: &[Listener],
+        confinement: InForce,
+    ) -> Result<StatusFile, Failure> {
         let lines = options.status_file.as_deref();
         let stale = lines
             .map(|path| refuse_foreign(path, is_status_lines))
@@ -170,7 +176,7 @@ impl StatusFile {
         let mut status = StatusFile {
             lines: lines.map(|path| Replaced::new(path.to_owned())),
             json: Vec::new(),
-            fixed: Fixed::new(options, listeners),
+            fixed: Fixed::new(options, listeners, confinement),
             retry_at: None,
         };
         let text = status.json_text(None);
@@ -492,7 +498,7 @@ impl Clock {
 }
 
 impl Fixed {
-    fn new(options: &Options, listeners: &[Listener]) -> Fixed {
+    fn new(options: &Options, listeners: &[Listener], confinement: InForce) -> Fixed {
         let text = |path: &PathBuf| path.display().to_string();
         let now = Instant::now();
         Fixed {
@@ -520,6 +526,7 @@ impl Fixed {
                 user: options.user.clone(),
                 group: options.group.clone(),
             },
+            confinement,
             listeners: listeners
                 .iter()
                 .map(|one| ListenerView {

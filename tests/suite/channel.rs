@@ -27,7 +27,9 @@ use nix::sys::socket::{
 use nix::sys::stat::Mode;
 use nix::unistd::{Pid, Uid, mkfifo, pipe2};
 
-use crate::launch::{RootFolder, as_ordinary_user, install, launch_program, ordinary_folder};
+use crate::launch::{
+    Launched, RootFolder, as_ordinary_user, install, launch_program, ordinary_folder,
+};
 
 /// A binder with the test as its supervisor. Dropping it kills it.
 struct Peer {
@@ -135,10 +137,16 @@ impl Peer {
         let _ = sendmsg::<()>(socket, &slices, none, MsgFlags::MSG_NOSIGNAL, None);
     }
 
+    /// The answer to a request, after what the binder says by itself.
     #[track_caller]
     fn answer(&self) -> (Reply, Vec<OwnedFd>) {
-        let answer = self.channel.receive_with_descriptors();
-        answer.expect("no answer").expect("the binder ended")
+        loop {
+            let answer = self.channel.receive_with_descriptors();
+            match answer.expect("no answer").expect("the binder ended") {
+                (Reply::Confined(_), sockets) => assert!(sockets.is_empty()),
+                answer => return answer,
+            }
+        }
     }
 
     /// Its end while the channel is open: it has ended by its own decision, and sent nothing.
@@ -146,7 +154,10 @@ impl Peer {
     fn end(mut self) -> End {
         let end = wait_for_end(&mut self.child);
         // What we sent and it did not read makes this an error instead of the end.
-        if let Ok(Some((reply, sockets))) = self.channel.receive_with_descriptors() {
+        while let Ok(Some((reply, sockets))) = self.channel.receive_with_descriptors() {
+            if matches!(reply, Reply::Confined(_)) {
+                continue;
+            }
             panic!(
                 "it has answered {reply:?} with {} descriptors",
                 sockets.len()
@@ -281,13 +292,13 @@ fn malformed(valid: &[u8]) -> Vec<(Vec<u8>, &'static str)> {
         (valid[..valid.len() - 1].to_vec(), "not a message: "),
         (valid[..1].to_vec(), "not a message: "),
         (longer, "a message with 1 bytes left over"),
-        (of_version(0), "a message of version 0, not 1"),
-        (of_version(2), "a message of version 2, not 1"),
-        (vec![1, 2], "not a message: "),
-        (vec![1, 250], "not a message: "),
+        (of_version(0), "a message of version 0, not 2"),
+        (of_version(3), "a message of version 3, not 2"),
+        (vec![2, 2], "not a message: "),
+        (vec![2, 250], "not a message: "),
         // A list of 2^63 entries.
         (
-            vec![1, 1, 253, 0, 0, 0, 0, 0, 0, 0, 0x80],
+            vec![2, 1, 253, 0, 0, 0, 0, 0, 0, 0, 0x80],
             "not a message: ",
         ),
         (oversized(wire::LARGEST), "a message with "),
@@ -561,7 +572,7 @@ fn random_bytes_never_make_the_binder_panic() {
         let mut bytes: Vec<u8> = (0..length).map(|_| random.byte()).collect();
         // Mostly of the right version, else nothing behind it is ever looked at.
         if round % 8 != 0 {
-            bytes[0] = 1;
+            bytes[0] = 2;
         }
         // Half of them with a variant that exists.
         if round % 3 != 0 && bytes.len() > 1 {
@@ -960,11 +971,11 @@ fn a_broken_binder_is_one_clear_line_and_no_worker() {
         ("exits without an answer", vec![too_early("")]),
         (
             "answers garbage",
-            vec!["a message of version 103, not 1".to_owned()],
+            vec!["a message of version 103, not 2".to_owned()],
         ),
         (
             "answers of another version",
-            vec!["a message of version 2, not 1".to_owned()],
+            vec!["a message of version 3, not 2".to_owned()],
         ),
         ("answers half", vec!["not a message: ".to_owned()]),
         (
@@ -982,6 +993,14 @@ fn a_broken_binder_is_one_clear_line_and_no_worker() {
         (
             "refuses what was not asked for",
             vec!["it refused what was not asked for".to_owned()],
+        ),
+        (
+            "answers before it is asked",
+            vec!["it answered before it was asked".to_owned()],
+        ),
+        (
+            "says twice what confines it",
+            vec!["it said twice what confines it".to_owned()],
         ),
         (
             // It may be gone before or after what it does not read.
@@ -1091,4 +1110,54 @@ fn the_first_worker_starts_after_the_binder_has_ended() {
     );
     drop(release);
     launched.wait_for_report();
+}
+
+/// Starts a server beside a binder whose kernel has only this of the sandbox.
+fn launch_beside(mode: &str, options: &[&str]) -> (Folder, Launched) {
+    let folder = install_beside(mode);
+    let program = folder.path().join("start_server");
+    let port = format!("--port=127.0.0.1:{}", ports::tcp());
+    let worker = programs::worker();
+    let worker = ["--", worker.to_str().expect("UTF-8"), "--report=report"];
+    let arguments = [&[port.as_str()], options, &worker].concat();
+    let launched = launch_program(as_ordinary_user(), &program, &arguments);
+    (folder, launched)
+}
+
+const HALF: [(&str, &str); 2] = [
+    ("has no sandbox", "seccomp filters and Landlock"),
+    ("has half a sandbox", "Landlock's rules for signals"),
+];
+
+#[test]
+fn a_sandbox_that_lacks_something_is_said_once() {
+    if !is_ours() {
+        return;
+    }
+    for (mode, lack) in HALF {
+        let (_folder, launched) = launch_beside(mode, &[]);
+        launched.wait_for_report();
+        let line =
+            format!("start_server: cannot confine the binder fully: {lack} cannot be had here");
+        let log = launched.log();
+        let said = log.lines().filter(|it| it.contains("confine"));
+        assert_eq!(said.collect::<Vec<_>>(), [line]);
+    }
+}
+
+#[test]
+fn strict_refuses_a_sandbox_that_lacks_something() {
+    if !is_ours() {
+        return;
+    }
+    for (mode, lack) in HALF {
+        let (_folder, mut launched) = launch_beside(mode, &["--strict"]);
+        assert_eq!(launched.wait_exit(), 1, "{}", launched.log());
+        let line = format!(
+            "start_server: cannot confine the binder: {lack} cannot be had here, and --strict is given"
+        );
+        let log = launched.log();
+        assert!(log.lines().any(|it| it == line), "{log}");
+        assert!(!log.contains("starting new worker"), "{log}");
+    }
 }

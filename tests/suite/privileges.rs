@@ -311,6 +311,8 @@ fn a_lasting_binder_has_no_capability_and_nothing_open_but_its_directory() {
     assert!(status.groups.is_empty(), "{status:?}");
     assert_eq!(status.capabilities(), NONE);
     assert!(status.no_new_privs);
+    // The sandbox of the time when it made the socket, and a narrower one.
+    assert_eq!((status.seccomp, status.seccomp_filters), (2, 2));
     let mut open = proc::descriptors(binder);
     let channel = open.remove(&0).expect("no channel");
     assert!(channel.starts_with("socket:["), "{channel}");
@@ -324,6 +326,40 @@ fn a_lasting_binder_has_no_capability_and_nothing_open_but_its_directory() {
         fs::read_link(format!("/proc/{binder}/cwd")).expect("no cwd"),
         Path::new("/")
     );
+}
+
+#[test]
+fn the_status_file_says_what_is_in_force() {
+    if !can_drop() {
+        return;
+    }
+    let folder = RootFolder::new();
+    let server = for_nobody()
+        .port(ports::low())
+        .option(format!("--path={}", folder.join("socket")))
+        .status_file()
+        .start();
+    server.wait_for_service(1);
+    let json = server.folder().join("status.json");
+    let text = fs::read_to_string(json).expect("cannot read the status file");
+    let status: serde_json::Value = serde_json::from_str(&text).expect("not JSON");
+    let whole = |makes| serde_json::json!({"makes": makes, "seccomp": true, "landlock": 6});
+    let expected = serde_json::json!({
+        "supervisor": {"no_new_privs": true, "bounding_set_empty": true},
+        "binders": [whole("ports"), whole("paths")],
+    });
+    assert_eq!(status["confinement"], expected);
+    let mut ordinary = Server::setup().port(ports::tcp()).status_file().start();
+    ordinary.wait_for_service(1);
+    let json = ordinary.folder().join("status.json");
+    let text = fs::read_to_string(json).expect("cannot read the status file");
+    let status: serde_json::Value = serde_json::from_str(&text).expect("not JSON");
+    let expected = serde_json::json!({
+        "supervisor": {"no_new_privs": false, "bounding_set_empty": false},
+        "binders": [whole("ports")],
+    });
+    assert_eq!(status["confinement"], expected);
+    assert!(ordinary.stop().success());
 }
 
 #[test]

@@ -15,7 +15,7 @@ use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::{env, io};
 
 use common::channel::Channel;
-use common::message::{Ask, Refusal, Reply, Request};
+use common::message::{Ask, Confinement, Refusal, Reply, Request};
 use nix::sys::socket::{MsgFlags, send};
 
 fn main() {
@@ -27,8 +27,16 @@ fn main() {
     }
     let channel: Channel<Reply, Request> = Channel::from_socket(inherited()).expect("no channel");
     channel.receive().expect("no list");
-    if mode == "exits after the list" {
-        return;
+    match mode.as_str() {
+        "exits after the list" => return,
+        "answers before it is asked" => {
+            let nothing = Vec::new();
+            let reply = Reply::Bound { replaced: nothing };
+            return channel.send(&reply, &[]).expect("cannot send");
+        }
+        "has no sandbox" => confined(&channel, false, 0),
+        "has half a sandbox" => confined(&channel, true, 4),
+        _ => confined(&channel, true, Confinement::LANDLOCK),
     }
     let asks = match channel.receive() {
         Ok(Some(Request::Bind(asks))) => asks,
@@ -41,9 +49,9 @@ fn main() {
     match mode.as_str() {
         "exits without an answer" => {}
         "answers garbage" => send_bytes(&channel, b"garbage"),
-        "answers of another version" => send_bytes(&channel, &[2, 0, 0]),
-        "answers half" => send_bytes(&channel, &[1, 1]),
-        "answers too much" => send_bytes(&channel, &[1, 0, 0, 0]),
+        "answers of another version" => send_bytes(&channel, &[3, 0, 0]),
+        "answers half" => send_bytes(&channel, &[2, 2]),
+        "answers too much" => send_bytes(&channel, &[2, 1, 0, 0]),
         "sends no socket" => channel.send(&bound(), &[]).expect("cannot send"),
         "sends a socket too much" => {
             let twice: Vec<BorrowedFd<'_>> =
@@ -61,6 +69,11 @@ fn main() {
             let reply = Reply::Refused { ask: 7, refusal };
             channel.send(&reply, &[]).expect("cannot send");
         }
+        "has no sandbox" | "has half a sandbox" => {
+            let bound_all: Vec<BorrowedFd<'_>> = sockets.iter().map(AsFd::as_fd).collect();
+            channel.send(&bound(), &bound_all).expect("cannot send");
+        }
+        "says twice what confines it" => confined(&channel, true, Confinement::LANDLOCK),
         // Nothing wrong but the time that it takes.
         "stays until it is released" => {
             let bound_all: Vec<BorrowedFd<'_>> = sockets.iter().map(AsFd::as_fd).collect();
@@ -71,12 +84,18 @@ fn main() {
     }
 }
 
+fn confined(channel: &Channel<Reply, Request>, seccomp: bool, landlock: u8) {
+    let confinement = Confinement { seccomp, landlock };
+    // Whoever does not like it may have closed the channel.
+    drop(channel.send(&Reply::Confined(confinement), &[]));
+}
+
 fn bind(ask: &Ask) -> OwnedFd {
     match ask {
         Ask::Port { address, .. } => TcpListener::bind((address.ip, address.port))
             .expect("cannot bind")
             .into(),
-        Ask::Path { .. } => panic!("only ports"),
+        Ask::Path { .. } | Ask::Attempt { .. } => panic!("only ports"),
     }
 }
 

@@ -1,0 +1,66 @@
+//! What a self-test has this process try, to show that it cannot. Each is harmless where it succeeds.
+
+use std::net::{Ipv4Addr, SocketAddrV4};
+use std::os::fd::AsRawFd;
+
+use caps::{CapSet, CapsHashSet};
+use common::message::Attempt;
+use nix::errno::Errno;
+use nix::fcntl::{OFlag, open};
+use nix::sys::ptrace;
+use nix::sys::signal::kill;
+use nix::sys::socket::{AddressFamily, SockFlag, SockType, SockaddrIn, UnixAddr, bind, socket};
+use nix::sys::stat::Mode;
+use nix::unistd::{ForkResult, Uid, execv, getpid, getppid, setresuid, unlink};
+
+/// Tries it. `Ok` is what must not be; and where a sandbox does not just refuse, this does not return.
+pub fn make(attempt: Attempt) -> nix::Result<()> {
+    let root = Uid::from_raw(0);
+    match attempt {
+        Attempt::BecomeRoot => setresuid(root, root, root),
+        Attempt::RaiseCapabilities => {
+            let every: CapsHashSet = caps::all();
+            caps::set(None, CapSet::Permitted, &every).map_err(|_| Errno::EPERM)
+        }
+        Attempt::BindAnotherPort => {
+            let any = SockaddrIn::from(SocketAddrV4::new(Ipv4Addr::LOCALHOST, 0));
+            bind(open_socket(AddressFamily::Inet)?.as_raw_fd(), &any)
+        }
+        Attempt::BindAnotherPath => {
+            let path = format!("/start_server-self-test-{}", getpid());
+            let socket = open_socket(AddressFamily::Unix)?;
+            bind(socket.as_raw_fd(), &UnixAddr::new(path.as_str())?)?;
+            unlink(path.as_str())
+        }
+        Attempt::OpenAnotherSocket => open_socket(AddressFamily::Netlink).map(drop),
+        Attempt::OpenFile => open(
+            "/etc/passwd",
+            OFlag::O_RDONLY | OFlag::O_CLOEXEC,
+            Mode::empty(),
+        )
+        .map(drop),
+        Attempt::Execute => execv::<&std::ffi::CStr>(c"/bin/true", &[c"true"]).map(drop),
+        Attempt::Fork => fork(),
+        // Unlike PTRACE_ATTACH it does not stop the parent where it succeeds.
+        Attempt::TraceParent => ptrace::seize(getppid(), ptrace::Options::empty()),
+        Attempt::SignalParent => kill(getppid(), None),
+    }
+}
+
+fn open_socket(family: AddressFamily) -> nix::Result<std::os::fd::OwnedFd> {
+    let kind = match family {
+        AddressFamily::Netlink => SockType::Raw,
+        _ => SockType::Stream,
+    };
+    socket(family, kind, SockFlag::SOCK_CLOEXEC, None)
+}
+
+#[expect(unsafe_code, reason = "a self-test tries what a sandbox must refuse")]
+fn fork() -> nix::Result<()> {
+    // SAFETY: this process has one thread, and the child ends at once without running anything of it.
+    match unsafe { nix::unistd::fork() }? {
+        ForkResult::Parent { .. } => Ok(()),
+        // SAFETY: _exit(2) only ends the process.
+        ForkResult::Child => unsafe { libc::_exit(0) },
+    }
+}

@@ -1,0 +1,375 @@
+//! What the kernel is to refuse from the drop on, as tables: seccomp(2) and landlock(7).
+//!
+//! A system call that is not in the table ends the process. Where a kernel lacks one of the two, the supervisor is told;
+//! it decides whether that will do.
+
+use std::collections::BTreeMap;
+use std::os::fd::BorrowedFd;
+
+use common::message::Confinement;
+use landlock::{
+    ABI, Access, AccessFs, AccessNet, BitFlags, LandlockStatus, NetPort, PathBeneath, Ruleset,
+    RulesetAttr, RulesetCreated, RulesetCreatedAttr, RulesetStatus, Scope,
+};
+use nix::errno::Errno;
+use seccompiler::{
+    BpfProgram, SeccompAction, SeccompCmpArgLen, SeccompCmpOp, SeccompCondition, SeccompFilter,
+    SeccompRule, TargetArch,
+};
+
+/// What the process has to do yet.
+#[derive(Default)]
+pub struct Work<'a> {
+    pub tcp_ports: Vec<u16>,
+    pub udp: bool,
+    /// Where socket files are to be made, and removed at the end.
+    pub directories: Vec<BorrowedFd<'a>>,
+    /// Whether these files get another owner.
+    pub owners: bool,
+}
+
+/// The second layers, for the process that only waits: ready to be put over the first ones.
+pub struct Narrower {
+    ruleset: RulesetCreated,
+    filter: Option<BpfProgram>,
+}
+
+/// Confines the process to this work for good. A second, narrower confinement is for after the work, where files are to be
+/// removed then.
+///
+/// # Errors
+/// Anything but a kernel that does not have it.
+pub fn confine(work: &Work<'_>) -> Result<(Confinement, Option<Narrower>), String> {
+    let lasts = !work.directories.is_empty();
+    let binding = ruleset(work, AccessFs::MakeSock | AccessFs::RemoveFile)?;
+    let waiting = lasts
+        .then(|| ruleset(&work.afterwards(), AccessFs::RemoveFile.into()))
+        .transpose()?;
+    let landlock = restrict(binding)?;
+    let seccomp = install(program(&binding_calls(work))?.as_ref())?;
+    let narrower = match waiting {
+        Some(ruleset) => Some(Narrower {
+            ruleset,
+            filter: program(&WAITING.concat())?.filter(|_| seccomp),
+        }),
+        None => None,
+    };
+    Ok((Confinement { seccomp, landlock }, narrower))
+}
+
+impl Narrower {
+    /// From here on nothing can be done but to answer once, to wait, and to remove files.
+    pub fn confine(self) -> Result<(), String> {
+        restrict(self.ruleset)?;
+        install(self.filter.as_ref()).map(drop)
+    }
+}
+
+impl<'a> Work<'a> {
+    /// What is left when everything is bound.
+    fn afterwards(&self) -> Work<'a> {
+        Work {
+            tcp_ports: Vec::new(),
+            udp: false,
+            directories: self.directories.clone(),
+            owners: false,
+        }
+    }
+}
+
+/// The newest interface of the kernel that is asked for: what comes later is neither needed nor known.
+const LANDLOCK: ABI = ABI::V6;
+const _: () = assert!(LANDLOCK as u8 == Confinement::LANDLOCK);
+
+/// No file, no port, no signal to a process outside, no abstract socket outside; but the ports of the work, and this in
+/// its directories.
+fn ruleset(work: &Work<'_>, in_directories: BitFlags<AccessFs>) -> Result<RulesetCreated, String> {
+    let build = || {
+        let mut ruleset = Ruleset::default()
+            .handle_access(AccessFs::from_all(LANDLOCK))?
+            .handle_access(AccessNet::from_all(LANDLOCK))?
+            .scope(Scope::from_all(LANDLOCK))?
+            .create()?;
+        for port in &work.tcp_ports {
+            ruleset = ruleset.add_rule(NetPort::new(*port, AccessNet::BindTcp))?;
+        }
+        for directory in &work.directories {
+            ruleset = ruleset.add_rule(PathBeneath::new(*directory, in_directories))?;
+        }
+        Ok(ruleset)
+    };
+    build().map_err(|error: landlock::RulesetError| format!("cannot set Landlock up: {error}"))
+}
+
+/// The version that is in force, 0 where the kernel has none.
+fn restrict(ruleset: RulesetCreated) -> Result<u8, String> {
+    let status = ruleset
+        .restrict_self()
+        .map_err(|error| format!("cannot be confined by Landlock: {error}"))?;
+    // It succeeds as well where nothing is enforced.
+    match (status.ruleset, status.landlock) {
+        (RulesetStatus::NotEnforced, _) => Ok(0),
+        (_, LandlockStatus::Available { effective_abi, .. }) => {
+            Ok(effective_abi.min(LANDLOCK) as u8)
+        }
+        (_, LandlockStatus::NotEnabled | LandlockStatus::NotImplemented) => Ok(0),
+    }
+}
+
+/// Whether the kernel took it. Nothing to install is a machine for which no filter can be made.
+fn install(filter: Option<&BpfProgram>) -> Result<bool, String> {
+    let Some(filter) = filter else {
+        return Ok(false);
+    };
+    match seccompiler::apply_filter(filter) {
+        Ok(()) => Ok(true),
+        Err(seccompiler::Error::Seccomp(error)) if lacks(&error) => Ok(false),
+        Err(error) => Err(format!("cannot be confined by seccomp: {error}")),
+    }
+}
+
+/// A kernel without seccomp, or a container or unit that keeps everybody from it.
+fn lacks(error: &std::io::Error) -> bool {
+    [Errno::ENOSYS, Errno::EINVAL, Errno::EPERM, Errno::EACCES]
+        .iter()
+        .any(|errno| error.raw_os_error() == Some(*errno as i32))
+}
+
+/// A system call that may be made, with what its arguments must be.
+#[derive(Clone, Copy)]
+struct Call {
+    number: libc::c_long,
+    arguments: &'static [Argument],
+}
+
+#[derive(Clone, Copy)]
+enum Argument {
+    /// Of 32 bits: the number of the argument, and its value.
+    Is(u8, libc::c_int),
+    /// None of these bits is set.
+    Lacks(u8, libc::c_int),
+}
+
+use Argument::{Is, Lacks};
+
+const fn call(number: libc::c_long, arguments: &'static [Argument]) -> Call {
+    Call { number, arguments }
+}
+
+const CHANNEL: libc::c_int = 0;
+const STDERR: libc::c_int = 2;
+
+/// In every phase.
+const ALWAYS: &[Call] = &[
+    // The answer.
+    call(libc::SYS_sendmsg, &[Is(0, CHANNEL)]),
+    // What was wrong, in one line.
+    call(libc::SYS_write, &[Is(0, STDERR)]),
+    // Sockets that were sent, and the channel.
+    call(libc::SYS_close, &[]),
+    // Before that, in builds with debug assertions, the standard library looks whether it is open.
+    #[cfg(debug_assertions)]
+    call(libc::SYS_fcntl, &[Is(1, libc::F_GETFD)]),
+    // The allocator. Nothing that can be written is ever executed.
+    call(libc::SYS_brk, &[]),
+    call(libc::SYS_mmap, &[Lacks(2, libc::PROT_EXEC)]),
+    call(libc::SYS_munmap, &[]),
+    call(libc::SYS_mremap, &[]),
+    call(libc::SYS_madvise, &[]),
+    // The end: the standard library puts the stack for its handlers away.
+    call(libc::SYS_sigaltstack, &[]),
+    call(libc::SYS_exit_group, &[]),
+];
+
+/// While requests are answered.
+const SERVING: &[Call] = &[
+    // Requests.
+    call(libc::SYS_recvmsg, &[Is(0, CHANNEL)]),
+    call(libc::SYS_bind, &[]),
+    // Capabilities, which can only be given up: the last ones are, before the last answer.
+    call(libc::SYS_capget, &[]),
+    call(libc::SYS_capset, &[]),
+    call(
+        libc::SYS_prctl,
+        &[
+            Is(0, libc::PR_CAP_AMBIENT),
+            Is(1, libc::PR_CAP_AMBIENT_CLEAR_ALL),
+        ],
+    ),
+];
+
+/// Where a TCP port is asked for. The protocol is the default one: MPTCP is not confined to ports.
+const TCP: &[Call] = &[
+    call(
+        libc::SYS_socket,
+        &[
+            Is(0, libc::AF_INET),
+            Is(1, libc::SOCK_STREAM | libc::SOCK_CLOEXEC),
+            Is(2, 0),
+        ],
+    ),
+    call(
+        libc::SYS_socket,
+        &[
+            Is(0, libc::AF_INET6),
+            Is(1, libc::SOCK_STREAM | libc::SOCK_CLOEXEC),
+            Is(2, 0),
+        ],
+    ),
+    call(
+        libc::SYS_setsockopt,
+        &[Is(1, libc::SOL_SOCKET), Is(2, libc::SO_REUSEADDR)],
+    ),
+    call(
+        libc::SYS_setsockopt,
+        &[Is(1, libc::IPPROTO_IPV6), Is(2, libc::IPV6_V6ONLY)],
+    ),
+];
+
+/// Where a UDP port is asked for.
+const UDP: &[Call] = &[
+    call(
+        libc::SYS_socket,
+        &[
+            Is(0, libc::AF_INET),
+            Is(1, libc::SOCK_DGRAM | libc::SOCK_CLOEXEC),
+            Is(2, 0),
+        ],
+    ),
+    call(
+        libc::SYS_socket,
+        &[
+            Is(0, libc::AF_INET6),
+            Is(1, libc::SOCK_DGRAM | libc::SOCK_CLOEXEC),
+            Is(2, 0),
+        ],
+    ),
+    call(
+        libc::SYS_setsockopt,
+        &[Is(1, libc::IPPROTO_IPV6), Is(2, libc::IPV6_V6ONLY)],
+    ),
+];
+
+/// Where a socket file is to be made.
+const FILES: &[Call] = &[
+    call(
+        libc::SYS_socket,
+        &[
+            Is(0, libc::AF_UNIX),
+            Is(1, libc::SOCK_STREAM | libc::SOCK_CLOEXEC),
+            Is(2, 0),
+        ],
+    ),
+    // The second look whether somebody serves the socket that is to be replaced.
+    call(
+        libc::SYS_socket,
+        &[
+            Is(0, libc::AF_UNIX),
+            Is(
+                1,
+                libc::SOCK_STREAM | libc::SOCK_CLOEXEC | libc::SOCK_NONBLOCK,
+            ),
+            Is(2, 0),
+        ],
+    ),
+    call(libc::SYS_connect, &[]),
+    // The mode of the file, which it has from its socket.
+    call(libc::SYS_fchmod, &[]),
+    call(libc::SYS_umask, &[]),
+    // The new file, only to know it again: it cannot be read by this descriptor.
+    call(
+        libc::SYS_openat,
+        &[Is(2, libc::O_PATH | libc::O_NOFOLLOW | libc::O_CLOEXEC)],
+    ),
+    // The second layers.
+    call(
+        libc::SYS_prctl,
+        &[Is(0, libc::PR_SET_NO_NEW_PRIVS), Is(1, 1)],
+    ),
+    call(libc::SYS_landlock_restrict_self, &[]),
+    call(
+        libc::SYS_seccomp,
+        &[Is(0, libc::SECCOMP_SET_MODE_FILTER as libc::c_int)],
+    ),
+];
+
+/// Where such a file gets an owner: by its descriptor.
+const OWNERS: &[Call] = &[call(libc::SYS_fchownat, &[Is(4, libc::AT_EMPTY_PATH)])];
+
+/// Where socket files are removed: what is still there, and is it what was made.
+const REMOVING: &[Call] = &[
+    call(libc::SYS_newfstatat, &[]),
+    call(libc::SYS_fstat, &[]),
+    call(libc::SYS_unlinkat, &[Is(2, 0)]),
+];
+
+/// The supervisor's end.
+const WAITS: &[Call] = &[call(libc::SYS_recvfrom, &[Is(0, CHANNEL)])];
+
+/// When all is bound, and files are to be removed at the end.
+const WAITING: &[&[Call]] = &[ALWAYS, REMOVING, WAITS];
+
+fn binding_calls(work: &Work<'_>) -> Vec<Call> {
+    let files = !work.directories.is_empty();
+    [
+        (true, ALWAYS),
+        (true, SERVING),
+        (!work.tcp_ports.is_empty(), TCP),
+        (work.udp, UDP),
+        (files, FILES),
+        (files && work.owners, OWNERS),
+        (files, REMOVING),
+        (files, WAITS),
+    ]
+    .into_iter()
+    .filter(|(needed, _)| *needed)
+    .flat_map(|(_, calls)| calls)
+    .copied()
+    .collect()
+}
+
+/// The table for the kernel; `None` on a machine that cannot have one.
+fn program(calls: &[Call]) -> Result<Option<BpfProgram>, String> {
+    let Ok(machine) = TargetArch::try_from(std::env::consts::ARCH) else {
+        return Ok(None);
+    };
+    let compile = || {
+        let mut rules: BTreeMap<i64, Vec<SeccompRule>> = BTreeMap::new();
+        for call in calls {
+            // Without a rule every argument will do.
+            let alternatives = rules.entry(call.number).or_default();
+            if !call.arguments.is_empty() {
+                let conditions = call
+                    .arguments
+                    .iter()
+                    .map(condition)
+                    .collect::<Result<_, _>>()?;
+                alternatives.push(SeccompRule::new(conditions)?);
+            }
+        }
+        let (otherwise, allowed) = (SeccompAction::KillProcess, SeccompAction::Allow);
+        BpfProgram::try_from(SeccompFilter::new(rules, otherwise, allowed, machine)?)
+    };
+    compile()
+        .map(Some)
+        .map_err(|error: seccompiler::BackendError| {
+            format!("cannot make a seccomp filter: {error}")
+        })
+}
+
+fn condition(argument: &Argument) -> Result<SeccompCondition, seccompiler::BackendError> {
+    let (place, comparison, value) = match *argument {
+        Is(place, value) => (place, SeccompCmpOp::Eq, value),
+        Lacks(place, bits) => (
+            place,
+            SeccompCmpOp::MaskedEq(bits.cast_unsigned().into()),
+            0,
+        ),
+    };
+    SeccompCondition::new(
+        place,
+        SeccompCmpArgLen::Dword,
+        comparison,
+        value.cast_unsigned().into(),
+    )
+}

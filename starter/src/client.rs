@@ -19,6 +19,7 @@ use nix::sys::time::TimeSpec;
 use nix::unistd::Pid;
 
 use crate::failure::{self, Failure};
+use crate::listen_spec::printable;
 use crate::log;
 use crate::notice::{Notice, WithMeaning};
 use crate::options::ClientOptions;
@@ -86,6 +87,54 @@ pub fn restart(options: &ClientOptions) -> Result<(), Failure> {
             Woken::TimedOut => {
                 return Err(Failure::undecided(format!(
                     "cannot wait longer for the restart of pid {}: --timeout has passed",
+                    server.pid
+                )));
+            }
+        }
+    }
+}
+
+/// Sends USR1 and waits until the log file is open again.
+pub fn reopen(options: &ClientOptions) -> Result<(), Failure> {
+    let server = Server::find(&options.pid_file)?;
+    let deadline = options.timeout.map(|timeout| Instant::now() + timeout);
+    let json = json_path(&options.pid_file);
+    let watch = watch(std::slice::from_ref(&json))?;
+    let read =
+        || Status::read(&json).filter(|status| status.supervisor == i64::from(server.pid.as_raw()));
+    let before = read().ok_or_else(|| {
+        Failure::failed(format!(
+            "cannot follow the log file of pid {}: {} is missing",
+            server.pid,
+            json.display()
+        ))
+    })?;
+    server.send(Signal::SIGUSR1)?;
+    log::say(Notice::ReopenAsked { pid: server.pid });
+    loop {
+        match read() {
+            Some(now) if now.reopened > before.reopened => {
+                return match now.reopen_failure {
+                    None => Ok(()),
+                    Some(cause) => Err(Failure::failed(format!(
+                        "cannot reopen the log file of pid {}: {cause}",
+                        server.pid
+                    ))),
+                };
+            }
+            _ => {}
+        }
+        match wait(&server, Some(&watch), deadline)? {
+            Woken::Changed => {}
+            Woken::ServerExited => {
+                return Err(Failure::failed(format!(
+                    "cannot reopen the log file: pid {} has ended",
+                    server.pid
+                )));
+            }
+            Woken::TimedOut => {
+                return Err(Failure::undecided(format!(
+                    "cannot wait longer for the log file of pid {}: --timeout has passed",
                     server.pid
                 )));
             }
@@ -338,6 +387,10 @@ struct Status {
     /// The generations that have workers.
     living: Vec<u64>,
     verdicts: Vec<Decided>,
+    /// How often it was told to open its log file again.
+    reopened: u64,
+    /// Why it could not, the last time.
+    reopen_failure: Option<String>,
 }
 
 #[derive(Debug, PartialEq, Eq)]
@@ -346,6 +399,8 @@ struct Decided {
     generation: u64,
     committed: bool,
     status: Option<i64>,
+    /// The last lines on standard error of the worker that has failed.
+    stderr: Vec<String>,
 }
 
 impl Status {
@@ -366,6 +421,7 @@ impl Status {
                 generation: one.get("generation")?.as_u64()?,
                 committed: one.get("result")? == "committed",
                 status: one.get("status").and_then(serde_json::Value::as_i64),
+                stderr: lines_of(one.get("stderr")),
             })
         });
         Some(Status {
@@ -380,6 +436,10 @@ impl Status {
                 .filter_map(|one| one.get("number")?.as_u64())
                 .collect(),
             verdicts: verdicts.collect::<Option<_>>()?,
+            reopened: number_in(&value, "reopened").unwrap_or(0),
+            reopen_failure: value
+                .get("log")
+                .and_then(|log| Some(log.get("failure")?.as_str()?.to_owned())),
         })
     }
 
@@ -400,6 +460,7 @@ impl Status {
         if let Some(Decided {
             committed: false,
             status,
+            stderr,
             ..
         }) = last
         {
@@ -407,13 +468,17 @@ impl Status {
             let status = status
                 .map(|status| format!(", exit status:{}", WithMeaning(status)))
                 .unwrap_or_default();
+            let said: String = stderr
+                .iter()
+                .map(|line| format!("\nstderr: {}", printable(line.as_ref())))
+                .collect();
             let serving = if self.serves {
                 "the old one serves on"
             } else {
                 "no worker serves"
             };
             return Some(Err(Failure::failed(format!(
-                "cannot restart: generation {generation} has failed to start{status}; {serving}"
+                "cannot restart: generation {generation} has failed to start{status}; {serving}{said}"
             ))
             .hint("the log says more; it is tried again until it comes up, or --start-limit is reached")));
         }
@@ -421,6 +486,16 @@ impl Status {
         // A server that stops has not restarted: its end will tell.
         (!old_left && !self.stopping).then_some(Ok(()))
     }
+}
+
+fn number_in(value: &serde_json::Value, name: &str) -> Option<u64> {
+    value.get("log")?.get(name)?.as_u64()
+}
+
+fn lines_of(value: Option<&serde_json::Value>) -> Vec<String> {
+    let lines = value.and_then(serde_json::Value::as_array);
+    let text = |line: &serde_json::Value| line.as_str().map(str::to_owned);
+    lines.into_iter().flatten().filter_map(text).collect()
 }
 
 #[cfg(test)]
@@ -436,6 +511,7 @@ mod tests {
                 generation,
                 committed,
                 status: Some(256),
+                stderr: vec!["the reason".into()],
             })
             .collect();
         Status {
@@ -445,6 +521,8 @@ mod tests {
             serves: true,
             living: living.to_vec(),
             verdicts,
+            reopened: 0,
+            reopen_failure: None,
         }
     }
 
@@ -486,7 +564,7 @@ mod tests {
             .unwrap()
             .unwrap_err();
         assert!(failure.to_string().contains(
-            "generation 2 has failed to start, exit status:256 (exit code 1); the old one serves on"
+            "generation 2 has failed to start, exit status:256 (exit code 1); the old one serves on\nstderr: the reason\nhint: "
         ));
         // Also if the next try has succeeded meanwhile, and if it failed after it had committed.
         assert!(

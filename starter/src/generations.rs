@@ -32,7 +32,7 @@ const PROOF_OF_LIFE: Duration = Duration::from_millis(50);
 const LONGEST_BACKOFF: Duration = Duration::from_secs(30);
 
 /// How many decisions and workers that are gone are remembered for the status file.
-const REMEMBERED: usize = 10;
+pub const REMEMBERED: usize = 10;
 
 /// What the command line says about restarts.
 #[derive(Debug, Clone)]

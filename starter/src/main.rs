@@ -55,7 +55,7 @@ fn main() -> ExitCode {
         Ok(Outcome::Stopped) => ExitCode::SUCCESS,
         Ok(Outcome::GivenUp) => ExitCode::from(failure::Status::Failed as u8),
         Err(failure) => {
-            log::say(format_args!("start_server: {failure}"));
+            log::complain(&failure);
             ExitCode::from(failure.status as u8)
         }
     }
@@ -76,6 +76,7 @@ fn run() -> Result<Outcome, Failure> {
         Invocation::Start(options) => start(*options, &mut None),
         Invocation::Restart(options) => client::restart(&options).map(done),
         Invocation::Stop(options) => client::stop(&options).map(done),
+        Invocation::Reopen(options) => client::reopen(&options).map(done),
         Invocation::Print(text) => io::stdout()
             .write_all(text.as_bytes())
             .map(done)
@@ -115,6 +116,12 @@ fn start(mut options: Options, waiting: &mut Option<Waiting>) -> Result<Outcome,
         identity.is_some() && terminal::keep_from_user().map_err(cannot_keep_terminal)?;
     let supervisor = drop_privileges(identity.as_ref(), &options)?;
 
+    if options.quiet {
+        log::be_quiet();
+    }
+    if let Some(syslog) = &options.syslog {
+        log::open_syslog(syslog)?;
+    }
     log::say(Notice::StartingNow(getpid()));
     let resolved = prepared.resolve()?;
     let signals = Signals::take().map_err(cannot_set_up_signals)?;
@@ -138,7 +145,7 @@ fn start(mut options: Options, waiting: &mut Option<Waiting>) -> Result<Outcome,
             binders,
         },
     )?;
-    let log = Log::open(options.log_file.as_ref(), !options.daemonize)?;
+    let log = Log::open(&options)?;
     let one = NonZeroU32::MIN;
     let settings = Settings {
         workers: 1,

@@ -13,6 +13,15 @@ use nix::unistd::Pid;
 use crate::confinement::Lack;
 use crate::failure::Failure;
 
+/// How much a line matters, as syslog has it (syslog(3)).
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Severity {
+    Error,
+    Warning,
+    Notice,
+    Info,
+}
+
 /// Why a worker does not run the server program.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ExecFailure {
@@ -136,6 +145,12 @@ pub enum Notice {
     },
     LogReopened {
         path: PathBuf,
+        /// Every line is written by us, so that all of them go there now.
+        is_captured: bool,
+    },
+    SyslogUnreachable {
+        place: String,
+        cause: String,
     },
     CannotReopen {
         path: PathBuf,
@@ -149,9 +164,59 @@ pub enum Notice {
     RestartAsked {
         pid: Pid,
     },
+    ReopenAsked {
+        pid: Pid,
+    },
 }
 
 impl Notice {
+    /// Errors are what was asked for and is not done, warnings what nobody has asked for.
+    pub fn severity(&self) -> Severity {
+        match self {
+            Notice::FailedToStart { .. }
+            | Notice::CannotStartWorker(_)
+            | Notice::GivingUp { .. }
+            | Notice::NothingServes { .. }
+            | Notice::CannotSignal { .. }
+            | Notice::CannotSave { .. }
+            | Notice::CannotStartLogCommand { .. }
+            | Notice::CannotReopen { .. } => Severity::Error,
+            Notice::DiedUnexpectedly { .. }
+            | Notice::RolledBack { .. }
+            | Notice::KillingWorkers { .. }
+            | Notice::TakenOver { .. }
+            | Notice::BinderDied
+            | Notice::BoundingSetKept
+            | Notice::Unconfined(_)
+            | Notice::Complaint(_)
+            | Notice::LinesLost(_)
+            | Notice::PidFileGone { .. }
+            | Notice::PidFileWrittenAgain { .. }
+            | Notice::LogCommandDied { .. }
+            | Notice::NothingToReopen
+            | Notice::SyslogUnreachable { .. } => Severity::Warning,
+            Notice::StartingNow(_)
+            | Notice::ReceivedHup
+            | Notice::NewWorkerRunning { .. }
+            | Notice::AutoRestart { .. }
+            | Notice::Stopping { .. }
+            | Notice::Exiting
+            | Notice::SavedAgain { .. }
+            | Notice::LogReopened { .. } => Severity::Notice,
+            Notice::Duplicated { .. }
+            | Notice::RemovingSocket { .. }
+            | Notice::StartingNewWorker(_)
+            | Notice::Sleeping { .. }
+            | Notice::KillingOldWorkers
+            | Notice::OldWorkerDied { .. }
+            | Notice::WorkerDied { .. }
+            | Notice::Ignored(_)
+            | Notice::StopServer { .. }
+            | Notice::RestartAsked { .. }
+            | Notice::ReopenAsked { .. } => Severity::Info,
+        }
+    }
+
     /// What a caller is told who waits for the start, if this is the reason against it.
     pub fn as_failure(&self) -> Option<Failure> {
         match self {
@@ -326,11 +391,30 @@ impl fmt::Display for Notice {
                     "start_server: cannot start the log command: {cause}; trying again"
                 )
             }
-            Notice::LogReopened { path } => {
+            Notice::LogReopened {
+                path,
+                is_captured: false,
+            } => {
                 write!(
                     f,
                     "start_server: {} is open again; workers from now on write to it",
                     path.display()
+                )
+            }
+            Notice::LogReopened {
+                path,
+                is_captured: true,
+            } => {
+                write!(
+                    f,
+                    "start_server: {} is open again; all lines go there from now on",
+                    path.display()
+                )
+            }
+            Notice::SyslogUnreachable { place, cause } => {
+                write!(
+                    f,
+                    "start_server: cannot reach syslog at {place}: {cause}; trying again until it works"
                 )
             }
             Notice::CannotReopen { path, cause } => {
@@ -350,6 +434,12 @@ impl fmt::Display for Notice {
                 write!(
                     f,
                     "sent HUP to start_server (pid:{pid}), waiting for the new generation..."
+                )
+            }
+            Notice::ReopenAsked { pid } => {
+                write!(
+                    f,
+                    "sent USR1 to start_server (pid:{pid}), waiting for the log file..."
                 )
             }
             Notice::BinderDied => f.write_str(

@@ -5,7 +5,7 @@
 use std::ffi::{OsStr, OsString};
 use std::num::NonZeroU32;
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::str::FromStr;
 use std::time::Duration;
 
@@ -19,6 +19,7 @@ use crate::failure::Failure;
 use crate::listen_spec::{
     PathSpec, PortSpec, check_duplicates, parse_paths, parse_ports, printable,
 };
+use crate::log::{Address, DEFAULT_ADDRESS, Format, Stream, SyslogOptions, facility};
 
 /// The longest time that can be asked for, in seconds: about 31 years.
 const LONGEST: f64 = 1e9;
@@ -31,6 +32,13 @@ const FD_STYLES: [(&str, FdStyle); 4] = [
     ("einhorn", FdStyle::Einhorn),
 ];
 
+/// The words for `--syslog-format`.
+const SYSLOG_FORMATS: [(&str, Format); 2] =
+    [("rfc3164", Format::Rfc3164), ("rfc5424", Format::Rfc5424)];
+
+/// The longest tag of a syslog record (RFC 3164, 4.1.3).
+const LONGEST_TAG: usize = 32;
+
 /// What the command line asks for.
 #[derive(Debug, PartialEq, Eq)]
 pub enum Invocation {
@@ -39,6 +47,8 @@ pub enum Invocation {
     Restart(ClientOptions),
     /// A running superdaemon is to end.
     Stop(ClientOptions),
+    /// A running superdaemon is to open its log file again.
+    Reopen(ClientOptions),
     /// Only this text, on stdout: the help or the version.
     Print(String),
 }
@@ -73,7 +83,16 @@ pub struct Options {
     pub pid_file: Option<PathBuf>,
     pub status_file: Option<PathBuf>,
     pub log_file: Option<LogTarget>,
+    /// What of the workers goes to it; not empty.
+    pub log_streams: Vec<Stream>,
     /// Only together with `log_file`.
+    pub log_timestamps: bool,
+    pub syslog: Option<SyslogOptions>,
+    /// What of the workers goes to it; not empty.
+    pub syslog_streams: Vec<Stream>,
+    /// Our own sentences are not for standard error.
+    pub quiet: bool,
+    /// Only together with `log_file` or `syslog`.
     pub daemonize: bool,
     pub user: Option<String>,
     /// Only together with `user`.
@@ -135,7 +154,8 @@ pub fn definition() -> Command {
         .override_usage(
             "start_server [options] -- server-prog server-arg1 server-arg2 ...\n       \
              start_server --restart --pid-file=FILE [--timeout=SECONDS]\n       \
-             start_server --stop --pid-file=FILE [--timeout=SECONDS]",
+             start_server --stop --pid-file=FILE [--timeout=SECONDS]\n       \
+             start_server --reopen --pid-file=FILE [--timeout=SECONDS]",
         )
         .no_binary_name(true)
         .disable_help_flag(true)
@@ -220,7 +240,39 @@ pub fn definition() -> Command {
                 "Append stdout and stderr to this file, those of the server too. As\n\
                  \"| COMMAND\", pipe them to a command of the shell instead.",
             ),
-            flag("daemonize").help("Run in the background. Needs --log-file."),
+            valued("log-stream", "stdout|stderr")
+                .action(ArgAction::Append)
+                .help(
+                    "Only this output of the server goes to --log-file (default: both). May\n\
+                 be given twice, and may hold a list separated by commas.",
+                ),
+            flag("log-timestamps").help(
+                "Put time, generation and process id before each line of --log-file.",
+            ),
+            flag("quiet").help("Do not write what start_server itself has to say to stderr."),
+            flag("daemonize").help("Run in the background. Needs --log-file or --syslog."),
+        ])
+        .next_help_heading("Syslog")
+        .args([
+            valued("syslog", "FACILITY")
+                .num_args(0..=1)
+                .require_equals(true)
+                .default_missing_value("daemon")
+                .help(
+                    "Send every line to syslog: what start_server has to say, and what the\n\
+                 server writes, with its process id and generation. FACILITY is a name\n\
+                 such as daemon (default) or local0.",
+                ),
+            valued("syslog-tag", "TAG")
+                .help("The name in each record (default: that of the server program)."),
+            valued("syslog-address", "PATH|udp:HOST:PORT").help(format!(
+                "The unix socket, or the UDP port, where syslog listens (default:\n{DEFAULT_ADDRESS})."
+            )),
+            valued("syslog-format", "rfc3164|rfc5424")
+                .help("How records are written (default: rfc3164)."),
+            valued("syslog-stream", "stdout|stderr")
+                .action(ArgAction::Append)
+                .help("Only this output of the server goes to syslog (default: both)."),
         ])
         .next_help_heading("Privileges")
         .args([
@@ -241,8 +293,12 @@ pub fn definition() -> Command {
                 "Send TERM to the start_server that holds --pid-file, and wait until it\n\
                  is gone. Other options do not matter.",
             ),
+            flag("reopen").help(
+                "Send USR1 to the start_server that holds --pid-file, and wait until it\n\
+                 has opened --log-file again. Other options do not matter.",
+            ),
             valued("timeout", "SECONDS")
-                .help("Wait no longer than this for one of these two (default: no limit)."),
+                .help("Wait no longer than this for one of these (default: no limit)."),
             flag("help")
                 .action(ArgAction::Help)
                 .help("Print this help."),
@@ -505,13 +561,19 @@ fn refusal(error: &clap::Error, unknown: Option<&str>) -> Failure {
 }
 
 fn complete(given: &Given<'_>) -> Result<Invocation, Failure> {
-    match (given.flag("restart"), given.flag("stop")) {
-        (false, false) => Ok(Invocation::Start(Box::new(start(given)?))),
-        (true, false) => Ok(Invocation::Restart(client("restart", given)?)),
-        (false, true) => Ok(Invocation::Stop(client("stop", given)?)),
-        (true, true) => Err(Failure::usage(
-            "cannot use --restart: --stop is given as well",
-        )),
+    let commands: Vec<&str> = ["restart", "stop", "reopen"]
+        .into_iter()
+        .filter(|command| given.flag(command))
+        .collect();
+    match commands[..] {
+        [] => Ok(Invocation::Start(Box::new(start(given)?))),
+        ["restart"] => Ok(Invocation::Restart(client("restart", given)?)),
+        ["stop"] => Ok(Invocation::Stop(client("stop", given)?)),
+        ["reopen"] => Ok(Invocation::Reopen(client("reopen", given)?)),
+        [one, other, ..] => Err(Failure::usage(format!(
+            "cannot use --{one}: --{other} is given as well"
+        ))),
+        [_] => Err(Failure::usage("cannot use this command")),
     }
 }
 
@@ -528,8 +590,13 @@ fn start(given: &Given<'_>) -> Result<Options, Failure> {
     }
     let options = options(given)?;
     if let Some(timeout) = given.value("timeout")? {
-        let cause = "it needs --restart or --stop as well";
+        let cause = "it needs --restart, --stop or --reopen as well";
         return Err(refused("timeout", timeout, cause));
+    }
+    if given.all("log-stream").next().is_some() && options.log_file.is_none() {
+        return Err(Failure::usage(
+            "cannot use --log-stream: it needs --log-file as well",
+        ));
     }
     check_together(&options)?;
     Ok(options)
@@ -575,6 +642,8 @@ fn options(given: &Given<'_>) -> Result<Options, Failure> {
         }
     }
 
+    let syslog = syslog(given, &program)?;
+
     Ok(Options {
         program,
         arguments,
@@ -597,6 +666,11 @@ fn options(given: &Given<'_>) -> Result<Options, Failure> {
         pid_file: given.path("pid-file")?,
         status_file: given.path("status-file")?,
         log_file: given.log_target("log-file")?,
+        log_streams: given.streams("log-stream")?,
+        log_timestamps: given.flag("log-timestamps"),
+        syslog,
+        syslog_streams: given.streams("syslog-stream")?,
+        quiet: given.flag("quiet"),
         daemonize: given.flag("daemonize"),
         user: given.text("user")?,
         group: given.text("group")?,
@@ -611,12 +685,107 @@ fn check_together(options: &Options) -> Result<(), Failure> {
     if let (None, Some(group)) = (&options.user, &options.group) {
         return Err(refused("group", group.as_ref(), "it needs --user as well"));
     }
-    if options.daemonize && options.log_file.is_none() {
+    if options.daemonize && options.log_file.is_none() && options.syslog.is_none() {
         return Err(Failure::usage(
-            "cannot use --daemonize: it needs --log-file as well",
+            "cannot use --daemonize: it needs --log-file or --syslog as well",
+        ));
+    }
+    if options.log_timestamps && options.log_file.is_none() {
+        return Err(Failure::usage(
+            "cannot use --log-timestamps: it needs --log-file as well",
         ));
     }
     Ok(())
+}
+
+/// All that begins with `--syslog`.
+fn syslog(given: &Given<'_>, program: &OsStr) -> Result<Option<SyslogOptions>, Failure> {
+    let others = [
+        "syslog-tag",
+        "syslog-address",
+        "syslog-format",
+        "syslog-stream",
+    ];
+    if given.value("syslog")?.is_none() {
+        return match others
+            .into_iter()
+            .find(|other| given.all(other).next().is_some())
+        {
+            Some(other) => Err(Failure::usage(format!(
+                "cannot use --{other}: it needs --syslog as well"
+            ))),
+            None => Ok(None),
+        };
+    }
+    let facility = given.read(
+        "syslog",
+        |name| facility(name).map(|_| name.to_owned()),
+        || "the facilities are kern, user, mail, daemon, auth, syslog, lpr, news, uucp, cron, authpriv, ftp and local0 to local7".to_owned(),
+    )?;
+    let tag = given.read(
+        "syslog-tag",
+        |tag| is_tag(tag).then(|| tag.to_owned()),
+        || format!("a tag has 1 to {LONGEST_TAG} letters, digits and any of . _ - /"),
+    )?;
+    let format = given.read(
+        "syslog-format",
+        |name| {
+            let found = SYSLOG_FORMATS.iter().find(|(one, _)| *one == name);
+            found.map(|(_, format)| *format)
+        },
+        || "the formats are rfc3164 and rfc5424".to_owned(),
+    )?;
+    Ok(Some(SyslogOptions {
+        facility: facility.unwrap_or_default(),
+        tag: tag.unwrap_or_else(|| tag_of(program)),
+        address: syslog_address(given)?,
+        format: format.unwrap_or(Format::Rfc3164),
+    }))
+}
+
+fn syslog_address(given: &Given<'_>) -> Result<Address, Failure> {
+    let option = "syslog-address";
+    let Some(value) = given.value(option)? else {
+        return Ok(Address::Socket(DEFAULT_ADDRESS.into()));
+    };
+    let cause = "the address is an absolute path, or udp:HOST:PORT";
+    match value.to_str().and_then(|text| text.strip_prefix("udp:")) {
+        Some(address) => {
+            let port = address
+                .rsplit_once(':')
+                .map(|(host, port)| (host, read_digits::<u16>(port)));
+            match port {
+                Some((host, Some(1..))) if !host.is_empty() => Ok(Address::Udp(address.to_owned())),
+                _ => Err(refused(option, value, cause)),
+            }
+        }
+        None if value.as_bytes().starts_with(b"/") => Ok(Address::Socket(value.into())),
+        None => Err(refused(option, value, cause)),
+    }
+}
+
+fn is_tag(text: &str) -> bool {
+    (1..=LONGEST_TAG).contains(&text.len()) && text.chars().all(is_of_tag)
+}
+
+/// What no syslog daemon takes for the end of the tag.
+fn is_of_tag(character: char) -> bool {
+    character.is_ascii_alphanumeric() || "._-/".contains(character)
+}
+
+/// The name of the program, as far as it can be a tag.
+fn tag_of(program: &OsStr) -> String {
+    let name = Path::new(program).file_name().unwrap_or(program);
+    let tag: String = name
+        .to_string_lossy()
+        .chars()
+        .map(|one| if is_of_tag(one) { one } else { '_' })
+        .take(LONGEST_TAG)
+        .collect();
+    match tag.is_empty() {
+        true => "start_server".to_owned(),
+        false => tag,
+    }
 }
 
 fn check_fd_env(options: &Options) -> Result<(), Failure> {
@@ -711,6 +880,27 @@ impl<'a> Given<'a> {
             Some(command) => Ok(Some(LogTarget::Command(OsString::from_vec(
                 command.to_vec(),
             )))),
+        }
+    }
+
+    /// Lists of streams; both where none is given.
+    fn streams(&self, option: &str) -> Result<Vec<Stream>, Failure> {
+        let mut streams = Vec::new();
+        for value in self.all(option) {
+            for word in utf8(option, value)?.split(',').map(str::trim) {
+                let found = Stream::BOTH
+                    .into_iter()
+                    .find(|stream| stream.name() == word);
+                let cause = "the streams are stdout and stderr";
+                let stream = found.ok_or_else(|| refused(option, value, cause))?;
+                if !streams.contains(&stream) {
+                    streams.push(stream);
+                }
+            }
+        }
+        match streams.is_empty() {
+            true => Ok(Stream::BOTH.into()),
+            false => Ok(streams),
         }
     }
 
@@ -897,6 +1087,11 @@ mod tests {
             pid_file: None,
             status_file: None,
             log_file: None,
+            log_streams: Stream::BOTH.into(),
+            log_timestamps: false,
+            syslog: None,
+            syslog_streams: Stream::BOTH.into(),
+            quiet: false,
             daemonize: false,
             user: None,
             group: None,
@@ -925,6 +1120,14 @@ mod tests {
             "--pid-file=/p",
             "--status-file=/s",
             "--log-file=/l",
+            "--log-stream=stdout",
+            "--log-timestamps",
+            "--syslog=local3",
+            "--syslog-tag=app",
+            "--syslog-address=udp:host:514",
+            "--syslog-format=rfc5424",
+            "--syslog-stream=stderr",
+            "--quiet",
             "--daemonize",
             "--user=www",
             "--group=33",
@@ -950,6 +1153,16 @@ mod tests {
             pid_file: Some("/p".into()),
             status_file: Some("/s".into()),
             log_file: Some(LogTarget::File("/l".into())),
+            log_streams: vec![Stream::Stdout],
+            log_timestamps: true,
+            syslog: Some(SyslogOptions {
+                facility: "local3".into(),
+                tag: "app".into(),
+                address: Address::Udp("host:514".into()),
+                format: Format::Rfc5424,
+            }),
+            syslog_streams: vec![Stream::Stderr],
+            quiet: true,
             daemonize: true,
             user: Some("www".into()),
             group: Some("33".into()),
@@ -1098,7 +1311,10 @@ mod tests {
         ] {
             assert_eq!(error(&[word, "prog"]), message);
         }
-        assert_eq!(error(&["--syslog", "prog"]), "unknown option --syslog");
+        assert_eq!(
+            error(&["--rsyslog", "prog"]),
+            "unknown option --rsyslog\nhint: did you mean --syslog?"
+        );
     }
 
     #[test]
@@ -1573,13 +1789,109 @@ mod tests {
     }
 
     #[test]
-    fn a_daemon_needs_a_log_file() {
+    fn a_daemon_needs_a_log() {
         assert_eq!(
             error(&["--daemonize", "prog"]),
-            "cannot use --daemonize: it needs --log-file as well"
+            "cannot use --daemonize: it needs --log-file or --syslog as well"
         );
+        assert!(with(&["--daemonize", "--syslog"]).daemonize);
         assert!(with(&["--daemonize", "--log-file=| cat"]).daemonize);
         assert!(!with(&["--log-file=/l"]).daemonize);
+    }
+
+    #[test]
+    fn syslog_has_a_facility_a_tag_an_address_a_format_and_streams() {
+        let syslog = |words: &[&str]| with(words).syslog.unwrap();
+        let plain = syslog(&["--syslog"]);
+        assert_eq!(
+            (plain.facility.as_str(), plain.tag.as_str()),
+            ("daemon", "prog")
+        );
+        assert_eq!(plain.address, Address::Socket("/dev/log".into()));
+        assert_eq!(plain.format, Format::Rfc3164);
+        for name in [
+            "kern", "user", "mail", "daemon", "auth", "syslog", "lpr", "news", "uucp", "cron",
+            "authpriv", "ftp", "local0", "local7",
+        ] {
+            assert_eq!(syslog(&[&format!("--syslog={name}")]).facility, name);
+        }
+        let tag_of = |program: &str| started(&["--syslog", "--", program]).syslog.unwrap().tag;
+        assert_eq!(tag_of("/srv/my app/server:1"), "server_1");
+        assert_eq!(tag_of(&"x".repeat(50)), "x".repeat(32));
+        for address in [
+            "/run/log",
+            "udp:127.0.0.1:514",
+            "udp:[::1]:514",
+            "udp:log.example:1",
+        ] {
+            assert_eq!(
+                syslog(&["--syslog", &format!("--syslog-address={address}")]).address,
+                match address.strip_prefix("udp:") {
+                    Some(address) => Address::Udp(address.into()),
+                    None => Address::Socket(address.into()),
+                }
+            );
+        }
+        let streams = with(&["--syslog", "--syslog-stream=stderr, stdout,stderr"]).syslog_streams;
+        assert_eq!(streams, [Stream::Stderr, Stream::Stdout]);
+    }
+
+    #[test]
+    fn a_log_that_cannot_be_is_refused_with_the_cause() {
+        let facilities = "the facilities are kern, user, mail, daemon, auth, syslog, lpr, news, uucp, cron, authpriv, ftp and local0 to local7";
+        let address = "the address is an absolute path, or udp:HOST:PORT";
+        let tag = "a tag has 1 to 32 letters, digits and any of . _ - /";
+        let long = format!("--syslog-tag={}", "x".repeat(33));
+        for (words, cause) in [
+            (vec!["--syslog=local8"], facilities),
+            (vec!["--syslog=-1"], facilities),
+            (vec!["--syslog="], "its value is empty"),
+            (
+                vec!["--syslog", "--syslog-format=rfc1"],
+                "the formats are rfc3164 and rfc5424",
+            ),
+            (vec!["--syslog", "--syslog-tag=a b"], tag),
+            (vec!["--syslog", "--syslog-tag=a:"], tag),
+            (vec!["--syslog", &long], tag),
+            (vec!["--syslog", "--syslog-address=log"], address),
+            (vec!["--syslog", "--syslog-address=udp:"], address),
+            (vec!["--syslog", "--syslog-address=udp:host"], address),
+            (vec!["--syslog", "--syslog-address=udp::514"], address),
+            (vec!["--syslog", "--syslog-address=udp:host:0"], address),
+            (vec!["--syslog", "--syslog-address=udp:host:65536"], address),
+            (vec!["--syslog", "--syslog-address=tcp:host:514"], address),
+            (
+                vec!["--syslog", "--syslog-stream=stdin"],
+                "the streams are stdout and stderr",
+            ),
+            (
+                vec!["--syslog", "--syslog-stream=stdout,"],
+                "the streams are stdout and stderr",
+            ),
+            (vec!["--syslog-tag=a"], "it needs --syslog as well"),
+            (
+                vec!["--syslog-address=/dev/log"],
+                "it needs --syslog as well",
+            ),
+            (vec!["--syslog-format=rfc5424"], "it needs --syslog as well"),
+            (vec!["--syslog-stream=stdout"], "it needs --syslog as well"),
+            (vec!["--log-timestamps"], "it needs --log-file as well"),
+            (vec!["--log-stream=stdout"], "it needs --log-file as well"),
+            (
+                vec!["--log-stream=stdout,stderr"],
+                "it needs --log-file as well",
+            ),
+            (
+                vec!["--log-file=/l", "--log-stream=both"],
+                "the streams are stdout and stderr",
+            ),
+        ] {
+            let message = error(&[&words[..], &["prog"]].concat());
+            assert!(
+                message.ends_with(&format!(": {cause}")),
+                "{words:?}: {message}"
+            );
+        }
     }
 
     #[test]
@@ -1595,7 +1907,7 @@ mod tests {
                 Invocation::Restart(client(Some("/s"), None)),
             ),
             (
-                &["--pid-file=/p", "--re", "--time=2.5"],
+                &["--pid-file=/p", "--rest", "--time=2.5"],
                 Invocation::Restart(client(None, Some(Duration::from_millis(2500)))),
             ),
             (
@@ -1652,7 +1964,7 @@ mod tests {
         );
         assert_eq!(
             error(&["--timeout=5", "--pid-file=/p", "prog"]),
-            "cannot use --timeout=5: it needs --restart or --stop as well"
+            "cannot use --timeout=5: it needs --restart, --stop or --reopen as well"
         );
     }
 
@@ -1694,6 +2006,7 @@ mod tests {
                 "Program:",
                 "Restarting:",
                 "Files and logging:",
+                "Syslog:",
                 "Privileges:",
                 "Commands:"
             ]

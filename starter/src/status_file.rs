@@ -4,6 +4,7 @@
 //! All are replaced by rename, so that a reader never sees half of one, and removed at the end if they are still
 //! ours. A disk that is full does not end the service: it is said once, and tried again until it works.
 
+use std::collections::VecDeque;
 use std::ffi::OsString;
 use std::fs::{File, OpenOptions, Permissions};
 use std::io::{self, Read, Write};
@@ -13,13 +14,16 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use nix::errno::Errno;
 use nix::fcntl::OFlag;
+use nix::unistd::Pid;
 use serde::Serialize;
 
 use crate::binding::Listener;
 use crate::confinement::InForce;
 use crate::failure::{self, Failure};
-use crate::generations::{Counters, Decision, Departed, Generation, Generations, State, Verdict};
-use crate::log;
+use crate::generations::{
+    Counters, Decision, Departed, Generation, Generations, REMEMBERED, State, Verdict,
+};
+use crate::log::{self, Reopened};
 use crate::notice::Notice;
 use crate::options::Options;
 use crate::pid_file::WRITABLE_HINT;
@@ -36,6 +40,9 @@ pub struct StatusFile {
     lines: Option<Replaced>,
     json: Vec<Replaced>,
     fixed: Fixed,
+    log: LogView,
+    /// The last lines on standard error of workers that are gone, where these are captured; oldest first.
+    last_lines: VecDeque<(Pid, Vec<String>)>,
     retry_at: Option<Instant>,
 }
 
@@ -102,13 +109,14 @@ struct ListenerView {
 struct View<'a> {
     #[serde(flatten)]
     fixed: &'a Fixed,
+    log: &'a LogView,
     stopping: bool,
     generations: Vec<GenerationView>,
     /// The last workers that are gone, oldest first.
-    departed: Vec<DepartedView>,
+    departed: Vec<DepartedView<'a>>,
     counters: CountersView,
     /// What became of the last starts, oldest first.
-    verdicts: Vec<VerdictView>,
+    verdicts: Vec<VerdictView<'a>>,
 }
 
 #[derive(Debug, Serialize)]
@@ -125,12 +133,21 @@ struct WorkerView {
 }
 
 #[derive(Debug, Serialize)]
-struct DepartedView {
+struct DepartedView<'a> {
     generation: u32,
     pid: i32,
     at: f64,
     #[serde(flatten)]
     status: StatusView,
+    /// The last lines of its standard error, where they are captured.
+    stderr: &'a [String],
+}
+
+/// The orders to open the log file again.
+#[derive(Debug, Default, Serialize)]
+struct LogView {
+    reopened: u32,
+    failure: Option<String>,
 }
 
 /// A wait status, raw and in its parts.
@@ -149,7 +166,7 @@ struct CountersView {
 }
 
 #[derive(Debug, Serialize)]
-struct VerdictView {
+struct VerdictView<'a> {
     /// The restart that it answers, with all before it: counted by `counters.restarts`.
     request: u32,
     generation: u32,
@@ -157,6 +174,8 @@ struct VerdictView {
     at: f64,
     #[serde(flatten)]
     status: Option<StatusView>,
+    /// The last lines on standard error of the worker that has failed, where they are captured.
+    stderr: &'a [String],
 }
 
 impl StatusFile {
@@ -177,6 +196,8 @@ impl StatusFile {
             lines: lines.map(|path| Replaced::new(path.to_owned())),
             json: Vec::new(),
             fixed: Fixed::new(options, listeners, confinement),
+            log: LogView::default(),
+            last_lines: VecDeque::new(),
             retry_at: None,
         };
         let text = status.json_text(None);
@@ -220,6 +241,40 @@ impl StatusFile {
         self.retry_at = (!saved).then(|| now + RETRY);
     }
 
+    /// What a worker that has ended has said last; to be written with the next change.
+    pub fn worker_exited(&mut self, pid: Pid, last_lines: Vec<String>) {
+        if last_lines.is_empty() {
+            return;
+        }
+        self.last_lines.push_back((pid, last_lines));
+        if self.last_lines.len() > REMEMBERED {
+            self.last_lines.pop_front();
+        }
+    }
+
+    /// What became of the orders to open the log file again; to be written with the next change.
+    pub fn log_reopened(&mut self, Reopened { orders, failure }: Reopened) {
+        self.log = LogView {
+            reopened: orders,
+            failure,
+        };
+    }
+
+    fn last_lines_of(&self, pid: Pid) -> &[String] {
+        // The last of that number: numbers come again.
+        let found = self.last_lines.iter().rev().find(|(one, _)| *one == pid);
+        found.map_or(&[], |(_, lines)| lines)
+    }
+
+    fn last_lines_for(&self, decision: &Decision, generations: &Generations) -> &[String] {
+        let failed = matches!(decision.verdict, Verdict::Failed { .. });
+        let departed = generations.departed.iter().rev();
+        let worker = departed
+            .filter(|_| failed)
+            .find(|one| one.generation == decision.generation);
+        worker.map_or(&[], |one| self.last_lines_of(one.pid))
+    }
+
     /// When [`StatusFile::save`] is to be called again because it has failed.
     pub fn deadline(&self) -> Option<Instant> {
         self.retry_at
@@ -229,6 +284,7 @@ impl StatusFile {
         let clock = Clock::new(live.map_or_else(Instant::now, |(_, now)| now));
         let none = View {
             fixed: &self.fixed,
+            log: &self.log,
             stopping: false,
             generations: Vec::new(),
             departed: Vec::new(),
@@ -250,13 +306,13 @@ impl StatusFile {
                 departed: generations
                     .departed
                     .iter()
-                    .map(|one| departed_view(one, &clock))
+                    .map(|one| departed_view(one, &clock, self.last_lines_of(one.pid)))
                     .collect(),
                 counters: counters_view(generations.counters),
                 verdicts: generations
                     .decisions
                     .iter()
-                    .map(|one| verdict_view(one, &clock))
+                    .map(|one| verdict_view(one, &clock, self.last_lines_for(one, generations)))
                     .collect(),
                 ..none
             },
@@ -559,12 +615,13 @@ fn generation_view(generation: &Generation, clock: &Clock) -> GenerationView {
     }
 }
 
-fn departed_view(departed: &Departed, clock: &Clock) -> DepartedView {
+fn departed_view<'a>(departed: &Departed, clock: &Clock, stderr: &'a [String]) -> DepartedView<'a> {
     DepartedView {
         generation: departed.generation,
         pid: departed.pid.as_raw(),
         at: clock.seconds(departed.at),
         status: status_view(departed.status),
+        stderr,
     }
 }
 
@@ -582,7 +639,7 @@ fn counters_view(
     }
 }
 
-fn verdict_view(decision: &Decision, clock: &Clock) -> VerdictView {
+fn verdict_view<'a>(decision: &Decision, clock: &Clock, stderr: &'a [String]) -> VerdictView<'a> {
     let (result, status) = match decision.verdict {
         Verdict::Committed => ("committed", None),
         Verdict::Failed { status } => ("failed", status.map(status_view)),
@@ -593,6 +650,7 @@ fn verdict_view(decision: &Decision, clock: &Clock) -> VerdictView {
         result,
         at: clock.seconds(decision.at),
         status,
+        stderr,
     }
 }
 

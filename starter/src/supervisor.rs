@@ -1,6 +1,6 @@
 //! The loop: wait, decide, perform. One thread, one wait with one deadline, no sleep.
 
-use std::os::fd::{AsFd, BorrowedFd};
+use std::os::fd::AsFd;
 use std::time::{Duration, Instant};
 
 use nix::errno::Errno;
@@ -20,7 +20,7 @@ use crate::pid_file::PidFile;
 use crate::process::reap;
 use crate::signals::{STOPS, Signals};
 use crate::status_file::StatusFile;
-use crate::worker::{Blueprint, Report};
+use crate::worker::{Blueprint, Change, Report, cannot_spawn};
 
 /// Everything that the superdaemon needs to run.
 pub struct Resources {
@@ -96,8 +96,10 @@ impl Supervisor {
                 .iter()
                 .map(|(_, report)| readable(report.as_fd())),
         );
-        let writable = |source: BorrowedFd<'static>| PollFd::new(source, PollFlags::POLLOUT);
-        sources.extend(log.wants_to_write().map(writable));
+        let logging = log.sources();
+        sources.extend(logging.readable.iter().copied().map(readable));
+        let writable = logging.writable.iter();
+        sources.extend(writable.map(|one| PollFd::new(one.as_fd(), PollFlags::POLLOUT)));
         match ppoll(&mut sources, timeout.map(rounded_up), None) {
             Ok(_) | Err(Errno::EINTR) => Ok(()),
             Err(errno) => Err(cannot("wait for events", errno)),
@@ -133,7 +135,14 @@ impl Supervisor {
                     self.read_knobs();
                     self.on(Event::Restart);
                 }
-                Signal::SIGUSR1 => self.resources.log.reopen(),
+                Signal::SIGUSR1 => {
+                    let Resources {
+                        log, status_file, ..
+                    } = &mut self.resources;
+                    log.reopen();
+                    status_file.log_reopened(log.reopened().clone());
+                    status_file.save(&self.generations, Instant::now());
+                }
                 Signal::SIGUSR2 => log::say(Notice::Ignored(signal)),
                 _ => {}
             }
@@ -158,8 +167,7 @@ impl Supervisor {
         {
             self.resources.status_file.save(&self.generations, now);
         }
-        self.resources.log.start_again(now);
-        log::flush();
+        self.resources.log.take_turn(now);
         Ok(())
     }
 
@@ -201,7 +209,7 @@ impl Supervisor {
     fn spawn(&mut self, generation: u32) {
         let loaded = self.resources.environment.load();
         self.generations.turn(loaded.knobs);
-        let event = match self.resources.blueprint.spawn(generation, &loaded.changes) {
+        let event = match self.spawn_captured(generation, &loaded.changes) {
             Ok((pid, report)) => {
                 self.reports.push((pid, report));
                 Event::Spawned { generation, pid }
@@ -209,6 +217,18 @@ impl Supervisor {
             Err(cause) => Event::SpawnFailed { generation, cause },
         };
         self.on(event);
+    }
+
+    fn spawn_captured(
+        &mut self,
+        generation: u32,
+        changes: &[Change],
+    ) -> Result<(Pid, Report), ExecFailure> {
+        let Resources { blueprint, log, .. } = &mut self.resources;
+        let pipes = log.pipes().map_err(cannot_spawn)?;
+        let (pid, report) = blueprint.spawn(generation, changes, &pipes.theirs)?;
+        log.attach(generation, pid, pipes);
+        Ok((pid, report))
     }
 
     fn read_knobs(&mut self) {
@@ -234,7 +254,10 @@ impl Supervisor {
 
     fn child_exited(&mut self, pid: Pid, status: i32) {
         let Resources {
-            socket_files, log, ..
+            socket_files,
+            log,
+            status_file,
+            ..
         } = &mut self.resources;
         if socket_files.binder() == Some(pid) {
             socket_files.binder_is_gone();
@@ -252,6 +275,9 @@ impl Supervisor {
             }
             return;
         }
+        // Before the verdict, which is to have its last lines.
+        let last_lines = log.worker_exited(pid);
+        status_file.worker_exited(pid, last_lines);
         // It may have reported since the reports were heard, and its report comes before its exit.
         if let Some(place) = self.reports.iter().position(|(one, _)| *one == pid) {
             let (_, report) = self.reports.swap_remove(place);

@@ -61,7 +61,8 @@ enum Step {
 }
 
 impl Blueprint {
-    /// Starts a process that becomes a worker of `generation`.
+    /// Starts a process that becomes a worker of `generation`. Its output goes where ours goes, but for these
+    /// descriptors with the numbers that they are to have there, unless a listener has that number.
     ///
     /// # Errors
     /// When there is no process. Whatever fails later comes by the [`Report`].
@@ -69,17 +70,13 @@ impl Blueprint {
         &self,
         generation: u32,
         environment: &[Change],
+        output: &[(OwnedFd, RawFd)],
     ) -> Result<(Pid, Report), ExecFailure> {
-        let cannot = |errno| ExecFailure {
-            action: "start a new worker".into(),
-            errno,
-            hint: None,
-        };
-        let (ours, theirs) = pipe2(OFlag::O_CLOEXEC | OFlag::O_NONBLOCK).map_err(cannot)?;
-        let theirs = self.out_of_the_way(&theirs).map_err(cannot)?;
-        match fork_single_threaded().map_err(cannot)? {
+        let (ours, theirs) = pipe2(OFlag::O_CLOEXEC | OFlag::O_NONBLOCK).map_err(cannot_spawn)?;
+        let theirs = self.out_of_the_way(&theirs).map_err(cannot_spawn)?;
+        match fork_single_threaded().map_err(cannot_spawn)? {
             ForkResult::Parent { child } => Ok((child, Report(ours))),
-            ForkResult::Child => self.run(generation, environment, &theirs),
+            ForkResult::Child => self.run(generation, environment, output, &theirs),
         }
     }
 
@@ -95,8 +92,14 @@ impl Blueprint {
     }
 
     /// The child's side; it never comes back into the supervisor's code.
-    fn run(&self, generation: u32, environment: &[Change], report: &OwnedFd) -> ! {
-        let Err((step, errno)) = self.execute(generation, environment);
+    fn run(
+        &self,
+        generation: u32,
+        environment: &[Change],
+        output: &[(OwnedFd, RawFd)],
+        report: &OwnedFd,
+    ) -> ! {
+        let Err((step, errno)) = self.execute(generation, environment, output);
         let mut message = vec![step as u8];
         message.extend((errno as i32).to_ne_bytes());
         // Without the report the exit status still says that it failed.
@@ -108,9 +111,14 @@ impl Blueprint {
         &self,
         generation: u32,
         environment: &[Change],
+        output: &[(OwnedFd, RawFd)],
     ) -> Result<Infallible, (Step, Errno)> {
         let at = |step| move |errno| (step, errno);
         keep_from_exec().map_err(at(Step::Descriptors))?;
+        // Before the sockets, one of which may be wanted at the same number, and whose numbers a pipe may have.
+        for (pipe, number) in output {
+            place(pipe.as_fd(), *number).map_err(at(Step::Descriptors))?;
+        }
         for (socket, number) in &self.sockets {
             place(socket.as_fd(), *number).map_err(at(Step::Descriptors))?;
         }
@@ -255,6 +263,15 @@ fn explain_denied(file: &Path) -> Option<String> {
             Some("it is not executable for this user: see chmod(1)".into())
         }
         None => None,
+    }
+}
+
+/// There is no process, or not what it takes to start one.
+pub fn cannot_spawn(errno: Errno) -> ExecFailure {
+    ExecFailure {
+        action: "start a new worker".into(),
+        errno,
+        hint: None,
     }
 }
 

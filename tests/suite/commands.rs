@@ -378,7 +378,7 @@ fn a_daemon_whose_port_is_in_use_says_so_on_the_terminal() {
 }
 
 #[test]
-fn a_daemon_without_a_log_file_is_wrong_usage() {
+fn a_daemon_without_a_log_is_wrong_usage() {
     let mut server = Server::setup().option("--daemonize").start();
     let code = server.wait_exit().code();
     assert_ne!(code, Some(0));
@@ -389,7 +389,7 @@ fn a_daemon_without_a_log_file_is_wrong_usage() {
     let log = server.log();
     assert_eq!(
         log.lines().next(),
-        Some("start_server: cannot use --daemonize: it needs --log-file as well")
+        Some("start_server: cannot use --daemonize: it needs --log-file or --syslog as well")
     );
     assert_eq!(server.started(), []);
 }

@@ -50,7 +50,7 @@ fn unsafe_code_appears_only_where_it_is_known() {
         "common/src/server_ports.rs",
         "common/src/signals.rs",
         "starter/src/binding.rs",
-        "starter/src/log.rs",
+        "starter/src/log/command.rs",
         "starter/src/process.rs",
         "starter/src/worker.rs",
     ];

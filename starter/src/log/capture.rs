@@ -1,0 +1,219 @@
+//! What workers write, where it is read here: a pipe for each stream, so that every line is known by its worker.
+
+use std::collections::VecDeque;
+use std::fs::File;
+use std::io::{self, Read};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+
+use nix::fcntl::{FcntlArg, OFlag, fcntl};
+use nix::unistd::{Pid, pipe2};
+
+use crate::log::lines::Lines;
+use crate::notice::Severity;
+
+/// How many of the last lines on standard error are kept for the verdict on a worker.
+const KEPT: usize = 20;
+
+/// The size of a pipe and of a read, in bytes.
+const PORTION: usize = 256 * 1024;
+
+/// How many portions of one stream are read in a turn, so that signals do not wait.
+const MOST_PORTIONS: usize = 4;
+
+/// One of a worker's two.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Stream {
+    Stdout,
+    Stderr,
+}
+
+impl Stream {
+    pub const BOTH: [Stream; 2] = [Stream::Stdout, Stream::Stderr];
+
+    pub fn name(self) -> &'static str {
+        match self {
+            Stream::Stdout => "stdout",
+            Stream::Stderr => "stderr",
+        }
+    }
+
+    /// The descriptor of it in a worker.
+    pub fn number(self) -> i32 {
+        match self {
+            Stream::Stdout => 1,
+            Stream::Stderr => 2,
+        }
+    }
+
+    /// Of its lines, as syslog has it.
+    pub fn severity(self) -> Severity {
+        match self {
+            Stream::Stdout => Severity::Info,
+            Stream::Stderr => Severity::Warning,
+        }
+    }
+}
+
+/// Who has written a line.
+#[derive(Debug, Clone, Copy)]
+pub struct Origin {
+    pub generation: u32,
+    pub pid: Pid,
+    pub stream: Stream,
+}
+
+/// The pipes for a worker that is about to be started.
+#[derive(Debug, Default)]
+pub struct Pipes {
+    ours: Vec<(Stream, OwnedFd)>,
+    /// The worker's ends, and the numbers that they are to have there.
+    pub theirs: Vec<(OwnedFd, i32)>,
+}
+
+/// All pipes of workers that are open.
+#[derive(Debug, Default)]
+pub struct Capture {
+    sources: Vec<Source>,
+    /// The same for every read.
+    portion: Vec<u8>,
+}
+
+#[derive(Debug)]
+struct Source {
+    pipe: File,
+    origin: Origin,
+    lines: Lines,
+    last: VecDeque<String>,
+}
+
+/// What a read has found.
+#[derive(Debug, PartialEq, Eq)]
+enum Found {
+    Something,
+    Nothing,
+    End,
+}
+
+impl Pipes {
+    /// Pipes for these streams.
+    pub fn new(streams: impl IntoIterator<Item = Stream>) -> nix::Result<Pipes> {
+        let mut pipes = Pipes::default();
+        for stream in streams {
+            let (ours, theirs) = pipe2(OFlag::O_CLOEXEC)?;
+            // Non-blocking on our side alone: the two ends have a description each.
+            fcntl(&ours, FcntlArg::F_SETFL(OFlag::O_NONBLOCK))?;
+            // Fewer turns for much output. A user who has many pipes may not have larger ones.
+            let _ = fcntl(&ours, FcntlArg::F_SETPIPE_SZ(PORTION as i32));
+            pipes.ours.push((stream, ours));
+            pipes.theirs.push((theirs, stream.number()));
+        }
+        Ok(pipes)
+    }
+}
+
+impl Capture {
+    /// The worker was started, with these pipes.
+    pub fn attach(&mut self, generation: u32, pid: Pid, pipes: Pipes) {
+        let sources = pipes.ours.into_iter().map(|(stream, pipe)| Source {
+            pipe: pipe.into(),
+            origin: Origin {
+                generation,
+                pid,
+                stream,
+            },
+            lines: Lines::default(),
+            last: VecDeque::new(),
+        });
+        self.sources.extend(sources);
+    }
+
+    /// What to wait for until there is something to read.
+    pub fn sources(&self) -> impl Iterator<Item = BorrowedFd<'_>> {
+        self.sources.iter().map(|source| source.pipe.as_fd())
+    }
+
+    /// Reads a share of what was written, and hands its lines out.
+    pub fn read(&mut self, mut each: impl FnMut(&Origin, &str)) {
+        self.portion.resize(PORTION, 0);
+        let portion = &mut self.portion;
+        self.sources.retain_mut(|source| {
+            for _ in 0..MOST_PORTIONS {
+                match source.read(portion, &mut each) {
+                    Found::Something => {}
+                    Found::Nothing => return true,
+                    Found::End => return false,
+                }
+            }
+            true
+        });
+    }
+
+    /// The worker has ended: reads what it has left, as far as it was written before, and returns the last lines of its
+    /// standard error. What its own children write goes on being read.
+    pub fn worker_exited(&mut self, pid: Pid, mut each: impl FnMut(&Origin, &str)) -> Vec<String> {
+        self.portion.resize(PORTION, 0);
+        let portion = &mut self.portion;
+        let mut last = Vec::new();
+        self.sources.retain_mut(|source| {
+            if source.origin.pid != pid {
+                return true;
+            }
+            // As much as a pipe can hold: children of its may write on and on.
+            let mut found = Found::Something;
+            let mut left = 1 + MOST_PORTIONS;
+            while found == Found::Something && left > 0 {
+                found = source.read(portion, &mut each);
+                left -= 1;
+            }
+            source.end_line(&mut each);
+            if source.origin.stream == Stream::Stderr {
+                last = source.last.drain(..).collect();
+            }
+            found != Found::End
+        });
+        last
+    }
+}
+
+impl Source {
+    fn read(&mut self, portion: &mut [u8], each: &mut impl FnMut(&Origin, &str)) -> Found {
+        match self.pipe.read(portion) {
+            Ok(0) => {
+                self.end_line(each);
+                Found::End
+            }
+            Ok(length) => {
+                let (origin, last) = (&self.origin, &mut self.last);
+                self.lines.push(&portion[..length], |line| {
+                    each(origin, line);
+                    keep(last, origin, line);
+                });
+                Found::Something
+            }
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => Found::Something,
+            Err(_) => Found::Nothing,
+        }
+    }
+
+    fn end_line(&mut self, each: &mut impl FnMut(&Origin, &str)) {
+        let (origin, last) = (&self.origin, &mut self.last);
+        self.lines.end(|line| {
+            each(origin, line);
+            keep(last, origin, line);
+        });
+    }
+}
+
+fn keep(last: &mut VecDeque<String>, origin: &Origin, line: &str) {
+    if origin.stream == Stream::Stdout {
+        return;
+    }
+    // The memory of the line that goes is that of the one that comes.
+    let mut kept = match last.len() {
+        KEPT => last.pop_front().unwrap_or_default(),
+        _ => String::new(),
+    };
+    kept.clear();
+    kept.push_str(line);
+    last.push_back(kept);
+}

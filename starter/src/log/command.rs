@@ -1,0 +1,151 @@
+//! The command of `--log-file="| COMMAND"`, which reads the log from a pipe. Both ends of it stay open here, so that what
+//! was written survives the command, and no worker ever writes to a closed pipe.
+
+use std::ffi::{OsStr, OsString};
+use std::fs::{File, OpenOptions};
+use std::io;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::os::unix::fs::OpenOptionsExt;
+use std::os::unix::process::CommandExt;
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
+
+use common::signals::reset_all;
+use nix::fcntl::OFlag;
+use nix::sys::signal::{SigSet, SigmaskHow, sigprocmask};
+use nix::unistd::{Pid, pipe2};
+
+use crate::failure::{self, Failure};
+use crate::listen_spec::printable;
+use crate::log::say;
+use crate::notice::Notice;
+
+/// The shortest time between two starts of a log command.
+const RESPAWN: Duration = Duration::from_secs(1);
+
+/// The command, and its pipe.
+pub struct LogCommand {
+    command: OsString,
+    read_end: OwnedFd,
+    write_end: OwnedFd,
+    /// For the command itself; none when nobody is there to see it.
+    outputs: Option<(OwnedFd, OwnedFd)>,
+    child: Option<Child>,
+    started_at: Instant,
+}
+
+/// Why it cannot be started, for the user.
+pub fn cannot_use(command: &OsStr, error: &io::Error) -> Failure {
+    let shown = printable(command);
+    Failure::failed(format!(
+        "cannot use --log-file=|{shown}: {}",
+        failure::cause(error)
+    ))
+}
+
+impl LogCommand {
+    /// Makes the pipe. `attended` is false for a daemon.
+    pub fn new(command: &OsStr, attended: bool) -> io::Result<LogCommand> {
+        let (read_end, write_end) = pipe2(OFlag::O_CLOEXEC)?;
+        let outputs = match attended {
+            true => Some((
+                io::stdout().as_fd().try_clone_to_owned()?,
+                io::stderr().as_fd().try_clone_to_owned()?,
+            )),
+            false => None,
+        };
+        Ok(LogCommand {
+            command: command.to_owned(),
+            read_end,
+            write_end,
+            outputs,
+            child: None,
+            started_at: Instant::now(),
+        })
+    }
+
+    /// For workers.
+    pub fn write_end(&self) -> BorrowedFd<'_> {
+        self.write_end.as_fd()
+    }
+
+    /// Another description of the same pipe: non-blocking for us alone.
+    pub fn own_end(&self) -> io::Result<File> {
+        OpenOptions::new()
+            .write(true)
+            .custom_flags(OFlag::O_NONBLOCK.bits())
+            .open(format!("/proc/self/fd/{}", self.write_end.as_raw_fd()))
+    }
+
+    /// Starts the command.
+    pub fn spawn(&mut self) -> io::Result<()> {
+        self.started_at = Instant::now();
+        let (stdout, stderr) = match &self.outputs {
+            Some((stdout, stderr)) => (stdout.try_clone()?.into(), stderr.try_clone()?.into()),
+            None => (Stdio::null(), Stdio::null()),
+        };
+        let mut command = Command::new("/bin/sh");
+        command
+            .arg("-c")
+            .arg(&self.command)
+            .stdin(self.read_end.try_clone()?)
+            .stdout(stdout)
+            .stderr(stderr);
+        // A terminal's INT is for the server; the log outlives it.
+        command.process_group(0);
+        make_signals_plain(&mut command);
+        self.child = Some(command.spawn()?);
+        Ok(())
+    }
+
+    /// Whether this child was the command.
+    pub fn has_exited(&mut self, pid: Pid) -> bool {
+        let is_it = |child: &Child| i64::from(child.id()) == i64::from(pid.as_raw());
+        self.child.take_if(|child| is_it(child)).is_some()
+    }
+
+    /// When [`LogCommand::start_again`] is due.
+    pub fn deadline(&self) -> Option<Instant> {
+        self.child.is_none().then(|| self.started_at + RESPAWN)
+    }
+
+    /// Starts it again if that is due.
+    pub fn start_again(&mut self, now: Instant) {
+        if self.deadline().is_some_and(|deadline| deadline <= now) {
+            self.spawn_or_say();
+        }
+    }
+
+    /// At the end somebody must read what is in the pipe.
+    pub fn start_for_the_rest(&mut self) {
+        if self.child.is_none() {
+            self.spawn_or_say();
+        }
+    }
+
+    fn spawn_or_say(&mut self) {
+        if let Err(error) = self.spawn() {
+            say(Notice::CannotStartLogCommand {
+                cause: failure::cause(&error),
+            });
+        }
+    }
+}
+
+/// The standard library hands our blocked and ignored signals on.
+#[expect(
+    unsafe_code,
+    reason = "only a hook can change the signals of a command"
+)]
+fn make_signals_plain(command: &mut Command) {
+    let plain = || {
+        reset_all();
+        Ok(sigprocmask(
+            SigmaskHow::SIG_SETMASK,
+            Some(&SigSet::empty()),
+            None,
+        )?)
+    };
+    // SAFETY: the hook makes system calls only and touches no memory of the process.
+    unsafe { command.pre_exec(plain) };
+}

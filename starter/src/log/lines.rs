@@ -1,0 +1,235 @@
+//! What a worker writes becomes lines that can do no harm, wherever they are read. Bytes in, lines out; nothing else.
+//!
+//! Control characters would let it forge a record or drive a terminal, bidi controls would let it show another text than
+//! there is: they are escaped as `\xNN`, and so is what is not UTF-8. A line that is too long comes in pieces.
+
+use memchr::memchr;
+
+/// The longest line, in bytes, with its marks. With what stands before it, a syslog record stays within 8 KiB, which is
+/// what syslog daemons take.
+pub const LONGEST: usize = 8 * 1024 - 256;
+
+/// At the end of a piece that goes on, and at the start of the next one.
+const CUT: &str = "[...]";
+
+/// One stream, between its lines.
+#[derive(Debug, Default)]
+pub struct Lines {
+    /// As it was written, less what has gone out.
+    partial: Vec<u8>,
+    /// A piece of this line has gone out.
+    continued: bool,
+}
+
+impl Lines {
+    /// Takes what was written, and hands out every line that is whole by now, in order and without its end.
+    pub fn push(&mut self, mut written: &[u8], mut each: impl FnMut(&str)) {
+        while let Some(end) = memchr(b'\n', written) {
+            let line = &written[..end];
+            written = &written[end + 1..];
+            match std::str::from_utf8(line) {
+                Ok(plain) if self.is_between_lines() && line.len() <= LONGEST && is_plain(line) => {
+                    each(plain);
+                }
+                _ => {
+                    self.extend(line, &mut each);
+                    self.finish(&mut each);
+                }
+            }
+        }
+        self.extend(written, &mut each);
+    }
+
+    /// Hands out a last line without end.
+    pub fn end(&mut self, mut each: impl FnMut(&str)) {
+        if !self.is_between_lines() {
+            self.finish(&mut each);
+        }
+    }
+
+    fn is_between_lines(&self) -> bool {
+        self.partial.is_empty() && !self.continued
+    }
+
+    /// In portions, so that a line without end takes bounded memory.
+    fn extend(&mut self, line: &[u8], each: &mut impl FnMut(&str)) {
+        for portion in line.chunks(LONGEST) {
+            self.partial.extend(portion);
+            while self.partial.len() > LONGEST {
+                self.hand_out_piece(each);
+            }
+        }
+    }
+
+    fn finish(&mut self, each: &mut impl FnMut(&str)) {
+        let mut first = true;
+        while first || !self.partial.is_empty() {
+            self.hand_out_piece(each);
+            first = false;
+        }
+        self.continued = false;
+    }
+
+    /// As much as fits.
+    fn hand_out_piece(&mut self, each: &mut impl FnMut(&str)) {
+        let mut piece = String::new();
+        if self.continued {
+            piece.push_str(CUT);
+        }
+        let (whole, taken) = escape(&self.partial, LONGEST - CUT.len(), &mut piece);
+        self.continued = !whole;
+        if self.continued {
+            piece.push_str(CUT);
+        }
+        each(&piece);
+        self.partial.drain(..taken);
+    }
+}
+
+/// The whole text in one line.
+pub fn harmless(text: &str) -> String {
+    let mut line = String::new();
+    escape(text.as_bytes(), usize::MAX, &mut line);
+    line
+}
+
+/// Appends escaped characters while the line stays within `most` bytes. Whether that was all, and how many bytes it
+/// was.
+fn escape(bytes: &[u8], most: usize, line: &mut String) -> (bool, usize) {
+    let mut taken = 0;
+    for chunk in bytes.utf8_chunks() {
+        for character in chunk.valid().chars() {
+            let length = character.len_utf8();
+            if !is_harmful(character) {
+                if line.len() + length > most {
+                    return (false, taken);
+                }
+                line.push(character);
+            } else {
+                if line.len() + 4 * length > most {
+                    return (false, taken);
+                }
+                escape_bytes(character.encode_utf8(&mut [0; 4]).as_bytes(), line);
+            }
+            taken += length;
+        }
+        for byte in chunk.invalid() {
+            if line.len() + 4 > most {
+                return (false, taken);
+            }
+            escape_bytes(&[*byte], line);
+            taken += 1;
+        }
+    }
+    (true, taken)
+}
+
+fn escape_bytes(bytes: &[u8], line: &mut String) {
+    const DIGITS: [char; 16] = [
+        '0', '1', '2', '3', '4', '5', '6', '7', '8', '9', 'A', 'B', 'C', 'D', 'E', 'F',
+    ];
+    for byte in bytes {
+        let digit = |value: u8| DIGITS[usize::from(value & 15)];
+        line.extend(['\\', 'x', digit(byte >> 4), digit(*byte)]);
+    }
+}
+
+/// Printable ASCII: by far the most lines.
+fn is_plain(line: &[u8]) -> bool {
+    line.iter().all(|byte| (0x20..0x7F).contains(byte))
+}
+
+fn is_harmful(character: char) -> bool {
+    character.is_control()
+        || matches!(
+            character,
+            // Bidi controls (Unicode, UAX 9), and what some programs take for the end of a line.
+            '\u{61C}' | '\u{200E}' | '\u{200F}' | '\u{2028}'..='\u{202E}' | '\u{2066}'..='\u{2069}'
+        )
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used, reason = "tests fail by panicking")]
+mod tests {
+    use super::*;
+
+    /// Written in portions of this size, then ended.
+    fn lines_of(written: &[u8], portion: usize) -> Vec<String> {
+        let (mut lines, mut out) = (Lines::default(), Vec::new());
+        let mut keep = |line: &str| out.push(line.to_owned());
+        for portion in written.chunks(portion) {
+            lines.push(portion, &mut keep);
+        }
+        lines.end(&mut keep);
+        out
+    }
+
+    #[track_caller]
+    fn assert_lines(written: &[u8], expected: &[&str]) {
+        for portion in [1, 2, 3, 7, 1 << 20] {
+            assert_eq!(lines_of(written, portion), expected, "{portion}");
+        }
+    }
+
+    #[test]
+    fn lines_are_whole_however_they_were_written() {
+        assert_lines(b"one\ntwo\n\nfour\n", &["one", "two", "", "four"]);
+        assert_lines(b"", &[]);
+        assert_lines(b"no end", &["no end"]);
+        assert_lines(
+            "gr\u{fc}\u{df}e \u{1f600}\n".as_bytes(),
+            &["gr\u{fc}\u{df}e \u{1f600}"],
+        );
+    }
+
+    #[test]
+    fn what_could_do_harm_is_escaped() {
+        assert_lines(
+            b"a\0b\tc\rd\x1b[2Je\x7f\n",
+            &[r"a\x00b\x09c\x0Dd\x1B[2Je\x7F"],
+        );
+        assert_lines("\u{85}\u{9b}2J\n".as_bytes(), &[r"\xC2\x85\xC2\x9B2J"]);
+        assert_lines(
+            "\u{202e}\u{2066}\u{200f}\n".as_bytes(),
+            &[r"\xE2\x80\xAE\xE2\x81\xA6\xE2\x80\x8F"],
+        );
+        assert_lines(b"\xff\xc3\n", &[r"\xFF\xC3"]);
+        // Half a character at the end.
+        assert_lines(b"x\xe2\x82", &[r"x\xE2\x82"]);
+        assert_lines(b"\n<0>Jan 1 forged:\n", &["", "<0>Jan 1 forged:"]);
+    }
+
+    #[test]
+    fn a_long_line_comes_in_pieces_that_are_marked_and_lack_nothing() {
+        for text in ["x", "\u{20ac}", "\u{1}", "\u{1f600}"] {
+            for count in [LONGEST - 1, LONGEST, LONGEST + 1, 5 * LONGEST + 3] {
+                let written = format!("before\n{}\nafter\n", text.repeat(count));
+                for portion in [1000, 1 << 20] {
+                    let lines = lines_of(written.as_bytes(), portion);
+                    assert_eq!(lines.first().unwrap(), "before");
+                    assert_eq!(lines.last().unwrap(), "after");
+                    let pieces = &lines[1..lines.len() - 1];
+                    assert!(pieces.iter().all(|piece| piece.len() <= LONGEST));
+                    let (last, others) = pieces.split_last().unwrap();
+                    assert!(others.iter().all(|piece| piece.ends_with(CUT)));
+                    assert!(!last.ends_with(CUT));
+                    assert!(pieces[1..].iter().all(|piece| piece.starts_with(CUT)));
+                    let whole: String = pieces.iter().map(|it| it.replace(CUT, "")).collect();
+                    assert_eq!(whole, harmless(&text.repeat(count)));
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn a_line_without_end_takes_bounded_memory() {
+        let mut lines = Lines::default();
+        let mut handed_out = 0;
+        for _ in 0..1000 {
+            lines.push(&[b'x'; 100_000], |piece| handed_out += piece.len());
+            assert!(lines.partial.len() <= LONGEST);
+            assert!(lines.partial.capacity() <= 4 * LONGEST);
+        }
+        assert!(handed_out >= 99_990_000);
+    }
+}

@@ -1,0 +1,537 @@
+//! Where output goes: our own sentences and what workers write, to standard error and output as they were inherited, to
+//! the file or command of `--log-file`, to syslog, or to several of these.
+//!
+//! A stream of the workers goes straight where it belongs, by a descriptor that they inherit, unless each line of it must be
+//! known: then it is captured, which means read here.
+//!
+//! Nothing of this ever ends or blocks the service: a log that cannot be written loses lines, which are counted, and what
+//! a log command does not read waits. Only then workers wait as well: as long as the command does.
+
+mod capture;
+mod clock;
+mod command;
+mod file;
+mod lines;
+mod syslog;
+
+use std::cell::RefCell;
+use std::collections::VecDeque;
+use std::fmt::Display;
+use std::fs::File;
+use std::io::{self, Write};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::path::PathBuf;
+use std::rc::Rc;
+use std::time::Instant;
+
+use nix::errno::Errno;
+use nix::poll::{PollFd, PollFlags, ppoll};
+use nix::sys::time::TimeSpec;
+use nix::unistd::{Pid, dup2_stderr, dup2_stdout};
+
+pub use self::capture::{Pipes, Stream};
+pub use self::syslog::{Address, DEFAULT_ADDRESS, Format, SyslogOptions, facility};
+
+use self::capture::{Capture, Origin};
+use self::clock::Moment;
+use self::command::LogCommand;
+use self::file::{cannot_open, open_file};
+use self::syslog::Syslog;
+use crate::failure::{self, Failure};
+use crate::notice::{Notice, Severity};
+use crate::options::{LogTarget, Options};
+
+/// How much of our own may wait for a log command that does not read, in bytes; and with how much of theirs workers are
+/// not read any more.
+const MOST_WAITING: usize = 1 << 20;
+
+/// How long whoever reads the log may take to read the last lines.
+const LAST_MOMENT: std::time::Duration = std::time::Duration::from_secs(1);
+
+thread_local! {
+    /// The one place that all lines go through; the superdaemon has one thread.
+    static OUT: RefCell<Out> = const {
+        RefCell::new(Out {
+            is_quiet: false,
+            target: Target::Inherited,
+            is_stamped: false,
+            lost: 0,
+            portion: Vec::new(),
+            lines: 0,
+            syslog: None,
+        })
+    };
+}
+
+/// What lines are written to.
+struct Out {
+    /// Sentences of ours are not for standard error.
+    is_quiet: bool,
+    target: Target,
+    /// Time, generation and pid stand before each line in the target.
+    is_stamped: bool,
+    /// Lines that could not be written to the target.
+    lost: u64,
+    /// Lines of workers that are written to a file in one go, and how many they are.
+    portion: Vec<u8>,
+    lines: u64,
+    syslog: Option<Syslog>,
+}
+
+enum Target {
+    /// Standard error.
+    Inherited,
+    File(File),
+    /// Our own end of a log command's pipe, non-blocking: that of workers blocks.
+    Command {
+        pipe: Rc<File>,
+        waiting: VecDeque<u8>,
+    },
+}
+
+/// Says a sentence.
+pub fn say(notice: Notice) {
+    OUT.with_borrow_mut(|out| out.say(notice.severity(), &notice, false));
+}
+
+/// Says why the program ends. That is told to whoever looks at standard error in any case.
+pub fn complain(failure: &Failure) {
+    OUT.with_borrow_mut(|out| {
+        out.say(
+            Severity::Error,
+            &format_args!("start_server: {failure}"),
+            true,
+        );
+    });
+    write_rest();
+}
+
+/// Our own sentences are not to be seen on standard error.
+pub fn be_quiet() {
+    OUT.with_borrow_mut(|out| out.is_quiet = true);
+}
+
+/// From here on every line goes to syslog too.
+pub fn open_syslog(options: &SyslogOptions) -> Result<(), Failure> {
+    let syslog = Syslog::open(options)?;
+    OUT.with_borrow_mut(|out| out.syslog = Some(syslog));
+    Ok(())
+}
+
+/// Writes what waits, as far as it goes, and says where syslog cannot be reached.
+fn flush() {
+    let trouble = OUT.with_borrow_mut(Out::flush);
+    if let Some((place, cause)) = trouble {
+        say(Notice::SyslogUnreachable { place, cause });
+    }
+}
+
+/// What others have to read before more can be written.
+fn unread() -> Vec<Rc<dyn AsFd>> {
+    OUT.with_borrow(|out| {
+        let mut unread: Vec<Rc<dyn AsFd>> = Vec::new();
+        if let Target::Command { pipe, waiting } = &out.target
+            && !waiting.is_empty()
+        {
+            let pipe: Rc<File> = Rc::clone(pipe);
+            unread.push(pipe);
+        }
+        if let Some(socket) = out.syslog.as_ref().and_then(Syslog::wants_to_write) {
+            unread.push(socket);
+        }
+        unread
+    })
+}
+
+/// At the end: whoever reads gets a moment for the last lines.
+fn write_rest() {
+    let deadline = Instant::now() + LAST_MOMENT;
+    loop {
+        flush();
+        let unread = unread();
+        let left = deadline.saturating_duration_since(Instant::now());
+        if unread.is_empty() || left.is_zero() {
+            return;
+        }
+        let writable = |one: &Rc<dyn AsFd>| one.as_fd().try_clone_to_owned();
+        let Ok(unread) = unread
+            .iter()
+            .map(writable)
+            .collect::<io::Result<Vec<OwnedFd>>>()
+        else {
+            return;
+        };
+        let mut sources: Vec<PollFd<'_>> = unread
+            .iter()
+            .map(|one| PollFd::new(one.as_fd(), PollFlags::POLLOUT))
+            .collect();
+        match ppoll(&mut sources, Some(TimeSpec::from_duration(left)), None) {
+            Ok(_) | Err(Errno::EINTR) => {}
+            Err(_) => return,
+        }
+    }
+}
+
+impl Out {
+    fn say(&mut self, severity: Severity, text: &dyn Display, is_last_word: bool) {
+        let text = text.to_string();
+        if self.lost > 0 {
+            let lost = Notice::LinesLost(self.lost).to_string();
+            if self.write_own(&lost, false) {
+                self.lost = 0;
+            }
+        }
+        if !self.write_own(&text, is_last_word) {
+            self.lost += 1;
+        }
+        if let Some(syslog) = &mut self.syslog {
+            syslog.push_own(severity, &text);
+            syslog.flush(Instant::now());
+        }
+    }
+
+    /// False if the line is lost.
+    fn write_own(&mut self, text: &str, is_last_word: bool) -> bool {
+        let line = match self.is_stamped {
+            true => {
+                let stamp = format!("{} [-:{}] ", Moment::now(), std::process::id());
+                text.lines()
+                    .map(|line| format!("{stamp}{line}\n"))
+                    .collect()
+            }
+            false => format!("{text}\n"),
+        };
+        match &mut self.target {
+            Target::Inherited if self.is_quiet && !is_last_word => true,
+            Target::Inherited => io::stderr().write_all(line.as_bytes()).is_ok(),
+            Target::File(file) => file.write_all(line.as_bytes()).is_ok(),
+            Target::Command { waiting, .. } if waiting.len() + line.len() > MOST_WAITING => false,
+            Target::Command { waiting, .. } => {
+                waiting.extend(line.as_bytes());
+                self.flush_command();
+                true
+            }
+        }
+    }
+
+    /// A line of a worker. What goes to a file waits for [`Out::flush`].
+    fn write_line(&mut self, origin: &Origin, line: &str, routes: Routes, stamp: &str) {
+        if routes.to_target {
+            self.lines += 1;
+            if self.is_stamped {
+                self.portion.extend_from_slice(stamp.as_bytes());
+            }
+            self.portion.extend_from_slice(line.as_bytes());
+            self.portion.push(b'\n');
+        }
+        if routes.to_syslog
+            && let Some(syslog) = &mut self.syslog
+        {
+            syslog.push_line(origin, line);
+        }
+    }
+
+    /// The lines of workers that have come together.
+    fn write_portion(&mut self) {
+        if self.portion.is_empty() {
+            return;
+        }
+        match &mut self.target {
+            Target::File(file) => {
+                if file.write_all(&self.portion).is_err() {
+                    self.lost += self.lines;
+                }
+            }
+            Target::Command { waiting, .. } => waiting.extend(&self.portion),
+            Target::Inherited => {}
+        }
+        self.lines = 0;
+        self.portion.clear();
+        self.portion.shrink_to(MOST_WAITING);
+    }
+
+    fn flush(&mut self) -> Option<(String, String)> {
+        self.write_portion();
+        self.flush_command();
+        let syslog = self.syslog.as_mut()?;
+        syslog.flush(Instant::now());
+        syslog.take_trouble()
+    }
+
+    fn flush_command(&mut self) {
+        let Target::Command { pipe, waiting } = &mut self.target else {
+            return;
+        };
+        while !waiting.is_empty() {
+            match (&**pipe).write(waiting.as_slices().0) {
+                Ok(written) => drop(waiting.drain(..written)),
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                // A full pipe: the rest waits until it can be written.
+                Err(_) => return,
+            }
+        }
+    }
+
+    /// A log command has to read before workers are read again.
+    fn is_congested(&self) -> bool {
+        matches!(&self.target, Target::Command { waiting, .. } if waiting.len() >= MOST_WAITING)
+    }
+}
+
+/// Where one stream of the workers goes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Routes {
+    to_target: bool,
+    to_syslog: bool,
+    /// Each line is read here.
+    is_captured: bool,
+}
+
+/// The log as the superdaemon sees it.
+pub struct Log {
+    target: LogFile,
+    stdout: Routes,
+    stderr: Routes,
+    capture: Capture,
+    reopened: Reopened,
+}
+
+enum LogFile {
+    None,
+    File(PathBuf),
+    Command(LogCommand),
+}
+
+/// What became of the orders to open the log file again, for whoever gave them.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Reopened {
+    pub orders: u32,
+    /// Why the last one was not carried out.
+    pub failure: Option<String>,
+}
+
+impl Log {
+    /// Turns the streams to where they belong; those that are captured stay as they are here.
+    pub fn open(options: &Options) -> Result<Log, Failure> {
+        let routes = |stream| {
+            let to_target = options.log_file.is_some() && options.log_streams.contains(&stream);
+            let to_syslog = options.syslog.is_some() && options.syslog_streams.contains(&stream);
+            Routes {
+                to_target,
+                to_syslog,
+                is_captured: to_syslog || (to_target && options.log_timestamps),
+            }
+        };
+        let mut log = Log {
+            target: LogFile::None,
+            stdout: routes(Stream::Stdout),
+            stderr: routes(Stream::Stderr),
+            capture: Capture::default(),
+            reopened: Reopened::default(),
+        };
+        let attended = !options.daemonize;
+        let (target, out) = match &options.log_file {
+            None => (LogFile::None, Target::Inherited),
+            Some(LogTarget::File(path)) => {
+                let file = open_file(path).map_err(|error| cannot_open(path, &error))?;
+                log.redirect(file.as_fd(), attended)
+                    .map_err(|error| cannot_open(path, &error))?;
+                (LogFile::File(path.clone()), Target::File(file))
+            }
+            Some(LogTarget::Command(command)) => {
+                let cannot = |error: io::Error| command::cannot_use(command, &error);
+                let mut command = LogCommand::new(command, attended).map_err(cannot)?;
+                log.redirect(command.write_end(), attended)
+                    .map_err(cannot)?;
+                let pipe = Rc::new(command.own_end().map_err(cannot)?);
+                command.spawn().map_err(cannot)?;
+                let waiting = VecDeque::new();
+                (LogFile::Command(command), Target::Command { pipe, waiting })
+            }
+        };
+        if options.log_file.is_none() && !attended {
+            log.redirect(
+                File::open("/dev/null").map_err(cannot_detach)?.as_fd(),
+                false,
+            )
+            .map_err(cannot_detach)?;
+        }
+        log.target = target;
+        OUT.with_borrow_mut(|out_now| {
+            out_now.target = out;
+            out_now.is_stamped = options.log_timestamps;
+        });
+        Ok(log)
+    }
+
+    /// Standard output and error to the target, as far as they go there. A daemon keeps no other.
+    fn redirect(&self, target: BorrowedFd<'_>, attended: bool) -> io::Result<()> {
+        let null = std::fs::OpenOptions::new().write(true).open("/dev/null")?;
+        let place = |routes: Routes| match (routes.to_target, attended) {
+            (true, _) => Some(target),
+            (false, false) => Some(null.as_fd()),
+            (false, true) => None,
+        };
+        if let Some(stdout) = place(self.stdout) {
+            dup2_stdout(stdout)?;
+        }
+        if let Some(stderr) = place(self.stderr) {
+            dup2_stderr(stderr)?;
+        }
+        Ok(())
+    }
+
+    /// USR1: whoever rotates the log has moved the file away.
+    pub fn reopen(&mut self) {
+        self.reopened.orders += 1;
+        let LogFile::File(path) = &self.target else {
+            self.reopened.failure = Some("it writes to no log file".into());
+            say(Notice::NothingToReopen);
+            return;
+        };
+        let path = path.clone();
+        // What was read before belongs to the old file.
+        self.read_all();
+        let opened = open_file(&path).and_then(|file| {
+            self.redirect(file.as_fd(), true)?;
+            OUT.with_borrow_mut(|out| out.target = Target::File(file));
+            Ok(())
+        });
+        self.reopened.failure = opened.as_ref().err().map(failure::cause);
+        match opened {
+            Ok(()) => say(Notice::LogReopened {
+                path,
+                is_captured: self.is_all_captured(),
+            }),
+            Err(error) => say(Notice::CannotReopen {
+                path,
+                cause: failure::cause(&error),
+            }),
+        }
+    }
+
+    pub fn reopened(&self) -> &Reopened {
+        &self.reopened
+    }
+
+    /// No worker has the file open itself.
+    fn is_all_captured(&self) -> bool {
+        [self.stdout, self.stderr]
+            .iter()
+            .all(|routes| routes.is_captured || !routes.to_target)
+    }
+
+    /// Pipes for the streams of a new worker that are captured.
+    pub fn pipes(&self) -> nix::Result<Pipes> {
+        let is_captured = |stream: &Stream| self.routes(*stream).is_captured;
+        Pipes::new(Stream::BOTH.into_iter().filter(is_captured))
+    }
+
+    /// The worker was started with them.
+    pub fn attach(&mut self, generation: u32, pid: Pid, pipes: Pipes) {
+        self.capture.attach(generation, pid, pipes);
+    }
+
+    fn routes(&self, stream: Stream) -> Routes {
+        match stream {
+            Stream::Stdout => self.stdout,
+            Stream::Stderr => self.stderr,
+        }
+    }
+
+    /// Everything to wait for.
+    pub fn sources(&self) -> Sources<'_> {
+        let is_congested = OUT.with_borrow(Out::is_congested);
+        Sources {
+            readable: self.capture.sources().filter(|_| !is_congested).collect(),
+            writable: unread(),
+        }
+    }
+
+    /// When [`Log::take_turn`] is due in any case.
+    pub fn deadline(&self) -> Option<Instant> {
+        let command = match &self.target {
+            LogFile::Command(command) => command.deadline(),
+            LogFile::File(_) | LogFile::None => None,
+        };
+        let syslog = OUT.with_borrow(|out| out.syslog.as_ref().and_then(Syslog::deadline));
+        command.into_iter().chain(syslog).min()
+    }
+
+    /// Reads a share of what workers have written, writes what waits, and starts a log command again if that is due.
+    pub fn take_turn(&mut self, now: Instant) {
+        if let LogFile::Command(command) = &mut self.target {
+            command.start_again(now);
+        }
+        if !OUT.with_borrow(Out::is_congested) {
+            let (stdout, stderr) = (self.stdout, self.stderr);
+            self.capture.read(writer(stdout, stderr));
+        }
+        flush();
+    }
+
+    /// A worker has ended: all that it has written is read. The last lines of its standard error, where that is captured.
+    pub fn worker_exited(&mut self, pid: Pid) -> Vec<String> {
+        let (stdout, stderr) = (self.stdout, self.stderr);
+        let last = self.capture.worker_exited(pid, writer(stdout, stderr));
+        flush();
+        last
+    }
+
+    /// Whether this child was the log command; if so another will be started.
+    pub fn has_exited(&mut self, pid: Pid, status: i32) -> bool {
+        let LogFile::Command(command) = &mut self.target else {
+            return false;
+        };
+        let ours = command.has_exited(pid);
+        if ours {
+            say(Notice::LogCommandDied { status });
+        }
+        ours
+    }
+
+    /// What was written until now, as far as it can be had without waiting.
+    fn read_all(&mut self) {
+        let (stdout, stderr) = (self.stdout, self.stderr);
+        self.capture.read(writer(stdout, stderr));
+        flush();
+    }
+
+    /// At the end: somebody must read what waits, and gets a moment for that.
+    pub fn end(&mut self) {
+        self.read_all();
+        if let LogFile::Command(command) = &mut self.target {
+            command.start_for_the_rest();
+        }
+        write_rest();
+    }
+}
+
+/// What [`Log::sources`] has found.
+pub struct Sources<'a> {
+    pub readable: Vec<BorrowedFd<'a>>,
+    pub writable: Vec<Rc<dyn AsFd>>,
+}
+
+/// Takes the lines of workers, all with the time of now.
+fn writer(stdout: Routes, stderr: Routes) -> impl FnMut(&Origin, &str) {
+    let now = Moment::now();
+    let mut stamp = (None, String::new());
+    move |origin, line| {
+        let routes = match origin.stream {
+            Stream::Stdout => stdout,
+            Stream::Stderr => stderr,
+        };
+        if stamp.0 != Some(origin.pid) {
+            stamp = (
+                Some(origin.pid),
+                format!("{now} [{}:{}] ", origin.generation, origin.pid),
+            );
+        }
+        OUT.with_borrow_mut(|out| out.write_line(origin, line, routes, &stamp.1));
+    }
+}
+
+fn cannot_detach(error: io::Error) -> Failure {
+    Failure::failed(format!("cannot open /dev/null: {}", failure::cause(&error)))
+}

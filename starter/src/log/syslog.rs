@@ -1,0 +1,486 @@
+//! Records for a syslog daemon: formatted by the crate `syslog`, sent by us, because nothing here may ever wait.
+//!
+//! A daemon that is slow, stopped, gone or not there yet costs a bounded queue and then lines, which are counted. The
+//! count is a record of its own as soon as there is room again. After the loss of the daemon the same record is sent
+//! again, at most once a second.
+
+use std::collections::{BTreeMap, VecDeque};
+use std::io;
+use std::net::{SocketAddr, ToSocketAddrs};
+use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::unix::fs::FileTypeExt;
+use std::path::{Path, PathBuf};
+use std::rc::Rc;
+use std::time::{Duration, Instant};
+
+use nix::errno::Errno;
+use nix::sys::socket::{
+    AddressFamily, MsgFlags, SockFlag, SockType, SockaddrStorage, UnixAddr, connect, send, socket,
+};
+use syslog::{Facility, Formatter3164, Formatter5424, LogFormat};
+
+use crate::failure::{self, Failure};
+use crate::listen_spec::printable;
+use crate::log::capture::Origin;
+use crate::log::clock::Moment;
+use crate::log::lines::harmless;
+use crate::notice::Severity;
+
+/// Where a syslog daemon listens (syslog(3)).
+pub const DEFAULT_ADDRESS: &str = "/dev/log";
+
+/// The shortest time between two tries to reach the daemon.
+const RECONNECT: Duration = Duration::from_secs(1);
+
+/// What may wait for the daemon, in bytes: over 100,000 usual lines.
+const MOST_WAITING: usize = 16 << 20;
+
+/// The private enterprise number of examples (RFC 5612), behind the name of our structured data (RFC 5424, 6.3.2).
+const STRUCTURED_DATA: &str = "start_server@32473";
+
+/// What the command line says about syslog.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct SyslogOptions {
+    /// By its name, which is known to be one.
+    pub facility: String,
+    /// Printable, without blanks and the characters that end a tag.
+    pub tag: String,
+    pub address: Address,
+    pub format: Format,
+}
+
+/// Where the daemon is.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Address {
+    Socket(PathBuf),
+    /// `HOST:PORT`, not yet resolved.
+    Udp(String),
+}
+
+/// How a record is written.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Format {
+    Rfc3164,
+    Rfc5424,
+}
+
+/// The facility of this name, if there is one.
+pub fn facility(name: &str) -> Option<Facility> {
+    name.parse().ok()
+}
+
+/// The way to the daemon.
+pub struct Syslog {
+    options: SyslogOptions,
+    facility: Facility,
+    /// Where records leave this machine, or have a place for its name.
+    host: Option<String>,
+    peer: Peer,
+    socket: Option<Rc<OwnedFd>>,
+    /// Not before this is it tried to reach the daemon again.
+    retry_at: Option<Instant>,
+    /// The daemon has not read yet what was sent.
+    is_full: bool,
+    queue: VecDeque<Vec<u8>>,
+    /// The bytes in the queue.
+    waiting: usize,
+    /// Lines that found no room in the queue, since the last record that did.
+    dropped: u64,
+    /// Why the daemon cannot be reached, where that was not told yet.
+    trouble: Option<String>,
+    is_reachable: bool,
+}
+
+enum Peer {
+    Socket(PathBuf),
+    Udp(SocketAddr),
+}
+
+impl Syslog {
+    /// Finds the daemon's address; reaches for the daemon itself when there is something to send.
+    ///
+    /// # Errors
+    /// An address that cannot be one: a host without address, a file that is no socket.
+    pub fn open(options: &SyslogOptions) -> Result<Syslog, Failure> {
+        let peer = match &options.address {
+            Address::Socket(path) => Peer::Socket(checked(path)?),
+            Address::Udp(address) => Peer::Udp(resolve(address)?),
+        };
+        let host = match (&peer, options.format) {
+            (Peer::Socket(_), Format::Rfc3164) => None,
+            (Peer::Udp(_), _) | (_, Format::Rfc5424) => host_name(),
+        };
+        Ok(Syslog {
+            facility: facility(&options.facility).unwrap_or(Facility::LOG_DAEMON),
+            options: options.clone(),
+            host,
+            peer,
+            socket: None,
+            retry_at: None,
+            is_full: false,
+            queue: VecDeque::new(),
+            waiting: 0,
+            dropped: 0,
+            trouble: None,
+            is_reachable: true,
+        })
+    }
+
+    /// A line of ours.
+    pub fn push_own(&mut self, severity: Severity, text: &str) {
+        for line in text.lines() {
+            self.push(None, severity, &harmless(line));
+        }
+    }
+
+    /// A line of a worker, harmless already.
+    pub fn push_line(&mut self, origin: &Origin, line: &str) {
+        self.push(Some(origin), origin.stream.severity(), line);
+    }
+
+    fn push(&mut self, origin: Option<&Origin>, severity: Severity, line: &str) {
+        // About the length that the record will have.
+        if self.waiting + line.len() > MOST_WAITING {
+            self.dropped += 1;
+            return;
+        }
+        self.tell_dropped();
+        self.enqueue(origin, severity, line);
+    }
+
+    /// Where lines were lost, the count stands in their place.
+    fn tell_dropped(&mut self) {
+        if self.dropped > 0 {
+            let dropped = std::mem::take(&mut self.dropped);
+            let text = format!(
+                "start_server: {dropped} lines before this one were lost: syslog was too slow or gone"
+            );
+            self.enqueue(None, Severity::Warning, &text);
+        }
+    }
+
+    fn enqueue(&mut self, origin: Option<&Origin>, severity: Severity, line: &str) {
+        let record = self.record(origin, severity, line);
+        self.waiting += record.len();
+        self.queue.push_back(record);
+    }
+
+    fn record(&self, origin: Option<&Origin>, severity: Severity, line: &str) -> Vec<u8> {
+        let pid = origin.map_or_else(std::process::id, |one| one.pid.as_raw().unsigned_abs());
+        let mut record = Vec::new();
+        // Writing into memory does not fail.
+        drop(match self.options.format {
+            Format::Rfc3164 => {
+                let formatter = Formatter3164 {
+                    facility: self.facility,
+                    hostname: self.host.clone(),
+                    process: self.options.tag.clone(),
+                    pid,
+                };
+                let written = match origin {
+                    None => formatter.format(&mut record, severity.into(), line),
+                    Some(one) => {
+                        let line = format_args!("gen {}: {line}", one.generation);
+                        formatter.format(&mut record, severity.into(), line)
+                    }
+                };
+                put_local_time(&mut record);
+                written
+            }
+            Format::Rfc5424 => {
+                let formatter = Formatter5424 {
+                    facility: self.facility,
+                    hostname: self.host.clone(),
+                    process: self.options.tag.clone(),
+                    pid,
+                };
+                let message = (0, structured_data(origin), line);
+                formatter.format(&mut record, severity.into(), message)
+            }
+        });
+        record
+    }
+
+    /// Sends what waits, as far as that goes without waiting.
+    pub fn flush(&mut self, now: Instant) {
+        if self.retry_at.is_some_and(|retry_at| now < retry_at) {
+            return;
+        }
+        self.is_full = false;
+        while !self.queue.is_empty() {
+            match self.send_first() {
+                Ok(()) => self.sent(),
+                Err(Errno::EAGAIN) => {
+                    self.is_full = true;
+                    break;
+                }
+                Err(Errno::EINTR) => {}
+                // This one will never fit.
+                Err(Errno::EMSGSIZE) => {
+                    self.forget_first();
+                    self.dropped += 1;
+                }
+                Err(errno) => {
+                    self.lose(errno, now);
+                    break;
+                }
+            }
+        }
+        if self.queue.is_empty() && self.dropped > 0 {
+            self.tell_dropped();
+            self.flush(now);
+        }
+    }
+
+    fn send_first(&mut self) -> nix::Result<()> {
+        let Some(record) = self.queue.front() else {
+            return Ok(());
+        };
+        let flags = MsgFlags::MSG_NOSIGNAL | MsgFlags::MSG_DONTWAIT;
+        if let Some(socket) = &self.socket {
+            match send(socket.as_raw_fd(), record, flags) {
+                // The daemon that was there is gone; there may be another one already.
+                Err(Errno::ECONNREFUSED | Errno::ECONNRESET | Errno::ENOTCONN | Errno::EPIPE) => {
+                    self.socket = None;
+                }
+                result => return result.map(drop),
+            }
+        }
+        let socket = self.peer.connect()?;
+        let result = send(socket.as_raw_fd(), record, flags).map(drop);
+        self.socket = Some(Rc::new(socket));
+        result
+    }
+
+    fn sent(&mut self) {
+        self.forget_first();
+        self.retry_at = None;
+        self.is_reachable = true;
+    }
+
+    fn forget_first(&mut self) {
+        if let Some(record) = self.queue.pop_front() {
+            self.waiting -= record.len();
+        }
+        if self.queue.is_empty() {
+            // A burst is over.
+            self.queue.shrink_to(64);
+        }
+    }
+
+    fn lose(&mut self, errno: Errno, now: Instant) {
+        self.socket = None;
+        self.retry_at = Some(now + RECONNECT);
+        if std::mem::replace(&mut self.is_reachable, false) {
+            self.trouble = Some(errno.desc().to_owned());
+        }
+    }
+
+    /// Once for each time that the daemon is lost: where it is, and why it cannot be reached.
+    pub fn take_trouble(&mut self) -> Option<(String, String)> {
+        let cause = self.trouble.take()?;
+        let place = match &self.peer {
+            Peer::Socket(path) => printable(path.as_os_str()),
+            Peer::Udp(address) => format!("udp:{address}"),
+        };
+        Some((place, cause))
+    }
+
+    pub fn is_waiting(&self) -> bool {
+        !self.queue.is_empty()
+    }
+
+    /// What to wait for until it can be written to.
+    pub fn wants_to_write(&self) -> Option<Rc<OwnedFd>> {
+        self.socket.clone().filter(|_| self.is_full)
+    }
+
+    /// When [`Syslog::flush`] is to be called again without that.
+    pub fn deadline(&self) -> Option<Instant> {
+        self.retry_at.filter(|_| self.is_waiting())
+    }
+}
+
+/// The crate writes the time in UTC, where daemons take it for local time.
+fn put_local_time(record: &mut [u8]) {
+    let now = Moment::now().rfc3164();
+    let start = record
+        .iter()
+        .position(|byte| *byte == b'>')
+        .map(|at| at + 1);
+    if let Some(place) = start.and_then(|start| record.get_mut(start..start + now.len())) {
+        place.copy_from_slice(now.as_bytes());
+    }
+}
+
+fn structured_data(origin: Option<&Origin>) -> BTreeMap<String, BTreeMap<String, String>> {
+    let Some(origin) = origin else {
+        return BTreeMap::new();
+    };
+    let values = [
+        ("generation", origin.generation.to_string()),
+        ("pid", origin.pid.to_string()),
+        ("stream", origin.stream.name().to_owned()),
+    ];
+    let values = values.map(|(name, value)| (name.to_owned(), value));
+    BTreeMap::from([(STRUCTURED_DATA.to_owned(), values.into())])
+}
+
+impl From<Severity> for syslog::Severity {
+    fn from(severity: Severity) -> syslog::Severity {
+        match severity {
+            Severity::Error => syslog::Severity::LOG_ERR,
+            Severity::Warning => syslog::Severity::LOG_WARNING,
+            Severity::Notice => syslog::Severity::LOG_NOTICE,
+            Severity::Info => syslog::Severity::LOG_INFO,
+        }
+    }
+}
+
+impl Peer {
+    fn connect(&self) -> nix::Result<OwnedFd> {
+        let flags = SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK;
+        let open = |family| socket(family, SockType::Datagram, flags, None);
+        match self {
+            Peer::Socket(path) => {
+                let socket = open(AddressFamily::Unix)?;
+                connect(socket.as_raw_fd(), &UnixAddr::new(path)?)?;
+                Ok(socket)
+            }
+            Peer::Udp(address) => {
+                let family = match address {
+                    SocketAddr::V4(_) => AddressFamily::Inet,
+                    SocketAddr::V6(_) => AddressFamily::Inet6,
+                };
+                let socket = open(family)?;
+                connect(socket.as_raw_fd(), &SockaddrStorage::from(*address))?;
+                Ok(socket)
+            }
+        }
+    }
+}
+
+fn cannot(address: &str, cause: &str) -> Failure {
+    Failure::usage(format!("cannot use --syslog-address={address}: {cause}"))
+}
+
+/// It may be missing: a daemon that is started later makes it.
+fn checked(path: &Path) -> Result<PathBuf, Failure> {
+    let refused = |cause: &str| cannot(&printable(path.as_os_str()), cause);
+    UnixAddr::new(path).map_err(|_| refused("it is too long for a socket"))?;
+    match path.metadata() {
+        Ok(there) if !there.file_type().is_socket() => Err(refused("it is not a socket")),
+        Err(error) if error.kind() != io::ErrorKind::NotFound => {
+            Err(refused(&failure::cause(&error)))
+        }
+        Ok(_) | Err(_) => Ok(path.to_owned()),
+    }
+}
+
+fn resolve(address: &str) -> Result<SocketAddr, Failure> {
+    let shown = format!("udp:{address}");
+    let found = address
+        .to_socket_addrs()
+        .map_err(|error| cannot(&shown, &failure::cause(&error)))?
+        .next();
+    found.ok_or_else(|| cannot(&shown, "the host has no address"))
+}
+
+fn host_name() -> Option<String> {
+    let name = nix::unistd::gethostname().ok()?.into_string().ok()?;
+    let is_name = |byte: u8| byte.is_ascii_graphic();
+    (!name.is_empty() && name.bytes().all(is_name)).then_some(name)
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used, reason = "tests fail by panicking")]
+mod tests {
+    use nix::unistd::Pid;
+
+    use super::*;
+    use crate::log::capture::Stream;
+
+    fn syslog(format: Format) -> Syslog {
+        Syslog::open(&SyslogOptions {
+            facility: "local3".into(),
+            tag: "app".into(),
+            address: Address::Udp("127.0.0.1:9".into()),
+            format,
+        })
+        .unwrap()
+    }
+
+    fn origin(stream: Stream) -> Origin {
+        Origin {
+            generation: 7,
+            pid: Pid::from_raw(4321),
+            stream,
+        }
+    }
+
+    fn text(record: &[u8]) -> &str {
+        std::str::from_utf8(record).unwrap()
+    }
+
+    #[test]
+    fn a_record_of_rfc_3164_has_priority_time_tag_pid_and_generation() {
+        let mut syslog = syslog(Format::Rfc3164);
+        syslog.host = None;
+        syslog.push_line(&origin(Stream::Stderr), "hello");
+        syslog.push_line(&origin(Stream::Stdout), "hello");
+        syslog.push_own(Severity::Error, "broken\nhint: mend it\u{7}");
+        let own = std::process::id();
+        for (record, priority, rest) in [
+            (0, 19 * 8 + 4, "app[4321]: gen 7: hello".to_owned()),
+            (1, 19 * 8 + 6, "app[4321]: gen 7: hello".to_owned()),
+            (2, 19 * 8 + 3, format!("app[{own}]: broken")),
+            (3, 19 * 8 + 3, format!("app[{own}]: hint: mend it\\x07")),
+        ] {
+            let record = text(&syslog.queue[record]);
+            let (start, after) = record.split_at(record.find('>').unwrap() + 1);
+            assert_eq!(start, format!("<{priority}>"));
+            let (time, after) = after.split_at(16);
+            assert_eq!(time, format!("{} ", Moment::now().rfc3164()));
+            assert_eq!(after, rest);
+        }
+    }
+
+    #[test]
+    fn a_record_of_rfc_5424_has_generation_pid_and_stream_as_structured_data() {
+        let mut syslog = syslog(Format::Rfc5424);
+        syslog.host = Some("host".into());
+        syslog.push_line(&origin(Stream::Stderr), "hello");
+        syslog.push_own(Severity::Notice, "on");
+        let words: Vec<&str> = text(&syslog.queue[0]).splitn(7, ' ').collect();
+        assert_eq!(words[0], "<156>1");
+        assert!(words[1].ends_with('Z'), "{words:?}");
+        assert_eq!(&words[2..6], ["host", "app", "4321", "0"]);
+        assert_eq!(
+            words[6],
+            "[start_server@32473 generation=\"7\" pid=\"4321\" stream=\"stderr\"] hello"
+        );
+        assert!(text(&syslog.queue[1]).ends_with(" 0 - on"));
+    }
+
+    #[test]
+    fn a_queue_that_is_full_counts_what_it_loses_and_tells_it_in_its_place() {
+        let mut syslog = syslog(Format::Rfc3164);
+        let line = "x".repeat(8000);
+        let pushed = 3000;
+        for _ in 0..pushed {
+            syslog.push_line(&origin(Stream::Stdout), &line);
+        }
+        assert!(syslog.waiting <= MOST_WAITING + 9000);
+        let kept = syslog.queue.len();
+        assert_eq!(syslog.dropped, pushed - kept as u64);
+        while syslog.waiting > MOST_WAITING / 2 {
+            syslog.forget_first();
+        }
+        syslog.push_line(&origin(Stream::Stdout), "again");
+        let told = format!("{} lines before this one were lost", pushed - kept as u64);
+        let place = syslog.queue.len() - 2;
+        assert!(text(&syslog.queue[place]).contains(&told));
+        assert!(text(&syslog.queue[place + 1]).ends_with("again"));
+        assert_eq!(syslog.dropped, 0);
+    }
+}

@@ -7,6 +7,9 @@ pub mod channel;
 #[cfg(feature = "boundary")]
 pub mod descriptors;
 #[cfg(feature = "boundary")]
+#[doc(hidden)]
+pub mod fuzz;
+#[cfg(feature = "boundary")]
 pub mod message;
 #[cfg(feature = "boundary")]
 pub mod privileges;

@@ -21,6 +21,9 @@ impl From<Errno> for Refusal {
     }
 }
 
+/// The cause where a server listens on the socket at the path.
+pub const SERVED: &str = "another server is listening on it";
+
 fn refused(cause: impl Into<String>) -> Refusal {
     Refusal::Because(cause.into())
 }
@@ -71,7 +74,7 @@ impl Place {
                     return Err(refused("it changes while it is looked at"));
                 }
                 if is_served(path)? {
-                    return Err(refused("another server is listening on it"));
+                    return Err(refused(SERVED));
                 }
                 Some(stale)
             }
@@ -146,7 +149,7 @@ impl Place {
                 // Once more: it may have been bound, and not listened on yet, at the first look. By now this process
                 // may not be allowed to look (EACCES); then the first look counts.
                 if is_served(&self.path) == Ok(true) {
-                    return Err(refused("another server is listening on it"));
+                    return Err(refused(SERVED));
                 }
                 unlinkat(
                     &self.directory,

@@ -9,7 +9,7 @@
 //! 5. [`Resolved::bind`]: sockets are asked for and received, and they listen.
 
 use std::ffi::OsString;
-use std::net::{SocketAddr, ToSocketAddrs};
+use std::net::{IpAddr, SocketAddr, ToSocketAddrs};
 use std::os::fd::{AsFd, AsRawFd, OwnedFd, RawFd};
 use std::path::Path;
 
@@ -17,21 +17,22 @@ use common::message::{
     Address, Ask, Grant, Identity, MOST_DESCRIPTORS, Refusal, SocketFile, Transport,
 };
 use common::trusted_path::{Trust, open_directory};
-use common::unix_socket::{Made, MadeFile, Place};
+use common::unix_socket::{Made, MadeFile, Place, SERVED};
 use nix::errno::Errno;
 use nix::fcntl::{OFlag, open};
+use nix::sys::socket::{SockaddrStorage, getsockname};
 use nix::sys::stat::Mode;
 use nix::unistd::Pid;
 
 use crate::binder::{Answer, Binder, channel_failed};
 use crate::confinement::{self, OfBinder};
 use crate::failure::{self, Failure};
-use crate::identity;
 use crate::listen_spec::{Host, PathSpec, PortSpec, printable};
 use crate::log;
 use crate::notice::Notice;
 use crate::open_files::{OpenFiles, RAISE_HINT};
 use crate::worker::duplicate_above;
+use crate::{holders, identity};
 
 /// Descriptors that the supervisor may need beside the listeners.
 const SPARE_DESCRIPTORS: usize = 64;
@@ -340,16 +341,19 @@ fn ask_binder(
     made: &mut [Option<OwnedFd>],
 ) -> Result<(), Failure> {
     for batch in asks.chunks(MOST_DESCRIPTORS) {
-        let wanted = |number: u32| {
-            let asked = usize::try_from(number)
-                .ok()
-                .and_then(|number| batch.get(number));
-            asked.map(|asked| &sockets[asked.place].wanted)
+        let asked = |number: u32| {
+            let number = usize::try_from(number).ok()?;
+            let Asked { place, ask } = batch.get(number)?;
+            let ip = match ask {
+                Ask::Port { address, .. } => Some(address.ip),
+                Ask::Path { .. } | Ask::Attempt { .. } => None,
+            };
+            Some((&sockets[*place].wanted, ip))
         };
         match binder.bind(batch.iter().map(|asked| asked.ask).collect())? {
             Answer::Refused { ask, refusal } => {
-                return Err(match wanted(ask) {
-                    Some(wanted) => cannot_bind(wanted, &refusal),
+                return Err(match asked(ask) {
+                    Some((wanted, ip)) => cannot_bind(wanted, &refusal, ip),
                     None => channel_failed("it refused what was not asked for"),
                 });
             }
@@ -358,7 +362,7 @@ fn ask_binder(
                     made[asked.place] = Some(socket);
                 }
                 for number in replaced {
-                    if let Some(Wanted::Path { spec, .. }) = wanted(number) {
+                    if let Some((Wanted::Path { spec, .. }, _)) = asked(number) {
                         log::say(Notice::RemovingSocket {
                             path: spec.path.clone(),
                         });
@@ -464,8 +468,10 @@ fn numbered(
             ))
         })?;
         if planned.wanted.listens() {
-            start_listening(&socket, backlog)
-                .map_err(|errno| cannot_bind(&planned.wanted, &Refusal::Errno(errno as i32)))?;
+            start_listening(&socket, backlog).map_err(|errno| {
+                let refusal = Refusal::Errno(errno as i32);
+                cannot_bind(&planned.wanted, &refusal, bound_ip(&socket))
+            })?;
         }
         if planned.wanted.fixed_number().is_some() {
             log::say(Notice::Duplicated { descriptor: number });
@@ -500,6 +506,13 @@ fn numbers(fixed: &[Option<RawFd>]) -> Vec<RawFd> {
 fn start_listening(socket: &OwnedFd, backlog: i32) -> nix::Result<()> {
     // SAFETY: it takes numbers only.
     Errno::result(unsafe { libc::listen(socket.as_raw_fd(), backlog) }).map(drop)
+}
+
+/// The address of a socket of a port.
+fn bound_ip(socket: &OwnedFd) -> Option<IpAddr> {
+    let name: SockaddrStorage = getsockname(socket.as_raw_fd()).ok()?;
+    let v4 = name.as_sockaddr_in().map(|name| name.ip().into());
+    v4.or_else(|| name.as_sockaddr_in6().map(|name| name.ip().into()))
 }
 
 impl Wanted {
@@ -551,17 +564,27 @@ impl Wanted {
     }
 }
 
-fn cannot_bind(wanted: &Wanted, refusal: &Refusal) -> Failure {
+/// `ip` is the literal address of a port, also where a name was typed.
+fn cannot_bind(wanted: &Wanted, refusal: &Refusal, ip: Option<IpAddr>) -> Failure {
     let cause = match refusal {
         Refusal::Errno(errno) => Errno::from_raw(*errno).desc(),
         Refusal::Because(cause) => cause,
     };
     let failure = Failure::failed(format!("cannot listen on {}: {cause}", wanted.given()));
     match (wanted, refusal) {
-        (Wanted::Port(spec), Refusal::Errno(libc::EADDRINUSE)) => failure.hint(format!(
-            "`ss -anp 'sport = :{}'`, as root, shows who has it: maybe a worker that a killed start_server has left",
-            spec.port
-        )),
+        (Wanted::Port(spec), Refusal::Errno(libc::EADDRINUSE)) => {
+            let seen = ip.and_then(|ip| holders::hint_of_port(spec.transport, ip, spec.port));
+            failure.hint(seen.unwrap_or_else(|| format!(
+                "`ss -anp 'sport = :{}'`, as root, shows who has it: maybe a worker that a killed start_server has left",
+                spec.port
+            )))
+        }
+        (Wanted::Path { spec, .. }, Refusal::Because(cause)) if cause == SERVED => {
+            match holders::hint_of_path(&spec.path) {
+                Some(seen) => failure.hint(seen),
+                None => failure,
+            }
+        }
         (Wanted::Port(spec), Refusal::Errno(libc::EACCES)) => failure.hint(format!(
             "port {} is reserved for root: start as root, with --user=NAME for the server program",
             spec.port
@@ -574,7 +597,7 @@ fn cannot_bind(wanted: &Wanted, refusal: &Refusal) -> Failure {
 }
 
 fn cannot_bind_ourselves(wanted: &Wanted, refusal: &Refusal, objection: Option<&str>) -> Failure {
-    let failure = cannot_bind(wanted, refusal);
+    let failure = cannot_bind(wanted, refusal, None);
     match (refusal, objection) {
         (Refusal::Errno(libc::EACCES), Some(objection)) => failure.hint(format!(
             "root makes sockets only where nobody else can write, but {objection}; \

@@ -4,7 +4,7 @@
 //! other process is ever signalled, whatever number it has.
 
 use std::fs::{File, OpenOptions};
-use std::io::{self, Read, Seek};
+use std::io::{self, Seek};
 use std::os::fd::AsFd;
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
@@ -25,7 +25,7 @@ use crate::notice::{Notice, WithMeaning};
 use crate::options::ClientOptions;
 use crate::pid_file::{is_at, recorded_pid};
 use crate::process::Process;
-use crate::status_file::{json_path, read_lines};
+use crate::status_file::{json_path, read_lines, read_text};
 
 /// A server that runs.
 struct Server {
@@ -298,7 +298,7 @@ fn wait(
     }
 }
 
-type Verdict = Result<(), Failure>;
+pub type Verdict = Result<(), Failure>;
 
 /// Sees the verdict in what the server writes.
 enum Follower {
@@ -326,7 +326,7 @@ impl Follower {
             {
                 return Ok(Follower::ByRequest {
                     json,
-                    request: status.restarts + 1,
+                    request: status.next_request(),
                     answer: None,
                 });
             }
@@ -378,7 +378,7 @@ impl Follower {
 
 /// The part of the status that a verdict is made of.
 #[derive(Debug, PartialEq, Eq)]
-struct Status {
+pub struct Status {
     supervisor: i64,
     restarts: u64,
     stopping: bool,
@@ -405,14 +405,11 @@ struct Decided {
 
 impl Status {
     fn read(path: &Path) -> Option<Status> {
-        let mut text = String::new();
-        File::open(path)
-            .and_then(|mut file| file.read_to_string(&mut text))
-            .ok()?;
-        Status::parse(&text)
+        Status::parse(&read_text(path, OFlag::empty()).ok()?)
     }
 
-    fn parse(text: &str) -> Option<Status> {
+    /// What a server has written into its status file, or somebody else in its place.
+    pub fn parse(text: &str) -> Option<Status> {
         let value: serde_json::Value = serde_json::from_str(text).ok()?;
         let living = value.get("generations")?.as_array()?;
         let verdicts = value.get("verdicts")?.as_array()?.iter().map(|one| {
@@ -443,14 +440,20 @@ impl Status {
         })
     }
 
+    /// The number of the restart that is asked for next.
+    pub fn next_request(&self) -> u64 {
+        // The server's user can write anything there, and this may be root.
+        self.restarts.saturating_add(1)
+    }
+
     /// The generation that answers a restart. A start that was under way when it was asked for does not.
-    fn answer_to(&self, request: u64) -> Option<u64> {
+    pub fn answer_to(&self, request: u64) -> Option<u64> {
         let first = self.verdicts.iter().find(|one| one.request >= request)?;
         Some(first.generation)
     }
 
     /// What became of the restart that this generation answers: it was committed when nothing else is known any more.
-    fn verdict_on(&self, generation: u64) -> Option<Verdict> {
+    pub fn verdict_on(&self, generation: u64) -> Option<Verdict> {
         // A generation that died before the old one was signalled has both decisions.
         let last = self
             .verdicts

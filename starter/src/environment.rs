@@ -31,7 +31,7 @@ const DEFAULT_INTERVAL: Duration = Duration::from_secs(360);
 const DELAY_WITH_AUTO_RESTART: Duration = Duration::from_secs(5);
 
 /// The longest `NAME=VALUE` that the kernel hands to a program, in bytes (`MAX_ARG_STRLEN`, execve(2)).
-const LONGEST: usize = 128 * 1024 - 1;
+pub const LONGEST: usize = 128 * 1024 - 1;
 
 /// What tells a worker about its sockets is ours to set.
 const OURS: [&str; 2] = ["SERVER_STARTER_PORT", "SERVER_STARTER_GENERATION"];
@@ -212,6 +212,21 @@ impl Environment {
     }
 }
 
+/// The knobs where a directory has these variables, and the complaints about them.
+pub fn knobs_of(variables: Vec<Variable>) -> (Knobs, BTreeSet<String>) {
+    let environment = Environment {
+        options: Vec::new(),
+        directory: None,
+        last: variables,
+        known: BTreeSet::new(),
+        watch: None,
+        complaints: BTreeSet::new(),
+    };
+    let mut complaints = BTreeSet::new();
+    let knobs = environment.knobs(&mut complaints);
+    (knobs, complaints)
+}
+
 /// What Perl takes for true; and a few words that are meant to be false but are not to Perl.
 fn is_true(value: &OsStr, complaints: &mut BTreeSet<String>) -> bool {
     let text = value.to_string_lossy().to_ascii_lowercase();
@@ -240,36 +255,51 @@ fn read_directory(
         if name.as_bytes().starts_with(b".") {
             continue;
         }
-        let mut complain = |cause: &str| {
-            let path = printable(entry.path().as_os_str());
-            complaints.insert(format!(
-                "start_server: cannot use {path} as a variable: {cause}"
-            ));
-        };
-        if name.as_bytes().contains(&b'=') {
-            complain("its name holds a =");
-            continue;
-        }
-        if OURS.iter().any(|ours| name == *ours) {
-            complain("start_server sets it itself");
-            continue;
-        }
-        match first_line(&entry.path()) {
-            Ok(None) => {}
-            Ok(Some(line)) if name.len() + 1 + line.len() > LONGEST => {
-                complain("it is too long for the environment of a program");
+        match variable(&name, || first_line(&entry.path())) {
+            Ok(variable) => variables.extend(variable),
+            Err(cause) => {
+                let path = printable(entry.path().as_os_str());
+                complaints.insert(format!(
+                    "start_server: cannot use {path} as a variable: {cause}"
+                ));
             }
-            Ok(Some(line)) => variables.push((name, OsString::from_vec(line))),
-            Err(error) => complain(&failure::cause(&error)),
         }
     }
     variables.sort();
     Ok(variables)
 }
 
-/// The first line without its end, nothing of an empty file. A NUL, which no variable can hold, becomes a line break,
-/// as with daemontools.
-fn first_line(path: &Path) -> io::Result<Option<Vec<u8>>> {
+/// The variable in the first line of a file, none in an empty one. A NUL, which no variable can hold, becomes a line
+/// break, as with daemontools. The error is the cause alone.
+pub fn variable(
+    name: &OsStr,
+    read: impl FnOnce() -> io::Result<Vec<u8>>,
+) -> Result<Option<Variable>, String> {
+    if name.as_bytes().contains(&b'=') {
+        return Err("its name holds a =".to_owned());
+    }
+    if OURS.iter().any(|ours| name == *ours) {
+        return Err("start_server sets it itself".to_owned());
+    }
+    let content = read().map_err(|error| failure::cause(&error))?;
+    if content.is_empty() {
+        return Ok(None);
+    }
+    let line = content.split(|byte| *byte == b'\n').next();
+    let mut line = line.unwrap_or_default().to_vec();
+    if name.len() + 1 + line.len() > LONGEST {
+        return Err("it is too long for the environment of a program".to_owned());
+    }
+    for byte in &mut line {
+        if *byte == 0 {
+            *byte = b'\n';
+        }
+    }
+    Ok(Some((name.to_owned(), OsString::from_vec(line))))
+}
+
+/// As much of the file as its variable needs.
+fn first_line(path: &Path) -> io::Result<Vec<u8>> {
     // Nothing to wait for, should it be a fifo.
     let file: File = OpenOptions::new()
         .read(true)
@@ -281,18 +311,7 @@ fn first_line(path: &Path) -> io::Result<Option<Vec<u8>>> {
     let mut line = Vec::new();
     // One byte more than can be used, so that too long a line is seen as such.
     BufReader::new(file.take(LONGEST as u64 + 1)).read_until(b'\n', &mut line)?;
-    if line.is_empty() {
-        return Ok(None);
-    }
-    if line.last() == Some(&b'\n') {
-        line.pop();
-    }
-    for byte in &mut line {
-        if *byte == 0 {
-            *byte = b'\n';
-        }
-    }
-    Ok(Some(line))
+    Ok(line)
 }
 
 /// Watches the directory; where it did not exist before, it may by now.

@@ -14,10 +14,10 @@ use common::message::Transport;
 use crate::failure::Failure;
 
 /// The longest path of a unix socket: `sun_path` of unix(7) without the NUL at its end.
-const LONGEST_PATH: usize = 107;
+pub const LONGEST_PATH: usize = 107;
 
 /// The highest descriptor that can be asked for: the kernel's default `fs.nr_open`, less one.
-const HIGHEST_DESCRIPTOR: RawFd = 1_048_575;
+pub const HIGHEST_DESCRIPTOR: RawFd = 1_048_575;
 
 /// The permission bits of a socket file that asks for none, as in Server::Starter.
 const DEFAULT_MODE: u32 = 0o777;

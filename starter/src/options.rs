@@ -2064,7 +2064,7 @@ mod tests {
             assert!(parse_words(&words).is_ok(), "{line}");
             checked += 1;
         }
-        assert_eq!(checked, 4);
+        assert_eq!(checked, 5);
     }
 
     #[test]

@@ -142,17 +142,23 @@ const LONGEST: u64 = 16;
 
 /// The pid in the file, none if it is empty; an error if it holds anything else.
 pub fn recorded_pid(file: &mut File) -> Result<Option<u32>, ()> {
-    let mut text = String::new();
+    let mut content = Vec::new();
     file.rewind().map_err(drop)?;
     Read::by_ref(file)
         .take(LONGEST + 1)
-        .read_to_string(&mut text)
+        .read_to_end(&mut content)
         .map_err(drop)?;
-    if text.len() as u64 > LONGEST {
+    parse(&content)
+}
+
+/// The same of the content, of which one byte more than the longest is enough.
+pub fn parse(content: &[u8]) -> Result<Option<u32>, ()> {
+    if content.len() as u64 > LONGEST {
         return Err(());
     }
+    let text = std::str::from_utf8(content).map_err(drop)?;
     // Files without a newline at the end are written by others of this kind.
-    match text.strip_suffix('\n').unwrap_or(&text) {
+    match text.strip_suffix('\n').unwrap_or(text) {
         "" => Ok(None),
         pid => pid.parse().map(Some).map_err(drop),
     }

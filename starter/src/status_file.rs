@@ -31,8 +31,8 @@ use crate::pid_file::WRITABLE_HINT;
 /// How long after a failed write it is tried again.
 const RETRY: Duration = Duration::from_secs(1);
 
-/// The largest file that is looked into before it is replaced, in bytes.
-const LARGEST_STALE: u64 = 16 * 1024 * 1024;
+/// The largest status file that is read, in bytes.
+const LARGEST: u64 = 16 * 1024 * 1024;
 
 /// All these files.
 #[derive(Debug)]
@@ -342,11 +342,30 @@ pub fn json_path(beside: &Path) -> PathBuf {
 
 /// The generations in a status file of Server::Starter's format, in its order; the cause in words where there is none.
 pub fn read_lines(path: &Path) -> Result<Vec<u32>, String> {
-    let text = std::fs::read_to_string(path).map_err(|error| failure::cause(&error))?;
-    Ok(text
-        .lines()
+    let text = read_text(path, OFlag::empty()).map_err(|error| failure::cause(&error))?;
+    Ok(parse_lines(&text))
+}
+
+/// The text of a status file. Whatever somebody has put there instead is neither waited for nor read without end.
+pub fn read_text(path: &Path, flags: OFlag) -> io::Result<String> {
+    let flags = flags | OFlag::O_NONBLOCK | OFlag::O_NOCTTY;
+    let file = OpenOptions::new()
+        .read(true)
+        .custom_flags(flags.bits())
+        .open(path)?;
+    if !file.metadata()?.is_file() {
+        return Err(io::Error::other("it is not a regular file"));
+    }
+    let mut text = String::new();
+    file.take(LARGEST).read_to_string(&mut text)?;
+    Ok(text)
+}
+
+/// What is no line of that format is left out.
+pub fn parse_lines(text: &str) -> Vec<u32> {
+    text.lines()
         .filter_map(|line| line.split_once(':')?.0.parse().ok())
-        .collect())
+        .collect()
 }
 
 /// `GENERATION:PID` for every worker that has settled and lives, by number.
@@ -380,18 +399,8 @@ fn refuse_foreign(path: &Path, is_ours: impl Fn(&str) -> bool) -> Result<bool, F
     if !there.is_file() {
         return Err(cannot(path, "it is not a regular file"));
     }
-    // Whatever has come there since the look above: neither followed nor waited for.
-    let flags = OFlag::O_NOFOLLOW | OFlag::O_NONBLOCK;
-    let file = OpenOptions::new()
-        .read(true)
-        .custom_flags(flags.bits())
-        .open(path);
-    let text = file.and_then(|file| {
-        let mut text = String::new();
-        file.take(LARGEST_STALE)
-            .read_to_string(&mut text)
-            .map(|_| text)
-    });
+    // Whatever has come there since the look above is not followed.
+    let text = read_text(path, OFlag::O_NOFOLLOW);
     match text {
         Ok(text) if is_ours(&text) => Ok(true),
         Ok(_) => Err(cannot(
@@ -406,7 +415,8 @@ fn refuse_foreign(path: &Path, is_ours: impl Fn(&str) -> bool) -> Result<bool, F
     }
 }
 
-fn is_status_lines(text: &str) -> bool {
+/// Whether a status file may be replaced: it is one in Server::Starter's format.
+pub fn is_status_lines(text: &str) -> bool {
     let number = |part: &str| !part.is_empty() && part.bytes().all(|byte| byte.is_ascii_digit());
     text.lines().all(|line| {
         line.split_once(':')
@@ -414,7 +424,8 @@ fn is_status_lines(text: &str) -> bool {
     })
 }
 
-fn is_status_json(text: &str) -> bool {
+/// The same for `F.json`.
+pub fn is_status_json(text: &str) -> bool {
     text.is_empty()
         || serde_json::from_str::<serde_json::Value>(text).is_ok_and(|value| {
             value.get("supervisor").is_some() && value.get("generations").is_some()

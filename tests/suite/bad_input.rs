@@ -14,6 +14,7 @@ use e2e::{Finished, Server, client, ports, programs};
 use nix::sys::stat::Mode;
 use nix::unistd::{Gid, Uid, mkfifo};
 
+use crate::holders::{hint_of_path_held_here, hint_of_port_held_here};
 use crate::launch::{Launched, as_ordinary_user, install, launch_program, make_directory};
 
 const FAILED: i32 = 1;
@@ -286,9 +287,7 @@ fn an_address_that_cannot_be_bound_is_named() {
         return;
     }
     let port = ports::tcp();
-    let hint = format!(
-        "hint: `ss -anp 'sport = :{port}'`, as root, shows who has it: maybe a worker that a killed start_server has left"
-    );
+    let hint = hint_of_port_held_here(port);
     let _tcp = TcpListener::bind(("127.0.0.1", port)).expect("cannot bind");
     let _udp = UdpSocket::bind(("127.0.0.1", port)).expect("cannot bind");
     for spec in [
@@ -457,6 +456,8 @@ fn a_socket_that_is_served_stays() {
         return;
     }
     let line = "start_server: cannot listen on --path=socket: another server is listening on it";
+    let hint = hint_of_path_held_here();
+    let lines: Vec<&str> = [line].into_iter().chain(hint.as_deref()).collect();
     let setup = Server::setup()
         .pid_file()
         .status_file()
@@ -464,14 +465,14 @@ fn a_socket_that_is_served_stays() {
     let path = setup.folder().join("socket");
     let listener = UnixListener::bind(&path).expect("cannot bind");
     fs::set_permissions(&path, Permissions::from_mode(0o777)).expect("cannot set the mode");
-    drop((assert_refused(setup, FAILED, &[line]), listener));
+    drop((assert_refused(setup, FAILED, &lines), listener));
 
     // Of another type, such as that of a syslog daemon.
     let setup = Server::setup().option("--path=socket");
     let path = setup.folder().join("socket");
     let datagrams = UnixDatagram::bind(&path).expect("cannot bind");
     fs::set_permissions(&path, Permissions::from_mode(0o777)).expect("cannot set the mode");
-    drop((assert_refused(setup, FAILED, &[line]), datagrams));
+    drop((assert_refused(setup, FAILED, &lines), datagrams));
 }
 
 #[test]
@@ -833,4 +834,27 @@ fn neither_path_nor_the_environment_nor_the_current_folder_leads_to_another_bind
     let other_path = other.path().to_str().expect("UTF-8");
     before.extend(["env", &path, "sh", "-c", enter, other_path]);
     assert_installed_fails(&before, folder.path(), &[], &[&cannot, &hint]);
+}
+
+#[test]
+fn what_is_typed_cannot_drive_the_terminal_of_who_reads_the_error() {
+    if original_differs("it shows what was typed as it is") {
+        return;
+    }
+    for option in [
+        "--pid-file=/nonexistent/\u{1b}[2J",
+        "--path=/nonexistent/\u{1b}[2J",
+        "--status-file=/nonexistent/\u{1b}[2J",
+        "--log-file=/nonexistent/\u{1b}[2J",
+        "--user=\u{1b}[2J",
+    ] {
+        let finished = Server::setup().option(option).run();
+        assert!(!finished.status.success(), "{}", finished.log);
+        let raw = finished
+            .log
+            .chars()
+            .any(|one| one.is_control() && one != '\n');
+        assert!(!raw, "{:?}", finished.log);
+        assert!(finished.log.contains("[2J"), "{}", finished.log);
+    }
 }

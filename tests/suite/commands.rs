@@ -14,6 +14,7 @@ use nix::fcntl::{Flock, FlockArg};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::{Pid, getpgid, getsid};
 
+use crate::holders::hint_of_port_held_here;
 use crate::launch::{as_ordinary_user, launch_program, ordinary_folder};
 
 /// Whoever is neither root nor the user of the server.
@@ -369,9 +370,7 @@ fn a_daemon_whose_port_is_in_use_says_so_on_the_terminal() {
             &format!(
                 "start_server: cannot listen on --port=127.0.0.1:{port}: Address already in use"
             ),
-            &format!(
-                "hint: `ss -anp 'sport = :{port}'`, as root, shows who has it: maybe a worker that a killed start_server has left"
-            ),
+            &hint_of_port_held_here(port),
         ],
     );
     assert!(!server.folder().join("pid").exists());
@@ -609,6 +608,43 @@ fn a_pid_file_that_a_killed_server_left_behind_names_nobody() {
     for command in ["--stop", "--restart"] {
         let mut client = run(&server, &[command, "--pid-file=pid"]);
         assert_eq!(client.wait(), 3, "{}", client.said());
+    }
+}
+
+#[test]
+fn a_status_file_with_the_highest_count_of_restarts_does_not_end_the_client() {
+    if !is_ours() {
+        return;
+    }
+    let (server, ..) = graceful(Server::setup());
+    let mut forged = json(&server).expect("no status");
+    forged["counters"]["restarts"] = u64::MAX.into();
+    let path = server.folder().join("pid.json");
+    fs::remove_file(&path).expect("cannot remove the status");
+    fs::write(&path, forged.to_string()).expect("cannot forge the status");
+    let mut client = run(&server, &["--restart", "--pid-file=pid", "--timeout=0.3"]);
+    // The server leaves the file to whoever has put it there, so there is no verdict.
+    assert_eq!(client.wait(), 4, "{}", client.said());
+}
+
+#[test]
+fn a_fifo_in_the_place_of_the_status_file_holds_no_client_up() {
+    if !is_ours() {
+        return;
+    }
+    let (server, ..) = graceful(Server::setup());
+    let path = server.folder().join("pid.json");
+    fs::remove_file(&path).expect("cannot remove the status");
+    nix::unistd::mkfifo(&path, nix::sys::stat::Mode::from_bits_truncate(0o666))
+        .expect("cannot make a fifo");
+    for command in ["--restart", "--reopen"] {
+        let mut client = run(&server, &[command, "--pid-file=pid", "--timeout=20"]);
+        assert_eq!(client.wait(), 1, "{}", client.said());
+        assert!(
+            client.said().contains("pid.json is missing"),
+            "{}",
+            client.said()
+        );
     }
 }
 

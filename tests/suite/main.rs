@@ -20,6 +20,8 @@ mod disk_full;
 mod drop_in;
 mod environment;
 mod files;
+mod fuzz;
+mod holders;
 mod house_rules;
 mod launch;
 mod listeners;

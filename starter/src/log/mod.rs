@@ -11,7 +11,7 @@ mod capture;
 mod clock;
 mod command;
 mod file;
-mod lines;
+pub mod lines;
 mod syslog;
 
 use std::cell::RefCell;
@@ -36,6 +36,7 @@ use self::capture::{Capture, Origin};
 use self::clock::Moment;
 use self::command::LogCommand;
 use self::file::{cannot_open, open_file};
+use self::lines::harmless;
 use self::syslog::Syslog;
 use crate::failure::{self, Failure};
 use crate::notice::{Notice, Severity};
@@ -174,7 +175,9 @@ fn write_rest() {
 
 impl Out {
     fn say(&mut self, severity: Severity, text: &dyn Display, is_last_word: bool) {
+        // Names and paths are part of it, and a hint is a line of its own.
         let text = text.to_string();
+        let text = text.lines().map(harmless).collect::<Vec<_>>().join("\n");
         if self.lost > 0 {
             let lost = Notice::LinesLost(self.lost).to_string();
             if self.write_own(&lost, false) {

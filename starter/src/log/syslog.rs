@@ -23,7 +23,6 @@ use crate::failure::{self, Failure};
 use crate::listen_spec::printable;
 use crate::log::capture::Origin;
 use crate::log::clock::Moment;
-use crate::log::lines::harmless;
 use crate::notice::Severity;
 
 /// Where a syslog daemon listens (syslog(3)).
@@ -126,10 +125,10 @@ impl Syslog {
         })
     }
 
-    /// A line of ours.
+    /// Lines of ours, harmless already.
     pub fn push_own(&mut self, severity: Severity, text: &str) {
         for line in text.lines() {
-            self.push(None, severity, &harmless(line));
+            self.push(None, severity, line);
         }
     }
 
@@ -428,13 +427,13 @@ mod tests {
         syslog.host = None;
         syslog.push_line(&origin(Stream::Stderr), "hello");
         syslog.push_line(&origin(Stream::Stdout), "hello");
-        syslog.push_own(Severity::Error, "broken\nhint: mend it\u{7}");
+        syslog.push_own(Severity::Error, "broken\nhint: mend it");
         let own = std::process::id();
         for (record, priority, rest) in [
             (0, 19 * 8 + 4, "app[4321]: gen 7: hello".to_owned()),
             (1, 19 * 8 + 6, "app[4321]: gen 7: hello".to_owned()),
             (2, 19 * 8 + 3, format!("app[{own}]: broken")),
-            (3, 19 * 8 + 3, format!("app[{own}]: hint: mend it\\x07")),
+            (3, 19 * 8 + 3, format!("app[{own}]: hint: mend it")),
         ] {
             let record = text(&syslog.queue[record]);
             let (start, after) = record.split_at(record.find('>').unwrap() + 1);

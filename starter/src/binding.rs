@@ -523,6 +523,13 @@ impl Wanted {
         }
     }
 
+    fn owner_is_asked(&self) -> bool {
+        matches!(
+            self,
+            Wanted::Path { uid, gid, .. } if uid.is_some() || gid.is_some()
+        )
+    }
+
     fn listens(&self) -> bool {
         !matches!(
             self,
@@ -610,7 +617,8 @@ fn cannot_bind_ourselves(wanted: &Wanted, refusal: &Refusal, objection: Option<&
             "cannot listen on {}: its directory does not exist",
             wanted.given()
         )),
-        (Refusal::Errno(libc::EPERM), _) => {
+        // Of a change of owner; without one it is a sticky directory that keeps a stale socket of another user.
+        (Refusal::Errno(libc::EPERM), _) if wanted.owner_is_asked() => {
             failure.hint("an ordinary user can give the socket only to a group that it is in")
         }
         _ => failure,

@@ -117,9 +117,11 @@ fn start(mut options: Options, waiting: &mut Option<Waiting>) -> Result<Outcome,
         std::mem::take(&mut options.ports),
         std::mem::take(&mut options.paths),
     );
-    let prepared = Plan::new(ports, paths, identity.clone())?.start_binders(open_files)?;
+    let plan = Plan::new(ports, paths, identity.clone())?;
+    // Before the binders, which are not to have it either.
     let own_session =
         identity.is_some() && terminal::keep_from_user().map_err(cannot_keep_terminal)?;
+    let prepared = plan.start_binders(open_files)?;
     let supervisor = drop_privileges(identity.as_ref(), &options)?;
 
     if options.quiet {

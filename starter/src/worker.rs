@@ -268,10 +268,17 @@ fn explain_denied(file: &Path) -> Option<String> {
 
 /// There is no process, or not what it takes to start one.
 pub fn cannot_spawn(errno: Errno) -> ExecFailure {
+    let hint = match errno {
+        Errno::EAGAIN => {
+            Some("this user may have no more processes: see `ulimit -u`, or TasksMax of systemd")
+        }
+        Errno::EMFILE => Some("the limit of open files is reached: see `ulimit -n`"),
+        _ => None,
+    };
     ExecFailure {
         action: "start a new worker".into(),
         errno,
-        hint: None,
+        hint: hint.map(str::to_owned),
     }
 }
 

@@ -1,7 +1,8 @@
 //! Folders below the system's temporary one, gone when they are no longer needed.
 
+use std::collections::BTreeMap;
 use std::fs::{self, DirBuilder, Permissions};
-use std::os::unix::fs::{DirBuilderExt, PermissionsExt, chown};
+use std::os::unix::fs::{DirBuilderExt, MetadataExt, PermissionsExt, chown};
 use std::path::{Path, PathBuf};
 use std::sync::OnceLock;
 use std::sync::atomic::{AtomicU32, Ordering};
@@ -53,6 +54,34 @@ impl Drop for Folder {
         // What cannot be removed now goes with the base folder, or with the next run.
         drop(fs::remove_dir_all(&self.0));
     }
+}
+
+/// What is in a folder: type, mode, owners, inode and content of everything.
+#[must_use]
+pub fn snapshot(folder: &Path) -> BTreeMap<String, String> {
+    let mut found = BTreeMap::new();
+    for entry in fs::read_dir(folder)
+        .expect("cannot read the folder")
+        .flatten()
+    {
+        let path = entry.path();
+        let metadata = path.symlink_metadata().expect("cannot look at it");
+        let kind = metadata.file_type();
+        let content = match () {
+            () if kind.is_file() => fs::read(&path).map(|bytes| format!("{bytes:?}")),
+            () if kind.is_symlink() => fs::read_link(&path).map(|path| format!("{path:?}")),
+            () if kind.is_dir() => Ok(format!("{:?}", snapshot(&path))),
+            () => Ok(String::new()),
+        };
+        let (mode, uid, gid) = (metadata.mode(), metadata.uid(), metadata.gid());
+        let inode = metadata.ino();
+        let described = format!(
+            "{mode:o} {uid} {gid} {inode} {}",
+            content.expect("cannot read it")
+        );
+        found.insert(path.display().to_string(), described);
+    }
+    found
 }
 
 fn make(path: &Path) {

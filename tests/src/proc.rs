@@ -1,6 +1,6 @@
 //! What /proc says about a process. Absent processes are `None` or empty: they end while one looks.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::str::FromStr;
 
@@ -164,6 +164,28 @@ pub fn children(pid: Pid) -> Vec<Pid> {
     children
 }
 
+/// The living processes of this process group, in order of their pids.
+#[must_use]
+pub fn group(leader: Pid) -> Vec<Pid> {
+    let is_in_it = |pid: &Pid| field_of_stat(*pid, 2) == Some(leader.as_raw());
+    let mut found: Vec<Pid> = all().into_iter().filter(is_in_it).collect();
+    found.retain(|&pid| alive(pid));
+    found.sort();
+    found
+}
+
+/// The session that the process is in.
+#[must_use]
+pub fn session(pid: Pid) -> Option<Pid> {
+    field_of_stat(pid, 3).map(Pid::from_raw)
+}
+
+/// Whether the process has a controlling terminal.
+#[must_use]
+pub fn has_terminal(pid: Pid) -> bool {
+    field_of_stat(pid, 4).is_some_and(|number| number != 0)
+}
+
 /// Every process that there is.
 #[must_use]
 pub fn all() -> Vec<Pid> {
@@ -176,10 +198,30 @@ pub fn all() -> Vec<Pid> {
 }
 
 fn parent(pid: Pid) -> Option<Pid> {
+    field_of_stat(pid, 1).map(Pid::from_raw)
+}
+
+/// A field of /proc/PID/stat, counted from the one behind the name.
+fn field_of_stat(pid: Pid, place: usize) -> Option<i32> {
     let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
-    Some(Pid::from_raw(
-        stat.rsplit_once(") ")?.1.split(' ').nth(1)?.parse().ok()?,
-    ))
+    let fields = stat.rsplit_once(") ")?.1;
+    fields.split(' ').nth(place)?.parse().ok()
+}
+
+/// The lines of /proc/PID/limits: each resource with its soft and hard limit; empty where we may not look.
+#[must_use]
+pub fn limits(pid: Pid) -> Vec<String> {
+    let text = fs::read_to_string(format!("/proc/{pid}/limits")).unwrap_or_default();
+    text.lines().skip(1).map(str::to_owned).collect()
+}
+
+/// The files that are mapped into the process; empty where we may not look.
+#[must_use]
+pub fn mapped_files(pid: Pid) -> BTreeSet<String> {
+    let text = fs::read_to_string(format!("/proc/{pid}/maps")).unwrap_or_default();
+    text.lines()
+        .filter_map(|line| Some(line[line.find('/')?..].to_owned()))
+        .collect()
 }
 
 /// The environment that the process was executed with; empty where we may not look.

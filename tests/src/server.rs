@@ -1,9 +1,10 @@
 //! One start_server under test: how it is started, watched, signalled and, in any case, ended.
 
 use std::collections::BTreeMap;
-use std::ffi::{OsStr, OsString};
+use std::ffi::{CString, OsStr, OsString};
 use std::fs::{self, File, OpenOptions};
 use std::io;
+use std::os::fd::AsRawFd;
 use std::os::unix::fs::{OpenOptionsExt, chown};
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
@@ -11,12 +12,13 @@ use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::{env, process, ptr, thread};
 
+use nix::fcntl::AT_FDCWD;
 use nix::sys::resource::{Resource, setrlimit};
 use nix::sys::signal::{
     SigHandler, SigSet, SigmaskHow, Signal, kill, killpg, pthread_sigmask, signal,
 };
 use nix::sys::stat::{Mode, umask};
-use nix::unistd::{Gid, Pid, Uid};
+use nix::unistd::{Gid, Pid, Uid, UnlinkatFlags, chdir, setsid, unlinkat};
 
 use crate::client::At;
 use crate::folder::Folder;
@@ -44,6 +46,11 @@ pub struct Setup {
     environment: BTreeMap<OsString, OsString>,
     before_exec: Vec<BeforeExec>,
     stdin: Option<File>,
+    output: Option<File>,
+    arg0: Option<OsString>,
+    /// Open until the start, because `before_exec` knows them by number.
+    handed: Vec<File>,
+    leads_session: bool,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -54,14 +61,19 @@ enum User {
 }
 
 /// What happens in the new process before start_server is executed.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone)]
 enum BeforeExec {
     Limit(Resource, u64, u64),
     Close(i32),
     Keep(i32, i32),
     Ignore(Signal),
     Block(Signal),
+    IgnoreAll,
+    BlockAll,
     Umask(Mode),
+    Enter(CString),
+    Remove(CString),
+    Terminal(i32),
 }
 
 impl Setup {
@@ -184,6 +196,61 @@ impl Setup {
         self
     }
 
+    /// Leaks what this file is to start_server under this number. Where the number is high, raise the limit first.
+    pub fn leak_file(mut self, file: File, fd: i32) -> Setup {
+        self.before_exec
+            .push(BeforeExec::Keep(file.as_raw_fd(), fd));
+        self.handed.push(file);
+        self
+    }
+
+    /// Starts start_server with every signal ignored that can be, also those that have no name.
+    pub fn ignore_all(mut self) -> Setup {
+        self.before_exec.push(BeforeExec::IgnoreAll);
+        self
+    }
+
+    /// Starts start_server with every signal blocked that can be, also those that have no name.
+    pub fn block_all(mut self) -> Setup {
+        self.before_exec.push(BeforeExec::BlockAll);
+        self
+    }
+
+    /// Starts start_server in this directory instead of its folder.
+    pub fn enter(mut self, directory: &Path) -> Setup {
+        self.before_exec.push(BeforeExec::Enter(c_path(directory)));
+        self
+    }
+
+    /// Starts start_server in this empty directory, which is removed as soon as it is entered.
+    pub fn enter_and_remove(mut self, directory: &Path) -> Setup {
+        let directory = c_path(directory);
+        self.before_exec.push(BeforeExec::Enter(directory.clone()));
+        self.before_exec.push(BeforeExec::Remove(directory));
+        self
+    }
+
+    /// Starts start_server as the leader of a session with this terminal.
+    pub fn terminal(mut self, terminal: File) -> Setup {
+        self.before_exec
+            .push(BeforeExec::Terminal(terminal.as_raw_fd()));
+        self.handed.push(terminal);
+        self.leads_session = true;
+        self
+    }
+
+    /// Gives start_server this standard output and standard error instead of the log.
+    pub fn output(mut self, file: File) -> Setup {
+        self.output = Some(file);
+        self
+    }
+
+    /// Gives start_server this `argv[0]` instead of its path.
+    pub fn arg0(mut self, name: impl Into<OsString>) -> Setup {
+        self.arg0 = Some(name.into());
+        self
+    }
+
     /// Starts start_server with this signal ignored.
     pub fn ignore(mut self, signal: Signal) -> Setup {
         self.before_exec.push(BeforeExec::Ignore(signal));
@@ -227,7 +294,10 @@ impl Setup {
             None,
         )
         .expect("cannot give the log away");
-        let mut command = command(self.user, &programs::start_server());
+        let mut command = match self.arg0.take() {
+            None => command(self.user, &programs::start_server()),
+            Some(name) => command_called(self.user, &programs::start_server(), &name),
+        };
         command.args(&self.options).args(&self.interval);
         if !self.program.is_empty() {
             command.arg("--").args(&self.program);
@@ -237,10 +307,14 @@ impl Setup {
             .envs(&self.environment)
             .env(MARK, &mark);
         command.stdin(self.stdin.take().map_or_else(Stdio::null, Stdio::from));
+        let output = self.output.take().unwrap_or(output);
         command
             .stdout(output.try_clone().expect("cannot duplicate a descriptor"))
             .stderr(output);
-        command.process_group(0);
+        // Whoever leads a session leads a group already, and whoever leads a group cannot begin a session.
+        if !self.leads_session {
+            command.process_group(0);
+        }
         prepare(&mut command, std::mem::take(&mut self.before_exec));
         let daemon = self.options.iter().any(|option| option == "--daemonize");
         let child = command.spawn().expect("cannot run start_server");
@@ -317,6 +391,10 @@ impl Server {
             environment,
             before_exec: Vec::new(),
             stdin: None,
+            output: None,
+            arg0: None,
+            handed: Vec::new(),
+            leads_session: false,
         };
         setup
             .interval(if programs::another().is_some() {
@@ -469,7 +547,10 @@ impl Server {
     /// Sends HUP and waits until a newer generation serves alone.
     #[track_caller]
     pub fn restart(&self) -> Worker {
-        let newest = self.generations().last().copied().unwrap_or(0);
+        // One look may come between two states of /proc, and find nobody.
+        let newest = self.wait_for("a generation lives", |server| {
+            server.generations().last().copied()
+        });
         self.signal(Signal::SIGHUP);
         self.wait_for(
             &format!("a generation after {newest} serves alone"),
@@ -594,6 +675,22 @@ impl Server {
         status
     }
 
+    /// Waits until a worker answers there, or start_server has ended by itself: its exit status then.
+    #[track_caller]
+    pub fn wait_for_answer_or_exit(&mut self, at: impl Into<At>) -> Option<ExitStatus> {
+        let at = at.into();
+        let answers = wait::until(
+            &format!("a worker answers at {at:?}, or start_server has ended"),
+            || self.evidence(),
+            || {
+                let ended = !proc::alive(self.pid());
+                let answers = client::try_ask(at.clone()).is_ok();
+                (answers || ended).then_some(answers)
+            },
+        );
+        (!answers).then(|| self.wait_exit())
+    }
+
     /// Sends TERM and waits until start_server ended.
     #[track_caller]
     pub fn stop(&mut self) -> ExitStatus {
@@ -683,6 +780,20 @@ fn command(user: User, program: &Path) -> Command {
     command
 }
 
+/// The same with another `argv[0]`, which setpriv(1) would not hand on.
+fn command_called(user: User, program: &Path, name: &OsStr) -> Command {
+    let mut command = Command::new(program);
+    command.arg0(name).env_clear();
+    if user == User::Ordinary && Uid::effective().is_root() {
+        command.uid(NOBODY).gid(NOBODY);
+    }
+    command
+}
+
+fn c_path(path: &Path) -> CString {
+    CString::new(path.as_os_str().as_encoded_bytes()).expect("a path without a NUL")
+}
+
 #[expect(
     unsafe_code,
     reason = "the standard library cannot set limits, masks and dispositions for a child"
@@ -698,7 +809,7 @@ fn prepare(command: &mut Command, steps: Vec<BeforeExec>) {
 
 /// Whoever runs the tests may have leaked descriptors or ignored signals (a shell does for a job in the background):
 /// that must not decide how a test ends.
-#[expect(unsafe_code, reason = "close_range(2) and rt_sigaction(2)")]
+#[expect(unsafe_code, reason = "close_range(2)")]
 fn start_from_nothing() -> io::Result<()> {
     // Marked instead of closed: the standard library still needs one to tell that the program cannot be executed.
     // SAFETY: marking descriptors closes none in this process.
@@ -712,12 +823,18 @@ fn start_from_nothing() -> io::Result<()> {
     {
         return Err(io::Error::last_os_error());
     }
-    // A sigaction of the kernel: default action, no flags, no mask. Not by sigaction(3), which refuses the signals that
+    act_on_all(libc::SIG_DFL)
+}
+
+/// SIG_DFL or SIG_IGN for every signal.
+#[expect(unsafe_code, reason = "rt_sigaction(2)")]
+fn act_on_all(action: libc::sighandler_t) -> io::Result<()> {
+    // A sigaction of the kernel: the action, no flags, no mask. Not by sigaction(3), which refuses the signals that
     // the C library keeps for itself; a launcher can have ignored even those.
-    let default = [0u64; 4];
+    let wanted = [action as u64, 0, 0, 0];
     for number in (1..=64).filter(|number| ![libc::SIGKILL, libc::SIGSTOP].contains(number)) {
-        let (new, old) = (default.as_ptr(), ptr::null_mut::<u64>());
-        // SAFETY: `default` is as long as the kernel reads, and a null pointer says that the old action is not wanted.
+        let (new, old) = (wanted.as_ptr(), ptr::null_mut::<u64>());
+        // SAFETY: `wanted` is as long as the kernel reads, and a null pointer says that the old action is not wanted.
         let result =
             unsafe { libc::syscall(libc::SYS_rt_sigaction, number, new, old, size_of::<u64>()) };
         if result == -1 {
@@ -727,10 +844,41 @@ fn start_from_nothing() -> io::Result<()> {
     Ok(())
 }
 
+/// Every signal, by its number: sigprocmask(3) leaves out those that the C library keeps for itself.
+#[expect(unsafe_code, reason = "rt_sigprocmask(2)")]
+fn block_all() -> io::Result<()> {
+    let (all, old) = (u64::MAX, ptr::null_mut::<u64>());
+    // SAFETY: the kernel reads as many bytes as is said, and a null pointer says that the old mask is not wanted.
+    let result = unsafe {
+        libc::syscall(
+            libc::SYS_rt_sigprocmask,
+            libc::SIG_SETMASK,
+            &raw const all,
+            old,
+            size_of::<u64>(),
+        )
+    };
+    match result {
+        -1 => Err(io::Error::last_os_error()),
+        _ => Ok(()),
+    }
+}
+
+/// A session of its own with this terminal.
+#[expect(unsafe_code, reason = "TIOCSCTTY takes a descriptor by number")]
+fn lead_session_at(terminal: i32) -> io::Result<()> {
+    setsid()?;
+    // SAFETY: it takes numbers only.
+    match unsafe { libc::ioctl(terminal, libc::TIOCSCTTY, 0) } {
+        -1 => Err(io::Error::last_os_error()),
+        _ => Ok(()),
+    }
+}
+
 impl BeforeExec {
     #[expect(unsafe_code, reason = "descriptors by number, and signal(2)")]
-    fn perform(self) -> io::Result<()> {
-        match self {
+    fn perform(&self) -> io::Result<()> {
+        match *self {
             BeforeExec::Limit(resource, soft, hard) => setrlimit(resource, soft, hard)?,
             BeforeExec::Close(fd) => {
                 // SAFETY: this child executes another program next and has no owner for the descriptor.
@@ -751,9 +899,16 @@ impl BeforeExec {
             BeforeExec::Block(number) => {
                 pthread_sigmask(SigmaskHow::SIG_BLOCK, Some(&SigSet::from(number)), None)?
             }
+            BeforeExec::IgnoreAll => act_on_all(libc::SIG_IGN)?,
+            BeforeExec::BlockAll => block_all()?,
             BeforeExec::Umask(mode) => {
                 umask(mode);
             }
+            BeforeExec::Enter(ref directory) => chdir(directory.as_c_str())?,
+            BeforeExec::Remove(ref directory) => {
+                unlinkat(AT_FDCWD, directory.as_c_str(), UnlinkatFlags::RemoveDir)?;
+            }
+            BeforeExec::Terminal(terminal) => lead_session_at(terminal)?,
         }
         Ok(())
     }

@@ -1,13 +1,12 @@
 //! Mistakes: each is one clear line with its object and cause, and nothing is lost, deleted or left behind.
 
-use std::collections::BTreeMap;
 use std::fs::{self, File, Permissions};
 use std::net::{TcpListener, UdpSocket};
 use std::os::unix::fs::{FileTypeExt, MetadataExt, PermissionsExt, chown, symlink};
 use std::os::unix::net::{UnixDatagram, UnixListener};
 use std::path::Path;
 
-use e2e::folder::Folder;
+use e2e::folder::{Folder, snapshot};
 use e2e::server::Setup;
 use e2e::skip::{needs_root, original_differs};
 use e2e::{Finished, Server, client, ports, programs};
@@ -26,32 +25,6 @@ const FOREIGN: u32 = 4242;
 /// Server::Starter has other messages and other exit codes.
 fn is_ours() -> bool {
     !original_differs("its messages and exit codes are others")
-}
-
-/// What is in a folder: type, mode, owner, inode and content of everything.
-fn snapshot(folder: &Path) -> BTreeMap<String, String> {
-    let mut found = BTreeMap::new();
-    for entry in fs::read_dir(folder)
-        .expect("cannot read the folder")
-        .flatten()
-    {
-        let path = entry.path();
-        let metadata = path.symlink_metadata().expect("cannot look at it");
-        let kind = metadata.file_type();
-        let content = match () {
-            () if kind.is_file() => fs::read(&path).map(|bytes| format!("{bytes:?}")),
-            () if kind.is_symlink() => fs::read_link(&path).map(|path| format!("{path:?}")),
-            () if kind.is_dir() => Ok(format!("{:?}", snapshot(&path))),
-            () => Ok(String::new()),
-        };
-        let (mode, uid, inode) = (metadata.mode(), metadata.uid(), metadata.ino());
-        let described = format!(
-            "{mode:o} {uid} {inode} {}",
-            content.expect("cannot read it")
-        );
-        found.insert(path.display().to_string(), described);
-    }
-    found
 }
 
 /// The lines that a start without mistakes has as well.

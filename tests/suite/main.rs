@@ -7,6 +7,9 @@
     reason = "tests fail by panicking"
 )]
 
+mod attack_kill;
+mod attack_launcher;
+mod attack_planted;
 mod bad_input;
 mod channel;
 mod circumstances;

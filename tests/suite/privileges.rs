@@ -26,7 +26,7 @@ const NONE: [u64; 5] = [0; 5];
 const FOREIGN: u32 = 4242;
 
 /// Whether this can be tested: as root, against the program that has privileges to separate.
-fn can_drop() -> bool {
+pub fn can_drop() -> bool {
     needs_root() && !original_differs("it does not separate privileges")
 }
 
@@ -35,12 +35,12 @@ fn for_nobody() -> Setup {
     Server::setup().as_root().option("--user=nobody")
 }
 
-fn status(pid: Pid) -> Status {
+pub fn status(pid: Pid) -> Status {
     proc::status(pid).unwrap_or_else(|| panic!("there is no process {pid}"))
 }
 
 /// Whether the user of the process may look into it, trace it and read its memory.
-fn is_dumpable(pid: Pid) -> bool {
+pub fn is_dumpable(pid: Pid) -> bool {
     let owner = fs::metadata(format!("/proc/{pid}/environ"))
         .expect("there is no such process")
         .uid();
@@ -48,21 +48,21 @@ fn is_dumpable(pid: Pid) -> bool {
 }
 
 #[track_caller]
-fn assert_is_nobody(status: &Status) {
+pub fn assert_is_nobody(status: &Status) {
     assert_eq!(status.uids, [NOBODY; 4], "{status:?}");
     assert_eq!(status.gids, [NOBODY; 4], "{status:?}");
     assert_eq!(status.groups, [NOBODY], "{status:?}");
 }
 
 #[track_caller]
-fn assert_has_no_privilege(status: &Status) {
+pub fn assert_has_no_privilege(status: &Status) {
     assert_is_nobody(status);
     assert_eq!(status.capabilities(), NONE, "{status:?}");
     assert!(status.no_new_privs, "{status:?}");
 }
 
 #[track_caller]
-fn assert_is_a_proper_worker(report: &Report, descriptors: &[i32]) {
+pub fn assert_is_a_proper_worker(report: &Report, descriptors: &[i32]) {
     assert_has_no_privilege(&report.status);
     // Whatever confines the binder, workers do not inherit it.
     assert_eq!(report.status.seccomp, 0, "{report:?}");
@@ -72,14 +72,14 @@ fn assert_is_a_proper_worker(report: &Report, descriptors: &[i32]) {
 }
 
 /// The children of start_server that are no workers.
-fn binders(server: &Server) -> Vec<Pid> {
+pub fn binders(server: &Server) -> Vec<Pid> {
     let is_binder = |pid: &Pid| proc::status(*pid).is_some_and(|it| it.name == "start_server-bi");
     let children = proc::children(server.pid());
     children.into_iter().filter(is_binder).collect()
 }
 
 #[track_caller]
-fn the_binder(server: &Server) -> Pid {
+pub fn the_binder(server: &Server) -> Pid {
     match binders(server)[..] {
         [binder] => binder,
         ref others => panic!("not one binder but {others:?}"),
@@ -87,7 +87,7 @@ fn the_binder(server: &Server) -> Pid {
 }
 
 /// `anon_inode:[signalfd]`, `socket:[1234]` without its number, or a path.
-fn kinds(pid: Pid) -> Vec<String> {
+pub fn kinds(pid: Pid) -> Vec<String> {
     let mut kinds: Vec<String> = proc::descriptors(pid)
         .into_iter()
         .filter(|(number, _)| *number > 2)

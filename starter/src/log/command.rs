@@ -13,7 +13,7 @@ use std::time::{Duration, Instant};
 use common::signals::reset_all;
 use nix::fcntl::OFlag;
 use nix::sys::signal::{SigSet, SigmaskHow, sigprocmask};
-use nix::unistd::{Pid, pipe2};
+use nix::unistd::{Pid, pipe2, setsid};
 
 use crate::failure::{self, Failure};
 use crate::listen_spec::printable;
@@ -91,9 +91,7 @@ impl LogCommand {
             .stdin(self.read_end.try_clone()?)
             .stdout(stdout)
             .stderr(stderr);
-        // A terminal's INT is for the server; the log outlives it.
-        command.process_group(0);
-        make_signals_plain(&mut command);
+        detach(&mut command);
         self.child = Some(command.spawn()?);
         Ok(())
     }
@@ -132,13 +130,16 @@ impl LogCommand {
     }
 }
 
-/// The standard library hands our blocked and ignored signals on.
+/// A session of its own: a terminal's INT is for the server, the log outlives it; and a worker, which has the same uid,
+/// must not find a way to root's terminal there. The signals are plain: the standard library hands on what we block and
+/// ignore.
 #[expect(
     unsafe_code,
-    reason = "only a hook can change the signals of a command"
+    reason = "only a hook can change the session and the signals of a command"
 )]
-fn make_signals_plain(command: &mut Command) {
-    let plain = || {
+fn detach(command: &mut Command) {
+    let detach = || {
+        setsid()?;
         reset_all();
         Ok(sigprocmask(
             SigmaskHow::SIG_SETMASK,
@@ -147,5 +148,5 @@ fn make_signals_plain(command: &mut Command) {
         )?)
     };
     // SAFETY: the hook makes system calls only and touches no memory of the process.
-    unsafe { command.pre_exec(plain) };
+    unsafe { command.pre_exec(detach) };
 }

@@ -2,25 +2,33 @@
 
 use std::fs::{File, OpenOptions};
 use std::io;
-use std::os::unix::fs::OpenOptionsExt;
+use std::os::unix::fs::{FileTypeExt, OpenOptionsExt};
 use std::path::Path;
 
 use nix::errno::Errno;
-use nix::fcntl::OFlag;
+use nix::fcntl::{FcntlArg, OFlag, fcntl};
 
 use crate::failure::{self, Failure};
 use crate::pid_file::WRITABLE_HINT;
 
 /// Opens it to append.
 pub fn open_file(path: &Path) -> io::Result<File> {
-    // Not through a link, which the server program could plant. Non-blocking only for a fifo's sake.
-    let flags = OFlag::O_NOFOLLOW | OFlag::O_NOCTTY;
-    OpenOptions::new()
+    // Not through a link, which the server program could plant. Non-blocking only for a fifo's sake: nobody may ever
+    // read from it.
+    let flags = OFlag::O_NOFOLLOW | OFlag::O_NOCTTY | OFlag::O_NONBLOCK;
+    let file = OpenOptions::new()
         .append(true)
         .create(true)
         .mode(0o666)
         .custom_flags(flags.bits())
-        .open(path)
+        .open(path)?;
+    if file.metadata()?.file_type().is_fifo() {
+        // A full one would stop the service.
+        return Err(Errno::ENXIO.into());
+    }
+    // The workers share it, and do not expect EAGAIN.
+    fcntl(&file, FcntlArg::F_SETFL(OFlag::O_APPEND))?;
+    Ok(file)
 }
 
 /// Why it cannot be opened, for the user.
@@ -35,6 +43,8 @@ pub fn cannot_open(path: &Path, error: &io::Error) -> Failure {
         Some(Errno::ELOOP) => cannot("it is a symbolic link"),
         Some(Errno::ENOENT) => cannot("its directory does not exist"),
         Some(Errno::EACCES) => cannot(Errno::EACCES.desc()).hint(WRITABLE_HINT),
+        Some(Errno::ENXIO) => cannot("it is a fifo or a socket")
+            .hint("a command that reads the log is given as --log-file='| COMMAND'"),
         _ => cannot(&failure::cause(error)),
     }
 }

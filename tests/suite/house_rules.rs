@@ -161,3 +161,32 @@ fn only_one_file_knows_the_encoding() {
         );
     }
 }
+
+/// What `.cargo/deny.toml` says, as far as that can be known without cargo-deny.
+#[test]
+fn every_package_comes_from_the_registry_and_under_a_permissive_licence() {
+    let output = Command::new(env!("CARGO"))
+        .args(["metadata", "--locked", "--format-version", "1"])
+        .current_dir(top())
+        .output()
+        .expect("cannot run cargo");
+    let metadata: serde_json::Value =
+        serde_json::from_slice(&output.stdout).expect("cargo prints JSON");
+    let packages = metadata["packages"].as_array().expect("a list");
+    assert!(packages.len() > 30, "too few: {}", packages.len());
+    for package in packages {
+        let (name, licence) = (&package["name"], package["license"].as_str());
+        let source = package["source"].as_str();
+        let is_known =
+            source.is_none_or(|it| it == "registry+https://github.com/rust-lang/crates.io-index");
+        assert!(is_known, "{name} comes from {source:?}");
+        // One of the alternatives, and with it all that is added.
+        let mut alternatives = licence
+            .unwrap_or_default()
+            .split(" OR ")
+            .flat_map(|it| it.split('/'));
+        let permissive = alternatives.any(|it| ["MIT", "Apache-2.0"].contains(&it));
+        let is_known = permissive || licence == Some("(MIT OR Apache-2.0) AND Unicode-3.0");
+        assert!(is_known, "{name} is under {licence:?}");
+    }
+}

@@ -200,10 +200,12 @@ impl StatusFile {
             last_lines: VecDeque::new(),
             retry_at: None,
         };
+        lines.into_iter().for_each(remove_drafts_of_the_dead);
         let text = status.json_text(None);
         for beside in [lines, options.pid_file.as_deref()].into_iter().flatten() {
             let path = json_path(beside);
             refuse_foreign(&path, is_status_json)?;
+            remove_drafts_of_the_dead(&path);
             let mut json = Replaced::new(path);
             json.write(text.clone()).map_err(|error| {
                 let failure = cannot(&json.path, &failure::cause(&error));
@@ -513,6 +515,39 @@ impl Replaced {
             (Some(_), Ok(_)) => Place::Foreign,
             (_, Err(_)) | (None, _) => Place::Free,
         }
+    }
+}
+
+/// Removes what a superdaemon has left that was killed between the making and the renaming of such a file.
+fn remove_drafts_of_the_dead(path: &Path) {
+    let (Some(name), Some(directory)) = (path.file_name(), directory_of(path)) else {
+        return;
+    };
+    for entry in std::fs::read_dir(directory).into_iter().flatten().flatten() {
+        let draft = entry.path();
+        let is_left = entry
+            .file_name()
+            .to_str()
+            .and_then(|entry| entry.strip_prefix(name.to_str()?)?.strip_prefix('.'))
+            .and_then(|rest| rest.split_once('.'))
+            .is_some_and(|(pid, attempt)| {
+                let is_number = |text: &str| text.parse::<u32>().is_ok();
+                is_number(pid) && is_number(attempt) && !Path::new("/proc").join(pid).exists()
+            });
+        let is_status = |text: String| {
+            text.is_empty() || text.starts_with("{\n  \"supervisor\"") || is_status_lines(&text)
+        };
+        if is_left && read_text(&draft, OFlag::O_NOFOLLOW).is_ok_and(is_status) {
+            // It is in nobody's way.
+            drop(std::fs::remove_file(&draft));
+        }
+    }
+}
+
+fn directory_of(path: &Path) -> Option<&Path> {
+    match path.parent() {
+        Some(directory) if directory == Path::new("") => Some(Path::new(".")),
+        directory => directory,
     }
 }
 

@@ -228,3 +228,42 @@ fn a_worker_that_is_replaced_is_replaced_in_the_status_file() {
         server.status_file().as_deref() == Some(&*line)
     });
 }
+
+#[test]
+fn a_draft_that_a_killed_superdaemon_has_left_is_removed_and_nothing_else() {
+    if original_differs("it leaves them") {
+        return;
+    }
+    let setup = Server::setup().status_file();
+    let dead = "4194304";
+    let file = |name: &str| setup.folder().join(name);
+    let own = std::process::id();
+    let left = [
+        (format!("status.json.{dead}.0"), "{\n  \"supervisor\": {"),
+        (format!("status.{dead}.1"), "1:23\n"),
+        (format!("status.{dead}.2"), ""),
+    ];
+    let kept = [
+        (format!("status.json.{own}.0"), "{\n  \"supervisor\": {"),
+        (format!("status.{dead}.3"), "precious"),
+        (format!("status.{dead}.x"), "1:23\n"),
+        (format!("status.json.{dead}"), ""),
+        (format!("other.{dead}.0"), ""),
+    ];
+    for (name, text) in left.iter().chain(&kept) {
+        fs::write(file(name), text).expect("cannot write a file");
+    }
+    let (left, kept) = (
+        left.map(|(name, _)| file(&name)),
+        kept.map(|(name, _)| file(&name)),
+    );
+    let server = setup.start();
+    server.wait_for_service(1);
+    server.wait_until("the status file is there", |it| it.status_file().is_some());
+    for path in left {
+        assert!(!path.exists(), "{} is left", path.display());
+    }
+    for path in kept {
+        assert!(path.exists(), "{} is gone", path.display());
+    }
+}

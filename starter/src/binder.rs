@@ -11,6 +11,7 @@ use common::message::{
     Allow, Ask, Confinement, Grant, Identity, MOST_GRANTS, Refusal, Reply, Request,
 };
 use common::trusted_path::{Trust, open_directory};
+use common::wire;
 use nix::unistd::Pid;
 
 use crate::failure::{self, Failure};
@@ -57,22 +58,27 @@ impl Binder {
             .spawn()
             .map_err(|error| cannot(&failure::cause(&error)))?;
         let binder = Binder { child, channel };
-        binder.allow(identity, grants);
+        binder.allow(identity, grants)?;
         Ok(binder)
     }
 
-    fn allow(&self, identity: Option<Identity>, grants: &[Grant]) {
+    fn allow(&self, identity: Option<Identity>, grants: &[Grant]) -> Result<(), Failure> {
         let mut left = grants.chunks(MOST_GRANTS).peekable();
         while let Some(part) = left.next() {
             let more = left.peek().is_some();
-            let allow = Allow {
+            let request = Request::Allow(Allow {
                 identity: identity.clone(),
                 grants: part.to_vec(),
                 more,
-            };
-            // Where the binder has ended already, the first request finds out how.
-            drop(self.channel.send(&Request::Allow(allow), &[]));
+            });
+            // Nothing else in it can be that long. Unsent, it would be waited for without end.
+            wire::encode(&request).map_err(|error| {
+                channel_failed(error).hint("the user to become is in too many groups")
+            })?;
+            // Where the binder has ended already, what is received next finds out how.
+            drop(self.channel.send(&request, &[]));
         }
+        Ok(())
     }
 
     /// What confines it from now on: its first message, before anything is asked.

@@ -2,16 +2,28 @@
 
 use std::net::{Ipv4Addr, SocketAddrV4};
 use std::os::fd::AsRawFd;
+use std::sync::atomic::{AtomicI32, Ordering};
 
 use caps::{CapSet, CapsHashSet};
 use common::message::Attempt;
 use nix::errno::Errno;
-use nix::fcntl::{OFlag, open};
+use nix::fcntl::{AT_FDCWD, OFlag, open};
 use nix::sys::ptrace;
 use nix::sys::signal::kill;
 use nix::sys::socket::{AddressFamily, SockFlag, SockType, SockaddrIn, UnixAddr, bind, socket};
 use nix::sys::stat::Mode;
-use nix::unistd::{ForkResult, Uid, execv, getpid, getppid, setresuid, unlink};
+use nix::unistd::{Pid, Uid, UnlinkatFlags, execv, getppid, setresuid, unlinkat};
+
+static PARENT: AtomicI32 = AtomicI32::new(0);
+
+/// Call it before there is a sandbox: that would end this process for the question, and not for what is tried.
+pub fn remember_parent() {
+    PARENT.store(getppid().as_raw(), Ordering::Relaxed);
+}
+
+fn parent() -> Pid {
+    Pid::from_raw(PARENT.load(Ordering::Relaxed))
+}
 
 /// Tries it. `Ok` is what must not be; and where a sandbox does not just refuse, this does not return.
 pub fn make(attempt: Attempt) -> nix::Result<()> {
@@ -27,10 +39,11 @@ pub fn make(attempt: Attempt) -> nix::Result<()> {
             bind(open_socket(AddressFamily::Inet)?.as_raw_fd(), &any)
         }
         Attempt::BindAnotherPath => {
-            let path = format!("/start_server-self-test-{}", getpid());
+            let path = format!("/start_server-self-test-{}", parent());
             let socket = open_socket(AddressFamily::Unix)?;
             bind(socket.as_raw_fd(), &UnixAddr::new(path.as_str())?)?;
-            unlink(path.as_str())
+            // As a sandbox may know it: where it could be made, it must not stay.
+            unlinkat(AT_FDCWD, path.as_str(), UnlinkatFlags::NoRemoveDir)
         }
         Attempt::OpenAnotherSocket => open_socket(AddressFamily::Netlink).map(drop),
         Attempt::OpenFile => open(
@@ -42,8 +55,8 @@ pub fn make(attempt: Attempt) -> nix::Result<()> {
         Attempt::Execute => execv::<&std::ffi::CStr>(c"/bin/true", &[c"true"]).map(drop),
         Attempt::Fork => fork(),
         // Unlike PTRACE_ATTACH it does not stop the parent where it succeeds.
-        Attempt::TraceParent => ptrace::seize(getppid(), ptrace::Options::empty()),
-        Attempt::SignalParent => kill(getppid(), None),
+        Attempt::TraceParent => ptrace::seize(parent(), ptrace::Options::empty()),
+        Attempt::SignalParent => kill(parent(), None),
     }
 }
 
@@ -57,10 +70,12 @@ fn open_socket(family: AddressFamily) -> nix::Result<std::os::fd::OwnedFd> {
 
 #[expect(unsafe_code, reason = "a self-test tries what a sandbox must refuse")]
 fn fork() -> nix::Result<()> {
+    // Not fork(3), which asks for other things first.
     // SAFETY: this process has one thread, and the child ends at once without running anything of it.
-    match unsafe { nix::unistd::fork() }? {
-        ForkResult::Parent { .. } => Ok(()),
+    let child = unsafe { libc::syscall(libc::SYS_clone, libc::SIGCHLD, 0, 0, 0, 0) };
+    match Errno::result(child)? {
         // SAFETY: _exit(2) only ends the process.
-        ForkResult::Child => unsafe { libc::_exit(0) },
+        0 => unsafe { libc::_exit(0) },
+        _ => Ok(()),
     }
 }

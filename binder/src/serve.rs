@@ -165,6 +165,7 @@ impl Looked {
 impl Dropped {
     /// Takes away what the capabilities and the user still leave, and tells the supervisor what this kernel has of that.
     pub fn confine(self) -> Result<Confined, String> {
+        attempt::remember_parent();
         let (confinement, narrower) = sandbox::confine(&work(&self.grants))?;
         // Where the supervisor is gone by now, the next phase finds that out.
         drop(self.channel.send(&Reply::Confined(confinement), &[]));

@@ -1,6 +1,6 @@
 //! The other process as seen from here: found, started, asked, ended.
 
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::fs::MetadataExt;
 use std::os::unix::process::ExitStatusExt;
 use std::path::{Path, PathBuf};
@@ -38,10 +38,26 @@ pub enum Answer {
     Refused { ask: u32, refusal: Refusal },
 }
 
+/// What comes from a binder.
+pub enum Heard {
+    Reply(Reply, Vec<OwnedFd>),
+    /// It has closed the channel and ended.
+    End(ExitStatus),
+}
+
 impl Binder {
     /// Starts it, with nothing of ours but its end of the channel and standard error, and sends it the sealed list while
     /// we still have the launcher's rights.
     pub fn start(identity: Option<Identity>, grants: &[Grant]) -> Result<Binder, Failure> {
+        Binder::start_with_stderr(identity, grants, Stdio::inherit())
+    }
+
+    /// The same, with another standard error than ours.
+    pub fn start_with_stderr(
+        identity: Option<Identity>,
+        grants: &[Grant],
+        stderr: Stdio,
+    ) -> Result<Binder, Failure> {
         let program = program_beside_us()?;
         let cannot = |cause: &dyn std::fmt::Display| {
             Failure::failed(format!(
@@ -55,6 +71,7 @@ impl Binder {
             .current_dir("/")
             .stdin(Stdio::from(theirs))
             .stdout(Stdio::null())
+            .stderr(stderr)
             .spawn()
             .map_err(|error| cannot(&failure::cause(&error)))?;
         let binder = Binder { child, channel };
@@ -94,8 +111,7 @@ impl Binder {
     /// Asks for at most `MOST_DESCRIPTORS` sockets.
     pub fn bind(&mut self, asks: Vec<Ask>) -> Result<Answer, Failure> {
         let wanted = asks.len();
-        // Where the binder has ended already, its last answer or its exit status says more than this error.
-        drop(self.channel.send(&Request::Bind(asks), &[]));
+        self.ask(asks);
         match self.receive()? {
             (Reply::Bound { replaced }, sockets) if sockets.len() == wanted => {
                 Ok(Answer::Sockets { sockets, replaced })
@@ -109,13 +125,27 @@ impl Binder {
         }
     }
 
-    fn receive(&mut self) -> Result<(Reply, Vec<OwnedFd>), Failure> {
+    /// Sends one request; what comes of it is heard.
+    pub fn ask(&self, asks: Vec<Ask>) {
+        // Where the binder has ended already, its last answer or its exit status says more than this error.
+        drop(self.channel.send(&Request::Bind(asks), &[]));
+    }
+
+    /// The next message, or the end.
+    pub fn hear(&mut self) -> Result<Heard, Failure> {
         let received = self.channel.receive_with_descriptors();
-        if let Some(message) = received.map_err(channel_failed)? {
-            return Ok(message);
+        if let Some((reply, descriptors)) = received.map_err(channel_failed)? {
+            return Ok(Heard::Reply(reply, descriptors));
         }
-        self.channel.hang_up();
-        let ended = self.child.wait().map_err(channel_failed)?;
+        self.hang_up();
+        self.wait().map(Heard::End).map_err(channel_failed)
+    }
+
+    fn receive(&mut self) -> Result<(Reply, Vec<OwnedFd>), Failure> {
+        let ended = match self.hear()? {
+            Heard::Reply(reply, descriptors) => return Ok((reply, descriptors)),
+            Heard::End(ended) => ended,
+        };
         let failure = channel_failed(format!("it ended too early, {ended}"));
         match ended.signal() {
             Some(libc::SIGSYS) => Err(failure.hint(
@@ -123,6 +153,23 @@ impl Binder {
             )),
             _ => Err(failure),
         }
+    }
+
+    /// Nothing more is asked: the order to remove its files and to exit.
+    pub fn hang_up(&self) {
+        self.channel.hang_up();
+    }
+
+    /// Waits until it has ended.
+    pub fn wait(&mut self) -> std::io::Result<ExitStatus> {
+        self.child.wait()
+    }
+
+    /// Ends it by force, where it has not ended.
+    pub fn kill(&mut self) {
+        // Both fail only for a process that is gone.
+        drop(self.child.kill());
+        drop(self.child.wait());
     }
 
     pub fn pid(&self) -> Pid {
@@ -134,6 +181,12 @@ impl Binder {
         let Binder { mut child, channel } = self;
         drop(channel);
         child.wait()
+    }
+}
+
+impl AsFd for Binder {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.channel.as_fd()
     }
 }
 

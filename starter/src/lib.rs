@@ -22,6 +22,7 @@ mod open_files;
 mod options;
 mod pid_file;
 mod process;
+mod self_test;
 mod signals;
 mod status_file;
 mod supervisor;
@@ -68,6 +69,9 @@ pub fn main() -> ExitCode {
 }
 
 fn run() -> Result<Outcome, Failure> {
+    if self_test::is_worker() {
+        return self_test::run_worker().map(|()| Outcome::Stopped);
+    }
     close_inherited().map_err(|errno| {
         Failure::failed(format!(
             "cannot close inherited descriptors: {}",
@@ -83,6 +87,10 @@ fn run() -> Result<Outcome, Failure> {
         Invocation::Restart(options) => client::restart(&options).map(done),
         Invocation::Stop(options) => client::stop(&options).map(done),
         Invocation::Reopen(options) => client::reopen(&options).map(done),
+        Invocation::SelfTest(options) => self_test::run(&options).map(|holds| match holds {
+            true => Outcome::Stopped,
+            false => Outcome::GivenUp,
+        }),
         Invocation::Print(text) => io::stdout()
             .write_all(text.as_bytes())
             .map(done)

@@ -11,6 +11,7 @@ use std::time::Duration;
 
 use clap::builder::ValueParser;
 use clap::error::{ContextKind, ContextValue, ErrorKind};
+use clap::parser::ValueSource;
 use clap::{Arg, ArgAction, ArgMatches, Command};
 use common::message::Transport;
 use nix::sys::signal::Signal;
@@ -49,6 +50,8 @@ pub enum Invocation {
     Stop(ClientOptions),
     /// A running superdaemon is to open its log file again.
     Reopen(ClientOptions),
+    /// Both programs are to be tested on this host.
+    SelfTest(SelfTestOptions),
     /// Only this text, on stdout: the help or the version.
     Print(String),
 }
@@ -109,6 +112,15 @@ pub struct ClientOptions {
     pub timeout: Option<Duration>,
 }
 
+/// How the servers of a self-test are started.
+#[derive(Debug, PartialEq, Eq)]
+pub struct SelfTestOptions {
+    pub user: Option<String>,
+    /// Only together with `user`.
+    pub group: Option<String>,
+    pub strict: bool,
+}
+
 /// Whose environment variables tell of the descriptors, beside `SERVER_STARTER_PORT`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum FdStyle {
@@ -155,7 +167,8 @@ pub fn definition() -> Command {
             "start_server [options] -- server-prog server-arg1 server-arg2 ...\n       \
              start_server --restart --pid-file=FILE [--timeout=SECONDS]\n       \
              start_server --stop --pid-file=FILE [--timeout=SECONDS]\n       \
-             start_server --reopen --pid-file=FILE [--timeout=SECONDS]",
+             start_server --reopen --pid-file=FILE [--timeout=SECONDS]\n       \
+             start_server --self-test [--user=USER] [--group=GROUP] [--strict]",
         )
         .no_binary_name(true)
         .disable_help_flag(true)
@@ -299,6 +312,10 @@ pub fn definition() -> Command {
             ),
             valued("timeout", "SECONDS")
                 .help("Wait no longer than this for one of these (default: no limit)."),
+            flag("self-test").help(
+                "Start servers, try to break out of each of their processes, and say\n\
+                 what holds on this host. Only --user, --group and --strict go with it.",
+            ),
             flag("help")
                 .action(ArgAction::Help)
                 .help("Print this help."),
@@ -561,6 +578,9 @@ fn refusal(error: &clap::Error, unknown: Option<&str>) -> Failure {
 }
 
 fn complete(given: &Given<'_>) -> Result<Invocation, Failure> {
+    if given.flag("self-test") {
+        return Ok(Invocation::SelfTest(self_test(given)?));
+    }
     let commands: Vec<&str> = ["restart", "stop", "reopen"]
         .into_iter()
         .filter(|command| given.flag(command))
@@ -616,6 +636,25 @@ fn client(command: &str, given: &Given<'_>) -> Result<ClientOptions, Failure> {
         pid_file,
         status_file: options.status_file,
         timeout,
+    })
+}
+
+/// It chooses everything else itself.
+fn self_test(given: &Given<'_>) -> Result<SelfTestOptions, Failure> {
+    let goes_with = ["self-test", "user", "group", "strict"];
+    let cannot = |cause: &str| Failure::usage(format!("cannot use --self-test: {cause}"));
+    if given.all("program").next().is_some() {
+        return Err(cannot("it takes no server program"));
+    }
+    if let Some(other) = given.names().find(|name| !goes_with.contains(name)) {
+        return Err(cannot(&format!("--{other} is given as well")));
+    }
+    let (user, group) = (given.text("user")?, given.text("group")?);
+    check_group(user.as_deref(), group.as_deref())?;
+    Ok(SelfTestOptions {
+        user,
+        group,
+        strict: given.flag("strict"),
     })
 }
 
@@ -682,9 +721,7 @@ fn options(given: &Given<'_>) -> Result<Options, Failure> {
 fn check_together(options: &Options) -> Result<(), Failure> {
     check_duplicates(&options.ports, &options.paths)?;
     check_fd_env(options)?;
-    if let (None, Some(group)) = (&options.user, &options.group) {
-        return Err(refused("group", group.as_ref(), "it needs --user as well"));
-    }
+    check_group(options.user.as_deref(), options.group.as_deref())?;
     if options.daemonize && options.log_file.is_none() && options.syslog.is_none() {
         return Err(Failure::usage(
             "cannot use --daemonize: it needs --log-file or --syslog as well",
@@ -696,6 +733,13 @@ fn check_together(options: &Options) -> Result<(), Failure> {
         ));
     }
     Ok(())
+}
+
+fn check_group(user: Option<&str>, group: Option<&str>) -> Result<(), Failure> {
+    match (user, group) {
+        (None, Some(group)) => Err(refused("group", group.as_ref(), "it needs --user as well")),
+        _ => Ok(()),
+    }
 }
 
 /// All that begins with `--syslog`.
@@ -846,6 +890,19 @@ struct Given<'a>(&'a ArgMatches);
 impl<'a> Given<'a> {
     fn flag(&self, option: &str) -> bool {
         self.0.get_flag(option)
+    }
+
+    /// Of all options that were given, in the order of their names.
+    fn names(&self) -> impl Iterator<Item = &'a str> + use<'a> {
+        let matches = self.0;
+        let is_given = |name: &&str| matches.value_source(name) == Some(ValueSource::CommandLine);
+        let mut names: Vec<&str> = matches
+            .ids()
+            .map(clap::Id::as_str)
+            .filter(is_given)
+            .collect();
+        names.sort_unstable();
+        names.into_iter()
     }
 
     fn all(&self, option: &str) -> impl Iterator<Item = &'a OsString> + use<'a> {
@@ -1969,6 +2026,47 @@ mod tests {
     }
 
     #[test]
+    fn a_self_test_chooses_everything_itself_but_the_user() {
+        let chosen = |user: Option<&str>, group: Option<&str>, strict| {
+            Ok(Invocation::SelfTest(SelfTestOptions {
+                user: user.map(Into::into),
+                group: group.map(Into::into),
+                strict,
+            }))
+        };
+        assert_eq!(parse_words(&["--self-test"]), chosen(None, None, false));
+        assert_eq!(
+            parse_words(&["--self", "--user", "www", "--group=33", "--strict"]),
+            chosen(Some("www"), Some("33"), true)
+        );
+        for (words, cause) in [
+            (&["prog"][..], "it takes no server program"),
+            (&["--port=80", "--", "prog"], "it takes no server program"),
+            (&["--port=80"], "--port is given as well"),
+            (
+                &["--user=www", "--interval=0"],
+                "--interval is given as well",
+            ),
+            (&["--daemonize"], "--daemonize is given as well"),
+            (&["--stop", "--pid-file=/p"], "--pid-file is given as well"),
+            (&["--restart"], "--restart is given as well"),
+            (&["--timeout=x"], "--timeout is given as well"),
+        ] {
+            let words = [&["--self-test"], words].concat();
+            let message = format!("cannot use --self-test: {cause}");
+            assert_eq!(error(&words), message, "{words:?}");
+        }
+        assert_eq!(
+            error(&["--self-test", "--group=www"]),
+            "cannot use --group=www: it needs --user as well"
+        );
+        assert_eq!(
+            error(&["--self-test", "--user="]),
+            "cannot use --user=: its value is empty"
+        );
+    }
+
+    #[test]
     fn the_version_is_one_line() {
         let version = concat!("start_server ", env!("CARGO_PKG_VERSION"), "\n");
         assert_eq!(printed(&["--version"]), version);
@@ -2064,7 +2162,7 @@ mod tests {
             assert!(parse_words(&words).is_ok(), "{line}");
             checked += 1;
         }
-        assert_eq!(checked, 5);
+        assert_eq!(checked, 6);
     }
 
     #[test]

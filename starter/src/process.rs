@@ -64,6 +64,19 @@ impl Process {
         Ok(Process(unsafe { OwnedFd::from_raw_fd(number) }))
     }
 
+    /// A copy of a descriptor of it, for whoever may trace it (pidfd_getfd(2)).
+    #[expect(unsafe_code, reason = "nix has no pidfd_getfd")]
+    pub fn descriptor(&self, number: i32) -> nix::Result<OwnedFd> {
+        use std::os::fd::{AsRawFd, FromRawFd};
+        // SAFETY: it takes numbers only.
+        let copy = Errno::result(unsafe {
+            libc::syscall(libc::SYS_pidfd_getfd, self.0.as_raw_fd(), number, 0)
+        })?;
+        let copy = i32::try_from(copy).map_err(|_| Errno::EBADF)?;
+        // SAFETY: pidfd_getfd(2) has just made this descriptor, and nothing else has seen its number.
+        Ok(unsafe { OwnedFd::from_raw_fd(copy) })
+    }
+
     /// Sends a signal to this process and no other.
     #[expect(unsafe_code, reason = "nix has no pidfd_send_signal")]
     pub fn signal(&self, signal: Signal) -> nix::Result<()> {

@@ -951,7 +951,7 @@ fn files_that_were_made_go_when_a_later_request_is_wrong() {
 }
 
 /// start_server beside a broken binder. The folder belongs to whoever runs the tests.
-fn install_beside(mode: &str) -> Folder {
+pub fn install_beside(mode: &str) -> Folder {
     let folder = Folder::new(Uid::effective(), nix::unistd::Gid::effective());
     install(&programs::start_server(), folder.path(), "start_server");
     let fake = Path::new(env!("CARGO_BIN_EXE_fake_binder"));

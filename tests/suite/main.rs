@@ -33,5 +33,6 @@ mod privileges;
 mod real_servers;
 mod restart;
 mod scale;
+mod self_test;
 mod unicorn;
 mod workers;

@@ -1,0 +1,140 @@
+//! `--self-test`: starts both programs on this host as a server would, and holds every process against the table of
+//! processes in the README, from outside by /proc and from inside by attempts that must fail.
+//!
+//! - [`server`]: a real server. Its worker is this program in another role ([`worker`]), which tries what it is told to.
+//! - [`played`]: real binders, with this process in the place of the supervisor. A binder waits until it is asked, so that
+//!   it can be looked at in each phase, and it executes the attempts that are in its sealed list.
+//! - [`checks`]: what each process must be.
+//!
+//! This process keeps the rights of its launcher, so that it may look at everything, and is a hostile launcher on purpose:
+//! the others inherit blocked and ignored signals and an open file from it. It decides nothing about confinement: what
+//! does not hold is a line and exit code 1, and the next check goes on.
+
+mod checks;
+mod patience;
+mod played;
+mod proc;
+mod report;
+mod scratch;
+mod server;
+mod worker;
+
+use common::message::Identity;
+use common::privileges;
+use nix::sys::prctl::set_child_subreaper;
+use nix::unistd::{getegid, geteuid, getgroups};
+
+pub use self::worker::{is_worker, run as run_worker};
+
+use self::patience::Patience;
+use self::proc::Status;
+use self::report::Report;
+use self::scratch::{Ports, Scratch};
+use self::server::Inherited;
+use crate::failure::Failure;
+use crate::identity;
+use crate::options::SelfTestOptions;
+
+/// What all parts of the self-test know.
+struct Test<'a> {
+    options: &'a SelfTestOptions,
+    /// Whom to become: as root.
+    identity: Option<Identity>,
+    /// Who serves in the end.
+    user: Identity,
+    inherited: Inherited,
+    scratch: Scratch,
+    ports: Ports,
+    patience: Patience,
+    /// This process: what the others inherit.
+    launcher: Status,
+    report: Report,
+}
+
+/// Runs all checks; says whether all of them hold.
+///
+/// # Errors
+/// Where they cannot be made: an unknown user, no place for files, an interruption.
+pub fn run(options: &SelfTestOptions) -> Result<bool, Failure> {
+    let identity = identity::identify(options.user.as_deref(), options.group.as_deref())?;
+    // Whatever a process leaves behind becomes a child of this one, and is seen.
+    set_child_subreaper(true).map_err(|errno| {
+        Failure::failed(format!(
+            "cannot adopt the processes of the self-test: {}",
+            errno.desc()
+        ))
+    })?;
+    let patience = Patience::take_signals()?;
+    let mut test = Test {
+        options,
+        user: match &identity {
+            Some(identity) => identity.clone(),
+            None => ourselves()?,
+        },
+        inherited: Inherited::now()?,
+        scratch: Scratch::new(identity.as_ref())?,
+        ports: Ports::find(identity.is_some())?,
+        identity,
+        patience,
+        launcher: Status::of(nix::unistd::getpid())?,
+        report: Report::default(),
+    };
+    test.everything()?;
+    test.report.summary()
+}
+
+impl Test<'_> {
+    fn everything(&mut self) -> Result<(), Failure> {
+        // Server by server and binder by binder: never two at a time.
+        self.part("server", Test::server_of_ports)?;
+        match &self.identity {
+            Some(_) => self.part("server", Test::server_of_a_path)?,
+            None => self.report.not_here(
+                checks::LASTING,
+                "an ordinary user makes its sockets at paths itself",
+            )?,
+        }
+        self.part("binder of ports", Test::binder_of_ports)?;
+        match &self.identity {
+            Some(_) => self.part("binder of a path", Test::binder_of_a_path),
+            None => self.report.not_here(
+                "binder of a path",
+                "an ordinary user makes its sockets at paths itself",
+            ),
+        }
+    }
+
+    /// One part. Where it cannot go on because of what it tests, that is a line of the report.
+    fn part(
+        &mut self,
+        process: &str,
+        part: fn(&mut Self) -> Result<(), Failure>,
+    ) -> Result<(), Failure> {
+        let Err(failure) = part(self) else {
+            return Ok(());
+        };
+        if self.patience.is_interrupted() || self.report.is_broken() {
+            return Err(failure);
+        }
+        let found = failure.to_string().replace('\n', "; ");
+        self.report
+            .check(process, "it can be tested to the end", false, found)
+    }
+
+    /// What the launcher has of a capability: nobody can have more.
+    fn has(&self, capability: caps::Capability) -> Result<bool, Failure> {
+        privileges::available(&[capability])
+            .map(|available| !available.is_empty())
+            .map_err(|error| Failure::failed(format!("cannot test: {error}")))
+    }
+}
+
+fn ourselves() -> Result<Identity, Failure> {
+    let groups = getgroups()
+        .map_err(|errno| Failure::failed(format!("cannot read the groups: {}", errno.desc())))?;
+    Ok(Identity {
+        uid: geteuid().as_raw(),
+        gid: getegid().as_raw(),
+        groups: groups.into_iter().map(|gid| gid.as_raw()).collect(),
+    })
+}

@@ -1,0 +1,253 @@
+//! A real server, started as an operator would, whose worker tries what it is told to.
+
+use std::ffi::OsString;
+use std::fs::File;
+use std::io::{self, Read, Write};
+use std::os::fd::{AsFd, OwnedFd};
+use std::path::{Path, PathBuf};
+use std::process::{Child, ChildStdin, Command, ExitStatus, Stdio};
+
+use nix::errno::Errno;
+use nix::sys::signal::{Signal, kill};
+use nix::sys::wait::waitpid;
+use nix::unistd::{Pid, getpid};
+
+use super::Test;
+use super::patience::Patience;
+use super::proc;
+use super::scratch::Scratch;
+use super::worker::{ROLE, Said, Trial};
+use crate::failure::{self, Failure};
+use crate::process::Process;
+
+/// The running server. Dropping it kills it and its workers.
+pub struct Server {
+    child: Child,
+    process: Process,
+    /// Standard input of all workers.
+    trials: ChildStdin,
+    /// Standard output of all workers.
+    said: Lines,
+    /// What it must not leave behind.
+    files: Vec<PathBuf>,
+    inherited: Inherited,
+}
+
+impl Test<'_> {
+    /// Starts a server with a port, and with a socket at this path that has these attributes.
+    pub fn start_server(&self, socket: &Path, attributes: &str) -> Result<Server, Failure> {
+        let cannot = |cause: String| Failure::failed(format!("cannot run start_server: {cause}"));
+        let program = std::env::current_exe().map_err(|error| cannot(failure::cause(&error)))?;
+        let (pid_file, status_file) = (self.scratch.of_user("pid"), self.scratch.of_user("status"));
+        let mut command = Command::new(&program);
+        let options = [
+            ("--user", &self.options.user),
+            ("--group", &self.options.group),
+        ];
+        for (name, value) in options {
+            if let Some(value) = value {
+                command.arg(format!("{name}={value}"));
+            }
+        }
+        command.args(self.options.strict.then_some("--strict"));
+        command.arg(format!(
+            "--port={}:{}",
+            self.ports.address, self.ports.served
+        ));
+        for (name, path, more) in [
+            ("--path=", socket, attributes),
+            ("--pid-file=", &pid_file, ""),
+            ("--status-file=", &status_file, ""),
+        ] {
+            let mut word = OsString::from(name);
+            word.push(path);
+            word.push(more);
+            command.arg(word);
+        }
+        command.args(["--interval=0", "--"]).arg(&program).arg(ROLE);
+        let mut child = command
+            .env_clear()
+            .current_dir("/")
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .stderr(self.scratch.log()?)
+            .spawn()
+            .map_err(|error| cannot(failure::cause(&error)))?;
+        let process = Process::open(pid_of(&child)).map_err(|errno| cannot(errno.desc().into()))?;
+        let (Some(trials), Some(said)) = (child.stdin.take(), child.stdout.take()) else {
+            return Err(cannot("it has no pipes".into()));
+        };
+        let beside = |path: &Path| path.with_extension("json");
+        let files = vec![
+            socket.to_owned(),
+            beside(&pid_file),
+            beside(&status_file),
+            pid_file,
+            status_file,
+        ];
+        Ok(Server {
+            child,
+            process,
+            trials,
+            said: Lines {
+                pipe: File::from(OwnedFd::from(said)),
+                come: Vec::new(),
+            },
+            files,
+            inherited: self.inherited.clone(),
+        })
+    }
+}
+
+impl Server {
+    pub fn pid(&self) -> Pid {
+        pid_of(&self.child)
+    }
+
+    /// Pid and status files, and the socket.
+    pub fn files(&self) -> &[PathBuf] {
+        &self.files
+    }
+
+    pub fn signal(&self, signal: Signal) -> Result<(), Failure> {
+        self.process.signal(signal).map_err(|errno| {
+            Failure::failed(format!("cannot signal start_server: {}", errno.desc()))
+        })
+    }
+
+    /// Waits for the worker of this generation, which then waits for its trials.
+    pub fn worker(
+        &mut self,
+        expected: u32,
+        patience: &Patience,
+        scratch: &Scratch,
+    ) -> Result<Pid, Failure> {
+        let what = format!("generation {expected} starts");
+        match self.said.next(patience, scratch, &what)? {
+            Said::Here { generation, pid } if generation == expected => Ok(Pid::from_raw(pid)),
+            other => Err(unexpected(&what, &other)),
+        }
+    }
+
+    /// Has the newest worker make these trials: an errno for each, or none where it succeeded.
+    pub fn make(
+        &mut self,
+        trials: &[Trial],
+        patience: &Patience,
+        scratch: &Scratch,
+    ) -> Result<Vec<Option<Errno>>, Failure> {
+        let cannot = |error: io::Error| {
+            Failure::failed(format!("cannot tell the worker what to try: {error}"))
+        };
+        let mut line = serde_json::to_vec(trials).map_err(|error| cannot(error.into()))?;
+        line.push(b'\n');
+        self.trials.write_all(&line).map_err(cannot)?;
+        let mut outcomes = Vec::new();
+        for trial in trials {
+            let what = format!("the worker has tried {trial:?}");
+            match self.said.next(patience, scratch, &what)? {
+                Said::Tried(errno) => outcomes.push(errno.map(Errno::from_raw)),
+                other => return Err(unexpected(&what, &other)),
+            }
+        }
+        Ok(outcomes)
+    }
+
+    /// Waits for its end.
+    pub fn end(&mut self, patience: &Patience) -> Result<ExitStatus, Failure> {
+        patience.readable(self.process.as_fd(), "start_server ends after TERM")?;
+        self.child
+            .wait()
+            .map_err(|error| Failure::failed(format!("cannot wait for start_server: {error}")))
+    }
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        // It fails where it has ended already.
+        drop(self.child.kill());
+        drop(self.child.wait());
+        self.inherited.end_newer();
+    }
+}
+
+/// The children that this process had already when its program was executed: they are nobody's business here.
+#[derive(Clone)]
+pub struct Inherited(Vec<Pid>);
+
+impl Inherited {
+    pub fn now() -> Result<Inherited, Failure> {
+        proc::children(getpid()).map(Inherited)
+    }
+
+    /// Those that have come since and are there still, running or not waited for.
+    pub fn newer(&self) -> Result<Vec<Pid>, Failure> {
+        let mut children = proc::children(getpid())?;
+        children.retain(|child| !self.0.contains(child));
+        Ok(children)
+    }
+
+    /// Ends what has become a child of this process, because it adopts what others leave behind.
+    fn end_newer(&self) {
+        while let Ok(children) = self.newer()
+            && !children.is_empty()
+        {
+            for child in children {
+                // Its own children are adopted then.
+                let _ = kill(child, Signal::SIGKILL);
+                if waitpid(child, None).is_err() {
+                    return;
+                }
+            }
+        }
+    }
+}
+
+fn pid_of(child: &Child) -> Pid {
+    Pid::from_raw(i32::try_from(child.id()).unwrap_or(i32::MAX))
+}
+
+fn unexpected(what: &str, said: &Said) -> Failure {
+    let instead = match said {
+        Said::Here { generation, .. } => format!("generation {generation} has started"),
+        Said::Tried(_) => "it tries something else".to_owned(),
+    };
+    Failure::failed(format!("waited in vain until {what}: {instead}"))
+}
+
+/// What the workers say.
+struct Lines {
+    pipe: File,
+    /// Not read as lines yet.
+    come: Vec<u8>,
+}
+
+impl Lines {
+    fn next(
+        &mut self,
+        patience: &Patience,
+        scratch: &Scratch,
+        what: &str,
+    ) -> Result<Said, Failure> {
+        let cannot =
+            |cause: String| Failure::failed(format!("cannot hear what the worker says: {cause}"));
+        loop {
+            if let Some(end) = self.come.iter().position(|byte| *byte == b'\n') {
+                let line: Vec<u8> = self.come.drain(..=end).collect();
+                return serde_json::from_slice(&line).map_err(|error| cannot(error.to_string()));
+            }
+            patience.readable(self.pipe.as_fd(), what)?;
+            let mut buffer = [0; 4096];
+            match self.pipe.read(&mut buffer) {
+                Ok(0) => {
+                    let cause = scratch
+                        .last_words()
+                        .unwrap_or_else(|| "without a word".into());
+                    return Err(Failure::failed(format!("it ended before {what}: {cause}")));
+                }
+                Ok(length) => self.come.extend(&buffer[..length]),
+                Err(error) => return Err(cannot(failure::cause(&error))),
+            }
+        }
+    }
+}

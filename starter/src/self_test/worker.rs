@@ -1,0 +1,138 @@
+//! The worker of a self-test: this program in another role. It says that it is there, tries what it is told to, says what
+//! became of that, and stays until it is signalled.
+//!
+//! It changes nothing about itself before it is looked at. What it is told comes from its standard input, with no more
+//! rights than whoever started it has.
+
+use std::ffi::OsStr;
+use std::fs::File;
+use std::io::{self, Write};
+use std::net::{Ipv4Addr, TcpListener};
+use std::os::fd::AsFd;
+use std::path::PathBuf;
+
+use caps::{CapSet, CapsHashSet};
+use nix::errno::Errno;
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use nix::sys::ptrace;
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::{Gid, Pid, Uid, getpid, getppid, read, setgroups, setresgid, setresuid, unlink};
+use serde::{Deserialize, Serialize};
+
+use crate::failure::Failure;
+use crate::process::Process;
+
+/// The only argument: no option, because the command line is for what somebody wants to be done.
+pub const ROLE: &str = "--self-test-worker";
+
+/// Something that a worker must not be able to do. Each is harmless where it succeeds.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Trial {
+    BecomeRoot,
+    BecomeRootGroup,
+    TakeGroups,
+    RaiseCapabilities,
+    BindPort(Ipv4Addr, u16),
+    ReadFile(PathBuf),
+    RemoveFile(PathBuf),
+    Trace(i32),
+    ReadMemory(i32),
+    TakeDescriptor(i32),
+    Signal(i32),
+}
+
+/// What a worker says, one line each.
+#[derive(Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Said {
+    /// It runs, and waits for its trials.
+    Here { generation: u32, pid: i32 },
+    /// What became of the next trial: an errno, or nothing where it succeeded.
+    Tried(Option<i32>),
+}
+
+/// Whether this process is such a worker.
+pub fn is_worker() -> bool {
+    let mut arguments = std::env::args_os().skip(1);
+    arguments.next().as_deref() == Some(OsStr::new(ROLE)) && arguments.next().is_none()
+}
+
+/// The whole worker.
+pub fn run() -> Result<(), Failure> {
+    let cannot =
+        |cause: String| Failure::failed(format!("cannot be a self-test's worker: {cause}"));
+    let generation = std::env::var("SERVER_STARTER_GENERATION")
+        .ok()
+        .and_then(|number| number.parse().ok())
+        .ok_or_else(|| cannot("it was not started by start_server".to_owned()))?;
+    let tried = try_all(generation).map_err(|error| cannot(error.to_string()));
+    if tried.is_ok() {
+        stay();
+    }
+    // The self-test is gone, and so is the reason for its server; nobody is there to hear that this failed.
+    let _ = kill(getppid(), Signal::SIGTERM);
+    tried
+}
+
+fn try_all(generation: u32) -> io::Result<()> {
+    let pid = getpid().as_raw();
+    say(&Said::Here { generation, pid })?;
+    for trial in hear()? {
+        say(&Said::Tried(trial.make().err().map(|errno| errno as i32)))?;
+    }
+    Ok(())
+}
+
+fn say(said: &Said) -> io::Result<()> {
+    let mut line = serde_json::to_vec(said)?;
+    line.push(b'\n');
+    let mut out = io::stdout();
+    out.write_all(&line)?;
+    out.flush()
+}
+
+/// The list of trials, and not one byte more: the next generation reads the same pipe.
+fn hear() -> io::Result<Vec<Trial>> {
+    let stdin = io::stdin();
+    let mut line = Vec::new();
+    let mut byte = [0];
+    while read(&stdin, &mut byte)? == 1 && byte != [b'\n'] {
+        line.push(byte[0]);
+    }
+    Ok(serde_json::from_slice(&line)?)
+}
+
+/// Until a signal ends it, or the self-test is gone.
+fn stay() {
+    let stdin = io::stdin();
+    let mut end = [PollFd::new(stdin.as_fd(), PollFlags::empty())];
+    while let Err(Errno::EINTR) = poll(&mut end, PollTimeout::NONE) {}
+}
+
+impl Trial {
+    fn make(&self) -> nix::Result<()> {
+        let (user, group) = (Uid::from_raw(0), Gid::from_raw(0));
+        let errno_of = |error: io::Error| Errno::from_raw(error.raw_os_error().unwrap_or(0));
+        match self {
+            Trial::BecomeRoot => setresuid(user, user, user),
+            Trial::BecomeRootGroup => setresgid(group, group, group),
+            Trial::TakeGroups => setgroups(&[group]),
+            Trial::RaiseCapabilities => {
+                let every: CapsHashSet = caps::all();
+                caps::set(None, CapSet::Permitted, &every).map_err(|_| Errno::last())
+            }
+            Trial::BindPort(address, port) => TcpListener::bind((*address, *port))
+                .map(drop)
+                .map_err(errno_of),
+            Trial::ReadFile(path) => File::open(path).map(drop).map_err(errno_of),
+            Trial::RemoveFile(path) => unlink(path),
+            Trial::Trace(pid) => ptrace::seize(Pid::from_raw(*pid), ptrace::Options::empty()),
+            Trial::ReadMemory(pid) => File::open(format!("/proc/{pid}/mem"))
+                .map(drop)
+                .map_err(errno_of),
+            Trial::TakeDescriptor(pid) => {
+                Process::open(Pid::from_raw(*pid))?.descriptor(0).map(drop)
+            }
+            Trial::Signal(pid) => kill(Pid::from_raw(*pid), None),
+        }
+    }
+}

@@ -2,7 +2,6 @@
 
 use std::net::{Ipv4Addr, SocketAddrV4};
 use std::os::fd::AsRawFd;
-use std::sync::atomic::{AtomicI32, Ordering};
 
 use caps::{CapSet, CapsHashSet};
 use common::message::Attempt;
@@ -12,21 +11,11 @@ use nix::sys::ptrace;
 use nix::sys::signal::kill;
 use nix::sys::socket::{AddressFamily, SockFlag, SockType, SockaddrIn, UnixAddr, bind, socket};
 use nix::sys::stat::Mode;
-use nix::unistd::{Pid, Uid, UnlinkatFlags, execv, getppid, setresuid, unlinkat};
+use nix::unistd::{Pid, Uid, UnlinkatFlags, execv, setresuid, unlinkat};
 
-static PARENT: AtomicI32 = AtomicI32::new(0);
-
-/// Call it before there is a sandbox: that would end this process for the question, and not for what is tried.
-pub fn remember_parent() {
-    PARENT.store(getppid().as_raw(), Ordering::Relaxed);
-}
-
-fn parent() -> Pid {
-    Pid::from_raw(PARENT.load(Ordering::Relaxed))
-}
-
-/// Tries it. `Ok` is what must not be; and where a sandbox does not just refuse, this does not return.
-pub fn make(attempt: Attempt) -> nix::Result<()> {
+/// Tries it. `Ok` is what must not be; and where a sandbox does not just refuse, this does not return. The parent is known
+/// from before the sandbox, which would end this process for the question, and not for what is tried.
+pub fn make(attempt: Attempt, parent: Pid) -> nix::Result<()> {
     let root = Uid::from_raw(0);
     match attempt {
         Attempt::BecomeRoot => setresuid(root, root, root),
@@ -39,7 +28,7 @@ pub fn make(attempt: Attempt) -> nix::Result<()> {
             bind(open_socket(AddressFamily::Inet)?.as_raw_fd(), &any)
         }
         Attempt::BindAnotherPath => {
-            let path = format!("/start_server-self-test-{}", parent());
+            let path = format!("/start_server-self-test-{}", parent);
             let socket = open_socket(AddressFamily::Unix)?;
             bind(socket.as_raw_fd(), &UnixAddr::new(path.as_str())?)?;
             // As a sandbox may know it: where it could be made, it must not stay.
@@ -55,8 +44,8 @@ pub fn make(attempt: Attempt) -> nix::Result<()> {
         Attempt::Execute => execv::<&std::ffi::CStr>(c"/bin/true", &[c"true"]).map(drop),
         Attempt::Fork => fork(),
         // Unlike PTRACE_ATTACH it does not stop the parent where it succeeds.
-        Attempt::TraceParent => ptrace::seize(parent(), ptrace::Options::empty()),
-        Attempt::SignalParent => kill(parent(), None),
+        Attempt::TraceParent => ptrace::seize(parent, ptrace::Options::empty()),
+        Attempt::SignalParent => kill(parent, None),
     }
 }
 

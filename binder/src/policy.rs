@@ -180,7 +180,8 @@ fn read() -> Result<String, String> {
     let flags = OFlag::O_RDONLY | OFlag::O_NOFOLLOW | OFlag::O_NONBLOCK | OFlag::O_CLOEXEC;
     let file = openat(&directory, NAME, flags, Mode::empty()).map_err(|errno| match errno {
         Errno::ELOOP => cannot(&"it is a symbolic link"),
-        _ => cannot(&errno.desc()),
+        Errno::ENOENT => cannot(&"it does not exist"),
+        _ => cannot(&format_args!("it cannot be opened: {}", errno.desc())),
     })?;
     let stat = fstat(&file).map_err(|errno| cannot(&errno.desc()))?;
     if !is(&stat, SFlag::S_IFREG) {
@@ -193,7 +194,7 @@ fn read() -> Result<String, String> {
     File::from(file)
         .take(LARGEST + 1)
         .read_to_string(&mut text)
-        .map_err(|error| cannot(&error))?;
+        .map_err(|error| cannot(&format_args!("it cannot be read: {error}")))?;
     if text.len() as u64 > LARGEST {
         return Err(cannot(&format_args!("it is larger than {LARGEST} bytes")));
     }

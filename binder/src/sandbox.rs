@@ -148,9 +148,11 @@ enum Argument {
     Is(u8, libc::c_int),
     /// None of these bits is set.
     Lacks(u8, libc::c_int),
+    /// Not less than this.
+    IsAtLeast(u8, libc::c_int),
 }
 
-use Argument::{Is, Lacks};
+use Argument::{Is, IsAtLeast, Lacks};
 
 const fn call(number: libc::c_long, arguments: &'static [Argument]) -> Call {
     Call { number, arguments }
@@ -161,8 +163,11 @@ const STDERR: libc::c_int = 2;
 
 /// In every phase.
 const ALWAYS: &[Call] = &[
-    // The answer.
-    call(libc::SYS_sendmsg, &[Is(0, CHANNEL)]),
+    // The answer. Other flags could connect to a port (MSG_FASTOPEN), which Landlock does not see.
+    call(
+        libc::SYS_sendmsg,
+        &[Is(0, CHANNEL), Is(2, libc::MSG_NOSIGNAL)],
+    ),
     // What was wrong, in one line.
     call(libc::SYS_write, &[Is(0, STDERR)]),
     // Sockets that were sent, and the channel.
@@ -184,7 +189,10 @@ const ALWAYS: &[Call] = &[
 /// While requests are answered.
 const SERVING: &[Call] = &[
     // Requests.
-    call(libc::SYS_recvmsg, &[Is(0, CHANNEL)]),
+    call(
+        libc::SYS_recvmsg,
+        &[Is(0, CHANNEL), Is(2, libc::MSG_CMSG_CLOEXEC)],
+    ),
     call(libc::SYS_bind, &[]),
     // Capabilities, which can only be given up: the last ones are, before the last answer.
     call(libc::SYS_capget, &[]),
@@ -250,7 +258,7 @@ const UDP: &[Call] = &[
     ),
 ];
 
-/// Where a socket file is to be made.
+/// Where a socket file is to be made. No connect(2): other services would take whoever connects for root.
 const FILES: &[Call] = &[
     call(
         libc::SYS_socket,
@@ -260,21 +268,12 @@ const FILES: &[Call] = &[
             Is(2, 0),
         ],
     ),
-    // The second look whether somebody serves the socket that is to be replaced.
+    // The mode of the file, which it has from its socket. Not that of the files that it was started with, and no
+    // setuid bit.
     call(
-        libc::SYS_socket,
-        &[
-            Is(0, libc::AF_UNIX),
-            Is(
-                1,
-                libc::SOCK_STREAM | libc::SOCK_CLOEXEC | libc::SOCK_NONBLOCK,
-            ),
-            Is(2, 0),
-        ],
+        libc::SYS_fchmod,
+        &[IsAtLeast(0, STDERR + 1), Lacks(1, !0o777)],
     ),
-    call(libc::SYS_connect, &[]),
-    // The mode of the file, which it has from its socket.
-    call(libc::SYS_fchmod, &[]),
     call(libc::SYS_umask, &[]),
     // The new file, only to know it again: it cannot be read by this descriptor.
     call(
@@ -365,6 +364,7 @@ fn condition(argument: &Argument) -> Result<SeccompCondition, seccompiler::Backe
             SeccompCmpOp::MaskedEq(bits.cast_unsigned().into()),
             0,
         ),
+        IsAtLeast(place, value) => (place, SeccompCmpOp::Ge, value),
     };
     SeccompCondition::new(
         place,
@@ -373,3 +373,7 @@ fn condition(argument: &Argument) -> Result<SeccompCondition, seccompiler::Backe
         value.cast_unsigned().into(),
     )
 }
+
+#[cfg(test)]
+#[allow(clippy::panic, clippy::unwrap_used, reason = "tests fail by panicking")]
+mod tests;

@@ -14,7 +14,7 @@ use common::message::{Ask, Attempt, Grant, Identity, Refusal, Reply, Request, Tr
 use common::privileges;
 use common::trusted_path::{Trust, open_directory};
 use common::unix_socket::{Made, MadeFile, Place};
-use nix::unistd::geteuid;
+use nix::unistd::{Pid, geteuid, getppid};
 
 use crate::grants::{List, Next, Sealed, Unused};
 use crate::policy::Authority;
@@ -48,6 +48,8 @@ pub struct Confined {
     channel: ToSupervisor,
     unused: Unused<Finding>,
     narrower: Option<Narrower>,
+    /// For a self-test.
+    parent: Pid,
 }
 
 /// Phase 5 is done: no privilege is left, and these files are to be removed.
@@ -98,6 +100,8 @@ impl Asked {
                     Some(objection) => Finding::Refused(Refusal::Because(objection)),
                     None => Finding::Nothing,
                 },
+                // Only root may ask for it: the next phase refuses, and nothing is looked at before.
+                Grant::Path(_) if !geteuid().is_root() => Finding::Nothing,
                 Grant::Path(file) => match place(&file.path) {
                     Ok(place) => Finding::Place(Box::new(place)),
                     Err(refusal) => Finding::Refused(refusal),
@@ -165,7 +169,7 @@ impl Looked {
 impl Dropped {
     /// Takes away what the capabilities and the user still leave, and tells the supervisor what this kernel has of that.
     pub fn confine(self) -> Result<Confined, String> {
-        attempt::remember_parent();
+        let parent = getppid();
         let (confinement, narrower) = sandbox::confine(&work(&self.grants))?;
         // Where the supervisor is gone by now, the next phase finds that out.
         drop(self.channel.send(&Reply::Confined(confinement), &[]));
@@ -173,6 +177,7 @@ impl Dropped {
             channel: self.channel,
             unused: Unused::new(self.grants),
             narrower,
+            parent,
         })
     }
 }
@@ -247,7 +252,7 @@ impl Confined {
                 }
             }
             if let Some((number, attempt)) = batch.attempt
-                && let Err(errno) = attempt::make(attempt)
+                && let Err(errno) = attempt::make(attempt, self.parent)
             {
                 return self.refuse(number, errno.into(), files);
             }
@@ -304,7 +309,9 @@ impl Confined {
                 }
             }
             ((Grant::Attempt(attempt), Finding::Nothing), Ask::Attempt { .. }) => {
-                batch.attempt = Some((number, attempt));
+                if batch.attempt.replace((number, attempt)).is_some() {
+                    return Err("two attempts in one request".into());
+                }
             }
             (
                 (

@@ -146,11 +146,6 @@ impl Place {
         };
         match look(&self.directory, &self.name)? {
             Some(now) if same_file(&now, &fstat(stale)?) => {
-                // Once more: it may have been bound, and not listened on yet, at the first look. By now this process
-                // may not be allowed to look (EACCES); then the first look counts.
-                if is_served(&self.path) == Ok(true) {
-                    return Err(refused(SERVED));
-                }
                 unlinkat(
                     &self.directory,
                     self.name.as_os_str(),
@@ -224,7 +219,7 @@ fn kind(stat: &FileStat) -> &'static str {
 }
 
 /// Whether somebody accepts on the socket at `path`, of whatever type it is.
-fn is_served(path: &Path) -> Result<bool, Refusal> {
+pub fn is_served(path: &Path) -> Result<bool, Refusal> {
     // Without waiting: a server whose queue is full answers EAGAIN.
     let flags = SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK;
     let probe = socket(AddressFamily::Unix, SockType::Stream, flags, None)?;

@@ -17,7 +17,7 @@ use nix::unistd::Pid;
 use crate::failure::{self, Failure};
 
 /// The name of the second program, which is looked for beside this one.
-const BINDER: &str = "start_server-binder";
+pub const BINDER: &str = "start_server-binder";
 
 type ToBinder = Channel<Request, Reply>;
 

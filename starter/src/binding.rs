@@ -17,14 +17,14 @@ use common::message::{
     Address, Ask, Grant, Identity, MOST_DESCRIPTORS, Refusal, SocketFile, Transport,
 };
 use common::trusted_path::{Trust, open_directory};
-use common::unix_socket::{Made, MadeFile, Place, SERVED};
+use common::unix_socket::{Made, MadeFile, Place, SERVED, is_served};
 use nix::errno::Errno;
 use nix::fcntl::{OFlag, open};
 use nix::sys::socket::{SockaddrStorage, getsockname};
 use nix::sys::stat::Mode;
-use nix::unistd::Pid;
+use nix::unistd::{Pid, getuid};
 
-use crate::binder::{Answer, Binder, channel_failed};
+use crate::binder::{Answer, BINDER, Binder, channel_failed};
 use crate::confinement::{self, OfBinder};
 use crate::failure::{self, Failure};
 use crate::listen_spec::{Host, PathSpec, PortSpec, printable};
@@ -33,6 +33,9 @@ use crate::notice::Notice;
 use crate::open_files::{OpenFiles, RAISE_HINT};
 use crate::worker::duplicate_above;
 use crate::{holders, identity};
+
+/// Where the binder looks who may have which low port.
+const POLICY: &str = "/etc/start_server/binder.conf";
 
 /// Descriptors that the supervisor may need beside the listeners.
 const SPARE_DESCRIPTORS: usize = 64;
@@ -226,12 +229,20 @@ fn owners(spec: &PathSpec) -> Result<(Option<u32>, Option<u32>), Failure> {
     let uid = spec
         .user
         .as_deref()
-        .map(|name| identity::uid(name).map_err(|cause| cannot("user", name, cause)));
+        .map(|name| owner(identity::uid(name)).map_err(|cause| cannot("user", name, cause)));
     let gid = spec
         .group
         .as_deref()
-        .map(|name| identity::gid(name).map_err(|cause| cannot("group", name, cause)));
+        .map(|name| owner(identity::gid(name)).map_err(|cause| cannot("group", name, cause)));
     Ok((uid.transpose()?, gid.transpose()?))
+}
+
+/// The highest number is nobody's: chown(2) takes it for "as it is".
+fn owner(number: Result<u32, String>) -> Result<u32, String> {
+    number.and_then(|number| match number {
+        u32::MAX => Err("no file can belong to this number".into()),
+        number => Ok(number),
+    })
 }
 
 impl Prepared {
@@ -302,6 +313,7 @@ impl Resolved {
             binder.end().map_err(channel_failed)?;
         }
         if let Some(binder) = &mut files.binder {
+            refuse_served(&sockets, &file_asks)?;
             ask_binder(binder, &sockets, &file_asks, &mut made)?;
         }
         for (planned, socket) in sockets.iter().zip(&mut made) {
@@ -331,6 +343,20 @@ impl Resolved {
             binders,
         })
     }
+}
+
+/// Once more, because a socket may have been bound and not listened on yet when the binder looked, which must not connect
+/// any more by now. Where this user may not look, the binder's look counts.
+fn refuse_served(sockets: &[Planned], asks: &[Asked]) -> Result<(), Failure> {
+    for asked in asks {
+        let wanted = &sockets[asked.place].wanted;
+        if let Wanted::Path { spec, .. } = wanted
+            && is_served(&spec.path) == Ok(true)
+        {
+            return Err(cannot_bind(wanted, &Refusal::Because(SERVED.into()), None));
+        }
+    }
+    Ok(())
 }
 
 /// Fetches what the binder makes, as many sockets at a time as fit into one message.
@@ -593,7 +619,17 @@ fn cannot_bind(wanted: &Wanted, refusal: &Refusal, ip: Option<IpAddr>) -> Failur
             }
         }
         (Wanted::Port(spec), Refusal::Errno(libc::EACCES)) => failure.hint(format!(
-            "port {} is reserved for root: start as root, with --user=NAME for the server program",
+            "port {} is reserved for root: start as root, with --user=NAME for the server program; or let root \
+             `setcap cap_net_bind_service=ep` on {BINDER} and allow it in {POLICY} (no use below no_new_privs or on \
+             a nosuid file system)",
+            spec.port
+        )),
+        // Of a port only the policy says so.
+        (Wanted::Port(spec), Refusal::Because(_)) => failure.hint(format!(
+            "root allows it to a user by a line such as `user {} {} {}` in {POLICY}, which must belong to root, \
+             be readable by everybody and writable by root alone",
+            getuid(),
+            wanted.kind(),
             spec.port
         )),
         (Wanted::Port(_), Refusal::Errno(libc::EADDRNOTAVAIL)) => {

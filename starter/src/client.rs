@@ -6,7 +6,7 @@
 use std::fs::{File, OpenOptions};
 use std::io::{self, Seek};
 use std::os::fd::AsFd;
-use std::os::unix::fs::OpenOptionsExt;
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 
@@ -16,7 +16,7 @@ use nix::poll::{PollFd, PollFlags, ppoll};
 use nix::sys::inotify::{AddWatchFlags, InitFlags, Inotify};
 use nix::sys::signal::Signal;
 use nix::sys::time::TimeSpec;
-use nix::unistd::Pid;
+use nix::unistd::{Pid, geteuid};
 
 use crate::failure::{self, Failure};
 use crate::listen_spec::printable;
@@ -157,7 +157,7 @@ impl Server {
         let not_running =
             |cause: &str| Failure::not_running(format!("not running: {} {cause}", path.display()));
         // Not for writing: whoever may send signals need not be able to change the file.
-        let flags = OFlag::O_NONBLOCK | OFlag::O_CLOEXEC;
+        let flags = OFlag::O_NOFOLLOW | OFlag::O_NONBLOCK | OFlag::O_CLOEXEC;
         let mut file = OpenOptions::new()
             .read(true)
             .custom_flags(flags.bits())
@@ -171,6 +171,9 @@ impl Server {
                     )),
                     None => not_running("does not exist"),
                 },
+                _ if error.raw_os_error() == Some(Errno::ELOOP as i32) => {
+                    cannot("it is a symbolic link")
+                }
                 _ => cannot(&failure::cause(&error)),
             })?;
         if !is_locked(&file).map_err(|errno| cannot(errno.desc()))? {
@@ -200,9 +203,34 @@ impl Server {
         };
         // The number belonged to the holder of the lock as long as the lock is held: if it still is, the process
         // that was opened in between is the holder.
-        match server.still_holds_its_lock(path) {
-            true => Ok(server),
-            false => Err(not_running("was given up a moment ago")),
+        if !server.still_holds_its_lock(path) {
+            return Err(not_running("was given up a moment ago"));
+        }
+        server.refuse_foreign(&cannot)?;
+        Ok(server)
+    }
+
+    /// Whoever can write the file can also lock it and name any process: root must not send a signal for them that they
+    /// could not send themselves.
+    fn refuse_foreign(&self, cannot: &impl Fn(&str) -> Failure) -> Result<(), Failure> {
+        if !geteuid().is_root() {
+            // The kernel asks who sends it.
+            return Ok(());
+        }
+        let there = self.pid_file.metadata();
+        let there = there.map_err(|error| cannot(&failure::cause(&error)))?;
+        let owner = there.uid();
+        if there.mode() & 0o022 != 0 {
+            return Err(cannot("it can be written by others than its owner"));
+        }
+        let user = real_user(self.pid)
+            .ok_or_else(|| cannot(&format!("cannot find out whose pid {} is", self.pid)))?;
+        match owner == 0 || owner == user {
+            true => Ok(()),
+            false => Err(cannot(&format!(
+                "it belongs to uid {owner}, but pid {} in it is a process of uid {user}",
+                self.pid
+            ))),
         }
     }
 
@@ -236,6 +264,13 @@ impl Server {
             }
         }
     }
+}
+
+/// The real uid of a process: whoever has it may send signals to it.
+fn real_user(pid: Pid) -> Option<u32> {
+    let status = std::fs::read_to_string(format!("/proc/{pid}/status")).ok()?;
+    let uids = status.lines().find_map(|line| line.strip_prefix("Uid:"))?;
+    uids.split_whitespace().next()?.parse().ok()
 }
 
 /// Whether a server holds the exclusive lock. A shared one is held for a moment, which a starting server waits out.

@@ -32,24 +32,24 @@ use crate::launch::{
 };
 
 /// A binder with the test as its supervisor. Dropping it kills it.
-struct Peer {
-    channel: Channel<Request, Reply>,
-    child: Child,
+pub struct Peer {
+    pub channel: Channel<Request, Reply>,
+    pub child: Child,
 }
 
 /// How a binder ended.
-struct End {
-    status: ExitStatus,
-    stderr: String,
+pub struct End {
+    pub status: ExitStatus,
+    pub stderr: String,
 }
 
 /// Whether there is a binder of ours to speak to.
-fn is_ours() -> bool {
+pub fn is_ours() -> bool {
     !original_differs("it has no binder")
 }
 
 /// A binder of an ordinary user.
-fn ordinary() -> Peer {
+pub fn ordinary() -> Peer {
     let mut command = Command::new(programs::binder());
     if Uid::effective().is_root() {
         command.uid(NOBODY).gid(NOBODY);
@@ -58,17 +58,17 @@ fn ordinary() -> Peer {
 }
 
 /// A binder of root; ask whether there is one first.
-fn rooted() -> Peer {
+pub fn rooted() -> Peer {
     start(Command::new(programs::binder()))
 }
 
-fn start(command: Command) -> Peer {
+pub fn start(command: Command) -> Peer {
     let (channel, theirs) = Channel::pair().expect("cannot make a channel");
     let child = spawn(command, theirs.into());
     Peer { channel, child }
 }
 
-fn spawn(mut command: Command, stdin: Stdio) -> Child {
+pub fn spawn(mut command: Command, stdin: Stdio) -> Child {
     command
         .env_clear()
         .stdin(stdin)
@@ -77,7 +77,7 @@ fn spawn(mut command: Command, stdin: Stdio) -> Child {
     command.spawn().expect("cannot run the binder")
 }
 
-fn wait_for_end(child: &mut Child) -> End {
+pub fn wait_for_end(child: &mut Child) -> End {
     let pid = Pid::from_raw(child.id().cast_signed());
     wait::until("the binder ended", String::new, || {
         (!proc::alive(pid)).then_some(())
@@ -92,7 +92,7 @@ fn wait_for_end(child: &mut Child) -> End {
 impl End {
     /// It ended as programs end that found a mistake: with one line that says it.
     #[track_caller]
-    fn assert_one_line(&self) {
+    pub fn assert_one_line(&self) {
         let End { status, stderr } = self;
         assert_eq!(status.code(), Some(1), "{status}: {stderr:?}");
         assert!(stderr.starts_with("start_server-binder: "), "{stderr:?}");
@@ -101,13 +101,13 @@ impl End {
     }
 
     #[track_caller]
-    fn assert_refused(&self, cause: &str) {
+    pub fn assert_refused(&self, cause: &str) {
         self.assert_one_line();
         assert_eq!(self.stderr, format!("start_server-binder: {cause}\n"));
     }
 
     #[track_caller]
-    fn assert_quiet(&self) {
+    pub fn assert_quiet(&self) {
         let End { status, stderr } = self;
         assert!(status.success(), "{status}: {stderr:?}");
         assert_eq!(stderr, "");
@@ -115,22 +115,22 @@ impl End {
 }
 
 impl Peer {
-    fn pid(&self) -> Pid {
+    pub fn pid(&self) -> Pid {
         Pid::from_raw(self.child.id().cast_signed())
     }
 
-    fn send(&self, request: &Request) {
+    pub fn send(&self, request: &Request) {
         self.channel.send(request, &[]).expect("cannot send");
     }
 
-    fn send_with(&self, request: &Request, descriptors: &[BorrowedFd<'_>]) {
+    pub fn send_with(&self, request: &Request, descriptors: &[BorrowedFd<'_>]) {
         self.channel
             .send(request, descriptors)
             .expect("cannot send");
     }
 
     /// One datagram as it is; a binder that has ended already cannot be told.
-    fn send_bytes(&self, bytes: &[u8]) {
+    pub fn send_bytes(&self, bytes: &[u8]) {
         let slices = [std::io::IoSlice::new(bytes)];
         let socket = self.channel.as_fd().as_raw_fd();
         let none: &[ControlMessage<'_>] = &[];
@@ -139,7 +139,7 @@ impl Peer {
 
     /// The answer to a request, after what the binder says by itself.
     #[track_caller]
-    fn answer(&self) -> (Reply, Vec<OwnedFd>) {
+    pub fn answer(&self) -> (Reply, Vec<OwnedFd>) {
         loop {
             let answer = self.channel.receive_with_descriptors();
             match answer.expect("no answer").expect("the binder ended") {
@@ -151,7 +151,7 @@ impl Peer {
 
     /// Its end while the channel is open: it has ended by its own decision, and sent nothing.
     #[track_caller]
-    fn end(mut self) -> End {
+    pub fn end(mut self) -> End {
         let end = wait_for_end(&mut self.child);
         // What we sent and it did not read makes this an error instead of the end.
         while let Ok(Some((reply, sockets))) = self.channel.receive_with_descriptors() {
@@ -167,7 +167,7 @@ impl Peer {
     }
 
     /// Its end because the channel was closed.
-    fn close(mut self) -> End {
+    pub fn close(mut self) -> End {
         let (_, unused) = socketpair(
             AddressFamily::Unix,
             SockType::SeqPacket,
@@ -189,9 +189,9 @@ impl Drop for Peer {
     }
 }
 
-const LOOPBACK: IpAddr = IpAddr::V4(Ipv4Addr::LOCALHOST);
+pub const LOOPBACK: IpAddr = IpAddr::V4(Ipv4Addr::LOCALHOST);
 
-fn tcp(port: u16) -> Grant {
+pub fn tcp(port: u16) -> Grant {
     Grant::Port {
         transport: Transport::Tcp,
         port,
@@ -199,7 +199,7 @@ fn tcp(port: u16) -> Grant {
     }
 }
 
-fn file(path: impl AsRef<Path>) -> Grant {
+pub fn file(path: impl AsRef<Path>) -> Grant {
     let path = path.as_ref().to_owned();
     Grant::Path(SocketFile {
         path,
@@ -209,7 +209,7 @@ fn file(path: impl AsRef<Path>) -> Grant {
     })
 }
 
-fn allow(identity: Option<Identity>, grants: Vec<Grant>) -> Request {
+pub fn allow(identity: Option<Identity>, grants: Vec<Grant>) -> Request {
     Request::Allow(Allow {
         identity,
         grants,
@@ -217,18 +217,18 @@ fn allow(identity: Option<Identity>, grants: Vec<Grant>) -> Request {
     })
 }
 
-fn ask(grant: u32, port: u16) -> Ask {
+pub fn ask(grant: u32, port: u16) -> Ask {
     ask_at(grant, LOOPBACK, port)
 }
 
-fn ask_at(grant: u32, ip: IpAddr, port: u16) -> Ask {
+pub fn ask_at(grant: u32, ip: IpAddr, port: u16) -> Ask {
     Ask::Port {
         grant,
         address: Address { ip, port, scope: 0 },
     }
 }
 
-fn nobody() -> Option<Identity> {
+pub fn nobody() -> Option<Identity> {
     Some(Identity {
         uid: NOBODY,
         gid: NOBODY,
@@ -239,14 +239,14 @@ fn nobody() -> Option<Identity> {
 /// Nobody has the port. For a moment a process that is just being started somewhere else in this test process may have
 /// it: a fork copies everything.
 #[track_caller]
-fn assert_is_free(port: u16) {
+pub fn assert_is_free(port: u16) {
     let evidence = || format!("port {port} is bound");
     wait::until("the port is free", evidence, || {
         TcpListener::bind(("127.0.0.1", port)).ok()
     });
 }
 
-fn encoded(request: &Request) -> Vec<u8> {
+pub fn encoded(request: &Request) -> Vec<u8> {
     wire::encode(request).expect("cannot encode")
 }
 
@@ -275,7 +275,7 @@ fn what_is_allowed_is_bound_once_and_then_the_binder_ends() {
 }
 
 #[track_caller]
-fn only_socket(peer: &Peer) -> OwnedFd {
+pub fn only_socket(peer: &Peer) -> OwnedFd {
     let (reply, mut sockets) = peer.answer();
     assert_eq!(reply, Reply::Bound { replaced: vec![] });
     assert_eq!(sockets.len(), 1);
@@ -626,10 +626,10 @@ fn assert_survives(list: &Request, sealed: bool, bytes: &[u8], port: u16) {
 }
 
 /// Marsaglia's xorshift: the same numbers in every run.
-struct Random(u64);
+pub struct Random(pub u64);
 
 impl Random {
-    fn next(&mut self) -> u64 {
+    pub fn next(&mut self) -> u64 {
         self.0 ^= self.0 << 13;
         self.0 ^= self.0 >> 7;
         self.0 ^= self.0 << 17;
@@ -640,7 +640,7 @@ impl Random {
         self.next().to_le_bytes()[3]
     }
 
-    fn below(&mut self, limit: u64) -> u64 {
+    pub fn below(&mut self, limit: u64) -> u64 {
         self.next() % limit
     }
 }

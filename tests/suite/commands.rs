@@ -2,7 +2,7 @@
 
 use std::fs::{self, File, OpenOptions};
 use std::net::TcpListener;
-use std::os::unix::fs::MetadataExt;
+use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::atomic::{AtomicU32, Ordering};
@@ -625,6 +625,62 @@ fn a_status_file_with_the_highest_count_of_restarts_does_not_end_the_client() {
     let mut client = run(&server, &["--restart", "--pid-file=pid", "--timeout=0.3"]);
     // The server leaves the file to whoever has put it there, so there is no verdict.
     assert_eq!(client.wait(), 4, "{}", client.said());
+}
+
+#[test]
+fn root_signals_no_process_for_somebody_who_could_not() {
+    if !is_ours() || !needs_root() {
+        return;
+    }
+    let setup = Server::setup();
+    let pid_file = setup.folder().join("pid");
+    // A process of root, which this test holds the lock for as if it were a server.
+    let mut victim = Command::new("sleep")
+        .arg("600")
+        .spawn()
+        .expect("cannot run sleep");
+    for (owner, mode, link) in [
+        (e2e::server::NOBODY, 0o644, false),
+        (0, 0o666, false),
+        (0, 0o644, true),
+    ] {
+        let file = fs::File::create(&pid_file).expect("cannot make the pid file");
+        fs::write(&pid_file, format!("{}\n", victim.id())).expect("cannot write");
+        fs::set_permissions(&pid_file, fs::Permissions::from_mode(mode)).expect("cannot chmod");
+        std::os::unix::fs::chown(&pid_file, Some(owner), None).expect("cannot chown");
+        let _lock = nix::fcntl::Flock::lock(file, nix::fcntl::FlockArg::LockExclusiveNonblock)
+            .expect("cannot lock");
+        let path = match link {
+            false => pid_file.clone(),
+            true => {
+                let link = setup.folder().join("link");
+                std::os::unix::fs::symlink(&pid_file, &link).expect("cannot make a link");
+                link
+            }
+        };
+        for command in ["--stop", "--restart", "--reopen"] {
+            let output = Command::new(programs::start_server())
+                .args([command, "--timeout=10"])
+                .arg(format!("--pid-file={}", path.display()))
+                .output()
+                .expect("cannot run the client");
+            let said = String::from_utf8_lossy(&output.stderr).into_owned();
+            assert_eq!(output.status.code(), Some(1), "{said}");
+            let cause = match (link, mode) {
+                (true, _) => "it is a symbolic link".to_owned(),
+                (false, 0o666) => "it can be written by others than its owner".to_owned(),
+                _ => format!("it belongs to uid {owner}, but pid {} in it", victim.id()),
+            };
+            assert!(said.contains(&cause), "{said}");
+        }
+        assert!(
+            victim.try_wait().expect("cannot look").is_none(),
+            "it was killed"
+        );
+        fs::remove_file(&pid_file).expect("cannot remove the pid file");
+    }
+    victim.kill().expect("cannot end it");
+    victim.wait().expect("cannot wait for it");
 }
 
 #[test]

@@ -7,9 +7,11 @@
     reason = "tests fail by panicking"
 )]
 
+mod attack_channel;
 mod attack_kill;
 mod attack_launcher;
 mod attack_planted;
+mod attack_worker;
 mod bad_input;
 mod channel;
 mod circumstances;
@@ -29,6 +31,7 @@ mod house_rules;
 mod launch;
 mod listeners;
 mod logging;
+mod policy;
 mod privileges;
 mod real_servers;
 mod restart;

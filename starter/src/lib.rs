@@ -108,6 +108,7 @@ fn daemonize(options: Options) -> Result<Outcome, Failure> {
             let result = start(options, &mut waiting);
             if let (Err(failure), Some(waiting)) = (&result, waiting) {
                 // The launcher shows it on the terminal.
+                log::keep(failure);
                 waiting.tell_failure(failure);
                 return Ok(Outcome::GivenUp);
             }

@@ -321,6 +321,92 @@ fn a_disk_that_fills_up_under_the_log_file_loses_lines_and_counts_them() {
 }
 
 #[test]
+fn a_disk_that_fills_up_under_captured_output_stops_nobody_and_the_loss_adds_up() {
+    let port = ports::tcp();
+    let setup = Server::setup();
+    let Some(disk) = Disk::mount(&setup) else {
+        return;
+    };
+    let mut server = setup
+        .port(port)
+        .option(disk.option("log-file", "server.log"))
+        .option("--log-timestamps")
+        .worker(["--graceful"])
+        .start();
+    let first = server.wait_for_service(1);
+    let log = disk.path("server.log");
+    let mut flow = e2e::client::connect(port).expect("cannot connect");
+    flow.send("flow 80 stderr 100").expect("cannot send");
+    let is_full = |_: &Server| {
+        let mut file = File::options()
+            .append(true)
+            .create(true)
+            .open(disk.path("probe"))
+            .expect("cannot open a file");
+        file.write_all(b"x").is_err()
+    };
+    server.wait_until("the disk is full", is_full);
+    // It serves, and the worker goes on.
+    assert_eq!(server.ask(port).pid, first.pid.as_raw());
+    disk.fill();
+    // By somebody who moves the log away, as one does then; the old file is kept for the count.
+    let old = read(&log);
+    server.signal(Signal::SIGUSR2);
+    disk.make_room();
+    drop(
+        File::options()
+            .write(true)
+            .truncate(true)
+            .open(&log)
+            .expect("cannot truncate"),
+    );
+    let told = || {
+        let text = read(&log);
+        text.lines()
+            .filter_map(|line| {
+                let rest = line.split_once("] start_server: ")?.1;
+                let number = rest.strip_suffix(" lines before this one could not be written")?;
+                number.parse::<usize>().ok()
+            })
+            .sum::<usize>()
+    };
+    server.wait_until("the loss is told without anything else to say", |_| {
+        told() > 0
+    });
+    flow.send("").expect("cannot send");
+    let answer = flow.receive().expect("no answer");
+    let written: usize = answer
+        .split(' ')
+        .next()
+        .and_then(|word| word.parse().ok())
+        .expect("a number");
+    assert!(
+        answer.ends_with(" 0"),
+        "writes of the worker failed: {answer}"
+    );
+    assert!(server.stop().success());
+    let text = old.clone() + &read(&log);
+    let whole = text.lines().filter(|line| {
+        line.ends_with("....")
+            && line.len()
+                == 79 + "2026-11-22T18:43:06.123+01:00 [1:] ".len() + first.pid.to_string().len()
+    });
+    // Those of ours that were lost are counted too: the signal.
+    let (kept, told) = (whole.count(), told());
+    assert!(told > 0);
+    assert!(
+        (written..=written + 1).contains(&(kept + told)),
+        "{written} were written, {kept} kept, {told} told"
+    );
+    for line in read(&log).lines() {
+        assert!(
+            line.starts_with("20") || line.is_empty(),
+            "no start of a line: {line:?}"
+        );
+    }
+}
+
+#[test]
 fn a_directory_that_is_closed_later_is_like_a_full_disk() {
     let port = ports::tcp();
     if original_differs("it dies") {

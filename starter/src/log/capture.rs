@@ -74,6 +74,9 @@ pub struct Pipes {
 #[derive(Debug, Default)]
 pub struct Capture {
     sources: Vec<Source>,
+    /// The last lines of those that were closed before their worker ended, as also happens when it ends: its descriptors are
+    /// closed before anybody can know of its exit.
+    closed: Vec<(Pid, VecDeque<String>)>,
     /// The same for every read.
     portion: Vec<u8>,
 }
@@ -83,7 +86,8 @@ struct Source {
     pipe: File,
     origin: Origin,
     lines: Lines,
-    last: VecDeque<String>,
+    /// None any more when the worker has ended: others write on.
+    last: Option<VecDeque<String>>,
 }
 
 /// What a read has found.
@@ -122,7 +126,7 @@ impl Capture {
                 stream,
             },
             lines: Lines::default(),
-            last: VecDeque::new(),
+            last: (stream == Stream::Stderr).then(VecDeque::new),
         });
         self.sources.extend(sources);
     }
@@ -134,14 +138,21 @@ impl Capture {
 
     /// Reads a share of what was written, and hands its lines out.
     pub fn read(&mut self, mut each: impl FnMut(&Origin, &str)) {
+        if self.sources.is_empty() {
+            // Then not even the memory is needed.
+            return;
+        }
         self.portion.resize(PORTION, 0);
-        let portion = &mut self.portion;
+        let (portion, closed) = (&mut self.portion, &mut self.closed);
         self.sources.retain_mut(|source| {
             for _ in 0..MOST_PORTIONS {
                 match source.read(portion, &mut each) {
                     Found::Something => {}
                     Found::Nothing => return true,
-                    Found::End => return false,
+                    Found::End => {
+                        closed.extend(source.last.take().map(|last| (source.origin.pid, last)));
+                        return false;
+                    }
                 }
             }
             true
@@ -151,9 +162,15 @@ impl Capture {
     /// The worker has ended: reads what it has left, as far as it was written before, and returns the last lines of its
     /// standard error. What its own children write goes on being read.
     pub fn worker_exited(&mut self, pid: Pid, mut each: impl FnMut(&Origin, &str)) -> Vec<String> {
+        if self.sources.is_empty() && self.closed.is_empty() {
+            return Vec::new();
+        }
         self.portion.resize(PORTION, 0);
         let portion = &mut self.portion;
-        let mut last = Vec::new();
+        let mut last = VecDeque::new();
+        if let Some(place) = self.closed.iter().position(|(one, _)| *one == pid) {
+            (_, last) = self.closed.swap_remove(place);
+        }
         self.sources.retain_mut(|source| {
             if source.origin.pid != pid {
                 return true;
@@ -166,12 +183,10 @@ impl Capture {
                 left -= 1;
             }
             source.end_line(&mut each);
-            if source.origin.stream == Stream::Stderr {
-                last = source.last.drain(..).collect();
-            }
+            last.extend(source.last.take().into_iter().flatten());
             found != Found::End
         });
-        last
+        last.into()
     }
 }
 
@@ -186,7 +201,7 @@ impl Source {
                 let (origin, last) = (&self.origin, &mut self.last);
                 self.lines.push(&portion[..length], |line| {
                     each(origin, line);
-                    keep(last, origin, line);
+                    keep(last, line);
                 });
                 Found::Something
             }
@@ -199,15 +214,15 @@ impl Source {
         let (origin, last) = (&self.origin, &mut self.last);
         self.lines.end(|line| {
             each(origin, line);
-            keep(last, origin, line);
+            keep(last, line);
         });
     }
 }
 
-fn keep(last: &mut VecDeque<String>, origin: &Origin, line: &str) {
-    if origin.stream == Stream::Stdout {
+fn keep(last: &mut Option<VecDeque<String>>, line: &str) {
+    let Some(last) = last else {
         return;
-    }
+    };
     // The memory of the line that goes is that of the one that comes.
     let mut kept = match last.len() {
         KEPT => last.pop_front().unwrap_or_default(),

@@ -42,9 +42,11 @@ use crate::failure::{self, Failure};
 use crate::notice::{Notice, Severity};
 use crate::options::{LogTarget, Options};
 
-/// How much of our own may wait for a log command that does not read, in bytes; and with how much of theirs workers are
-/// not read any more.
+/// How much may wait for a log command that does not read until workers are not read any more, in bytes.
 const MOST_WAITING: usize = 1 << 20;
+
+/// The same for our own lines, which need not be lost behind theirs.
+const MOST_WITH_OURS: usize = 8 << 20;
 
 /// How long whoever reads the log may take to read the last lines.
 const LAST_MOMENT: std::time::Duration = std::time::Duration::from_secs(1);
@@ -56,9 +58,10 @@ thread_local! {
             is_quiet: false,
             target: Target::Inherited,
             is_stamped: false,
+            is_shared: false,
+            is_torn: false,
             lost: 0,
             portion: Vec::new(),
-            lines: 0,
             syslog: None,
         })
     };
@@ -71,11 +74,14 @@ struct Out {
     target: Target,
     /// Time, generation and pid stand before each line in the target.
     is_stamped: bool,
+    /// Workers write to the target themselves.
+    is_shared: bool,
+    /// The file ends with a part of a line, behind which there was no room.
+    is_torn: bool,
     /// Lines that could not be written to the target.
     lost: u64,
-    /// Lines of workers that are written to a file in one go, and how many they are.
+    /// Lines of workers that are written to a file in one go.
     portion: Vec<u8>,
-    lines: u64,
     syslog: Option<Syslog>,
 }
 
@@ -92,7 +98,9 @@ enum Target {
 
 /// Says a sentence.
 pub fn say(notice: Notice) {
-    OUT.with_borrow_mut(|out| out.say(notice.severity(), &notice, false));
+    // Why a start has failed is told to whoever looks at standard error in any case.
+    let is_reason = notice.as_failure().is_some();
+    OUT.with_borrow_mut(|out| out.say(notice.severity(), &notice, is_reason));
 }
 
 /// Says why the program ends. That is told to whoever looks at standard error in any case.
@@ -102,6 +110,21 @@ pub fn complain(failure: &Failure) {
             Severity::Error,
             &format_args!("start_server: {failure}"),
             true,
+        );
+    });
+    write_rest();
+}
+
+/// The same where the launcher of a daemon will show it: here it is for the log alone.
+pub fn keep(failure: &Failure) {
+    OUT.with_borrow_mut(|out| {
+        if matches!(out.target, Target::Inherited) {
+            out.is_quiet = true;
+        }
+        out.say(
+            Severity::Error,
+            &format_args!("start_server: {failure}"),
+            false,
         );
     });
     write_rest();
@@ -174,28 +197,28 @@ fn write_rest() {
 }
 
 impl Out {
-    fn say(&mut self, severity: Severity, text: &dyn Display, is_last_word: bool) {
+    fn say(&mut self, severity: Severity, text: &dyn Display, is_reason: bool) {
         // Names and paths are part of it, and a hint is a line of its own.
         let text = text.to_string();
         let text = text.lines().map(harmless).collect::<Vec<_>>().join("\n");
-        if self.lost > 0 {
-            let lost = Notice::LinesLost(self.lost).to_string();
-            if self.write_own(&lost, false) {
-                self.lost = 0;
-            }
-        }
-        if !self.write_own(&text, is_last_word) {
-            self.lost += 1;
-        }
+        self.tell_lost();
+        self.lost += self.write_own(&text, is_reason);
         if let Some(syslog) = &mut self.syslog {
             syslog.push_own(severity, &text);
             syslog.flush(Instant::now());
         }
     }
 
-    /// False if the line is lost.
-    fn write_own(&mut self, text: &str, is_last_word: bool) -> bool {
-        let line = match self.is_stamped {
+    /// Where lines were lost, the count stands in their place.
+    fn tell_lost(&mut self) {
+        if self.lost > 0 && self.write_own(&Notice::LinesLost(self.lost).to_string(), false) == 0 {
+            self.lost = 0;
+        }
+    }
+
+    /// How many lines of it are lost.
+    fn write_own(&mut self, text: &str, is_reason: bool) -> u64 {
+        let lines: String = match self.is_stamped {
             true => {
                 let stamp = format!("{} [-:{}] ", Moment::now(), std::process::id());
                 text.lines()
@@ -204,15 +227,21 @@ impl Out {
             }
             false => format!("{text}\n"),
         };
+        let lines = lines.as_bytes();
         match &mut self.target {
-            Target::Inherited if self.is_quiet && !is_last_word => true,
-            Target::Inherited => io::stderr().write_all(line.as_bytes()).is_ok(),
-            Target::File(file) => file.write_all(line.as_bytes()).is_ok(),
-            Target::Command { waiting, .. } if waiting.len() + line.len() > MOST_WAITING => false,
+            Target::Inherited if self.is_quiet && !is_reason => 0,
+            Target::Inherited => match io::stderr().write_all(lines) {
+                Ok(()) => 0,
+                Err(_) => count(lines),
+            },
+            Target::File(file) => append(file, &mut self.is_torn, lines),
+            Target::Command { waiting, .. } if waiting.len() + lines.len() > MOST_WITH_OURS => {
+                count(lines)
+            }
             Target::Command { waiting, .. } => {
-                waiting.extend(line.as_bytes());
+                waiting.extend(lines);
                 self.flush_command();
-                true
+                0
             }
         }
     }
@@ -220,7 +249,6 @@ impl Out {
     /// A line of a worker. What goes to a file waits for [`Out::flush`].
     fn write_line(&mut self, origin: &Origin, line: &str, routes: Routes, stamp: &str) {
         if routes.to_target {
-            self.lines += 1;
             if self.is_stamped {
                 self.portion.extend_from_slice(stamp.as_bytes());
             }
@@ -239,16 +267,12 @@ impl Out {
         if self.portion.is_empty() {
             return;
         }
+        self.tell_lost();
         match &mut self.target {
-            Target::File(file) => {
-                if file.write_all(&self.portion).is_err() {
-                    self.lost += self.lines;
-                }
-            }
+            Target::File(file) => self.lost += append(file, &mut self.is_torn, &self.portion),
             Target::Command { waiting, .. } => waiting.extend(&self.portion),
             Target::Inherited => {}
         }
-        self.lines = 0;
         self.portion.clear();
         self.portion.shrink_to(MOST_WAITING);
     }
@@ -266,7 +290,9 @@ impl Out {
             return;
         };
         while !waiting.is_empty() {
-            match (&**pipe).write(waiting.as_slices().0) {
+            let all = &*waiting.make_contiguous();
+            let share = if self.is_shared { at_once(all) } else { all };
+            match (&**pipe).write(share) {
                 Ok(written) => drop(waiting.drain(..written)),
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
                 // A full pipe: the rest waits until it can be written.
@@ -278,6 +304,41 @@ impl Out {
     /// A log command has to read before workers are read again.
     fn is_congested(&self) -> bool {
         matches!(&self.target, Target::Command { waiting, .. } if waiting.len() >= MOST_WAITING)
+    }
+}
+
+fn count(lines: &[u8]) -> u64 {
+    lines.iter().filter(|byte| **byte == b'\n').count() as u64
+}
+
+/// Appends whole lines to a file, and returns how many of them are lost: one that was cut is lost as well.
+fn append(file: &mut File, is_torn: &mut bool, lines: &[u8]) -> u64 {
+    // What is left of a line that was cut is no start for the next one.
+    if *is_torn && file.write_all(b"\n").is_err() {
+        return count(lines);
+    }
+    *is_torn = false;
+    let mut written = 0;
+    while written < lines.len() {
+        match file.write(&lines[written..]) {
+            Ok(0) => break,
+            Ok(more) => written += more,
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            Err(_) => break,
+        }
+    }
+    let (done, lost) = lines.split_at(written);
+    *is_torn = done.last().is_some_and(|byte| *byte != b'\n');
+    count(lost)
+}
+
+/// As many lines as a pipe takes in one piece (pipe(7)), so that no line of another writer comes into one of them.
+fn at_once(lines: &[u8]) -> &[u8] {
+    let most = lines.len().min(libc::PIPE_BUF);
+    let end = lines[..most].iter().rposition(|byte| *byte == b'\n');
+    match end.or_else(|| lines.iter().position(|byte| *byte == b'\n')) {
+        Some(end) => &lines[..=end],
+        None => lines,
     }
 }
 
@@ -363,6 +424,7 @@ impl Log {
         OUT.with_borrow_mut(|out_now| {
             out_now.target = out;
             out_now.is_stamped = options.log_timestamps;
+            out_now.is_shared = !log.is_all_captured();
         });
         Ok(log)
     }
@@ -397,7 +459,10 @@ impl Log {
         self.read_all();
         let opened = open_file(&path).and_then(|file| {
             self.redirect(file.as_fd(), true)?;
-            OUT.with_borrow_mut(|out| out.target = Target::File(file));
+            OUT.with_borrow_mut(|out| {
+                out.target = Target::File(file);
+                out.is_torn = false;
+            });
             Ok(())
         });
         self.reopened.failure = opened.as_ref().err().map(failure::cause);

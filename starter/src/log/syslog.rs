@@ -15,7 +15,8 @@ use std::time::{Duration, Instant};
 
 use nix::errno::Errno;
 use nix::sys::socket::{
-    AddressFamily, MsgFlags, SockFlag, SockType, SockaddrStorage, UnixAddr, connect, send, socket,
+    AddressFamily, MsgFlags, SockFlag, SockType, SockaddrStorage, UnixAddr, connect, getsockopt,
+    send, socket, sockopt,
 };
 use syslog::{Facility, Formatter3164, Formatter5424, LogFormat};
 
@@ -33,6 +34,12 @@ const RECONNECT: Duration = Duration::from_secs(1);
 
 /// What may wait for the daemon, in bytes: over 100,000 usual lines.
 const MOST_WAITING: usize = 16 << 20;
+
+/// What a record costs in memory beside its bytes.
+const OVERHEAD: usize = 48;
+
+/// How many records are sent in a turn, so that neither signals nor workers wait.
+const MOST_AT_ONCE: usize = 1000;
 
 /// The private enterprise number of examples (RFC 5612), behind the name of our structured data (RFC 5424, 6.3.2).
 const STRUCTURED_DATA: &str = "start_server@32473";
@@ -78,16 +85,17 @@ pub struct Syslog {
     socket: Option<Rc<OwnedFd>>,
     /// Not before this is it tried to reach the daemon again.
     retry_at: Option<Instant>,
-    /// The daemon has not read yet what was sent.
-    is_full: bool,
+    /// There is more to send, as soon as that can be done without waiting.
+    wants_to_write: bool,
     queue: VecDeque<Vec<u8>>,
-    /// The bytes in the queue.
+    /// The memory that the queue takes, in bytes.
     waiting: usize,
     /// Lines that found no room in the queue, since the last record that did.
     dropped: u64,
     /// Why the daemon cannot be reached, where that was not told yet.
     trouble: Option<String>,
     is_reachable: bool,
+    lost_at: Option<Instant>,
 }
 
 enum Peer {
@@ -107,7 +115,9 @@ impl Syslog {
         };
         let host = match (&peer, options.format) {
             (Peer::Socket(_), Format::Rfc3164) => None,
-            (Peer::Udp(_), _) | (_, Format::Rfc5424) => host_name(),
+            (Peer::Udp(_), Format::Rfc3164) => host_name(),
+            // A name that is not known is a dash (RFC 5424, 6.2.4); the crate would write another machine's.
+            (_, Format::Rfc5424) => Some(host_name().unwrap_or_else(|| "-".into())),
         };
         Ok(Syslog {
             facility: facility(&options.facility).unwrap_or(Facility::LOG_DAEMON),
@@ -116,12 +126,13 @@ impl Syslog {
             peer,
             socket: None,
             retry_at: None,
-            is_full: false,
+            wants_to_write: false,
             queue: VecDeque::new(),
             waiting: 0,
             dropped: 0,
             trouble: None,
             is_reachable: true,
+            lost_at: None,
         })
     }
 
@@ -138,8 +149,13 @@ impl Syslog {
     }
 
     fn push(&mut self, origin: Option<&Origin>, severity: Severity, line: &str) {
+        // Once lines are lost, more than one has to find room again: else each of them would have a count before it.
+        let most = match self.dropped {
+            0 => MOST_WAITING,
+            _ => MOST_WAITING / 2,
+        };
         // About the length that the record will have.
-        if self.waiting + line.len() > MOST_WAITING {
+        if self.waiting + line.len() > most {
             self.dropped += 1;
             return;
         }
@@ -159,8 +175,9 @@ impl Syslog {
     }
 
     fn enqueue(&mut self, origin: Option<&Origin>, severity: Severity, line: &str) {
-        let record = self.record(origin, severity, line);
-        self.waiting += record.len();
+        let mut record = self.record(origin, severity, line);
+        record.shrink_to_fit();
+        self.waiting += record.len() + OVERHEAD;
         self.queue.push_back(record);
     }
 
@@ -205,12 +222,18 @@ impl Syslog {
         if self.retry_at.is_some_and(|retry_at| now < retry_at) {
             return;
         }
-        self.is_full = false;
+        self.wants_to_write = false;
+        let mut left = MOST_AT_ONCE;
         while !self.queue.is_empty() {
+            if left == 0 {
+                self.wants_to_write = true;
+                break;
+            }
+            left -= 1;
             match self.send_first() {
-                Ok(()) => self.sent(),
+                Ok(()) => self.sent(now),
                 Err(Errno::EAGAIN) => {
-                    self.is_full = true;
+                    self.wants_to_write = true;
                     break;
                 }
                 Err(Errno::EINTR) => {}
@@ -237,29 +260,46 @@ impl Syslog {
         };
         let flags = MsgFlags::MSG_NOSIGNAL | MsgFlags::MSG_DONTWAIT;
         if let Some(socket) = &self.socket {
-            match send(socket.as_raw_fd(), record, flags) {
-                // The daemon that was there is gone; there may be another one already.
-                Err(Errno::ECONNREFUSED | Errno::ECONNRESET | Errno::ENOTCONN | Errno::EPIPE) => {
-                    self.socket = None;
+            match (send(socket.as_raw_fd(), record, flags), &self.peer) {
+                (Ok(_), Peer::Udp(_)) => return refusal(socket),
+                // Of another machine, and thus about a record of before.
+                (Err(Errno::ECONNREFUSED), Peer::Udp(_)) => {
+                    self.dropped += 1;
+                    return Err(Errno::ECONNREFUSED);
                 }
-                result => return result.map(drop),
+                // The daemon that was there is gone; there may be another one already.
+                (
+                    Err(Errno::ECONNREFUSED | Errno::ECONNRESET | Errno::ENOTCONN | Errno::EPIPE),
+                    Peer::Socket(_),
+                ) => {}
+                (result, _) => return result.map(drop),
             }
+            self.socket = None;
         }
         let socket = self.peer.connect()?;
         let result = send(socket.as_raw_fd(), record, flags).map(drop);
+        let result = match self.peer {
+            Peer::Udp(_) => result.and_then(|()| refusal(&socket)),
+            Peer::Socket(_) => result,
+        };
         self.socket = Some(Rc::new(socket));
         result
     }
 
-    fn sent(&mut self) {
+    fn sent(&mut self, now: Instant) {
         self.forget_first();
         self.retry_at = None;
-        self.is_reachable = true;
+        // Another machine needs a while to say that nobody listens at its port.
+        let is_certain = match self.peer {
+            Peer::Socket(_) => true,
+            Peer::Udp(_) => self.lost_at.is_none_or(|at| now >= at + 2 * RECONNECT),
+        };
+        self.is_reachable |= is_certain;
     }
 
     fn forget_first(&mut self) {
         if let Some(record) = self.queue.pop_front() {
-            self.waiting -= record.len();
+            self.waiting -= record.len() + OVERHEAD;
         }
         if self.queue.is_empty() {
             // A burst is over.
@@ -270,6 +310,7 @@ impl Syslog {
     fn lose(&mut self, errno: Errno, now: Instant) {
         self.socket = None;
         self.retry_at = Some(now + RECONNECT);
+        self.lost_at = Some(now);
         if std::mem::replace(&mut self.is_reachable, false) {
             self.trouble = Some(errno.desc().to_owned());
         }
@@ -291,12 +332,21 @@ impl Syslog {
 
     /// What to wait for until it can be written to.
     pub fn wants_to_write(&self) -> Option<Rc<OwnedFd>> {
-        self.socket.clone().filter(|_| self.is_full)
+        self.socket.clone().filter(|_| self.wants_to_write)
     }
 
     /// When [`Syslog::flush`] is to be called again without that.
     pub fn deadline(&self) -> Option<Instant> {
         self.retry_at.filter(|_| self.is_waiting())
+    }
+}
+
+/// Whether nobody listens at the port to which a datagram was just sent: this machine says so at once, and the record
+/// is to be sent again.
+fn refusal(socket: &OwnedFd) -> nix::Result<()> {
+    match getsockopt(socket, sockopt::SocketError)? {
+        0 => Ok(()),
+        errno => Err(Errno::from_raw(errno)),
     }
 }
 

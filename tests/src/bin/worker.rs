@@ -9,6 +9,9 @@
 //! * `--journal=FILE` append `GENERATION PID started`, later `.. serves`, `.. SIGNAL` for each caught signal, and
 //!   `.. drains` when it has stopped to accept
 //! * `--report=FILE` append the report as one line: for workers that nobody can connect to
+//! * `--sink=FILE` be a log command instead of a worker: move standard input to the end of the file until it ends. Nothing
+//!   is ever read by it: a kill loses no byte
+//! * `--last-words=COUNT` write `last word NUMBER` so many times to standard error
 //! * `--exit=CODE` end at once
 //! * `--exit-if-exists=FILE` end with status 1 when there is such a file
 //! * `--hold=FIFO` go on only when somebody has opened the FIFO for writing and closed it again
@@ -25,6 +28,11 @@
 //! * `hold`: answers `holding`, waits for one more line, then reports (not for datagrams)
 //! * `exit CODE`: ends at once, without an answer
 //! * `stdout TEXT`, `stderr TEXT`: writes the line there
+//! * `raw STREAM HEX`: writes these bytes to `stdout` or `stderr`
+//! * `burst COUNT LENGTH STREAM`: writes so many lines of this length (with its end), `GENERATION NUMBER ...`, each by a
+//!   write(2) of its own; answers how many microseconds the slowest took
+//! * `flow LENGTH STREAM MICROSECONDS`: the same, with this pause after each line, until one more line or the end comes
+//!   on the connection (not for datagrams); answers `COUNT SLOWEST FAILED`, the last being writes that failed
 
 #![no_main]
 #![allow(
@@ -36,15 +44,16 @@
 
 use std::collections::BTreeMap;
 use std::fs::{self, File, OpenOptions};
-use std::io::{BufRead, BufReader, Write};
-use std::os::fd::{BorrowedFd, FromRawFd, OwnedFd, RawFd};
+use std::io::{BufRead, BufReader, Seek, SeekFrom, Write};
+use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 use std::os::linux::net::SocketAddrExt;
 use std::os::unix::net::{SocketAddr, UnixDatagram};
 use std::os::unix::thread::JoinHandleExt;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::thread::{self, JoinHandle};
-use std::time::Duration;
-use std::{env, ffi, mem, process};
+use std::time::{Duration, Instant};
+use std::{env, ffi, mem, process, ptr};
 
 use e2e::journal::{Entry, Happened};
 use e2e::proc::Status;
@@ -90,6 +99,8 @@ struct Worker {
 struct Options {
     journal: Option<String>,
     report: Option<String>,
+    sink: Option<String>,
+    last_words: usize,
     exit: Option<i32>,
     exit_if_exists: Option<String>,
     hold: Option<String>,
@@ -107,6 +118,8 @@ impl Options {
             match name {
                 "--journal" => options.journal = Some(value.to_owned()),
                 "--report" => options.report = Some(value.to_owned()),
+                "--sink" => options.sink = Some(value.to_owned()),
+                "--last-words" => options.last_words = value.parse().expect("--last-words=COUNT"),
                 "--exit" => options.exit = Some(value.parse().expect("--exit=CODE")),
                 "--exit-if-exists" => options.exit_if_exists = Some(value.to_owned()),
                 "--hold" => options.hold = Some(value.to_owned()),
@@ -175,9 +188,15 @@ impl Worker {
 
     fn run(&'static self) -> ffi::c_int {
         let options = &self.options;
+        if let Some(file) = &options.sink {
+            return sink(file);
+        }
         self.note(Happened::Started);
         if let Some(file) = &options.report {
             append(file, &self.report());
+        }
+        for number in 1..=options.last_words {
+            write_line(2, &format!("last word {number}"));
         }
         if let Some(code) = options.exit {
             return code;
@@ -298,20 +317,66 @@ impl Worker {
         let mut request = String::new();
         // A client that goes away is its own affair, here and below.
         drop(reader.read_line(&mut request));
-        if request.trim_end() == "hold" {
-            // Others must not wait for this one.
-            drop(spawn(move || {
+        // Others must not wait for those that take long.
+        match request.split_whitespace().next() {
+            Some("hold") => drop(spawn(move || {
                 drop(reader.get_mut().write_all(b"holding\n"));
                 drop(reader.read_line(&mut String::new()));
                 self.close(reader, "report");
-            }));
-        } else {
-            self.close(reader, request.trim_end());
+            })),
+            Some("flow") => drop(spawn(move || self.flow(reader, request.trim_end()))),
+            Some("burst") => drop(spawn(move || self.close(reader, request.trim_end()))),
+            _ => self.close(reader, request.trim_end()),
         }
     }
 
-    fn close(&self, mut reader: BufReader<File>, request: &str) {
-        let answer = self.perform(request);
+    fn flow(&self, mut reader: BufReader<File>, request: &str) {
+        let stopped = Arc::new(AtomicBool::new(false));
+        let connection = reader.get_ref().try_clone().expect("cannot duplicate");
+        let until = Arc::clone(&stopped);
+        drop(spawn(move || {
+            drop(reader.read_line(&mut String::new()));
+            until.store(true, Ordering::SeqCst);
+        }));
+        let words: Vec<&str> = request.split(' ').collect();
+        let [_, length, stream, pause] = words[..] else {
+            panic!("flow LENGTH STREAM MICROSECONDS");
+        };
+        let pause = Duration::from_micros(pause.parse().expect("microseconds"));
+        let mut flow = Flow::new(self, length, stream);
+        while !stopped.load(Ordering::SeqCst) {
+            flow.write();
+            if !pause.is_zero() {
+                thread::sleep(pause);
+            }
+        }
+        let Flow {
+            count,
+            slowest,
+            failed,
+            ..
+        } = flow;
+        let answer = format!("{count} {} {failed}", slowest.as_micros());
+        self.close_with(BufReader::new(connection), &answer);
+    }
+
+    fn burst(&self, words: &str) -> String {
+        let words: Vec<&str> = words.split(' ').collect();
+        let [count, length, stream] = words[..] else {
+            panic!("burst COUNT LENGTH STREAM");
+        };
+        let mut flow = Flow::new(self, length, stream);
+        for _ in 0..count.parse().expect("a count") {
+            flow.write();
+        }
+        flow.slowest.as_micros().to_string()
+    }
+
+    fn close(&self, reader: BufReader<File>, request: &str) {
+        self.close_with(reader, &self.perform(request));
+    }
+
+    fn close_with(&self, mut reader: BufReader<File>, answer: &str) {
         drop(reader.get_mut().write_all(format!("{answer}\n").as_bytes()));
         drop(reader);
         OPEN.fetch_sub(1, Ordering::SeqCst);
@@ -340,11 +405,109 @@ impl Worker {
             "exit" => process::exit(rest.parse().expect("exit CODE")),
             "stdout" => write_line(1, rest),
             "stderr" => write_line(2, rest),
+            "raw" => write_hex(rest),
+            "burst" => return self.burst(rest),
             "ping" => {}
             _ => return format!("no such request: {request}"),
         }
         process::id().to_string()
     }
+}
+
+/// Numbered lines, each written by itself.
+struct Flow {
+    generation: u32,
+    length: usize,
+    /// What a line ends with.
+    rest: String,
+    descriptor: RawFd,
+    count: usize,
+    slowest: Duration,
+    failed: usize,
+}
+
+impl Flow {
+    fn new(worker: &Worker, length: &str, stream: &str) -> Flow {
+        let length = length.parse().expect("a length");
+        Flow {
+            generation: worker.as_executed.generation.unwrap_or(0),
+            length,
+            rest: ".".repeat(length - 1) + "\n",
+            descriptor: descriptor_of(stream),
+            count: 0,
+            slowest: Duration::ZERO,
+            failed: 0,
+        }
+    }
+
+    fn write(&mut self) {
+        self.count += 1;
+        let start = format!("{} {:08} ", self.generation, self.count);
+        let length = self.length.saturating_sub(start.len());
+        let line = start + &self.rest[self.rest.len() - length..];
+        let began = Instant::now();
+        let written = write_whole(self.descriptor, line.as_bytes());
+        self.slowest = self.slowest.max(began.elapsed());
+        self.failed += usize::from(written.is_err());
+    }
+}
+
+fn descriptor_of(stream: &str) -> RawFd {
+    match stream {
+        "stdout" => 1,
+        "stderr" => 2,
+        _ => panic!("no stream: {stream}"),
+    }
+}
+
+fn write_whole(descriptor: RawFd, mut bytes: &[u8]) -> nix::Result<()> {
+    while !bytes.is_empty() {
+        match nix::unistd::write(borrow(descriptor), bytes) {
+            Ok(written) => bytes = &bytes[written..],
+            Err(Errno::EINTR) => {}
+            Err(errno) => return Err(errno),
+        }
+    }
+    Ok(())
+}
+
+fn write_hex(words: &str) {
+    let (stream, hex) = words.split_once(' ').expect("raw STREAM HEX");
+    let digits: Vec<char> = hex.chars().collect();
+    let byte = |pair: &[char]| {
+        let text: String = pair.iter().collect();
+        u8::from_str_radix(&text, 16).expect("hexadecimal digits")
+    };
+    let bytes: Vec<u8> = digits.chunks(2).map(byte).collect();
+    // Whoever closed the other end does not want it.
+    let _ = write_whole(descriptor_of(stream), &bytes);
+}
+
+/// The log command.
+fn sink(file: &str) -> ffi::c_int {
+    let mut file = OpenOptions::new()
+        .create(true)
+        .write(true)
+        .truncate(false)
+        .open(file)
+        .expect("cannot open the file");
+    // splice(2) takes no file that was opened to append. There is one command at a time.
+    file.seek(SeekFrom::End(0)).expect("cannot find the end");
+    loop {
+        match move_on(&file) {
+            Ok(0) => return 0,
+            Ok(_) | Err(Errno::EINTR) => {}
+            Err(errno) => panic!("cannot move what was written: {errno}"),
+        }
+    }
+}
+
+#[expect(unsafe_code, reason = "splice(2)")]
+fn move_on(file: &File) -> nix::Result<isize> {
+    let (none, most) = (ptr::null_mut(), 1 << 20);
+    // SAFETY: both descriptors are open, and it touches no memory of the process without offsets.
+    let moved = unsafe { libc::splice(0, none, file.as_raw_fd(), none, most, 0) };
+    Errno::result(moved)
 }
 
 fn spawn(run: impl FnOnce() + Send + 'static) -> JoinHandle<()> {

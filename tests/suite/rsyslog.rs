@@ -1,0 +1,466 @@
+//! Where output goes: `--syslog`, with the real rsyslogd.
+
+use std::fs::{self, File};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
+
+use e2e::skip::{find_program, needs_program, original_differs};
+use e2e::{Server, Setup, client, ports, proc, wait};
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+
+/// An rsyslogd of its own, with everything below one folder. Ended when it is dropped.
+struct Rsyslogd {
+    folder: PathBuf,
+    port: u16,
+    child: Child,
+}
+
+/// A line that it has written.
+#[derive(Debug, Clone, PartialEq, Eq)]
+struct Line {
+    facility: String,
+    severity: String,
+    program: String,
+    pid: i32,
+    data: String,
+    text: String,
+}
+
+impl Rsyslogd {
+    fn start(folder: &Path, port: u16) -> Rsyslogd {
+        let dir = folder.display();
+        // The special parser knows nothing but what syslog(3) of the C library writes.
+        let configuration = format!(
+            r#"
+module(load="imuxsock" SysSock.Use="off")
+module(load="imudp")
+main_queue(queue.type="FixedArray" queue.size="1000000")
+template(name="line" type="string"
+    string="%syslogfacility-text%|%syslogseverity-text%|%programname%|%procid%|%structured-data%|%msg%\n")
+ruleset(name="keep") {{ action(type="omfile" file="{dir}/written" template="line") }}
+input(type="imuxsock" Socket="{dir}/syslog" ruleset="keep")
+input(type="imuxsock" Socket="{dir}/syslog5424" UseSpecialParser="off" ruleset="keep")
+input(type="imudp" address="127.0.0.1" port="{port}" ruleset="keep")
+"#
+        );
+        let file = folder.join("rsyslog.conf");
+        fs::write(&file, configuration).expect("cannot write the configuration");
+        let output = File::create(folder.join("rsyslogd.out")).expect("cannot make a file");
+        drop(fs::remove_file(folder.join("rsyslogd.pid")));
+        let child = Command::new(find_program("rsyslogd").expect("it was there"))
+            .arg("-n")
+            .arg("-f")
+            .arg(&file)
+            .arg("-i")
+            .arg(folder.join("rsyslogd.pid"))
+            .stdin(Stdio::null())
+            .stdout(output.try_clone().expect("cannot duplicate"))
+            .stderr(output)
+            .spawn()
+            .expect("cannot run rsyslogd");
+        let daemon = Rsyslogd {
+            folder: folder.to_owned(),
+            port,
+            child,
+        };
+        let listens = || {
+            let pid = fs::read_to_string(folder.join("rsyslogd.pid")).ok()?;
+            let ours = pid.trim_end() == daemon.child.id().to_string();
+            (ours && folder.join("syslog5424").exists()).then_some(())
+        };
+        wait::until("rsyslogd listens", || daemon.evidence(), listens);
+        daemon
+    }
+
+    fn evidence(&self) -> String {
+        fs::read_to_string(self.folder.join("rsyslogd.out")).unwrap_or_default()
+    }
+
+    fn signal(&self, signal: Signal) {
+        kill(Pid::from_raw(self.child.id().cast_signed()), signal).expect("cannot signal rsyslogd");
+    }
+
+    /// At once, with all that it has read and not written.
+    fn kill(mut self) {
+        self.child.kill().expect("cannot kill rsyslogd");
+        self.child.wait().expect("cannot wait for rsyslogd");
+    }
+
+    fn lines(&self) -> Vec<Line> {
+        let text = fs::read(self.folder.join("written")).unwrap_or_default();
+        let text = String::from_utf8(text).expect("rsyslogd has written no UTF-8");
+        assert!(!text.chars().any(|one| one.is_control() && one != '\n'));
+        // The last one may not be whole yet.
+        let whole = text.rfind('\n').map_or(0, |end| end + 1);
+        text[..whole]
+            .split_terminator('\n')
+            .map(Line::parse)
+            .collect()
+    }
+
+    fn texts(&self) -> Vec<String> {
+        self.lines().into_iter().map(|line| line.text).collect()
+    }
+
+    #[track_caller]
+    fn wait_for(&self, end: &str) -> Line {
+        wait::until(
+            &format!("rsyslogd has written a line that ends with {end:?}"),
+            || {
+                let lines = self.lines();
+                let some = &lines[lines.len().saturating_sub(50)..];
+                format!("{}\n{some:#?}", self.evidence())
+            },
+            || {
+                self.lines()
+                    .into_iter()
+                    .find(|line| line.text.ends_with(end))
+            },
+        )
+    }
+
+    /// Waits until the lines of a burst have come, or were told to be lost; returns the numbers of the first kind and
+    /// the number of the second.
+    #[track_caller]
+    fn wait_for_burst(&self, count: usize) -> (Vec<usize>, usize) {
+        let look = || {
+            let texts = self.texts();
+            let numbers: Vec<usize> = texts.iter().filter_map(|text| number_in(text)).collect();
+            let lost: usize = texts.iter().map(|text| told_lost(text)).sum();
+            (numbers, lost)
+        };
+        wait::until(
+            &format!("{count} lines have come or were told to be lost"),
+            || {
+                let (numbers, lost) = look();
+                format!("{} have come, {lost} were told", numbers.len())
+            },
+            || Some(look()).filter(|(numbers, lost)| numbers.len() + lost >= count),
+        )
+    }
+}
+
+impl Drop for Rsyslogd {
+    fn drop(&mut self) {
+        // It may be gone already.
+        drop(self.child.kill());
+        drop(self.child.wait());
+    }
+}
+
+impl Line {
+    #[track_caller]
+    fn parse(line: &str) -> Line {
+        let parts: Vec<&str> = line.splitn(6, '|').collect();
+        let [facility, severity, program, pid, data, text] = parts[..] else {
+            panic!("not of the template: {line:?}");
+        };
+        Line {
+            facility: facility.to_owned(),
+            severity: severity.to_owned(),
+            program: program.to_owned(),
+            pid: pid.parse().unwrap_or_else(|_| panic!("no pid in {line:?}")),
+            data: data.to_owned(),
+            // The blank behind the tag is a part of the text of RFC 3164.
+            text: text.strip_prefix(' ').unwrap_or(text).to_owned(),
+        }
+    }
+}
+
+/// The number of a line of a burst: `gen 1: 1 00000042 ....`.
+fn number_in(text: &str) -> Option<usize> {
+    let rest = text.strip_prefix("gen ")?.split_once(": ")?.1;
+    let digits = rest.split_once(' ')?.1.get(..8)?;
+    digits.parse().ok()
+}
+
+fn told_lost(text: &str) -> usize {
+    text.strip_prefix("start_server: ")
+        .and_then(|rest| rest.split_once(" lines before this one were lost: "))
+        .map_or(0, |(number, _)| number.parse().expect("a number"))
+}
+
+/// Whether rsyslogd and a start_server of ours are to be had.
+fn can_run() -> bool {
+    !original_differs("it has no --syslog") && needs_program("rsyslogd")
+}
+
+/// A server that sends to this socket of an rsyslogd in its folder.
+fn setup(socket: &str) -> (Setup, u16) {
+    let port = ports::tcp();
+    let setup = Server::setup().status_file().port(port);
+    let address = setup.folder().join(socket);
+    let setup = setup
+        .options(["--syslog=local5", "--syslog-tag=app"])
+        .option(format!("--syslog-address={}", address.display()))
+        .worker(["--graceful"]);
+    (setup, port)
+}
+
+#[track_caller]
+fn accepted(server: &Server) -> Pid {
+    server.wait_until("the first generation is accepted", |server| {
+        server.status_file().is_some()
+    });
+    server.wait_for_service(1).pid
+}
+
+fn write(port: u16, stream: &str, line: &str) {
+    client::request(port, &format!("{stream} {line}")).expect("the worker does not answer");
+}
+
+fn burst(port: u16, count: usize) -> Duration {
+    let answer = client::request(port, &format!("burst {count} 100 stdout"))
+        .expect("the worker does not answer");
+    Duration::from_micros(answer.parse().expect("microseconds"))
+}
+
+#[test]
+fn rsyslogd_finds_facility_severity_tag_pid_and_generation() {
+    if !can_run() {
+        return;
+    }
+    for way in ["syslog", "syslog5424", "udp", "udp5424"] {
+        let port = ports::tcp();
+        let setup = Server::setup().status_file().port(port);
+        let rsyslogd = Rsyslogd::start(setup.folder(), ports::udp());
+        let address = match way.starts_with("udp") {
+            true => format!("udp:127.0.0.1:{}", rsyslogd.port),
+            false => setup.folder().join(way).display().to_string(),
+        };
+        let is_5424 = way.ends_with("5424");
+        let failing = setup.folder().join("failing");
+        let mut server = setup
+            .options(["--syslog=local5", "--syslog-tag=app"])
+            .option(format!("--syslog-address={address}"))
+            .options(is_5424.then_some("--syslog-format=rfc5424"))
+            .interval("0.5")
+            .worker([
+                "--graceful".to_owned(),
+                format!("--exit-if-exists={}", failing.display()),
+            ])
+            .start();
+        let first = accepted(&server).as_raw();
+        let ours = server.pid().as_raw();
+        let check = |text: &str, severity: &str, pid: i32, of: Option<(u32, &str)>| {
+            let (text, data) = match of {
+                None => (text.to_owned(), "-".to_owned()),
+                Some((generation, _)) if !is_5424 => {
+                    (format!("gen {generation}: {text}"), "-".to_owned())
+                }
+                Some((generation, stream)) => (
+                    text.to_owned(),
+                    format!(
+                        "[start_server@32473 generation=\"{generation}\" pid=\"{pid}\" stream=\"{stream}\"]"
+                    ),
+                ),
+            };
+            let expected = Line {
+                facility: "local5".into(),
+                severity: severity.into(),
+                program: "app".into(),
+                pid,
+                data,
+                text,
+            };
+            assert_eq!(rsyslogd.wait_for(&expected.text), expected, "{way}");
+        };
+        let start = format!("start_server (pid:{ours}) starting now...");
+        check(&start, "notice", ours, None);
+        write(port, "stdout", "on standard output");
+        check("on standard output", "info", first, Some((1, "stdout")));
+        write(port, "stderr", "on standard error");
+        check("on standard error", "warning", first, Some((1, "stderr")));
+        fs::write(&failing, "").expect("cannot write a file");
+        server.signal(Signal::SIGHUP);
+        let second = server.wait_for_start(2).pid;
+        let text = format!("new worker {second} seems to have failed to start, exit status:256");
+        check(&text, "err", ours, None);
+        fs::remove_file(&failing).expect("cannot remove a file");
+        let third = server.restart();
+        kill(third.pid, Signal::SIGKILL).expect("cannot kill the worker");
+        let pid = third.pid;
+        let text = format!("worker {pid} died unexpectedly with status:9, restarting");
+        check(&text, "warning", ours, None);
+        server.wait_for_service(third.generation + 1);
+        assert!(server.stop().success());
+        check("exiting", "notice", ours, None);
+    }
+}
+
+#[test]
+fn rsyslogd_gets_what_could_do_harm_as_harmless_lines() {
+    if !can_run() {
+        return;
+    }
+    let (setup, port) = setup("syslog");
+    let rsyslogd = Rsyslogd::start(setup.folder(), ports::udp());
+    let server = setup.start();
+    let worker = accepted(&server).as_raw();
+    let bytes = b"a\0b\n<0>Jan  1 00:00:00 forged: c\n\x1b]0;title\x07\x9b2J\x7f\nhalf \xe2\x82\n\xac\xff\n";
+    let hex: String = bytes.iter().map(|byte| format!("{byte:02x}")).collect();
+    client::request(port, &format!("raw stderr {hex}")).expect("no answer");
+    let long = "\u{20ac}".repeat(100 * 1024 / 3);
+    write(port, "stderr", &long);
+    write(port, "stderr", "the end");
+    rsyslogd.wait_for("the end");
+    let texts: Vec<String> = rsyslogd
+        .lines()
+        .into_iter()
+        .filter(|line| line.pid == worker)
+        .map(|line| {
+            assert_eq!(
+                (line.facility.as_str(), line.severity.as_str()),
+                ("local5", "warning")
+            );
+            let text = line.text.strip_prefix("gen 1: ").expect("a generation");
+            text.to_owned()
+        })
+        .collect();
+    let expected = [
+        r"a\x00b",
+        "<0>Jan  1 00:00:00 forged: c",
+        r"\x1B]0;title\x07\x9B2J\x7F",
+        r"half \xE2\x82",
+        r"\xAC\xFF",
+    ];
+    assert_eq!(texts[..expected.len()], expected);
+    let whole: String = texts[expected.len()..texts.len() - 1]
+        .iter()
+        .map(|piece| piece.replace("[...]", ""))
+        .collect();
+    assert!(whole == long, "{} bytes of {}", whole.len(), long.len());
+}
+
+#[test]
+fn a_burst_reaches_rsyslogd_in_order_or_what_is_lost_adds_up() {
+    if !can_run() {
+        return;
+    }
+    const COUNT: usize = 100_000;
+    let (setup, port) = setup("syslog");
+    let rsyslogd = Rsyslogd::start(setup.folder(), ports::udp());
+    let server = setup.start();
+    accepted(&server);
+    burst(port, COUNT);
+    let (numbers, lost) = rsyslogd.wait_for_burst(COUNT);
+    assert_eq!(numbers.len() + lost, COUNT);
+    assert!(numbers.is_sorted_by(|one, next| one < next));
+}
+
+#[test]
+fn a_stopped_rsyslogd_holds_up_neither_writers_nor_a_restart() {
+    if !can_run() {
+        return;
+    }
+    const COUNT: usize = 100_000;
+    let (setup, port) = setup("syslog");
+    let rsyslogd = Rsyslogd::start(setup.folder(), ports::udp());
+    let server = setup.start();
+    accepted(&server);
+    // Two write at the same time, and the slowest write of both counts.
+    let slowest_write = || {
+        let mut flow = client::connect(port).expect("cannot connect");
+        flow.send("flow 100 stdout 0").expect("cannot send");
+        let slowest = burst(port, COUNT);
+        flow.send("").expect("cannot send");
+        let answer = flow.receive().expect("no answer");
+        let numbers: Vec<u64> = answer
+            .split(' ')
+            .map(|word| word.parse().expect("a number"))
+            .collect();
+        assert_eq!(numbers[2], 0, "writes have failed: {answer}");
+        slowest.max(Duration::from_micros(numbers[1]))
+    };
+    let live = slowest_write();
+    let usual = {
+        let began = Instant::now();
+        server.restart();
+        began.elapsed()
+    };
+    rsyslogd.signal(Signal::SIGSTOP);
+    // A loaded machine can hold up anybody once.
+    let slowest = (0..5).map(|_| slowest_write()).min();
+    let most = live + Duration::from_millis(100);
+    assert!(
+        slowest.is_some_and(|slowest| slowest <= most),
+        "{slowest:?}, with a daemon that reads {live:?}"
+    );
+    let mut flow = client::connect(port).expect("cannot connect");
+    flow.send("flow 100 stdout 0").expect("cannot send");
+    let began = Instant::now();
+    server.signal(Signal::SIGHUP);
+    server.wait_for_log_times(2, "new worker is now running, sending TERM to old workers");
+    let restart = began.elapsed();
+    assert!(
+        restart <= usual + Duration::from_secs(1),
+        "{restart:?}, usually {usual:?}"
+    );
+    flow.send("").expect("cannot send");
+    flow.receive().expect("no answer");
+    rsyslogd.signal(Signal::SIGCONT);
+    // As long as there is no room, this one is lost too.
+    wait::until(
+        "it reads again",
+        || rsyslogd.evidence(),
+        || {
+            write(port, "stdout", "it reads again");
+            let texts = rsyslogd.texts();
+            texts
+                .iter()
+                .any(|text| text.ends_with("it reads again"))
+                .then_some(())
+        },
+    );
+}
+
+#[test]
+fn an_rsyslogd_that_is_killed_and_started_again_gets_what_follows_and_the_count_of_the_gap() {
+    if !can_run() {
+        return;
+    }
+    const COUNT: usize = 300_000;
+    let (setup, port) = setup("syslog");
+    let folder = setup.folder().to_owned();
+    let server = setup.start();
+    accepted(&server);
+    // Not there yet.
+    server.wait_for_log("cannot reach syslog at");
+    let rsyslogd = Rsyslogd::start(&folder, ports::udp());
+    let began = Instant::now();
+    rsyslogd.wait_for(&format!(
+        "start_server (pid:{}) starting now...",
+        server.pid()
+    ));
+    assert!(
+        began.elapsed() < Duration::from_secs(2),
+        "{:?}",
+        began.elapsed()
+    );
+    write(port, "stdout", "before");
+    rsyslogd.wait_for("gen 1: before");
+    rsyslogd.kill();
+    burst(port, COUNT);
+    let rsyslogd = Rsyslogd::start(&folder, ports::udp());
+    let began = Instant::now();
+    wait::until(
+        "it resumes",
+        || rsyslogd.evidence(),
+        || rsyslogd.texts().iter().find_map(|text| number_in(text)),
+    );
+    assert!(
+        began.elapsed() < Duration::from_secs(2),
+        "{:?}",
+        began.elapsed()
+    );
+    let (numbers, lost) = rsyslogd.wait_for_burst(COUNT);
+    assert_eq!(numbers.len() + lost, COUNT);
+    assert!(lost > 0, "the burst was too small to lose anything");
+    assert!(numbers.is_sorted_by(|one, next| one < next));
+    write(port, "stdout", "after");
+    rsyslogd.wait_for("gen 1: after");
+    assert_eq!(server.count_in_log("cannot reach syslog at"), 2);
+    assert!(proc::alive(server.pid()));
+}

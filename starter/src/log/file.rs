@@ -31,20 +31,28 @@ pub fn open_file(path: &Path) -> io::Result<File> {
     Ok(file)
 }
 
-/// Why it cannot be opened, for the user.
-pub fn cannot_open(path: &Path, error: &io::Error) -> Failure {
-    let cannot = |cause: &str| {
-        Failure::failed(format!(
-            "cannot open --log-file={}: {cause}",
-            path.display()
-        ))
-    };
+/// Why it cannot be opened, in words.
+pub fn cause(error: &io::Error) -> String {
     match error.raw_os_error().map(Errno::from_raw) {
-        Some(Errno::ELOOP) => cannot("it is a symbolic link"),
-        Some(Errno::ENOENT) => cannot("its directory does not exist"),
-        Some(Errno::EACCES) => cannot(Errno::EACCES.desc()).hint(WRITABLE_HINT),
-        Some(Errno::ENXIO) => cannot("it is a fifo or a socket")
-            .hint("a command that reads the log is given as --log-file='| COMMAND'"),
-        _ => cannot(&failure::cause(error)),
+        Some(Errno::ELOOP) => "it is a symbolic link".into(),
+        Some(Errno::ENOENT) => "its directory does not exist".into(),
+        Some(Errno::ENXIO) => "it is a fifo or a socket".into(),
+        _ => failure::cause(error),
+    }
+}
+
+/// The same for a start, with the remedy.
+pub fn cannot_open(path: &Path, error: &io::Error) -> Failure {
+    let failure = Failure::failed(format!(
+        "cannot open --log-file={}: {}",
+        path.display(),
+        cause(error)
+    ));
+    match error.raw_os_error().map(Errno::from_raw) {
+        Some(Errno::EACCES) => failure.hint(WRITABLE_HINT),
+        Some(Errno::ENXIO) => {
+            failure.hint("a command that reads the log is given as --log-file='| COMMAND'")
+        }
+        _ => failure,
     }
 }

@@ -465,7 +465,7 @@ impl Log {
             });
             Ok(())
         });
-        self.reopened.failure = opened.as_ref().err().map(failure::cause);
+        self.reopened.failure = opened.as_ref().err().map(file::cause);
         match opened {
             Ok(()) => say(Notice::LogReopened {
                 path,
@@ -473,7 +473,7 @@ impl Log {
             }),
             Err(error) => say(Notice::CannotReopen {
                 path,
-                cause: failure::cause(&error),
+                cause: file::cause(&error),
             }),
         }
     }

@@ -23,9 +23,9 @@ use crate::failure::{self, Failure};
 use crate::generations::{
     Counters, Decision, Departed, Generation, Generations, REMEMBERED, State, Verdict,
 };
-use crate::log::{self, Reopened};
+use crate::log::{self, Address, Reopened};
 use crate::notice::Notice;
-use crate::options::Options;
+use crate::options::{LogTarget, Options};
 use crate::pid_file::WRITABLE_HINT;
 
 /// How long after a failed write it is tried again.
@@ -93,8 +93,19 @@ struct OptionsView {
     start_limit: Option<u32>,
     pid_file: Option<String>,
     status_file: Option<String>,
+    /// As it was given: a file, or a command behind `|`.
+    log_file: Option<String>,
+    log_timestamps: bool,
+    syslog: Option<SyslogView>,
     user: Option<String>,
     group: Option<String>,
+}
+
+#[derive(Debug, Serialize)]
+struct SyslogView {
+    facility: String,
+    tag: String,
+    address: String,
 }
 
 #[derive(Debug, Serialize)]
@@ -625,6 +636,19 @@ impl Fixed {
                 start_limit: options.start_limit.map(Into::into),
                 pid_file: options.pid_file.as_ref().map(text),
                 status_file: options.status_file.as_ref().map(text),
+                log_file: options.log_file.as_ref().map(|target| match target {
+                    LogTarget::File(path) => text(path),
+                    LogTarget::Command(command) => format!("| {}", command.display()),
+                }),
+                log_timestamps: options.log_timestamps,
+                syslog: options.syslog.as_ref().map(|syslog| SyslogView {
+                    facility: syslog.facility.clone(),
+                    tag: syslog.tag.clone(),
+                    address: match &syslog.address {
+                        Address::Socket(path) => text(path),
+                        Address::Udp(address) => format!("udp:{address}"),
+                    },
+                }),
                 user: options.user.clone(),
                 group: options.group.clone(),
             },

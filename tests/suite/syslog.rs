@@ -1058,3 +1058,32 @@ fn slowest_when_it_is_back() -> (Duration, Duration) {
     let slowest = answer.split(' ').nth(1).and_then(|word| word.parse().ok());
     (Duration::from_micros(slowest.expect("microseconds")), gone)
 }
+
+#[test]
+fn the_status_file_says_where_output_goes() {
+    if !is_syslog_of_ours() {
+        return;
+    }
+    let (setup, _, address) = setup();
+    let server = setup
+        .options([
+            "--syslog=local3",
+            "--syslog-tag=app",
+            "--log-file=| exec cat >/dev/null",
+        ])
+        .option(format!("--syslog-address={}", address.display()))
+        .options(["--log-timestamps", "--status-file=status"])
+        .start();
+    accepted(&server);
+    let text = fs::read_to_string(server.folder().join("status.json")).expect("no status file");
+    let status: serde_json::Value = serde_json::from_str(&text).expect("not JSON");
+    let options = &status["options"];
+    assert_eq!(options["log_file"], "| exec cat >/dev/null");
+    assert_eq!(options["log_timestamps"], true);
+    let syslog = serde_json::json!({
+        "facility": "local3",
+        "tag": "app",
+        "address": address.display().to_string(),
+    });
+    assert_eq!(options["syslog"], syslog);
+}

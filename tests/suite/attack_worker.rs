@@ -323,6 +323,16 @@ fn links_in_the_places_of_the_files_are_not_followed_between_two_writes() {
     }
 }
 
+/// Makes a link where the supervisor may just have a draft, which it gives its real name in a moment.
+#[track_caller]
+fn plant(target: impl AsRef<Path>, link: &Path) {
+    wait::until(
+        "the place is free for a link",
+        || link.display().to_string(),
+        || symlink(&target, link).ok(),
+    );
+}
+
 #[test]
 fn links_under_the_names_of_temporary_files_are_not_followed() {
     if original_differs("it follows them") {
@@ -349,8 +359,8 @@ fn links_under_the_names_of_temporary_files_are_not_followed() {
     let some = all(0..3);
     for (number, link) in some.iter().enumerate() {
         match number % 2 {
-            0 => symlink(precious.path(), link).expect("cannot make a link"),
-            _ => symlink(precious.dangling(), link).expect("cannot make a link"),
+            0 => plant(precious.path(), link),
+            _ => plant(precious.dangling(), link),
         }
     }
     server.restart();
@@ -360,7 +370,7 @@ fn links_under_the_names_of_temporary_files_are_not_followed() {
     precious.assert_is_whole();
     // All of them: that is said, and the service goes on.
     for link in all(3..100) {
-        symlink(precious.dangling(), link).expect("cannot make a link");
+        plant(precious.dangling(), &link);
     }
     server.restart();
     precious.assert_is_whole();

@@ -72,7 +72,10 @@ impl Authority {
     /// A setuid or setgid bit: there is no policy for these.
     pub fn of_this_process() -> Result<Authority, String> {
         if getuid() != geteuid() || getgid() != getegid() {
-            return Err("this program does not run with a setuid or setgid bit".into());
+            return Err(
+                "this program does not run with a setuid or setgid bit: remove it with chmod u-s,g-s"
+                    .into(),
+            );
         }
         if !were_raised_by_exec() {
             return Ok(Authority::Launcher);

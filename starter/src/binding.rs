@@ -625,6 +625,9 @@ fn cannot_bind(wanted: &Wanted, refusal: &Refusal, ip: Option<IpAddr>) -> Failur
             spec.port
         )),
         // Of a port only the policy says so.
+        (Wanted::Port(_), Refusal::Because(cause)) if cause.contains("grants nothing: line ") => {
+            failure.hint("a right line is like `user alice tcp 80,443` or `group dns udp 53`")
+        }
         (Wanted::Port(spec), Refusal::Because(_)) => failure.hint(format!(
             "root allows it to a user by a line such as `user {} {} {}` in {POLICY}, which must belong to root, \
              be readable by everybody and writable by root alone",

@@ -19,8 +19,7 @@ use nix::sys::time::TimeSpec;
 use nix::unistd::{Pid, geteuid};
 
 use crate::failure::{self, Failure};
-use crate::listen_spec::printable;
-use crate::log;
+use crate::log::{self, lines::harmless};
 use crate::notice::{Notice, WithMeaning};
 use crate::options::ClientOptions;
 use crate::pid_file::{is_at, recorded_pid};
@@ -88,6 +87,10 @@ pub fn restart(options: &ClientOptions) -> Result<(), Failure> {
                 return Err(Failure::undecided(format!(
                     "cannot wait longer for the restart of pid {}: --timeout has passed",
                     server.pid
+                ))
+                .hint(format!(
+                    "{} shows how far it is, unless its disk is full",
+                    json_path(&options.pid_file).display()
                 )));
             }
         }
@@ -104,9 +107,9 @@ pub fn reopen(options: &ClientOptions) -> Result<(), Failure> {
         || Status::read(&json).filter(|status| status.supervisor == i64::from(server.pid.as_raw()));
     let before = read().ok_or_else(|| {
         Failure::failed(format!(
-            "cannot follow the log file of pid {}: {} is missing",
+            "cannot follow the log file of pid {}: {}",
             server.pid,
-            json.display()
+            no_status(&json)
         ))
     })?;
     server.send(Signal::SIGUSR1)?;
@@ -273,6 +276,16 @@ fn real_user(pid: Pid) -> Option<u32> {
     uids.split_whitespace().next()?.parse().ok()
 }
 
+/// What is wrong with the file that a server's status should be in.
+fn no_status(json: &Path) -> String {
+    let cause = match read_text(json, OFlag::empty()) {
+        Ok(_) => "is not the status of that server".to_owned(),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => "is missing".to_owned(),
+        Err(error) => format!("cannot be read: {}", failure::cause(&error)),
+    };
+    format!("{} {cause}", json.display())
+}
+
 /// Whether a server holds the exclusive lock. A shared one is held for a moment, which a starting server waits out.
 fn is_locked(file: &File) -> nix::Result<bool> {
     match Flock::lock(
@@ -367,12 +380,17 @@ impl Follower {
             }
         }
         let Some(lines) = options.status_file.clone() else {
-            return Err(Failure::failed(format!(
-                "cannot follow a restart of pid {}: {} is missing",
+            let json = json_path(&options.pid_file);
+            let failure = Failure::failed(format!(
+                "cannot follow a restart of pid {}: {}",
                 server.pid,
-                json_path(&options.pid_file).display()
-            ))
-            .hint("a server of another make is followed by its --status-file: name it too"));
+                no_status(&json)
+            ));
+            return Err(match json.exists() {
+                true => failure,
+                false => failure
+                    .hint("a server of another make is followed by its --status-file: name it too"),
+            });
         };
         let newest = read_lines(&lines).map_err(|cause| {
             Failure::failed(format!(
@@ -434,6 +452,8 @@ struct Decided {
     generation: u64,
     committed: bool,
     status: Option<i64>,
+    /// Why no program ran.
+    cause: Option<String>,
     /// The last lines on standard error of the worker that has failed.
     stderr: Vec<String>,
 }
@@ -453,6 +473,9 @@ impl Status {
                 generation: one.get("generation")?.as_u64()?,
                 committed: one.get("result")? == "committed",
                 status: one.get("status").and_then(serde_json::Value::as_i64),
+                cause: one
+                    .get("cause")
+                    .and_then(|cause| Some(cause.as_str()?.to_owned())),
                 stderr: lines_of(one.get("stderr")),
             })
         });
@@ -498,26 +521,29 @@ impl Status {
         if let Some(Decided {
             committed: false,
             status,
+            cause,
             stderr,
             ..
         }) = last
         {
             let status = status.and_then(|status| i32::try_from(status).ok());
-            let status = status
-                .map(|status| format!(", exit status:{}", WithMeaning(status)))
-                .unwrap_or_default();
-            let said: String = stderr
-                .iter()
-                .map(|line| format!("\nstderr: {}", printable(line.as_ref())))
-                .collect();
+            let how = match (cause, status) {
+                // A status that no program has given would mislead.
+                (Some(cause), _) => format!(": {}", harmless(cause)),
+                (None, Some(status)) => format!(", exit status:{}", WithMeaning(status)),
+                (None, None) => String::new(),
+            };
+            // Whoever may write the file may have written anything.
+            let said: Vec<String> = stderr.iter().map(|line| harmless(line)).collect();
             let serving = if self.serves {
                 "the old one serves on"
             } else {
                 "no worker serves"
             };
             return Some(Err(Failure::failed(format!(
-                "cannot restart: generation {generation} has failed to start{status}; {serving}{said}"
+                "cannot restart: generation {generation} has failed to start{how}; {serving}"
             ))
+            .stderr(&said)
             .hint("the log says more; it is tried again until it comes up, or --start-limit is reached")));
         }
         let old_left = self.living.iter().any(|number| *number < generation);
@@ -549,6 +575,7 @@ mod tests {
                 generation,
                 committed,
                 status: Some(256),
+                cause: None,
                 stderr: vec!["the reason".into()],
             })
             .collect();

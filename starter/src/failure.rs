@@ -52,6 +52,19 @@ impl Failure {
         Failure::new(Status::Undecided, text)
     }
 
+    /// Adds what a worker has said last.
+    #[must_use]
+    pub fn stderr(self, lines: &[String]) -> Failure {
+        let said: String = lines
+            .iter()
+            .map(|line| format!("\nstderr: {line}"))
+            .collect();
+        Failure {
+            text: self.text + &said,
+            ..self
+        }
+    }
+
     /// Adds the remedy.
     #[must_use]
     pub fn hint(self, hint: impl Into<String>) -> Failure {

@@ -153,9 +153,11 @@ pub struct Departed {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Verdict {
     Committed,
-    /// With the wait status of the worker that failed, if there was a process.
     Failed {
+        /// The wait status of the worker that failed, if there was a process.
         status: Option<i32>,
+        /// Why it did not run the program, if that is so: then the status says nothing.
+        cause: Option<ExecFailure>,
     },
 }
 
@@ -205,6 +207,7 @@ struct Failed {
     restart: bool,
     /// The wait status of the worker, if there was a process.
     status: Option<i32>,
+    cause: Option<ExecFailure>,
     spawned_at: Instant,
 }
 
@@ -345,9 +348,11 @@ impl Generations {
         };
         generation.expected = generation.expected.saturating_sub(1);
         let state = generation.state;
-        self.say(Notice::CannotStartWorker(cause));
+        self.say(Notice::CannotStartWorker(cause.clone()));
         match (self.phase, state) {
-            (Phase::Serving, State::Starting { .. }) => self.start_failed(number, None, now),
+            (Phase::Serving, State::Starting { .. }) => {
+                self.start_failed(number, None, Some(cause), now);
+            }
             (Phase::Serving, _) => self.forget_if_empty(number),
             (Phase::Stopping { .. } | Phase::Finished, _) => {
                 self.forget_if_empty(number);
@@ -412,7 +417,7 @@ impl Generations {
                 if !hopeless {
                     self.say(Notice::FailedToStart { pid, status });
                 }
-                self.start_failed(number, Some(status), now);
+                self.start_failed(number, Some(status), worker.failure, now);
                 if hopeless && self.phase == Phase::Serving {
                     self.planned = None;
                     self.stop_all(self.settings.signal_on_term, Outcome::GivenUp, now);
@@ -623,7 +628,13 @@ impl Generations {
     }
 
     /// A start that did not succeed: what is left of it is stopped, and another follows, later each time.
-    fn start_failed(&mut self, number: u32, status: Option<i32>, now: Instant) {
+    fn start_failed(
+        &mut self,
+        number: u32,
+        status: Option<i32>,
+        cause: Option<ExecFailure>,
+        now: Instant,
+    ) {
         let Some(generation) = self.generation(number) else {
             return;
         };
@@ -636,6 +647,7 @@ impl Generations {
             request: generation.request,
             restart,
             status,
+            cause,
             spawned_at: generation.spawned_at,
         };
         for pid in pids(generation) {
@@ -673,6 +685,7 @@ impl Generations {
                     request,
                     restart: true,
                     status: Some(status),
+                    cause: None,
                     spawned_at,
                 };
                 match starting {
@@ -692,6 +705,7 @@ impl Generations {
         self.counters.failed_starts += 1;
         let verdict = Verdict::Failed {
             status: failed.status,
+            cause: failed.cause.clone(),
         };
         self.decide(Decision {
             request: failed.request,

@@ -32,15 +32,17 @@ pub struct ExecFailure {
     pub hint: Option<String>,
 }
 
+impl ExecFailure {
+    /// In one line, without the hint.
+    pub fn line(&self) -> String {
+        format!("cannot {}: {}", self.action, self.errno.desc())
+    }
+}
+
 impl From<&ExecFailure> for Failure {
     fn from(failure: &ExecFailure) -> Failure {
-        let ExecFailure {
-            action,
-            errno,
-            hint,
-        } = failure;
-        let text = format!("cannot {action}: {}", errno.desc());
-        match hint {
+        let text = failure.line();
+        match &failure.hint {
             Some(hint) => Failure::failed(text).hint(hint),
             None => Failure::failed(text),
         }
@@ -226,7 +228,7 @@ impl Notice {
                     "cannot start: the new worker has failed, exit status:{}",
                     WithMeaning(*status)
                 ))
-                .hint("what it has to say about that is in the log"),
+                .hint("what else it has to say about that is where its output goes"),
             ),
             _ => None,
         }

@@ -24,7 +24,7 @@ use crate::generations::{
     Counters, Decision, Departed, Generation, Generations, REMEMBERED, State, Verdict,
 };
 use crate::log::{self, Address, Reopened};
-use crate::notice::Notice;
+use crate::notice::{ExecFailure, Notice};
 use crate::options::{LogTarget, Options};
 use crate::pid_file::WRITABLE_HINT;
 
@@ -185,6 +185,8 @@ struct VerdictView<'a> {
     at: f64,
     #[serde(flatten)]
     status: Option<StatusView>,
+    /// Why no program ran.
+    cause: Option<String>,
     /// The last lines on standard error of the worker that has failed, where they are captured.
     stderr: &'a [String],
 }
@@ -273,7 +275,8 @@ impl StatusFile {
         };
     }
 
-    fn last_lines_of(&self, pid: Pid) -> &[String] {
+    /// What a worker that is gone has said last, where that is captured.
+    pub fn last_lines_of(&self, pid: Pid) -> &[String] {
         // The last of that number: numbers come again.
         let found = self.last_lines.iter().rev().find(|(one, _)| *one == pid);
         found.map_or(&[], |(_, lines)| lines)
@@ -710,9 +713,12 @@ fn counters_view(
 }
 
 fn verdict_view<'a>(decision: &Decision, clock: &Clock, stderr: &'a [String]) -> VerdictView<'a> {
-    let (result, status) = match decision.verdict {
-        Verdict::Committed => ("committed", None),
-        Verdict::Failed { status } => ("failed", status.map(status_view)),
+    let (result, status, cause) = match &decision.verdict {
+        Verdict::Committed => ("committed", None, None),
+        Verdict::Failed { status, cause } => {
+            let cause = cause.as_ref().map(ExecFailure::line);
+            ("failed", status.map(status_view), cause)
+        }
     };
     VerdictView {
         request: decision.request,
@@ -720,6 +726,7 @@ fn verdict_view<'a>(decision: &Decision, clock: &Clock, stderr: &'a [String]) ->
         result,
         at: clock.seconds(decision.at),
         status,
+        cause,
         stderr,
     }
 }

@@ -198,7 +198,14 @@ impl Supervisor {
                         .save(&self.generations, Instant::now());
                 }
                 Action::Say(notice) => {
-                    self.failure = notice.as_failure().or(self.failure.take());
+                    if let Some(failure) = notice.as_failure() {
+                        self.failure = Some(match &notice {
+                            Notice::FailedToStart { pid, .. } => {
+                                failure.stderr(self.resources.status_file.last_lines_of(*pid))
+                            }
+                            _ => failure,
+                        });
+                    }
                     log::say(notice);
                 }
                 Action::Finish(outcome) => self.finished = Some(outcome),

@@ -11,7 +11,7 @@ use std::sync::OnceLock;
 use e2e::folder::Folder;
 use e2e::server::{NOBODY, Setup};
 use e2e::skip::{needs_program, needs_root, original_differs};
-use e2e::{Server, ports, proc, programs};
+use e2e::{Server, ports, proc, programs, wait};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::{Gid, Pid, Uid, chown};
 

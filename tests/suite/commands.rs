@@ -301,7 +301,7 @@ fn a_daemon_whose_first_generation_fails_says_so_on_the_terminal() {
         1,
         &[
             "start_server: cannot start: the new worker has failed, exit status:768 (exit code 3)",
-            "hint: what it has to say about that is in the log",
+            "hint: what else it has to say about that is where its output goes",
         ],
     );
     assert!(!server.folder().join("pid").exists());
@@ -311,6 +311,49 @@ fn a_daemon_whose_first_generation_fails_says_so_on_the_terminal() {
         "{log}"
     );
     assert_eq!(server.started().len(), 1);
+}
+
+#[test]
+fn a_daemon_whose_output_is_captured_shows_what_the_worker_has_said() {
+    if !is_ours() {
+        return;
+    }
+    assert_daemon_fails(
+        daemon()
+            .option("--log-timestamps")
+            .interval("1000")
+            .program(["/bin/sh", "-c", "echo the reason >&2; exit 3"]),
+        1,
+        &[
+            "start_server: cannot start: the new worker has failed, exit status:768 (exit code 3)",
+            "stderr: the reason",
+            "hint: what else it has to say about that is where its output goes",
+        ],
+    );
+}
+
+#[test]
+fn a_restart_of_a_program_that_cannot_be_executed_tells_why() {
+    if !is_ours() {
+        return;
+    }
+    let setup = Server::setup().pid_file();
+    let program = setup.folder().join("program");
+    std::os::unix::fs::symlink(programs::worker(), &program).expect("cannot make a link");
+    let journal = format!("--journal={}", setup.folder().join("journal").display());
+    let server = setup
+        .program([program.as_os_str(), journal.as_ref()])
+        .start();
+    server.wait_for_service(1);
+    fs::remove_file(&program).expect("cannot remove the program");
+    let mut restart = run(&server, &["--restart", "--pid-file=pid"]);
+    assert_eq!(restart.wait(), 1, "{}", restart.said());
+    let verdict = format!(
+        "start_server: cannot restart: generation 2 has failed to start: \
+         cannot execute {}: No such file or directory; the old one serves on",
+        program.display()
+    );
+    assert_eq!(restart.verdict()[0], verdict);
 }
 
 #[test]
@@ -697,7 +740,9 @@ fn a_fifo_in_the_place_of_the_status_file_holds_no_client_up() {
         let mut client = run(&server, &[command, "--pid-file=pid", "--timeout=20"]);
         assert_eq!(client.wait(), 1, "{}", client.said());
         assert!(
-            client.said().contains("pid.json is missing"),
+            client
+                .said()
+                .contains("pid.json cannot be read: it is not a regular file"),
             "{}",
             client.said()
         );
@@ -872,7 +917,8 @@ fn restart_ends_with_4_when_its_time_is_over_and_the_restart_goes_on() {
         "start_server: cannot wait longer for the restart of pid {}: --timeout has passed",
         server.pid()
     );
-    assert_eq!(restart.verdict(), [expected]);
+    let hint = "hint: pid.json shows how far it is, unless its disk is full";
+    assert_eq!(restart.verdict(), [expected.as_str(), hint]);
     server.wait_for_drain(first);
     held.finish();
     server.wait_for_generations(&[2]);

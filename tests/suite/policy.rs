@@ -217,11 +217,14 @@ fn assert_is_refused(etc: &Etc, transport: Transport, port: u16, cause: &str) {
         Transport::Tcp => "tcp",
         Transport::Udp => "udp",
     };
-    let expected = format!(
-        "start_server: cannot listen on {option}: {cause}\n\
-         hint: root allows it to a user by a line such as `user 65534 {kind} {port}` in {FILE}, \
-         which must belong to root, be readable by everybody and writable by root alone\n"
-    );
+    let hint = match cause.contains("grants nothing: line ") {
+        true => "a right line is like `user alice tcp 80,443` or `group dns udp 53`".to_owned(),
+        false => format!(
+            "root allows it to a user by a line such as `user 65534 {kind} {port}` in {FILE}, \
+             which must belong to root, be readable by everybody and writable by root alone"
+        ),
+    };
+    let expected = format!("start_server: cannot listen on {option}: {cause}\nhint: {hint}\n");
     let log = launched.log();
     assert!(log.ends_with(&expected), "{log}\ninstead of\n{expected}");
     assert!(!log.contains("starting new worker"), "{log}");
@@ -737,7 +740,8 @@ fn a_binder_with_a_setuid_or_setgid_bit_ends() {
         let mut command = Command::new(&before[0]);
         command.args(&before[1..]).arg(binder);
         let peer = channel::start(command);
-        peer.end()
-            .assert_refused("this program does not run with a setuid or setgid bit");
+        peer.end().assert_refused(
+            "this program does not run with a setuid or setgid bit: remove it with chmod u-s,g-s",
+        );
     }
 }

@@ -596,7 +596,10 @@ fn each_restart_is_answered_by_a_decision_of_a_later_start() {
     assert_eq!(requests(&world), [0, 1, 2]);
     assert_eq!(
         world.machine.decisions[2].verdict,
-        Verdict::Failed { status: Some(256) }
+        Verdict::Failed {
+            status: Some(256),
+            cause: None
+        }
     );
 }
 

@@ -52,9 +52,9 @@ impl Contestant {
 
     fn name(self) -> &'static str {
         match self {
-            Contestant::Timestamps => "`--log-file --log-timestamps`",
-            Contestant::Direct => "`--log-file`",
-            Contestant::Cat => "`cat` in a pipe",
+            Contestant::Timestamps => "by `--log-file --log-timestamps`",
+            Contestant::Direct => "by `--log-file`",
+            Contestant::Cat => "by `cat` in a pipe",
         }
     }
 }

@@ -1,6 +1,5 @@
 //! Unused ports of the loopback interface, each handed out once.
 
-use std::net::{Ipv4Addr, Ipv6Addr, TcpListener, UdpSocket};
 use std::ops::Range;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::{fs, process};
@@ -53,12 +52,19 @@ fn take(range: Range<u16>, next: &AtomicU32) -> u16 {
     panic!("no port in {range:?} is unused");
 }
 
+/// By looking only: a socket that was bound to find out would live on for a moment in whatever process is just being
+/// started by another thread.
 fn is_unused(port: u16) -> bool {
-    let v6_is_there = TcpListener::bind((Ipv6Addr::LOCALHOST, 0)).is_ok();
-    let v4 = Ipv4Addr::UNSPECIFIED;
-    let v6 = Ipv6Addr::UNSPECIFIED;
-    TcpListener::bind((v4, port)).is_ok()
-        && UdpSocket::bind((v4, port)).is_ok()
-        && (!v6_is_there
-            || (TcpListener::bind((v6, port)).is_ok() && UdpSocket::bind((v6, port)).is_ok()))
+    // Connections of the past do not keep anybody from a port.
+    const LISTENS: &str = "0A";
+    let end = format!(":{port:04X}");
+    ["tcp", "tcp6", "udp", "udp6"].iter().all(|protocol| {
+        let table = fs::read_to_string(format!("/proc/net/{protocol}")).unwrap_or_default();
+        table.lines().skip(1).all(|line| {
+            let mut words = line.split_whitespace().skip(1);
+            let (local, state) = (words.next(), words.nth(1));
+            let is_taken = protocol.starts_with("udp") || state == Some(LISTENS);
+            !(is_taken && local.is_some_and(|local| local.ends_with(&end)))
+        })
+    })
 }

@@ -89,15 +89,13 @@ input(type="imudp" address="127.0.0.1" port="{port}" ruleset="keep")
     }
 
     fn lines(&self) -> Vec<Line> {
-        let text = fs::read(self.folder.join("written")).unwrap_or_default();
+        let mut text = fs::read(self.folder.join("written")).unwrap_or_default();
+        // The last line may not be whole yet, nor its last character.
+        let whole = text.iter().rposition(|byte| *byte == b'\n');
+        text.truncate(whole.map_or(0, |end| end + 1));
         let text = String::from_utf8(text).expect("rsyslogd has written no UTF-8");
         assert!(!text.chars().any(|one| one.is_control() && one != '\n'));
-        // The last one may not be whole yet.
-        let whole = text.rfind('\n').map_or(0, |end| end + 1);
-        text[..whole]
-            .split_terminator('\n')
-            .map(Line::parse)
-            .collect()
+        text.split_terminator('\n').map(Line::parse).collect()
     }
 
     fn texts(&self) -> Vec<String> {

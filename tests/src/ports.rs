@@ -1,7 +1,10 @@
 //! Unused ports of the loopback interface, each handed out once.
 
+use std::collections::HashSet;
 use std::ops::Range;
+use std::sync::Mutex;
 use std::sync::atomic::{AtomicU32, Ordering};
+use std::time::{Duration, Instant};
 use std::{fs, process};
 
 /// A port above 1023 that nobody uses, for TCP and UDP, IPv4 and IPv6 alike.
@@ -52,19 +55,33 @@ fn take(range: Range<u16>, next: &AtomicU32) -> u16 {
     panic!("no port in {range:?} is unused");
 }
 
-/// By looking only: a socket that was bound to find out would live on for a moment in whatever process is just being
-/// started by another thread.
 fn is_unused(port: u16) -> bool {
+    /// Long enough that a thousand ports are not a thousand looks at very long tables.
+    const FRESH: Duration = Duration::from_millis(200);
+    static SEEN: Mutex<Option<(Instant, HashSet<u16>)>> = Mutex::new(None);
+    let mut seen = SEEN.lock().expect("another test panicked here");
+    match &*seen {
+        Some((at, used)) if at.elapsed() < FRESH => !used.contains(&port),
+        _ => !seen.insert((Instant::now(), used())).1.contains(&port),
+    }
+}
+
+/// The ports that somebody has. By looking only: a socket that was bound to find out would live on for a moment in
+/// whatever process is just being started by another thread.
+fn used() -> HashSet<u16> {
     // Connections of the past do not keep anybody from a port.
     const LISTENS: &str = "0A";
-    let end = format!(":{port:04X}");
-    ["tcp", "tcp6", "udp", "udp6"].iter().all(|protocol| {
+    let mut used = HashSet::new();
+    for protocol in ["tcp", "tcp6", "udp", "udp6"] {
         let table = fs::read_to_string(format!("/proc/net/{protocol}")).unwrap_or_default();
-        table.lines().skip(1).all(|line| {
+        for line in table.lines().skip(1) {
             let mut words = line.split_whitespace().skip(1);
             let (local, state) = (words.next(), words.nth(1));
-            let is_taken = protocol.starts_with("udp") || state == Some(LISTENS);
-            !(is_taken && local.is_some_and(|local| local.ends_with(&end)))
-        })
-    })
+            let port = local.and_then(|local| local.rsplit_once(':'));
+            if protocol.starts_with("udp") || state == Some(LISTENS) {
+                used.extend(port.and_then(|(_, port)| u16::from_str_radix(port, 16).ok()));
+            }
+        }
+    }
+    used
 }

@@ -15,6 +15,10 @@
     reason = "a benchmark that cannot go on has no figures"
 )]
 #![allow(clippy::print_stdout, reason = "the table is what it is for")]
+#![allow(
+    clippy::disallowed_methods,
+    reason = "nothing is closed that a program which is started could keep"
+)]
 
 use std::collections::BTreeMap;
 use std::fs::{self, File, OpenOptions};

@@ -20,6 +20,7 @@
 //! * [`proc`] reads uids, capabilities, masks and descriptors of any process out of /proc.
 //! * Tests never sleep. [`wait::until`] and the `wait_..` methods of [`Server`] wait for a condition; when it does not
 //!   come about they panic with the condition and the log of the server.
+//! * Programs are started with [`start::InTurn`], so that what one test closes is closed in the programs of all.
 //! * What a machine may lack is asked for with [`skip`]; the test says SKIPPED, or fails where `E2E_NO_SKIP` is set.
 //! * `START_SERVER=/usr/bin/start_server` runs the suite against another start_server, such as Server::Starter;
 //!   [`skip::original_differs`] states each promise that it does not keep.
@@ -40,6 +41,7 @@ pub mod programs;
 pub mod report;
 pub mod server;
 pub mod skip;
+pub mod start;
 pub mod wait;
 
 pub use report::Report;

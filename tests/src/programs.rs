@@ -10,6 +10,7 @@ use std::sync::OnceLock;
 use std::{env, iter};
 
 use crate::folder;
+use crate::start::InTurn;
 
 /// The environment variable that names another start_server to run the suite against.
 const ANOTHER: &str = "START_SERVER";
@@ -142,7 +143,7 @@ impl Build {
                 .iter()
                 .flat_map(|triple| iter::once("--target").chain(iter::once(triple.as_str()))),
         );
-        let output = cargo.output().expect("cannot run cargo");
+        let output = cargo.output_in_turn().expect("cannot run cargo");
         assert!(
             output.status.success(),
             "cannot build the programs:\n{}",

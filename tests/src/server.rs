@@ -24,6 +24,7 @@ use crate::client::At;
 use crate::folder::Folder;
 use crate::journal::{Entry, Happened};
 use crate::report::Report;
+use crate::start::InTurn;
 use crate::{client, proc, programs, wait};
 
 /// The user and group `nobody`.
@@ -317,7 +318,7 @@ impl Setup {
         }
         prepare(&mut command, std::mem::take(&mut self.before_exec));
         let daemon = self.options.iter().any(|option| option == "--daemonize");
-        let child = command.spawn().expect("cannot run start_server");
+        let child = command.spawn_in_turn().expect("cannot run start_server");
         Server {
             folder: self.folder,
             user: self.user,

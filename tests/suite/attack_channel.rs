@@ -11,7 +11,7 @@ use std::path::Path;
 
 use common::message::{Ask, Attempt, Confinement, Grant, Refusal, Reply, Request, Transport};
 use e2e::skip::{missing, needs_program, needs_root};
-use e2e::{ports, proc, wait};
+use e2e::{ports, proc, start, wait};
 use nix::errno::Errno;
 use nix::fcntl::OFlag;
 use nix::sys::signal::{Signal, kill};
@@ -551,6 +551,7 @@ fn an_address_that_was_left_open_is_the_only_thing_to_choose() {
 /// A socket file that nobody serves.
 fn leave_stale(path: &str) -> u64 {
     drop(UnixListener::bind(path).expect("cannot bind"));
+    start::settled();
     fs::symlink_metadata(path).expect("no socket").ino()
 }
 

@@ -18,6 +18,7 @@ use e2e::folder::Folder;
 use e2e::proc;
 use e2e::server::{NOBODY, Setup};
 use e2e::skip::{needs_program, needs_root, original_differs};
+use e2e::start::InTurn;
 use e2e::{Report, Server, client, ports, programs, wait};
 use nix::fcntl::{Flock, FlockArg, OFlag};
 use nix::pty::openpty;
@@ -702,7 +703,9 @@ fn a_start_without_any_argument_is_wrong_usage() {
         if user.is_some() && !needs_root() {
             continue;
         }
-        let output = without_arguments(user).output().expect("cannot run it");
+        let output = without_arguments(user)
+            .output_in_turn()
+            .expect("cannot run it");
         assert_eq!(output.status.code(), Some(2), "{output:?}");
         let said = String::from_utf8_lossy(&output.stderr);
         assert!(said.starts_with("start_server: "), "{said}");
@@ -780,7 +783,7 @@ fn a_supervisor_that_leads_no_session_gives_the_terminal_of_root_up_and_hears_it
         .stdin(pty.slave)
         .stdout(Stdio::null())
         .stderr(Stdio::null())
-        .spawn()
+        .spawn_in_turn()
         .expect("cannot run setsid");
     let worker = wait::until("the worker reports", String::new, || {
         let text = fs::read_to_string(&report).ok()?;

@@ -12,7 +12,7 @@ use std::thread::{self, JoinHandle};
 
 use e2e::folder::{Folder, snapshot};
 use e2e::server::{NOBODY, Setup};
-use e2e::{Server, ports, wait};
+use e2e::{Server, ports, start, wait};
 use nix::sys::signal::Signal;
 use nix::sys::stat::{Mode, SFlag, makedev, mknod};
 use nix::unistd::{Gid, Uid, mkfifo, setfsgid, setfsuid};
@@ -123,7 +123,10 @@ impl Thing {
                 symlink(outside.join(name), path).expect("cannot make the link");
             }
             Thing::Served => served = Some(UnixListener::bind(path).expect("cannot bind")),
-            Thing::Stale => drop(UnixListener::bind(path).expect("cannot bind")),
+            Thing::Stale => {
+                drop(UnixListener::bind(path).expect("cannot bind"));
+                start::settled();
+            }
         }
         let mode = match self {
             Thing::Link(_) | Thing::Dangling(_) => None,

@@ -11,6 +11,7 @@ use std::sync::OnceLock;
 use e2e::folder::Folder;
 use e2e::server::{NOBODY, Setup};
 use e2e::skip::{needs_program, needs_root, original_differs};
+use e2e::start::InTurn;
 use e2e::{Server, ports, proc, programs, wait};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::{Gid, Pid, Uid, chown};
@@ -39,7 +40,7 @@ fn as_nobody(program: &Path, arguments: &[&str]) -> Results {
         .args(&AS_NOBODY[1..])
         .arg(program)
         .args(arguments)
-        .output()
+        .output_in_turn()
         .expect("cannot run the attacker");
     serde_json::from_slice(&output.stdout).expect("not JSON")
 }

@@ -9,6 +9,7 @@ use std::process::Output;
 use std::time::{Duration, Instant};
 
 use e2e::skip::original_differs;
+use e2e::start::InTurn;
 use e2e::{Server, Setup, client, ports, proc, programs, wait};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
@@ -87,7 +88,10 @@ fn numbers(text: &str, length: usize, stamped: bool) -> BTreeMap<u32, Vec<usize>
 
 fn reopen(server: &Server, more: &[&str]) -> Output {
     let mut client = server.client(["--reopen", "--pid-file=pid"]);
-    client.args(more).output().expect("cannot run the client")
+    client
+        .args(more)
+        .output_in_turn()
+        .expect("cannot run the client")
 }
 
 fn error_of(output: &Output) -> String {
@@ -331,7 +335,7 @@ fn reopen_tells_by_its_exit_code_what_became_of_it() {
     ] {
         let output = server
             .client(words.iter().copied())
-            .output()
+            .output_in_turn()
             .expect("cannot run it");
         assert_eq!(output.status.code(), Some(2), "{words:?}");
         let error = error_of(&output);
@@ -610,7 +614,7 @@ fn the_last_lines_of_a_worker_that_failed_are_in_the_verdict_and_told_by_restart
         accepted(&server);
         fs::write(&failing, "").expect("cannot write a file");
         let mut client = server.client(["--restart", "--pid-file=pid"]);
-        let output = client.output().expect("cannot run the client");
+        let output = client.output_in_turn().expect("cannot run the client");
         let error = error_of(&output);
         assert_eq!(output.status.code(), Some(1), "{error}");
         let told: Vec<String> = error

@@ -18,6 +18,7 @@ use common::wire;
 use e2e::folder::Folder;
 use e2e::server::NOBODY;
 use e2e::skip::{needs_root, original_differs};
+use e2e::start::InTurn;
 use e2e::{ports, proc, programs, wait};
 use nix::sys::signal::{Signal, kill};
 use nix::sys::socket::{
@@ -74,7 +75,7 @@ pub fn spawn(mut command: Command, stdin: Stdio) -> Child {
         .stdin(stdin)
         .stdout(Stdio::null())
         .stderr(Stdio::piped());
-    command.spawn().expect("cannot run the binder")
+    command.spawn_in_turn().expect("cannot run the binder")
 }
 
 pub fn wait_for_end(child: &mut Child) -> End {

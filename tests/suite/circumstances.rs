@@ -8,6 +8,7 @@ use std::process::{Command, Stdio};
 use common::channel::Channel;
 use common::message::{Allow, Grant, Identity, Reply, Request, SocketFile};
 use e2e::skip::{needs_program, needs_root, original_differs};
+use e2e::start::InTurn;
 use e2e::{Server, ports, proc, programs, wait};
 use nix::fcntl::OFlag;
 use nix::pty::openpty;
@@ -69,7 +70,7 @@ fn a_list_with_root_as_the_user_is_refused_with_paths_too() {
     let mut child = Command::new(programs::binder())
         .stdin(Stdio::from(theirs))
         .stderr(Stdio::piped())
-        .spawn()
+        .spawn_in_turn()
         .unwrap();
     let identity = Some(Identity {
         uid: 0,
@@ -236,7 +237,7 @@ fn a_terminal_of_root_can_neither_be_read_nor_typed_into_by_a_worker() {
         .stdin(terminal.try_clone().unwrap())
         .stdout(terminal.try_clone().unwrap())
         .stderr(terminal)
-        .spawn()
+        .spawn_in_turn()
         .unwrap();
     let supervisor = nix::unistd::Pid::from_raw(i32::try_from(child.id()).unwrap());
     let worker = wait::until(
@@ -310,7 +311,7 @@ fn keys_of_roots_session_are_not_the_workers() {
     };
     // SAFETY: it makes system calls only.
     unsafe { command.pre_exec(prepare) };
-    command.status().unwrap();
+    command.status_in_turn().unwrap();
     let keys = fs::read_to_string(folder.path().join("keys")).unwrap();
     assert!(!keys.contains(&secret), "{keys}");
 }

@@ -9,6 +9,7 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
 use e2e::skip::{needs_program, needs_root, original_differs};
+use e2e::start::InTurn;
 use e2e::{Report, Server, Setup, Worker, client, ports, proc, programs, wait};
 use nix::fcntl::{Flock, FlockArg};
 use nix::sys::signal::{Signal, kill};
@@ -49,7 +50,7 @@ impl Client {
             .stdin(Stdio::null())
             .stdout(file)
             .stderr(copy)
-            .spawn()
+            .spawn_in_turn()
             .expect("cannot run the client");
         Client {
             child,
@@ -173,7 +174,7 @@ impl Innocent {
             .arg("--catch=HUP,TERM,WINCH")
             .env_clear()
             .stdin(Stdio::null())
-            .spawn()
+            .spawn_in_turn()
             .expect("cannot run the worker");
         let innocent = Innocent { child, journal };
         innocent.wait_for("serves");
@@ -680,7 +681,7 @@ fn root_signals_no_process_for_somebody_who_could_not() {
     // A process of root, which this test holds the lock for as if it were a server.
     let mut victim = Command::new("sleep")
         .arg("600")
-        .spawn()
+        .spawn_in_turn()
         .expect("cannot run sleep");
     for (owner, mode, link) in [
         (e2e::server::NOBODY, 0o644, false),
@@ -705,7 +706,7 @@ fn root_signals_no_process_for_somebody_who_could_not() {
             let output = Command::new(programs::start_server())
                 .args([command, "--timeout=10"])
                 .arg(format!("--pid-file={}", path.display()))
-                .output()
+                .output_in_turn()
                 .expect("cannot run the client");
             let said = String::from_utf8_lossy(&output.stderr).into_owned();
             assert_eq!(output.status.code(), Some(1), "{said}");

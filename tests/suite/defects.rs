@@ -18,6 +18,7 @@ use std::path::Path;
 use std::process::{Child, ExitStatus};
 use std::time::{Duration, Instant};
 
+use e2e::start::InTurn;
 use e2e::{Report, Server, Setup, Worker, proc, programs};
 use nix::sys::signal::Signal;
 use nix::unistd::Pid;
@@ -111,7 +112,10 @@ pub fn client(server: &Server, arguments: &[&str]) -> Child {
         .open(server.folder().join("log"))
         .expect("cannot open the log");
     let mut client = server.client(arguments.iter().copied());
-    client.stderr(log).spawn().expect("cannot run a client")
+    client
+        .stderr(log)
+        .spawn_in_turn()
+        .expect("cannot run a client")
 }
 
 /// The exit code of such a client.

@@ -8,6 +8,7 @@ use std::process::Command;
 
 use e2e::server::NOBODY;
 use e2e::skip::{missing, needs_root, original_differs};
+use e2e::start::InTurn;
 use e2e::{Server, Setup, ports, proc};
 use nix::sys::signal::Signal;
 
@@ -68,7 +69,10 @@ impl Disk {
 impl Drop for Disk {
     fn drop(&mut self) {
         // Lazily, since what is still open there must not keep it.
-        let unmounted = Command::new("umount").arg("--lazy").arg(&self.0).status();
+        let unmounted = Command::new("umount")
+            .arg("--lazy")
+            .arg(&self.0)
+            .status_in_turn();
         drop(unmounted);
     }
 }
@@ -78,7 +82,7 @@ fn mount(words: &[&str], path: &Path) -> Result<(), String> {
     let output = Command::new("mount")
         .args(words)
         .arg(path)
-        .output()
+        .output_in_turn()
         .map_err(|error| error.to_string())?;
     match output.status.success() {
         true => Ok(()),

@@ -6,6 +6,7 @@ use std::os::unix::net::UnixListener;
 
 use e2e::client::{self, Load};
 use e2e::skip::{needs_ipv6, needs_root, original_differs};
+use e2e::start::InTurn;
 use e2e::{Report, Server, Setup, ports, proc, programs, wait};
 use nix::sys::signal::{Signal, kill};
 
@@ -442,7 +443,7 @@ fn a_daemon_keeps_its_unix_socket_until_it_is_stopped() {
         assert_eq!(server.ask(&path).generation, Some(2));
         let status = server
             .client(["--stop", "--pid-file=pid"])
-            .status()
+            .status_in_turn()
             .expect("cannot run the client");
         assert!(status.success());
         wait::until(

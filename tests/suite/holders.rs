@@ -6,6 +6,7 @@ use std::process;
 
 use e2e::server::Setup;
 use e2e::skip::{needs_ipv6, needs_root, original_differs};
+use e2e::start::InTurn;
 use e2e::{Server, client, ports, proc, programs};
 use nix::sys::signal::Signal;
 use nix::unistd::{Pid, Uid};
@@ -125,7 +126,7 @@ fn of_sockets_at_the_same_relative_path_only_the_one_in_the_same_directory_count
          hint: it is held by pid {worker} (worker); {TAIL}\n"
     );
     let mut second = first.client(["--path=socket", "--start-limit=1", "--", "false"]);
-    let second = second.output().expect("cannot run start_server");
+    let second = second.output_in_turn().expect("cannot run start_server");
     let said = String::from_utf8(second.stderr).expect("not UTF-8");
     assert!(said.ends_with(&expected), "{said}");
     assert_eq!(second.status.code(), Some(1));

@@ -5,6 +5,8 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
+use e2e::start::InTurn;
+
 fn top() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR"))
         .parent()
@@ -86,7 +88,7 @@ fn packages_of_the_binder(edges: &str) -> BTreeSet<String> {
         .args(["--edges", edges])
         .args(["--prefix", "none", "--format", "{p}"])
         .current_dir(top())
-        .output()
+        .output_in_turn()
         .expect("cannot run cargo");
     assert!(
         output.status.success(),
@@ -168,7 +170,7 @@ fn every_package_comes_from_the_registry_and_under_a_permissive_licence() {
     let output = Command::new(env!("CARGO"))
         .args(["metadata", "--locked", "--format-version", "1"])
         .current_dir(top())
-        .output()
+        .output_in_turn()
         .expect("cannot run cargo");
     let metadata: serde_json::Value =
         serde_json::from_slice(&output.stdout).expect("cargo prints JSON");

@@ -9,6 +9,7 @@ use std::sync::atomic::{AtomicU32, Ordering};
 
 use e2e::folder::Folder;
 use e2e::server::NOBODY;
+use e2e::start::InTurn;
 use e2e::{Report, proc, programs, wait};
 use nix::sys::signal::{Signal, killpg};
 use nix::unistd::{Gid, Pid, Uid};
@@ -57,7 +58,7 @@ pub fn launch_program(before: &[&str], program: &Path, arguments: &[&str]) -> La
         .stdout(log.try_clone().expect("cannot duplicate a descriptor"))
         .stderr(log)
         .process_group(0);
-    let child = command.spawn().expect("cannot run start_server");
+    let child = command.spawn_in_turn().expect("cannot run start_server");
     Launched {
         folder,
         child,
@@ -214,7 +215,7 @@ pub fn make_directory(path: &Path, mode: u32, owner: u32) {
 #[track_caller]
 pub fn install(program: &Path, folder: &Path, name: &str) -> PathBuf {
     let copy = folder.join(name);
-    let copied = Command::new("cp").arg(program).arg(&copy).status();
+    let copied = Command::new("cp").arg(program).arg(&copy).status_in_turn();
     assert!(
         copied.expect("cannot run cp").success(),
         "cannot copy {}",

@@ -14,6 +14,7 @@ use common::message::{Ask, Grant, Refusal, Reply, Request, Transport};
 use e2e::folder::Folder;
 use e2e::server::NOBODY;
 use e2e::skip::{missing, needs_program, needs_root, original_differs};
+use e2e::start::InTurn;
 use e2e::{Report, ports, proc, programs, wait};
 use nix::sys::stat::Mode;
 use nix::unistd::{Gid, Uid, mkfifo};
@@ -62,7 +63,7 @@ pub fn set_capability(program: &Path) {
     let set = Command::new("setcap")
         .arg("cap_net_bind_service=ep")
         .arg(program)
-        .status();
+        .status_in_turn();
     assert!(set.expect("cannot run setcap").success());
 }
 
@@ -587,7 +588,7 @@ fn a_user_namespace_of_the_asker_gains_nothing() {
         .args(&before[1..])
         .args(own)
         .arg("true")
-        .status();
+        .status_in_turn();
     if !can.expect("cannot run unshare").success() {
         missing("needs user namespaces");
         return;

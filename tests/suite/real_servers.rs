@@ -12,6 +12,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread::{self, JoinHandle};
 
 use e2e::skip::{missing, needs_program, needs_root, original_differs};
+use e2e::start::InTurn;
 use e2e::{Server, Setup, Worker, ports, proc, wait};
 use nix::sys::signal::Signal;
 use nix::unistd::Pid;
@@ -385,7 +386,9 @@ fn can_run(recipe: &Recipe) -> bool {
 /// Whether Perl has this server for plackup.
 fn needs_plack_server(name: &str) -> bool {
     let module = format!("-MPlack::Handler::{name}");
-    let found = Command::new("perl").args([&module, "-e", ""]).output();
+    let found = Command::new("perl")
+        .args([&module, "-e", ""])
+        .output_in_turn();
     found.is_ok_and(|output| output.status.success())
         || missing(&format!("needs {name}, which is not installed"))
 }

@@ -6,6 +6,7 @@ use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
 use e2e::skip::{find_program, needs_program, original_differs};
+use e2e::start::InTurn;
 use e2e::{Server, Setup, client, ports, proc, wait};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
@@ -58,7 +59,7 @@ input(type="imudp" address="127.0.0.1" port="{port}" ruleset="keep")
             .stdin(Stdio::null())
             .stdout(output.try_clone().expect("cannot duplicate"))
             .stderr(output)
-            .spawn()
+            .spawn_in_turn()
             .expect("cannot run rsyslogd");
         let daemon = Rsyslogd {
             folder: folder.to_owned(),

@@ -9,6 +9,7 @@ use std::process::{Child, Command, ExitStatus};
 
 use e2e::server::{NOBODY, Server};
 use e2e::skip::{needs_program, needs_root, original_differs};
+use e2e::start::InTurn;
 use e2e::{proc, programs, wait};
 use nix::fcntl::{FcntlArg, fcntl};
 use nix::sys::signal::{Signal, kill};
@@ -257,7 +258,7 @@ impl Held {
         }
         let child = command
             .stderr(theirs)
-            .spawn()
+            .spawn_in_turn()
             .expect("cannot run start_server");
         Held {
             child,

@@ -11,7 +11,8 @@ use std::process::Command;
 use std::time::{Duration, Instant};
 
 use e2e::skip::original_differs;
-use e2e::{Server, Setup, client, ports, proc, wait};
+use e2e::start::InTurn;
+use e2e::{Server, Setup, client, ports, proc, start, wait};
 use nix::poll::{PollTimeout, poll};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
@@ -521,7 +522,7 @@ fn a_record_of_rfc_3164_has_the_local_time() {
         let output = Command::new("date")
             .arg("+%b %e %H:%M:%S")
             .envs([("TZ", ZONE), ("LC_ALL", "C")])
-            .output()
+            .output_in_turn()
             .expect("cannot run date");
         let text = String::from_utf8(output.stdout).expect("text");
         text.trim_end().to_owned()
@@ -821,6 +822,7 @@ fn a_daemon_that_is_replaced_gets_what_follows_and_nothing_is_lost() {
         write(port, "stdout", &format!("first of round {round}"));
         daemon.wait_for(&format!("first of round {round}"));
         drop(daemon);
+        start::settled();
         if round > 0 {
             // Nobody is there for a while.
             for line in 0..50 {

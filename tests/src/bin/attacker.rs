@@ -17,6 +17,10 @@
     clippy::print_stdout,
     reason = "a fixture fails by panicking"
 )]
+#![allow(
+    clippy::disallowed_methods,
+    reason = "it is no process of the tests and has one thread"
+)]
 
 use std::collections::BTreeMap;
 use std::fs;

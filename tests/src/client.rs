@@ -289,6 +289,20 @@ fn run_client(at: &At, stopped: &AtomicBool, successes: &AtomicU64) -> Outcome {
     outcome
 }
 
+/// Lets the fixture worker write a line to `stdout` or `stderr`.
+#[track_caller]
+pub fn write(port: u16, stream: &str, line: &str) {
+    request(port, &format!("{stream} {line}")).expect("the worker does not answer");
+}
+
+/// Lets the fixture worker write so many numbered lines of this length; returns how long the slowest write took.
+#[track_caller]
+pub fn burst(port: u16, count: usize, length: usize, stream: &str) -> Duration {
+    let answer = request(port, &format!("burst {count} {length} {stream}"))
+        .expect("the worker does not answer");
+    Duration::from_micros(answer.parse().expect("microseconds"))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

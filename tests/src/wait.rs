@@ -30,3 +30,8 @@ pub fn until<T>(
         thread::sleep(PAUSE);
     }
 }
+
+/// For promises on a period in which nothing happens: there is no condition to wait for.
+pub fn let_pass(period: Duration) {
+    thread::sleep(period);
+}

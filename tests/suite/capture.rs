@@ -8,8 +8,10 @@ use std::path::Path;
 use std::process::Output;
 use std::time::{Duration, Instant};
 
+use e2e::client::{burst, write};
 use e2e::skip::original_differs;
 use e2e::start::InTurn;
+use e2e::wait::let_pass;
 use e2e::{Server, Setup, client, ports, proc, programs, wait};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
@@ -35,10 +37,6 @@ fn accepted(server: &Server) -> Pid {
 fn read(path: &Path) -> String {
     let bytes = fs::read(path).unwrap_or_default();
     String::from_utf8_lossy(&bytes).into_owned()
-}
-
-fn write(port: u16, stream: &str, line: &str) {
-    client::request(port, &format!("{stream} {line}")).expect("the worker does not answer");
 }
 
 /// A worker that writes numbered lines until it is told to end.
@@ -96,12 +94,6 @@ fn reopen(server: &Server, more: &[&str]) -> Output {
 
 fn error_of(output: &Output) -> String {
     String::from_utf8_lossy(&output.stderr).into_owned()
-}
-
-/// For promises on a period in which nothing happens: there is no condition to wait for.
-fn let_pass(period: Duration) {
-    let timeout = nix::poll::PollTimeout::try_from(period).expect("a short time");
-    nix::poll::poll(&mut [], timeout).expect("cannot wait");
 }
 
 // A log file.
@@ -490,6 +482,40 @@ fn kill_log_commands(options: &[&str], stamped: bool) {
         !text.contains("died unexpectedly"),
         "it was taken for a worker"
     );
+}
+
+#[test]
+fn a_log_command_that_reads_late_gets_the_last_lines_at_the_end() {
+    if !is_ours() {
+        return;
+    }
+    let (setup, port) = setup();
+    let [gate, kept] = ["gate", "kept"].map(|name| setup.folder().join(name));
+    nix::unistd::mkfifo(&gate, nix::sys::stat::Mode::from_bits_truncate(0o666))
+        .expect("cannot make a fifo");
+    let command = format!(
+        "--log-file=| read line <{}; exec cat >>{}",
+        gate.display(),
+        kept.display()
+    );
+    let mut server = setup.option(command).option("--log-timestamps").start();
+    accepted(&server);
+    // More than a pipe holds.
+    const COUNT: usize = 3000;
+    burst(port, COUNT, 100, "stderr");
+    server.signal(Signal::SIGTERM);
+    server.wait_until("its workers are gone", |server| server.workers().is_empty());
+    // As long as the start of a command can take on a loaded machine.
+    let_pass(Duration::from_secs(2));
+    fs::write(&gate, "go\n").expect("cannot open the gate");
+    assert!(server.wait_exit().success());
+    wait::until(
+        "the last line is kept",
+        || format!("{} bytes", read(&kept).len()),
+        || read(&kept).ends_with("exiting\n").then_some(()),
+    );
+    let found = numbers(&read(&kept), 100, true);
+    assert!(found[&1].iter().copied().eq(1..=COUNT));
 }
 
 #[test]

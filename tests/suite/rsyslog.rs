@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
+use e2e::client::{burst, write};
 use e2e::skip::{find_program, needs_program, original_differs};
 use e2e::start::InTurn;
 use e2e::{Server, Setup, client, ports, proc, wait};
@@ -206,16 +207,6 @@ fn accepted(server: &Server) -> Pid {
     server.wait_for_service(1).pid
 }
 
-fn write(port: u16, stream: &str, line: &str) {
-    client::request(port, &format!("{stream} {line}")).expect("the worker does not answer");
-}
-
-fn burst(port: u16, count: usize) -> Duration {
-    let answer = client::request(port, &format!("burst {count} 100 stdout"))
-        .expect("the worker does not answer");
-    Duration::from_micros(answer.parse().expect("microseconds"))
-}
-
 #[test]
 fn rsyslogd_finds_facility_severity_tag_pid_and_generation() {
     if !can_run() {
@@ -343,7 +334,7 @@ fn a_burst_reaches_rsyslogd_in_order_or_what_is_lost_adds_up() {
     let rsyslogd = Rsyslogd::start(setup.folder(), ports::udp());
     let server = setup.start();
     accepted(&server);
-    burst(port, COUNT);
+    burst(port, COUNT, 100, "stdout");
     let (numbers, lost) = rsyslogd.wait_for_burst(COUNT);
     assert_eq!(numbers.len() + lost, COUNT);
     assert!(numbers.is_sorted_by(|one, next| one < next));
@@ -363,7 +354,7 @@ fn a_stopped_rsyslogd_holds_up_neither_writers_nor_a_restart() {
     let slowest_write = || {
         let mut flow = client::connect(port).expect("cannot connect");
         flow.send("flow 100 stdout 0").expect("cannot send");
-        let slowest = burst(port, COUNT);
+        let slowest = burst(port, COUNT, 100, "stdout");
         flow.send("").expect("cannot send");
         let answer = flow.receive().expect("no answer");
         let numbers: Vec<u64> = answer
@@ -441,7 +432,7 @@ fn an_rsyslogd_that_is_killed_and_started_again_gets_what_follows_and_the_count_
     write(port, "stdout", "before");
     rsyslogd.wait_for("gen 1: before");
     rsyslogd.kill();
-    burst(port, COUNT);
+    burst(port, COUNT, 100, "stdout");
     let rsyslogd = Rsyslogd::start(&folder, ports::udp());
     let began = Instant::now();
     wait::until(

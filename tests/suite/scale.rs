@@ -7,8 +7,8 @@ use std::time::Duration;
 
 use e2e::server::NOBODY;
 use e2e::skip::{missing, original_differs};
+use e2e::wait::let_pass;
 use e2e::{Report, Server, Setup, client, ports, proc, programs};
-use nix::poll::{PollTimeout, poll};
 use nix::sys::resource::Resource;
 use nix::sys::stat::Mode;
 use nix::unistd::{Pid, Uid, mkfifo};
@@ -247,10 +247,4 @@ fn an_idle_server_does_not_wake_up() {
     assert_eq!(server.ask(port).generation, Some(2));
     server.restart();
     assert!(proc::context_switches(server.pid()) > before);
-}
-
-/// For promises on a period in which nothing happens: there is no condition to wait for.
-fn let_pass(period: Duration) {
-    let timeout = PollTimeout::try_from(period).expect("a short time");
-    poll(&mut [], timeout).expect("cannot wait");
 }

@@ -10,10 +10,11 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::{Duration, Instant};
 
+use e2e::client::{burst, write};
 use e2e::skip::original_differs;
 use e2e::start::InTurn;
+use e2e::wait::let_pass;
 use e2e::{Server, Setup, client, ports, proc, start, wait};
-use nix::poll::{PollTimeout, poll};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
@@ -349,27 +350,10 @@ fn accepted(server: &Server) -> Pid {
     server.wait_for_service(1).pid
 }
 
-fn write(port: u16, stream: &str, line: &str) {
-    client::request(port, &format!("{stream} {line}")).expect("the worker does not answer");
-}
-
 /// Lets the worker write these very bytes.
 fn write_raw(port: u16, stream: &str, bytes: &[u8]) {
     let hex: String = bytes.iter().map(|byte| format!("{byte:02x}")).collect();
     client::request(port, &format!("raw {stream} {hex}")).expect("the worker does not answer");
-}
-
-/// How long the slowest write of a burst took.
-fn burst(port: u16, count: usize, length: usize, stream: &str) -> Duration {
-    let answer = client::request(port, &format!("burst {count} {length} {stream}"))
-        .expect("the worker does not answer");
-    Duration::from_micros(answer.parse().expect("microseconds"))
-}
-
-/// For promises on a period in which nothing happens: there is no condition to wait for.
-fn let_pass(period: Duration) {
-    let timeout = PollTimeout::try_from(period).expect("a short time");
-    poll(&mut [], timeout).expect("cannot wait");
 }
 
 fn is_syslog_of_ours() -> bool {

@@ -109,14 +109,21 @@ impl LogCommand {
 
     /// Starts it again if that is due.
     pub fn start_again(&mut self, now: Instant) {
-        if self.deadline().is_some_and(|deadline| deadline <= now) {
+        if self.is_due(now) {
             self.spawn_or_say();
         }
     }
 
-    /// At the end somebody must read what is in the pipe.
-    pub fn start_for_the_rest(&mut self) {
-        if self.child.is_none() {
+    fn is_due(&self, now: Instant) -> bool {
+        self.deadline().is_some_and(|deadline| deadline <= now)
+    }
+
+    /// At the end somebody must read what is in the pipe: if nobody does, at once, and again when that is due.
+    pub fn start_for_the_rest(&mut self, is_first: bool) {
+        // Nobody else waits for children any more.
+        self.child
+            .take_if(|child| matches!(child.try_wait(), Ok(Some(_))));
+        if self.child.is_none() && (is_first || self.is_due(Instant::now())) {
             self.spawn_or_say();
         }
     }

@@ -22,7 +22,7 @@ use std::io::{self, Write};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::PathBuf;
 use std::rc::Rc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, ppoll};
@@ -48,8 +48,17 @@ const MOST_WAITING: usize = 1 << 20;
 /// The same for our own lines, which need not be lost behind theirs.
 const MOST_WITH_OURS: usize = 8 << 20;
 
-/// How long whoever reads the log may take to read the last lines.
-const LAST_MOMENT: std::time::Duration = std::time::Duration::from_secs(1);
+/// How long the end waits for a syslog daemon that takes nothing more.
+const LAST_MOMENT: Duration = Duration::from_secs(1);
+
+/// The same for a log command, which may have to be started first: nothing is lost as long as it reads.
+const LAST_LINES: Duration = Duration::from_secs(5);
+
+/// How long the end takes at the most, however little is read at a time.
+const LONGEST_END: Duration = Duration::from_secs(10);
+
+/// How often a log command is looked after meanwhile.
+const LOOK: Duration = Duration::from_millis(200);
 
 thread_local! {
     /// The one place that all lines go through; the superdaemon has one thread.
@@ -112,7 +121,7 @@ pub fn complain(failure: &Failure) {
             true,
         );
     });
-    write_rest();
+    write_rest(|| {});
 }
 
 /// The same where the launcher of a daemon will show it: here it is for the log alone.
@@ -127,7 +136,7 @@ pub fn keep(failure: &Failure) {
             false,
         );
     });
-    write_rest();
+    write_rest(|| {});
 }
 
 /// Our own sentences are not to be seen on standard error.
@@ -167,14 +176,23 @@ fn unread() -> Vec<Rc<dyn AsFd>> {
     })
 }
 
-/// At the end: whoever reads gets a moment for the last lines.
-fn write_rest() {
-    let deadline = Instant::now() + LAST_MOMENT;
+/// At the end: whoever reads gets the time for the last lines that it makes use of. `look_after` is called again and
+/// again meanwhile.
+fn write_rest(mut look_after: impl FnMut()) {
+    let began = Instant::now();
+    let (mut moved_at, mut left) = (began, usize::MAX);
     loop {
+        look_after();
         flush();
+        let now = Instant::now();
+        let (still_left, patience) = OUT.with_borrow(Out::left);
+        if still_left < left {
+            (moved_at, left) = (now, still_left);
+        }
         let unread = unread();
-        let left = deadline.saturating_duration_since(Instant::now());
-        if unread.is_empty() || left.is_zero() {
+        let end = (moved_at + patience).min(began + LONGEST_END);
+        let timeout = end.saturating_duration_since(now).min(LOOK);
+        if unread.is_empty() || timeout.is_zero() {
             return;
         }
         let writable = |one: &Rc<dyn AsFd>| one.as_fd().try_clone_to_owned();
@@ -189,7 +207,7 @@ fn write_rest() {
             .iter()
             .map(|one| PollFd::new(one.as_fd(), PollFlags::POLLOUT))
             .collect();
-        match ppoll(&mut sources, Some(TimeSpec::from_duration(left)), None) {
+        match ppoll(&mut sources, Some(TimeSpec::from_duration(timeout)), None) {
             Ok(_) | Err(Errno::EINTR) => {}
             Err(_) => return,
         }
@@ -298,6 +316,18 @@ impl Out {
                 // A full pipe: the rest waits until it can be written.
                 Err(_) => return,
             }
+        }
+    }
+
+    /// How much waits for whoever reads (bytes for a log command, records for syslog), and how long the end waits for
+    /// the next of it to be taken.
+    fn left(&self) -> (usize, Duration) {
+        let records = self.syslog.as_ref().map_or(0, Syslog::waiting);
+        match &self.target {
+            Target::Command { waiting, .. } if !waiting.is_empty() => {
+                (waiting.len() + records, LAST_LINES)
+            }
+            _ => (records, LAST_MOMENT),
         }
     }
 
@@ -568,10 +598,12 @@ impl Log {
     /// At the end: somebody must read what waits, and gets a moment for that.
     pub fn end(&mut self) {
         self.read_all();
-        if let LogFile::Command(command) = &mut self.target {
-            command.start_for_the_rest();
-        }
-        write_rest();
+        let mut is_first = true;
+        write_rest(|| {
+            if let LogFile::Command(command) = &mut self.target {
+                command.start_for_the_rest(std::mem::take(&mut is_first));
+            }
+        });
     }
 }
 

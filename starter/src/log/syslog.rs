@@ -326,8 +326,9 @@ impl Syslog {
         Some((place, cause))
     }
 
-    pub fn is_waiting(&self) -> bool {
-        !self.queue.is_empty()
+    /// How many records wait.
+    pub fn waiting(&self) -> usize {
+        self.queue.len()
     }
 
     /// What to wait for until it can be written to.
@@ -337,7 +338,7 @@ impl Syslog {
 
     /// When [`Syslog::flush`] is to be called again without that.
     pub fn deadline(&self) -> Option<Instant> {
-        self.retry_at.filter(|_| self.is_waiting())
+        self.retry_at.filter(|_| self.waiting() > 0)
     }
 }
 

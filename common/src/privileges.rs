@@ -44,7 +44,8 @@ pub enum Bounding {
 /// From root to `identity`, with no capability but `keep`.
 ///
 /// The order: the bounding set first, because emptying it takes `CAP_SETPCAP`; groups before the user, because
-/// changing them takes root; the capabilities last, because the change of user clears the effective ones.
+/// changing them takes root; the session keyring before the user, because whoever has the user can use its quota of
+/// keys up; the capabilities last, because the change of user clears the effective ones.
 pub fn become_user(identity: &Identity, keep: &[Capability]) -> Result<Bounding, PrivilegeError> {
     if identity.uid == 0 {
         return Err(PrivilegeError("the user to become is root".into()));
@@ -58,8 +59,8 @@ pub fn become_user(identity: &Identity, keep: &[Capability]) -> Result<Bounding,
     let groups: Vec<Gid> = identity.groups.iter().copied().map(Gid::from_raw).collect();
     setgroups(&groups).map_err(cannot("set the supplementary groups"))?;
     setresgid(gid, gid, gid).map_err(cannot("set the group"))?;
-    setresuid(uid, uid, uid).map_err(cannot("set the user"))?;
     leave_session_keyring().map_err(cannot("leave the session keyring"))?;
+    setresuid(uid, uid, uid).map_err(cannot("set the user"))?;
     confine(keep)?;
     prove_identity(uid, gid, &groups)?;
     prove_capabilities(keep, bounding)?;

@@ -1,8 +1,10 @@
 //! Less usual circumstances, each of which once made a difference that it must not make.
 
+use std::ffi::CString;
 use std::fs;
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::net::UnixListener;
+use std::os::unix::process::CommandExt;
 use std::process::{Command, Stdio};
 
 use common::channel::Channel;
@@ -10,6 +12,7 @@ use common::message::{Allow, Grant, Identity, Reply, Request, SocketFile};
 use e2e::skip::{needs_program, needs_root, original_differs};
 use e2e::start::InTurn;
 use e2e::{Server, ports, proc, programs, wait};
+use nix::errno::Errno;
 use nix::fcntl::OFlag;
 use nix::pty::openpty;
 use nix::sys::signal::Signal;
@@ -262,59 +265,100 @@ fn a_terminal_of_root_can_neither_be_read_nor_typed_into_by_a_worker() {
     assert_eq!(modes, [OFlag::O_WRONLY; 2]);
 }
 
-#[test]
+/// A session keyring of its own for the process that this command starts.
 #[expect(
     unsafe_code,
     reason = "neither the standard library nor nix reaches keyrings"
 )]
+fn in_a_session_of_keys(command: &mut Command) -> &mut Command {
+    let join = || {
+        let nothing = std::ptr::null::<libc::c_char>();
+        // SAFETY: without a name it reads no memory.
+        let joined =
+            unsafe { libc::syscall(libc::SYS_keyctl, libc::KEYCTL_JOIN_SESSION_KEYRING, nothing) };
+        Errno::result(joined)?;
+        Ok(())
+    };
+    // SAFETY: it makes a system call only.
+    unsafe { command.pre_exec(join) }
+}
+
+/// Keys in that session: as many as wanted, or as the quota of the user lets it have.
+#[expect(
+    unsafe_code,
+    reason = "neither the standard library nor nix reaches keyrings"
+)]
+fn with_keys<'a>(command: &'a mut Command, name: &str, most: usize) -> &'a mut Command {
+    const SESSION: i32 = -3;
+    let names: Vec<CString> = (0..most)
+        .map(|number| CString::new(format!("{name}{number}")).unwrap())
+        .collect();
+    let add = move || {
+        let (kind, payload) = (c"user".as_ptr(), c"x".as_ptr());
+        for name in &names {
+            let name = name.as_ptr();
+            // SAFETY: the texts end with a NUL, and the payload has the length that is given.
+            let added =
+                unsafe { libc::syscall(libc::SYS_add_key, kind, name, payload, 1, SESSION) };
+            match Errno::result(added) {
+                Err(Errno::EDQUOT) => break,
+                result => result.map(drop)?,
+            }
+        }
+        Ok(())
+    };
+    // SAFETY: it makes system calls only.
+    unsafe { command.pre_exec(add) }
+}
+
+#[test]
 fn keys_of_roots_session_are_not_the_workers() {
-    use std::os::unix::process::CommandExt;
     if original_differs("its workers are root's anyway") || !needs_root() {
         return;
     }
     let folder = ordinary_folder();
     let secret = format!("e2e-secret-{}", std::process::id());
-    let description = std::ffi::CString::new(secret.clone()).unwrap();
     let mut command = Command::new(programs::start_server());
     command
-        .args([
-            "--user=nobody",
-            "--start-limit=1",
-            "--",
-            "sh",
-            "-c",
-            "cat /proc/keys > keys; exit 1",
-        ])
-        .current_dir(folder.path())
-        .stderr(Stdio::null());
-    let prepare = move || {
-        const SESSION: i32 = -3;
-        let nothing = std::ptr::null::<libc::c_char>();
-        // SAFETY: without a name it reads no memory.
-        let joined =
-            unsafe { libc::syscall(libc::SYS_keyctl, libc::KEYCTL_JOIN_SESSION_KEYRING, nothing) };
-        nix::errno::Errno::result(joined)?;
-        let (kind, payload) = (c"user".as_ptr(), c"x".as_ptr());
-        // SAFETY: both texts end with a NUL, and the payload has the length that is given.
-        let added = unsafe {
-            libc::syscall(
-                libc::SYS_add_key,
-                kind,
-                description.as_ptr(),
-                payload,
-                1,
-                SESSION,
-            )
-        };
-        nix::errno::Errno::result(added)?;
-        Ok(())
-    };
-    // SAFETY: it makes system calls only.
-    unsafe { command.pre_exec(prepare) };
-    command.status_in_turn().unwrap();
-    let keys = fs::read_to_string(folder.path().join("keys")).unwrap();
+        .args(["--user=nobody", "--start-limit=1", "--"])
+        .args(["sh", "-c", "cat /proc/keys > keys; exit 1"])
+        .current_dir(folder.path());
+    let command = with_keys(in_a_session_of_keys(&mut command), &secret, 1);
+    let output = command.output_in_turn().unwrap();
+    let keys = fs::read_to_string(folder.path().join("keys"));
+    let keys = keys.unwrap_or_else(|error| panic!("{error}: {output:?}"));
     assert!(!keys.contains(&secret), "{keys}");
 }
+
+#[test]
+fn a_user_without_room_for_keys_can_be_become() {
+    if original_differs("its workers are root's anyway") || !needs_root() {
+        return;
+    }
+    // Of whom no other test runs anything.
+    let mut user = Command::new("sleep");
+    user.arg("1000")
+        .uid(USER_WITHOUT_ROOM)
+        .gid(USER_WITHOUT_ROOM);
+    let user = with_keys(in_a_session_of_keys(&mut user), "e2e-", 1000);
+    let mut user = user.spawn_in_turn().unwrap();
+    let mut command = Command::new(programs::start_server());
+    command.arg(format!("--user={USER_WITHOUT_ROOM}")).args([
+        "--start-limit=1",
+        "--",
+        "sh",
+        "-c",
+        "echo it runs; exit 1",
+    ]);
+    let output = in_a_session_of_keys(&mut command).output_in_turn().unwrap();
+    user.kill().unwrap();
+    user.wait().unwrap();
+    let stdout = String::from_utf8_lossy(&output.stdout);
+    assert_eq!(stdout, "it runs\n", "{output:?}");
+}
+
+/// Of Debian, for programs that must own no file: `games`.
+const USER_WITHOUT_ROOM: u32 = 5;
 
 /// The owner of the TCP socket that is bound to a port, from /proc/net/tcp (proc(5)).
 fn owner_of_port(port: u16) -> u32 {

@@ -289,6 +289,48 @@ fn run_client(at: &At, stopped: &AtomicBool, successes: &AtomicU64) -> Outcome {
     outcome
 }
 
+/// A worker that writes numbered lines until it is told to end.
+pub struct Flow(Connection);
+
+/// What a [`Flow`] has written.
+pub struct Flowed {
+    /// Lines.
+    pub count: usize,
+    /// The time of the slowest write.
+    pub slowest: Duration,
+}
+
+impl Flow {
+    /// Lines of this length in bytes, with a pause after each in microseconds. When it returns, a worker has accepted.
+    #[track_caller]
+    pub fn start(port: u16, length: usize, stream: &str, pause: u32) -> Flow {
+        let mut connection = connect(port).expect("cannot connect");
+        let request = format!("flow {length} {stream} {pause}");
+        connection.send(&request).expect("cannot send");
+        assert_eq!(connection.receive().expect("no answer"), "flowing");
+        Flow(connection)
+    }
+
+    /// Ends it. None of its writes may have failed.
+    #[track_caller]
+    pub fn end(mut self) -> Flowed {
+        self.0.send("").expect("cannot send");
+        let answer = self.0.receive().expect("the worker has ended");
+        let numbers: Vec<u64> = answer
+            .split(' ')
+            .map(|word| word.parse().expect("a number"))
+            .collect();
+        let [count, slowest, failed] = numbers[..] else {
+            panic!("no end of a flow: {answer}");
+        };
+        assert_eq!(failed, 0, "writes have failed: {answer}");
+        Flowed {
+            count: usize::try_from(count).expect("a number"),
+            slowest: Duration::from_micros(slowest),
+        }
+    }
+}
+
 /// Lets the fixture worker write a line to `stdout` or `stderr`.
 #[track_caller]
 pub fn write(port: u16, stream: &str, line: &str) {

@@ -8,7 +8,7 @@ use std::path::Path;
 use std::process::Output;
 use std::time::{Duration, Instant};
 
-use e2e::client::{burst, write};
+use e2e::client::{Flow, burst, write};
 use e2e::skip::original_differs;
 use e2e::start::InTurn;
 use e2e::wait::let_pass;
@@ -37,27 +37,6 @@ fn accepted(server: &Server) -> Pid {
 fn read(path: &Path) -> String {
     let bytes = fs::read(path).unwrap_or_default();
     String::from_utf8_lossy(&bytes).into_owned()
-}
-
-/// A worker that writes numbered lines until it is told to end.
-struct Flow(client::Connection);
-
-impl Flow {
-    fn start(port: u16, length: usize, stream: &str, pause: u32) -> Flow {
-        let mut connection = client::connect(port).expect("cannot connect");
-        let request = format!("flow {length} {stream} {pause}");
-        connection.send(&request).expect("cannot send");
-        Flow(connection)
-    }
-
-    /// How many lines it has written. None of its writes may have failed.
-    fn end(mut self) -> usize {
-        self.0.send("").expect("cannot send");
-        let answer = self.0.receive().expect("the worker has ended");
-        let words: Vec<&str> = answer.split(' ').collect();
-        assert_eq!(words.get(2), Some(&"0"), "writes have failed: {answer}");
-        words[0].parse().expect("a number")
-    }
 }
 
 /// The numbers of the lines of each generation in a text, in its order; every line must be whole.
@@ -187,7 +166,7 @@ fn rotate(options: &[&str], each: impl Fn(&Server, &Path)) -> (BTreeMap<u32, usi
     }
     let mut written = BTreeMap::new();
     for (generation, flow) in flows {
-        *written.entry(generation).or_default() += flow.end();
+        *written.entry(generation).or_default() += flow.end().count;
     }
     server.wait_for_generations(&[2]);
     let all: usize = written.values().sum();
@@ -451,7 +430,7 @@ fn kill_log_commands(options: &[&str], stamped: bool) {
         }
         let_pass(Duration::from_millis(100));
     }
-    let count = flow.end();
+    let count = flow.end().count;
     assert!(kills >= 5, "only {kills} were killed");
     assert_eq!(server.ask(port).pid, worker.as_raw());
     assert_eq!(server.started().len(), 1, "a worker died");
@@ -1077,7 +1056,7 @@ fn a_flood_of_output_holds_up_neither_hup_nor_term() {
         began.elapsed()
     );
     for flow in flows.into_iter().chain([second]) {
-        assert!(flow.end() > 0);
+        assert!(flow.end().count > 0);
     }
     assert!(server.wait_exit().success());
 }

@@ -339,8 +339,7 @@ fn a_disk_that_fills_up_under_captured_output_stops_nobody_and_the_loss_adds_up(
         .start();
     let first = server.wait_for_service(1);
     let log = disk.path("server.log");
-    let mut flow = e2e::client::connect(port).expect("cannot connect");
-    flow.send("flow 80 stderr 100").expect("cannot send");
+    let flow = e2e::client::Flow::start(port, 80, "stderr", 100);
     let is_full = |_: &Server| {
         let mut file = File::options()
             .append(true)
@@ -377,17 +376,7 @@ fn a_disk_that_fills_up_under_captured_output_stops_nobody_and_the_loss_adds_up(
     server.wait_until("the loss is told without anything else to say", |_| {
         told() > 0
     });
-    flow.send("").expect("cannot send");
-    let answer = flow.receive().expect("no answer");
-    let written: usize = answer
-        .split(' ')
-        .next()
-        .and_then(|word| word.parse().ok())
-        .expect("a number");
-    assert!(
-        answer.ends_with(" 0"),
-        "writes of the worker failed: {answer}"
-    );
+    let written = flow.end().count;
     assert!(server.stop().success());
     let text = old.clone() + &read(&log);
     let whole = text.lines().filter(|line| {

@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
-use e2e::client::{burst, write};
+use e2e::client::{Flow, burst, write};
 use e2e::skip::{find_program, needs_program, original_differs};
 use e2e::start::InTurn;
 use e2e::{Server, Setup, client, ports, proc, wait};
@@ -352,17 +352,9 @@ fn a_stopped_rsyslogd_holds_up_neither_writers_nor_a_restart() {
     accepted(&server);
     // Two write at the same time, and the slowest write of both counts.
     let slowest_write = || {
-        let mut flow = client::connect(port).expect("cannot connect");
-        flow.send("flow 100 stdout 0").expect("cannot send");
+        let flow = Flow::start(port, 100, "stdout", 0);
         let slowest = burst(port, COUNT, 100, "stdout");
-        flow.send("").expect("cannot send");
-        let answer = flow.receive().expect("no answer");
-        let numbers: Vec<u64> = answer
-            .split(' ')
-            .map(|word| word.parse().expect("a number"))
-            .collect();
-        assert_eq!(numbers[2], 0, "writes have failed: {answer}");
-        slowest.max(Duration::from_micros(numbers[1]))
+        slowest.max(flow.end().slowest)
     };
     let live = slowest_write();
     let usual = {
@@ -378,8 +370,7 @@ fn a_stopped_rsyslogd_holds_up_neither_writers_nor_a_restart() {
         slowest.is_some_and(|slowest| slowest <= most),
         "{slowest:?}, with a daemon that reads {live:?}"
     );
-    let mut flow = client::connect(port).expect("cannot connect");
-    flow.send("flow 100 stdout 0").expect("cannot send");
+    let flow = Flow::start(port, 100, "stdout", 0);
     let began = Instant::now();
     server.signal(Signal::SIGHUP);
     server.wait_for_log_times(2, "new worker is now running, sending TERM to old workers");
@@ -388,8 +379,7 @@ fn a_stopped_rsyslogd_holds_up_neither_writers_nor_a_restart() {
         restart <= usual + Duration::from_secs(1),
         "{restart:?}, usually {usual:?}"
     );
-    flow.send("").expect("cannot send");
-    flow.receive().expect("no answer");
+    flow.end();
     rsyslogd.signal(Signal::SIGCONT);
     // As long as there is no room, this one is lost too.
     wait::until(

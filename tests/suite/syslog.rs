@@ -10,7 +10,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::{Duration, Instant};
 
-use e2e::client::{burst, write};
+use e2e::client::{Flow, burst, write};
 use e2e::skip::original_differs;
 use e2e::start::InTurn;
 use e2e::wait::let_pass;
@@ -732,8 +732,7 @@ fn a_daemon_that_is_too_slow_is_told_of_losses_now_and_then_and_not_at_every_lin
     let server = setup.start();
     accepted(&server);
     burst(port, 10_000, 4000, "stdout");
-    let mut flow = client::connect(port).expect("cannot connect");
-    flow.send("flow 4000 stdout 0").expect("cannot send");
+    let flow = Flow::start(port, 4000, "stdout", 0);
     let mut read = 0;
     let mut told = 0;
     let mut buffer = [0; 9000];
@@ -756,8 +755,7 @@ fn a_daemon_that_is_too_slow_is_told_of_losses_now_and_then_and_not_at_every_lin
             (read > 4800).then_some(())
         },
     );
-    flow.send("").expect("cannot send");
-    flow.receive().expect("no answer");
+    flow.end();
     assert!((1..20).contains(&told), "{told} of {read} records");
 }
 
@@ -971,18 +969,15 @@ fn a_daemon_that_does_not_read_makes_no_writer_wait_and_no_restart() {
         slowest.is_some_and(|slowest| slowest < live + Duration::from_millis(100)),
         "{slowest:?}, with a live reader {live:?}"
     );
-    let mut flow = client::connect(port).expect("cannot connect");
-    flow.send("flow 100 stdout 0").expect("cannot send");
+    let flow = Flow::start(port, 100, "stdout", 0);
     let began = Instant::now();
     server.signal(Signal::SIGHUP);
     server.wait_for_log("new worker is now running, sending TERM to old workers");
     let restart = began.elapsed();
     assert!(restart < Duration::from_secs(2), "{restart:?}");
-    flow.send("").expect("cannot send");
-    flow.receive().expect("no answer");
+    flow.end();
     server.wait_for_generations(&[2]);
-    let mut flow = client::connect(port).expect("cannot connect");
-    flow.send("flow 100 stderr 0").expect("cannot send");
+    let flow = Flow::start(port, 100, "stderr", 0);
     server.signal(Signal::SIGTERM);
     let began = Instant::now();
     server.wait_until("it is told to stop", |server| {
@@ -993,8 +988,7 @@ fn a_daemon_that_does_not_read_makes_no_writer_wait_and_no_restart() {
         "{:?}",
         began.elapsed()
     );
-    flow.send("").expect("cannot send");
-    flow.receive().expect("no answer");
+    flow.end();
     // The end is not held up either.
     let began = Instant::now();
     assert!(server.wait_exit().success());
@@ -1034,18 +1028,14 @@ fn slowest_when_it_is_back() -> (Duration, Duration) {
     accepted(&server);
     // As many as can wait.
     let gone = burst(port, 150_000, 100, "stdout");
-    let mut flow = client::connect(port).expect("cannot connect");
-    flow.send("flow 100 stderr 0").expect("cannot send");
+    let flow = Flow::start(port, 100, "stderr", 0);
     // All at once: nothing stops a sender of datagrams.
     let daemon = Daemon::udp(log_port);
     wait::until("it gets records", String::new, || {
         daemon.read();
         (daemon.seen.borrow().len() > 10_000).then_some(())
     });
-    flow.send("").expect("cannot send");
-    let answer = flow.receive().expect("no answer");
-    let slowest = answer.split(' ').nth(1).and_then(|word| word.parse().ok());
-    (Duration::from_micros(slowest.expect("microseconds")), gone)
+    (flow.end().slowest, gone)
 }
 
 #[test]

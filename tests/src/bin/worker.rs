@@ -31,8 +31,9 @@
 //! * `raw STREAM HEX`: writes these bytes to `stdout` or `stderr`
 //! * `burst COUNT LENGTH STREAM`: writes so many lines of this length (with its end), `GENERATION NUMBER ...`, each by a
 //!   write(2) of its own; answers how many microseconds the slowest took
-//! * `flow LENGTH STREAM MICROSECONDS`: the same, with this pause after each line, until one more line or the end comes
-//!   on the connection (not for datagrams); answers `COUNT SLOWEST FAILED`, the last being writes that failed
+//! * `flow LENGTH STREAM MICROSECONDS`: answers `flowing`, then does the same, with this pause after each line, until one
+//!   more line or the end comes on the connection (not for datagrams); answers `COUNT SLOWEST FAILED`, the last being
+//!   writes that failed
 
 #![no_main]
 #![allow(
@@ -331,6 +332,7 @@ impl Worker {
     }
 
     fn flow(&self, mut reader: BufReader<File>, request: &str) {
+        drop(reader.get_mut().write_all(b"flowing\n"));
         let stopped = Arc::new(AtomicBool::new(false));
         let connection = reader.get_ref().try_clone().expect("cannot duplicate");
         let until = Arc::clone(&stopped);

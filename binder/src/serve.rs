@@ -13,7 +13,7 @@ use common::channel::{Channel, ChannelError};
 use common::message::{Ask, Attempt, Grant, Identity, Refusal, Reply, Request, Transport};
 use common::privileges;
 use common::trusted_path::{Trust, open_directory};
-use common::unix_socket::{Made, MadeFile, Place};
+use common::unix_socket::{Directory, Made, MadeFile, Place};
 use nix::unistd::{Pid, geteuid, getppid};
 
 use crate::grants::{List, Next, Sealed, Unused};
@@ -138,7 +138,7 @@ fn place(path: &Path) -> Result<Place, Refusal> {
     let directory = path.parent().unwrap_or(path);
     let directory = open_directory(directory, &Trust::ROOT)
         .map_err(|untrusted| Refusal::Because(untrusted.to_string()))?;
-    Place::examine(directory, path)
+    Place::examine(Directory::OfRoot(directory), path)
 }
 
 impl Looked {

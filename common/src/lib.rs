@@ -7,6 +7,8 @@ pub mod channel;
 #[cfg(feature = "boundary")]
 pub mod descriptors;
 #[cfg(feature = "boundary")]
+pub mod entry;
+#[cfg(feature = "boundary")]
 #[doc(hidden)]
 pub mod fuzz;
 #[cfg(feature = "boundary")]

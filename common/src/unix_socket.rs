@@ -3,15 +3,18 @@
 //! Used by the binder where only root can write, and by the supervisor where its own user can.
 
 use std::ffi::{OsStr, OsString};
+use std::fs::File;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
+use std::time::{Duration, SystemTime};
 
 use nix::errno::Errno;
 use nix::fcntl::{AtFlags, OFlag, openat};
 use nix::sys::socket::{AddressFamily, SockFlag, SockType, UnixAddr, bind, connect, socket};
-use nix::sys::stat::{FileStat, Mode, SFlag, fchmod, fstat, fstatat, umask};
+use nix::sys::stat::{FileStat, Mode, SFlag, fchmod, fstat, umask};
 use nix::unistd::{Gid, Uid, UnlinkatFlags, fchownat, unlinkat};
 
+use crate::entry::{self, look, same_file};
 use crate::message::Refusal;
 use crate::trusted_path::is;
 
@@ -24,14 +27,50 @@ impl From<Errno> for Refusal {
 /// The cause where a server listens on the socket at the path.
 pub const SERVED: &str = "another server is listening on it";
 
+const REPLACED: &str = "it was replaced by something else during the start";
+
 fn refused(cause: impl Into<String>) -> Refusal {
     Refusal::Because(cause.into())
+}
+
+/// The directory of a socket, by who can change what is in it.
+#[derive(Debug)]
+pub enum Directory {
+    /// Root alone: what was looked at is still there.
+    OfRoot(OwnedFd),
+    /// Somebody else may, at any moment.
+    Shared(OwnedFd),
+}
+
+impl AsFd for Directory {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        match self {
+            Directory::OfRoot(directory) | Directory::Shared(directory) => directory.as_fd(),
+        }
+    }
+}
+
+impl Directory {
+    /// Removes the entry of this file; returns whether the file had it.
+    fn remove(&self, name: &OsStr, file: &OwnedFd) -> nix::Result<bool> {
+        match self {
+            Directory::Shared(directory) => entry::remove(directory, name, file),
+            Directory::OfRoot(directory) => {
+                let ours = fstat(file)?;
+                let has_it = look(directory, name)?.is_some_and(|there| same_file(&there, &ours));
+                if has_it {
+                    unlinkat(directory, name, UnlinkatFlags::NoRemoveDir)?;
+                }
+                Ok(has_it)
+            }
+        }
+    }
 }
 
 /// A path at which a socket can be bound: nothing is there, or a socket that nobody serves any more.
 #[derive(Debug)]
 pub struct Place {
-    directory: OwnedFd,
+    directory: Directory,
     name: OsString,
     path: PathBuf,
     // Open, so that the number of its inode cannot be given to another file meanwhile.
@@ -50,10 +89,10 @@ pub struct Made {
 /// The file of a bound socket.
 #[derive(Debug)]
 pub struct MadeFile {
-    directory: OwnedFd,
+    directory: Directory,
     name: OsString,
-    // Open, so that the number of the inode cannot be given to another file.
-    file: OwnedFd,
+    /// Open, so that the number of the inode cannot be given to another file. None where another file has the name.
+    file: Option<OwnedFd>,
 }
 
 impl Place {
@@ -61,12 +100,12 @@ impl Place {
     ///
     /// # Errors
     /// When something is there that is not a socket, or a socket that a server still listens on.
-    pub fn examine(directory: OwnedFd, path: &Path) -> Result<Place, Refusal> {
+    pub fn examine(directory: Directory, path: &Path) -> Result<Place, Refusal> {
         let name = match (path.file_name(), path.as_os_str().as_encoded_bytes().last()) {
             (Some(name), Some(last)) if *last != b'/' => name.to_owned(),
             _ => return Err(refused("it names a directory")),
         };
-        let stale = match look(&directory, &name)? {
+        let stale = match look(&directory, name.as_os_str())? {
             None => None,
             Some(stat) if is(&stat, SFlag::S_IFSOCK) => {
                 let stale = open_entry(&directory, &name)?;
@@ -113,18 +152,19 @@ impl Place {
         // at no moment is it more open than asked for.
         fchmod(&socket, Mode::from_bits_truncate(mode & 0o777))?;
         let address = UnixAddr::new(&self.path)?;
+        // So that no lack of descriptors can come between the bind and the look at what it has made.
+        let spare = open_entry(&self.directory, OsStr::new("."))?;
+        let began = SystemTime::now();
         let launchers = umask(Mode::empty());
         let bound = bind(socket.as_raw_fd(), &address);
         umask(launchers);
         bound?;
-        let file = open_entry(&self.directory, &self.name).inspect_err(|_| {
-            // Out of descriptors, a moment after the bind: it is ours still. The first error is the one to tell.
-            let _ = unlinkat(
-                &self.directory,
-                self.name.as_os_str(),
-                UnlinkatFlags::NoRemoveDir,
-            );
-        })?;
+        drop(spare);
+        let file = match open_entry(&self.directory, &self.name) {
+            Ok(file) => self.if_made_since(began, file)?,
+            Err(Errno::ENOENT) => return Err(refused(REPLACED)),
+            Err(errno) => return Err(errno.into()),
+        };
         let file = MadeFile {
             directory: self.directory,
             name: self.name,
@@ -140,22 +180,33 @@ impl Place {
         })
     }
 
+    /// This file, if it can be that of a socket which was bound then. Linux tells nobody but root which file a socket
+    /// has (`SIOCUNIXFILE`).
+    fn if_made_since(&self, began: SystemTime, file: OwnedFd) -> Result<Option<OwnedFd>, Refusal> {
+        /// File systems take the time from a clock that goes by ticks, of 10 ms at the most.
+        const TICK: Duration = Duration::from_millis(10);
+        if matches!(self.directory, Directory::OfRoot(_)) {
+            return Ok(Some(file));
+        }
+        if !is(&fstat(&file)?, SFlag::S_IFSOCK) {
+            return Err(refused(REPLACED));
+        }
+        let file = File::from(file);
+        // A file system without times of birth, or with another machine's clock, knows no better.
+        let born = file.metadata().and_then(|metadata| metadata.created());
+        let is_older = born.is_ok_and(|born| born + TICK < began);
+        Ok((!is_older).then(|| file.into()))
+    }
+
     fn remove_stale(&self) -> Result<bool, Refusal> {
         let Some(stale) = &self.stale else {
             return Ok(false);
         };
-        match look(&self.directory, &self.name)? {
-            Some(now) if same_file(&now, &fstat(stale)?) => {
-                unlinkat(
-                    &self.directory,
-                    self.name.as_os_str(),
-                    UnlinkatFlags::NoRemoveDir,
-                )?;
-                Ok(true)
-            }
-            Some(_) => Err(refused(
-                "it was replaced by something else during the start",
-            )),
+        if self.directory.remove(&self.name, stale)? {
+            return Ok(true);
+        }
+        match look(&self.directory, self.name.as_os_str())? {
+            Some(_) => Err(refused(REPLACED)),
             None => Ok(false),
         }
     }
@@ -164,43 +215,26 @@ impl Place {
 impl MadeFile {
     fn give_to(&self, uid: Option<u32>, gid: Option<u32>) -> Result<(), Refusal> {
         let (uid, gid) = (uid.map(Uid::from_raw), gid.map(Gid::from_raw));
-        Ok(fchownat(&self.file, "", uid, gid, AtFlags::AT_EMPTY_PATH)?)
+        let file = self.file.as_ref().ok_or_else(|| refused(REPLACED))?;
+        Ok(fchownat(file, "", uid, gid, AtFlags::AT_EMPTY_PATH)?)
     }
 
     /// Removes the file if it is still the one that was bound; whatever else is there by now stays.
     pub fn remove(&self) {
-        if let (Ok(Some(now)), Ok(ours)) = (look(&self.directory, &self.name), fstat(&self.file))
-            && same_file(&now, &ours)
-        {
+        if let Some(file) = &self.file {
             // Nothing is left to do where that fails: the next start replaces the socket.
-            let _ = unlinkat(
-                &self.directory,
-                self.name.as_os_str(),
-                UnlinkatFlags::NoRemoveDir,
-            );
+            let _ = self.directory.remove(&self.name, file);
         }
     }
 }
 
-fn look(directory: &OwnedFd, name: &OsStr) -> Result<Option<FileStat>, Refusal> {
-    match fstatat(directory, name, AtFlags::AT_SYMLINK_NOFOLLOW) {
-        Ok(stat) => Ok(Some(stat)),
-        Err(Errno::ENOENT) => Ok(None),
-        Err(errno) => Err(errno.into()),
-    }
-}
-
-fn open_entry(directory: &OwnedFd, name: &OsStr) -> nix::Result<OwnedFd> {
+fn open_entry(directory: &Directory, name: &OsStr) -> nix::Result<OwnedFd> {
     openat(
         directory,
         name,
         OFlag::O_PATH | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC,
         Mode::empty(),
     )
-}
-
-fn same_file(one: &FileStat, other: &FileStat) -> bool {
-    (one.st_dev, one.st_ino) == (other.st_dev, other.st_ino)
 }
 
 fn kind(stat: &FileStat) -> &'static str {

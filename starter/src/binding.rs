@@ -17,7 +17,7 @@ use common::message::{
     Address, Ask, Grant, Identity, MOST_DESCRIPTORS, Refusal, SocketFile, Transport,
 };
 use common::trusted_path::{Trust, open_directory};
-use common::unix_socket::{Made, MadeFile, Place, SERVED, is_served};
+use common::unix_socket::{Directory, Made, MadeFile, Place, SERVED, is_served};
 use nix::errno::Errno;
 use nix::fcntl::{OFlag, open};
 use nix::sys::socket::{SockaddrStorage, getsockname};
@@ -454,7 +454,7 @@ fn bind_ourselves(spec: &PathSpec, uid: Option<u32>, gid: Option<u32>) -> Result
     };
     let flags = OFlag::O_PATH | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC;
     let directory = open(directory, flags, Mode::empty())?;
-    Place::examine(directory, &spec.path)?.bind(spec.mode, uid, gid)
+    Place::examine(Directory::Shared(directory), &spec.path)?.bind(spec.mode, uid, gid)
 }
 
 /// Gives every socket its number in the workers (the fixed ones first, the others from 3 on) and moves it out of

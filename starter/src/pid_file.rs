@@ -4,11 +4,13 @@
 
 use std::fs::{File, OpenOptions};
 use std::io::{Read, Seek, Write};
+use std::os::fd::AsFd;
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
+use common::entry;
 use nix::errno::Errno;
-use nix::fcntl::{Flock, FlockArg, OFlag};
+use nix::fcntl::{AT_FDCWD, Flock, FlockArg, OFlag};
 use nix::sys::signal::kill;
 use nix::unistd::Pid;
 
@@ -113,10 +115,8 @@ pub const WRITABLE_HINT: &str = "the file is written by the user that the server
 
 impl Drop for PidFile {
     fn drop(&mut self) {
-        if is_at(&self.file, &self.path) {
-            // The next start replaces a stale file.
-            drop(std::fs::remove_file(&self.path));
-        }
+        // The next start replaces a stale file.
+        let _ = entry::remove(AT_FDCWD, self.path.as_os_str(), self.file.as_fd());
     }
 }
 

@@ -42,6 +42,7 @@ pub mod report;
 pub mod server;
 pub mod skip;
 pub mod start;
+pub mod trace;
 pub mod wait;
 
 pub use report::Report;

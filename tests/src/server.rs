@@ -13,6 +13,7 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use std::{env, process, ptr, thread};
 
 use nix::fcntl::AT_FDCWD;
+use nix::sys::ptrace;
 use nix::sys::resource::{Resource, setrlimit};
 use nix::sys::signal::{
     SigHandler, SigSet, SigmaskHow, Signal, kill, killpg, pthread_sigmask, signal,
@@ -75,6 +76,7 @@ enum BeforeExec {
     Enter(CString),
     Remove(CString),
     Terminal(i32),
+    Trace,
 }
 
 impl Setup {
@@ -268,6 +270,12 @@ impl Setup {
     pub fn umask(mut self, mode: u32) -> Setup {
         self.before_exec
             .push(BeforeExec::Umask(Mode::from_bits_truncate(mode)));
+        self
+    }
+
+    /// Starts it as a tracee of this thread, held at its first instruction: for [`trace`](crate::trace).
+    pub fn traced(mut self) -> Setup {
+        self.before_exec.push(BeforeExec::Trace);
         self
     }
 
@@ -905,6 +913,7 @@ impl BeforeExec {
             BeforeExec::Umask(mode) => {
                 umask(mode);
             }
+            BeforeExec::Trace => ptrace::traceme()?,
             BeforeExec::Enter(ref directory) => chdir(directory.as_c_str())?,
             BeforeExec::Remove(ref directory) => {
                 unlinkat(AT_FDCWD, directory.as_c_str(), UnlinkatFlags::RemoveDir)?;

@@ -12,7 +12,7 @@ use std::thread::{self, JoinHandle};
 
 use e2e::folder::{Folder, snapshot};
 use e2e::server::{NOBODY, Setup};
-use e2e::{Server, ports, start, wait};
+use e2e::{Server, ports, start, trace, wait};
 use nix::sys::signal::Signal;
 use nix::sys::stat::{Mode, SFlag, makedev, mknod};
 use nix::unistd::{Gid, Uid, mkfifo, setfsgid, setfsuid};
@@ -489,6 +489,86 @@ fn folder_of_user() -> (RootFolder, PathBuf, PathBuf) {
     make_directory(&folder, 0o755, NOBODY);
     make_directory(&aside, 0o755, NOBODY);
     (roots, folder, aside)
+}
+
+/// What is at this place before the start is stale, so that it is replaced.
+fn plant_stale(place: Place, path: &Path) {
+    let text = match place {
+        Place::Path => {
+            drop(UnixListener::bind(path).expect("cannot bind"));
+            start::settled();
+            None
+        }
+        Place::PidFile => Some("1\n"),
+        Place::StatusFile => Some("1:1\n"),
+        Place::PidJson | Place::StatusJson => Some(r#"{"supervisor":{},"generations":[]}"#),
+        Place::LogFile => Some("a line\n"),
+    };
+    if let Some(text) = text {
+        fs::write(path, text).expect("cannot write the file");
+    }
+    lchown(path, Some(NOBODY), Some(NOBODY)).expect("cannot give it away");
+}
+
+/// Starts it, and lets it end by itself, with something of the user put in the place of what it is about to remove or to
+/// replace, after its last look, the `nth` time that it does so. Whether there was such a time: then the thing is there.
+fn swap_in_the_last_moment(place: Place, nth: usize) -> bool {
+    let (_parent, folder, aside) = folder_of_user();
+    let path = folder.join("thing");
+    let target = place.beside(&path);
+    plant_stale(place, &target);
+    let precious = aside.join("precious");
+    fs::write(&precious, "precious").expect("cannot write the file");
+    lchown(&precious, Some(NOBODY), Some(NOBODY)).expect("cannot give it away");
+    let expected = inode(&precious);
+    let mut server = by_root()
+        .option(place.option(&path))
+        .option("--start-limit=1")
+        .program(["false"])
+        .traced()
+        .start();
+    let (mut seen, mut swapped) = (0, false);
+    trace::at_each_removal(server.pid(), |paths| {
+        let name = target.file_name();
+        if swapped || !paths.iter().any(|path| path.file_name() == name) {
+            return;
+        }
+        if seen == nth {
+            // What was there is kept too; nothing may have been there.
+            drop(fs::rename(&target, aside.join("was there")));
+            fs::rename(&precious, &target).expect("cannot put it there");
+            swapped = true;
+        }
+        seen += 1;
+    });
+    let status = server.wait_exit();
+    if swapped {
+        let what = format!("{place:?}, removal {nth}: {}", server.log());
+        assert_eq!(inode(&target), expected, "{what}");
+        assert_eq!(status.code(), Some(1), "{what}");
+        assert!(!server.log().contains("panicked"), "{what}");
+        let left: Vec<String> = snapshot(&folder).into_keys().collect();
+        assert!(
+            !left
+                .iter()
+                .any(|path| path.contains("thing.") && !path.ends_with(".json")),
+            "{what} {left:?}"
+        );
+    }
+    swapped
+}
+
+#[test]
+fn what_comes_to_a_name_after_the_last_look_is_neither_removed_nor_replaced() {
+    if !can_drop() {
+        return;
+    }
+    for place in PLACES.into_iter().filter(|place| *place != Place::LogFile) {
+        let times = (0..)
+            .take_while(|nth| swap_in_the_last_moment(place, *nth))
+            .count();
+        assert!(times >= 1, "{place:?}");
+    }
 }
 
 #[test]

@@ -1,38 +1,34 @@
 //! `--status-file=F`: `F` in Server::Starter's format for programs that know it, and `F.json` with everything. Beside
 //! a pid file `P` there is the same as `P.json`, where `--restart` finds its verdict.
 //!
-//! All are replaced by rename, so that a reader never sees half of one, and removed at the end if they are still
-//! ours. A disk that is full does not end the service: it is said once, and tried again until it works.
+//! All are removed at the end if they are still ours. A disk that is full does not end the service: it is said once, and tried again until it works.
+
+mod replaced;
 
 use std::collections::VecDeque;
 use std::ffi::OsString;
-use std::fs::{File, OpenOptions, Permissions};
-use std::io::{self, Read, Write};
-use std::os::unix::fs::{MetadataExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
-use nix::errno::Errno;
 use nix::fcntl::OFlag;
 use nix::unistd::Pid;
 use serde::Serialize;
 
 use crate::binding::Listener;
 use crate::confinement::InForce;
-use crate::failure::{self, Failure};
+use crate::failure::Failure;
 use crate::generations::{
     Counters, Decision, Departed, Generation, Generations, REMEMBERED, State, Verdict,
 };
-use crate::log::{self, Address, Reopened};
-use crate::notice::{ExecFailure, Notice};
+use crate::log::{Address, Reopened};
+use crate::notice::ExecFailure;
 use crate::options::{LogTarget, Options};
-use crate::pid_file::WRITABLE_HINT;
+
+pub use self::replaced::read_text;
+use self::replaced::{Replaced, remove_drafts_of_the_dead};
 
 /// How long after a failed write it is tried again.
 const RETRY: Duration = Duration::from_secs(1);
-
-/// The largest status file that is read, in bytes.
-const LARGEST: u64 = 16 * 1024 * 1024;
 
 /// All these files.
 #[derive(Debug)]
@@ -44,24 +40,6 @@ pub struct StatusFile {
     /// The last lines on standard error of workers that are gone, where these are captured; oldest first.
     last_lines: VecDeque<(Pid, Vec<String>)>,
     retry_at: Option<Instant>,
-}
-
-/// A file that is replaced as a whole.
-#[derive(Debug)]
-struct Replaced {
-    path: PathBuf,
-    /// The last one that was written; open, so that its inode's number cannot be given to another file.
-    written: Option<File>,
-    text: String,
-    failing: bool,
-}
-
-/// What is at the path of a status file.
-#[derive(Debug, PartialEq, Eq)]
-enum Place {
-    Free,
-    Ours,
-    Foreign,
 }
 
 /// What does not change while the superdaemon runs.
@@ -202,37 +180,28 @@ impl StatusFile {
         confinement: InForce,
     ) -> Result<StatusFile, Failure> {
         let lines = options.status_file.as_deref();
-        let stale = lines
-            .map(|path| refuse_foreign(path, is_status_lines))
-            .transpose()?;
         let mut status = StatusFile {
-            lines: lines.map(|path| Replaced::new(path.to_owned())),
+            lines: lines
+                .map(|path| Replaced::new(path.to_owned(), is_status_lines))
+                .transpose()?,
             json: Vec::new(),
             fixed: Fixed::new(options, listeners, confinement),
             log: LogView::default(),
             last_lines: VecDeque::new(),
             retry_at: None,
         };
-        lines.into_iter().for_each(remove_drafts_of_the_dead);
+        lines.into_iter().for_each(remove_drafts);
         let text = status.json_text(None);
         for beside in [lines, options.pid_file.as_deref()].into_iter().flatten() {
             let path = json_path(beside);
-            refuse_foreign(&path, is_status_json)?;
-            remove_drafts_of_the_dead(&path);
-            let mut json = Replaced::new(path);
-            json.write(text.clone()).map_err(|error| {
-                let failure = cannot(&json.path, &failure::cause(&error));
-                match error.kind() {
-                    io::ErrorKind::NotFound => cannot(&json.path, "its directory does not exist"),
-                    io::ErrorKind::PermissionDenied => failure.hint(WRITABLE_HINT),
-                    _ => failure,
-                }
-            })?;
+            let mut json = Replaced::new(path.clone(), is_status_json)?;
+            remove_drafts(&path);
+            json.create(text.clone())?;
             status.json.push(json);
         }
-        if let (Some(path), Some(true)) = (lines, stale) {
+        if let Some(lines) = &mut status.lines {
             // The pids in it are of another time, and workers read it.
-            std::fs::remove_file(path).map_err(|error| cannot(path, &failure::cause(&error)))?;
+            lines.remove_stale()?;
         }
         Ok(status)
     }
@@ -243,7 +212,7 @@ impl StatusFile {
         if let Some(file) = &mut self.lines {
             let text = lines(generations);
             // Before anything has settled there is no `F`, as in Server::Starter.
-            if !text.is_empty() || file.written.is_some() {
+            if !text.is_empty() || file.is_written() {
                 saved &= file.save(text);
             }
         }
@@ -358,23 +327,8 @@ pub fn json_path(beside: &Path) -> PathBuf {
 
 /// The generations in a status file of Server::Starter's format, in its order; the cause in words where there is none.
 pub fn read_lines(path: &Path) -> Result<Vec<u32>, String> {
-    let text = read_text(path, OFlag::empty()).map_err(|error| failure::cause(&error))?;
+    let text = read_text(path, OFlag::empty()).map_err(|error| crate::failure::cause(&error))?;
     Ok(parse_lines(&text))
-}
-
-/// The text of a status file. Whatever somebody has put there instead is neither waited for nor read without end.
-pub fn read_text(path: &Path, flags: OFlag) -> io::Result<String> {
-    let flags = flags | OFlag::O_NONBLOCK | OFlag::O_NOCTTY;
-    let file = OpenOptions::new()
-        .read(true)
-        .custom_flags(flags.bits())
-        .open(path)?;
-    if !file.metadata()?.is_file() {
-        return Err(io::Error::other("it is not a regular file"));
-    }
-    let mut text = String::new();
-    file.take(LARGEST).read_to_string(&mut text)?;
-    Ok(text)
 }
 
 /// What is no line of that format is left out.
@@ -398,39 +352,6 @@ fn lines(generations: &Generations) -> String {
         .collect()
 }
 
-fn cannot(path: &Path, cause: &str) -> Failure {
-    Failure::failed(format!(
-        "cannot write the status file {}: {cause}",
-        path.display()
-    ))
-}
-
-/// Whether a stale status file is there.
-fn refuse_foreign(path: &Path, is_ours: impl Fn(&str) -> bool) -> Result<bool, Failure> {
-    let there = match path.symlink_metadata() {
-        Ok(there) => there,
-        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(false),
-        Err(error) => return Err(cannot(path, &failure::cause(&error))),
-    };
-    if !there.is_file() {
-        return Err(cannot(path, "it is not a regular file"));
-    }
-    // Whatever has come there since the look above is not followed.
-    let text = read_text(path, OFlag::O_NOFOLLOW);
-    match text {
-        Ok(text) if is_ours(&text) => Ok(true),
-        Ok(_) => Err(cannot(
-            path,
-            "it holds something else than a status; it is left as it is",
-        )),
-        Err(error) if error.kind() == io::ErrorKind::InvalidData => Err(cannot(
-            path,
-            "it holds something else than a status; it is left as it is",
-        )),
-        Err(error) => Err(cannot(path, &failure::cause(&error))),
-    }
-}
-
 /// Whether a status file may be replaced: it is one in Server::Starter's format.
 pub fn is_status_lines(text: &str) -> bool {
     let number = |part: &str| !part.is_empty() && part.bytes().all(|byte| byte.is_ascii_digit());
@@ -448,142 +369,10 @@ pub fn is_status_json(text: &str) -> bool {
         })
 }
 
-impl Replaced {
-    fn new(path: PathBuf) -> Replaced {
-        Replaced {
-            path,
-            written: None,
-            text: String::new(),
-            failing: false,
-        }
-    }
-
-    /// Writes a text that differs from the last one; says when that begins to fail and when it works again. A file
-    /// that another instance has put in the place of ours is left to it.
-    fn save(&mut self, text: String) -> bool {
-        if text == self.text && self.written.is_some() {
-            return true;
-        }
-        if self.place() == Place::Foreign {
-            if !std::mem::replace(&mut self.failing, true) {
-                log::say(Notice::TakenOver {
-                    path: self.path.clone(),
-                });
-            }
-            return true;
-        }
-        match self.write(text) {
-            Ok(()) => {
-                if std::mem::take(&mut self.failing) {
-                    log::say(Notice::SavedAgain {
-                        path: self.path.clone(),
-                    });
-                }
-                true
-            }
-            Err(error) => {
-                if !std::mem::replace(&mut self.failing, true) {
-                    let cause = failure::cause(&error);
-                    log::say(Notice::CannotSave {
-                        path: self.path.clone(),
-                        cause,
-                    });
-                }
-                false
-            }
-        }
-    }
-
-    fn write(&mut self, text: String) -> io::Result<()> {
-        let (temporary, mut file) = create_beside(&self.path)?;
-        // Workers read it, whatever the umask is.
-        let written = file
-            .set_permissions(Permissions::from_mode(0o644))
-            .and_then(|()| file.write_all(text.as_bytes()))
-            .and_then(|()| std::fs::rename(&temporary, &self.path));
-        if let Err(error) = written {
-            // The first error is the one to tell.
-            drop(std::fs::remove_file(&temporary));
-            return Err(error);
-        }
-        (self.text, self.written) = (text, Some(file));
-        Ok(())
-    }
-
-    fn remove(&self) {
-        if self.place() == Place::Ours {
-            // The next start replaces a stale file.
-            drop(std::fs::remove_file(&self.path));
-        }
-    }
-
-    /// Whose file is at the path. Before the first write nothing is foreign: `refuse_foreign` has looked.
-    fn place(&self) -> Place {
-        let ours = self.written.as_ref().map(File::metadata);
-        match (ours, self.path.symlink_metadata()) {
-            (Some(Ok(ours)), Ok(there))
-                if (ours.dev(), ours.ino()) == (there.dev(), there.ino()) =>
-            {
-                Place::Ours
-            }
-            (Some(_), Ok(_)) => Place::Foreign,
-            (_, Err(_)) | (None, _) => Place::Free,
-        }
-    }
-}
-
-/// Removes what a superdaemon has left that was killed between the making and the renaming of such a file.
-fn remove_drafts_of_the_dead(path: &Path) {
-    let (Some(name), Some(directory)) = (path.file_name(), directory_of(path)) else {
-        return;
-    };
-    for entry in std::fs::read_dir(directory).into_iter().flatten().flatten() {
-        let draft = entry.path();
-        let is_left = entry
-            .file_name()
-            .to_str()
-            .and_then(|entry| entry.strip_prefix(name.to_str()?)?.strip_prefix('.'))
-            .and_then(|rest| rest.split_once('.'))
-            .is_some_and(|(pid, attempt)| {
-                let is_number = |text: &str| text.parse::<u32>().is_ok();
-                is_number(pid) && is_number(attempt) && !Path::new("/proc").join(pid).exists()
-            });
-        let is_status = |text: String| {
-            text.is_empty() || text.starts_with("{\n  \"supervisor\"") || is_status_lines(&text)
-        };
-        if is_left && read_text(&draft, OFlag::O_NOFOLLOW).is_ok_and(is_status) {
-            // It is in nobody's way.
-            drop(std::fs::remove_file(&draft));
-        }
-    }
-}
-
-fn directory_of(path: &Path) -> Option<&Path> {
-    match path.parent() {
-        Some(directory) if directory == Path::new("") => Some(Path::new(".")),
-        directory => directory,
-    }
-}
-
-/// A new file in the same directory: never one that is there already, never through a link.
-fn create_beside(path: &Path) -> io::Result<(PathBuf, File)> {
-    let pid = std::process::id();
-    for attempt in 0..100 {
-        let mut name = OsString::from(path);
-        name.push(format!(".{pid}.{attempt}"));
-        let temporary = PathBuf::from(name);
-        match OpenOptions::new()
-            .write(true)
-            .create_new(true)
-            .mode(0o644)
-            .open(&temporary)
-        {
-            Ok(file) => return Ok((temporary, file)),
-            Err(error) if error.raw_os_error() == Some(Errno::EEXIST as i32) => {}
-            Err(error) => return Err(error),
-        }
-    }
-    Err(Errno::EEXIST.into())
+fn remove_drafts(path: &Path) {
+    remove_drafts_of_the_dead(path, |text| {
+        text.is_empty() || text.starts_with("{\n  \"supervisor\"") || is_status_lines(text)
+    });
 }
 
 /// Instants as seconds since 1970.

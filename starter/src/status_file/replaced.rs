@@ -1,0 +1,242 @@
+//! A file that is replaced as a whole by rename, so that a reader never sees half of it.
+//!
+//! Whatever foreign thing comes to its path, before the first time or after, stays there.
+
+use std::fs::{File, OpenOptions, Permissions};
+use std::io::{self, Read, Write};
+use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
+use std::path::{Path, PathBuf};
+
+use common::entry::{self, same_file};
+use nix::errno::Errno;
+use nix::fcntl::{AT_FDCWD, OFlag};
+use nix::sys::stat::{FileStat, fstat};
+
+use crate::failure::{self, Failure};
+use crate::log;
+use crate::notice::Notice;
+use crate::pid_file::WRITABLE_HINT;
+
+/// The largest file that is read, in bytes.
+const LARGEST: u64 = 16 * 1024 * 1024;
+
+/// As many drafts as may be left of processes that had our number.
+const MOST_DRAFTS: u32 = 100;
+
+/// Such a file.
+#[derive(Debug)]
+pub struct Replaced {
+    path: PathBuf,
+    /// What may be replaced: the last one that was written, before that what was there already. Open, so that its
+    /// inode's number cannot be given to another file.
+    there: Option<File>,
+    /// The last text that was written.
+    text: Option<String>,
+    failing: bool,
+}
+
+impl Replaced {
+    /// Nothing is written yet; a stale file is there, or none.
+    ///
+    /// # Errors
+    /// When something else is there (it stays as it is).
+    pub fn new(path: PathBuf, is_stale: impl Fn(&str) -> bool) -> Result<Replaced, Failure> {
+        let there = refuse_foreign(&path, is_stale)?;
+        Ok(Replaced {
+            path,
+            there,
+            text: None,
+            failing: false,
+        })
+    }
+
+    /// Whether it was ever written.
+    pub fn is_written(&self) -> bool {
+        self.text.is_some()
+    }
+
+    /// Writes it for the first time.
+    ///
+    /// # Errors
+    /// When that is not possible here.
+    pub fn create(&mut self, text: String) -> Result<(), Failure> {
+        let path = self.path.clone();
+        match self.write(text) {
+            Ok(true) => Ok(()),
+            Ok(false) => Err(cannot(&path, "something else has come there")),
+            Err(error) => {
+                let failure = cannot(&path, &failure::cause(&error));
+                Err(match error.kind() {
+                    io::ErrorKind::NotFound => cannot(&path, "its directory does not exist"),
+                    io::ErrorKind::PermissionDenied => failure.hint(WRITABLE_HINT),
+                    _ => failure,
+                })
+            }
+        }
+    }
+
+    /// Removes what was there already.
+    ///
+    /// # Errors
+    /// When it stays.
+    pub fn remove_stale(&mut self) -> Result<(), Failure> {
+        let Some(stale) = self.there.take() else {
+            return Ok(());
+        };
+        match entry::remove(AT_FDCWD, self.path.as_os_str(), stale) {
+            Ok(_) => Ok(()),
+            Err(errno) => Err(cannot(&self.path, errno.desc())),
+        }
+    }
+
+    /// Writes a text that differs from the last one; says when that begins to fail and when it works again. A file
+    /// that another instance has put in the place of ours is left to it. Returns whether nothing is left to do.
+    pub fn save(&mut self, text: String) -> bool {
+        if self.text.as_ref() == Some(&text) {
+            return true;
+        }
+        let path = self.path.clone();
+        let (notice, fails, done) = match self.write(text) {
+            Ok(true) => (Notice::SavedAgain { path }, false, true),
+            Ok(false) => (Notice::TakenOver { path }, true, true),
+            Err(error) => {
+                let cause = failure::cause(&error);
+                (Notice::CannotSave { path, cause }, true, false)
+            }
+        };
+        if std::mem::replace(&mut self.failing, fails) != fails {
+            log::say(notice);
+        }
+        done
+    }
+
+    /// Removes it if it is still ours.
+    pub fn remove(&self) {
+        if let (Some(ours), true) = (&self.there, self.is_written()) {
+            // The next start replaces a stale file.
+            let _ = entry::remove(AT_FDCWD, self.path.as_os_str(), ours);
+        }
+    }
+
+    /// Whether it was written: something foreign is not replaced.
+    fn write(&mut self, text: String) -> io::Result<bool> {
+        let (draft, mut file) = create_beside(&self.path)?;
+        let ours = self.there.as_ref().map(fstat).transpose()?;
+        let may_go = |there: &FileStat| ours.as_ref().is_some_and(|ours| same_file(ours, there));
+        // Workers read it, whatever the umask is.
+        let replaced = file
+            .set_permissions(Permissions::from_mode(0o644))
+            .and_then(|()| file.write_all(text.as_bytes()))
+            .and_then(|()| {
+                let (draft, path) = (draft.as_os_str(), self.path.as_os_str());
+                Ok(entry::replace(AT_FDCWD, draft, path, may_go)?)
+            });
+        match replaced {
+            Ok(true) => (self.text, self.there) = (Some(text), Some(file)),
+            // What became of the text is the one thing to tell.
+            _ => {
+                let _ = entry::remove(AT_FDCWD, draft.as_os_str(), &file);
+            }
+        }
+        replaced
+    }
+}
+
+/// The text of a status file. Whatever somebody has put there instead is neither waited for nor read without end.
+pub fn read_text(path: &Path, flags: OFlag) -> io::Result<String> {
+    open_text(path, flags).map(|(text, _)| text)
+}
+
+fn open_text(path: &Path, flags: OFlag) -> io::Result<(String, File)> {
+    let flags = flags | OFlag::O_NONBLOCK | OFlag::O_NOCTTY;
+    let file = OpenOptions::new()
+        .read(true)
+        .custom_flags(flags.bits())
+        .open(path)?;
+    if !file.metadata()?.is_file() {
+        return Err(io::Error::other("it is not a regular file"));
+    }
+    let mut text = String::new();
+    (&file).take(LARGEST).read_to_string(&mut text)?;
+    Ok((text, file))
+}
+
+fn cannot(path: &Path, cause: &str) -> Failure {
+    Failure::failed(format!(
+        "cannot write the status file {}: {cause}",
+        path.display()
+    ))
+}
+
+/// The stale status file that is there.
+fn refuse_foreign(path: &Path, is_stale: impl Fn(&str) -> bool) -> Result<Option<File>, Failure> {
+    const SOMETHING_ELSE: &str = "it holds something else than a status; it is left as it is";
+    let there = match path.symlink_metadata() {
+        Ok(there) => there,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+        Err(error) => return Err(cannot(path, &failure::cause(&error))),
+    };
+    if !there.is_file() {
+        return Err(cannot(path, "it is not a regular file"));
+    }
+    // Whatever has come there since the look above is not followed.
+    match open_text(path, OFlag::O_NOFOLLOW) {
+        Ok((text, file)) if is_stale(&text) => Ok(Some(file)),
+        Ok(_) => Err(cannot(path, SOMETHING_ELSE)),
+        Err(error) if error.kind() == io::ErrorKind::InvalidData => {
+            Err(cannot(path, SOMETHING_ELSE))
+        }
+        Err(error) => Err(cannot(path, &failure::cause(&error))),
+    }
+}
+
+/// Removes what a superdaemon has left that was killed between the making and the renaming of such a file.
+pub fn remove_drafts_of_the_dead(path: &Path, is_draft: impl Fn(&str) -> bool) {
+    let (Some(name), Some(directory)) = (path.file_name(), directory_of(path)) else {
+        return;
+    };
+    for entry in std::fs::read_dir(directory).into_iter().flatten().flatten() {
+        let draft = entry.path();
+        let is_left = entry
+            .file_name()
+            .to_str()
+            .and_then(|entry| entry.strip_prefix(name.to_str()?)?.strip_prefix('.'))
+            .and_then(|rest| rest.split_once('.'))
+            .is_some_and(|(pid, attempt)| {
+                let is_number = |text: &str| text.parse::<u32>().is_ok();
+                is_number(pid) && is_number(attempt) && !Path::new("/proc").join(pid).exists()
+            });
+        if is_left
+            && let Ok((text, file)) = open_text(&draft, OFlag::O_NOFOLLOW)
+            && is_draft(&text)
+        {
+            // It is in nobody's way.
+            let _ = entry::remove(AT_FDCWD, draft.as_os_str(), file);
+        }
+    }
+}
+
+fn directory_of(path: &Path) -> Option<&Path> {
+    match path.parent() {
+        Some(directory) if directory == Path::new("") => Some(Path::new(".")),
+        directory => directory,
+    }
+}
+
+/// A new file in the same directory: never one that is there already, never through a link.
+fn create_beside(path: &Path) -> io::Result<(PathBuf, File)> {
+    for attempt in 0..MOST_DRAFTS {
+        let draft = PathBuf::from(entry::beside(path.as_os_str(), attempt));
+        match OpenOptions::new()
+            .write(true)
+            .create_new(true)
+            .mode(0o644)
+            .open(&draft)
+        {
+            Ok(file) => return Ok((draft, file)),
+            Err(error) if error.raw_os_error() == Some(Errno::EEXIST as i32) => {}
+            Err(error) => return Err(error),
+        }
+    }
+    Err(Errno::EEXIST.into())
+}

@@ -4,9 +4,11 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::str::FromStr;
 
-use nix::sys::signal::Signal;
+use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use serde::{Deserialize, Serialize};
+
+use crate::wait;
 
 /// /proc/PID/status.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -37,6 +39,8 @@ pub struct Status {
     pub umask: u32,
     /// Of the main thread; see [`context_switches`].
     pub context_switches: u64,
+    /// How often the main thread has waited for something: the context switches that no other process has caused.
+    pub waits: u64,
 }
 
 impl Status {
@@ -86,6 +90,7 @@ impl Status {
             umask: u32::from_str_radix(text_of("Umask"), 8).expect("an octal umask"),
             context_switches: number::<u64>(text_of("voluntary_ctxt_switches"))
                 + number::<u64>(text_of("nonvoluntary_ctxt_switches")),
+            waits: number(text_of("voluntary_ctxt_switches")),
         }
     }
 
@@ -124,6 +129,17 @@ pub fn alive(pid: Pid) -> bool {
         .ok()
         .and_then(|stat| stat.rsplit_once(") ")?.1.chars().next());
     state.is_some_and(|state| !"ZXx".contains(state))
+}
+
+/// Sends STOP to a process and waits until it has stopped: it finishes the call that it is in, such as a read(2).
+#[track_caller]
+pub fn stop(pid: Pid) {
+    kill(pid, Signal::SIGSTOP).expect("cannot stop it");
+    wait::until(&format!("{pid} has stopped"), String::new, || {
+        status(pid)
+            .is_some_and(|status| status.state == 'T')
+            .then_some(())
+    });
 }
 
 /// The open descriptors and what they lead to, as `readlink` says it.

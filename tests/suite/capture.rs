@@ -1,7 +1,7 @@
 //! Output that start_server reads itself, and what becomes of it: time stamps, rotations, log commands that are killed,
 //! last words, and streams that go to different places.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::os::unix::net::UnixDatagram;
 use std::path::Path;
@@ -285,7 +285,7 @@ fn reopen_tells_by_its_exit_code_what_became_of_it() {
     let output = reopen(&server, &[]);
     assert_eq!(output.status.code(), Some(0), "{}", error_of(&output));
 
-    kill(pid, Signal::SIGSTOP).expect("cannot stop the server");
+    proc::stop(pid);
     let output = reopen(&server, &["--timeout=0.2"]);
     assert_eq!(output.status.code(), Some(4));
     let line = format!(
@@ -420,18 +420,17 @@ fn kill_log_commands(options: &[&str], stamped: bool) {
     let worker = accepted(&server);
     let flow = Flow::start(port, 80, "stderr", 0);
     let began = Instant::now();
-    let mut kills = 0;
+    let mut killed = BTreeSet::new();
     while began.elapsed() < Duration::from_secs(10) {
-        let reader = proc::children(server.pid())
-            .into_iter()
-            .find(|pid| !server.workers().iter().any(|worker| worker.pid == *pid));
-        if let Some(reader) = reader {
-            kills += usize::from(kill(reader, Signal::SIGKILL).is_ok());
+        // Not one that is dead and was not noticed yet.
+        if let Some(reader) = log_command(&server).filter(|reader| proc::alive(*reader)) {
+            kill(reader, Signal::SIGKILL).expect("cannot kill the log command");
+            killed.insert(reader);
         }
         let_pass(Duration::from_millis(100));
     }
     let count = flow.end().count;
-    assert!(kills >= 5, "only {kills} were killed");
+    assert!(killed.len() >= 5, "only {killed:?} were killed");
     assert_eq!(server.ask(port).pid, worker.as_raw());
     assert_eq!(server.started().len(), 1, "a worker died");
     assert!(server.stop().success());
@@ -439,7 +438,7 @@ fn kill_log_commands(options: &[&str], stamped: bool) {
     wait::until(
         "the last line is kept",
         || format!("{count} lines were written"),
-        || read(&kept).ends_with("exiting\n").then_some(()),
+        || read(&kept).contains("exiting\n").then_some(()),
     );
     let text = read(&kept);
     let found = numbers(&text, 80, stamped);
@@ -455,7 +454,7 @@ fn kill_log_commands(options: &[&str], stamped: bool) {
             line.ends_with("start_server: the log command died, status:9; starting it again")
         })
         .count();
-    assert_eq!(deaths, kills, "a line of ours is missing or cut");
+    assert_eq!(deaths, killed.len(), "a line of ours is missing or cut");
     // Its death is no worker's.
     assert!(
         !text.contains("died unexpectedly"),
@@ -463,38 +462,68 @@ fn kill_log_commands(options: &[&str], stamped: bool) {
     );
 }
 
-#[test]
-fn a_log_command_that_reads_late_gets_the_last_lines_at_the_end() {
-    if !is_ours() {
-        return;
-    }
-    let (setup, port) = setup();
-    let [gate, kept] = ["gate", "kept"].map(|name| setup.folder().join(name));
-    nix::unistd::mkfifo(&gate, nix::sys::stat::Mode::from_bits_truncate(0o666))
-        .expect("cannot make a fifo");
-    let command = format!(
-        "--log-file=| read line <{}; exec cat >>{}",
-        gate.display(),
-        kept.display()
-    );
-    let mut server = setup.option(command).option("--log-timestamps").start();
-    accepted(&server);
-    // More than a pipe holds.
+/// A worker writes more than a pipe holds to a log command that is stopped, and the server is told to end; then
+/// `read_all` sees to it that somebody reads. Nothing is lost.
+#[track_caller]
+fn assert_last_lines_are_kept(read_all: impl FnOnce(&Server)) {
     const COUNT: usize = 3000;
+    let (setup, port) = setup();
+    let kept = setup.folder().join("kept");
+    let mut server = setup
+        .option("--log-file=| exec cat >>kept")
+        .option("--log-timestamps")
+        .start();
+    accepted(&server);
+    wait::until(
+        "the command has begun",
+        || server.log(),
+        || kept.exists().then_some(()),
+    );
+    let reader = log_command(&server).expect("no log command");
+    proc::stop(reader);
     burst(port, COUNT, 100, "stderr");
     server.signal(Signal::SIGTERM);
     server.wait_until("its workers are gone", |server| server.workers().is_empty());
-    // As long as the start of a command can take on a loaded machine.
-    let_pass(Duration::from_secs(2));
-    fs::write(&gate, "go\n").expect("cannot open the gate");
+    read_all(&server);
     assert!(server.wait_exit().success());
     wait::until(
         "the last line is kept",
         || format!("{} bytes", read(&kept).len()),
-        || read(&kept).ends_with("exiting\n").then_some(()),
+        || read(&kept).contains("exiting\n").then_some(()),
     );
     let found = numbers(&read(&kept), 100, true);
     assert!(found[&1].iter().copied().eq(1..=COUNT));
+}
+
+/// The child that is no worker.
+fn log_command(server: &Server) -> Option<Pid> {
+    let workers = server.workers();
+    let is_other = |pid: &Pid| !workers.iter().any(|worker| worker.pid == *pid);
+    proc::children(server.pid()).into_iter().find(is_other)
+}
+
+#[test]
+fn a_log_command_that_reads_late_gets_the_last_lines() {
+    if !is_ours() {
+        return;
+    }
+    assert_last_lines_are_kept(|server| {
+        let reader = log_command(server).expect("no log command");
+        // As long as a loaded machine can keep a command from running.
+        let_pass(Duration::from_secs(2));
+        kill(reader, Signal::SIGCONT).expect("cannot continue the log command");
+    });
+}
+
+#[test]
+fn a_log_command_that_dies_at_the_end_is_started_again_for_the_last_lines() {
+    if !is_ours() {
+        return;
+    }
+    assert_last_lines_are_kept(|server| {
+        let reader = log_command(server).expect("no log command");
+        kill(reader, Signal::SIGKILL).expect("cannot kill the log command");
+    });
 }
 
 #[test]

@@ -6,7 +6,7 @@ use std::fs::{File, OpenOptions};
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::os::unix::fs::OpenOptionsExt;
-use std::os::unix::process::CommandExt;
+use std::os::unix::process::{CommandExt, ExitStatusExt};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
@@ -118,13 +118,31 @@ impl LogCommand {
         self.deadline().is_some_and(|deadline| deadline <= now)
     }
 
-    /// At the end somebody must read what is in the pipe: if nobody does, at once, and again when that is due.
-    pub fn start_for_the_rest(&mut self, is_first: bool) {
+    /// At the end somebody must read what is in the pipe: the first time `at_once`, then when that is due.
+    pub fn start_for_the_rest(&mut self, at_once: &mut bool) {
         // Nobody else waits for children any more.
-        self.child
-            .take_if(|child| matches!(child.try_wait(), Ok(Some(_))));
-        if self.child.is_none() && (is_first || self.is_due(Instant::now())) {
+        let status = self.child.as_mut().map(Child::try_wait);
+        if let Some(Ok(Some(status))) = status {
+            self.child = None;
+            say(Notice::LogCommandDied {
+                status: status.into_raw(),
+            });
+        }
+        if self.child.is_none() && (std::mem::take(at_once) || self.is_due(Instant::now())) {
             self.spawn_or_say();
+        }
+    }
+
+    /// How many bytes are in the pipe (pipe(7), `FIONREAD`).
+    #[expect(unsafe_code, reason = "nix has no FIONREAD")]
+    pub fn unread(&self) -> usize {
+        let mut unread: libc::c_int = 0;
+        // SAFETY: the kernel writes one c_int to where the pointer leads, which lives longer than the call.
+        let asked =
+            unsafe { libc::ioctl(self.read_end.as_raw_fd(), libc::FIONREAD, &raw mut unread) };
+        match asked {
+            0 => usize::try_from(unread).unwrap_or(0),
+            _ => 0,
         }
     }
 

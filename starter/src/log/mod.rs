@@ -48,17 +48,19 @@ const MOST_WAITING: usize = 1 << 20;
 /// The same for our own lines, which need not be lost behind theirs.
 const MOST_WITH_OURS: usize = 8 << 20;
 
-/// How long the end waits for a syslog daemon that takes nothing more.
+/// How long the end waits for a syslog daemon that takes nothing more, and for a log command that has everything in its
+/// pipe.
 const LAST_MOMENT: Duration = Duration::from_secs(1);
 
-/// The same for a log command, which may have to be started first: nothing is lost as long as it reads.
+/// The same for a log command while there is more: it may have to be started first, and nothing is lost if it reads.
 const LAST_LINES: Duration = Duration::from_secs(5);
 
 /// How long the end takes at the most, however little is read at a time.
 const LONGEST_END: Duration = Duration::from_secs(10);
 
-/// How often a log command is looked after meanwhile.
-const LOOK: Duration = Duration::from_millis(200);
+/// How often a log command is looked after meanwhile: it tells nobody that it has read everything.
+const SHORTEST_LOOK: Duration = Duration::from_millis(1);
+const LONGEST_LOOK: Duration = Duration::from_millis(100);
 
 thread_local! {
     /// The one place that all lines go through; the superdaemon has one thread.
@@ -121,7 +123,7 @@ pub fn complain(failure: &Failure) {
             true,
         );
     });
-    write_rest(|| {});
+    write_rest(|| 0);
 }
 
 /// The same where the launcher of a daemon will show it: here it is for the log alone.
@@ -136,7 +138,7 @@ pub fn keep(failure: &Failure) {
             false,
         );
     });
-    write_rest(|| {});
+    write_rest(|| 0);
 }
 
 /// Our own sentences are not to be seen on standard error.
@@ -160,50 +162,52 @@ fn flush() {
 }
 
 /// What others have to read before more can be written.
-fn unread() -> Vec<Rc<dyn AsFd>> {
+fn unwritten() -> Vec<Rc<dyn AsFd>> {
     OUT.with_borrow(|out| {
-        let mut unread: Vec<Rc<dyn AsFd>> = Vec::new();
+        let mut sources: Vec<Rc<dyn AsFd>> = Vec::new();
         if let Target::Command { pipe, waiting } = &out.target
             && !waiting.is_empty()
         {
             let pipe: Rc<File> = Rc::clone(pipe);
-            unread.push(pipe);
+            sources.push(pipe);
         }
         if let Some(socket) = out.syslog.as_ref().and_then(Syslog::wants_to_write) {
-            unread.push(socket);
+            sources.push(socket);
         }
-        unread
+        sources
     })
 }
 
 /// At the end: whoever reads gets the time for the last lines that it makes use of. `look_after` is called again and
-/// again meanwhile.
-fn write_rest(mut look_after: impl FnMut()) {
+/// again meanwhile, and returns how many bytes were written that nobody has read.
+fn write_rest(mut look_after: impl FnMut() -> usize) {
     let began = Instant::now();
     let (mut moved_at, mut left) = (began, usize::MAX);
+    let mut pause = SHORTEST_LOOK;
     loop {
-        look_after();
         flush();
         let now = Instant::now();
-        let (still_left, patience) = OUT.with_borrow(Out::left);
-        if still_left < left {
-            (moved_at, left) = (now, still_left);
+        let unread = look_after();
+        let (waiting, patience) = OUT.with_borrow(Out::waiting);
+        if unread + waiting < left {
+            (moved_at, left) = (now, unread + waiting);
         }
-        let unread = unread();
+        let sources = unwritten();
         let end = (moved_at + patience).min(began + LONGEST_END);
-        let timeout = end.saturating_duration_since(now).min(LOOK);
-        if unread.is_empty() || timeout.is_zero() {
+        let timeout = end.saturating_duration_since(now).min(pause);
+        if (sources.is_empty() && unread == 0) || timeout.is_zero() {
             return;
         }
+        pause = (pause * 2).min(LONGEST_LOOK);
         let writable = |one: &Rc<dyn AsFd>| one.as_fd().try_clone_to_owned();
-        let Ok(unread) = unread
+        let Ok(sources) = sources
             .iter()
             .map(writable)
             .collect::<io::Result<Vec<OwnedFd>>>()
         else {
             return;
         };
-        let mut sources: Vec<PollFd<'_>> = unread
+        let mut sources: Vec<PollFd<'_>> = sources
             .iter()
             .map(|one| PollFd::new(one.as_fd(), PollFlags::POLLOUT))
             .collect();
@@ -319,9 +323,9 @@ impl Out {
         }
     }
 
-    /// How much waits for whoever reads (bytes for a log command, records for syslog), and how long the end waits for
-    /// the next of it to be taken.
-    fn left(&self) -> (usize, Duration) {
+    /// How much waits to be written (bytes for a log command, records for syslog), and how long the end waits for the
+    /// next of it to be taken.
+    fn waiting(&self) -> (usize, Duration) {
         let records = self.syslog.as_ref().map_or(0, Syslog::waiting);
         match &self.target {
             Target::Command { waiting, .. } if !waiting.is_empty() => {
@@ -542,7 +546,7 @@ impl Log {
         let is_congested = OUT.with_borrow(Out::is_congested);
         Sources {
             readable: self.capture.sources().filter(|_| !is_congested).collect(),
-            writable: unread(),
+            writable: unwritten(),
         }
     }
 
@@ -598,11 +602,13 @@ impl Log {
     /// At the end: somebody must read what waits, and gets a moment for that.
     pub fn end(&mut self) {
         self.read_all();
-        let mut is_first = true;
-        write_rest(|| {
-            if let LogFile::Command(command) = &mut self.target {
-                command.start_for_the_rest(std::mem::take(&mut is_first));
+        let mut at_once = true;
+        write_rest(|| match &mut self.target {
+            LogFile::Command(command) => {
+                command.start_for_the_rest(&mut at_once);
+                command.unread()
             }
+            LogFile::File(_) | LogFile::None => 0,
         });
     }
 }

@@ -11,9 +11,12 @@
     reason = "this is the place that may start programs"
 )]
 
-use std::io;
 use std::process::{Child, Command, ExitStatus, Output, Stdio};
 use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::Instant;
+use std::{fs, io, thread};
+
+use crate::wait::DEADLINE;
 
 /// Held while a child is between fork and exec.
 static TURN: Mutex<()> = Mutex::new(());
@@ -26,6 +29,17 @@ fn turn() -> MutexGuard<'static, ()> {
 /// Returns when everything that this process has closed is closed in its children too.
 pub fn settled() {
     drop(turn());
+}
+
+/// Until the descriptors of ours are closed in the child. The kernel lets the caller of vfork(2) go on a little before
+/// that, and gives the process its new name a little after.
+fn wait_for_exec(child: &Child) {
+    let name = |process: &str| fs::read_to_string(format!("/proc/{process}/comm")).ok();
+    let (ours, theirs) = (name("thread-self"), child.id().to_string());
+    let deadline = Instant::now() + DEADLINE;
+    while name(&theirs) == ours && Instant::now() < deadline {
+        thread::yield_now();
+    }
 }
 
 /// What [`Command`] has, for a process in which many tests run at once.
@@ -52,7 +66,9 @@ pub trait InTurn {
 impl InTurn for Command {
     fn spawn_in_turn(&mut self) -> io::Result<Child> {
         let _turn = turn();
-        self.spawn()
+        let child = self.spawn()?;
+        wait_for_exec(&child);
+        Ok(child)
     }
 
     fn output_in_turn(&mut self) -> io::Result<Output> {

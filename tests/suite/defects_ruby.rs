@@ -99,7 +99,7 @@ fn r05_a_path_is_removed_at_the_end() {
 #[test]
 fn r06_a_worker_that_is_dead_at_term_already_is_no_trouble() {
     let (mut server, worker) = serving(Server::setup());
-    server.signal(Signal::SIGSTOP);
+    proc::stop(server.pid());
     server.wait_until("it is stopped", |server| {
         proc::status(server.pid()).is_some_and(|status| status.state == 'T')
     });

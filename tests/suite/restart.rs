@@ -455,7 +455,7 @@ fn stop_timeout_kills_workers_that_are_stopped() {
         .option("--stop-timeout=0.2")
         .start();
     let worker = first_generation(&server);
-    kill(worker.pid, Signal::SIGSTOP).expect("cannot stop the worker");
+    proc::stop(worker.pid);
     assert!(server.stop().success());
     assert!(!proc::alive(worker.pid));
 }

@@ -135,3 +135,126 @@ fn rename_to_free(directory: impl AsFd, from: &OsStr, to: &OsStr) -> nix::Result
 fn is_unknown_here(errno: Errno) -> bool {
     matches!(errno, Errno::EINVAL | Errno::ENOSYS | Errno::ENAMETOOLONG)
 }
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used, reason = "tests fail by panicking")]
+mod tests {
+    use std::fs::{self, File};
+    use std::os::fd::OwnedFd;
+    use std::path::PathBuf;
+
+    use super::*;
+
+    /// A directory of its own for each test.
+    struct Folder(PathBuf);
+
+    impl Folder {
+        fn new(name: &str) -> Folder {
+            let path = std::env::temp_dir().join(format!("entry-{name}-{}", std::process::id()));
+            fs::create_dir(&path).unwrap();
+            Folder(path)
+        }
+
+        fn open(&self) -> OwnedFd {
+            File::open(&self.0).unwrap().into()
+        }
+
+        fn put(&self, name: &str, text: &str) -> File {
+            fs::write(self.0.join(name), text).unwrap();
+            File::open(self.0.join(name)).unwrap()
+        }
+
+        /// Names and texts.
+        fn content(&self) -> Vec<(String, String)> {
+            let entries = fs::read_dir(&self.0).unwrap().map(Result::unwrap);
+            let mut all: Vec<_> = entries
+                .map(|entry| {
+                    let text = fs::read_to_string(entry.path()).unwrap();
+                    (entry.file_name().into_string().unwrap(), text)
+                })
+                .collect();
+            all.sort();
+            all
+        }
+    }
+
+    impl Drop for Folder {
+        fn drop(&mut self) {
+            drop(fs::remove_dir_all(&self.0));
+        }
+    }
+
+    fn pairs(all: &[(&str, &str)]) -> Vec<(String, String)> {
+        let owned = |(name, text): &(&str, &str)| ((*name).to_owned(), (*text).to_owned());
+        all.iter().map(owned).collect()
+    }
+
+    #[test]
+    fn only_the_very_file_is_removed() {
+        let folder = Folder::new("remove");
+        let ours = folder.put("name", "ours");
+        assert_eq!(remove(folder.open(), OsStr::new("name"), &ours), Ok(true));
+        assert_eq!(folder.content(), []);
+        folder.put("name", "foreign");
+        for name in ["name", "missing"] {
+            assert_eq!(remove(folder.open(), OsStr::new(name), &ours), Ok(false));
+        }
+        assert_eq!(folder.content(), pairs(&[("name", "foreign")]));
+    }
+
+    #[test]
+    fn what_is_in_the_way_aside_stays() {
+        let folder = Folder::new("aside");
+        let aside = beside(OsStr::new("name"), 0).into_string().unwrap();
+        folder.put(&aside, "foreign");
+        let ours = folder.put("name", "ours");
+        assert_eq!(remove(folder.open(), OsStr::new("name"), &ours), Ok(true));
+        assert_eq!(folder.content(), pairs(&[(&aside, "foreign")]));
+    }
+
+    #[test]
+    fn only_what_may_go_is_replaced() {
+        let folder = Folder::new("replace");
+        let replace = |may_go: bool| {
+            let names = ["draft", "name"].map(OsStr::new);
+            replace(folder.open(), names[0], names[1], |_| may_go)
+        };
+        folder.put("draft", "first");
+        assert_eq!(replace(false), Ok(true), "nothing was there");
+        assert_eq!(folder.content(), pairs(&[("name", "first")]));
+        folder.put("draft", "second");
+        let both = pairs(&[("draft", "second"), ("name", "first")]);
+        assert_eq!(replace(false), Ok(false));
+        assert_eq!(folder.content(), both);
+        assert_eq!(replace(true), Ok(true));
+        assert_eq!(folder.content(), pairs(&[("name", "second")]));
+    }
+
+    #[test]
+    fn what_comes_between_the_look_and_the_exchange_is_put_back() {
+        let folder = Folder::new("exchange");
+        let (ours, _draft) = (folder.put("name", "ours"), folder.put("draft", "draft"));
+        let ours = fstat(&ours).unwrap();
+        let swapped = std::cell::Cell::new(false);
+        let may_go = |there: &FileStat| {
+            let goes = same_file(there, &ours);
+            // After the look that it answers.
+            if !swapped.replace(true) {
+                fs::rename(folder.0.join("name"), folder.0.join("was there")).unwrap();
+                folder.put("name", "foreign");
+            }
+            goes
+        };
+        let names = ["draft", "name"].map(OsStr::new);
+        assert_eq!(
+            replace(folder.open(), names[0], names[1], may_go),
+            Ok(false)
+        );
+        let expected = [
+            ("draft", "draft"),
+            ("name", "foreign"),
+            ("was there", "ours"),
+        ];
+        assert_eq!(folder.content(), pairs(&expected));
+    }
+}

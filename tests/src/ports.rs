@@ -2,6 +2,8 @@
 
 use std::collections::HashSet;
 use std::ops::Range;
+use std::os::linux::net::SocketAddrExt;
+use std::os::unix::net::{SocketAddr, UnixDatagram};
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
@@ -24,6 +26,7 @@ pub fn tcp() -> u16 {
             32_768
         },
         &NEXT,
+        |_| true,
     )
 }
 
@@ -37,10 +40,21 @@ pub fn udp() -> u16 {
 #[must_use]
 pub fn low() -> u16 {
     static NEXT: AtomicU32 = AtomicU32::new(0);
-    take(600..1024, &NEXT)
+    take(600..1024, &NEXT, claim)
 }
 
-fn take(range: Range<u16>, next: &AtomicU32) -> u16 {
+/// Low ports are few: none is handed out by two processes that run tests at the same time. The sign is an abstract
+/// socket (unix(7)), which is gone with the process.
+fn claim(port: u16) -> bool {
+    static CLAIMS: Mutex<Vec<UnixDatagram>> = Mutex::new(Vec::new());
+    let name = format!("start_server-e2e-port-{port}");
+    let address = SocketAddr::from_abstract_name(name).expect("a short name");
+    let claimed = UnixDatagram::bind_addr(&address);
+    let mut claims = CLAIMS.lock().expect("another test panicked here");
+    claimed.map(|socket| claims.push(socket)).is_ok()
+}
+
+fn take(range: Range<u16>, next: &AtomicU32, claim: impl Fn(u16) -> bool) -> u16 {
     let length = u32::from(range.end - range.start);
     // Test processes that run at the same time begin at different places.
     let offset = process::id().wrapping_mul(211);
@@ -48,7 +62,7 @@ fn take(range: Range<u16>, next: &AtomicU32) -> u16 {
         let number = next.fetch_add(1, Ordering::Relaxed).wrapping_add(offset) % length;
         let port =
             range.start + u16::try_from(number).expect("less than the length of a range of u16");
-        if is_unused(port) {
+        if is_unused(port) && claim(port) {
             return port;
         }
     }

@@ -100,8 +100,10 @@ impl Site {
             let is_ours = pid == server.pid() || !proc::alive(pid);
             assert!(is_ours, "{what}: {pid} is not {}", server.pid());
         }
+        // Before the look at the processes: whoever is in it has started by then.
+        let status = self.read("status");
         let group: BTreeSet<Pid> = proc::group(server.pid()).into_iter().collect();
-        for line in self.read("status").lines() {
+        for line in status.lines() {
             let (_, worker) = line.split_once(':').expect("GENERATION:PID");
             let worker = Pid::from_raw(worker.parse().expect("a pid"));
             let is_ours = group.contains(&worker) || !proc::alive(worker);

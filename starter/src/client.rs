@@ -55,7 +55,9 @@ pub fn stop(options: &ClientOptions) -> Result<(), Failure> {
             "cannot wait longer for the end of pid {}: --timeout has passed",
             server.pid
         ))
-        .hint("workers that do not end hold it up; --stop-timeout would kill them")),
+        .hint(server.is_stopped().unwrap_or_else(|| {
+            "workers that do not end hold it up; --stop-timeout would kill them".into()
+        }))),
     }
 }
 
@@ -88,10 +90,7 @@ pub fn restart(options: &ClientOptions) -> Result<(), Failure> {
                     "cannot wait longer for the restart of pid {}: --timeout has passed",
                     server.pid
                 ))
-                .hint(format!(
-                    "{} shows how far it is, unless its disk is full",
-                    json_path(&options.pid_file).display()
-                )));
+                .hint(follower.how_far(&server, &json_path(&options.pid_file))));
             }
         }
     }
@@ -119,10 +118,16 @@ pub fn reopen(options: &ClientOptions) -> Result<(), Failure> {
             Some(now) if now.reopened > before.reopened => {
                 return match now.reopen_failure {
                     None => Ok(()),
-                    Some(cause) => Err(Failure::failed(format!(
-                        "cannot reopen the log file of pid {}: {cause}",
-                        server.pid
-                    ))),
+                    Some(cause) => {
+                        let file = now.log_file.filter(|file| !file.starts_with('|'));
+                        let file = file.map(|file| format!("{}, ", harmless(&file)));
+                        Err(Failure::failed(format!(
+                            "cannot reopen {}the log file of pid {}: {}",
+                            file.unwrap_or_default(),
+                            server.pid,
+                            harmless(&cause)
+                        )))
+                    }
                 };
             }
             _ => {}
@@ -136,10 +141,14 @@ pub fn reopen(options: &ClientOptions) -> Result<(), Failure> {
                 )));
             }
             Woken::TimedOut => {
-                return Err(Failure::undecided(format!(
+                let failure = Failure::undecided(format!(
                     "cannot wait longer for the log file of pid {}: --timeout has passed",
                     server.pid
-                )));
+                ));
+                return Err(match server.is_stopped() {
+                    Some(hint) => failure.hint(hint),
+                    None => failure,
+                });
             }
         }
     }
@@ -167,12 +176,12 @@ impl Server {
             .open(path)
             .map_err(|error| match error.kind() {
                                 io::ErrorKind::NotFound => match Status::read(&json_path(path)) {
-                    Some(status) => not_running("does not exist").hint(format!(
+                    Some(status) if is_alive(status.supervisor) => not_running("does not exist").hint(format!(
                         "{} names pid {}: if that is a start_server, HUP makes it write the file again",
                         json_path(path).display(),
                         status.supervisor
                     )),
-                    None => not_running("does not exist"),
+                    _ => not_running("does not exist"),
                 },
                 _ if error.raw_os_error() == Some(Errno::ELOOP as i32) => {
                     cannot("it is a symbolic link")
@@ -237,6 +246,20 @@ impl Server {
         }
     }
 
+    /// What to do about a server that a signal has stopped, if this is one: it follows no order until it goes on.
+    fn is_stopped(&self) -> Option<String> {
+        let status = std::fs::read_to_string(format!("/proc/{}/status", self.pid)).ok()?;
+        let state = status
+            .lines()
+            .find_map(|line| line.strip_prefix("State:"))?;
+        state.trim_start().starts_with(['T', 't']).then(|| {
+            format!(
+                "pid {0} is stopped: `kill -CONT {0}` lets it go on",
+                self.pid
+            )
+        })
+    }
+
     fn still_holds_its_lock(&self, path: &Path) -> bool {
         let Ok(mut file) = self.pid_file.try_clone() else {
             return false;
@@ -267,6 +290,11 @@ impl Server {
             }
         }
     }
+}
+
+/// Whether there is a process with the pid that somebody has written into a file.
+fn is_alive(pid: i64) -> bool {
+    i32::try_from(pid).is_ok_and(|pid| Process::open(Pid::from_raw(pid)).is_ok())
 }
 
 /// The real uid of a process: whoever has it may send signals to it.
@@ -429,6 +457,26 @@ impl Follower {
     }
 }
 
+impl Follower {
+    /// What a restart waits for that has no verdict yet.
+    fn how_far(&self, server: &Server, json: &Path) -> String {
+        let waits_for = || match self {
+            Follower::ByRequest {
+                json,
+                answer: Some(generation),
+                ..
+            } => Status::read(json)?.waits_for(*generation),
+            _ => None,
+        };
+        server.is_stopped().or_else(waits_for).unwrap_or_else(|| {
+            format!(
+                "{} shows how far it is, unless its disk is full",
+                json.display()
+            )
+        })
+    }
+}
+
 /// The part of the status that a verdict is made of.
 #[derive(Debug, PartialEq, Eq)]
 pub struct Status {
@@ -439,6 +487,10 @@ pub struct Status {
     serves: bool,
     /// The generations that have workers.
     living: Vec<u64>,
+    /// The workers with their generations.
+    workers: Vec<(u64, i64)>,
+    /// As the option was given.
+    log_file: Option<String>,
     verdicts: Vec<Decided>,
     /// How often it was told to open its log file again.
     reopened: u64,
@@ -454,6 +506,8 @@ struct Decided {
     status: Option<i64>,
     /// Why no program ran.
     cause: Option<String>,
+    /// What can be done about that.
+    hint: Option<String>,
     /// The last lines on standard error of the worker that has failed.
     stderr: Vec<String>,
 }
@@ -476,6 +530,9 @@ impl Status {
                 cause: one
                     .get("cause")
                     .and_then(|cause| Some(cause.as_str()?.to_owned())),
+                hint: one
+                    .get("hint")
+                    .and_then(|hint| Some(hint.as_str()?.to_owned())),
                 stderr: lines_of(one.get("stderr")),
             })
         });
@@ -490,6 +547,10 @@ impl Status {
                 .iter()
                 .filter_map(|one| one.get("number")?.as_u64())
                 .collect(),
+            workers: living.iter().flat_map(workers_of).collect(),
+            log_file: value
+                .get("options")
+                .and_then(|options| Some(options.get("log_file")?.as_str()?.to_owned())),
             verdicts: verdicts.collect::<Option<_>>()?,
             reopened: number_in(&value, "reopened").unwrap_or(0),
             reopen_failure: value
@@ -522,6 +583,7 @@ impl Status {
             committed: false,
             status,
             cause,
+            hint,
             stderr,
             ..
         }) = last
@@ -544,12 +606,60 @@ impl Status {
                 "cannot restart: generation {generation} has failed to start{how}; {serving}"
             ))
             .stderr(&said)
-            .hint("the log says more; it is tried again until it comes up, or --start-limit is reached")));
+            .hint(format!(
+                "{}; it is tried again until it comes up, or --start-limit is reached",
+                self.advice(hint.as_deref(), status.filter(|_| cause.is_none()))
+            ))));
         }
         let old_left = self.living.iter().any(|number| *number < generation);
         // A server that stops has not restarted: its end will tell.
         (!old_left && !self.stopping).then_some(Ok(()))
     }
+
+    /// What helps against a failed start, with the status that the program itself has given.
+    fn advice(&self, hint: Option<&str>, status: Option<i32>) -> String {
+        match (hint, status, &self.log_file) {
+            (Some(hint), ..) => harmless(hint),
+            (None, Some(0), _) => {
+                "a server that puts itself into the background has ended for start_server: keep it in the foreground".into()
+            }
+            (None, _, Some(file)) if !file.starts_with('|') => {
+                format!("{} says more", harmless(file))
+            }
+            _ => "the log says more".into(),
+        }
+    }
+
+    /// The old workers that a restart waits for whose generation serves.
+    fn waits_for(&self, generation: u64) -> Option<String> {
+        let committed = self
+            .verdicts
+            .iter()
+            .rev()
+            .find(|one| one.generation == generation)?
+            .committed;
+        let old = self
+            .workers
+            .iter()
+            .filter(|(number, _)| *number < generation);
+        let old: Vec<String> = old.map(|(_, pid)| pid.to_string()).collect();
+        (committed && !old.is_empty()).then(|| {
+            format!(
+                "generation {generation} serves; old workers that have not ended yet: {}",
+                old.join(", ")
+            )
+        })
+    }
+}
+
+/// The workers of a generation, each with its number.
+fn workers_of(generation: &serde_json::Value) -> Vec<(u64, i64)> {
+    let number = generation.get("number").and_then(serde_json::Value::as_u64);
+    let workers = generation
+        .get("workers")
+        .and_then(serde_json::Value::as_array);
+    let pid = |worker: &serde_json::Value| Some((number?, worker.get("pid")?.as_i64()?));
+    workers.into_iter().flatten().filter_map(pid).collect()
 }
 
 fn number_in(value: &serde_json::Value, name: &str) -> Option<u64> {
@@ -576,6 +686,7 @@ mod tests {
                 committed,
                 status: Some(256),
                 cause: None,
+                hint: None,
                 stderr: vec!["the reason".into()],
             })
             .collect();
@@ -585,6 +696,8 @@ mod tests {
             stopping: false,
             serves: true,
             living: living.to_vec(),
+            workers: Vec::new(),
+            log_file: None,
             verdicts,
             reopened: 0,
             reopen_failure: None,

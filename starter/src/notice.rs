@@ -133,6 +133,7 @@ pub enum Notice {
     /// A sentence of its own about something that is left out.
     Complaint(String),
     LinesLost(u64),
+    NeverSent(u64),
     PidFileGone {
         path: PathBuf,
     },
@@ -192,6 +193,7 @@ impl Notice {
             | Notice::Unconfined(_)
             | Notice::Complaint(_)
             | Notice::LinesLost(_)
+            | Notice::NeverSent(_)
             | Notice::PidFileGone { .. }
             | Notice::PidFileWrittenAgain { .. }
             | Notice::LogCommandDied { .. }
@@ -365,6 +367,12 @@ impl fmt::Display for Notice {
                 write!(
                     f,
                     "start_server: {lost} lines before this one could not be written"
+                )
+            }
+            Notice::NeverSent(lines) => {
+                write!(
+                    f,
+                    "start_server: {lines} lines have not reached syslog and are lost"
                 )
             }
             Notice::PidFileGone { path } => {

@@ -411,7 +411,13 @@ fn spell_out(
                 };
                 Some(next)
             }
-            None => None,
+            None => match rest.peek() {
+                Some(next) if option.get_id() == "syslog" => {
+                    refuse_facility_apart(next)?;
+                    None
+                }
+                _ => None,
+            },
         };
         let mut spelled = OsString::from(format!("--{}", option.get_id()));
         if let Some(value) = value {
@@ -435,6 +441,19 @@ fn spell_out(
         for_clap,
         unknown: None,
     })
+}
+
+/// A facility behind a blank would be taken for the server program; a program of that name follows two dashes.
+fn refuse_facility_apart(next: &OsStr) -> Result<(), Failure> {
+    match next.to_str().filter(|name| facility(name).is_some()) {
+        Some(name) => Err(Failure::usage(format!(
+            "cannot use --syslog {name}: a facility follows an equals sign"
+        ))
+        .hint(format!(
+            "write --syslog={name}, or -- before a server program of that name"
+        ))),
+        None => Ok(()),
+    }
 }
 
 /// An option that may stand alone takes a value only behind its `=`, never the next word.

@@ -36,7 +36,9 @@ impl PidFile {
                 let failure = cannot(&crate::failure::cause(&error));
                 match error.raw_os_error().map(Errno::from_raw) {
                     Some(Errno::ELOOP) => cannot(&"it is a symbolic link"),
-                    Some(Errno::ENOENT) => cannot(&"its directory does not exist"),
+                    Some(Errno::ENOENT) => {
+                        cannot(&"its directory does not exist").hint(missing_directory_hint(path))
+                    }
                     Some(Errno::EACCES) => failure.hint(WRITABLE_HINT),
                     _ => failure,
                 }
@@ -108,6 +110,12 @@ impl PidFile {
         file.rewind()?;
         file.write_all(format!("{pid}\n").as_bytes())
     }
+}
+
+/// The remedy where the directory of a file of the server does not exist.
+pub fn missing_directory_hint(file: &Path) -> String {
+    let directory = file.parent().unwrap_or(file).display();
+    format!("`install -d -o USER {directory}` makes it, for the user that the server runs as")
 }
 
 /// Said wherever the supervisor's user may not write a file.

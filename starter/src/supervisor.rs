@@ -188,6 +188,7 @@ impl Supervisor {
                     }
                 }
                 Action::Serving => {
+                    log::is_up();
                     if let Some(waiting) = self.resources.waiting.take() {
                         waiting.tell_success();
                     }

@@ -3,9 +3,12 @@
 //! What it is not: a place for decisions. Whether a worker has started well is for `generations` to say.
 
 use std::convert::Infallible;
-use std::ffi::OsString;
-use std::io;
+use std::ffi::{OsStr, OsString};
+use std::fs::File;
+use std::io::{self, Read};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
+use std::os::unix::ffi::OsStrExt;
+use std::os::unix::fs::OpenOptionsExt;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -202,9 +205,7 @@ impl Blueprint {
         };
         let hint = match errno {
             Errno::EACCES => explain_denied(&file),
-            Errno::ENOENT if file.exists() => {
-                Some("the interpreter in its first line does not exist".into())
-            }
+            Errno::ENOENT if file.exists() => Some(explain_missing_interpreter(&file)),
             _ => None,
         };
         ExecFailure {
@@ -240,6 +241,37 @@ fn explain_lookup(program: &Path, errno: Errno) -> (Errno, String) {
         false => format!("PATH is {path}; closed to this user: {}", closed.join(", ")),
     };
     (Errno::ENOENT, hint)
+}
+
+/// What a file needs that is there and still cannot be found.
+fn explain_missing_interpreter(file: &Path) -> String {
+    let Some(line) = first_line(file).filter(|line| line.starts_with(b"#!")) else {
+        return "the loader of shared libraries that it needs does not exist: it was built for another system".into();
+    };
+    let words = line[2..].trim_ascii_start();
+    let end = words.iter().position(|byte| b" \t\n".contains(byte));
+    let name = &words[..end.unwrap_or(words.len())];
+    let shown = printable(OsStr::from_bytes(name.trim_ascii_end()));
+    match name.ends_with(b"\r") {
+        true => format!(
+            "its first line ends with a carriage return, which is taken for a part of the name: {shown}\\r"
+        ),
+        false => format!("the interpreter in its first line does not exist: {shown}"),
+    }
+}
+
+/// As much of it as the kernel looks at.
+fn first_line(file: &Path) -> Option<Vec<u8>> {
+    let mut start = Vec::new();
+    File::options()
+        .read(true)
+        .custom_flags(OFlag::O_NONBLOCK.bits())
+        .open(file)
+        .and_then(|file| file.take(256).read_to_end(&mut start))
+        .ok()?;
+    let end = start.iter().position(|byte| *byte == b'\n');
+    start.truncate(end.unwrap_or(start.len()));
+    Some(start)
 }
 
 /// Which part of the path keeps this user from executing the file.

@@ -19,6 +19,10 @@ use crate::launch::{Launched, as_ordinary_user, install, launch_program, make_di
 const FAILED: i32 = 1;
 const USAGE: i32 = 2;
 
+/// The remedy for a file in a directory `missing`.
+const MISSING_DIRECTORY: &str =
+    "hint: `install -d -o USER missing` makes it, for the user that the server runs as";
+
 /// Whoever is neither root nor the user of the server.
 const FOREIGN: u32 = 4242;
 
@@ -98,6 +102,13 @@ fn wrong_usage_is_one_line_and_exit_code_2() {
             &[
                 "start_server: cannot use --port: its value is missing",
                 "hint: a value that starts with a dash is written --port=--strict",
+            ],
+        ),
+        (
+            &["--syslog", "mail"],
+            &[
+                "start_server: cannot use --syslog mail: a facility follows an equals sign",
+                "hint: write --syslog=mail, or -- before a server program of that name",
             ],
         ),
         (
@@ -218,7 +229,15 @@ fn a_program_that_cannot_be_executed_is_said_and_leaves_nothing_behind() {
     make_file(&setup, "script", "#!/missing/interpreter\n", 0o755);
     let lines = [
         "start_server: cannot execute ./script: No such file or directory",
-        "hint: the interpreter in its first line does not exist",
+        "hint: the interpreter in its first line does not exist: /missing/interpreter",
+    ];
+    assert_refused(setup, FAILED, &lines);
+
+    let setup = with_files().program(["./script"]);
+    make_file(&setup, "script", "#! /bin/sh\r\nexit 0\r\n", 0o755);
+    let lines = [
+        "start_server: cannot execute ./script: No such file or directory",
+        r"hint: its first line ends with a carriage return, which is taken for a part of the name: /bin/sh\r",
     ];
     assert_refused(setup, FAILED, &lines);
 
@@ -549,7 +568,7 @@ fn a_pid_file_that_cannot_be_written_is_said() {
     assert_refused(
         Server::setup().option("--pid-file=missing/pid"),
         FAILED,
-        &[line],
+        &[line, MISSING_DIRECTORY],
     );
 }
 
@@ -632,7 +651,7 @@ fn a_status_file_that_cannot_be_written_is_said() {
     let setup = Server::setup()
         .option("--status-file=missing/status")
         .pid_file();
-    assert_refused(setup, FAILED, &[line]);
+    assert_refused(setup, FAILED, &[line, MISSING_DIRECTORY]);
 }
 
 #[test]

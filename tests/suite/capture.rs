@@ -279,7 +279,10 @@ fn reopen_tells_by_its_exit_code_what_became_of_it() {
     fs::create_dir(&path).expect("cannot make a directory");
     let output = reopen(&server, &[]);
     assert_eq!(output.status.code(), Some(1));
-    let line = format!("start_server: cannot reopen the log file of pid {pid}: Is a directory\n");
+    let line = format!(
+        "start_server: cannot reopen {}, the log file of pid {pid}: Is a directory\n",
+        path.display()
+    );
     assert!(error_of(&output).ends_with(&line), "{}", error_of(&output));
     fs::remove_dir(&path).expect("cannot remove the directory");
     let output = reopen(&server, &[]);
@@ -289,7 +292,8 @@ fn reopen_tells_by_its_exit_code_what_became_of_it() {
     let output = reopen(&server, &["--timeout=0.2"]);
     assert_eq!(output.status.code(), Some(4));
     let line = format!(
-        "start_server: cannot wait longer for the log file of pid {pid}: --timeout has passed\n"
+        "start_server: cannot wait longer for the log file of pid {pid}: --timeout has passed\n\
+         hint: pid {pid} is stopped: `kill -CONT {pid}` lets it go on\n"
     );
     assert!(error_of(&output).ends_with(&line), "{}", error_of(&output));
     kill(pid, Signal::SIGCONT).expect("cannot continue the server");
@@ -929,7 +933,8 @@ fn quiet_does_not_hide_why_a_start_has_failed() {
     assert_eq!(finished.status.code(), Some(1));
     assert_eq!(
         finished.log,
-        "start_server: cannot open --log-file=missing/log: its directory does not exist\n"
+        "start_server: cannot open --log-file=missing/log: its directory does not exist\n\
+         hint: `install -d -o USER missing` makes it, for the user that the server runs as\n"
     );
     let (setup, _) = self::setup();
     let finished = run(setup.option("--backlog=x"));

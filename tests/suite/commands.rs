@@ -653,6 +653,14 @@ fn a_pid_file_that_a_killed_server_left_behind_names_nobody() {
         let mut client = run(&server, &[command, "--pid-file=pid"]);
         assert_eq!(client.wait(), 3, "{}", client.said());
     }
+    // Its status is there still, and is no reason to signal a process that is not.
+    fs::remove_file(server.folder().join("pid")).expect("cannot remove the pid file");
+    let mut client = run(&server, &["--restart", "--pid-file=pid"]);
+    assert_eq!(client.wait(), 3, "{}", client.said());
+    assert_eq!(
+        client.said(),
+        "start_server: not running: pid does not exist\n"
+    );
 }
 
 #[test]
@@ -918,11 +926,71 @@ fn restart_ends_with_4_when_its_time_is_over_and_the_restart_goes_on() {
         "start_server: cannot wait longer for the restart of pid {}: --timeout has passed",
         server.pid()
     );
-    let hint = "hint: pid.json shows how far it is, unless its disk is full";
-    assert_eq!(restart.verdict(), [expected.as_str(), hint]);
+    let hint = format!(
+        "hint: generation 2 serves; old workers that have not ended yet: {}",
+        first.pid
+    );
+    assert_eq!(restart.verdict(), [expected, hint]);
     server.wait_for_drain(first);
     held.finish();
     server.wait_for_generations(&[2]);
+}
+
+#[test]
+fn a_server_that_is_stopped_is_told_from_one_that_is_slow() {
+    if !is_ours() {
+        return;
+    }
+    let (mut server, _, _) = graceful(Server::setup().option("--log-file=log.file"));
+    server.signal(Signal::SIGSTOP);
+    let hint = format!(
+        "hint: pid {0} is stopped: `kill -CONT {0}` lets it go on",
+        server.pid()
+    );
+    for command in ["--restart", "--reopen", "--stop"] {
+        let mut client = run(&server, &[command, "--pid-file=pid", "--timeout=0.3"]);
+        assert_eq!(client.wait(), 4, "{}", client.said());
+        assert_eq!(client.verdict().get(1), Some(&hint), "{}", client.said());
+    }
+    server.signal(Signal::SIGCONT);
+    assert!(server.wait_exit().success());
+}
+
+#[test]
+fn a_failed_restart_names_the_remedy_and_the_log_file() {
+    if !is_ours() {
+        return;
+    }
+    let setup = Server::setup().pid_file().option("--log-file=log.file");
+    let program = setup.folder().join("program");
+    std::os::unix::fs::symlink(programs::worker(), &program).expect("cannot make a link");
+    let journal = format!("--journal={}", setup.folder().join("journal").display());
+    let server = setup
+        .program([program.as_os_str(), journal.as_ref()])
+        .start();
+    server.wait_for_service(1);
+    let next = server.folder().join("next");
+    for (script, expected) in [
+        (
+            "#!/missing/interpreter\n",
+            "hint: the interpreter in its first line does not exist: /missing/interpreter",
+        ),
+        ("#!/bin/sh\nexit 3\n", "hint: log.file says more"),
+        (
+            "#!/bin/sh\nexit 0\n",
+            "hint: a server that puts itself into the background has ended for start_server: keep it in the foreground",
+        ),
+    ] {
+        fs::write(&next, script).expect("cannot write a script");
+        fs::set_permissions(&next, fs::Permissions::from_mode(0o755))
+            .expect("cannot make it a program");
+        fs::rename(&next, &program).expect("cannot deploy it");
+        let mut restart = run(&server, &["--restart", "--pid-file=pid"]);
+        assert_eq!(restart.wait(), 1, "{}", restart.said());
+        let hint =
+            format!("{expected}; it is tried again until it comes up, or --start-limit is reached");
+        assert_eq!(restart.verdict().last(), Some(&hint));
+    }
 }
 
 #[test]

@@ -1,12 +1,15 @@
 //! Where output goes: `--log-file=FILE` and `--log-file="| COMMAND"`.
 
 use std::fs::{self, File, OpenOptions, Permissions};
-use std::io::Read;
-use std::os::unix::fs::{MetadataExt, PermissionsExt, symlink};
+use std::io::{Read, Write};
+use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt, PermissionsExt, symlink};
 use std::path::{Path, PathBuf};
+use std::thread;
 
 use e2e::skip::{needs_root, original_differs};
 use e2e::{Report, Server, Setup, client, ports, proc, programs};
+use nix::fcntl::OFlag;
 use nix::sys::signal::{Signal, kill, killpg};
 use nix::sys::stat::Mode;
 use nix::unistd::{Pid, getpgid, mkfifo};
@@ -94,6 +97,95 @@ fn nothing_is_left_for_the_terminal_but_the_first_line() {
 }
 
 #[test]
+fn the_reason_of_a_failed_first_start_is_on_the_terminal_as_well_as_in_the_log_file() {
+    if original_differs("its log file alone has the reason") {
+        return;
+    }
+    for option in ["--quiet", "--log-timestamps", "--log-stream=stdout"] {
+        let (setup, _) = logging("DIR/server.log");
+        let finished = setup.option(option).program(["/missing/program"]).run();
+        assert_eq!(finished.status.code(), Some(1), "{}", finished.log);
+        let line = "start_server: cannot execute /missing/program: No such file or directory";
+        let said: Vec<&str> = finished.log.lines().filter(|one| *one == line).collect();
+        assert_eq!(said.len(), 1, "{option}: {}", finished.log);
+        let log = finished.server.folder().join("server.log");
+        assert_eq!(count(&log, line), 1, "{option}: {}", read(&log));
+    }
+}
+
+#[test]
+fn what_fails_after_the_first_start_is_for_the_log_file_alone() {
+    let (setup, _) = logging("DIR/server.log");
+    let switch = setup.folder().join("broken");
+    let option = format!("--exit-if-exists={}", switch.display());
+    let mut server = setup.worker([option]).start();
+    accepted(&server);
+    let pid = server.pid();
+    fs::write(&switch, "").expect("cannot break the worker");
+    server.signal(Signal::SIGHUP);
+    wait_for_line(&server, "server.log", "seems to have failed to start");
+    assert!(server.stop().success());
+    assert_eq!(
+        server.log(),
+        format!("start_server (pid:{pid}) starting now...\n")
+    );
+}
+
+#[test]
+fn a_standard_error_that_nobody_reads_does_not_stop_the_service() {
+    if original_differs("it blocks in write") {
+        return;
+    }
+    let port = ports::tcp();
+    let (mut reader, writer) = std::io::pipe().expect("cannot make a pipe");
+    let writer = File::from(OwnedFd::from(writer));
+    let own = format!("/proc/self/fd/{}", writer.as_raw_fd());
+    let mut server = Server::setup()
+        .status_file()
+        .port(port)
+        .worker(["--graceful"])
+        .output(writer.try_clone().expect("cannot duplicate a descriptor"))
+        .start();
+    accepted(&server);
+    // A description of its own: that of the server goes on to block.
+    let mut full = OpenOptions::new()
+        .write(true)
+        .custom_flags(OFlag::O_NONBLOCK.bits())
+        .open(own)
+        .expect("cannot open the pipe");
+    while full.write(b"x").is_ok() {}
+    drop((full, writer));
+    let first = server.ask(port);
+    let second = server.restart();
+    assert_eq!(server.ask(port).generation, Some(2));
+    kill(second.pid, Signal::SIGKILL).expect("cannot kill the worker");
+    server.wait_for_service(3);
+    // What waited comes when somebody reads.
+    let text = thread::spawn(move || {
+        let mut text = String::new();
+        reader.read_to_string(&mut text).map(|_| text)
+    });
+    assert!(server.stop().success());
+    let text = text.join().expect("it panicked").expect("cannot read");
+    for line in [
+        "received HUP, spawning a new worker".to_owned(),
+        format!("old worker {} died, status:0", first.pid),
+        format!(
+            "worker {} died unexpectedly with status:9, restarting",
+            second.pid
+        ),
+        "exiting".to_owned(),
+    ] {
+        assert_eq!(
+            text.matches(&line).count(),
+            1,
+            "{line} in {}",
+            text.replace('x', "")
+        );
+    }
+}
+
+#[test]
 fn usr1_opens_the_log_file_again() {
     if original_differs("USR1 kills it") {
         return;
@@ -163,7 +255,13 @@ fn a_log_file_that_cannot_be_opened_is_one_line_and_exit_code_1() {
     let hint = "hint: the file is written by the user that the server runs as, in a directory that this user can write";
     for (target, cause, hint) in [
         ("DIR/closed/log", "Permission denied", Some(hint)),
-        ("DIR/missing/log", "its directory does not exist", None),
+        (
+            "DIR/missing/log",
+            "its directory does not exist",
+            Some(
+                "hint: `install -d -o USER DIR/missing` makes it, for the user that the server runs as",
+            ),
+        ),
         ("DIR/link", "it is a symbolic link", None),
         ("DIR", "Is a directory", None),
     ] {
@@ -173,14 +271,16 @@ fn a_log_file_that_cannot_be_opened_is_one_line_and_exit_code_1() {
         // Root's where the tests run as root; else nobody may write there.
         fs::set_permissions(&closed, Permissions::from_mode(0o555)).expect("cannot close it");
         symlink("elsewhere", setup.folder().join("link")).expect("cannot make a link");
-        let path = target.replace("DIR", setup.folder().to_str().expect("UTF-8"));
+        let folder = setup.folder().to_owned();
+        let setup_folder = folder.to_str().expect("UTF-8");
+        let path = target.replace("DIR", setup_folder);
         let finished = setup.pid_file().run();
         assert_eq!(finished.status.code(), Some(1), "{}", finished.log);
         let expected: Vec<String> = [format!(
             "start_server: cannot open --log-file={path}: {cause}"
         )]
         .into_iter()
-        .chain(hint.map(str::to_owned))
+        .chain(hint.map(|hint| hint.replace("DIR", setup_folder)))
         .collect();
         let lines: Vec<&str> = finished.log.lines().skip(1).collect();
         assert_eq!(lines, expected);
@@ -356,6 +456,9 @@ fn a_log_command_that_ends_at_once_is_started_again_not_more_than_once_a_second(
         u64::try_from(times).expect("few") <= passed + 1,
         "{times} starts in {passed} s"
     );
+    // It is in the log, which nobody reads: once it is said where somebody may look.
+    let line = "start_server: the log command died, status:768; starting it again";
+    assert_eq!(server.count_in_log(line), 1, "{}", server.log());
     // The service goes on as if nothing was.
     let worker = server.ask(port);
     write_by_worker(port, "nobody reads this");

@@ -789,6 +789,27 @@ fn a_socket_that_is_missing_at_the_start_is_said_once_and_found_later() {
 }
 
 #[test]
+fn what_never_reaches_syslog_is_counted_at_the_end() {
+    if !is_syslog_of_ours() {
+        return;
+    }
+    let (setup, port, _) = setup();
+    let mut server = setup.start();
+    accepted(&server);
+    for line in 0..5 {
+        write(port, "stdout", &format!("line {line}"));
+    }
+    assert!(server.stop().success());
+    // Five, and what start_server has said itself.
+    let own = server.log().lines().count() - 1;
+    let expected = format!(
+        "start_server: {} lines have not reached syslog and are lost",
+        own + 5
+    );
+    assert_eq!(server.log().lines().last(), Some(expected.as_str()));
+}
+
+#[test]
 fn a_daemon_that_is_replaced_gets_what_follows_and_nothing_is_lost() {
     if !is_syslog_of_ours() {
         return;

@@ -17,7 +17,7 @@ use nix::unistd::{Pid, pipe2, setsid};
 
 use crate::failure::{self, Failure};
 use crate::listen_spec::printable;
-use crate::log::say;
+use crate::log::{say, write_if_ready};
 use crate::notice::Notice;
 
 /// The shortest time between two starts of a log command.
@@ -32,6 +32,8 @@ pub struct LogCommand {
     outputs: Option<(OwnedFd, OwnedFd)>,
     child: Option<Child>,
     started_at: Instant,
+    /// Those who do not see the log know that the command dies as soon as it is started.
+    is_told: bool,
 }
 
 /// Why it cannot be started, for the user.
@@ -61,6 +63,7 @@ impl LogCommand {
             outputs,
             child: None,
             started_at: Instant::now(),
+            is_told: false,
         })
     }
 
@@ -100,6 +103,18 @@ impl LogCommand {
     pub fn has_exited(&mut self, pid: Pid) -> bool {
         let is_it = |child: &Child| i64::from(child.id()) == i64::from(pid.as_raw());
         self.child.take_if(|child| is_it(child)).is_some()
+    }
+
+    /// What has become of a command that died as soon as it was started stays in the pipe that it does not read: it is
+    /// said once where the command's own standard error goes.
+    pub fn tell_elsewhere(&mut self, notice: &Notice) {
+        let at_once = self.started_at.elapsed() < RESPAWN;
+        if let (true, false, Some((_, stderr))) = (at_once, self.is_told, &self.outputs)
+            && let Ok(stderr) = stderr.try_clone()
+        {
+            write_if_ready(&stderr.into(), &notice.to_string());
+        }
+        self.is_told = at_once;
     }
 
     /// When [`LogCommand::start_again`] is due.

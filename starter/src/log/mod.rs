@@ -17,14 +17,16 @@ mod syslog;
 use std::cell::RefCell;
 use std::collections::VecDeque;
 use std::fmt::Display;
-use std::fs::File;
-use std::io::{self, Write};
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::fs::{File, OpenOptions};
+use std::io::{self, IsTerminal, Write};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::os::unix::fs::{FileTypeExt, OpenOptionsExt};
 use std::path::PathBuf;
 use std::rc::Rc;
 use std::time::{Duration, Instant};
 
 use nix::errno::Errno;
+use nix::fcntl::OFlag;
 use nix::poll::{PollFd, PollFlags, ppoll};
 use nix::sys::time::TimeSpec;
 use nix::unistd::{Pid, dup2_stderr, dup2_stdout};
@@ -74,6 +76,7 @@ thread_local! {
             lost: 0,
             portion: Vec::new(),
             syslog: None,
+            launcher: None,
         })
     };
 }
@@ -94,11 +97,18 @@ struct Out {
     /// Lines of workers that are written to a file in one go.
     portion: Vec<u8>,
     syslog: Option<Syslog>,
+    /// Standard error of whoever waits for the first generation, where it is not the target.
+    launcher: Option<File>,
 }
 
 enum Target {
     /// Standard error.
     Inherited,
+    /// Standard error too, where whoever is at its other end may stop reading: a terminal, a pipe or a socket.
+    Paced {
+        stderr: Rc<File>,
+        waiting: VecDeque<u8>,
+    },
     File(File),
     /// Our own end of a log command's pipe, non-blocking: that of workers blocks.
     Command {
@@ -141,6 +151,11 @@ pub fn keep(failure: &Failure) {
     write_rest(|| 0);
 }
 
+/// A generation serves: what happens from here on is for the log alone.
+pub fn is_up() {
+    OUT.with_borrow_mut(|out| out.launcher = None);
+}
+
 /// Our own sentences are not to be seen on standard error.
 pub fn be_quiet() {
     OUT.with_borrow_mut(|out| out.is_quiet = true);
@@ -170,6 +185,12 @@ fn unwritten() -> Vec<Rc<dyn AsFd>> {
         {
             let pipe: Rc<File> = Rc::clone(pipe);
             sources.push(pipe);
+        }
+        if let Target::Paced { stderr, waiting } = &out.target
+            && !waiting.is_empty()
+        {
+            let stderr: Rc<File> = Rc::clone(stderr);
+            sources.push(stderr);
         }
         if let Some(socket) = out.syslog.as_ref().and_then(Syslog::wants_to_write) {
             sources.push(socket);
@@ -225,6 +246,9 @@ impl Out {
         let text = text.lines().map(harmless).collect::<Vec<_>>().join("\n");
         self.tell_lost();
         self.lost += self.write_own(&text, is_reason);
+        if let (true, Some(launcher)) = (is_reason, &self.launcher) {
+            write_if_ready(launcher, &text);
+        }
         if let Some(syslog) = &mut self.syslog {
             syslog.push_own(severity, &text);
             syslog.flush(Instant::now());
@@ -251,14 +275,20 @@ impl Out {
         };
         let lines = lines.as_bytes();
         match &mut self.target {
-            Target::Inherited if self.is_quiet && !is_reason => 0,
+            Target::Inherited | Target::Paced { .. } if self.is_quiet && !is_reason => 0,
             Target::Inherited => match io::stderr().write_all(lines) {
                 Ok(()) => 0,
                 Err(_) => count(lines),
             },
             Target::File(file) => append(file, &mut self.is_torn, lines),
-            Target::Command { waiting, .. } if waiting.len() + lines.len() > MOST_WITH_OURS => {
+            Target::Command { waiting, .. } | Target::Paced { waiting, .. }
+                if waiting.len() + lines.len() > MOST_WITH_OURS =>
+            {
                 count(lines)
+            }
+            Target::Paced { waiting, .. } => {
+                waiting.extend(lines);
+                self.flush_stderr()
             }
             Target::Command { waiting, .. } => {
                 waiting.extend(lines);
@@ -293,7 +323,7 @@ impl Out {
         match &mut self.target {
             Target::File(file) => self.lost += append(file, &mut self.is_torn, &self.portion),
             Target::Command { waiting, .. } => waiting.extend(&self.portion),
-            Target::Inherited => {}
+            Target::Inherited | Target::Paced { .. } => {}
         }
         self.portion.clear();
         self.portion.shrink_to(MOST_WAITING);
@@ -302,6 +332,7 @@ impl Out {
     fn flush(&mut self) -> Option<(String, String)> {
         self.write_portion();
         self.flush_command();
+        self.lost += self.flush_stderr();
         let syslog = self.syslog.as_mut()?;
         syslog.flush(Instant::now());
         syslog.take_trouble()
@@ -331,13 +362,77 @@ impl Out {
             Target::Command { waiting, .. } if !waiting.is_empty() => {
                 (waiting.len() + records, LAST_LINES)
             }
+            Target::Paced { waiting, .. } => (waiting.len() + records, LAST_MOMENT),
             _ => (records, LAST_MOMENT),
         }
+    }
+
+    /// How many lines are lost because nobody will ever read them. What is not read now waits.
+    fn flush_stderr(&mut self) -> u64 {
+        let Target::Paced { stderr, waiting } = &mut self.target else {
+            return 0;
+        };
+        while !waiting.is_empty() && is_ready(stderr) {
+            match (&**stderr).write(at_once(waiting.make_contiguous())) {
+                Ok(written) => drop(waiting.drain(..written)),
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                // A worker has filled it meanwhile.
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => break,
+                Err(_) => {
+                    let lost = count(waiting.make_contiguous());
+                    waiting.clear();
+                    return lost;
+                }
+            }
+        }
+        0
     }
 
     /// A log command has to read before workers are read again.
     fn is_congested(&self) -> bool {
         matches!(&self.target, Target::Command { waiting, .. } if waiting.len() >= MOST_WAITING)
+    }
+}
+
+/// A line for whoever may look there. It never waits: a terminal or pipe that takes nothing more goes without.
+fn write_if_ready(mut file: &File, line: &str) {
+    if is_ready(file) {
+        // Whoever is gone misses nothing.
+        drop(file.write(format!("{line}\n").as_bytes()));
+    }
+}
+
+/// Whether a line can be written without waiting for whoever reads.
+fn is_ready(file: &File) -> bool {
+    let mut source = [PollFd::new(file.as_fd(), PollFlags::POLLOUT)];
+    let now = Some(TimeSpec::from_duration(std::time::Duration::ZERO));
+    ppoll(&mut source, now, None) == Ok(1)
+}
+
+/// Standard error as it was inherited, such that nobody at its other end can hold the service up.
+fn inherited() -> Target {
+    let Ok(stderr) = io::stderr().as_fd().try_clone_to_owned().map(File::from) else {
+        return Target::Inherited;
+    };
+    let Ok(kind) = stderr.metadata().map(|there| there.file_type()) else {
+        return Target::Inherited;
+    };
+    if !(kind.is_fifo() || kind.is_socket() || stderr.is_terminal()) {
+        return Target::Inherited;
+    }
+    // Where it can be had another description of a pipe, non-blocking for us alone: what workers write comes between the
+    // question whether there is room and the answer. It cannot be had of what belongs to another user.
+    let own = match kind.is_fifo() {
+        true => OpenOptions::new()
+            .write(true)
+            .custom_flags(OFlag::O_NONBLOCK.bits())
+            .open(format!("/proc/self/fd/{}", stderr.as_raw_fd()))
+            .unwrap_or(stderr),
+        false => stderr,
+    };
+    Target::Paced {
+        stderr: Rc::new(own),
+        waiting: VecDeque::new(),
     }
 }
 
@@ -428,7 +523,12 @@ impl Log {
             reopened: Reopened::default(),
         };
         let attended = !options.daemonize;
+        let launcher = match attended && options.log_file.is_some() {
+            true => io::stderr().as_fd().try_clone_to_owned().ok(),
+            false => None,
+        };
         let (target, out) = match &options.log_file {
+            None if attended => (LogFile::None, inherited()),
             None => (LogFile::None, Target::Inherited),
             Some(LogTarget::File(path)) => {
                 let file = open_file(path).map_err(|error| cannot_open(path, &error))?;
@@ -459,6 +559,7 @@ impl Log {
             out_now.target = out;
             out_now.is_stamped = options.log_timestamps;
             out_now.is_shared = !log.is_all_captured();
+            out_now.launcher = launcher.map(File::from);
         });
         Ok(log)
     }
@@ -587,7 +688,11 @@ impl Log {
         };
         let ours = command.has_exited(pid);
         if ours {
-            say(Notice::LogCommandDied { status });
+            let notice = Notice::LogCommandDied { status };
+            if !OUT.with_borrow(|out| out.is_quiet) {
+                command.tell_elsewhere(&notice);
+            }
+            say(notice);
         }
         ours
     }
@@ -610,6 +715,10 @@ impl Log {
             }
             LogFile::File(_) | LogFile::None => 0,
         });
+        let unsent = OUT.with_borrow(|out| out.syslog.as_ref().map_or(0, Syslog::unsent));
+        if unsent > 0 {
+            say(Notice::NeverSent(unsent));
+        }
     }
 }
 

@@ -331,6 +331,11 @@ impl Syslog {
         self.queue.len()
     }
 
+    /// How many lines have not reached the daemon.
+    pub fn unsent(&self) -> u64 {
+        self.queue.len() as u64 + self.dropped
+    }
+
     /// What to wait for until it can be written to.
     pub fn wants_to_write(&self) -> Option<Rc<OwnedFd>> {
         self.socket.clone().filter(|_| self.wants_to_write)

@@ -165,6 +165,8 @@ struct VerdictView<'a> {
     status: Option<StatusView>,
     /// Why no program ran.
     cause: Option<String>,
+    /// What can be done about that, where it is known.
+    hint: Option<&'a str>,
     /// The last lines on standard error of the worker that has failed, where they are captured.
     stderr: &'a [String],
 }
@@ -501,13 +503,14 @@ fn counters_view(
     }
 }
 
-fn verdict_view<'a>(decision: &Decision, clock: &Clock, stderr: &'a [String]) -> VerdictView<'a> {
+fn verdict_view<'a>(
+    decision: &'a Decision,
+    clock: &Clock,
+    stderr: &'a [String],
+) -> VerdictView<'a> {
     let (result, status, cause) = match &decision.verdict {
         Verdict::Committed => ("committed", None, None),
-        Verdict::Failed { status, cause } => {
-            let cause = cause.as_ref().map(ExecFailure::line);
-            ("failed", status.map(status_view), cause)
-        }
+        Verdict::Failed { status, cause } => ("failed", status.map(status_view), cause.as_ref()),
     };
     VerdictView {
         request: decision.request,
@@ -515,7 +518,8 @@ fn verdict_view<'a>(decision: &Decision, clock: &Clock, stderr: &'a [String]) ->
         result,
         at: clock.seconds(decision.at),
         status,
-        cause,
+        cause: cause.map(ExecFailure::line),
+        hint: cause.and_then(|cause| cause.hint.as_deref()),
         stderr,
     }
 }

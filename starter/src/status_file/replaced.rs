@@ -15,7 +15,7 @@ use nix::sys::stat::{FileStat, fstat};
 use crate::failure::{self, Failure};
 use crate::log;
 use crate::notice::Notice;
-use crate::pid_file::WRITABLE_HINT;
+use crate::pid_file::{WRITABLE_HINT, missing_directory_hint};
 
 /// The largest file that is read, in bytes.
 const LARGEST: u64 = 16 * 1024 * 1024;
@@ -67,7 +67,8 @@ impl Replaced {
             Err(error) => {
                 let failure = cannot(&path, &failure::cause(&error));
                 Err(match error.kind() {
-                    io::ErrorKind::NotFound => cannot(&path, "its directory does not exist"),
+                    io::ErrorKind::NotFound => cannot(&path, "its directory does not exist")
+                        .hint(missing_directory_hint(&path)),
                     io::ErrorKind::PermissionDenied => failure.hint(WRITABLE_HINT),
                     _ => failure,
                 })

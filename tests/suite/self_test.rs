@@ -11,7 +11,7 @@ use e2e::server::{NOBODY, Server};
 use e2e::skip::{needs_program, needs_root, original_differs};
 use e2e::start::InTurn;
 use e2e::{proc, programs, wait};
-use nix::fcntl::{FcntlArg, fcntl};
+use nix::fcntl::{FcntlArg, OFlag, fcntl};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::{Pid, Uid};
 
@@ -238,7 +238,8 @@ fn directories_of(self_test: Pid) -> Vec<PathBuf> {
         .collect()
 }
 
-/// A self-test whose output is read only as far as the test wants: a pipe of one page, which it fills and then waits.
+/// A self-test whose output is read only as far as the test wants. Its pipe holds one write, which is a line (pipe(2),
+/// `O_DIRECT`): it waits one line later.
 struct Held {
     child: Child,
     output: PipeReader,
@@ -249,6 +250,7 @@ impl Held {
     fn start() -> Held {
         let (output, theirs) = std::io::pipe().expect("cannot make a pipe");
         fcntl(&theirs, FcntlArg::F_SETPIPE_SZ(4096)).expect("cannot make a pipe small");
+        fcntl(&theirs, FcntlArg::F_SETFL(OFlag::O_DIRECT)).expect("cannot keep writes apart");
         let mut command = Command::new(programs::start_server());
         command
             .arg("--self-test")
@@ -272,17 +274,23 @@ impl Held {
     }
 
     fn read_until(&mut self, moment: &str) {
-        let mut byte = [0];
         while !self.come.contains(moment) {
-            self.output.read_exact(&mut byte).expect("it has ended");
-            self.come.push(byte[0].into());
+            assert!(self.read_write(), "it has ended: {}", self.come);
         }
+    }
+
+    /// What was written next; false at the end. What does not fit into the buffer would be lost.
+    fn read_write(&mut self) -> bool {
+        let mut buffer = [0; 4096];
+        let length = self.output.read(&mut buffer).expect("cannot read");
+        self.come
+            .push_str(&String::from_utf8_lossy(&buffer[..length]));
+        length > 0
     }
 
     /// It is held no longer.
     fn end(mut self) -> (ExitStatus, String) {
-        // What it says is text; one that was killed ends in the middle of it.
-        drop(self.output.read_to_string(&mut self.come));
+        while self.read_write() {}
         let status = self.child.wait().expect("cannot wait for the self-test");
         (status, self.come)
     }

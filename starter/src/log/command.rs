@@ -17,7 +17,8 @@ use nix::unistd::{Pid, pipe2, setsid};
 
 use crate::failure::{self, Failure};
 use crate::listen_spec::printable;
-use crate::log::{say, write_if_ready};
+use crate::log::say;
+use crate::log::target::write_if_ready;
 use crate::notice::Notice;
 
 /// The shortest time between two starts of a log command.

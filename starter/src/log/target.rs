@@ -1,0 +1,246 @@
+//! What lines are written to besides syslog, such that whoever is at its other end never holds us up.
+
+use std::collections::VecDeque;
+use std::fs::{File, OpenOptions};
+use std::io::{self, IsTerminal, Write};
+use std::os::fd::{AsFd, AsRawFd};
+use std::os::unix::fs::{FileTypeExt, OpenOptionsExt};
+use std::rc::Rc;
+
+use nix::fcntl::OFlag;
+use nix::poll::{PollFd, PollFlags, ppoll};
+use nix::sys::time::TimeSpec;
+
+/// How much may wait for a log command that does not read until workers are not read any more, in bytes.
+const MOST_WAITING: usize = 1 << 20;
+
+/// The same for our own lines, which need not be lost behind theirs.
+const MOST_WITH_OURS: usize = 8 << 20;
+
+/// The one place for lines.
+pub enum Target {
+    /// Standard error.
+    Inherited,
+    /// Standard error too, where whoever is at its other end may stop reading: a terminal, a pipe or a socket.
+    Paced {
+        stderr: Rc<File>,
+        waiting: VecDeque<u8>,
+    },
+    File {
+        file: File,
+        /// It ends with a part of a line, behind which there was no room.
+        is_torn: bool,
+    },
+    /// Our own end of a log command's pipe, non-blocking: that of workers blocks.
+    Command {
+        pipe: Rc<File>,
+        waiting: VecDeque<u8>,
+        /// Workers write to the pipe themselves.
+        is_shared: bool,
+    },
+}
+
+impl Target {
+    /// Standard error as it was inherited, such that nobody at its other end can hold the service up.
+    pub fn inherited() -> Target {
+        let Ok(stderr) = io::stderr().as_fd().try_clone_to_owned().map(File::from) else {
+            return Target::Inherited;
+        };
+        let Ok(kind) = stderr.metadata().map(|there| there.file_type()) else {
+            return Target::Inherited;
+        };
+        if !(kind.is_fifo() || kind.is_socket() || stderr.is_terminal()) {
+            return Target::Inherited;
+        }
+        // Where it can be had another description of a pipe, non-blocking for us alone: what workers write comes between
+        // the question whether there is room and the answer. It cannot be had of what belongs to another user.
+        let own = match kind.is_fifo() {
+            true => OpenOptions::new()
+                .write(true)
+                .custom_flags(OFlag::O_NONBLOCK.bits())
+                .open(format!("/proc/self/fd/{}", stderr.as_raw_fd()))
+                .unwrap_or(stderr),
+            false => stderr,
+        };
+        Target::Paced {
+            stderr: Rc::new(own),
+            waiting: VecDeque::new(),
+        }
+    }
+
+    pub fn file(file: File) -> Target {
+        Target::File {
+            file,
+            is_torn: false,
+        }
+    }
+
+    pub fn command(pipe: Rc<File>, is_shared: bool) -> Target {
+        Target::Command {
+            pipe,
+            waiting: VecDeque::new(),
+            is_shared,
+        }
+    }
+
+    pub fn is_standard_error(&self) -> bool {
+        matches!(self, Target::Inherited | Target::Paced { .. })
+    }
+
+    /// Writes lines of ours, or has them wait; returns how many are lost.
+    pub fn write_own(&mut self, lines: &[u8]) -> u64 {
+        match self {
+            Target::Inherited => match io::stderr().write_all(lines) {
+                Ok(()) => 0,
+                Err(_) => count(lines),
+            },
+            Target::File { file, is_torn } => append(file, is_torn, lines),
+            Target::Command { waiting, .. } | Target::Paced { waiting, .. } => {
+                if waiting.len() + lines.len() > MOST_WITH_OURS {
+                    return count(lines);
+                }
+                waiting.extend(lines);
+                self.flush()
+            }
+        }
+    }
+
+    /// The same with lines of workers, which are not for standard error; what cannot be written at once waits for
+    /// [`Target::flush`].
+    pub fn write_of_workers(&mut self, lines: &[u8]) -> u64 {
+        match self {
+            Target::Inherited | Target::Paced { .. } => 0,
+            Target::File { file, is_torn } => append(file, is_torn, lines),
+            Target::Command { waiting, .. } => {
+                waiting.extend(lines);
+                0
+            }
+        }
+    }
+
+    /// Writes what waits, as far as that goes without waiting. Returns how many lines are lost because nobody will ever
+    /// read them.
+    pub fn flush(&mut self) -> u64 {
+        match self {
+            Target::Inherited | Target::File { .. } => 0,
+            Target::Paced { stderr, waiting } => flush_stderr(stderr, waiting),
+            Target::Command {
+                pipe,
+                waiting,
+                is_shared,
+            } => {
+                flush_command(pipe, waiting, *is_shared);
+                0
+            }
+        }
+    }
+
+    /// How much waits, in bytes.
+    pub fn waiting(&self) -> usize {
+        match self {
+            Target::Inherited | Target::File { .. } => 0,
+            Target::Paced { waiting, .. } | Target::Command { waiting, .. } => waiting.len(),
+        }
+    }
+
+    /// What to wait for until more can be written.
+    pub fn wants_to_write(&self) -> Option<Rc<File>> {
+        match self {
+            Target::Paced {
+                stderr: file,
+                waiting,
+            }
+            | Target::Command {
+                pipe: file,
+                waiting,
+                ..
+            } if !waiting.is_empty() => Some(Rc::clone(file)),
+            _ => None,
+        }
+    }
+
+    /// A log command has to read before workers are read again.
+    pub fn is_congested(&self) -> bool {
+        matches!(self, Target::Command { waiting, .. } if waiting.len() >= MOST_WAITING)
+    }
+}
+
+fn flush_command(mut pipe: &File, waiting: &mut VecDeque<u8>, is_shared: bool) {
+    while !waiting.is_empty() {
+        let all = &*waiting.make_contiguous();
+        let share = if is_shared { at_once(all) } else { all };
+        match pipe.write(share) {
+            Ok(written) => drop(waiting.drain(..written)),
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            // A full pipe: the rest waits until it can be written.
+            Err(_) => return,
+        }
+    }
+}
+
+fn flush_stderr(mut stderr: &File, waiting: &mut VecDeque<u8>) -> u64 {
+    while !waiting.is_empty() && is_ready(stderr) {
+        match stderr.write(at_once(waiting.make_contiguous())) {
+            Ok(written) => drop(waiting.drain(..written)),
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            // A worker has filled it meanwhile.
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => break,
+            Err(_) => {
+                let lost = count(waiting.make_contiguous());
+                waiting.clear();
+                return lost;
+            }
+        }
+    }
+    0
+}
+
+/// A line for whoever may look there. It never waits: a terminal or pipe that takes nothing more goes without.
+pub fn write_if_ready(mut file: &File, line: &str) {
+    if is_ready(file) {
+        // Whoever is gone misses nothing.
+        drop(file.write(format!("{line}\n").as_bytes()));
+    }
+}
+
+/// Whether a line can be written without waiting for whoever reads.
+fn is_ready(file: &File) -> bool {
+    let mut source = [PollFd::new(file.as_fd(), PollFlags::POLLOUT)];
+    let now = Some(TimeSpec::from_duration(std::time::Duration::ZERO));
+    ppoll(&mut source, now, None) == Ok(1)
+}
+
+fn count(lines: &[u8]) -> u64 {
+    lines.iter().filter(|byte| **byte == b'\n').count() as u64
+}
+
+/// Appends whole lines to a file, and returns how many of them are lost: one that was cut is lost as well.
+fn append(file: &mut File, is_torn: &mut bool, lines: &[u8]) -> u64 {
+    // What is left of a line that was cut is no start for the next one.
+    if *is_torn && file.write_all(b"\n").is_err() {
+        return count(lines);
+    }
+    *is_torn = false;
+    let mut written = 0;
+    while written < lines.len() {
+        match file.write(&lines[written..]) {
+            Ok(0) => break,
+            Ok(more) => written += more,
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            Err(_) => break,
+        }
+    }
+    let (done, lost) = lines.split_at(written);
+    *is_torn = done.last().is_some_and(|byte| *byte != b'\n');
+    count(lost)
+}
+
+/// As many lines as a pipe takes in one piece (pipe(7)), so that no line of another writer comes into one of them.
+fn at_once(lines: &[u8]) -> &[u8] {
+    let most = lines.len().min(libc::PIPE_BUF);
+    let end = lines[..most].iter().rposition(|byte| *byte == b'\n');
+    match end.or_else(|| lines.iter().position(|byte| *byte == b'\n')) {
+        Some(end) => &lines[..=end],
+        None => lines,
+    }
+}

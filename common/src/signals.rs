@@ -41,6 +41,23 @@ pub fn reset(signal: Signal) {
     set(signal as libc::c_int, libc::SIG_DFL);
 }
 
+/// Stops the interval timers (setitimer(2)), which exec hands on as well: the signal of one ends whoever does not know it.
+#[expect(unsafe_code, reason = "nix has no setitimer")]
+pub fn stop_timers() {
+    let zero = libc::timeval {
+        tv_sec: 0,
+        tv_usec: 0,
+    };
+    let stopped = libc::itimerval {
+        it_interval: zero,
+        it_value: zero,
+    };
+    for timer in [libc::ITIMER_REAL, libc::ITIMER_VIRTUAL, libc::ITIMER_PROF] {
+        // SAFETY: the kernel reads one struct of this type and writes nothing. It cannot fail for these numbers.
+        unsafe { libc::setitimer(timer, &raw const stopped, std::ptr::null_mut()) };
+    }
+}
+
 /// SIG_DFL or SIG_IGN for one signal. It fails for KILL and STOP alone, which cannot be changed.
 #[expect(
     unsafe_code,

@@ -3,6 +3,7 @@
 //! The running server is the one that holds the lock on the pid file; from then on it is known by a pidfd, so that no
 //! other process is ever signalled, whatever number it has.
 
+use std::fmt;
 use std::fs::{File, OpenOptions};
 use std::io::{self, Seek};
 use std::os::fd::AsFd;
@@ -10,13 +11,16 @@ use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 
+use common::trusted_path::{Trust, open_directory};
 use nix::errno::Errno;
 use nix::fcntl::{Flock, FlockArg, OFlag};
 use nix::poll::{PollFd, PollFlags, ppoll};
 use nix::sys::inotify::{AddWatchFlags, InitFlags, Inotify};
 use nix::sys::signal::Signal;
+use nix::sys::stat::fstat;
 use nix::sys::time::TimeSpec;
 use nix::unistd::{Pid, geteuid};
+use serde::Deserialize;
 
 use crate::failure::{self, Failure};
 use crate::log::{self, lines::harmless};
@@ -218,13 +222,17 @@ impl Server {
         if !server.still_holds_its_lock(path) {
             return Err(not_running("was given up a moment ago"));
         }
-        server.refuse_foreign(&cannot)?;
+        server.refuse_foreign(path, &cannot)?;
         Ok(server)
     }
 
     /// Whoever can write the file can also lock it and name any process: root must not send a signal for them that they
     /// could not send themselves.
-    fn refuse_foreign(&self, cannot: &impl Fn(&str) -> Failure) -> Result<(), Failure> {
+    fn refuse_foreign(
+        &self,
+        path: &Path,
+        cannot: &impl Fn(&str) -> Failure,
+    ) -> Result<(), Failure> {
         if !geteuid().is_root() {
             // The kernel asks who sends it.
             return Ok(());
@@ -234,6 +242,9 @@ impl Server {
         let owner = there.uid();
         if there.mode() & 0o022 != 0 {
             return Err(cannot("it can be written by others than its owner"));
+        }
+        if owner == 0 {
+            self.refuse_moved(path, cannot)?;
         }
         let user = real_user(self.pid)
             .ok_or_else(|| cannot(&format!("cannot find out whose pid {} is", self.pid)))?;
@@ -258,6 +269,32 @@ impl Server {
                 self.pid
             )
         })
+    }
+
+    /// A file of root's can hold what another user wants (it is the output of a server program, for example), and whoever
+    /// may write the directory can give it this name. A sticky one keeps nobody from bringing it there.
+    fn refuse_moved(&self, path: &Path, cannot: &impl Fn(&str) -> Failure) -> Result<(), Failure> {
+        const ABOVE: Trust = Trust {
+            sticky: true,
+            ..Trust::ROOT
+        };
+        let of_root =
+            |cause: &dyn fmt::Display| cannot(&format!("it belongs to root, but {cause}"));
+        let path = std::path::absolute(path).map_err(|error| cannot(&failure::cause(&error)))?;
+        let directory = path.parent().unwrap_or(Path::new("/"));
+        let opened = open_directory(directory, &ABOVE).map_err(|untrusted| of_root(&untrusted))?;
+        let stat = fstat(&opened).map_err(|errno| cannot(errno.desc()))?;
+        if let Some(objection) = Trust::ROOT.objection(&stat) {
+            return Err(of_root(&format_args!(
+                "{} {objection}",
+                directory.display()
+            )));
+        }
+        // From here on nobody else can change what the path leads to.
+        match is_at(&self.pid_file, &path) {
+            true => Ok(()),
+            false => Err(cannot("it changes while it is looked at")),
+        }
     }
 
     fn still_holds_its_lock(&self, path: &Path) -> bool {
@@ -306,7 +343,7 @@ fn real_user(pid: Pid) -> Option<u32> {
 
 /// What is wrong with the file that a server's status should be in.
 fn no_status(json: &Path) -> String {
-    let cause = match read_text(json, OFlag::empty()) {
+    let cause = match read_text(json) {
         Ok(_) => "is not the status of that server".to_owned(),
         Err(error) if error.kind() == io::ErrorKind::NotFound => "is missing".to_owned(),
         Err(error) => format!("cannot be read: {}", failure::cause(&error)),
@@ -514,48 +551,33 @@ struct Decided {
 
 impl Status {
     fn read(path: &Path) -> Option<Status> {
-        Status::parse(&read_text(path, OFlag::empty()).ok()?)
+        Status::parse(&read_text(path).ok()?)
     }
 
     /// What a server has written into its status file, or somebody else in its place.
     pub fn parse(text: &str) -> Option<Status> {
-        let value: serde_json::Value = serde_json::from_str(text).ok()?;
-        let living = value.get("generations")?.as_array()?;
-        let verdicts = value.get("verdicts")?.as_array()?.iter().map(|one| {
-            Some(Decided {
-                request: one.get("request")?.as_u64()?,
-                generation: one.get("generation")?.as_u64()?,
-                committed: one.get("result")? == "committed",
-                status: one.get("status").and_then(serde_json::Value::as_i64),
-                cause: one
-                    .get("cause")
-                    .and_then(|cause| Some(cause.as_str()?.to_owned())),
-                hint: one
-                    .get("hint")
-                    .and_then(|hint| Some(hint.as_str()?.to_owned())),
-                stderr: lines_of(one.get("stderr")),
-            })
-        });
+        let View {
+            supervisor,
+            stopping,
+            counters,
+            generations,
+            verdicts,
+            log,
+            options,
+        } = serde_json::from_str(text).ok()?;
+        let log = log.unwrap_or_default();
+        let is_current = |one: &GenerationView| one.state.as_deref() == Some("current");
         Some(Status {
-            supervisor: value.get("supervisor")?.get("pid")?.as_i64()?,
-            stopping: value.get("stopping")?.as_bool()?,
-            serves: living
-                .iter()
-                .any(|one| one.get("state").is_some_and(|state| state == "current")),
-            restarts: value.get("counters")?.get("restarts")?.as_u64()?,
-            living: living
-                .iter()
-                .filter_map(|one| one.get("number")?.as_u64())
-                .collect(),
-            workers: living.iter().flat_map(workers_of).collect(),
-            log_file: value
-                .get("options")
-                .and_then(|options| Some(options.get("log_file")?.as_str()?.to_owned())),
-            verdicts: verdicts.collect::<Option<_>>()?,
-            reopened: number_in(&value, "reopened").unwrap_or(0),
-            reopen_failure: value
-                .get("log")
-                .and_then(|log| Some(log.get("failure")?.as_str()?.to_owned())),
+            supervisor: supervisor.pid,
+            stopping,
+            serves: generations.iter().any(is_current),
+            restarts: counters.restarts,
+            living: generations.iter().filter_map(|one| one.number).collect(),
+            workers: generations.iter().flat_map(GenerationView::pids).collect(),
+            log_file: options.and_then(|options| options.log_file),
+            verdicts: verdicts.into_iter().map(Decided::from).collect(),
+            reopened: log.reopened.unwrap_or(0),
+            reopen_failure: log.failure,
         })
     }
 
@@ -652,24 +674,82 @@ impl Status {
     }
 }
 
-/// The workers of a generation, each with its number.
-fn workers_of(generation: &serde_json::Value) -> Vec<(u64, i64)> {
-    let number = generation.get("number").and_then(serde_json::Value::as_u64);
-    let workers = generation
-        .get("workers")
-        .and_then(serde_json::Value::as_array);
-    let pid = |worker: &serde_json::Value| Some((number?, worker.get("pid")?.as_i64()?));
-    workers.into_iter().flatten().filter_map(pid).collect()
+/// The file as far as it is asked for. What else is in it costs no memory, which another user could make root's.
+#[derive(Deserialize)]
+struct View {
+    supervisor: SupervisorView,
+    stopping: bool,
+    counters: CountersView,
+    generations: Vec<GenerationView>,
+    verdicts: Vec<VerdictView>,
+    log: Option<LogView>,
+    options: Option<OptionsView>,
 }
 
-fn number_in(value: &serde_json::Value, name: &str) -> Option<u64> {
-    value.get("log")?.get(name)?.as_u64()
+#[derive(Deserialize)]
+struct OptionsView {
+    log_file: Option<String>,
 }
 
-fn lines_of(value: Option<&serde_json::Value>) -> Vec<String> {
-    let lines = value.and_then(serde_json::Value::as_array);
-    let text = |line: &serde_json::Value| line.as_str().map(str::to_owned);
-    lines.into_iter().flatten().filter_map(text).collect()
+#[derive(Deserialize)]
+struct WorkerView {
+    pid: i64,
+}
+
+#[derive(Deserialize)]
+struct SupervisorView {
+    pid: i64,
+}
+
+#[derive(Deserialize)]
+struct CountersView {
+    restarts: u64,
+}
+
+#[derive(Deserialize)]
+struct GenerationView {
+    number: Option<u64>,
+    state: Option<String>,
+    workers: Option<Vec<WorkerView>>,
+}
+
+impl GenerationView {
+    /// The workers, each with the number of the generation.
+    fn pids(&self) -> Vec<(u64, i64)> {
+        let pid = |worker: &WorkerView| Some((self.number?, worker.pid));
+        self.workers.iter().flatten().filter_map(pid).collect()
+    }
+}
+
+#[derive(Deserialize)]
+struct VerdictView {
+    request: u64,
+    generation: u64,
+    result: String,
+    status: Option<i64>,
+    cause: Option<String>,
+    hint: Option<String>,
+    stderr: Option<Vec<String>>,
+}
+
+#[derive(Default, Deserialize)]
+struct LogView {
+    reopened: Option<u64>,
+    failure: Option<String>,
+}
+
+impl From<VerdictView> for Decided {
+    fn from(view: VerdictView) -> Decided {
+        Decided {
+            request: view.request,
+            generation: view.generation,
+            committed: view.result == "committed",
+            status: view.status,
+            cause: view.cause,
+            hint: view.hint,
+            stderr: view.stderr.unwrap_or_default(),
+        }
+    }
 }
 
 #[cfg(test)]

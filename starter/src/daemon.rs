@@ -67,10 +67,15 @@ impl Waiting {
     }
 }
 
+/// What a verdict can be long, with the last lines of a worker, in bytes. The daemon has not the rights of its launcher,
+/// whose memory is not for it.
+const LONGEST_VERDICT: u64 = 1 << 20;
+
 /// The verdict, as soon as there is one.
-fn hear(mut from: File) -> Result<(), Failure> {
+fn hear(from: File) -> Result<(), Failure> {
     let mut message = Vec::new();
-    from.read_to_end(&mut message)
+    from.take(LONGEST_VERDICT)
+        .read_to_end(&mut message)
         .map_err(|error| Failure::failed(format!("cannot hear from the daemon: {error}")))?;
     match message.split_first() {
         Some((0, _)) => Ok(()),

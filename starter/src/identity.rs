@@ -9,17 +9,23 @@ use nix::unistd::{Gid, Group, Uid, User, getegid, geteuid, getgid, getgrouplist,
 
 use crate::failure::Failure;
 
+/// Whatever is asked of it, this program does it with the rights of its launcher: there is no look at what an owner of its
+/// file would let another user signal, read or remove.
+pub fn refuse_rights_of_another() -> Result<(), Failure> {
+    if getuid() == geteuid() && getgid() == getegid() {
+        return Ok(());
+    }
+    Err(Failure::failed(
+        "cannot start with a setuid or setgid bit: the launcher's user is not trusted",
+    )
+    .hint("remove the bit with chmod u-s,g-s"))
+}
+
 /// The user of the workers: somebody to become, or nobody when there is nothing to drop.
 ///
 /// # Errors
 /// Root without an ordinary user to become, an ordinary user that names another, unknown names.
 pub fn identify(user: Option<&str>, group: Option<&str>) -> Result<Option<Identity>, Failure> {
-    if getuid() != geteuid() || getgid() != getegid() {
-        return Err(Failure::failed(
-            "cannot start with a setuid or setgid bit: the launcher's user is not trusted",
-        )
-        .hint("remove the bit with chmod u-s,g-s"));
-    }
     match (geteuid().is_root(), user) {
         (true, Some(user)) => {
             let identity = ordinary_user(user, group)?;

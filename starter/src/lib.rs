@@ -69,6 +69,8 @@ pub fn main() -> ExitCode {
 }
 
 fn run() -> Result<Outcome, Failure> {
+    // First, for the clients and the worker of a self-test as well.
+    identity::refuse_rights_of_another()?;
     if self_test::is_worker() {
         return self_test::run_worker().map(|()| Outcome::Stopped);
     }

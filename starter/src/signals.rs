@@ -29,12 +29,12 @@ pub const STOPS: [Signal; 3] = [Signal::SIGINT, Signal::SIGQUIT, Signal::SIGTERM
 #[derive(Debug)]
 pub struct Signals(SignalFd);
 
-/// Resets every disposition and the mask, because exec hands on what the launcher ignored (nohup ignores HUP, some
-/// shells INT) or blocked. From here on no HUP is lost: it waits. Orders to stop still end the process at once, while
+/// Resets every disposition, the timers and the mask, because exec hands on what the launcher ignored (nohup ignores HUP,
+/// some shells INT), set or blocked. From here on no HUP is lost: it waits. Orders to stop still end the process at once, while
 /// there is nothing to clean up.
 pub fn reset() -> nix::Result<()> {
     signals::reset_all();
-
+    signals::stop_timers();
     OWN_IGNORED.into_iter().for_each(signals::ignore);
     let waiting: SigSet = TAKEN
         .into_iter()

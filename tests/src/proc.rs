@@ -202,6 +202,13 @@ pub fn has_terminal(pid: Pid) -> bool {
     field_of_stat(pid, 4).is_some_and(|number| number != 0)
 }
 
+/// How long the process has computed, in hundredths of a second.
+#[must_use]
+pub fn computed(pid: Pid) -> i32 {
+    let [user, system] = [11, 12].map(|place| field_of_stat(pid, place));
+    user.unwrap_or(0) + system.unwrap_or(0)
+}
+
 /// Every process that there is.
 #[must_use]
 pub fn all() -> Vec<Pid> {

@@ -77,6 +77,7 @@ enum BeforeExec {
     Remove(CString),
     Terminal(i32),
     Trace,
+    Timer(i64),
 }
 
 impl Setup {
@@ -263,6 +264,12 @@ impl Setup {
     /// Starts start_server with this signal blocked.
     pub fn block(mut self, signal: Signal) -> Setup {
         self.before_exec.push(BeforeExec::Block(signal));
+        self
+    }
+
+    /// Starts start_server with a timer that sends PROF when it has computed this long.
+    pub fn timer(mut self, milliseconds: i64) -> Setup {
+        self.before_exec.push(BeforeExec::Timer(milliseconds));
         self
     }
 
@@ -919,6 +926,23 @@ impl BeforeExec {
                 unlinkat(AT_FDCWD, directory.as_c_str(), UnlinkatFlags::RemoveDir)?;
             }
             BeforeExec::Terminal(terminal) => lead_session_at(terminal)?,
+            BeforeExec::Timer(milliseconds) => {
+                let timer = libc::itimerval {
+                    it_interval: libc::timeval {
+                        tv_sec: 0,
+                        tv_usec: 0,
+                    },
+                    it_value: libc::timeval {
+                        tv_sec: 0,
+                        tv_usec: 1000 * milliseconds,
+                    },
+                };
+                let old = ptr::null_mut();
+                // SAFETY: the kernel reads one struct of this type and writes nothing.
+                if unsafe { libc::setitimer(libc::ITIMER_PROF, &raw const timer, old) } == -1 {
+                    return Err(io::Error::last_os_error());
+                }
+            }
         }
         Ok(())
     }

@@ -364,6 +364,25 @@ fn ignored_and_blocked_signals_of_every_number_are_as_usual_again() {
 }
 
 #[test]
+fn a_timer_that_the_launcher_has_set_does_not_end_the_server() {
+    if original_differs("it resets nothing") {
+        return;
+    }
+    for setup in [Some(Server::setup()), as_root()].into_iter().flatten() {
+        let port = ports::tcp();
+        let mut server = with_files(setup).port(port).timer(20).start();
+        server.ask(port);
+        // The time of the timer, and the same again for its coarse clock. Each of these signals is a
+        // line in the log, and new status files.
+        server.wait_until("it has computed for longer", |server| {
+            (0..100).for_each(|_| server.signal(Signal::SIGUSR1));
+            proc::computed(server.pid()) >= 4
+        });
+        assert!(server.stop().success(), "{}", server.log());
+    }
+}
+
+#[test]
 fn an_odd_umask_reaches_the_worker_and_closes_or_opens_nothing() {
     for umask in [0, 0o777] {
         let expected = Expected { umask, ..USUAL };

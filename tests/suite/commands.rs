@@ -8,12 +8,13 @@ use std::process::{Child, Command, Stdio};
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
+use e2e::folder::Folder;
 use e2e::skip::{needs_program, needs_root, original_differs};
 use e2e::start::InTurn;
 use e2e::{Report, Server, Setup, Worker, client, ports, proc, programs, wait};
 use nix::fcntl::{Flock, FlockArg};
 use nix::sys::signal::{Signal, kill};
-use nix::unistd::{Pid, getpgid, getsid};
+use nix::unistd::{Gid, Pid, Uid, getpgid, getsid};
 
 use crate::holders::hint_of_port_held_here;
 use crate::launch::{as_ordinary_user, launch_program, ordinary_folder};
@@ -685,7 +686,7 @@ fn root_signals_no_process_for_somebody_who_could_not() {
         return;
     }
     let setup = Server::setup();
-    let pid_file = setup.folder().join("pid");
+    let (pid_file, folder) = (setup.folder().join("pid"), setup.folder().to_owned());
     // A process of root, which this test holds the lock for as if it were a server.
     let mut victim = Command::new("sleep")
         .arg("600")
@@ -695,6 +696,8 @@ fn root_signals_no_process_for_somebody_who_could_not() {
         (e2e::server::NOBODY, 0o644, false),
         (0, 0o666, false),
         (0, 0o644, true),
+        // Moved there: the directory is the user's.
+        (0, 0o644, false),
     ] {
         let file = fs::File::create(&pid_file).expect("cannot make the pid file");
         fs::write(&pid_file, format!("{}\n", victim.id())).expect("cannot write");
@@ -721,6 +724,10 @@ fn root_signals_no_process_for_somebody_who_could_not() {
             let cause = match (link, mode) {
                 (true, _) => "it is a symbolic link".to_owned(),
                 (false, 0o666) => "it can be written by others than its owner".to_owned(),
+                _ if owner == 0 => format!(
+                    "it belongs to root, but {} belongs to an ordinary user",
+                    folder.display()
+                ),
                 _ => format!("it belongs to uid {owner}, but pid {} in it", victim.id()),
             };
             assert!(said.contains(&cause), "{said}");
@@ -731,8 +738,23 @@ fn root_signals_no_process_for_somebody_who_could_not() {
         );
         fs::remove_file(&pid_file).expect("cannot remove the pid file");
     }
-    victim.kill().expect("cannot end it");
-    victim.wait().expect("cannot wait for it");
+    // A sticky directory keeps nobody from bringing it there; into one of root's only root can have brought it.
+    let root = Folder::new(Uid::from_raw(0), Gid::from_raw(0));
+    let pid_file = root.path().join("pid");
+    fs::write(&pid_file, format!("{}\n", victim.id())).expect("cannot write");
+    let file = File::open(&pid_file).expect("cannot open the pid file");
+    let _lock = Flock::lock(file, FlockArg::LockExclusiveNonblock).expect("cannot lock");
+    for (mode, code) in [(0o1777, 1), (0o755, 0)] {
+        fs::set_permissions(root.path(), fs::Permissions::from_mode(mode)).expect("cannot chmod");
+        let output = Command::new(programs::start_server())
+            .args(["--stop", "--timeout=10"])
+            .arg(format!("--pid-file={}", pid_file.display()))
+            .output_in_turn()
+            .expect("cannot run the client");
+        assert_eq!(output.status.code(), Some(code), "{output:?}");
+        let ended = victim.try_wait().expect("cannot look").is_some();
+        assert_eq!(ended, code == 0, "{mode:o}");
+    }
 }
 
 #[test]
@@ -756,6 +778,67 @@ fn a_fifo_in_the_place_of_the_status_file_holds_no_client_up() {
             client.said()
         );
     }
+}
+
+#[test]
+fn a_link_in_the_place_of_the_status_file_is_followed_by_no_client() {
+    if !is_ours() {
+        return;
+    }
+    let (mut server, ..) = graceful(Server::setup().status_file());
+    let folder = server.folder().to_owned();
+    let link = |name: &str| {
+        let (place, aside) = (folder.join(name), folder.join(format!("{name}.aside")));
+        fs::rename(&place, &aside).expect("cannot move the status");
+        std::os::unix::fs::symlink(aside, place).expect("cannot make a link");
+    };
+    // What it leads to is the right status, so that nothing but the link is in the way.
+    link("pid.json");
+    for command in ["--restart", "--reopen"] {
+        let mut client = run(&server, &[command, "--pid-file=pid", "--timeout=20"]);
+        assert_eq!(client.wait(), 1, "{}", client.said());
+        let cause = "pid.json cannot be read: it is a symbolic link";
+        assert!(client.said().contains(cause), "{}", client.said());
+    }
+    // Of the file of a server of another make as well.
+    link("status.json");
+    link("status");
+    let options = ["--restart", "--pid-file=pid", "--status-file=status"];
+    let mut client = run(&server, &options);
+    assert_eq!(client.wait(), 1, "{}", client.said());
+    let cause = "cannot read --status-file=status: it is a symbolic link";
+    assert!(client.said().contains(cause), "{}", client.said());
+    // The pid file is gone, and the client looks for a hint.
+    fs::remove_file(folder.join("pid")).expect("cannot remove the pid file");
+    let mut client = run(&server, &["--stop", "--pid-file=pid"]);
+    assert_eq!(client.wait(), 3, "{}", client.said());
+    assert!(!client.said().contains("hint: "), "{}", client.said());
+    assert!(server.stop().success());
+}
+
+#[test]
+fn a_forged_status_file_costs_a_client_little_memory() {
+    if !is_ours() || !needs_program("prlimit") {
+        return;
+    }
+    let (mut server, ..) = graceful(Server::setup());
+    let path = server.folder().join("pid.json");
+    fs::remove_file(&path).expect("cannot remove the status");
+    // Each of the objects would take some hundred bytes, if it were kept.
+    let forged = format!(r#"{{"options":[{}0]}}"#, r#"{"":0},"#.repeat(600_000));
+    fs::write(&path, forged).expect("cannot forge the status");
+    let client = server.client(["--reopen", "--pid-file=pid", "--timeout=20"]);
+    let mut limited = Command::new("prlimit");
+    limited
+        .arg("--as=134217728")
+        .arg(client.get_program())
+        .args(client.get_args())
+        .current_dir(server.folder());
+    let mut client = Client::start(limited, server.folder());
+    assert_eq!(client.wait(), 1, "{}", client.said());
+    let cause = "pid.json is not the status of that server";
+    assert!(client.said().contains(cause), "{}", client.said());
+    assert!(server.stop().success());
 }
 
 #[test]

@@ -71,6 +71,36 @@ fn a_second_server_with_the_same_pid_file_is_refused() {
 }
 
 #[test]
+fn lines_of_the_log_in_a_status_file_are_for_no_more_users_than_the_umask_says() {
+    if original_differs("it writes no such file") {
+        return;
+    }
+    for (umask, expected) in [
+        (0o022, 0o644),
+        (0o027, 0o640),
+        (0o077, 0o600),
+        (0o777, 0o600),
+    ] {
+        let setup = Server::setup().pid_file().status_file().umask(umask);
+        let server = setup.program(["sleep", "600"]).start();
+        let mode = |name: &str| {
+            let file = fs::metadata(server.folder().join(name));
+            file.expect("no status file").permissions().mode() & 0o777
+        };
+        for (name, expected) in [
+            ("pid.json", expected),
+            ("status.json", expected),
+            ("status", 0o644),
+        ] {
+            server.wait_until("it is written", |server| {
+                server.folder().join(name).exists()
+            });
+            assert_eq!(mode(name), expected, "{name} with umask {umask:o}");
+        }
+    }
+}
+
+#[test]
 fn the_status_file_has_a_line_for_each_generation() {
     let port = ports::tcp();
     let mut server = Server::setup()

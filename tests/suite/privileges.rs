@@ -732,14 +732,28 @@ fn a_setuid_or_setgid_bit_on_start_server_is_refused() {
     let program = install(&programs::start_server(), folder.path(), "start_server");
     install(&programs::binder(), folder.path(), "start_server-binder");
     let option = format!("--port=127.0.0.1:{}", ports::low());
-    for mode in [0o4755, 0o2755] {
+    // A client sends signals and reads files, and the worker of a self-test does whatever its standard input says.
+    let all: [&[&str]; 6] = [
+        &[&option, "--", "true"],
+        &["--stop", "--pid-file=pid"],
+        &["--restart", "--pid-file=pid"],
+        &["--reopen", "--pid-file=pid"],
+        &["--self-test"],
+        &["--self-test-worker"],
+    ];
+    for (mode, arguments) in [0o4755, 0o2755]
+        .into_iter()
+        .flat_map(|mode| all.map(|it| (mode, it)))
+    {
         set_mode(&program, mode);
-        let mut launched = launch_program(&AS_NOBODY, &program, &[&option, "--", "true"]);
-        assert_eq!(launched.wait_exit(), 1, "{mode:o}: {}", launched.log());
+        let mut launched = launch_program(&AS_NOBODY, &program, arguments);
+        let what = format!("{mode:o} {arguments:?}: {}", launched.log());
+        assert_eq!(launched.wait_exit(), 1, "{what}");
         assert_eq!(
             launched.log(),
             "start_server: cannot start with a setuid or setgid bit: the launcher's user is not trusted\n\
-             hint: remove the bit with chmod u-s,g-s\n"
+             hint: remove the bit with chmod u-s,g-s\n",
+            "{what}"
         );
     }
 }

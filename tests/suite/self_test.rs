@@ -4,16 +4,19 @@ use std::collections::BTreeSet;
 use std::fs;
 use std::io::{PipeReader, Read};
 use std::net::Ipv4Addr;
+use std::os::unix::fs::symlink;
 use std::path::PathBuf;
 use std::process::{Child, Command, ExitStatus};
+use std::time::{Duration, Instant};
 
+use e2e::folder::Folder;
 use e2e::server::{NOBODY, Server};
 use e2e::skip::{needs_program, needs_root, original_differs};
 use e2e::start::InTurn;
 use e2e::{proc, programs, wait};
 use nix::fcntl::{FcntlArg, OFlag, fcntl};
 use nix::sys::signal::{Signal, kill};
-use nix::unistd::{Pid, Uid};
+use nix::unistd::{Gid, Pid, Uid};
 
 use crate::channel::install_beside;
 use crate::launch::{Launched, as_ordinary_user, launch, launch_program};
@@ -540,6 +543,44 @@ fn an_interrupted_self_test_ends_at_once_and_leaves_nothing() {
         assert_eq!(last, Some(interrupted), "{output}");
         assert_nothing_is_left_of(self_test);
     }
+}
+
+#[test]
+fn a_self_test_of_root_reads_no_file_of_root_for_a_process_of_the_user() {
+    if !is_ours() || !needs_root() {
+        return;
+    }
+    let folder = Folder::new(Uid::from_raw(0), Gid::from_raw(0));
+    let secret = folder.path().join("secret");
+    fs::write(&secret, "known to root alone").expect("cannot write");
+    let held = Held::start();
+    let deadline = Instant::now() + Duration::from_secs(10);
+    // Between the supervisor, which writes it, and the self-test, which reads it when a worker is there: without a pause.
+    let swapped = loop {
+        let places = directories_of(held.pid());
+        let mut places = places.iter().map(|it| it.join("user/pid"));
+        let is_written = |it: &PathBuf| fs::metadata(it).is_ok_and(|file| file.len() > 0);
+        if let Some(place) = places.find(is_written) {
+            let link = place.with_extension("link");
+            symlink(&secret, &link).expect("cannot make a link");
+            break fs::rename(&link, &place).is_ok();
+        }
+        if Instant::now() > deadline {
+            break false;
+        }
+    };
+    let self_test = held.pid();
+    let (status, output) = held.end();
+    assert!(swapped, "{output}");
+    assert_eq!(status.code(), Some(1), "{output}");
+    let found = "as its pid file says: ";
+    let line = output.lines().find(|line| line.contains(found));
+    assert!(
+        line.is_some_and(|it| it.ends_with(r#"the file says """#)),
+        "{output}"
+    );
+    assert!(!output.contains("known to root"), "{output}");
+    assert_nothing_is_left_of(self_test);
 }
 
 #[test]

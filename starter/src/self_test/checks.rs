@@ -2,7 +2,6 @@
 
 use std::collections::BTreeMap;
 use std::fmt::Display;
-use std::fs;
 use std::path::Path;
 
 use caps::Capability;
@@ -15,6 +14,7 @@ use super::proc::{self, Status};
 use super::server::Server;
 use super::worker::Trial;
 use crate::failure::{self, Failure};
+use crate::status_file::read_text;
 
 /// The binder that stays to remove the sockets at paths.
 pub const LASTING: &str = "lasting binder";
@@ -161,7 +161,8 @@ impl Test<'_> {
             listed(proc::descriptors(pid)),
         )?;
         let pid_file = self.scratch.of_user("pid");
-        let noted = fs::read_to_string(&pid_file).unwrap_or_default();
+        // In a directory of the user, whose other processes may have put anything there.
+        let noted = read_text(&pid_file).unwrap_or_default();
         self.report.check(
             process,
             "it has the pid that was started, as its pid file says",

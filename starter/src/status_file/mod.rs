@@ -10,7 +10,6 @@ use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
-use nix::fcntl::OFlag;
 use nix::unistd::Pid;
 use serde::Serialize;
 
@@ -29,6 +28,13 @@ use self::replaced::{Replaced, remove_drafts_of_the_dead};
 
 /// How long after a failed write it is tried again.
 const RETRY: Duration = Duration::from_secs(1);
+
+/// The mode of `F`, whatever the umask is: it holds nothing but numbers.
+const READ_BY_ALL: u32 = 0o644;
+
+/// The least mode of `F.json`, so that workers and clients read it. More is up to the umask: it may hold lines of the log,
+/// and no more users are to read these there than in the log itself.
+const READ_BY_USER: u32 = 0o600;
 
 /// All these files.
 #[derive(Debug)]
@@ -184,7 +190,7 @@ impl StatusFile {
         let lines = options.status_file.as_deref();
         let mut status = StatusFile {
             lines: lines
-                .map(|path| Replaced::new(path.to_owned(), is_status_lines))
+                .map(|path| Replaced::new(path.to_owned(), READ_BY_ALL, is_status_lines))
                 .transpose()?,
             json: Vec::new(),
             fixed: Fixed::new(options, listeners, confinement),
@@ -196,7 +202,7 @@ impl StatusFile {
         let text = status.json_text(None);
         for beside in [lines, options.pid_file.as_deref()].into_iter().flatten() {
             let path = json_path(beside);
-            let mut json = Replaced::new(path.clone(), is_status_json)?;
+            let mut json = Replaced::new(path.clone(), READ_BY_USER, is_status_json)?;
             remove_drafts(&path);
             json.create(text.clone())?;
             status.json.push(json);
@@ -329,7 +335,7 @@ pub fn json_path(beside: &Path) -> PathBuf {
 
 /// The generations in a status file of Server::Starter's format, in its order; the cause in words where there is none.
 pub fn read_lines(path: &Path) -> Result<Vec<u32>, String> {
-    let text = read_text(path, OFlag::empty()).map_err(|error| crate::failure::cause(&error))?;
+    let text = read_text(path).map_err(|error| crate::failure::cause(&error))?;
     Ok(parse_lines(&text))
 }
 

@@ -4,7 +4,7 @@
 
 use std::fs::{File, OpenOptions, Permissions};
 use std::io::{self, Read, Write};
-use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 
 use common::entry::{self, same_file};
@@ -27,6 +27,8 @@ const MOST_DRAFTS: u32 = 100;
 #[derive(Debug)]
 pub struct Replaced {
     path: PathBuf,
+    /// The mode that it has whatever the umask is.
+    least_mode: u32,
     /// What may be replaced: the last one that was written, before that what was there already. Open, so that its
     /// inode's number cannot be given to another file.
     there: Option<File>,
@@ -40,10 +42,15 @@ impl Replaced {
     ///
     /// # Errors
     /// When something else is there (it stays as it is).
-    pub fn new(path: PathBuf, is_stale: impl Fn(&str) -> bool) -> Result<Replaced, Failure> {
+    pub fn new(
+        path: PathBuf,
+        least_mode: u32,
+        is_stale: impl Fn(&str) -> bool,
+    ) -> Result<Replaced, Failure> {
         let there = refuse_foreign(&path, is_stale)?;
         Ok(Replaced {
             path,
+            least_mode,
             there,
             text: None,
             failing: false,
@@ -124,9 +131,10 @@ impl Replaced {
         let (draft, mut file) = create_beside(&self.path)?;
         let ours = self.there.as_ref().map(fstat).transpose()?;
         let may_go = |there: &FileStat| ours.as_ref().is_some_and(|ours| same_file(ours, there));
-        // Workers read it, whatever the umask is.
         let replaced = file
-            .set_permissions(Permissions::from_mode(0o644))
+            .metadata()
+            .map(|made| made.mode() & 0o777 | self.least_mode)
+            .and_then(|mode| file.set_permissions(Permissions::from_mode(mode)))
             .and_then(|()| file.write_all(text.as_bytes()))
             .and_then(|()| {
                 let (draft, path) = (draft.as_os_str(), self.path.as_os_str());
@@ -143,17 +151,22 @@ impl Replaced {
     }
 }
 
-/// The text of a status file. Whatever somebody has put there instead is neither waited for nor read without end.
-pub fn read_text(path: &Path, flags: OFlag) -> io::Result<String> {
-    open_text(path, flags).map(|(text, _)| text)
+/// The text of a status file, or of a pid file. Whatever somebody has put there instead is neither waited for nor read
+/// without end; and no link is followed, because root asks servers of other users, and to open a device is a deed.
+pub fn read_text(path: &Path) -> io::Result<String> {
+    open_text(path).map(|(text, _)| text)
 }
 
-fn open_text(path: &Path, flags: OFlag) -> io::Result<(String, File)> {
-    let flags = flags | OFlag::O_NONBLOCK | OFlag::O_NOCTTY;
+fn open_text(path: &Path) -> io::Result<(String, File)> {
+    let flags = OFlag::O_NOFOLLOW | OFlag::O_NONBLOCK | OFlag::O_NOCTTY;
     let file = OpenOptions::new()
         .read(true)
         .custom_flags(flags.bits())
-        .open(path)?;
+        .open(path)
+        .map_err(|error| match error.raw_os_error() {
+            Some(libc::ELOOP) => io::Error::other("it is a symbolic link"),
+            _ => error,
+        })?;
     if !file.metadata()?.is_file() {
         return Err(io::Error::other("it is not a regular file"));
     }
@@ -180,8 +193,7 @@ fn refuse_foreign(path: &Path, is_stale: impl Fn(&str) -> bool) -> Result<Option
     if !there.is_file() {
         return Err(cannot(path, "it is not a regular file"));
     }
-    // Whatever has come there since the look above is not followed.
-    match open_text(path, OFlag::O_NOFOLLOW) {
+    match open_text(path) {
         Ok((text, file)) if is_stale(&text) => Ok(Some(file)),
         Ok(_) => Err(cannot(path, SOMETHING_ELSE)),
         Err(error) if error.kind() == io::ErrorKind::InvalidData => {
@@ -208,7 +220,7 @@ pub fn remove_drafts_of_the_dead(path: &Path, is_draft: impl Fn(&str) -> bool) {
                 is_number(pid) && is_number(attempt) && !Path::new("/proc").join(pid).exists()
             });
         if is_left
-            && let Ok((text, file)) = open_text(&draft, OFlag::O_NOFOLLOW)
+            && let Ok((text, file)) = open_text(&draft)
             && is_draft(&text)
         {
             // It is in nobody's way.

@@ -148,9 +148,15 @@ impl Binder {
         };
         let failure = channel_failed(format!("it ended too early, {ended}"));
         match ended.signal() {
-            Some(libc::SIGSYS) => Err(failure.hint(
-                "its sandbox knows no such system call: please report the version of the C library",
-            )),
+            Some(libc::SIGSYS) => Err(failure.hint(match launcher_filters() {
+                true => {
+                    "a seccomp filter around it forbids what it needs: in a unit, add to SystemCallFilter= \
+                     seccomp landlock_create_ruleset landlock_add_rule landlock_restrict_self"
+                }
+                false => {
+                    "its sandbox knows no such system call: please report the version of the C library"
+                }
+            })),
             _ => Err(failure),
         }
     }
@@ -193,6 +199,12 @@ impl AsFd for Binder {
 /// Something on the channel is not as it must be; the connection is of no use any more.
 pub fn channel_failed(cause: impl std::fmt::Display) -> Failure {
     Failure::failed(format!("cannot talk to the binder: {cause}"))
+}
+
+/// Whether this process, and so every binder, runs below a seccomp filter of its launcher.
+fn launcher_filters() -> bool {
+    let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
+    status.lines().any(|line| line == "Seccomp:\t2")
 }
 
 /// The binder's path, found by the file that runs here and by nothing that the launcher can set.

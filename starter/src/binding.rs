@@ -621,7 +621,7 @@ fn cannot_bind(wanted: &Wanted, refusal: &Refusal, ip: Option<IpAddr>) -> Failur
         (Wanted::Port(spec), Refusal::Errno(libc::EACCES)) => failure.hint(format!(
             "port {} is reserved for root: start as root, with --user=NAME for the server program; or let root \
              `setcap cap_net_bind_service=ep` on {BINDER} and allow it in {POLICY} (no use below no_new_privs or on \
-             a nosuid file system)",
+             a nosuid file system); or, in a unit with User=, add AmbientCapabilities=CAP_NET_BIND_SERVICE",
             spec.port
         )),
         // Of a port only the policy says so.
@@ -637,6 +637,10 @@ fn cannot_bind(wanted: &Wanted, refusal: &Refusal, ip: Option<IpAddr>) -> Failur
         )),
         (Wanted::Port(_), Refusal::Errno(libc::EADDRNOTAVAIL)) => {
             failure.hint("no interface of this machine has that address: see `ip address`")
+        }
+        // Of a change of owner, which is the only thing there that root needs a capability for.
+        (Wanted::Path { .. }, Refusal::Errno(libc::EPERM)) if wanted.owner_is_asked() => {
+            failure.hint("root lacks CAP_CHOWN here: give the unit or container that capability")
         }
         _ => failure,
     }

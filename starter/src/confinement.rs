@@ -91,7 +91,11 @@ pub fn judge(confinements: &[Confinement], strict: bool) -> Result<(), Failure> 
     if strict {
         return Err(Failure::failed(format!(
             "cannot confine the binder: {lack} cannot be had here, and --strict is given"
-        )));
+        ))
+        .hint(
+            "Linux 6.12 has all of it, where `landlock` is in /sys/kernel/security/lsm and no container or unit keeps \
+             it away (SystemCallFilter=@system-service does); without --strict this is a notice",
+        ));
     }
     log::say(Notice::Unconfined(lack));
     Ok(())

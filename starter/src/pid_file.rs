@@ -40,6 +40,7 @@ impl PidFile {
                         cannot(&"its directory does not exist").hint(missing_directory_hint(path))
                     }
                     Some(Errno::EACCES) => failure.hint(WRITABLE_HINT),
+                    Some(Errno::EROFS) => failure.hint(READ_ONLY_HINT),
                     _ => failure,
                 }
             })?;
@@ -120,6 +121,10 @@ pub fn missing_directory_hint(file: &Path) -> String {
 
 /// Said wherever the supervisor's user may not write a file.
 pub const WRITABLE_HINT: &str = "the file is written by the user that the server runs as, in a directory that this user can write";
+
+/// Said wherever nobody may write a file, which is a service manager's doing more often than a disk's.
+pub const READ_ONLY_HINT: &str =
+    "in a unit with ProtectSystem=strict, name its directory in ReadWritePaths=";
 
 impl Drop for PidFile {
     fn drop(&mut self) {

@@ -14,13 +14,16 @@ use e2e::start::InTurn;
 use e2e::{Server, ports, proc, programs, wait};
 use nix::errno::Errno;
 use nix::fcntl::OFlag;
+use nix::libc;
 use nix::pty::openpty;
 use nix::sys::signal::Signal;
 use nix::sys::socket::{
     AddressFamily, Backlog, SockFlag, SockType, UnixAddr, bind, connect, listen, socket,
 };
 
+use crate::attack_worker::attacker;
 use crate::launch::{RootFolder, as_ordinary_user, launch, ordinary_folder};
+use crate::privileges::can_drop;
 
 #[test]
 fn a_file_that_begins_with_blanks_or_a_number_is_no_pid_file() {
@@ -511,4 +514,119 @@ fn as_pid_1_it_reaps_strangers_silently_and_obeys_its_signals() {
     let log = launched.log();
     assert!(!log.contains("status:1792"), "{log}");
     assert_eq!(log.matches(" died, status:0").count(), 2, "{log}");
+}
+
+/// What refuses a system call to a program, and so to everything that it starts: see the fixture.
+fn refusing(number: libc::c_long, how: &str) -> [String; 4] {
+    let attacker = attacker().to_str().expect("UTF-8").to_owned();
+    [attacker, "refuse".into(), number.to_string(), how.into()]
+}
+
+#[test]
+fn an_older_kernel_without_close_range_leaks_nothing_either() {
+    if !can_drop() {
+        return;
+    }
+    let worker = programs::worker();
+    let folder = RootFolder::new();
+    // Before Linux 5.9, before 5.11 for close-on-exec, and an older container.
+    for errno in [Errno::ENOSYS, Errno::EINVAL, Errno::EPERM] {
+        let refusing = refusing(libc::SYS_close_range, &(errno as i32).to_string());
+        let leaking = [
+            "sh",
+            "-c",
+            "exec 4</dev/null 9</dev/null; exec \"$@\"",
+            "sh",
+        ];
+        let before = leaking
+            .into_iter()
+            .chain(refusing.iter().map(String::as_str));
+        let launched = launch(
+            &before.collect::<Vec<_>>(),
+            &[
+                "--user=nobody",
+                &format!("--port=127.0.0.1:{}", ports::low()),
+                &format!("--path={}", folder.join("socket")),
+                "--",
+                worker.to_str().expect("UTF-8"),
+                "--report=report",
+            ],
+        );
+        let report = launched.wait_for_report();
+        assert_eq!(report.descriptor_numbers(), [0, 1, 2, 3, 4], "{errno}");
+        let mut processes = proc::children(launched.pid());
+        processes.push(launched.pid());
+        for pid in processes {
+            let open = proc::descriptors(pid);
+            let leaked = open
+                .iter()
+                .filter(|(number, target)| **number > 2 && *target == "/dev/null");
+            assert_eq!(leaked.count(), 0, "{errno}: {pid} has {open:?}");
+        }
+    }
+}
+
+#[test]
+fn a_filter_around_start_server_that_kills_the_binder_is_named() {
+    if !can_drop() {
+        return;
+    }
+    let refusing = refusing(libc::SYS_landlock_create_ruleset, "kill");
+    let mut launched = launch(
+        &refusing.each_ref().map(String::as_str),
+        &[
+            "--user=nobody",
+            &format!("--port=127.0.0.1:{}", ports::low()),
+            "--",
+            "true",
+        ],
+    );
+    assert_eq!(launched.wait_exit(), 1, "{}", launched.log());
+    let lines = "start_server: cannot talk to the binder: it ended too early, signal: 31 (SIGSYS)\n\
+                 hint: a seccomp filter around it forbids what it needs: in a unit, add to SystemCallFilter= \
+                 seccomp landlock_create_ruleset landlock_add_rule landlock_restrict_self\n";
+    assert!(launched.log().ends_with(lines), "{}", launched.log());
+}
+
+#[test]
+fn a_path_of_root_with_an_owner_but_without_chown_is_refused_with_the_remedy() {
+    if !can_drop() || !needs_program("setpriv") {
+        return;
+    }
+    let folder = RootFolder::new();
+    let option = format!("--path={},group=65534", folder.join("socket"));
+    let mut launched = launch(
+        &["setpriv", "--bounding-set=-chown"],
+        &["--user=nobody", &option, "--", "true"],
+    );
+    assert_eq!(launched.wait_exit(), 1, "{}", launched.log());
+    let lines = format!(
+        "start_server: cannot listen on {option}: Operation not permitted\n\
+         hint: root lacks CAP_CHOWN here: give the unit or container that capability\n"
+    );
+    assert!(launched.log().ends_with(&lines), "{}", launched.log());
+}
+
+#[test]
+fn a_file_where_nothing_can_be_written_at_all_has_its_own_hint() {
+    if !can_drop() || !needs_program("unshare") {
+        return;
+    }
+    // As below ProtectSystem=strict.
+    let script = "mount -t tmpfs -o ro none /mnt && exec \"$@\"";
+    for option in ["pid-file", "status-file", "log-file"] {
+        let mut launched = launch(
+            &["unshare", "--mount", "sh", "-c", script, "sh"],
+            &[
+                "--user=nobody",
+                &format!("--{option}=/mnt/file"),
+                "--",
+                "true",
+            ],
+        );
+        assert_eq!(launched.wait_exit(), 1, "{}", launched.log());
+        let lines = ": Read-only file system\n\
+                     hint: in a unit with ProtectSystem=strict, name its directory in ReadWritePaths=\n";
+        assert!(launched.log().ends_with(lines), "{}", launched.log());
+    }
 }

@@ -372,6 +372,28 @@ fn a_self_test_of_an_ordinary_user_says_what_does_not_apply() {
 }
 
 #[test]
+fn a_self_test_that_may_not_look_or_end_what_it_has_started_is_refused() {
+    if !is_ours() || !needs_root() || !needs_program("setpriv") {
+        return;
+    }
+    for (name, word) in [
+        ("kill", "CAP_KILL"),
+        ("sys_ptrace", "CAP_SYS_PTRACE"),
+        ("dac_override", "CAP_DAC_OVERRIDE"),
+    ] {
+        let less = ["setpriv", &format!("--bounding-set=-{name}")];
+        let mut launched = launch(&less, &["--self-test", "--user=nobody"]);
+        assert_eq!(launched.wait_exit(), 1, "{}", launched.log());
+        let lines = format!(
+            "start_server: cannot test as root: {word} is missing here\n\
+             hint: give the container or unit CAP_KILL, CAP_SYS_PTRACE and CAP_DAC_OVERRIDE for the self-test; the server \
+             itself does without\n"
+        );
+        assert_eq!(launched.log(), lines);
+    }
+}
+
+#[test]
 fn a_self_test_fails_where_the_bounding_set_cannot_be_emptied() {
     if !is_ours() || !needs_root() || !needs_program("setpriv") {
         return;

@@ -839,12 +839,10 @@ fn a_daemon_that_is_replaced_gets_what_follows_and_nothing_is_lost() {
             "{:?}",
             began.elapsed()
         );
-        let gap = daemon
-            .messages()
-            .iter()
-            .filter(|text| text.contains("gap "))
-            .count();
-        assert_eq!(gap, if round > 0 { 50 } else { 0 });
+        let messages = daemon.messages();
+        let gap = messages.iter().filter(|text| text.contains("gap "));
+        let expected = if round > 0 { 50 } else { 0 };
+        assert_eq!(gap.count(), expected, "{messages:#?}\n{}", server.log());
     }
     server.wait_until("each loss was said", |server| {
         server.count_in_log("cannot reach syslog") == 2

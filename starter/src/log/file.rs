@@ -9,7 +9,7 @@ use nix::errno::Errno;
 use nix::fcntl::{FcntlArg, OFlag, fcntl};
 
 use crate::failure::{self, Failure};
-use crate::pid_file::{WRITABLE_HINT, missing_directory_hint};
+use crate::pid_file::{READ_ONLY_HINT, WRITABLE_HINT, missing_directory_hint};
 
 /// Opens it to append.
 pub fn open_file(path: &Path) -> io::Result<File> {
@@ -50,6 +50,7 @@ pub fn cannot_open(path: &Path, error: &io::Error) -> Failure {
     ));
     match error.raw_os_error().map(Errno::from_raw) {
         Some(Errno::EACCES) => failure.hint(WRITABLE_HINT),
+        Some(Errno::EROFS) => failure.hint(READ_ONLY_HINT),
         Some(Errno::ENOENT) => failure.hint(missing_directory_hint(path)),
         Some(Errno::ELOOP) if path.starts_with("/dev") => {
             failure.hint("without --log-file all lines go to standard error and output")

@@ -19,6 +19,7 @@ mod scratch;
 mod server;
 mod worker;
 
+use caps::Capability;
 use common::message::Identity;
 use common::privileges;
 use nix::sys::prctl::set_child_subreaper;
@@ -57,6 +58,9 @@ struct Test<'a> {
 /// Where they cannot be made: an unknown user, no place for files, an interruption.
 pub fn run(options: &SelfTestOptions) -> Result<bool, Failure> {
     let identity = identity::identify(options.user.as_deref(), options.group.as_deref())?;
+    if identity.is_some() {
+        can_examine()?;
+    }
     // Whatever a process leaves behind becomes a child of this one, and is seen.
     set_child_subreaper(true).map_err(|errno| {
         Failure::failed(format!(
@@ -81,6 +85,23 @@ pub fn run(options: &SelfTestOptions) -> Result<bool, Failure> {
     };
     test.everything()?;
     test.report.summary()
+}
+
+/// Root is not always able to look into the processes of a user and to end them, which no server needs.
+fn can_examine() -> Result<(), Failure> {
+    let cannot = |cause: String| Failure::failed(format!("cannot test as root: {cause}"));
+    let needed = [
+        Capability::CAP_KILL,
+        Capability::CAP_SYS_PTRACE,
+        Capability::CAP_DAC_OVERRIDE,
+    ];
+    let available = privileges::available(&needed).map_err(|error| cannot(error.to_string()))?;
+    match needed.iter().find(|one| !available.contains(one)) {
+        None => Ok(()),
+        Some(missing) => Err(cannot(format!("{missing} is missing here")).hint(
+            "give the container or unit CAP_KILL, CAP_SYS_PTRACE and CAP_DAC_OVERRIDE for the self-test; the server itself does without",
+        )),
+    }
 }
 
 impl Test<'_> {

@@ -15,7 +15,7 @@ use nix::sys::stat::{FileStat, fstat};
 use crate::failure::{self, Failure};
 use crate::log;
 use crate::notice::Notice;
-use crate::pid_file::{WRITABLE_HINT, missing_directory_hint};
+use crate::pid_file::{READ_ONLY_HINT, WRITABLE_HINT, missing_directory_hint};
 
 /// The largest file that is read, in bytes.
 const LARGEST: u64 = 16 * 1024 * 1024;
@@ -77,6 +77,7 @@ impl Replaced {
                     io::ErrorKind::NotFound => cannot(&path, "its directory does not exist")
                         .hint(missing_directory_hint(&path)),
                     io::ErrorKind::PermissionDenied => failure.hint(WRITABLE_HINT),
+                    io::ErrorKind::ReadOnlyFilesystem => failure.hint(READ_ONLY_HINT),
                     _ => failure,
                 })
             }

@@ -8,7 +8,8 @@
 //!   shows that all of it can be done
 //! * `bind PORT`: bind a TCP port of the loopback interface
 //!
-//! Another deed has no result: `filter PROGRAM ..` executes the program with a seccomp filter that allows everything.
+//! Two other deeds have no result: `filter PROGRAM ..` executes the program with a seccomp filter that allows everything,
+//! `refuse NUMBER HOW PROGRAM ..` with one that refuses this system call: HOW is the errno, or `kill`.
 
 #![allow(
     clippy::unwrap_used,
@@ -54,9 +55,15 @@ fn main() {
         None => None,
     };
     if deed == "filter" {
-        filter();
-        let (program, arguments) = rest.split_first().expect("a program");
-        panic!("{}", Command::new(program).args(arguments).exec());
+        filter(&mut [FILTER_ALLOWS]);
+        become_program(&rest);
+    }
+    if deed == "refuse" {
+        let [number, how, program @ ..] = &rest[..] else {
+            panic!("refuse NUMBER HOW PROGRAM ..");
+        };
+        refuse(number.parse().expect("a system call"), how);
+        become_program(program);
     }
     let result = match (deed.as_str(), &rest[..]) {
         ("reach", [pid]) => to_json(&reach(Pid::from_raw(pid.parse().expect("a pid")))),
@@ -266,22 +273,47 @@ fn io_priority(pid: Pid) -> nix::Result<()> {
     .map(drop)
 }
 
+fn become_program(words: &[String]) -> ! {
+    let (program, arguments) = words.split_first().expect("a program");
+    panic!("{}", Command::new(program).args(arguments).exec());
+}
+
+/// BPF_RET | BPF_K
+const FILTER_ALLOWS: libc::sock_filter = instruction(0x06, 0, libc::SECCOMP_RET_ALLOW);
+
+const fn instruction(code: u16, skip_if_not: u8, k: u32) -> libc::sock_filter {
+    libc::sock_filter {
+        code,
+        jt: 0,
+        jf: skip_if_not,
+        k,
+    }
+}
+
+/// As a kernel, a container or a unit without this system call does.
+fn refuse(number: u32, how: &str) {
+    let refusal = match how {
+        "kill" => libc::SECCOMP_RET_KILL_PROCESS,
+        errno => libc::SECCOMP_RET_ERRNO | errno.parse::<u32>().expect("an errno"),
+    };
+    filter(&mut [
+        // BPF_LD | BPF_W | BPF_ABS: the number of the call comes first in what a filter sees.
+        instruction(0x20, 0, 0),
+        // BPF_JMP | BPF_JEQ | BPF_K
+        instruction(0x15, 1, number),
+        instruction(0x06, 0, refusal),
+        FILTER_ALLOWS,
+    ]);
+}
+
 /// Without no_new_privs, which takes root.
 #[expect(unsafe_code, reason = "nix has no seccomp")]
-fn filter() {
-    let allow = libc::sock_filter {
-        // BPF_RET | BPF_K
-        code: 0x06,
-        jt: 0,
-        jf: 0,
-        k: libc::SECCOMP_RET_ALLOW,
-    };
-    let mut program = [allow];
+fn filter(instructions: &mut [libc::sock_filter]) {
     let program = libc::sock_fprog {
-        len: 1,
-        filter: program.as_mut_ptr(),
+        len: instructions.len().try_into().expect("a short program"),
+        filter: instructions.as_mut_ptr(),
     };
-    // SAFETY: the kernel reads a program of one instruction, which lives until the end of this function.
+    // SAFETY: the kernel reads as many instructions as there are, which live until the end of this function.
     let result = unsafe {
         libc::syscall(
             libc::SYS_seccomp,

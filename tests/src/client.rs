@@ -5,7 +5,7 @@
 
 use std::io::{self, BufRead, BufReader, Read, Write};
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr, TcpStream, UdpSocket};
-use std::os::unix::net::UnixStream;
+use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -287,6 +287,16 @@ fn run_client(at: &At, stopped: &AtomicBool, successes: &AtomicU64) -> Outcome {
         outcome.worst_latency = outcome.worst_latency.max(began.elapsed());
     }
     outcome
+}
+
+/// Leaves a socket file that nobody serves, as a killed server does.
+#[track_caller]
+pub fn leave_stale_socket(path: &Path) {
+    drop(UnixListener::bind(path).expect("cannot bind"));
+    let is_refused = |error: &io::Error| error.kind() == io::ErrorKind::ConnectionRefused;
+    wait::until("nobody serves it", String::new, || {
+        UnixStream::connect(path).err().filter(is_refused)
+    });
 }
 
 /// A worker that writes numbered lines until it is told to end.

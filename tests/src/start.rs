@@ -1,50 +1,28 @@
 //! Starting programs from a process in which many tests run at once.
 //!
-//! Between fork and exec a child holds a copy of every descriptor of the test process, those with `FD_CLOEXEC` too
-//! (fork(2), execve(2)). In that moment nothing that another test closes is closed: a listener still accepts, a
-//! datagram socket still takes what is sent, a lock is still held, a program that was just written is still "text file
-//! busy". So programs are started one after the other, and whatever was closed before a program is started is closed
-//! when it runs. Where a program runs already, [`settled`] waits for that.
+//! A child holds a copy of every descriptor of the test process, those with `FD_CLOEXEC` too, until the program that it
+//! executes begins to run (fork(2), execve(2)). Until then nothing that another test closes is closed: a listener still
+//! accepts, a datagram socket still takes what is sent, a lock is still held, a program that was just written is still
+//! "text file busy". So programs are started one after the other, and whatever was closed before a program is started is
+//! closed when it runs. Where a program runs already, its test waits for the effect of the close.
 
 #![allow(
     clippy::disallowed_methods,
     reason = "this is the place that may start programs"
 )]
 
+use std::io;
+use std::os::unix::process::CommandExt;
 use std::process::{Child, Command, ExitStatus, Output, Stdio};
-use std::sync::{Mutex, MutexGuard, PoisonError};
-use std::time::Instant;
-use std::{fs, io, thread};
-
-use crate::wait::DEADLINE;
+use std::sync::{Mutex, PoisonError};
 
 /// Held while a child is between fork and exec.
 static TURN: Mutex<()> = Mutex::new(());
 
-fn turn() -> MutexGuard<'static, ()> {
-    // It guards no data that a panic could have left half changed.
-    TURN.lock().unwrap_or_else(PoisonError::into_inner)
-}
-
-/// Returns when everything that this process has closed is closed in its children too.
-pub fn settled() {
-    drop(turn());
-}
-
-/// Until the descriptors of ours are closed in the child. The kernel lets the caller of vfork(2) go on a little before
-/// that, and gives the process its new name a little after.
-fn wait_for_exec(child: &Child) {
-    let name = |process: &str| fs::read_to_string(format!("/proc/{process}/comm")).ok();
-    let (ours, theirs) = (name("thread-self"), child.id().to_string());
-    let deadline = Instant::now() + DEADLINE;
-    while name(&theirs) == ours && Instant::now() < deadline {
-        thread::yield_now();
-    }
-}
-
 /// What [`Command`] has, for a process in which many tests run at once.
 pub trait InTurn {
-    /// As [`Command::spawn`], which returns after exec.
+    /// As [`Command::spawn`] with a hook: by a pipe that the program does not inherit it waits until that begins to run.
+    /// Without one it would go on as soon as the program is loaded (vfork(2)), when descriptors are not closed yet.
     ///
     /// # Errors
     /// As there.
@@ -64,11 +42,16 @@ pub trait InTurn {
 }
 
 impl InTurn for Command {
+    #[expect(
+        unsafe_code,
+        reason = "only a hook makes the standard library wait long enough"
+    )]
     fn spawn_in_turn(&mut self) -> io::Result<Child> {
-        let _turn = turn();
-        let child = self.spawn()?;
-        wait_for_exec(&child);
-        Ok(child)
+        // SAFETY: it does nothing.
+        unsafe { self.pre_exec(|| Ok(())) };
+        // It guards no data that a panic could have left half changed.
+        let _turn = TURN.lock().unwrap_or_else(PoisonError::into_inner);
+        self.spawn()
     }
 
     fn output_in_turn(&mut self) -> io::Result<Output> {

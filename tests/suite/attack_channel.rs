@@ -5,13 +5,12 @@ use std::fs::{self, File};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
 use std::os::unix::fs::{FileTypeExt, MetadataExt, OpenOptionsExt, symlink};
-use std::os::unix::net::UnixListener;
 use std::os::unix::process::ExitStatusExt;
 use std::path::Path;
 
 use common::message::{Ask, Attempt, Confinement, Grant, Refusal, Reply, Request, Transport};
 use e2e::skip::{missing, needs_program, needs_root};
-use e2e::{ports, proc, start, wait};
+use e2e::{client, ports, proc, wait};
 use nix::errno::Errno;
 use nix::fcntl::OFlag;
 use nix::sys::signal::{Signal, kill};
@@ -550,8 +549,7 @@ fn an_address_that_was_left_open_is_the_only_thing_to_choose() {
 
 /// A socket file that nobody serves.
 fn leave_stale(path: &str) -> u64 {
-    drop(UnixListener::bind(path).expect("cannot bind"));
-    start::settled();
+    client::leave_stale_socket(Path::new(path));
     fs::symlink_metadata(path).expect("no socket").ino()
 }
 

@@ -111,13 +111,21 @@ impl Site {
         }
     }
 
-    /// The lock on the pid file, which tells whether the server of it runs, ends with the supervisor.
+    /// The lock on the pid file, which tells whether the server of it runs, ends with the supervisor: a worker that was
+    /// forked in that moment has it until it executes its program.
     #[track_caller]
     fn assert_pid_file_is_free(&self, what: &str) {
-        if let Ok(file) = File::open(self.files.path().join("pid")) {
-            let lock = Flock::lock(file, FlockArg::LockExclusiveNonblock);
-            assert!(lock.is_ok(), "{what}: the pid file is locked");
-        }
+        wait::until(
+            &format!("the pid file is free: {what}"),
+            String::new,
+            || {
+                let Ok(file) = File::open(self.files.path().join("pid")) else {
+                    return Some(());
+                };
+                let lock = Flock::lock(file, FlockArg::LockExclusiveNonblock);
+                lock.is_ok().then_some(())
+            },
+        );
     }
 
     /// Nothing is left of a server that was told to stop.

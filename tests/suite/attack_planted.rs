@@ -12,7 +12,7 @@ use std::thread::{self, JoinHandle};
 
 use e2e::folder::{Folder, snapshot};
 use e2e::server::{NOBODY, Setup};
-use e2e::{Server, ports, start, trace, wait};
+use e2e::{Server, client, ports, trace, wait};
 use nix::sys::signal::Signal;
 use nix::sys::stat::{Mode, SFlag, makedev, mknod};
 use nix::unistd::{Gid, Uid, mkfifo, setfsgid, setfsuid};
@@ -124,8 +124,7 @@ impl Thing {
             }
             Thing::Served => served = Some(UnixListener::bind(path).expect("cannot bind")),
             Thing::Stale => {
-                drop(UnixListener::bind(path).expect("cannot bind"));
-                start::settled();
+                client::leave_stale_socket(path);
             }
         }
         let mode = match self {
@@ -495,8 +494,7 @@ fn folder_of_user() -> (RootFolder, PathBuf, PathBuf) {
 fn plant_stale(place: Place, path: &Path) {
     let text = match place {
         Place::Path => {
-            drop(UnixListener::bind(path).expect("cannot bind"));
-            start::settled();
+            client::leave_stale_socket(path);
             None
         }
         Place::PidFile => Some("1\n"),

@@ -491,7 +491,7 @@ fn a_socket_that_nobody_serves_is_replaced_and_said() {
     }
     let setup = Server::setup().option("--path=socket");
     let path = setup.folder().join("socket");
-    drop(UnixListener::bind(&path).expect("cannot bind"));
+    client::leave_stale_socket(&path);
     let (uid, gid) = owner(&setup);
     chown(&path, Some(uid), Some(gid)).expect("cannot give the socket away");
     let mut server = setup.start();

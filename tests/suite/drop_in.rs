@@ -2,7 +2,6 @@
 
 use std::fs;
 use std::os::unix::fs::{FileTypeExt, PermissionsExt};
-use std::os::unix::net::UnixListener;
 
 use e2e::client::{self, Load};
 use e2e::skip::{needs_ipv6, needs_root, original_differs};
@@ -153,7 +152,7 @@ fn a_unix_socket_is_served_by_every_generation_and_gone_at_the_end() {
 fn a_socket_that_nobody_serves_is_replaced_with_a_warning() {
     let setup = Server::setup().status_file().path("socket");
     let path = setup.folder().join("socket");
-    drop(UnixListener::bind(&path).expect("cannot bind"));
+    client::leave_stale_socket(&path);
     if nix::unistd::Uid::effective().is_root() {
         let nobody = Some(e2e::server::NOBODY);
         std::os::unix::fs::chown(&path, nobody, nobody).expect("cannot give it away");

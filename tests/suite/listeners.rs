@@ -263,7 +263,7 @@ fn several_paths_and_a_relative_one() {
 fn a_socket_that_nobody_serves_is_replaced_with_a_warning() {
     let setup = Server::setup().path("socket");
     let path = setup.folder().join("socket");
-    drop(UnixListener::bind(&path).expect("cannot bind"));
+    client::leave_stale_socket(&path);
     fs::set_permissions(&path, fs::Permissions::from_mode(0o777)).expect("cannot change the mode");
     let server = setup.start();
     server.wait_for_log(&format!("removing existing socket file:{}", path.display()));

@@ -14,7 +14,7 @@ use e2e::client::{Flow, burst, write};
 use e2e::skip::original_differs;
 use e2e::start::InTurn;
 use e2e::wait::let_pass;
-use e2e::{Server, Setup, client, ports, proc, start, wait};
+use e2e::{Server, Setup, client, ports, proc, wait};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
@@ -48,6 +48,19 @@ impl Daemon {
             socket: Socket::Udp(socket),
             seen: RefCell::default(),
         }
+    }
+
+    /// Closes its socket at this path, and returns when nobody can send anything there any more.
+    #[track_caller]
+    fn end(self, path: &Path) {
+        let probe = UnixDatagram::unbound().expect("cannot make a socket");
+        probe.connect(path).expect("cannot connect");
+        probe.set_nonblocking(true).expect("cannot set up");
+        drop(self);
+        let is_refused = |error: &io::Error| error.kind() == io::ErrorKind::ConnectionRefused;
+        wait::until("its socket is closed", String::new, || {
+            probe.send(b"").err().filter(is_refused)
+        });
     }
 
     /// Reads what there is.
@@ -821,8 +834,7 @@ fn a_daemon_that_is_replaced_gets_what_follows_and_nothing_is_lost() {
     for round in 0..3 {
         write(port, "stdout", &format!("first of round {round}"));
         daemon.wait_for(&format!("first of round {round}"));
-        drop(daemon);
-        start::settled();
+        daemon.end(&path);
         if round > 0 {
             // Nobody is there for a while.
             for line in 0..50 {

@@ -604,6 +604,22 @@ impl Server {
         })
     }
 
+    /// Waits until the first generation is accepted, as the status file says: a restart before that would be another start
+    /// of it.
+    #[track_caller]
+    pub fn wait_until_accepted(&self) {
+        self.wait_until("the first generation is accepted", |server| {
+            server.status_file().is_some()
+        });
+    }
+
+    /// The fixture worker of the first generation, which is accepted and serves.
+    #[track_caller]
+    pub fn accepted(&self) -> Worker {
+        self.wait_until_accepted();
+        self.wait_for_service(1)
+    }
+
     /// Waits until the fixture worker of this generation has all its listeners and signals in place.
     #[track_caller]
     pub fn wait_for_service(&self, generation: u32) -> Worker {

@@ -26,14 +26,6 @@ fn setup() -> (Setup, u16) {
     (setup.worker(["--graceful"]), port)
 }
 
-#[track_caller]
-fn accepted(server: &Server) -> Pid {
-    server.wait_until("the first generation is accepted", |server| {
-        server.status_file().is_some()
-    });
-    server.wait_for_service(1).pid
-}
-
 fn read(path: &Path) -> String {
     let bytes = fs::read(path).unwrap_or_default();
     String::from_utf8_lossy(&bytes).into_owned()
@@ -87,7 +79,7 @@ fn every_line_has_time_generation_and_pid_before_it() {
         .env("TZ", "ODD+3:30")
         .options(["--log-file=server.log", "--log-timestamps"])
         .start();
-    let first = accepted(&server);
+    let first = server.accepted().pid;
     write(port, "stdout", "on standard output");
     write(port, "stderr", "on standard error");
     client::request(port, "raw stdout 611b5b326a0a62").expect("no answer");
@@ -137,7 +129,7 @@ fn every_line_has_time_generation_and_pid_before_it() {
 fn rotate(options: &[&str], each: impl Fn(&Server, &Path)) -> (BTreeMap<u32, usize>, Vec<String>) {
     let (setup, port) = setup();
     let server = setup.options(options.iter().copied()).start();
-    accepted(&server);
+    server.accepted();
     let mut flows = vec![
         (1, Flow::start(port, 80, "stdout", 50)),
         (1, Flow::start(port, 80, "stderr", 50)),
@@ -260,7 +252,7 @@ fn reopen_tells_by_its_exit_code_what_became_of_it() {
     let mut server = setup
         .option(format!("--log-file={}", path.display()))
         .start();
-    accepted(&server);
+    server.accepted();
     let pid = server.pid();
     // Other options and a program are ignored.
     for more in [
@@ -360,7 +352,7 @@ fn a_fifo_in_the_place_of_the_log_file_stops_nobody() {
 
     fs::remove_file(&path).expect("cannot remove the fifo");
     let server = setup.option("--log-file=server.log").start();
-    accepted(&server);
+    server.accepted();
     let old = server.folder().join("old");
     fs::rename(&path, &old).expect("cannot rotate");
     for with_reader in [false, true] {
@@ -393,7 +385,7 @@ fn reopen_without_a_log_file_is_exit_code_1() {
     for target in [None, Some("--log-file=| exec cat >/dev/null")] {
         let (setup, _) = setup();
         let server = setup.options(target).start();
-        accepted(&server);
+        server.accepted();
         let output = reopen(&server, &["--timeout=20"]);
         assert_eq!(output.status.code(), Some(1), "{}", error_of(&output));
         let line = format!(
@@ -421,7 +413,7 @@ fn kill_log_commands(options: &[&str], stamped: bool) {
         .option(command)
         .options(options.iter().copied())
         .start();
-    let worker = accepted(&server);
+    let worker = server.accepted().pid;
     let flow = Flow::start(port, 80, "stderr", 0);
     let began = Instant::now();
     let mut killed = BTreeSet::new();
@@ -477,7 +469,7 @@ fn assert_last_lines_are_kept(read_all: impl FnOnce(&Server)) {
         .option("--log-file=| exec cat >>kept")
         .option("--log-timestamps")
         .start();
-    accepted(&server);
+    server.accepted();
     wait::until(
         "the command has begun",
         || server.log(),
@@ -568,7 +560,7 @@ fn lines_that_we_write_and_those_of_workers_do_not_mix_in_the_pipe_of_a_log_comm
             folder.join("none").display()
         ))
         .start();
-    accepted(&server);
+    server.accepted();
     let bursts = ["stdout", "stderr"].map(|stream| {
         std::thread::spawn(move || {
             client::request(port, &format!("burst {COUNT} 80 {stream}")).expect("no answer")
@@ -649,7 +641,7 @@ fn the_last_lines_of_a_worker_that_failed_are_in_the_verdict_and_told_by_restart
             .interval("1")
             .program(["/bin/sh", "-c", &script])
             .start();
-        accepted(&server);
+        server.accepted();
         fs::write(&failing, "").expect("cannot write a file");
         let mut client = server.client(["--restart", "--pid-file=pid"]);
         let output = client.output_in_turn().expect("cannot run the client");
@@ -726,7 +718,7 @@ fn each_stream_goes_where_it_was_sent_and_nowhere_else() {
                         .options(stamps.then_some("--log-timestamps"));
                 }
                 let mut server = setup.start();
-                let worker = accepted(&server);
+                let worker = server.accepted().pid;
                 write(port, "stdout", "on standard output");
                 write(port, "stderr", "on standard error");
                 assert!(server.stop().success());
@@ -783,7 +775,7 @@ fn a_listener_at_descriptor_1_or_2_takes_the_place_of_a_stream_that_is_captured(
             .options(["--log-file=server.log", "--log-timestamps"])
             .worker(["--graceful"])
             .start();
-        accepted(&server);
+        server.accepted();
         let report = server.ask(port);
         assert_eq!(report.descriptor_numbers(), [0, 1, 2]);
         assert!(report.descriptors[&descriptor].starts_with("socket:"));
@@ -881,7 +873,7 @@ fn quiet_silences_us_on_standard_error_and_nobody_else() {
         .options(["--quiet", "--syslog", "--syslog-stream=stdout"])
         .option(format!("--syslog-address={}", path.display()))
         .start();
-    accepted(&server);
+    server.accepted();
     write(port, "stderr", "of the worker");
     server.restart();
     assert!(server.stop().success());
@@ -898,7 +890,7 @@ fn quiet_silences_us_on_standard_error_and_nobody_else() {
 
     let (setup, _) = self::setup();
     let mut server = setup.options(["--quiet", "--log-file=server.log"]).start();
-    accepted(&server);
+    server.accepted();
     assert!(server.stop().success());
     assert_eq!(server.log(), "");
     assert!(read(&server.folder().join("server.log")).ends_with("exiting\n"));
@@ -1062,7 +1054,7 @@ fn a_flood_of_output_holds_up_neither_hup_nor_term() {
     let mut server = setup
         .options(["--log-file=/dev/null", "--log-timestamps"])
         .start();
-    let worker = accepted(&server);
+    let worker = server.accepted().pid;
     // Together they are faster than one that reads.
     let flows = ["stdout"; 4].map(|stream| Flow::start(port, 4000, stream, 0));
     let began = Instant::now();

@@ -575,9 +575,7 @@ fn stop_returns_when_the_server_has_ended_and_not_before() {
             .port(port)
             .worker(["--graceful"])
             .start();
-        server.wait_until("the first generation is accepted", |server| {
-            server.status_file().is_some()
-        });
+        server.wait_until_accepted();
         let worker = server.wait_for_service(1);
         (server, port, worker)
     };

@@ -146,9 +146,7 @@ pub const FILES: [&str; 2] = ["--pid-file=pid", "--status-file=status"];
 #[track_caller]
 pub fn serving(setup: Setup) -> (Server, Worker) {
     let server = setup.status_file().start();
-    server.wait_until("the first generation is accepted", |server| {
-        server.status_file().is_some()
-    });
+    server.wait_until_accepted();
     let worker = server.wait_for_service(1);
     wait_until_acted_on(&server);
     (server, worker)

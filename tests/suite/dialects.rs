@@ -74,9 +74,7 @@ fn no_other_dialect_is_spoken_unless_asked() {
     let (setup, [tcp, _]) = three_listeners();
     let server = setup.worker(["--graceful"]).start();
     assert_eq!(dialects(&server.ask(tcp)), [].into());
-    server.wait_until("the first generation is accepted", |server| {
-        server.status_file().is_some()
-    });
+    server.wait_until_accepted();
     server.restart();
     assert_eq!(dialects(&server.ask(tcp)), [].into());
 }
@@ -91,9 +89,7 @@ fn systemd_names_number_names_and_the_workers_own_pid_in_every_generation() {
         .option("--fd-env=systemd")
         .worker(["--graceful"])
         .start();
-    server.wait_until("the first generation is accepted", |server| {
-        server.status_file().is_some()
-    });
+    server.wait_until_accepted();
     for generation in 1..=3 {
         let report = server.ask(tcp);
         assert_eq!(report.generation, Some(generation));
@@ -129,9 +125,7 @@ fn a_worker_that_replaces_one_which_died_has_its_own_pid_in_listen_pid() {
         .port(port)
         .option("--fd-env=systemd")
         .start();
-    server.wait_until("the first generation is accepted", |server| {
-        server.status_file().is_some()
-    });
+    server.wait_until_accepted();
     let first = server.ask(port);
     assert!(e2e::client::request(port, "exit 1").is_err());
     server.wait_for_generations(&[2]);

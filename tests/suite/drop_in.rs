@@ -59,12 +59,6 @@ fn keys(report: &Report) -> Vec<&str> {
     report.listeners.iter().map(|one| &*one.name).collect()
 }
 
-fn accepted(server: &Server) {
-    server.wait_until("the first generation is accepted", |server| {
-        server.status_file().is_some()
-    });
-}
-
 /// As an ordinary user, and as root who names one.
 fn each_user() -> Vec<Setup> {
     let mut setups = vec![Server::setup()];
@@ -80,7 +74,7 @@ fn starts_that_fail_are_tried_again_while_the_old_generation_answers() {
         let port = ports::tcp();
         let setup = setup.status_file().port(port).interval("1");
         let mut server = failing(setup, "1|3|4").start();
-        accepted(&server);
+        server.wait_until_accepted();
         server.wait_for_service(2);
         let load = Load::start(port, 2);
         load.wait_for_more(20);
@@ -133,7 +127,7 @@ fn a_unix_socket_is_served_by_every_generation_and_gone_at_the_end() {
             .worker(["--graceful"])
             .start();
         let path = server.folder().join("socket");
-        accepted(&server);
+        server.wait_until_accepted();
         let first = server.ask(&path);
         assert_eq!(keys(&first), [path.display().to_string()]);
         let metadata = fs::metadata(&path).expect("no socket");
@@ -200,7 +194,7 @@ fn old_workers_get_their_signal_when_the_delay_is_over() {
                 .option("--kill-old-delay=2")
                 .option(format!("--signal-on-hup={signal}"))
                 .start();
-            accepted(&server);
+            server.wait_until_accepted();
             server.signal(Signal::SIGHUP);
             wait_for_line(&server, "sleeping 2 secs before killing old workers");
             // Both answer.
@@ -269,7 +263,7 @@ fn automatic_restarts_are_forced_after_twice_the_interval_when_an_old_worker_lin
         ])
         .worker(["--graceful"])
         .start();
-    accepted(&server);
+    server.wait_until_accepted();
     let first = server.wait_for_service(1);
     let held = client::hold(port);
     server.wait_for_drain(first);
@@ -308,7 +302,7 @@ fn envdir_is_read_anew_for_each_generation() {
             .port(port)
             .option(format!("--envdir={}", directory.display()))
             .start();
-        accepted(&server);
+        server.wait_until_accepted();
         let first = server.ask(port).environment;
         assert_eq!(
             (&*first["CHANGED"], &*first["REMOVED"]),
@@ -354,7 +348,7 @@ fn a_port_as_descriptor_0_is_said_in_the_log_and_is_there_in_every_generation() 
         .status_file()
         .option(format!("--port=127.0.0.1:{port}=0"))
         .start();
-    accepted(&server);
+    server.wait_until_accepted();
     for generation in 1..=2 {
         let report = server.ask(port);
         assert_eq!(report.generation, Some(generation));
@@ -380,7 +374,7 @@ fn a_port_as_descriptor_0_is_said_in_the_log_and_is_there_in_every_generation() 
 fn without_any_port_workers_are_started_and_replaced_all_the_same() {
     for setup in each_user() {
         let mut server = setup.status_file().worker(["--graceful"]).start();
-        accepted(&server);
+        server.wait_until_accepted();
         server.wait_for_service(1);
         let second = server.restart();
         server.wait_for_service(2);
@@ -400,7 +394,7 @@ fn udp_ports_are_asked_for_with_a_u_before_the_number() {
             .option(format!("--port=u{alone}"))
             .option(format!("--port=127.0.0.1:u{with_host}"))
             .start();
-        accepted(&server);
+        server.wait_until_accepted();
         server.wait_for_service(1);
         for generation in 1..=2 {
             let report = server.ask(client::udp(alone));
@@ -430,7 +424,7 @@ fn a_daemon_keeps_its_unix_socket_until_it_is_stopped() {
             .worker(["--graceful"])
             .start();
         assert!(server.wait_exit().success());
-        accepted(&server);
+        server.wait_until_accepted();
         let path = server.folder().join("socket");
         let report = server.ask(&path);
         let daemon = server.wait_for("the pid file has a line", Server::pid_file);

@@ -41,14 +41,6 @@ fn envdir(directory: &Path) -> String {
     format!("--envdir={}", directory.display())
 }
 
-/// Waits until the first generation is accepted, since a restart before that would be one more later.
-fn accepted(server: &Server) {
-    server.wait_until("the first generation is accepted", |server| {
-        server.status_file().is_some()
-    });
-    server.wait_for_service(1);
-}
-
 /// A server with one port and an envdir, and that directory.
 fn with_envdir(prepare: impl Fn(&Path)) -> (Server, u16, PathBuf) {
     let port = ports::tcp();
@@ -60,7 +52,7 @@ fn with_envdir(prepare: impl Fn(&Path)) -> (Server, u16, PathBuf) {
         .port(port)
         .option(envdir(&directory))
         .start();
-    accepted(&server);
+    server.accepted();
     (server, port, directory)
 }
 
@@ -129,7 +121,7 @@ fn a_variable_whose_file_is_removed_is_gone_in_the_next_generation() {
         .env("OF_BOTH", "launcher")
         .env("OF_LAUNCHER", "launcher")
         .start();
-    accepted(&server);
+    server.accepted();
     let first = server.ask(port);
     for name in ["OURS", "OF_BOTH"] {
         assert_eq!(variable(&first, name), Some("directory"));
@@ -267,7 +259,7 @@ fn an_empty_variable_envdir_is_none() {
         .port(port)
         .env("ENVDIR", "")
         .start();
-    accepted(&server);
+    server.accepted();
     assert_eq!(server.count_in_log("envdir"), 0, "{}", server.log());
     assert_eq!(server.ask(port).generation, Some(1));
 }
@@ -419,7 +411,7 @@ fn a_directory_that_is_missing_is_said_once_and_taken_when_it_is_there() {
         .port(port)
         .option(envdir(&directory))
         .start();
-    accepted(&server);
+    server.accepted();
     server.restart();
     let ours = is_ours();
     let complaint = format!(
@@ -475,7 +467,7 @@ fn a_directory_that_is_a_file_is_said_once() {
     let file = setup.folder().join("file");
     fs::write(&file, "no directory").expect("cannot write a file");
     let server = setup.status_file().port(port).option(envdir(&file)).start();
-    accepted(&server);
+    server.accepted();
     server.restart();
     assert_said_once(
         &server,
@@ -570,7 +562,7 @@ fn kill_old_delay_comes_from_the_option_then_the_environment_and_the_directory_h
             put(&directory, "KILL_OLD_DELAY", file);
         }
         let server = setup.start();
-        accepted(&server);
+        server.accepted();
         assert_eq!(
             delay_of_restart(&server).as_deref(),
             expected,
@@ -590,7 +582,7 @@ fn kill_old_delay_in_the_directory_holds_from_the_next_restart_and_the_option_is
         .option(envdir(&directory))
         .option("--kill-old-delay=0.1")
         .start();
-    accepted(&server);
+    server.accepted();
     assert_eq!(delay_of_restart(&server).as_deref(), Some("0.1"));
     put(&directory, "KILL_OLD_DELAY", "0.2\n");
     assert_eq!(delay_of_restart(&server).as_deref(), Some("0.2"));
@@ -623,7 +615,7 @@ fn with_auto_restart_the_delay_is_five_seconds_unless_it_is_said() {
             .options(["--enable-auto-restart", "--auto-restart-interval=1000"])
             .options(words.iter().copied())
             .start();
-        accepted(&server);
+        server.accepted();
         server.signal(Signal::SIGHUP);
         server.wait_for_log("new worker is now running");
         match expected {
@@ -643,7 +635,7 @@ fn auto_restart_that_appears_in_the_directory_begins_without_any_signal() {
     let setup = Server::setup().status_file();
     let directory = directory(&setup);
     let server = setup.option(envdir(&directory)).start();
-    accepted(&server);
+    server.accepted();
     if original_differs("it looks at the directory only when something else happens") {
         return;
     }
@@ -696,7 +688,7 @@ fn what_is_true_of_enable_auto_restart_is_as_in_perl_and_a_few_words_are_not() {
             .env("ENABLE_AUTO_RESTART", value)
             .env("AUTO_RESTART_INTERVAL", "1000")
             .start();
-        accepted(&server);
+        server.accepted();
         server.signal(Signal::SIGHUP);
         // The delay is another one where automatic restarts are on.
         match on {
@@ -715,7 +707,7 @@ fn what_is_true_of_enable_auto_restart_is_as_in_perl_and_a_few_words_are_not() {
             .status_file()
             .env("ENABLE_AUTO_RESTART", value)
             .start();
-        accepted(&server);
+        server.accepted();
         server.restart();
         server.restart();
         assert_eq!(server.count_in_log("sleeping"), 0, "{value:?}");
@@ -738,7 +730,7 @@ fn knobs_that_are_no_numbers_are_said_once_and_the_default_is_used() {
         .option(envdir(&directory))
         .env("AUTO_RESTART_INTERVAL", "-3")
         .start();
-    accepted(&server);
+    server.accepted();
     assert_eq!(delay_of_restart(&server), None);
     assert_eq!(delay_of_restart(&server), None);
     assert_said_once(

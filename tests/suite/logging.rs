@@ -22,13 +22,6 @@ fn logging(target: &str) -> (Setup, u16) {
     (setup.option(format!("--log-file={target}")), port)
 }
 
-fn accepted(server: &Server) {
-    server.wait_until("the first generation is accepted", |server| {
-        server.status_file().is_some()
-    });
-    server.wait_for_service(1);
-}
-
 fn read(path: &Path) -> String {
     let bytes = fs::read(path).unwrap_or_default();
     String::from_utf8_lossy(&bytes).into_owned()
@@ -62,7 +55,7 @@ fn a_log_file_gets_our_lines_and_those_of_the_workers_behind_what_it_held() {
     fs::write(&path, "of yesterday\n").expect("cannot write a file");
     fs::set_permissions(&path, Permissions::from_mode(0o666)).expect("cannot open it");
     let mut server = setup.worker(["--graceful"]).start();
-    accepted(&server);
+    server.accepted();
     write_by_worker(port, "from standard error");
     client::request(port, "stdout from standard output").expect("no answer");
     let second = server.restart();
@@ -87,7 +80,7 @@ fn a_log_file_gets_our_lines_and_those_of_the_workers_behind_what_it_held() {
 fn nothing_is_left_for_the_terminal_but_the_first_line() {
     let (setup, _) = logging("DIR/server.log");
     let mut server = setup.start();
-    accepted(&server);
+    server.accepted();
     let pid = server.pid();
     assert!(server.stop().success());
     assert_eq!(
@@ -119,7 +112,7 @@ fn what_fails_after_the_first_start_is_for_the_log_file_alone() {
     let switch = setup.folder().join("broken");
     let option = format!("--exit-if-exists={}", switch.display());
     let mut server = setup.worker([option]).start();
-    accepted(&server);
+    server.accepted();
     let pid = server.pid();
     fs::write(&switch, "").expect("cannot break the worker");
     server.signal(Signal::SIGHUP);
@@ -146,7 +139,7 @@ fn a_standard_error_that_nobody_reads_does_not_stop_the_service() {
         .worker(["--graceful"])
         .output(writer.try_clone().expect("cannot duplicate a descriptor"))
         .start();
-    accepted(&server);
+    server.accepted();
     // A description of its own: that of the server goes on to block.
     let mut full = OpenOptions::new()
         .write(true)
@@ -192,7 +185,7 @@ fn usr1_opens_the_log_file_again() {
     }
     let (setup, port) = logging("DIR/server.log");
     let mut server = setup.worker(["--graceful"]).start();
-    accepted(&server);
+    server.accepted();
     let (path, rotated) = (
         server.folder().join("server.log"),
         server.folder().join("server.log.1"),
@@ -223,7 +216,7 @@ fn a_log_file_that_cannot_be_opened_again_stays_the_old_one() {
     fs::create_dir(&folder).expect("cannot make a directory");
     fs::set_permissions(&folder, Permissions::from_mode(0o777)).expect("cannot open it");
     let mut server = setup.start();
-    accepted(&server);
+    server.accepted();
     let (path, rotated) = (folder.join("server.log"), folder.join("server.log.1"));
     fs::rename(&path, &rotated).expect("cannot rotate");
     symlink("planted", &path).expect("cannot make a link");
@@ -241,7 +234,7 @@ fn usr1_without_a_log_file_is_said_and_harmless() {
         return;
     }
     let mut server = Server::setup().status_file().start();
-    accepted(&server);
+    server.accepted();
     server.signal(Signal::SIGUSR1);
     server.wait_for_log("received USR1, but there is no log file to open again");
     assert!(server.stop().success());
@@ -296,7 +289,7 @@ fn a_log_file_that_cannot_be_opened_is_one_line_and_exit_code_1() {
 fn the_log_file_has_the_mode_of_the_umask_and_belongs_to_the_user() {
     let (setup, _) = logging("DIR/server.log");
     let server = setup.umask(0o027).start();
-    accepted(&server);
+    server.accepted();
     let metadata = fs::metadata(server.folder().join("server.log")).expect("no log");
     let folder = fs::metadata(server.folder()).expect("no folder");
     assert_eq!(metadata.permissions().mode() & 0o777, 0o640);
@@ -321,7 +314,7 @@ fn a_worker_can_open_dev_stderr_by_its_path() {
     for target in ["DIR/server.log", "| exec cat >>DIR/server.log"] {
         let (setup, _) = logging(target);
         let server = opens_dev_stderr(setup).start();
-        accepted(&server);
+        server.accepted();
         wait_for_line(&server, "server.log", "written by path");
         assert_eq!(server.started().len(), 1, "{target}");
     }
@@ -336,7 +329,7 @@ fn a_worker_of_root_with_a_user_can_open_dev_stderr_by_its_path() {
         let (setup, _) = logging(target);
         let setup = setup.as_root().option("--user=nobody");
         let server = opens_dev_stderr(setup).start();
-        accepted(&server);
+        server.accepted();
         wait_for_line(&server, "server.log", "written by path");
         assert_eq!(server.started().len(), 1, "{target}");
         let owner = fs::metadata(server.folder().join("server.log")).expect("no log");
@@ -351,7 +344,7 @@ fn a_log_command_gets_our_lines_and_those_of_the_workers() {
     for blanks in ["|", "| ", "  |  "] {
         let (setup, port) = logging(&format!("{blanks}exec cat >>DIR/read"));
         let mut server = setup.worker(["--graceful"]).start();
-        accepted(&server);
+        server.accepted();
         write_by_worker(port, "from the worker");
         wait_for_line(&server, "read", "from the worker");
         let reader = reader(&server);
@@ -384,7 +377,7 @@ fn a_log_command_is_run_by_the_shell_with_clean_signals_and_nothing_open() {
     let report = format!("{} --report=DIR/report", programs::worker().display());
     let (setup, _) = logging(&format!("|{report} --exit=0; exec cat >/dev/null"));
     let server = setup.pid_file().start();
-    accepted(&server);
+    server.accepted();
     let path = server.folder().join("report");
     let report: Report = server.wait_for("the log command reports", |_| {
         serde_json::from_str(read(&path).lines().next()?).ok()
@@ -407,7 +400,7 @@ fn a_log_command_that_is_killed_is_started_again_and_nothing_written_is_lost() {
     }
     let (setup, port) = logging("| exec cat >>DIR/read");
     let mut server = setup.worker(["--graceful"]).start();
-    accepted(&server);
+    server.accepted();
     let mut number = 0;
     for _ in 0..2 {
         let reader = reader(&server);
@@ -448,7 +441,7 @@ fn a_log_command_that_ends_at_once_is_started_again_not_more_than_once_a_second(
     let began = std::time::Instant::now();
     let (setup, port) = logging("| echo run >>DIR/runs; exit 3");
     let mut server = setup.worker(["--graceful"]).start();
-    accepted(&server);
+    server.accepted();
     let runs = server.folder().join("runs");
     server.wait_until("it was started three times", |_| count(&runs, "run") >= 3);
     let (times, passed) = (count(&runs, "run"), began.elapsed().as_secs());
@@ -476,7 +469,7 @@ fn a_log_command_that_does_not_exist_does_not_end_the_service() {
     }
     let (setup, port) = logging("| /nonexistent/logger");
     let mut server = setup.worker(["--graceful"]).start();
-    accepted(&server);
+    server.accepted();
     for _ in 0..20 {
         write_by_worker(port, "nobody reads this");
     }
@@ -496,7 +489,7 @@ fn a_log_command_that_never_reads_neither_blocks_nor_ends_the_service() {
     mkfifo(&fifo, Mode::from_bits_truncate(0o666)).expect("cannot make a FIFO");
     fs::set_permissions(&fifo, Permissions::from_mode(0o666)).expect("cannot open the FIFO");
     let server = setup.worker(["--graceful"]).start();
-    accepted(&server);
+    server.accepted();
     // More than the 64 KiB of a pipe, by the supervisor alone: each signal is a line.
     let signals = 2000;
     for _ in 0..signals {
@@ -535,7 +528,7 @@ fn term_ends_the_server_while_the_log_command_does_not_read() {
     }
     let (setup, _) = logging("| exec sleep 1000");
     let mut server = setup.worker(["--graceful"]).start();
-    accepted(&server);
+    server.accepted();
     for _ in 0..2000 {
         server.signal(Signal::SIGUSR2);
         server.wait_until("the signal was taken", |server| {
@@ -555,7 +548,7 @@ fn a_worker_that_waits_for_the_log_command_gets_its_line_through_when_that_is_re
         "| if [ -e DIR/second ]; then exec cat >>DIR/read; fi; touch DIR/second; exec sleep 1000",
     );
     let server = setup.worker(["--graceful"]).start();
-    accepted(&server);
+    server.accepted();
     wait_until_exists(&server, "second");
     let reader = reader(&server);
     let worker = server.ask(port);
@@ -590,7 +583,7 @@ fn int_of_a_terminal_leaves_the_log_command_to_finish() {
     }
     let (setup, port) = logging("| exec cat >>DIR/read");
     let mut server = setup.worker(["--graceful", "--ignore=INT"]).start();
-    accepted(&server);
+    server.accepted();
     let reader = reader(&server);
     let worker = server.wait_for_service(1);
     let held = client::hold(port);
@@ -617,7 +610,7 @@ fn a_log_command_that_is_gone_at_the_end_is_started_once_more_for_the_last_lines
     }
     let (setup, port) = logging("| exec cat >>DIR/read");
     let mut server = setup.worker(["--graceful"]).start();
-    accepted(&server);
+    server.accepted();
     write_by_worker(port, "one more");
     wait_for_line(&server, "read", "one more");
     let reader = reader(&server);

@@ -27,9 +27,7 @@ fn mend_it(server: &Server) {
 
 /// The first generation, when it serves and the server has accepted it.
 fn first_generation(server: &Server) -> Worker {
-    server.wait_until("the first generation is accepted", |server| {
-        server.status_file().is_some()
-    });
+    server.wait_until_accepted();
     server.wait_for_service(1)
 }
 

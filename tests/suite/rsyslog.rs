@@ -199,14 +199,6 @@ fn setup(socket: &str) -> (Setup, u16) {
     (setup, port)
 }
 
-#[track_caller]
-fn accepted(server: &Server) -> Pid {
-    server.wait_until("the first generation is accepted", |server| {
-        server.status_file().is_some()
-    });
-    server.wait_for_service(1).pid
-}
-
 #[test]
 fn rsyslogd_finds_facility_severity_tag_pid_and_generation() {
     if !can_run() {
@@ -232,7 +224,7 @@ fn rsyslogd_finds_facility_severity_tag_pid_and_generation() {
                 format!("--exit-if-exists={}", failing.display()),
             ])
             .start();
-        let first = accepted(&server).as_raw();
+        let first = server.accepted().pid.as_raw();
         let ours = server.pid().as_raw();
         let check = |text: &str, severity: &str, pid: i32, of: Option<(u32, &str)>| {
             let (text, data) = match of {
@@ -288,7 +280,7 @@ fn rsyslogd_gets_what_could_do_harm_as_harmless_lines() {
     let (setup, port) = setup("syslog");
     let rsyslogd = Rsyslogd::start(setup.folder(), ports::udp());
     let server = setup.start();
-    let worker = accepted(&server).as_raw();
+    let worker = server.accepted().pid.as_raw();
     let bytes = b"a\0b\n<0>Jan  1 00:00:00 forged: c\n\x1b]0;title\x07\x9b2J\x7f\nhalf \xe2\x82\n\xac\xff\n";
     let hex: String = bytes.iter().map(|byte| format!("{byte:02x}")).collect();
     client::request(port, &format!("raw stderr {hex}")).expect("no answer");
@@ -333,7 +325,7 @@ fn a_burst_reaches_rsyslogd_in_order_or_what_is_lost_adds_up() {
     let (setup, port) = setup("syslog");
     let rsyslogd = Rsyslogd::start(setup.folder(), ports::udp());
     let server = setup.start();
-    accepted(&server);
+    server.accepted();
     burst(port, COUNT, 100, "stdout");
     let (numbers, lost) = rsyslogd.wait_for_burst(COUNT);
     assert_eq!(numbers.len() + lost, COUNT);
@@ -349,7 +341,7 @@ fn a_stopped_rsyslogd_holds_up_neither_writers_nor_a_restart() {
     let (setup, port) = setup("syslog");
     let rsyslogd = Rsyslogd::start(setup.folder(), ports::udp());
     let server = setup.start();
-    accepted(&server);
+    server.accepted();
     // Two write at the same time, and the slowest write of both counts.
     let slowest_write = || {
         let flow = Flow::start(port, 100, "stdout", 0);
@@ -405,7 +397,7 @@ fn an_rsyslogd_that_is_killed_and_started_again_gets_what_follows_and_the_count_
     let (setup, port) = setup("syslog");
     let folder = setup.folder().to_owned();
     let server = setup.start();
-    accepted(&server);
+    server.accepted();
     // Not there yet.
     server.wait_for_log("cannot reach syslog at");
     let rsyslogd = Rsyslogd::start(&folder, ports::udp());

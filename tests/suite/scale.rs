@@ -163,9 +163,7 @@ fn a_thousand_restarts_in_a_row_leave_no_descriptor_no_zombie_no_file_and_no_gro
     }
     let setup = silent_worker(Server::setup().status_file().pid_file().interval("0"));
     let server = setup.port(ports::tcp()).start();
-    server.wait_until("the first generation is accepted", |server| {
-        server.status_file().is_some()
-    });
+    server.wait_until_accepted();
     let mut warm = None;
     for generation in 2..=RESTARTS + 1 {
         // It comes back when the new generation serves alone, so that the next HUP is a restart of its own.
@@ -235,9 +233,7 @@ fn an_idle_server_does_not_wake_up() {
     let port = ports::tcp();
     let setup = Server::setup().status_file().pid_file().port(port);
     let server = setup.worker(["--graceful"]).start();
-    server.wait_until("the first generation is accepted", |server| {
-        server.status_file().is_some()
-    });
+    server.wait_until_accepted();
     server.restart();
     wait_until_idle(&server);
     let before = proc::context_switches(server.pid());

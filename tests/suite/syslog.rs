@@ -16,7 +16,6 @@ use e2e::start::InTurn;
 use e2e::wait::let_pass;
 use e2e::{Server, Setup, client, ports, proc, wait};
 use nix::sys::signal::{Signal, kill};
-use nix::unistd::Pid;
 
 /// The daemon: a socket that the test reads when it likes to.
 struct Daemon {
@@ -367,14 +366,6 @@ fn setup() -> (Setup, u16, PathBuf) {
     (setup, port, path)
 }
 
-#[track_caller]
-fn accepted(server: &Server) -> Pid {
-    server.wait_until("the first generation is accepted", |server| {
-        server.status_file().is_some()
-    });
-    server.wait_for_service(1).pid
-}
-
 /// Lets the worker write these very bytes.
 fn write_raw(port: u16, stream: &str, bytes: &[u8]) {
     let hex: String = bytes.iter().map(|byte| format!("{byte:02x}")).collect();
@@ -416,7 +407,7 @@ fn every_record_has_facility_severity_tag_pid_and_generation() {
                 format!("--exit-if-exists={}", failing.display()),
             ])
             .start();
-        let first = accepted(&server);
+        let first = server.accepted().pid;
         let ours = server.pid().as_raw();
         let check = |text: &str, severity: u8, pid: i32, of: Option<(u32, &str)>| {
             let record = daemon.wait_for(text);
@@ -539,7 +530,7 @@ fn a_record_of_rfc_3164_has_the_local_time() {
     let (setup, port, path) = setup();
     let daemon = Daemon::at(&path);
     let server = setup.env("TZ", ZONE).start();
-    accepted(&server);
+    server.accepted();
     let (before, after) = (now(), {
         write(port, "stdout", "what time is it?");
         daemon.wait_for("what time is it?");
@@ -560,7 +551,7 @@ fn nothing_that_a_worker_writes_forges_a_record_or_an_escape_sequence() {
         let (setup, port, path) = setup();
         let daemon = Daemon::at(&path);
         let server = setup.option(format!("--syslog-format={format}")).start();
-        let worker = accepted(&server);
+        let worker = server.accepted().pid;
         write_raw(port, "stderr", b"a\0b\n<0>Jan  1 00:00:00 forged: c\n");
         write_raw(
             port,
@@ -624,7 +615,7 @@ fn a_long_line_comes_in_marked_pieces_and_lacks_nothing() {
         let (setup, port, path) = setup();
         let daemon = Daemon::at(&path);
         let server = setup.option(format!("--syslog-format={format}")).start();
-        let worker = accepted(&server);
+        let worker = server.accepted().pid;
         // Three bytes each, so that no cut comes out by chance.
         let line = "\u{20ac}".repeat(100 * 1024 / 3);
         write(port, "stdout", &line);
@@ -662,7 +653,7 @@ fn the_last_lines_of_a_worker_come_before_the_notice_of_its_death() {
     let (setup, port, path) = setup();
     let daemon = Daemon::at(&path);
     let server = setup.start();
-    let worker = accepted(&server);
+    let worker = server.accepted().pid;
     // Both happen before it can see either.
     proc::stop(server.pid());
     burst(port, COUNT, 80, "stderr");
@@ -687,7 +678,7 @@ fn a_burst_arrives_in_order_where_the_daemon_keeps_up() {
     let (setup, port, path) = setup();
     let daemon = Daemon::at(&path);
     let server = setup.start();
-    accepted(&server);
+    server.accepted();
     const COUNT: usize = 100_000;
     let written = std::thread::spawn(move || {
         burst(port, COUNT, 80, "stdout");
@@ -707,7 +698,7 @@ fn what_a_stopped_daemon_loses_is_counted_and_the_order_is_kept() {
     let (setup, port, path) = setup();
     let daemon = Daemon::at(&path);
     let server = setup.start();
-    accepted(&server);
+    server.accepted();
     const COUNT: usize = 400_000;
     // Nobody reads meanwhile.
     burst(port, COUNT, 100, "stdout");
@@ -740,7 +731,7 @@ fn a_daemon_that_is_too_slow_is_told_of_losses_now_and_then_and_not_at_every_lin
     let (setup, port, path) = setup();
     let daemon = Daemon::at(&path);
     let server = setup.start();
-    accepted(&server);
+    server.accepted();
     burst(port, 10_000, 4000, "stdout");
     let flow = Flow::start(port, 4000, "stdout", 0);
     let mut read = 0;
@@ -776,7 +767,7 @@ fn a_socket_that_is_missing_at_the_start_is_said_once_and_found_later() {
     }
     let (setup, port, path) = setup();
     let server = setup.start();
-    accepted(&server);
+    server.accepted();
     let notice = format!(
         "start_server: cannot reach syslog at {}: No such file or directory; trying again until it works",
         path.display()
@@ -808,7 +799,7 @@ fn what_never_reaches_syslog_is_counted_at_the_end() {
     }
     let (setup, port, _) = setup();
     let mut server = setup.start();
-    accepted(&server);
+    server.accepted();
     for line in 0..5 {
         write(port, "stdout", &format!("line {line}"));
     }
@@ -830,7 +821,7 @@ fn a_daemon_that_is_replaced_gets_what_follows_and_nothing_is_lost() {
     let (setup, port, path) = setup();
     let mut daemon = Daemon::at(&path);
     let server = setup.start();
-    accepted(&server);
+    server.accepted();
     for round in 0..3 {
         write(port, "stdout", &format!("first of round {round}"));
         daemon.wait_for(&format!("first of round {round}"));
@@ -874,7 +865,7 @@ fn a_udp_port_where_nobody_listens_is_said_once_and_found_later() {
         .option(format!("--syslog-address=udp:127.0.0.1:{log_port}"))
         .worker(["--graceful"])
         .start();
-    accepted(&server);
+    server.accepted();
     let began = Instant::now();
     let mut number = 0;
     // Lines all the time, for several tries.
@@ -924,7 +915,7 @@ fn a_daemon_that_is_gone_is_looked_for_once_a_second_and_not_at_all_when_nothing
     }
     let (setup, port, path) = setup();
     let server = setup.start();
-    accepted(&server);
+    server.accepted();
     write(port, "stdout", "waits");
     let wakes = |period| {
         let waits = || proc::status(server.pid()).expect("it has ended").waits;
@@ -953,7 +944,7 @@ fn memory_stays_bounded_when_the_daemon_is_gone_and_a_worker_writes_very_much() 
     // Long lines and short ones, and one that never ends.
     let (setup, port, _) = setup();
     let server = setup.start();
-    accepted(&server);
+    server.accepted();
     for (count, length) in [(60_000, 4000), (60_000, 1000), (400_000, 12)] {
         burst(port, count, length, "stdout");
         let memory = proc::memory(server.pid()).map(|memory| memory.resident);
@@ -980,7 +971,7 @@ fn a_daemon_that_does_not_read_makes_no_writer_wait_and_no_restart() {
     let (setup, port, path) = setup();
     let daemon = Daemon::at(&path);
     let mut server = setup.start();
-    accepted(&server);
+    server.accepted();
     const COUNT: usize = 60_000;
     let live = {
         let written = std::thread::spawn(move || {
@@ -1054,7 +1045,7 @@ fn slowest_when_it_is_back() -> (Duration, Duration) {
         .option(format!("--syslog-address=udp:127.0.0.1:{log_port}"))
         .worker(["--graceful"])
         .start();
-    accepted(&server);
+    server.accepted();
     // As many as can wait.
     let gone = burst(port, 150_000, 100, "stdout");
     let flow = Flow::start(port, 100, "stderr", 0);
@@ -1082,7 +1073,7 @@ fn the_status_file_says_where_output_goes() {
         .option(format!("--syslog-address={}", address.display()))
         .options(["--log-timestamps", "--status-file=status"])
         .start();
-    accepted(&server);
+    server.accepted();
     let text = fs::read_to_string(server.folder().join("status.json")).expect("no status file");
     let status: serde_json::Value = serde_json::from_str(&text).expect("not JSON");
     let options = &status["options"];

@@ -72,9 +72,7 @@ fn listeners_have_the_same_descriptors_in_every_generation() {
         .worker(["--graceful"])
         .start();
     let first = server.ask(one);
-    server.wait_until("the first generation is accepted", |server| {
-        server.status_file().is_some()
-    });
+    server.wait_until_accepted();
     server.restart();
     let second = server.ask(one);
     assert_eq!(first.descriptors, second.descriptors);
@@ -222,9 +220,7 @@ fn signals_that_the_launcher_blocked_or_ignored_still_work() {
         .ignore(Signal::SIGHUP)
         .ignore(Signal::SIGTERM)
         .start();
-    server.wait_until("the first generation is accepted", |server| {
-        server.status_file().is_some()
-    });
+    server.wait_until_accepted();
     server.wait_for_service(1);
     server.restart();
     assert!(server.stop().success());

@@ -10,6 +10,7 @@ use std::thread;
 use e2e::skip::{needs_root, original_differs};
 use e2e::{Report, Server, Setup, client, ports, proc, programs};
 use nix::fcntl::OFlag;
+use nix::pty::openpty;
 use nix::sys::signal::{Signal, kill, killpg};
 use nix::sys::stat::Mode;
 use nix::unistd::{Pid, getpgid, mkfifo};
@@ -176,6 +177,45 @@ fn a_standard_error_that_nobody_reads_does_not_stop_the_service() {
             text.replace('x', "")
         );
     }
+}
+
+#[test]
+fn a_terminal_that_is_not_read_does_not_stop_the_service() {
+    if original_differs("it blocks in write") {
+        return;
+    }
+    lines_for_a_full_terminal(|setup| setup);
+}
+
+#[test]
+fn a_terminal_of_root_that_is_not_read_does_not_stop_the_service() {
+    if original_differs("it blocks in write") || !needs_root() {
+        return;
+    }
+    lines_for_a_full_terminal(|setup| setup.as_root().option("--user=nobody"));
+}
+
+/// Unlike one that Ctrl-S has stopped, a terminal whose other end is not read takes a part of a line.
+#[track_caller]
+fn lines_for_a_full_terminal(set_up: fn(Setup) -> Setup) {
+    let port = ports::tcp();
+    let pty = openpty(None, None).expect("cannot open a terminal");
+    let mut server = set_up(Server::setup().status_file().port(port))
+        .worker(["--graceful"])
+        .output(File::from(pty.slave))
+        .start();
+    server.accepted();
+    // More than a terminal holds, by the supervisor alone: each signal is a line.
+    for _ in 0..1000 {
+        server.signal(Signal::SIGUSR2);
+        server.wait_until("the signal was taken", |server| {
+            proc::status(server.pid()).is_some_and(|status| status.pending == 0)
+        });
+    }
+    server.restart();
+    assert_eq!(server.ask(port).generation, Some(2));
+    assert!(server.stop().success());
+    drop(pty.master);
 }
 
 #[test]

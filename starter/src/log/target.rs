@@ -52,15 +52,17 @@ impl Target {
         if !(kind.is_fifo() || kind.is_socket() || stderr.is_terminal()) {
             return Target::Inherited;
         }
-        // Where it can be had another description of a pipe, non-blocking for us alone: what workers write comes between
-        // the question whether there is room and the answer. It cannot be had of what belongs to another user.
-        let own = match kind.is_fifo() {
-            true => OpenOptions::new()
+        // Where it can be had another description of a pipe or terminal, non-blocking for us alone: what workers write
+        // comes between the question whether there is room and the answer. It cannot be had of what belongs to another
+        // user.
+        let flags = OFlag::O_NONBLOCK | OFlag::O_NOCTTY;
+        let own = match kind.is_socket() {
+            false => OpenOptions::new()
                 .write(true)
-                .custom_flags(OFlag::O_NONBLOCK.bits())
+                .custom_flags(flags.bits())
                 .open(format!("/proc/self/fd/{}", stderr.as_raw_fd()))
                 .unwrap_or(stderr),
-            false => stderr,
+            true => stderr,
         };
         Target::Paced {
             stderr: Rc::new(own),
@@ -179,8 +181,9 @@ fn flush_command(mut pipe: &File, waiting: &mut VecDeque<u8>, is_shared: bool) {
 }
 
 fn flush_stderr(mut stderr: &File, waiting: &mut VecDeque<u8>) -> u64 {
+    let is_terminal = stderr.is_terminal();
     while !waiting.is_empty() && is_ready(stderr) {
-        match stderr.write(at_once(waiting.make_contiguous())) {
+        match stderr.write(piece(waiting.make_contiguous(), is_terminal)) {
             Ok(written) => drop(waiting.drain(..written)),
             Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
             // A worker has filled it meanwhile.
@@ -197,9 +200,30 @@ fn flush_stderr(mut stderr: &File, waiting: &mut VecDeque<u8>) -> u64 {
 
 /// A line for whoever may look there. It never waits: a terminal or pipe that takes nothing more goes without.
 pub fn write_if_ready(mut file: &File, line: &str) {
-    if is_ready(file) {
-        // Whoever is gone misses nothing.
-        drop(file.write(format!("{line}\n").as_bytes()));
+    let line = format!("{line}\n");
+    let (mut left, is_terminal) = (line.as_bytes(), file.is_terminal());
+    while !left.is_empty() && is_ready(file) {
+        match file.write(piece(left, is_terminal)) {
+            Ok(written) => left = &left[written..],
+            // Whoever is gone misses nothing.
+            Err(_) => return,
+        }
+    }
+}
+
+/// As much as can be written without waiting when there is room. A pipe has room for a page then. A terminal has it for 256
+/// bytes or for none, and after a part of them it may say none again: the end of a line, which it writes by itself, must
+/// not be in one write with the line.
+fn piece(lines: &[u8], is_terminal: bool) -> &[u8] {
+    const ROOM: usize = 256;
+    if !is_terminal {
+        return at_once(lines);
+    }
+    let most = lines.len().min(ROOM);
+    match lines[..most].iter().position(|byte| *byte == b'\n') {
+        Some(0) => &lines[..1],
+        Some(end) => &lines[..end],
+        None => &lines[..most],
     }
 }
 

@@ -133,7 +133,10 @@ fn rename_to_free(directory: impl AsFd, from: &OsStr, to: &OsStr) -> nix::Result
 
 /// The file system knows no such rename, or the name has no room for a number.
 fn is_unknown_here(errno: Errno) -> bool {
-    matches!(errno, Errno::EINVAL | Errno::ENOSYS | Errno::ENAMETOOLONG)
+    matches!(
+        errno,
+        Errno::EINVAL | Errno::ENOSYS | Errno::EOPNOTSUPP | Errno::ENAMETOOLONG
+    )
 }
 
 #[cfg(test)]

@@ -154,14 +154,14 @@ impl Place {
         let address = UnixAddr::new(&self.path)?;
         // So that no lack of descriptors can come between the bind and the look at what it has made.
         let spare = open_entry(&self.directory, OsStr::new("."))?;
-        let began = SystemTime::now();
+        let changed = changed_at(&self.directory)?;
         let launchers = umask(Mode::empty());
         let bound = bind(socket.as_raw_fd(), &address);
         umask(launchers);
         bound?;
         drop(spare);
         let file = match open_entry(&self.directory, &self.name) {
-            Ok(file) => self.if_made_since(began, file)?,
+            Ok(file) => self.if_made_since(changed, file)?,
             Err(Errno::ENOENT) => return Err(refused(REPLACED)),
             Err(errno) => return Err(errno.into()),
         };
@@ -180,9 +180,13 @@ impl Place {
         })
     }
 
-    /// This file, if it can be that of a socket which was bound then. Linux tells nobody but root which file a socket
-    /// has (`SIOCUNIXFILE`).
-    fn if_made_since(&self, began: SystemTime, file: OwnedFd) -> Result<Option<OwnedFd>, Refusal> {
+    /// This file, if it can be that of a socket which was bound after the directory had changed then. Linux tells nobody
+    /// but root which file a socket has (`SIOCUNIXFILE`).
+    fn if_made_since(
+        &self,
+        changed: SystemTime,
+        file: OwnedFd,
+    ) -> Result<Option<OwnedFd>, Refusal> {
         /// File systems take the time from a clock that goes by ticks, of 10 ms at the most.
         const TICK: Duration = Duration::from_millis(10);
         if matches!(self.directory, Directory::OfRoot(_)) {
@@ -192,9 +196,9 @@ impl Place {
             return Err(refused(REPLACED));
         }
         let file = File::from(file);
-        // A file system without times of birth, or with another machine's clock, knows no better.
+        // A file system without times of birth knows no better.
         let born = file.metadata().and_then(|metadata| metadata.created());
-        let is_older = born.is_ok_and(|born| born + TICK < began);
+        let is_older = born.is_ok_and(|born| born + TICK < changed);
         Ok((!is_older).then(|| file.into()))
     }
 
@@ -226,6 +230,14 @@ impl MadeFile {
             let _ = self.directory.remove(&self.name, file);
         }
     }
+}
+
+/// The last change of a directory by the clock of its file system, which can be another machine's.
+fn changed_at(directory: &Directory) -> nix::Result<SystemTime> {
+    let stat = fstat(directory)?;
+    let seconds = Duration::from_secs(u64::try_from(stat.st_mtime).unwrap_or(0));
+    let rest = Duration::from_nanos(u64::try_from(stat.st_mtime_nsec).unwrap_or(0));
+    Ok(SystemTime::UNIX_EPOCH + seconds + rest)
 }
 
 fn open_entry(directory: &Directory, name: &OsStr) -> nix::Result<OwnedFd> {

@@ -668,6 +668,30 @@ fn a_log_command_that_is_gone_at_the_end_is_started_once_more_for_the_last_lines
 }
 
 #[test]
+fn a_log_command_that_dies_at_once_is_started_until_it_reads_the_last_lines() {
+    if original_differs("its log is lost for good") {
+        return;
+    }
+    // The first three end at once.
+    let (setup, _) = logging(
+        "| if [ -e DIR/third ]; then exec cat >>DIR/read; fi; \
+         if [ -e DIR/second ]; then touch DIR/third; fi; \
+         if [ -e DIR/first ]; then touch DIR/second; fi; \
+         touch DIR/first",
+    );
+    let mut server = setup.worker(["--graceful"]).start();
+    server.accepted();
+    wait_until_exists(&server, "first");
+    assert!(server.stop().success());
+    let path = server.folder().join("read");
+    e2e::wait::until(
+        "the last line was read",
+        || read(&path),
+        || read(&path).contains("exiting\n").then_some(()),
+    );
+}
+
+#[test]
 fn what_a_log_command_writes_itself_goes_where_start_server_began() {
     let (setup, _) = logging("| read line; echo \"heard: $line\"; exec cat >/dev/null");
     let server = setup.start();

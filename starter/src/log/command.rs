@@ -149,6 +149,11 @@ impl LogCommand {
         }
     }
 
+    /// When it was started, if it has not been seen to end.
+    pub fn running_since(&self) -> Option<Instant> {
+        self.child.as_ref().map(|_| self.started_at)
+    }
+
     /// How many bytes are in the pipe (pipe(7), `FIONREAD`).
     #[expect(unsafe_code, reason = "nix has no FIONREAD")]
     pub fn unread(&self) -> usize {

@@ -33,6 +33,7 @@ use self::capture::{Capture, Origin};
 use self::clock::Moment;
 use self::command::LogCommand;
 use self::file::{cannot_open, open_file};
+use self::out::Unread;
 use self::target::Target;
 use crate::failure::{self, Failure};
 use crate::notice::Notice;
@@ -269,9 +270,12 @@ impl Log {
         out::write_rest(|| match &mut self.target {
             LogFile::Command(command) => {
                 command.start_for_the_rest(&mut at_once);
-                command.unread()
+                Unread {
+                    unread: command.unread(),
+                    read_since: command.running_since(),
+                }
             }
-            LogFile::File(_) | LogFile::None => 0,
+            LogFile::File(_) | LogFile::None => Unread::default(),
         });
         let unsent = out::unsent();
         if unsent > 0 {

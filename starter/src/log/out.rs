@@ -29,7 +29,8 @@ const LARGEST_PORTION: usize = 1 << 20;
 /// pipe.
 const LAST_MOMENT: Duration = Duration::from_secs(1);
 
-/// The same for a log command while there is more: it may have to be started first, and nothing is lost if it reads.
+/// The same for a log command while there is more, or while none runs: it may have to be started first, and nothing is lost
+/// if it reads.
 const LAST_LINES: Duration = Duration::from_secs(5);
 
 /// How long the end takes at the most, however little is read at a time.
@@ -101,7 +102,7 @@ pub fn complain(failure: &Failure) {
             true,
         );
     });
-    write_rest(|| 0);
+    write_rest(Unread::default);
 }
 
 /// The same where the launcher of a daemon will show it: here it is for the log alone.
@@ -116,7 +117,7 @@ pub fn keep(failure: &Failure) {
             false,
         );
     });
-    write_rest(|| 0);
+    write_rest(Unread::default);
 }
 
 /// A generation serves: what happens from here on is for the log alone.
@@ -183,22 +184,36 @@ pub fn unwritten() -> Vec<Rc<dyn AsFd>> {
     })
 }
 
+/// What is in the pipe of a log command.
+#[derive(Default)]
+pub struct Unread {
+    /// In bytes.
+    pub unread: usize,
+    /// When the command was started that reads it, also when we have ended; none if no command runs.
+    pub read_since: Option<Instant>,
+}
+
 /// At the end: whoever reads gets the time for the last lines that it makes use of. `look_after` is called again and
-/// again meanwhile, and returns how many bytes were written that nobody has read.
-pub fn write_rest(mut look_after: impl FnMut() -> usize) {
+/// again meanwhile, and returns what was written that nobody has read.
+pub fn write_rest(mut look_after: impl FnMut() -> Unread) {
     let began = Instant::now();
     let (mut moved_at, mut left) = (began, usize::MAX);
     let mut pause = SHORTEST_LOOK;
     loop {
         flush();
         let now = Instant::now();
-        let unread = look_after();
+        let Unread { unread, read_since } = look_after();
         let (waiting, patience) = OUT.with_borrow(Out::waiting);
         if unread + waiting < left {
             (moved_at, left) = (now, unread + waiting);
         }
         let sources = unwritten();
-        let end = (moved_at + patience).min(began + LONGEST_END);
+        let end = match read_since {
+            None if unread > 0 => moved_at + LAST_LINES,
+            None => moved_at + patience,
+            Some(since) => (moved_at + patience).max(since + LAST_MOMENT),
+        };
+        let end = end.min(began + LONGEST_END);
         let timeout = end.saturating_duration_since(now).min(pause);
         if (sources.is_empty() && unread == 0) || timeout.is_zero() {
             return;

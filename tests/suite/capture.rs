@@ -461,7 +461,7 @@ fn kill_log_commands(options: &[&str], stamped: bool) {
 /// A worker writes more than a pipe holds to a log command that is stopped, and the server is told to end; then
 /// `read_all` sees to it that somebody reads. Nothing is lost.
 #[track_caller]
-fn assert_last_lines_are_kept(read_all: impl FnOnce(&Server)) {
+fn assert_last_lines_are_kept(read_all: impl FnOnce(Pid)) {
     const COUNT: usize = 3000;
     let (setup, port) = setup();
     let kept = setup.folder().join("kept");
@@ -480,7 +480,7 @@ fn assert_last_lines_are_kept(read_all: impl FnOnce(&Server)) {
     burst(port, COUNT, 100, "stderr");
     server.signal(Signal::SIGTERM);
     server.wait_until("its workers are gone", |server| server.workers().is_empty());
-    read_all(&server);
+    read_all(reader);
     assert!(server.wait_exit().success());
     wait::until(
         "the last line is kept",
@@ -503,8 +503,7 @@ fn a_log_command_that_reads_late_gets_the_last_lines() {
     if !is_ours() {
         return;
     }
-    assert_last_lines_are_kept(|server| {
-        let reader = log_command(server).expect("no log command");
+    assert_last_lines_are_kept(|reader| {
         // As long as a loaded machine can keep a command from running.
         let_pass(Duration::from_secs(2));
         kill(reader, Signal::SIGCONT).expect("cannot continue the log command");
@@ -516,8 +515,7 @@ fn a_log_command_that_dies_at_the_end_is_started_again_for_the_last_lines() {
     if !is_ours() {
         return;
     }
-    assert_last_lines_are_kept(|server| {
-        let reader = log_command(server).expect("no log command");
+    assert_last_lines_are_kept(|reader| {
         kill(reader, Signal::SIGKILL).expect("cannot kill the log command");
     });
 }

@@ -130,6 +130,18 @@ fn accepted(server: &Server) -> Worker {
     server.wait_for_service(1)
 }
 
+/// A server whose program is at a path of its own, where something else can be put.
+fn with_program_at(setup: Setup) -> (Server, PathBuf) {
+    let program = setup.folder().join("program");
+    std::os::unix::fs::symlink(programs::worker(), &program).expect("cannot make a link");
+    let journal = format!("--journal={}", setup.folder().join("journal").display());
+    let server = setup
+        .program([program.as_os_str(), journal.as_ref()])
+        .start();
+    server.wait_for_service(1);
+    (server, program)
+}
+
 /// `pid.json`.
 fn json(server: &Server) -> Option<serde_json::Value> {
     serde_json::from_str(&fs::read_to_string(server.folder().join("pid.json")).ok()?).ok()
@@ -339,14 +351,7 @@ fn a_restart_of_a_program_that_cannot_be_executed_tells_why() {
     if !is_ours() {
         return;
     }
-    let setup = Server::setup().pid_file();
-    let program = setup.folder().join("program");
-    std::os::unix::fs::symlink(programs::worker(), &program).expect("cannot make a link");
-    let journal = format!("--journal={}", setup.folder().join("journal").display());
-    let server = setup
-        .program([program.as_os_str(), journal.as_ref()])
-        .start();
-    server.wait_for_service(1);
+    let (server, program) = with_program_at(Server::setup().pid_file());
     fs::remove_file(&program).expect("cannot remove the program");
     let mut restart = run(&server, &["--restart", "--pid-file=pid"]);
     assert_eq!(restart.wait(), 1, "{}", restart.said());
@@ -1043,13 +1048,7 @@ fn a_failed_restart_names_the_remedy_and_the_log_file() {
         return;
     }
     let setup = Server::setup().pid_file().option("--log-file=log.file");
-    let program = setup.folder().join("program");
-    std::os::unix::fs::symlink(programs::worker(), &program).expect("cannot make a link");
-    let journal = format!("--journal={}", setup.folder().join("journal").display());
-    let server = setup
-        .program([program.as_os_str(), journal.as_ref()])
-        .start();
-    server.wait_for_service(1);
+    let (server, program) = with_program_at(setup);
     let next = server.folder().join("next");
     for (script, expected) in [
         (

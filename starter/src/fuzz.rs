@@ -8,13 +8,14 @@ use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use common::message::Transport;
 
 use crate::client::Status;
-use crate::holders::InetSocket;
-use crate::listen_spec::{
+use crate::listeners::holders::{self, InetSocket};
+use crate::listeners::spec::{
     HIGHEST_DESCRIPTOR, LONGEST_PATH, PathSpec, PortSpec, check_duplicates, parse_paths,
     parse_ports,
 };
 use crate::log::lines::{LONGEST, Lines};
-use crate::{environment, holders, pid_file, status_file};
+use crate::status::{file as status_file, pid_file};
+use crate::worker::environment;
 
 /// The value of `--port` and of `--path`.
 pub fn listen_spec(bytes: &[u8]) {

@@ -173,7 +173,7 @@ fn a_message_is_one_line_whatever_was_typed() {
     assert_usage(
         Server::setup().option("--port=80\n\x1b(Bstart_server: all is well"),
         &[
-            "start_server: cannot use --port=80\\n\\u{1b}(Bstart_server: all is well: \
+            "start_server: cannot use --port=80\\x0A\\x1B(Bstart_server: all is well: \
            a port is a number from 1 to 65535",
         ],
     );
@@ -237,7 +237,7 @@ fn a_program_that_cannot_be_executed_is_said_and_leaves_nothing_behind() {
     make_file(&setup, "script", "#! /bin/sh\r\nexit 0\r\n", 0o755);
     let lines = [
         "start_server: cannot execute ./script: No such file or directory",
-        r"hint: its first line ends with a carriage return, which is taken for a part of the name: /bin/sh\r",
+        r"hint: its first line ends with a carriage return, which is taken for a part of the name: /bin/sh\x0D",
     ];
     assert_refused(setup, FAILED, &lines);
 

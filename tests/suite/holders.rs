@@ -169,7 +169,7 @@ fn a_process_cannot_bring_control_characters_into_the_hint_by_its_name() {
     let worker = server.wait_for_service(1).pid;
     kill_supervisor(&mut server, &[worker]);
 
-    let hint = format!("hint: it is held by pid {worker} (\\u{{1b}}[2J\\n\\u{{9b}}); {TAIL}");
+    let hint = format!("hint: it is held by pid {worker} (\\x1B[2J\\x0A\\xC2\\x9B); {TAIL}");
     assert_refused(Server::setup(), &format!("--port={port}"), IN_USE, &hint);
 }
 

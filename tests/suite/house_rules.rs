@@ -51,11 +51,11 @@ fn unsafe_code_appears_only_where_it_is_known() {
         "common/src/privileges.rs",
         "common/src/server_ports.rs",
         "common/src/signals.rs",
-        "starter/src/binding.rs",
+        "starter/src/listeners/bind.rs",
         "starter/src/log/command.rs",
-        "starter/src/process.rs",
-        "starter/src/terminal.rs",
-        "starter/src/worker.rs",
+        "starter/src/host/process.rs",
+        "starter/src/host/terminal.rs",
+        "starter/src/worker/mod.rs",
     ];
     let found: BTreeSet<String> = sources()
         .iter()

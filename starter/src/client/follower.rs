@@ -5,9 +5,9 @@ use std::path::{Path, PathBuf};
 
 use super::server::Server;
 use super::status::{Status, Verdict};
-use crate::failure::{self, Failure};
 use crate::options::ClientOptions;
-use crate::status_file::{json_path, read_lines, read_text};
+use crate::status::file::{json_path, read_lines, read_text};
+use crate::words::failure::{self, Failure};
 
 /// Sees the verdict in what the server writes.
 pub enum Follower {

@@ -18,11 +18,12 @@ pub use self::status::Status;
 
 use self::follower::{Follower, no_status};
 use self::server::Server;
-use crate::failure::Failure;
-use crate::log::{self, lines::harmless};
-use crate::notice::Notice;
+use crate::log;
 use crate::options::ClientOptions;
-use crate::status_file::json_path;
+use crate::status::file::json_path;
+use crate::words::failure::Failure;
+use crate::words::notice::Notice;
+use crate::words::text::printable;
 
 /// Why a wait is over.
 enum Woken {
@@ -111,12 +112,12 @@ pub fn reopen(options: &ClientOptions) -> Result<(), Failure> {
                     None => Ok(()),
                     Some(cause) => {
                         let file = now.log_file.filter(|file| !file.starts_with('|'));
-                        let file = file.map(|file| format!("{}, ", harmless(&file)));
+                        let file = file.map(|file| format!("{}, ", printable(&file)));
                         Err(Failure::failed(format!(
                             "cannot reopen {}the log file of pid {}: {}",
                             file.unwrap_or_default(),
                             server.pid,
-                            harmless(&cause)
+                            printable(&cause)
                         )))
                     }
                 };

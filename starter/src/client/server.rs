@@ -15,10 +15,10 @@ use nix::sys::stat::fstat;
 use nix::unistd::{Pid, geteuid};
 
 use super::status::Status;
-use crate::failure::{self, Failure};
-use crate::pid_file::{is_at, recorded_pid};
-use crate::process::Process;
-use crate::status_file::json_path;
+use crate::host::process::Process;
+use crate::status::file::json_path;
+use crate::status::pid_file::{is_at, recorded_pid};
+use crate::words::failure::{self, Failure};
 
 /// A server that runs.
 pub struct Server {

@@ -4,10 +4,10 @@ use std::path::Path;
 
 use serde::Deserialize;
 
-use crate::failure::Failure;
-use crate::log::lines::harmless;
-use crate::notice::WithMeaning;
-use crate::status_file::read_text;
+use crate::status::file::read_text;
+use crate::words::failure::Failure;
+use crate::words::notice::WithMeaning;
+use crate::words::text::printable;
 
 /// What became of a restart.
 pub type Verdict = Result<(), Failure>;
@@ -111,12 +111,12 @@ impl Status {
             let status = status.and_then(|status| i32::try_from(status).ok());
             let how = match (cause, status) {
                 // A status that no program has given would mislead.
-                (Some(cause), _) => format!(": {}", harmless(cause)),
+                (Some(cause), _) => format!(": {}", printable(cause)),
                 (None, Some(status)) => format!(", exit status:{}", WithMeaning(status)),
                 (None, None) => String::new(),
             };
             // Whoever may write the file may have written anything.
-            let said: Vec<String> = stderr.iter().map(|line| harmless(line)).collect();
+            let said: Vec<String> = stderr.iter().map(printable).collect();
             let serving = if self.serves {
                 "the old one serves on"
             } else {
@@ -139,12 +139,12 @@ impl Status {
     /// What helps against a failed start, with the status that the program itself has given.
     fn advice(&self, hint: Option<&str>, status: Option<i32>) -> String {
         match (hint, status, &self.log_file) {
-            (Some(hint), ..) => harmless(hint),
+            (Some(hint), ..) => printable(hint),
             (None, Some(0), _) => {
                 "a server that puts itself into the background has ended for start_server: keep it in the foreground".into()
             }
             (None, _, Some(file)) if !file.starts_with('|') => {
-                format!("{} says more", harmless(file))
+                format!("{} says more", printable(file))
             }
             _ => "the log says more".into(),
         }

@@ -9,7 +9,7 @@ use nix::fcntl::{FcntlArg, OFlag, fcntl};
 use nix::unistd::{Pid, pipe2};
 
 use crate::log::lines::Lines;
-use crate::notice::Severity;
+use crate::words::notice::Severity;
 
 /// How many of the last lines on standard error are kept for the verdict on a worker.
 const KEPT: usize = 20;

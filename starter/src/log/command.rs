@@ -15,11 +15,11 @@ use nix::fcntl::OFlag;
 use nix::sys::signal::{SigSet, SigmaskHow, sigprocmask};
 use nix::unistd::{Pid, pipe2, setsid};
 
-use crate::failure::{self, Failure};
-use crate::listen_spec::printable;
 use crate::log::say;
 use crate::log::target::write_if_ready;
-use crate::notice::Notice;
+use crate::words::failure::{self, Failure};
+use crate::words::notice::Notice;
+use crate::words::text::printable;
 
 /// The shortest time between two starts of a log command.
 const RESPAWN: Duration = Duration::from_secs(1);

@@ -8,8 +8,9 @@ use std::path::Path;
 use nix::errno::Errno;
 use nix::fcntl::{FcntlArg, OFlag, fcntl};
 
-use crate::failure::{self, Failure};
-use crate::pid_file::{READ_ONLY_HINT, WRITABLE_HINT, missing_directory_hint};
+use crate::words::failure::{self, Failure};
+use crate::words::remedy;
+use crate::words::text::printable;
 
 /// Opens it to append.
 pub fn open_file(path: &Path) -> io::Result<File> {
@@ -45,19 +46,17 @@ pub fn cause(error: &io::Error) -> String {
 pub fn cannot_open(path: &Path, error: &io::Error) -> Failure {
     let failure = Failure::failed(format!(
         "cannot open --log-file={}: {}",
-        path.display(),
+        printable(path),
         cause(error)
     ));
     match error.raw_os_error().map(Errno::from_raw) {
-        Some(Errno::EACCES) => failure.hint(WRITABLE_HINT),
-        Some(Errno::EROFS) => failure.hint(READ_ONLY_HINT),
-        Some(Errno::ENOENT) => failure.hint(missing_directory_hint(path)),
         Some(Errno::ELOOP) if path.starts_with("/dev") => {
             failure.hint("without --log-file all lines go to standard error and output")
         }
         Some(Errno::ENXIO) => {
             failure.hint("a command that reads the log is given as --log-file='| COMMAND'")
         }
-        _ => failure,
+        Some(errno) => failure.hint_if(remedy::of_file(path, errno)),
+        None => failure,
     }
 }

@@ -1,9 +1,10 @@
 //! What a worker writes becomes lines that can do no harm, wherever they are read. Bytes in, lines out; nothing else.
 //!
-//! Control characters would let it forge a record or drive a terminal, bidi controls would let it show another text than
-//! there is: they are escaped as `\xNN`, and so is what is not UTF-8. A line that is too long comes in pieces.
+//! What is not safe to show is escaped (see [`crate::words::text`]), and a line that is too long comes in pieces.
 
 use memchr::memchr;
+
+use crate::words::text::{escape, is_plain};
 
 /// The longest line, in bytes, with its marks. With what stands before it, a syslog record stays within 8 KiB, which is
 /// what syslog daemons take.
@@ -86,72 +87,11 @@ impl Lines {
     }
 }
 
-/// The whole text in one line.
-pub fn harmless(text: &str) -> String {
-    let mut line = String::new();
-    escape(text.as_bytes(), usize::MAX, &mut line);
-    line
-}
-
-/// Appends escaped characters while the line stays within `most` bytes. Whether that was all, and how many bytes it
-/// was.
-fn escape(bytes: &[u8], most: usize, line: &mut String) -> (bool, usize) {
-    let mut taken = 0;
-    for chunk in bytes.utf8_chunks() {
-        for character in chunk.valid().chars() {
-            let length = character.len_utf8();
-            if !is_harmful(character) {
-                if line.len() + length > most {
-                    return (false, taken);
-                }
-                line.push(character);
-            } else {
-                if line.len() + 4 * length > most {
-                    return (false, taken);
-                }
-                escape_bytes(character.encode_utf8(&mut [0; 4]).as_bytes(), line);
-            }
-            taken += length;
-        }
-        for byte in chunk.invalid() {
-            if line.len() + 4 > most {
-                return (false, taken);
-            }
-            escape_bytes(&[*byte], line);
-            taken += 1;
-        }
-    }
-    (true, taken)
-}
-
-fn escape_bytes(bytes: &[u8], line: &mut String) {
-    const DIGITS: [char; 16] = [
-        '0', '1', '2', '3', '4', '5', '6', '7', '8', '9', 'A', 'B', 'C', 'D', 'E', 'F',
-    ];
-    for byte in bytes {
-        let digit = |value: u8| DIGITS[usize::from(value & 15)];
-        line.extend(['\\', 'x', digit(byte >> 4), digit(*byte)]);
-    }
-}
-
-/// Printable ASCII: by far the most lines.
-fn is_plain(line: &[u8]) -> bool {
-    line.iter().all(|byte| (0x20..0x7F).contains(byte))
-}
-
-fn is_harmful(character: char) -> bool {
-    character.is_control()
-        || matches!(
-            character,
-            // Bidi controls (Unicode, UAX 9), and what some programs take for the end of a line.
-            '\u{61C}' | '\u{200E}' | '\u{200F}' | '\u{2028}'..='\u{202E}' | '\u{2066}'..='\u{2069}'
-        )
-}
-
 #[cfg(test)]
 #[allow(clippy::unwrap_used, reason = "tests fail by panicking")]
 mod tests {
     use super::*;
+    use crate::words::text::printable;
 
     /// Written in portions of this size, then ended.
     fn lines_of(written: &[u8], portion: usize) -> Vec<String> {
@@ -215,7 +155,7 @@ mod tests {
                     assert!(!last.ends_with(CUT));
                     assert!(pieces[1..].iter().all(|piece| piece.starts_with(CUT)));
                     let whole: String = pieces.iter().map(|it| it.replace(CUT, "")).collect();
-                    assert_eq!(whole, harmless(&text.repeat(count)));
+                    assert_eq!(whole, printable(text.repeat(count)));
                 }
             }
         }

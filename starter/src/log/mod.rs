@@ -13,6 +13,7 @@ mod command;
 mod file;
 pub mod lines;
 mod out;
+mod settings;
 mod syslog;
 mod target;
 
@@ -27,6 +28,7 @@ use nix::unistd::{Pid, dup2_stderr, dup2_stdout};
 
 pub use self::capture::{Pipes, Stream};
 pub use self::out::{be_quiet, complain, is_up, keep, open_syslog, say};
+pub use self::settings::{LogTarget, Settings};
 pub use self::syslog::{Address, DEFAULT_ADDRESS, Format, SyslogOptions, facility};
 
 use self::capture::{Capture, Origin};
@@ -35,9 +37,8 @@ use self::command::LogCommand;
 use self::file::{cannot_open, open_file};
 use self::out::Unread;
 use self::target::Target;
-use crate::failure::{self, Failure};
-use crate::notice::Notice;
-use crate::options::{LogTarget, Options};
+use crate::words::failure::{self, Failure};
+use crate::words::notice::Notice;
 
 /// Where one stream of the workers goes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -73,14 +74,14 @@ pub struct Reopened {
 
 impl Log {
     /// Turns the streams to where they belong; those that are captured stay as they are here.
-    pub fn open(options: &Options) -> Result<Log, Failure> {
+    pub fn open(settings: &Settings) -> Result<Log, Failure> {
         let routes = |stream| {
-            let to_target = options.log_file.is_some() && options.log_streams.contains(&stream);
-            let to_syslog = options.syslog.is_some() && options.syslog_streams.contains(&stream);
+            let to_target = settings.target.is_some() && settings.target_streams.contains(&stream);
+            let to_syslog = settings.syslog.is_some() && settings.syslog_streams.contains(&stream);
             Routes {
                 to_target,
                 to_syslog,
-                is_captured: to_syslog || (to_target && options.log_timestamps),
+                is_captured: to_syslog || (to_target && settings.has_timestamps),
             }
         };
         let mut log = Log {
@@ -90,12 +91,12 @@ impl Log {
             capture: Capture::default(),
             reopened: Reopened::default(),
         };
-        let attended = !options.daemonize;
-        let launcher = match attended && options.log_file.is_some() {
+        let attended = settings.is_attended;
+        let launcher = match attended && settings.target.is_some() {
             true => io::stderr().as_fd().try_clone_to_owned().ok(),
             false => None,
         };
-        let (target, out) = match &options.log_file {
+        let (target, out) = match &settings.target {
             None if attended => (LogFile::None, Target::inherited()),
             None => (LogFile::None, Target::Inherited),
             Some(LogTarget::File(path)) => {
@@ -115,7 +116,7 @@ impl Log {
                 (LogFile::Command(command), Target::command(pipe, is_shared))
             }
         };
-        if options.log_file.is_none() && !attended {
+        if settings.target.is_none() && !attended {
             log.redirect(
                 File::open("/dev/null").map_err(cannot_detach)?.as_fd(),
                 false,
@@ -123,7 +124,7 @@ impl Log {
             .map_err(cannot_detach)?;
         }
         log.target = target;
-        out::turn_to(out, options.log_timestamps, launcher.map(File::from));
+        out::turn_to(out, settings.has_timestamps, launcher.map(File::from));
         Ok(log)
     }
 

@@ -16,11 +16,11 @@ use nix::sys::time::TimeSpec;
 use super::Routes;
 use super::capture::Origin;
 use super::clock::Moment;
-use super::lines::harmless;
 use super::syslog::{Syslog, SyslogOptions};
 use super::target::{Target, write_if_ready};
-use crate::failure::Failure;
-use crate::notice::{Notice, Severity};
+use crate::words::failure::Failure;
+use crate::words::notice::{Notice, Severity};
+use crate::words::text::printable;
 
 /// The memory that is kept for the next lines of workers, in bytes.
 const LARGEST_PORTION: usize = 1 << 20;
@@ -242,7 +242,7 @@ impl Out {
     fn say(&mut self, severity: Severity, text: &dyn Display, is_reason: bool) {
         // Names and paths are part of it, and a hint is a line of its own.
         let text = text.to_string();
-        let text = text.lines().map(harmless).collect::<Vec<_>>().join("\n");
+        let text = text.lines().map(printable).collect::<Vec<_>>().join("\n");
         self.tell_lost();
         self.lost += self.write_own(&text, is_reason);
         if let (true, Some(launcher)) = (is_reason, &self.launcher) {

@@ -20,11 +20,11 @@ use nix::sys::socket::{
 };
 use syslog::{Facility, Formatter3164, Formatter5424, LogFormat};
 
-use crate::failure::{self, Failure};
-use crate::listen_spec::printable;
 use crate::log::capture::Origin;
 use crate::log::clock::Moment;
-use crate::notice::Severity;
+use crate::words::failure::{self, Failure};
+use crate::words::notice::Severity;
+use crate::words::text::printable;
 
 /// Where a syslog daemon listens (syslog(3)).
 pub const DEFAULT_ADDRESS: &str = "/dev/log";

@@ -13,8 +13,8 @@ use super::Test;
 use super::proc::{self, Status};
 use super::server::Server;
 use super::worker::Trial;
-use crate::failure::{self, Failure};
-use crate::status_file::read_text;
+use crate::status::file::read_text;
+use crate::words::failure::{self, Failure};
 
 /// The binder that stays to remove the sockets at paths.
 pub const LASTING: &str = "lasting binder";

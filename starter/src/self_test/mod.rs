@@ -32,9 +32,9 @@ use self::proc::Status;
 use self::report::Report;
 use self::scratch::{Ports, Scratch};
 use self::server::Inherited;
-use crate::failure::Failure;
-use crate::identity;
+use crate::host::identity;
 use crate::options::SelfTestOptions;
+use crate::words::failure::Failure;
 
 /// What all parts of the self-test know.
 struct Test<'a> {

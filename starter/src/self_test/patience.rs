@@ -9,7 +9,7 @@ use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::signal::{SigSet, SigmaskHow, Signal, sigprocmask};
 use nix::sys::signalfd::{SfdFlags, SignalFd};
 
-use crate::failure::Failure;
+use crate::words::failure::Failure;
 
 /// How long anything may take that takes milliseconds.
 const DEADLINE: Duration = Duration::from_secs(10);

@@ -16,9 +16,9 @@ use nix::sys::signal::Signal;
 
 use super::Test;
 use super::checks::Looks;
-use crate::binder::{Binder, Heard, channel_failed};
-use crate::failure::Failure;
-use crate::process::Process;
+use crate::host::process::Process;
+use crate::listeners::binder::{Binder, Heard, channel_failed};
+use crate::words::failure::Failure;
 
 const PORTS: &str = "binder of ports";
 const PATH: &str = "binder of a path";

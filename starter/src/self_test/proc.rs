@@ -8,7 +8,7 @@ use std::path::PathBuf;
 
 use nix::unistd::Pid;
 
-use crate::failure::{self, Failure};
+use crate::words::failure::{self, Failure};
 
 /// /proc/PID/status.
 #[derive(Debug, PartialEq, Eq)]

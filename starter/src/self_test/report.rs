@@ -3,7 +3,7 @@
 use std::fmt::Display;
 use std::io::{self, Write};
 
-use crate::failure::{self, Failure};
+use crate::words::failure::{self, Failure};
 
 /// The counts so far.
 #[derive(Default)]

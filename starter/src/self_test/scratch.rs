@@ -11,7 +11,7 @@ use common::message::Identity;
 use nix::fcntl::{FcntlArg, FdFlag, fcntl};
 use nix::unistd::mkdtemp;
 
-use crate::failure::{self, Failure};
+use crate::words::failure::{self, Failure};
 
 /// The first port that needs no right.
 const FIRST_UNPRIVILEGED_PORT: &str = "/proc/sys/net/ipv4/ip_unprivileged_port_start";

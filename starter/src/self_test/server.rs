@@ -17,8 +17,8 @@ use super::patience::Patience;
 use super::proc;
 use super::scratch::Scratch;
 use super::worker::{ROLE, Said, Trial};
-use crate::failure::{self, Failure};
-use crate::process::Process;
+use crate::host::process::Process;
+use crate::words::failure::{self, Failure};
 
 /// The running server. Dropping it kills it and its workers.
 pub struct Server {

@@ -19,8 +19,8 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::{Gid, Pid, Uid, getpid, getppid, read, setgroups, setresgid, setresuid, unlink};
 use serde::{Deserialize, Serialize};
 
-use crate::failure::Failure;
-use crate::process::Process;
+use crate::host::process::Process;
+use crate::words::failure::Failure;
 
 /// The only argument: no option, because the command line is for what somebody wants to be done.
 pub const ROLE: &str = "--self-test-worker";

@@ -5,11 +5,11 @@ use std::os::unix::ffi::{OsStrExt, OsStringExt};
 
 use nix::fcntl::{FcntlArg, OFlag, fcntl};
 
-use crate::binding::Listener;
-use crate::environment::Variable;
-use crate::failure::Failure;
-use crate::listen_spec::printable;
+use crate::listeners::bind::Listener;
 use crate::options::FdStyle;
+use crate::words::failure::Failure;
+use crate::words::text::printable;
+use crate::worker::environment::Variable;
 
 /// The variables that are the same in every worker. `LISTEN_PID` is not among them: it is the worker's own.
 pub fn variables(listeners: &[Listener], styles: &[FdStyle]) -> Vec<Variable> {

@@ -6,9 +6,9 @@ use common::message::Confinement;
 use common::privileges::Bounding;
 use serde::Serialize;
 
-use crate::failure::Failure;
 use crate::log;
-use crate::notice::Notice;
+use crate::words::failure::Failure;
+use crate::words::notice::Notice;
 
 /// Of all processes, as `FILE.json` shows it.
 #[derive(Debug, Serialize)]

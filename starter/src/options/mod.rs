@@ -16,14 +16,11 @@ use clap::{Arg, ArgAction, ArgMatches, Command};
 use common::message::Transport;
 use nix::sys::signal::Signal;
 
-use crate::failure::Failure;
-use crate::listen_spec::{
-    PathSpec, PortSpec, check_duplicates, parse_paths, parse_ports, printable,
-};
-use crate::log::{Address, DEFAULT_ADDRESS, Format, Stream, SyslogOptions, facility};
-
-/// The longest time that can be asked for, in seconds: about 31 years.
-const LONGEST: f64 = 1e9;
+use crate::listeners::spec::{PathSpec, PortSpec, check_duplicates, parse_paths, parse_ports};
+use crate::log::{Address, DEFAULT_ADDRESS, Format, LogTarget, Stream, SyslogOptions, facility};
+use crate::words::failure::Failure;
+use crate::words::number::{self, LONGEST_TIME};
+use crate::words::text::printable;
 
 /// The words for `--fd-env`.
 const FD_STYLES: [(&str, FdStyle); 4] = [
@@ -130,14 +127,6 @@ pub enum FdStyle {
     Unicorn,
     Nginx,
     Einhorn,
-}
-
-/// Where stdout and stderr go.
-#[derive(Debug, PartialEq, Eq)]
-pub enum LogTarget {
-    File(PathBuf),
-    /// For the shell: not empty.
-    Command(OsString),
 }
 
 /// Reads the words after the name of this program.
@@ -816,9 +805,9 @@ fn syslog_address(given: &Given<'_>) -> Result<Address, Failure> {
         Some(address) => {
             let port = address
                 .rsplit_once(':')
-                .map(|(host, port)| (host, read_digits::<u16>(port)));
+                .map(|(host, port)| (host, number::port(port)));
             match port {
-                Some((host, Some(1..))) if !host.is_empty() => Ok(Address::Udp(address.to_owned())),
+                Some((host, Some(_))) if !host.is_empty() => Ok(Address::Udp(address.to_owned())),
                 _ => Err(refused(option, value, cause)),
             }
         }
@@ -986,9 +975,10 @@ impl<'a> Given<'a> {
     }
 
     fn seconds(&self, option: &str) -> Result<Option<Duration>, Failure> {
-        let cause =
-            || format!("the time is a number of seconds from 0 to {LONGEST}, such as 1 or 0.5");
-        self.read(option, read_seconds, cause)
+        let cause = || {
+            format!("the time is a number of seconds from 0 to {LONGEST_TIME}, such as 1 or 0.5")
+        };
+        self.read(option, number::seconds, cause)
     }
 
     fn signal(&self, option: &str) -> Result<Option<Signal>, Failure> {
@@ -1003,7 +993,7 @@ impl<'a> Given<'a> {
         T: FromStr + PartialOrd + From<bool> + std::fmt::Display,
     {
         let cause = || format!("it takes a number from 1 to {most}");
-        let read = |text: &str| read_digits(text).filter(|number| *number >= T::from(true));
+        let read = |text: &str| number::digits(text).filter(|number| *number >= T::from(true));
         self.read(option, read, cause)
     }
 
@@ -1045,28 +1035,10 @@ fn read_switch(text: &str) -> Option<bool> {
     }
 }
 
-/// Digits only: `parse` alone would take a sign too.
-fn read_digits<T: FromStr>(text: &str) -> Option<T> {
-    let is_number = text.bytes().all(|byte| byte.is_ascii_digit());
-    is_number.then(|| text.parse().ok())?
-}
-
-/// Digits, with one decimal point at most: `parse` alone would take signs, exponents and infinity too.
-pub fn read_seconds(text: &str) -> Option<Duration> {
-    let is_decimal = text
-        .bytes()
-        .all(|byte| byte.is_ascii_digit() || byte == b'.');
-    let seconds = text
-        .parse::<f64>()
-        .ok()
-        .filter(|seconds| is_decimal && *seconds <= LONGEST)?;
-    Duration::try_from_secs_f64(seconds).ok()
-}
-
 /// A number, or a name in any case with or without SIG; also the second names that Perl knows on Linux.
 fn read_signal(text: &str) -> Option<Signal> {
     if text.starts_with(|first: char| first.is_ascii_digit()) {
-        return Signal::try_from(read_digits::<i32>(text)?).ok();
+        return Signal::try_from(number::digits::<i32>(text)?).ok();
     }
     let upper = text.to_ascii_uppercase();
     match upper.strip_prefix("SIG").unwrap_or(&upper) {
@@ -1086,7 +1058,7 @@ fn read_signal(text: &str) -> Option<Signal> {
 )]
 mod tests {
     use super::*;
-    use crate::failure::Status;
+    use crate::words::failure::Status;
 
     fn parse_words(words: &[&str]) -> Result<Invocation, Failure> {
         parse(words.iter().map(OsString::from))
@@ -1383,7 +1355,7 @@ mod tests {
                 "--po rt=1",
                 "unknown option --po rt\nhint: did you mean --port?",
             ),
-            ("--x\ny", "unknown option --x\\ny"),
+            ("--x\ny", "unknown option --x\\x0Ay"),
         ] {
             assert_eq!(error(&[word, "prog"]), message);
         }
@@ -1513,24 +1485,24 @@ mod tests {
         for (word, message) in [
             (
                 b"--port=\xff".as_slice(),
-                "cannot use --port=\u{fffd}: it is not valid UTF-8",
+                "cannot use --port=\\xFF: it is not valid UTF-8",
             ),
             (
                 b"--user=\xff",
-                "cannot use --user=\u{fffd}: it is not valid UTF-8",
+                "cannot use --user=\\xFF: it is not valid UTF-8",
             ),
             (
                 b"--fd-env=\xff",
-                "cannot use --fd-env=\u{fffd}: it is not valid UTF-8",
+                "cannot use --fd-env=\\xFF: it is not valid UTF-8",
             ),
             (
                 b"--enable-auto-restart=\xff",
-                "cannot use --enable-auto-restart=\u{fffd}: it takes 0, 1, true or false, or no value",
+                "cannot use --enable-auto-restart=\\xFF: it takes 0, 1, true or false, or no value",
             ),
-            (b"--\xff=1", "unknown option --\u{fffd}"),
+            (b"--\xff=1", "unknown option --\\xFF"),
             (
                 b"-\xff=1",
-                "cannot use -\u{fffd}=1: the name of an option follows two dashes",
+                "cannot use -\\xFF=1: the name of an option follows two dashes",
             ),
         ] {
             let words = [word, b"prog"].map(|word| OsString::from_vec(word.to_vec()));
@@ -1687,7 +1659,7 @@ mod tests {
         ] {
             for name in ["signal-on-hup", "signal-on-term"] {
                 let word = format!("--{name}={value}");
-                let shown = word.replace('\n', "\\n");
+                let shown = word.replace('\n', "\\x0A");
                 assert_eq!(
                     error(&[&word, "prog"]),
                     format!("cannot use {shown}: {cause}")
@@ -2130,7 +2102,7 @@ mod tests {
         );
     }
 
-    const README: &str = include_str!("../../README.md");
+    const README: &str = include_str!("../../../README.md");
 
     #[test]
     fn the_readme_has_a_row_for_every_option() {

@@ -7,8 +7,8 @@ use nix::fcntl::OFlag;
 use nix::sys::wait::waitpid;
 use nix::unistd::{ForkResult, dup2_stdin, pipe2, setsid};
 
-use crate::failure::{Failure, Status};
-use crate::process::{exit_child, fork_single_threaded};
+use crate::host::process::{exit_child, fork_single_threaded};
+use crate::words::failure::{Failure, Status};
 
 /// Which process this is now.
 pub enum Side {

@@ -14,7 +14,7 @@ use common::trusted_path::{Trust, open_directory};
 use common::wire;
 use nix::unistd::Pid;
 
-use crate::failure::{self, Failure};
+use crate::words::failure::{self, Failure};
 
 /// The name of the second program, which is looked for beside this one.
 pub const BINDER: &str = "start_server-binder";

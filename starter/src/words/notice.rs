@@ -10,8 +10,8 @@ use nix::errno::Errno;
 use nix::sys::signal::Signal;
 use nix::unistd::Pid;
 
-use crate::confinement::Lack;
-use crate::failure::Failure;
+use crate::host::confinement::Lack;
+use crate::words::failure::Failure;
 
 /// How much a line matters, as syslog has it (syslog(3)).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

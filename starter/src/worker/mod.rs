@@ -2,6 +2,8 @@
 //!
 //! What it is not: a place for decisions. Whether a worker has started well is for `generations` to say.
 
+pub mod environment;
+
 use std::convert::Infallible;
 use std::ffi::{OsStr, OsString};
 use std::fs::File;
@@ -20,11 +22,11 @@ use nix::sys::resource::{Resource, setrlimit};
 use nix::sys::signal::{SigSet, SigmaskHow, sigprocmask};
 use nix::unistd::{AccessFlags, ForkResult, Pid, access, chdir, pipe2, read, setsid, write};
 
-use crate::listen_spec::printable;
-use crate::notice::ExecFailure;
-use crate::open_files::OpenFiles;
-use crate::process::{exit_child, fork_single_threaded};
-use crate::signals::dispose_for_worker;
+use crate::host::open_files::OpenFiles;
+use crate::host::process::{exit_child, fork_single_threaded};
+use crate::supervisor::signals::dispose_for_worker;
+use crate::words::notice::ExecFailure;
+use crate::words::text::printable;
 
 /// Everything about a worker that is the same in every generation.
 #[derive(Debug)]
@@ -39,7 +41,7 @@ pub struct Blueprint {
     pub variables: Vec<(OsString, OsString)>,
     /// Whether `LISTEN_PID` is to be set as well, which must be the worker's own pid (sd_listen_fds(3)).
     pub listen_pid: bool,
-    /// Whether it gets a session of its own: see [`crate::terminal`].
+    /// Whether it gets a session of its own: see [`crate::host::terminal`].
     pub own_session: bool,
     /// The launcher's limit, which may have been raised since.
     pub open_files: OpenFiles,
@@ -251,10 +253,10 @@ fn explain_missing_interpreter(file: &Path) -> String {
     let words = line[2..].trim_ascii_start();
     let end = words.iter().position(|byte| b" \t\n".contains(byte));
     let name = &words[..end.unwrap_or(words.len())];
-    let shown = printable(OsStr::from_bytes(name.trim_ascii_end()));
+    let shown = printable(OsStr::from_bytes(name));
     match name.ends_with(b"\r") {
         true => format!(
-            "its first line ends with a carriage return, which is taken for a part of the name: {shown}\\r"
+            "its first line ends with a carriage return, which is taken for a part of the name: {shown}"
         ),
         false => format!("the interpreter in its first line does not exist: {shown}"),
     }

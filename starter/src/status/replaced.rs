@@ -12,10 +12,11 @@ use nix::errno::Errno;
 use nix::fcntl::{AT_FDCWD, OFlag};
 use nix::sys::stat::{FileStat, fstat};
 
-use crate::failure::{self, Failure};
 use crate::log;
-use crate::notice::Notice;
-use crate::pid_file::{READ_ONLY_HINT, WRITABLE_HINT, missing_directory_hint};
+use crate::words::failure::{self, Failure};
+use crate::words::notice::Notice;
+use crate::words::remedy;
+use crate::words::text::printable;
 
 /// The largest file that is read, in bytes.
 const LARGEST: u64 = 16 * 1024 * 1024;
@@ -72,14 +73,12 @@ impl Replaced {
             Ok(true) => Ok(()),
             Ok(false) => Err(cannot(&path, "something else has come there")),
             Err(error) => {
-                let failure = cannot(&path, &failure::cause(&error));
-                Err(match error.kind() {
-                    io::ErrorKind::NotFound => cannot(&path, "its directory does not exist")
-                        .hint(missing_directory_hint(&path)),
-                    io::ErrorKind::PermissionDenied => failure.hint(WRITABLE_HINT),
-                    io::ErrorKind::ReadOnlyFilesystem => failure.hint(READ_ONLY_HINT),
-                    _ => failure,
-                })
+                let failure = match error.kind() {
+                    io::ErrorKind::NotFound => cannot(&path, "its directory does not exist"),
+                    _ => cannot(&path, &failure::cause(&error)),
+                };
+                let errno = error.raw_os_error().map(Errno::from_raw);
+                Err(failure.hint_if(errno.and_then(|errno| remedy::of_file(&path, errno))))
             }
         }
     }
@@ -179,7 +178,7 @@ fn open_text(path: &Path) -> io::Result<(String, File)> {
 fn cannot(path: &Path, cause: &str) -> Failure {
     Failure::failed(format!(
         "cannot write the status file {}: {cause}",
-        path.display()
+        printable(path)
     ))
 }
 

@@ -24,15 +24,18 @@ use nix::sys::socket::{SockaddrStorage, getsockname};
 use nix::sys::stat::Mode;
 use nix::unistd::{Pid, getuid};
 
-use crate::binder::{Answer, BINDER, Binder, channel_failed};
-use crate::confinement::{self, OfBinder};
-use crate::failure::{self, Failure};
-use crate::listen_spec::{Host, PathSpec, PortSpec, printable};
+use crate::host::confinement::{self, OfBinder};
+use crate::host::identity;
+use crate::host::open_files::OpenFiles;
+use crate::listeners::binder::{Answer, BINDER, Binder, channel_failed};
+use crate::listeners::holders;
+use crate::listeners::spec::{Host, PathSpec, PortSpec};
 use crate::log;
-use crate::notice::Notice;
-use crate::open_files::{OpenFiles, RAISE_HINT};
+use crate::words::failure::{self, Failure};
+use crate::words::notice::Notice;
+use crate::words::remedy;
+use crate::words::text::printable;
 use crate::worker::duplicate_above;
-use crate::{holders, identity};
 
 /// Where the binder looks who may have which low port.
 const POLICY: &str = "/etc/start_server/binder.conf";
@@ -476,7 +479,7 @@ fn numbered(
         return Err(Failure::failed(format!(
             "cannot pass descriptor {highest} to workers: the limit of open files is {soft}"
         ))
-        .hint(RAISE_HINT));
+        .hint(remedy::RAISE_OPEN_FILES));
     }
     open_files.make_room_for(
         usize::try_from(highest).unwrap_or(0) + 3 * sockets.len() + SPARE_DESCRIPTORS,

@@ -2,13 +2,11 @@
 
 use nix::sys::resource::{Resource, getrlimit, rlim_t, setrlimit};
 
-use crate::failure::Failure;
+use crate::words::failure::Failure;
+use crate::words::remedy;
 
 /// What start_server needs beside its sockets, at the least.
 const OWN_DESCRIPTORS: rlim_t = 16;
-
-/// Said wherever the limit is too low.
-pub const RAISE_HINT: &str = "raise it with ulimit -n (LimitNOFILE= of systemd)";
 
 /// The limit that the launcher set, and that workers get back.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -38,7 +36,7 @@ impl OpenFiles {
                 "cannot open {sockets} sockets: that takes {needed} descriptors, and the limit of open files is {}",
                 self.hard
             ))
-            .hint(RAISE_HINT)),
+            .hint(remedy::RAISE_OPEN_FILES)),
         }
     }
 

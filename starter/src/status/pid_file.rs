@@ -14,9 +14,11 @@ use nix::fcntl::{AT_FDCWD, Flock, FlockArg, OFlag};
 use nix::sys::signal::kill;
 use nix::unistd::Pid;
 
-use crate::failure::Failure;
 use crate::log;
-use crate::notice::Notice;
+use crate::words::failure::Failure;
+use crate::words::notice::Notice;
+use crate::words::remedy;
+use crate::words::text::printable;
 
 /// The locked file; removed when dropped, if it is still ours.
 #[derive(Debug)]
@@ -29,20 +31,20 @@ impl PidFile {
     /// Locks the file first and writes `pid` into it then, so that a running instance's file is never touched.
     pub fn lock(path: &Path, pid: u32) -> Result<PidFile, Failure> {
         let cannot = |cause: &dyn std::fmt::Display| {
-            Failure::failed(format!("cannot use --pid-file={}: {cause}", path.display()))
+            Failure::failed(format!(
+                "cannot use --pid-file={}: {cause}",
+                printable(path)
+            ))
         };
         loop {
             let file = open(path).map_err(|error| {
-                let failure = cannot(&crate::failure::cause(&error));
-                match error.raw_os_error().map(Errno::from_raw) {
+                let errno = error.raw_os_error().map(Errno::from_raw);
+                let failure = match errno {
                     Some(Errno::ELOOP) => cannot(&"it is a symbolic link"),
-                    Some(Errno::ENOENT) => {
-                        cannot(&"its directory does not exist").hint(missing_directory_hint(path))
-                    }
-                    Some(Errno::EACCES) => failure.hint(WRITABLE_HINT),
-                    Some(Errno::EROFS) => failure.hint(READ_ONLY_HINT),
-                    _ => failure,
-                }
+                    Some(Errno::ENOENT) => cannot(&"its directory does not exist"),
+                    _ => cannot(&crate::words::failure::cause(&error)),
+                };
+                failure.hint_if(errno.and_then(|errno| remedy::of_file(path, errno)))
             })?;
             if !file.metadata().is_ok_and(|metadata| metadata.is_file()) {
                 return Err(cannot(&"it is not a regular file"));
@@ -81,7 +83,7 @@ impl PidFile {
             };
             locked
                 .write(pid)
-                .map_err(|error| cannot(&crate::failure::cause(&error)))?;
+                .map_err(|error| cannot(&crate::words::failure::cause(&error)))?;
             return Ok(locked);
         }
     }
@@ -112,19 +114,6 @@ impl PidFile {
         file.write_all(format!("{pid}\n").as_bytes())
     }
 }
-
-/// The remedy where the directory of a file of the server does not exist.
-pub fn missing_directory_hint(file: &Path) -> String {
-    let directory = file.parent().unwrap_or(file).display();
-    format!("`install -d -o USER {directory}` makes it, for the user that the server runs as")
-}
-
-/// Said wherever the supervisor's user may not write a file.
-pub const WRITABLE_HINT: &str = "the file is written by the user that the server runs as, in a directory that this user can write";
-
-/// Said wherever nobody may write a file, which is a service manager's doing more often than a disk's.
-pub const READ_ONLY_HINT: &str =
-    "in a unit with ProtectSystem=strict, name its directory in ReadWritePaths=";
 
 impl Drop for PidFile {
     fn drop(&mut self) {

@@ -73,6 +73,15 @@ impl Failure {
             ..self
         }
     }
+
+    /// Adds the remedy where one is known.
+    #[must_use]
+    pub fn hint_if(self, hint: Option<String>) -> Failure {
+        match hint {
+            Some(hint) => self.hint(hint),
+            None => self,
+        }
+    }
 }
 
 impl fmt::Display for Failure {

@@ -16,12 +16,13 @@ use std::time::Duration;
 use nix::fcntl::OFlag;
 use nix::sys::inotify::{AddWatchFlags, InitFlags, Inotify};
 
-use crate::failure;
-use crate::generations::Knobs;
-use crate::listen_spec::printable;
 use crate::log;
-use crate::notice::Notice;
-use crate::options::{Options, read_seconds};
+use crate::machine::Knobs;
+use crate::options::Options;
+use crate::words::failure;
+use crate::words::notice::Notice;
+use crate::words::number;
+use crate::words::text::printable;
 use crate::worker::Change;
 
 /// Server::Starter's `--auto-restart-interval`.
@@ -183,7 +184,7 @@ impl Environment {
         let mut seconds = |name: &str, default: Duration| {
             match self.variable(name) {
             None => default,
-            Some(value) => value.to_str().and_then(read_seconds).unwrap_or_else(|| {
+            Some(value) => value.to_str().and_then(number::seconds).unwrap_or_else(|| {
                 let (value, seconds) = (printable(&value), default.as_secs());
                 complaints.insert(format!(
                     "start_server: cannot use {name}={value}: it is no number of seconds; {seconds} is used"

@@ -3,8 +3,6 @@
 //!
 //! All are removed at the end if they are still ours. A disk that is full does not end the service: it is said once, and tried again until it works.
 
-mod replaced;
-
 use std::collections::VecDeque;
 use std::ffi::OsString;
 use std::path::{Path, PathBuf};
@@ -13,18 +11,18 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 use nix::unistd::Pid;
 use serde::Serialize;
 
-use crate::binding::Listener;
-use crate::confinement::InForce;
-use crate::failure::Failure;
-use crate::generations::{
+use crate::host::confinement::InForce;
+use crate::listeners::bind::Listener;
+use crate::log::{Address, LogTarget, Reopened};
+use crate::machine::{
     Counters, Decision, Departed, Generation, Generations, REMEMBERED, State, Verdict,
 };
-use crate::log::{Address, Reopened};
-use crate::notice::ExecFailure;
-use crate::options::{LogTarget, Options};
+use crate::options::Options;
+use crate::words::failure::Failure;
+use crate::words::notice::ExecFailure;
 
-pub use self::replaced::read_text;
-use self::replaced::{Replaced, remove_drafts_of_the_dead};
+pub use super::replaced::read_text;
+use super::replaced::{Replaced, remove_drafts_of_the_dead};
 
 /// How long after a failed write it is tried again.
 const RETRY: Duration = Duration::from_secs(1);
@@ -335,7 +333,7 @@ pub fn json_path(beside: &Path) -> PathBuf {
 
 /// The generations in a status file of Server::Starter's format, in its order; the cause in words where there is none.
 pub fn read_lines(path: &Path) -> Result<Vec<u32>, String> {
-    let text = read_text(path).map_err(|error| crate::failure::cause(&error))?;
+    let text = read_text(path).map_err(|error| crate::words::failure::cause(&error))?;
     Ok(parse_lines(&text))
 }
 

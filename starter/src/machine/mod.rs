@@ -23,7 +23,7 @@ use std::time::{Duration, Instant};
 use nix::sys::signal::Signal;
 use nix::unistd::Pid;
 
-use crate::notice::{ExecFailure, Notice};
+use crate::words::notice::{ExecFailure, Notice};
 
 /// How long a worker must have lived after its exec to count as started, however short the interval.
 const PROOF_OF_LIFE: Duration = Duration::from_millis(50);

@@ -1,5 +1,7 @@
 //! The loop: wait, decide, perform. One thread, one wait with one deadline, no sleep.
 
+pub mod signals;
+
 use std::os::fd::AsFd;
 use std::time::{Duration, Instant};
 
@@ -9,17 +11,17 @@ use nix::sys::signal::{Signal, kill};
 use nix::sys::time::TimeSpec;
 use nix::unistd::Pid;
 
-use crate::binding::SocketFiles;
-use crate::daemon::Waiting;
-use crate::environment::Environment;
-use crate::failure::Failure;
-use crate::generations::{Action, Event, Generations, Outcome, Settings};
+use crate::host::daemon::Waiting;
+use crate::host::process::reap;
+use crate::listeners::bind::SocketFiles;
 use crate::log::{self, Log};
-use crate::notice::{ExecFailure, Notice, WithMeaning};
-use crate::pid_file::PidFile;
-use crate::process::reap;
-use crate::signals::{STOPS, Signals};
-use crate::status_file::StatusFile;
+use crate::machine::{Action, Event, Generations, Outcome, Settings};
+use crate::status::file::StatusFile;
+use crate::status::pid_file::PidFile;
+use crate::supervisor::signals::{STOPS, Signals};
+use crate::words::failure::Failure;
+use crate::words::notice::{ExecFailure, Notice, WithMeaning};
+use crate::worker::environment::Environment;
 use crate::worker::{Blueprint, Change, Report, cannot_spawn};
 
 /// Everything that the superdaemon needs to run.

@@ -12,7 +12,7 @@ use std::path::{Path, PathBuf};
 
 use common::message::Transport;
 
-use crate::listen_spec::printable;
+use crate::words::text::printable;
 
 /// The most that is read of a table of sockets, in bytes: some hundred thousand of them.
 const LARGEST_TABLE: u64 = 32 * 1024 * 1024;
@@ -431,7 +431,7 @@ mod tests {
         let (one, two) = (holder(0, b"worker\n"), holder(u32::MAX, b"\x1b[2J\n\n"));
         assert_eq!(hint_of(&[one]), "it is held by pid 0 (worker)");
         let one = holder(0, b"worker\n");
-        let escaped = "pid 4294967295 (\\u{1b}[2J\\n)";
+        let escaped = "pid 4294967295 (\\x1B[2J\\x0A)";
         assert_eq!(
             hint_of(&[one, two]),
             format!("it is held by pid 0 (worker) and {escaped}")

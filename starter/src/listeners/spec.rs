@@ -11,7 +11,9 @@ use std::path::PathBuf;
 
 use common::message::Transport;
 
-use crate::failure::Failure;
+use crate::words::failure::Failure;
+use crate::words::number;
+use crate::words::text::printable;
 
 /// The longest path of a unix socket: `sun_path` of unix(7) without the NUL at its end.
 pub const LONGEST_PATH: usize = 107;
@@ -72,19 +74,6 @@ pub struct PathSpec {
     pub group: Option<String>,
 }
 
-/// Makes text safe for a message of one line: control characters are escaped, what is not UTF-8 is replaced.
-pub fn printable(text: &OsStr) -> String {
-    let mut line = String::new();
-    for character in text.to_string_lossy().chars() {
-        if character.is_control() {
-            line.extend(character.escape_default());
-        } else {
-            line.push(character);
-        }
-    }
-    line
-}
-
 fn refused(option: &str, given: &OsStr, cause: impl Display) -> Failure {
     let given = printable(given);
     Failure::usage(format!("cannot use {option}={given}: {cause}"))
@@ -124,7 +113,7 @@ fn parse_port(spec: &str) -> Result<PortSpec, String> {
         Some(digits) => (Transport::Udp, digits),
         None => (Transport::Tcp, typed_port),
     };
-    let port = number(digits).filter(|port| *port != 0).ok_or(PORT_RANGE)?;
+    let port = number::port(digits).ok_or(PORT_RANGE)?;
     let (host, name) = match typed_host {
         None => (
             Host::Address(Ipv4Addr::UNSPECIFIED.into()),
@@ -140,7 +129,7 @@ fn parse_port(spec: &str) -> Result<PortSpec, String> {
         }
     };
     Ok(PortSpec {
-        given: printable(spec.as_ref()),
+        given: printable(spec),
         name,
         host,
         transport,
@@ -186,10 +175,7 @@ fn parse_host(typed: &str) -> Result<Host, String> {
             None => (typed, None),
         };
         let Ok(ip) = address.parse::<Ipv6Addr>() else {
-            return Err(format!(
-                "{} is not an IPv6 address",
-                printable(typed.as_ref())
-            ));
+            return Err(format!("{} is not an IPv6 address", printable(typed)));
         };
         return match zone {
             None => Ok(Host::Address(ip.into())),
@@ -217,17 +203,9 @@ fn is_zone(zone: &str) -> bool {
 }
 
 fn parse_descriptor(digits: &str) -> Result<RawFd, String> {
-    number(digits)
+    number::digits(digits)
         .filter(|descriptor| *descriptor <= HIGHEST_DESCRIPTOR)
         .ok_or_else(|| format!("a descriptor is a number from 0 to {HIGHEST_DESCRIPTOR}"))
-}
-
-/// Digits only: `parse` alone would take a sign too.
-fn number<T: std::str::FromStr>(digits: &str) -> Option<T> {
-    match digits.bytes().all(|byte| byte.is_ascii_digit()) {
-        true => digits.parse().ok(),
-        false => None,
-    }
 }
 
 /// Reads the value of one `--path`.
@@ -420,7 +398,7 @@ pub fn check_duplicates(ports: &[PortSpec], paths: &[PathSpec]) -> Result<(), Fa
 )]
 mod tests {
     use super::*;
-    use crate::failure::Status;
+    use crate::words::failure::Status;
     use Transport::{Tcp, Udp};
 
     fn ip(text: &str) -> Host {
@@ -607,8 +585,8 @@ mod tests {
             ("a=b:80", "a=b:80", separators),
             ("80=4:81", "80=4:81", separators),
             ("a b:80", "a b:80", blank),
-            ("a\x1bb:80", "a\\u{1b}b:80", blank),
-            ("a\nb:80", "a\\nb:80", blank),
+            ("a\x1bb:80", "a\\x1Bb:80", blank),
+            ("a\nb:80", "a\\x0Ab:80", blank),
         ] {
             let failure = parse_ports(value).expect_err(value);
             assert_eq!(
@@ -708,7 +686,7 @@ mod tests {
         let failure = parse_paths(OsStr::from_bytes(b"/a,user=\xff")).unwrap_err();
         assert_eq!(
             failure.to_string(),
-            "cannot use --path=/a,user=\u{fffd}: an attribute is not valid UTF-8"
+            "cannot use --path=/a,user=\\xFF: an attribute is not valid UTF-8"
         );
     }
 
@@ -746,7 +724,7 @@ mod tests {
             ("/a,/b=c", "/b=c", separators),
             ("/a,b/c=d", "/a,b/c=d", separators),
             ("/a,=b", "/a,=b", separators),
-            ("/a\nb", "/a\\nb", "a path cannot hold a newline"),
+            ("/a\nb", "/a\\x0Ab", "a path cannot hold a newline"),
             ("/a,mode=", "/a,mode=", mode),
             ("/a,mode=0888", "/a,mode=0888", mode),
             ("/a,mode=1000", "/a,mode=1000", mode),

@@ -7,7 +7,7 @@ use common::message::Identity;
 use common::privileges;
 use nix::unistd::{Gid, Group, Uid, User, getegid, geteuid, getgid, getgrouplist, getuid};
 
-use crate::failure::Failure;
+use crate::words::failure::Failure;
 
 /// Whatever is asked of it, this program does it with the rights of its launcher: there is no look at what an owner of its
 /// file would let another user signal, read or remove.

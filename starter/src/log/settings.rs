@@ -1,0 +1,33 @@
+//! What can be chosen about the log.
+
+use std::ffi::OsString;
+use std::path::PathBuf;
+
+use super::capture::Stream;
+use super::syslog::SyslogOptions;
+
+/// Where output goes, and how it is written.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Settings {
+    /// `--log-file`.
+    pub target: Option<LogTarget>,
+    /// What of the workers goes to the target; not empty.
+    pub target_streams: Vec<Stream>,
+    /// Time, generation and pid stand before each line in the target. Only together with one.
+    pub has_timestamps: bool,
+    pub syslog: Option<SyslogOptions>,
+    /// What of the workers goes to syslog; not empty.
+    pub syslog_streams: Vec<Stream>,
+    /// Our own sentences are not for standard error.
+    pub is_quiet: bool,
+    /// Somebody may look at standard output and error: this is no daemon.
+    pub is_attended: bool,
+}
+
+/// What `--log-file` names.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum LogTarget {
+    File(PathBuf),
+    /// For the shell: not empty.
+    Command(OsString),
+}

@@ -1,0 +1,7 @@
+//! Every sentence that this program says at run time, and what makes text safe to be shown.
+
+pub mod failure;
+pub mod notice;
+pub mod number;
+pub mod remedy;
+pub mod text;

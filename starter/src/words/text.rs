@@ -1,0 +1,89 @@
+//! The one place that makes text from outside safe to show: names, paths, and what other programs wrote.
+//!
+//! Control characters could forge a line or drive a terminal, and bidi controls could show another text than there is. They
+//! are escaped as `\xNN`, byte by byte, and so is whatever is not UTF-8.
+
+use std::ffi::OsStr;
+use std::os::unix::ffi::OsStrExt;
+
+/// The text as one line that is safe to show. Text that is safe already stays as it is.
+pub fn printable(text: impl AsRef<OsStr>) -> String {
+    let mut line = String::new();
+    escape(text.as_ref().as_bytes(), usize::MAX, &mut line);
+    line
+}
+
+/// Appends escaped text while `line` stays within `most` bytes. Returns whether that was all of it, and how many bytes of it
+/// were taken.
+pub fn escape(bytes: &[u8], most: usize, line: &mut String) -> (bool, usize) {
+    let mut taken = 0;
+    for chunk in bytes.utf8_chunks() {
+        for character in chunk.valid().chars() {
+            let length = character.len_utf8();
+            if !is_harmful(character) {
+                if line.len() + length > most {
+                    return (false, taken);
+                }
+                line.push(character);
+            } else {
+                if line.len() + 4 * length > most {
+                    return (false, taken);
+                }
+                escape_bytes(character.encode_utf8(&mut [0; 4]).as_bytes(), line);
+            }
+            taken += length;
+        }
+        for byte in chunk.invalid() {
+            if line.len() + 4 > most {
+                return (false, taken);
+            }
+            escape_bytes(&[*byte], line);
+            taken += 1;
+        }
+    }
+    (true, taken)
+}
+
+fn escape_bytes(bytes: &[u8], line: &mut String) {
+    const DIGITS: [char; 16] = [
+        '0', '1', '2', '3', '4', '5', '6', '7', '8', '9', 'A', 'B', 'C', 'D', 'E', 'F',
+    ];
+    for byte in bytes {
+        let digit = |value: u8| DIGITS[usize::from(value & 15)];
+        line.extend(['\\', 'x', digit(byte >> 4), digit(*byte)]);
+    }
+}
+
+/// Whether a line is printable ASCII, as by far the most lines are.
+pub fn is_plain(line: &[u8]) -> bool {
+    line.iter().all(|byte| (0x20..0x7F).contains(byte))
+}
+
+fn is_harmful(character: char) -> bool {
+    character.is_control()
+        || matches!(
+            character,
+            // Bidi controls (Unicode, UAX 9), and what some programs take for the end of a line.
+            '\u{61C}' | '\u{200E}' | '\u{200F}' | '\u{2028}'..='\u{202E}' | '\u{2066}'..='\u{2069}'
+        )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_could_forge_a_line_or_drive_a_terminal_is_escaped() {
+        assert_eq!(printable("a\nb\tc\x1b[2J"), r"a\x0Ab\x09c\x1B[2J");
+        assert_eq!(printable("\u{9b}2J\u{202e}"), r"\xC2\x9B2J\xE2\x80\xAE");
+        assert_eq!(printable(OsStr::from_bytes(b"/\xff")), r"/\xFF");
+    }
+
+    #[test]
+    fn safe_text_stays_as_it_is() {
+        for text in ["", r"C:\x0A", "gr\u{fc}\u{df}e \u{1f600}"] {
+            assert_eq!(printable(text), text);
+            assert_eq!(printable(printable(text)), text);
+        }
+    }
+}

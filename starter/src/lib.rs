@@ -22,30 +22,26 @@ use std::process::ExitCode;
 
 use common::descriptors::close_inherited;
 
-use crate::host::identity;
-use crate::machine::Outcome;
+use crate::host::{dispositions, identity};
 use crate::options::Invocation;
-use crate::start::cannot_set_up_signals;
 use crate::supervisor::signals;
-use crate::words::failure::{self, Failure};
+use crate::words::failure::{Failure, Status};
 
 /// The whole program, from its command line to its exit code.
 pub fn main() -> ExitCode {
-    match run() {
-        Ok(Outcome::Stopped) => ExitCode::SUCCESS,
-        Ok(Outcome::GivenUp) => ExitCode::from(failure::Status::Failed as u8),
-        Err(failure) => {
-            log::complain(&failure);
-            ExitCode::from(failure.status as u8)
-        }
-    }
+    let status = run().unwrap_or_else(|failure| {
+        log::show(&format_args!("start_server: {failure}"));
+        failure.status
+    });
+    ExitCode::from(status as u8)
 }
 
-fn run() -> Result<Outcome, Failure> {
+fn run() -> Result<Status, Failure> {
     // First, for the clients and the worker of a self-test as well.
     identity::refuse_rights_of_another()?;
+    let done = |()| Status::Done;
     if self_test::is_worker() {
-        return self_test::run_worker().map(|()| Outcome::Stopped);
+        return self_test::run_worker().map(done);
     }
     close_inherited().map_err(|errno| {
         Failure::failed(format!(
@@ -54,16 +50,16 @@ fn run() -> Result<Outcome, Failure> {
         ))
     })?;
     // Before the first child: whoever ignores CHLD cannot wait for one.
-    signals::reset().map_err(cannot_set_up_signals)?;
-    let done = |()| Outcome::Stopped;
+    dispositions::reset();
+    signals::hold().map_err(start::cannot_set_up_signals)?;
     match options::parse(std::env::args_os().skip(1))? {
         Invocation::Start(options) => start::run(*options),
         Invocation::Restart(options) => client::restart(&options).map(done),
         Invocation::Stop(options) => client::stop(&options).map(done),
         Invocation::Reopen(options) => client::reopen(&options).map(done),
         Invocation::SelfTest(options) => self_test::run(&options).map(|holds| match holds {
-            true => Outcome::Stopped,
-            false => Outcome::GivenUp,
+            true => Status::Done,
+            false => Status::Failed,
         }),
         Invocation::Print(text) => io::stdout()
             .write_all(text.as_bytes())

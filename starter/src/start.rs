@@ -13,72 +13,116 @@ use crate::host::confinement::{InForce, OfSupervisor};
 use crate::host::daemon::{self, Side, Waiting};
 use crate::host::open_files::OpenFiles;
 use crate::host::{identity, terminal};
-use crate::listeners::bind::{Bound, Plan};
+use crate::listeners::bind::{Bound, Plan, Prepared, SocketFiles};
 use crate::listeners::dialects;
 use crate::log::{self, Log};
-use crate::machine::{Knobs, Outcome, Settings};
+use crate::machine::{self, Knobs, Outcome};
 use crate::options::{FdStyle, Options};
 use crate::status::file::StatusFile;
 use crate::status::pid_file::PidFile;
+use crate::supervisor;
+use crate::supervisor::resources::Resources;
 use crate::supervisor::signals::Signals;
-use crate::supervisor::{self, Resources};
-use crate::words::failure::{self, Failure};
+use crate::words::failure::{self, Failure, Status};
 use crate::words::notice::Notice;
 use crate::worker::Blueprint;
 use crate::worker::environment::Environment;
 
 /// Runs the superdaemon, here or as a daemon.
-pub fn run(options: Options) -> Result<Outcome, Failure> {
-    match options.daemonize {
-        true => daemonize(options),
-        false => start(options, &mut None),
+pub fn run(options: Options) -> Result<Status, Failure> {
+    if !options.daemonize {
+        return start(options, None);
+    }
+    let stdin_is_a_socket = options.ports.iter().any(|port| port.descriptor == Some(0));
+    match daemon::detach(stdin_is_a_socket)? {
+        // The process that was started waits for the verdict on the first start, and ends with it.
+        Side::Launcher(verdict) => verdict.map(|()| Status::Done),
+        Side::Daemon(waiting) => start(options, Some(waiting)),
     }
 }
 
-/// The process that was started waits for the verdict on the first start, and ends with it.
-fn daemonize(options: Options) -> Result<Outcome, Failure> {
-    let stdin_is_a_socket = options.ports.iter().any(|port| port.descriptor == Some(0));
-    match daemon::detach(stdin_is_a_socket)? {
-        Side::Launcher(verdict) => verdict.map(|()| Outcome::Stopped),
-        Side::Daemon(waiting) => {
-            let mut waiting = Some(waiting);
-            let result = start(options, &mut waiting);
-            if let (Err(failure), Some(waiting)) = (&result, waiting) {
-                // The launcher shows it on the terminal.
-                log::keep(failure);
-                waiting.tell_failure(failure);
-                return Ok(Outcome::GivenUp);
+/// The phases of a start. What comes after the drop is all that an attacker could have a hand in: host names, files, the
+/// server program.
+fn start(options: Options, waiting: Option<Waiting>) -> Result<Status, Failure> {
+    let log_settings = log_settings(&options);
+    let begun = drop_to_user(&options).and_then(|dropped| {
+        let log = Log::begin(&log_settings)?;
+        Ok((dropped, log))
+    });
+    let (dropped, mut log) = match (begun, waiting.is_some()) {
+        (Ok(begun), _) => begun,
+        (Err(failure), true) => return Ok(tell_launcher(waiting, &failure)),
+        (Err(failure), false) => return Err(failure),
+    };
+    match bind(options, dropped, &mut log) {
+        Ok(bound) => Ok(match bound.run(log, waiting) {
+            Outcome::Stopped => Status::Done,
+            Outcome::GivenUp => Status::Failed,
+        }),
+        Err(failure) => {
+            match waiting {
+                // The launcher shows it.
+                Some(_) => log.record(&failure),
+                None => log.complain(&failure),
             }
-            result
+            log.end();
+            Ok(tell_launcher(waiting, &failure))
         }
     }
 }
 
-/// The phases of the superdaemon's life. Up to the drop it may have root, and does nothing with it but start the
-/// binder; everything that an attacker could have a hand in (host names, files, the server program) comes after.
-fn start(mut options: Options, waiting: &mut Option<Waiting>) -> Result<Outcome, Failure> {
+fn tell_launcher(waiting: Option<Waiting>, failure: &Failure) -> Status {
+    if let Some(waiting) = waiting {
+        waiting.tell_failure(failure);
+    }
+    failure.status
+}
+
+/// What is left of the launcher's rights: binders that run, each with its sealed list.
+struct Dropped {
+    prepared: Prepared,
+    supervisor: OfSupervisor,
+    own_session: bool,
+    open_files: OpenFiles,
+    notices: Vec<Notice>,
+}
+
+/// Everything that is done with the launcher's rights, root's maybe: the binders are started, and nothing else.
+fn drop_to_user(options: &Options) -> Result<Dropped, Failure> {
     let open_files = OpenFiles::of_launcher()?;
     let identity = identity::identify(options.user.as_deref(), options.group.as_deref())?;
-    let (ports, paths) = (
-        std::mem::take(&mut options.ports),
-        std::mem::take(&mut options.paths),
-    );
+    let (ports, paths) = (options.ports.clone(), options.paths.clone());
     let plan = Plan::new(ports, paths, identity.clone())?;
     // Before the binders, which are not to have it either.
     let own_session =
         identity.is_some() && terminal::keep_from_user().map_err(cannot_keep_terminal)?;
     let prepared = plan.start_binders(open_files)?;
-    let supervisor = drop_privileges(identity.as_ref(), &options)?;
+    let (supervisor, notice) = drop_privileges(identity.as_ref(), options)?;
+    Ok(Dropped {
+        prepared,
+        supervisor,
+        own_session,
+        open_files,
+        notices: notice.into_iter().collect(),
+    })
+}
 
-    let log_settings = log_settings(&options);
-    if log_settings.is_quiet {
-        log::be_quiet();
-    }
-    if let Some(syslog) = &log_settings.syslog {
-        log::open_syslog(syslog)?;
-    }
-    log::say(Notice::StartingNow(getpid()));
-    let resolved = prepared.resolve()?;
+/// All that is there before the first worker.
+struct Ready {
+    blueprint: Blueprint,
+    environment: Environment,
+    signals: Signals,
+    status_file: StatusFile,
+    pid_file: Option<PidFile>,
+    socket_files: SocketFiles,
+    machine: machine::Settings,
+}
+
+/// Resolves, locks and binds as the user, and turns the streams to where they belong.
+fn bind(options: Options, dropped: Dropped, log: &mut Log) -> Result<Ready, Failure> {
+    dropped.notices.iter().for_each(|notice| log.say(notice));
+    log.say(&Notice::StartingNow(getpid()));
+    let resolved = dropped.prepared.resolve()?;
     let signals = Signals::take().map_err(cannot_set_up_signals)?;
     // Before anything is bound: a second instance must not come as far as the first one's sockets.
     let pid_file = options
@@ -90,19 +134,58 @@ fn start(mut options: Options, waiting: &mut Option<Waiting>) -> Result<Outcome,
         listeners,
         files,
         binders,
-    } = resolved.bind(options.backlog, options.strict, open_files)?;
+    } = resolved.bind(options.backlog, options.strict, dropped.open_files)?;
     dialects::prepare(&listeners, &options.fd_env)?;
-    let status_file = StatusFile::create(
-        &options,
-        &listeners,
-        InForce {
-            supervisor,
-            binders,
+    let in_force = InForce {
+        supervisor: dropped.supervisor,
+        binders,
+    };
+    let status_file = StatusFile::create(&options, &listeners, in_force)?;
+    log.open(&log_settings(&options))?;
+    Ok(Ready {
+        machine: machine_settings(&options),
+        environment: Environment::new(&options),
+        blueprint: Blueprint {
+            program: options.program,
+            arguments: options.arguments,
+            directory: options.directory,
+            variables: dialects::variables(&listeners, &options.fd_env),
+            listen_pid: options.fd_env.contains(&FdStyle::Systemd),
+            own_session: dropped.own_session,
+            sockets: listeners
+                .into_iter()
+                .map(|listener| (listener.socket, listener.number))
+                .collect(),
+            open_files: dropped.open_files,
         },
-    )?;
-    let log = Log::open(&log_settings)?;
+        signals,
+        status_file,
+        pid_file,
+        socket_files: files,
+    })
+}
+
+impl Ready {
+    fn run(self, log: Log, waiting: Option<Waiting>) -> Outcome {
+        let resources = Resources {
+            blueprint: self.blueprint,
+            environment: self.environment,
+            signals: self.signals,
+            reports: Vec::new(),
+            log,
+            status_file: self.status_file,
+            pid_file: self.pid_file,
+            socket_files: self.socket_files,
+            waiting,
+            reason: None,
+        };
+        supervisor::run(resources, self.machine)
+    }
+}
+
+fn machine_settings(options: &Options) -> machine::Settings {
     let one = NonZeroU32::MIN;
-    let settings = Settings {
+    machine::Settings {
         workers: 1,
         interval: options.interval,
         signal_on_hup: options.signal_on_hup,
@@ -119,30 +202,7 @@ fn start(mut options: Options, waiting: &mut Option<Waiting>) -> Result<Outcome,
             kill_old_delay: Duration::ZERO,
             auto_restart: None,
         },
-    };
-    let resources = Resources {
-        environment: Environment::new(&options),
-        blueprint: Blueprint {
-            program: options.program,
-            arguments: options.arguments,
-            directory: options.directory,
-            variables: dialects::variables(&listeners, &options.fd_env),
-            listen_pid: options.fd_env.contains(&FdStyle::Systemd),
-            own_session,
-            sockets: listeners
-                .into_iter()
-                .map(|listener| (listener.socket, listener.number))
-                .collect(),
-            open_files,
-        },
-        signals,
-        log,
-        status_file,
-        pid_file,
-        socket_files: files,
-        waiting: waiting.take(),
-    };
-    supervisor::run(resources, settings)
+    }
 }
 
 fn log_settings(options: &Options) -> log::Settings {
@@ -172,21 +232,21 @@ fn cannot_keep_terminal(error: io::Error) -> Failure {
 fn drop_privileges(
     identity: Option<&Identity>,
     options: &Options,
-) -> Result<OfSupervisor, Failure> {
+) -> Result<(OfSupervisor, Option<Notice>), Failure> {
     let cannot = |error| Failure::failed(format!("cannot drop privileges: {error}"));
     let Some(identity) = identity else {
         privileges::keep_only(&[]).map_err(cannot)?;
-        return Ok(OfSupervisor::ORDINARY);
+        return Ok((OfSupervisor::ORDINARY, None));
     };
     let bounding = privileges::become_user(identity, &[]).map_err(cannot)?;
-    match (bounding, options.strict) {
-        (Bounding::Empty, _) => {}
-        (Bounding::Kept, false) => log::say(Notice::BoundingSetKept),
+    let notice = match (bounding, options.strict) {
+        (Bounding::Empty, _) => None,
+        (Bounding::Kept, false) => Some(Notice::BoundingSetKept),
         (Bounding::Kept, true) => {
             return Err(Failure::failed(
                 "cannot empty the capability bounding set: CAP_SETPCAP is missing, and --strict is given",
             ));
         }
-    }
-    Ok(OfSupervisor::dropped(bounding))
+    };
+    Ok((OfSupervisor::dropped(bounding), notice))
 }

@@ -8,7 +8,7 @@ use nix::sys::wait::waitpid;
 use nix::unistd::{ForkResult, dup2_stdin, pipe2, setsid};
 
 use crate::host::process::{exit_child, fork_single_threaded};
-use crate::words::failure::{Failure, Status};
+use crate::words::failure::Failure;
 
 /// Which process this is now.
 pub enum Side {
@@ -56,13 +56,14 @@ impl Waiting {
     /// The first generation serves.
     pub fn tell_success(mut self) {
         // Whoever started us may have gone away meanwhile.
-        drop(self.0.write_all(&[0]));
+        drop(self.0.write_all(NO_FAILURE));
     }
 
     /// The start has failed; this is what the terminal is to show.
     pub fn tell_failure(mut self, failure: &Failure) {
-        let mut message = vec![failure.status as u8];
-        message.extend(failure.to_string().bytes());
+        // It has no keys but strings, so that it can always be written as JSON.
+        let message = serde_json::to_vec(&Some(failure)).unwrap_or_default();
+        // Whoever started us may have gone away meanwhile.
         drop(self.0.write_all(&message));
     }
 }
@@ -71,22 +72,19 @@ impl Waiting {
 /// whose memory is not for it.
 const LONGEST_VERDICT: u64 = 1 << 20;
 
+/// The verdict "no failure" in JSON: the first generation serves.
+const NO_FAILURE: &[u8] = b"null";
+
 /// The verdict, as soon as there is one.
 fn hear(from: File) -> Result<(), Failure> {
     let mut message = Vec::new();
     from.take(LONGEST_VERDICT)
         .read_to_end(&mut message)
         .map_err(|error| Failure::failed(format!("cannot hear from the daemon: {error}")))?;
-    match message.split_first() {
-        Some((0, _)) => Ok(()),
-        Some((status, text)) => {
-            let text = String::from_utf8_lossy(text).into_owned();
-            Err(match *status == Status::Usage as u8 {
-                true => Failure::usage(text),
-                false => Failure::failed(text),
-            })
-        }
-        None => Err(Failure::failed(
+    match serde_json::from_slice::<Option<Failure>>(&message) {
+        Ok(None) => Ok(()),
+        Ok(Some(failure)) => Err(failure),
+        Err(_) => Err(Failure::failed(
             "cannot start: the daemon ended without a word",
         )),
     }

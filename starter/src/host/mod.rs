@@ -2,7 +2,9 @@
 
 pub mod confinement;
 pub mod daemon;
+pub mod dispositions;
 pub mod identity;
+pub mod manager;
 pub mod open_files;
 pub mod process;
 pub mod terminal;

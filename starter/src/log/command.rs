@@ -15,7 +15,7 @@ use nix::fcntl::OFlag;
 use nix::sys::signal::{SigSet, SigmaskHow, sigprocmask};
 use nix::unistd::{Pid, pipe2, setsid};
 
-use crate::log::say;
+use crate::host::manager;
 use crate::log::target::write_if_ready;
 use crate::words::failure::{self, Failure};
 use crate::words::notice::Notice;
@@ -95,6 +95,9 @@ impl LogCommand {
             .stdin(self.read_end.try_clone()?)
             .stdout(stdout)
             .stderr(stderr);
+        for name in manager::VARIABLES {
+            command.env_remove(name);
+        }
         detach(&mut command);
         self.child = Some(command.spawn()?);
         Ok(())
@@ -123,30 +126,31 @@ impl LogCommand {
         self.child.is_none().then(|| self.started_at + RESPAWN)
     }
 
-    /// Starts it again if that is due.
-    pub fn start_again(&mut self, now: Instant) {
-        if self.is_due(now) {
-            self.spawn_or_say();
-        }
+    /// Starts it again if that is due. Returns what there is to say about it.
+    pub fn start_again(&mut self, now: Instant) -> Option<Notice> {
+        self.is_due(now).then(|| self.spawn_or_explain())?
     }
 
     fn is_due(&self, now: Instant) -> bool {
         self.deadline().is_some_and(|deadline| deadline <= now)
     }
 
-    /// At the end somebody must read what is in the pipe: the first time `at_once`, then when that is due.
-    pub fn start_for_the_rest(&mut self, at_once: &mut bool) {
+    /// At the end somebody must read what is in the pipe: the first time `at_once`, then when that is due. Returns what
+    /// there is to say about it.
+    pub fn start_for_the_rest(&mut self, at_once: &mut bool) -> Vec<Notice> {
+        let mut notices = Vec::new();
         // Nobody else waits for children any more.
         let status = self.child.as_mut().map(Child::try_wait);
         if let Some(Ok(Some(status))) = status {
             self.child = None;
-            say(Notice::LogCommandDied {
+            notices.push(Notice::LogCommandDied {
                 status: status.into_raw(),
             });
         }
         if self.child.is_none() && (std::mem::take(at_once) || self.is_due(Instant::now())) {
-            self.spawn_or_say();
+            notices.extend(self.spawn_or_explain());
         }
+        notices
     }
 
     /// When it was started, if it has not been seen to end.
@@ -167,12 +171,11 @@ impl LogCommand {
         }
     }
 
-    fn spawn_or_say(&mut self) {
-        if let Err(error) = self.spawn() {
-            say(Notice::CannotStartLogCommand {
-                cause: failure::cause(&error),
-            });
-        }
+    fn spawn_or_explain(&mut self) -> Option<Notice> {
+        let error = self.spawn().err()?;
+        Some(Notice::CannotStartLogCommand {
+            cause: failure::cause(&error),
+        })
     }
 }
 

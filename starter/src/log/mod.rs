@@ -8,49 +8,41 @@
 //! a log command does not read waits. Only then workers wait as well: as long as the command does.
 
 mod capture;
-mod clock;
 mod command;
 mod file;
 pub mod lines;
-mod out;
+mod local_time;
+mod output;
 mod settings;
 mod syslog;
 mod target;
 
 use std::fs::File;
-use std::io;
+use std::io::{self, Write};
 use std::os::fd::{AsFd, BorrowedFd};
 use std::path::PathBuf;
-use std::rc::Rc;
 use std::time::Instant;
 
 use nix::unistd::{Pid, dup2_stderr, dup2_stdout};
 
 pub use self::capture::{Pipes, Stream};
-pub use self::out::{be_quiet, complain, is_up, keep, open_syslog, say};
 pub use self::settings::{LogTarget, Settings};
 pub use self::syslog::{Address, DEFAULT_ADDRESS, Format, SyslogOptions, facility};
 
 use self::capture::{Capture, Origin};
-use self::clock::Moment;
 use self::command::LogCommand;
 use self::file::{cannot_open, open_file};
-use self::out::Unread;
+use self::local_time::LocalTime;
+use self::output::{Output, Unread};
+use self::settings::Routes;
+use self::syslog::Syslog;
 use self::target::Target;
 use crate::words::failure::{self, Failure};
 use crate::words::notice::Notice;
 
-/// Where one stream of the workers goes.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-struct Routes {
-    to_target: bool,
-    to_syslog: bool,
-    /// Each line is read here.
-    is_captured: bool,
-}
-
 /// The log as the superdaemon sees it.
 pub struct Log {
+    output: Output,
     target: LogFile,
     stdout: Routes,
     stderr: Routes,
@@ -72,66 +64,81 @@ pub struct Reopened {
     pub failure: Option<String>,
 }
 
+/// Everything that the log waits for.
+pub struct Sources<'a> {
+    pub readable: Vec<BorrowedFd<'a>>,
+    pub writable: Vec<BorrowedFd<'a>>,
+}
+
+/// Shows somebody at a terminal what a program without a log has to say.
+pub fn show(sentence: &dyn std::fmt::Display) {
+    // Whoever has closed standard error does not want to know.
+    drop(io::stderr().write_all(format!("{sentence}\n").as_bytes()));
+}
+
+pub fn say(notice: Notice) {
+    show(&notice);
+}
+
 impl Log {
-    /// Turns the streams to where they belong; those that are captured stay as they are here.
-    pub fn open(settings: &Settings) -> Result<Log, Failure> {
-        let routes = |stream| {
-            let to_target = settings.target.is_some() && settings.target_streams.contains(&stream);
-            let to_syslog = settings.syslog.is_some() && settings.syslog_streams.contains(&stream);
-            Routes {
-                to_target,
-                to_syslog,
-                is_captured: to_syslog || (to_target && settings.has_timestamps),
-            }
-        };
-        let mut log = Log {
+    /// From here on our own sentences go to standard error and to syslog. Streams stay as they are until [`Log::open`].
+    ///
+    /// # Errors
+    /// A syslog address that cannot be one.
+    pub fn begin(settings: &Settings) -> Result<Log, Failure> {
+        let syslog = settings.syslog.as_ref().map(Syslog::open).transpose()?;
+        Ok(Log {
+            output: Output::new(settings.is_quiet, syslog),
             target: LogFile::None,
-            stdout: routes(Stream::Stdout),
-            stderr: routes(Stream::Stderr),
+            stdout: settings.routes(Stream::Stdout),
+            stderr: settings.routes(Stream::Stderr),
             capture: Capture::default(),
             reopened: Reopened::default(),
-        };
-        let attended = settings.is_attended;
-        let launcher = match attended && settings.target.is_some() {
+        })
+    }
+
+    /// Turns the streams to where they belong; those that are captured stay as they are here.
+    pub fn open(&mut self, settings: &Settings) -> Result<(), Failure> {
+        let is_attended = settings.is_attended;
+        let launcher = match is_attended && settings.target.is_some() {
             true => io::stderr().as_fd().try_clone_to_owned().ok(),
             false => None,
         };
-        let (target, out) = match &settings.target {
-            None if attended => (LogFile::None, Target::inherited()),
-            None => (LogFile::None, Target::Inherited),
+        let (target, output) = match &settings.target {
+            None if is_attended => (LogFile::None, Target::inherited()),
+            None => {
+                let null = File::open("/dev/null").map_err(cannot_detach)?;
+                self.redirect(null.as_fd(), false).map_err(cannot_detach)?;
+                (LogFile::None, Target::Inherited)
+            }
             Some(LogTarget::File(path)) => {
                 let file = open_file(path).map_err(|error| cannot_open(path, &error))?;
-                log.redirect(file.as_fd(), attended)
+                self.redirect(file.as_fd(), is_attended)
                     .map_err(|error| cannot_open(path, &error))?;
                 (LogFile::File(path.clone()), Target::file(file))
             }
             Some(LogTarget::Command(command)) => {
                 let cannot = |error: io::Error| command::cannot_use(command, &error);
-                let mut command = LogCommand::new(command, attended).map_err(cannot)?;
-                log.redirect(command.write_end(), attended)
+                let mut command = LogCommand::new(command, is_attended).map_err(cannot)?;
+                self.redirect(command.write_end(), is_attended)
                     .map_err(cannot)?;
-                let pipe = Rc::new(command.own_end().map_err(cannot)?);
+                let pipe = command.own_end().map_err(cannot)?;
                 command.spawn().map_err(cannot)?;
-                let is_shared = !log.is_all_captured();
+                let is_shared = !self.is_all_captured();
                 (LogFile::Command(command), Target::command(pipe, is_shared))
             }
         };
-        if settings.target.is_none() && !attended {
-            log.redirect(
-                File::open("/dev/null").map_err(cannot_detach)?.as_fd(),
-                false,
-            )
-            .map_err(cannot_detach)?;
-        }
-        log.target = target;
-        out::turn_to(out, settings.has_timestamps, launcher.map(File::from));
-        Ok(log)
+        self.target = target;
+        self.output.target = output;
+        self.output.is_stamped = settings.has_timestamps;
+        self.output.launcher = launcher.map(File::from);
+        Ok(())
     }
 
     /// Standard output and error to the target, as far as they go there. A daemon keeps no other.
-    fn redirect(&self, target: BorrowedFd<'_>, attended: bool) -> io::Result<()> {
+    fn redirect(&self, target: BorrowedFd<'_>, is_attended: bool) -> io::Result<()> {
         let null = std::fs::OpenOptions::new().write(true).open("/dev/null")?;
-        let place = |routes: Routes| match (routes.to_target, attended) {
+        let place = |routes: Routes| match (routes.to_target, is_attended) {
             (true, _) => Some(target),
             (false, false) => Some(null.as_fd()),
             (false, true) => None,
@@ -145,12 +152,32 @@ impl Log {
         Ok(())
     }
 
+    /// Says a sentence.
+    pub fn say(&mut self, notice: &Notice) {
+        self.output.say(notice);
+    }
+
+    /// Says why the program ends, also to whoever looks at standard error.
+    pub fn complain(&mut self, failure: &Failure) {
+        self.output.complain(failure);
+    }
+
+    /// The same where somebody else shows it on standard error: here it is for the log alone.
+    pub fn record(&mut self, failure: &Failure) {
+        self.output.record(failure);
+    }
+
+    /// A generation serves: what happens from here on is for the log alone, and no more for whoever waited for that.
+    pub fn release_launcher(&mut self) {
+        self.output.launcher = None;
+    }
+
     /// USR1: whoever rotates the log has moved the file away.
     pub fn reopen(&mut self) {
         self.reopened.orders += 1;
         let LogFile::File(path) = &self.target else {
             self.reopened.failure = Some("it writes to no log file".into());
-            say(Notice::NothingToReopen);
+            self.say(&Notice::NothingToReopen);
             return;
         };
         let path = path.clone();
@@ -158,20 +185,21 @@ impl Log {
         self.read_all();
         let opened = open_file(&path).and_then(|file| {
             self.redirect(file.as_fd(), true)?;
-            out::turn_to_file(file);
+            self.output.target = Target::file(file);
             Ok(())
         });
         self.reopened.failure = opened.as_ref().err().map(file::cause);
-        match opened {
-            Ok(()) => say(Notice::LogReopened {
+        let notice = match opened {
+            Ok(()) => Notice::LogReopened {
                 path,
                 is_captured: self.is_all_captured(),
-            }),
-            Err(error) => say(Notice::CannotReopen {
+            },
+            Err(error) => Notice::CannotReopen {
                 path,
                 cause: file::cause(&error),
-            }),
-        }
+            },
+        };
+        self.say(&notice);
     }
 
     pub fn reopened(&self) -> &Reopened {
@@ -187,7 +215,10 @@ impl Log {
 
     /// Pipes for the streams of a new worker that are captured.
     pub fn pipes(&self) -> nix::Result<Pipes> {
-        let is_captured = |stream: &Stream| self.routes(*stream).is_captured;
+        let is_captured = |stream: &Stream| match stream {
+            Stream::Stdout => self.stdout.is_captured,
+            Stream::Stderr => self.stderr.is_captured,
+        };
         Pipes::new(Stream::BOTH.into_iter().filter(is_captured))
     }
 
@@ -196,48 +227,42 @@ impl Log {
         self.capture.attach(generation, pid, pipes);
     }
 
-    fn routes(&self, stream: Stream) -> Routes {
-        match stream {
-            Stream::Stdout => self.stdout,
-            Stream::Stderr => self.stderr,
-        }
-    }
-
     /// Everything to wait for.
     pub fn sources(&self) -> Sources<'_> {
-        let is_congested = out::is_congested();
+        let is_congested = self.output.is_congested();
         Sources {
             readable: self.capture.sources().filter(|_| !is_congested).collect(),
-            writable: out::unwritten(),
+            writable: self.output.unwritten().collect(),
         }
     }
 
-    /// When [`Log::take_turn`] is due in any case.
+    /// When [`Log::work`] is due in any case.
     pub fn deadline(&self) -> Option<Instant> {
         let command = match &self.target {
             LogFile::Command(command) => command.deadline(),
             LogFile::File(_) | LogFile::None => None,
         };
-        command.into_iter().chain(out::deadline()).min()
+        command.into_iter().chain(self.output.deadline()).min()
     }
 
     /// Reads a share of what workers have written, writes what waits, and starts a log command again if that is due.
-    pub fn take_turn(&mut self, now: Instant) {
-        if let LogFile::Command(command) = &mut self.target {
-            command.start_again(now);
+    pub fn work(&mut self, now: Instant) {
+        if let LogFile::Command(command) = &mut self.target
+            && let Some(notice) = command.start_again(now)
+        {
+            self.say(&notice);
         }
-        if !out::is_congested() {
-            let (stdout, stderr) = (self.stdout, self.stderr);
-            self.capture.read(writer(stdout, stderr));
+        if !self.output.is_congested() {
+            self.read();
         }
-        out::flush();
+        self.output.flush();
     }
 
     /// A worker has ended: all that it has written is read. The last lines of its standard error, where that is captured.
     pub fn worker_exited(&mut self, pid: Pid) -> Vec<String> {
-        let (stdout, stderr) = (self.stdout, self.stderr);
-        let last = self.capture.worker_exited(pid, writer(stdout, stderr));
-        out::flush();
+        let writer = writer(&mut self.output, self.stdout, self.stderr);
+        let last = self.capture.worker_exited(pid, writer);
+        self.output.flush();
         last
     }
 
@@ -249,28 +274,35 @@ impl Log {
         let ours = command.has_exited(pid);
         if ours {
             let notice = Notice::LogCommandDied { status };
-            if !out::is_quiet() {
+            if !self.output.is_quiet {
                 command.tell_elsewhere(&notice);
             }
-            say(notice);
+            self.say(&notice);
         }
         ours
     }
 
+    fn read(&mut self) {
+        let writer = writer(&mut self.output, self.stdout, self.stderr);
+        self.capture.read(writer);
+    }
+
     /// What was written until now, as far as it can be had without waiting.
     fn read_all(&mut self) {
-        let (stdout, stderr) = (self.stdout, self.stderr);
-        self.capture.read(writer(stdout, stderr));
-        out::flush();
+        self.read();
+        self.output.flush();
     }
 
     /// At the end: somebody must read what waits, and gets a moment for that.
-    pub fn end(&mut self) {
+    pub fn end(mut self) {
         self.read_all();
+        let Log { output, target, .. } = &mut self;
         let mut at_once = true;
-        out::write_rest(|| match &mut self.target {
+        output.write_rest(|output| match target {
             LogFile::Command(command) => {
-                command.start_for_the_rest(&mut at_once);
+                for notice in command.start_for_the_rest(&mut at_once) {
+                    output.say(&notice);
+                }
                 Unread {
                     unread: command.unread(),
                     read_since: command.running_since(),
@@ -278,22 +310,20 @@ impl Log {
             }
             LogFile::File(_) | LogFile::None => Unread::default(),
         });
-        let unsent = out::unsent();
+        let unsent = output.unsent();
         if unsent > 0 {
-            say(Notice::NeverSent(unsent));
+            output.say(&Notice::NeverSent(unsent));
         }
     }
 }
 
-/// What [`Log::sources`] has found.
-pub struct Sources<'a> {
-    pub readable: Vec<BorrowedFd<'a>>,
-    pub writable: Vec<Rc<dyn AsFd>>,
-}
-
 /// Takes the lines of workers, all with the time of now.
-fn writer(stdout: Routes, stderr: Routes) -> impl FnMut(&Origin, &str) {
-    let now = Moment::now();
+fn writer(
+    output: &mut Output,
+    stdout: Routes,
+    stderr: Routes,
+) -> impl FnMut(&Origin, &str) + use<'_> {
+    let now = LocalTime::now();
     let mut stamp = (None, String::new());
     move |origin, line| {
         let routes = match origin.stream {
@@ -306,7 +336,7 @@ fn writer(stdout: Routes, stderr: Routes) -> impl FnMut(&Origin, &str) {
                 format!("{now} [{}:{}] ", origin.generation, origin.pid),
             );
         }
-        out::write_line(origin, line, routes, &stamp.1);
+        output.take_line(origin, line, routes, &stamp.1);
     }
 }
 

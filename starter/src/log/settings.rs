@@ -31,3 +31,25 @@ pub enum LogTarget {
     /// For the shell: not empty.
     Command(OsString),
 }
+
+/// Where one stream of the workers goes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Routes {
+    pub to_target: bool,
+    pub to_syslog: bool,
+    /// Each line is read here.
+    pub is_captured: bool,
+}
+
+impl Settings {
+    /// Where this stream of the workers goes.
+    pub fn routes(&self, stream: Stream) -> Routes {
+        let to_target = self.target.is_some() && self.target_streams.contains(&stream);
+        let to_syslog = self.syslog.is_some() && self.syslog_streams.contains(&stream);
+        Routes {
+            to_target,
+            to_syslog,
+            is_captured: to_syslog || (to_target && self.has_timestamps),
+        }
+    }
+}

@@ -7,10 +7,9 @@
 use std::collections::{BTreeMap, VecDeque};
 use std::io;
 use std::net::{SocketAddr, ToSocketAddrs};
-use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::os::unix::fs::FileTypeExt;
 use std::path::{Path, PathBuf};
-use std::rc::Rc;
 use std::time::{Duration, Instant};
 
 use nix::errno::Errno;
@@ -21,7 +20,7 @@ use nix::sys::socket::{
 use syslog::{Facility, Formatter3164, Formatter5424, LogFormat};
 
 use crate::log::capture::Origin;
-use crate::log::clock::Moment;
+use crate::log::local_time::LocalTime;
 use crate::words::failure::{self, Failure};
 use crate::words::notice::Severity;
 use crate::words::text::printable;
@@ -82,7 +81,7 @@ pub struct Syslog {
     /// Where records leave this machine, or have a place for its name.
     host: Option<String>,
     peer: Peer,
-    socket: Option<Rc<OwnedFd>>,
+    socket: Option<OwnedFd>,
     /// Not before this is it tried to reach the daemon again.
     retry_at: Option<Instant>,
     /// There is more to send, as soon as that can be done without waiting.
@@ -282,7 +281,7 @@ impl Syslog {
             Peer::Udp(_) => result.and_then(|()| refusal(&socket)),
             Peer::Socket(_) => result,
         };
-        self.socket = Some(Rc::new(socket));
+        self.socket = Some(socket);
         result
     }
 
@@ -337,8 +336,9 @@ impl Syslog {
     }
 
     /// What to wait for until it can be written to.
-    pub fn wants_to_write(&self) -> Option<Rc<OwnedFd>> {
-        self.socket.clone().filter(|_| self.wants_to_write)
+    pub fn wants_to_write(&self) -> Option<BorrowedFd<'_>> {
+        let socket = self.socket.as_ref().filter(|_| self.wants_to_write)?;
+        Some(socket.as_fd())
     }
 
     /// When [`Syslog::flush`] is to be called again without that.
@@ -358,7 +358,7 @@ fn refusal(socket: &OwnedFd) -> nix::Result<()> {
 
 /// The crate writes the time in UTC, where daemons take it for local time.
 fn put_local_time(record: &mut [u8]) {
-    let now = Moment::now().rfc3164();
+    let now = LocalTime::now().rfc3164();
     let start = record
         .iter()
         .position(|byte| *byte == b'>')
@@ -495,7 +495,7 @@ mod tests {
             let (start, after) = record.split_at(record.find('>').unwrap() + 1);
             assert_eq!(start, format!("<{priority}>"));
             let (time, after) = after.split_at(16);
-            assert_eq!(time, format!("{} ", Moment::now().rfc3164()));
+            assert_eq!(time, format!("{} ", LocalTime::now().rfc3164()));
             assert_eq!(after, rest);
         }
     }

@@ -3,9 +3,8 @@
 use std::collections::VecDeque;
 use std::fs::{File, OpenOptions};
 use std::io::{self, IsTerminal, Write};
-use std::os::fd::{AsFd, AsRawFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
 use std::os::unix::fs::{FileTypeExt, OpenOptionsExt};
-use std::rc::Rc;
 
 use nix::fcntl::OFlag;
 use nix::poll::{PollFd, PollFlags, ppoll};
@@ -22,10 +21,7 @@ pub enum Target {
     /// Standard error.
     Inherited,
     /// Standard error too, where whoever is at its other end may stop reading: a terminal, a pipe or a socket.
-    Paced {
-        stderr: Rc<File>,
-        waiting: VecDeque<u8>,
-    },
+    Paced { stderr: File, waiting: VecDeque<u8> },
     File {
         file: File,
         /// It ends with a part of a line, behind which there was no room.
@@ -33,7 +29,7 @@ pub enum Target {
     },
     /// Our own end of a log command's pipe, non-blocking: that of workers blocks.
     Command {
-        pipe: Rc<File>,
+        pipe: File,
         waiting: VecDeque<u8>,
         /// Workers write to the pipe themselves.
         is_shared: bool,
@@ -65,7 +61,7 @@ impl Target {
             true => stderr,
         };
         Target::Paced {
-            stderr: Rc::new(own),
+            stderr: own,
             waiting: VecDeque::new(),
         }
     }
@@ -77,7 +73,7 @@ impl Target {
         }
     }
 
-    pub fn command(pipe: Rc<File>, is_shared: bool) -> Target {
+    pub fn command(pipe: File, is_shared: bool) -> Target {
         Target::Command {
             pipe,
             waiting: VecDeque::new(),
@@ -146,7 +142,7 @@ impl Target {
     }
 
     /// What to wait for until more can be written.
-    pub fn wants_to_write(&self) -> Option<Rc<File>> {
+    pub fn wants_to_write(&self) -> Option<BorrowedFd<'_>> {
         match self {
             Target::Paced {
                 stderr: file,
@@ -156,7 +152,7 @@ impl Target {
                 pipe: file,
                 waiting,
                 ..
-            } if !waiting.is_empty() => Some(Rc::clone(file)),
+            } if !waiting.is_empty() => Some(file.as_fd()),
             _ => None,
         }
     }

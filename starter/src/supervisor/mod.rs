@@ -1,337 +1,148 @@
-//! The loop: wait, decide, perform. One thread, one wait with one deadline, no sleep.
+//! The loop: wait, collect, decide, perform. One thread, one wait with one deadline, no sleep.
+//!
+//! - [`sources`] waits for descriptors and turns them into inputs, in the order in which things must be seen.
+//! - The machine ([`crate::machine`]) decides: an event and the time go in, actions come out.
+//! - [`perform`] carries the actions out.
+//! - [`resources`] is what all of them work with, and the order in which it is let go of at the end.
 
+mod perform;
+pub mod resources;
 pub mod signals;
+mod sources;
 
-use std::os::fd::AsFd;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
-use nix::errno::Errno;
-use nix::poll::{PollFd, PollFlags, ppoll};
-use nix::sys::signal::{Signal, kill};
-use nix::sys::time::TimeSpec;
-use nix::unistd::Pid;
+use nix::sys::signal::Signal;
 
-use crate::host::daemon::Waiting;
-use crate::host::process::reap;
-use crate::listeners::bind::SocketFiles;
-use crate::log::{self, Log};
-use crate::machine::{Action, Event, Generations, Outcome, Settings};
-use crate::status::file::StatusFile;
-use crate::status::pid_file::PidFile;
-use crate::supervisor::signals::{STOPS, Signals};
+use crate::machine::{Action, Event, Generations, Outcome, Settings, Verdict};
+use crate::supervisor::resources::Resources;
+use crate::supervisor::sources::{Inbox, Input, wait, wait_blindly};
 use crate::words::failure::Failure;
-use crate::words::notice::{ExecFailure, Notice, WithMeaning};
-use crate::worker::environment::Environment;
-use crate::worker::{Blueprint, Change, Report, cannot_spawn};
-
-/// Everything that the superdaemon needs to run.
-pub struct Resources {
-    pub blueprint: Blueprint,
-    pub environment: Environment,
-    pub signals: Signals,
-    pub log: Log,
-    pub status_file: StatusFile,
-    pub pid_file: Option<PidFile>,
-    pub socket_files: SocketFiles,
-    /// Whoever waits for the first generation to serve.
-    pub waiting: Option<Waiting>,
-}
+use crate::words::notice::WithMeaning;
 
 /// The running superdaemon.
 struct Supervisor {
     resources: Resources,
-    generations: Generations,
-    /// Workers that have neither executed the program nor failed to.
-    reports: Vec<(Pid, Report)>,
-    /// Why the last start has failed.
-    failure: Option<Failure>,
+    machine: Generations,
+    /// A system call has failed without which nothing can be supervised: it only stops what runs.
+    is_broken: bool,
     finished: Option<Outcome>,
 }
 
-/// Runs until no worker is left. Socket and status files are removed with the resources, however it ends.
-pub fn run(mut resources: Resources, settings: Settings) -> Result<Outcome, Failure> {
-    // From here on the knobs are the environment's.
-    let settings = Settings {
-        knobs: resources.environment.load().knobs,
-        ..settings
-    };
-    let (generations, actions) = Generations::start(settings, Instant::now());
+/// Runs until no worker is left, and everything that was made for them is gone.
+pub fn run(mut resources: Resources, settings: Settings) -> Outcome {
+    let (_, knobs) = resources.load_environment();
+    let (machine, actions) = Generations::start(Settings { knobs, ..settings }, Instant::now());
     let mut supervisor = Supervisor {
         resources,
-        generations,
-        reports: Vec::new(),
-        failure: None,
+        machine,
+        is_broken: false,
         finished: None,
     };
     supervisor.perform(actions);
     loop {
         if let Some(outcome) = supervisor.finished {
-            supervisor.end();
-            return Ok(outcome);
+            return supervisor.end(outcome);
         }
-        supervisor.poll()?;
-        supervisor.take_turn()?;
+        supervisor.wait();
+        let mut inbox = Inbox::open(&supervisor.resources);
+        while let Some(input) = inbox.next(&mut supervisor.resources, &supervisor.machine) {
+            supervisor.act_on(input);
+        }
     }
 }
 
 impl Supervisor {
-    fn poll(&self) -> Result<(), Failure> {
-        let Resources {
-            signals,
-            log,
-            status_file,
-            environment,
-            ..
-        } = &self.resources;
-        let deadlines = [
-            self.generations.deadline(),
-            status_file.deadline(),
-            log.deadline(),
-        ];
-        let deadline = deadlines.into_iter().flatten().min();
-        let timeout = deadline.map(|deadline| deadline.saturating_duration_since(Instant::now()));
-        let readable = |source| PollFd::new(source, PollFlags::POLLIN);
-        let mut sources = vec![readable(signals.as_fd())];
-        sources.extend(environment.watched().map(readable));
-        sources.extend(
-            self.reports
-                .iter()
-                .map(|(_, report)| readable(report.as_fd())),
-        );
-        let logging = log.sources();
-        sources.extend(logging.readable.iter().copied().map(readable));
-        let writable = logging.writable.iter();
-        sources.extend(writable.map(|one| PollFd::new(one.as_fd(), PollFlags::POLLOUT)));
-        match ppoll(&mut sources, timeout.map(rounded_up), None) {
-            Ok(_) | Err(Errno::EINTR) => Ok(()),
-            Err(errno) => Err(cannot("wait for events", errno)),
+    fn wait(&mut self) {
+        if self.is_broken {
+            wait_blindly();
+        } else if let Err(failure) = wait(&self.resources, &self.machine) {
+            self.act_on(Input::Broken(failure));
         }
     }
 
-    /// Acts on everything that has happened, in this order:
-    ///
-    /// - an order to stop before exits, because a service manager sends TERM to the workers too, and a worker that
-    ///   follows it has not died unexpectedly;
-    /// - exits before HUP and before the deadline, so that a dead worker is never taken for a living one.
-    fn take_turn(&mut self) -> Result<(), Failure> {
-        let come = self
-            .resources
-            .signals
-            .read()
-            .map_err(|errno| cannot("read signals", errno))?;
-        if let Some(signal) = come.iter().find(|signal| STOPS.contains(signal)) {
-            self.on(Event::Stop(*signal));
-        }
-        self.hear_reports();
-        while let Some((pid, status)) =
-            reap().map_err(|errno| cannot("wait for children", errno))?
-        {
-            self.child_exited(pid, status);
-        }
-        for signal in come {
-            match signal {
-                Signal::SIGHUP => {
-                    if let Some(pid_file) = &mut self.resources.pid_file {
-                        pid_file.restore();
-                    }
-                    self.read_knobs();
-                    self.on(Event::Restart);
-                }
-                Signal::SIGUSR1 => {
-                    let Resources {
-                        log, status_file, ..
-                    } = &mut self.resources;
-                    log.reopen();
-                    status_file.log_reopened(log.reopened().clone());
-                    status_file.save(&self.generations, Instant::now());
-                }
-                Signal::SIGUSR2 => log::say(Notice::Ignored(signal)),
-                _ => {}
+    fn act_on(&mut self, input: Input) {
+        match input {
+            Input::Event(event) => self.decide(event),
+            Input::Knobs(knobs) => self.machine.turn(knobs),
+            Input::Duty(duty) => {
+                let events = self.resources.fulfil(duty, &self.machine);
+                events.into_iter().for_each(|event| self.decide(event));
             }
+            Input::Broken(failure) => self.break_off(failure),
         }
-        if self.resources.environment.has_changed() {
-            self.read_knobs();
-        }
-        let now = Instant::now();
-        if self
-            .generations
-            .deadline()
-            .is_some_and(|deadline| deadline <= now)
-        {
-            self.read_knobs();
-            self.on(Event::DeadlinePassed);
-        }
-        if self
-            .resources
-            .status_file
-            .deadline()
-            .is_some_and(|deadline| deadline <= now)
-        {
-            self.resources.status_file.save(&self.generations, now);
-        }
-        self.resources.log.take_turn(now);
-        Ok(())
     }
 
-    fn on(&mut self, event: Event) {
-        let actions = self.generations.on(event, Instant::now());
+    fn decide(&mut self, event: Event) {
+        let actions = self.machine.on(event, Instant::now());
         self.perform(actions);
     }
 
-    /// Carries actions out, and what follows from them at once.
     fn perform(&mut self, actions: Vec<Action>) {
         for action in actions {
-            match action {
-                Action::Spawn { generation } => self.spawn(generation),
-                // The pid is still the worker's: it is a child that was not reaped yet.
-                Action::Signal { pid, signal } => {
-                    if let Err(errno) = kill(pid, signal) {
-                        log::say(Notice::CannotSignal { pid, signal, errno });
-                    }
-                }
-                Action::Serving => {
-                    log::is_up();
-                    if let Some(waiting) = self.resources.waiting.take() {
-                        waiting.tell_success();
-                    }
-                }
-                Action::SaveStatus => {
-                    self.resources
-                        .status_file
-                        .save(&self.generations, Instant::now());
-                }
-                Action::Say(notice) => {
-                    if let Some(failure) = notice.as_failure() {
-                        self.failure = Some(match &notice {
-                            Notice::FailedToStart { pid, .. } => {
-                                failure.stderr(self.resources.status_file.last_lines_of(*pid))
-                            }
-                            _ => failure,
-                        });
-                    }
-                    log::say(notice);
-                }
-                Action::Finish(outcome) => self.finished = Some(outcome),
+            if let Action::Finish(outcome) = action {
+                self.finished = Some(outcome);
+            }
+            if let Some(event) = self.resources.perform(action, &mut self.machine) {
+                self.decide(event);
             }
         }
     }
+}
 
-    fn spawn(&mut self, generation: u32) {
-        let loaded = self.resources.environment.load();
-        self.generations.turn(loaded.knobs);
-        let event = match self.spawn_captured(generation, &loaded.changes) {
-            Ok((pid, report)) => {
-                self.reports.push((pid, report));
-                Event::Spawned { generation, pid }
-            }
-            Err(cause) => Event::SpawnFailed { generation, cause },
-        };
-        self.on(event);
-    }
-
-    fn spawn_captured(
-        &mut self,
-        generation: u32,
-        changes: &[Change],
-    ) -> Result<(Pid, Report), ExecFailure> {
-        let Resources { blueprint, log, .. } = &mut self.resources;
-        let pipes = log.pipes().map_err(cannot_spawn)?;
-        let (pid, report) = blueprint.spawn(generation, changes, &pipes.theirs)?;
-        log.attach(generation, pid, pipes);
-        Ok((pid, report))
-    }
-
-    fn read_knobs(&mut self) {
-        if self.resources.environment.can_change() {
-            let knobs = self.resources.environment.load().knobs;
-            self.generations.turn(knobs);
-        }
-    }
-
-    fn hear_reports(&mut self) {
-        let mut heard = Vec::new();
-        let blueprint = &self.resources.blueprint;
-        self.reports
-            .retain(|(pid, report)| match report.read(blueprint) {
-                None => true,
-                Some(result) => {
-                    heard.push(executed(*pid, result));
-                    false
-                }
-            });
-        heard.into_iter().for_each(|event| self.on(event));
-    }
-
-    fn child_exited(&mut self, pid: Pid, status: i32) {
-        let Resources {
-            socket_files,
-            log,
-            status_file,
-            ..
-        } = &mut self.resources;
-        if socket_files.binder() == Some(pid) {
-            socket_files.binder_is_gone();
-            log::say(Notice::BinderDied);
+impl Supervisor {
+    /// Nothing can be supervised any more: what runs is stopped in order, once.
+    fn break_off(&mut self, failure: Failure) {
+        if std::mem::replace(&mut self.is_broken, true) {
             return;
         }
-        if log.has_exited(pid, status) {
-            if self.resources.waiting.is_some() {
-                // Nobody would ever see what it was to write.
-                let status = WithMeaning(status);
-                self.failure = Some(Failure::failed(format!(
-                    "cannot start: the log command died, status:{status}"
-                )));
-                self.on(Event::Stop(Signal::SIGTERM));
-            }
-            return;
-        }
-        // Before the verdict, which is to have its last lines.
-        let last_lines = log.worker_exited(pid);
-        status_file.worker_exited(pid, last_lines);
-        // It may have reported since the reports were heard, and its report comes before its exit.
-        if let Some(place) = self.reports.iter().position(|(one, _)| *one == pid) {
-            let (_, report) = self.reports.swap_remove(place);
-            if let Some(result) = report.read(&self.resources.blueprint) {
-                self.on(executed(pid, result));
-            }
-        }
-        self.on(Event::Exited { pid, status });
+        self.resources.log.complain(&failure);
+        self.resources.reason = Some(failure);
+        self.decide(Event::Stop(Signal::SIGTERM));
     }
 
-    fn end(mut self) {
-        if let (Some(waiting), Some(outcome)) = (self.resources.waiting.take(), self.finished) {
-            let failure = self.failure.unwrap_or_else(|| match outcome {
-                Outcome::Stopped => Failure::failed("cannot start: stopped by a signal"),
-                Outcome::GivenUp => Failure::failed("cannot start: nothing serves"),
-            });
-            waiting.tell_failure(&failure);
+    fn end(mut self, outcome: Outcome) -> Outcome {
+        let failure = self.why_nothing_serves(outcome);
+        self.resources.let_go(&failure);
+        match self.is_broken {
+            true => Outcome::GivenUp,
+            false => outcome,
         }
-        let Resources {
-            status_file,
-            socket_files,
-            mut log,
-            pid_file,
-            ..
-        } = self.resources;
-        drop((status_file, socket_files));
-        log.end();
-        // Last, because its lock is the sign that everything else is over.
-        drop(pid_file);
     }
-}
 
-fn cannot(what: &str, errno: Errno) -> Failure {
-    Failure::failed(format!("cannot {what}: {}", errno.desc()))
-}
-
-fn executed(pid: Pid, result: Result<(), ExecFailure>) -> Event {
-    match result {
-        Ok(()) => Event::Executed(pid),
-        Err(cause) => Event::NotExecuted { pid, cause },
+    /// For whoever has waited for the first generation until now.
+    fn why_nothing_serves(&mut self, outcome: Outcome) -> Failure {
+        if let Some(reason) = self.resources.reason.take() {
+            return reason;
+        }
+        let last = self.machine.decisions.back();
+        match (last.map(|decision| &decision.verdict), outcome) {
+            (
+                Some(Verdict::Failed {
+                    cause: Some(cause), ..
+                }),
+                _,
+            ) => cause.into(),
+            (
+                Some(Verdict::Failed {
+                    status: Some(status),
+                    ..
+                }),
+                _,
+            ) => self.failed_with(*status),
+            (_, Outcome::Stopped) => Failure::failed("cannot start: stopped by a signal"),
+            (_, Outcome::GivenUp) => Failure::failed("cannot start: nothing serves"),
+        }
     }
-}
 
-/// A little later than the deadline rather than a little earlier, which would be an empty turn of the loop.
-fn rounded_up(timeout: Duration) -> TimeSpec {
-    TimeSpec::from_duration(timeout + Duration::from_nanos(1))
+    fn failed_with(&self, status: i32) -> Failure {
+        let worker = self.machine.departed.back();
+        let status_file = &self.resources.status_file;
+        Failure::failed(format!(
+            "cannot start: the new worker has failed, exit status:{}",
+            WithMeaning(status)
+        ))
+        .stderr(worker.map_or(&[], |worker| status_file.last_lines_of(worker.pid)))
+        .hint("what else it has to say about that is where its output goes")
+    }
 }

@@ -1,14 +1,13 @@
-//! The signals of the supervisor: a known state at start, whatever the launcher left, then taken one by one.
+//! The signals that the supervisor takes, one by one.
 
 use std::os::fd::{AsFd, BorrowedFd};
 
-use common::signals;
 use nix::errno::Errno;
 use nix::sys::signal::{SigSet, SigmaskHow, Signal, sigprocmask};
 use nix::sys::signalfd::{SfdFlags, SignalFd};
 
 /// What the supervisor takes itself. As PID 1 it would not get them otherwise.
-const TAKEN: [Signal; 7] = [
+const TAKEN: [Signal; 8] = [
     Signal::SIGHUP,
     Signal::SIGINT,
     Signal::SIGQUIT,
@@ -16,11 +15,8 @@ const TAKEN: [Signal; 7] = [
     Signal::SIGUSR1,
     Signal::SIGUSR2,
     Signal::SIGCHLD,
+    Signal::SIGXCPU,
 ];
-
-/// What the supervisor ignores: a write to a closed pipe or over the limit of a file's size is an error, and no end;
-/// ALRM is what Server::Starter woke itself with.
-const OWN_IGNORED: [Signal; 3] = [Signal::SIGPIPE, Signal::SIGALRM, Signal::SIGXFSZ];
 
 /// Those of them that end the superdaemon.
 pub const STOPS: [Signal; 3] = [Signal::SIGINT, Signal::SIGQUIT, Signal::SIGTERM];
@@ -29,24 +25,14 @@ pub const STOPS: [Signal; 3] = [Signal::SIGINT, Signal::SIGQUIT, Signal::SIGTERM
 #[derive(Debug)]
 pub struct Signals(SignalFd);
 
-/// Resets every disposition, the timers and the mask, because exec hands on what the launcher ignored (nohup ignores HUP,
-/// some shells INT), set or blocked. From here on no HUP is lost: it waits. Orders to stop still end the process at once, while
-/// there is nothing to clean up.
-pub fn reset() -> nix::Result<()> {
-    signals::reset_all();
-    signals::stop_timers();
-    OWN_IGNORED.into_iter().for_each(signals::ignore);
+/// Has signals wait that are taken later, whatever mask the launcher left: from here on no HUP is lost. Orders to stop still
+/// end the process at once, while there is nothing to clean up.
+pub fn hold() -> nix::Result<()> {
     let waiting: SigSet = TAKEN
         .into_iter()
         .filter(|signal| !STOPS.contains(signal))
         .collect();
     sigprocmask(SigmaskHow::SIG_SETMASK, Some(&waiting), None)
-}
-
-/// The dispositions of a worker: as Server::Starter leaves them, SIGPIPE ignored and nothing else.
-pub fn dispose_for_worker() {
-    OWN_IGNORED.into_iter().for_each(signals::reset);
-    signals::ignore(Signal::SIGPIPE);
 }
 
 impl Signals {
@@ -57,16 +43,16 @@ impl Signals {
         SignalFd::with_flags(&taken, SfdFlags::SFD_CLOEXEC | SfdFlags::SFD_NONBLOCK).map(Signals)
     }
 
-    /// The signals that have come since the last call.
+    /// The signals that have arrived since the last call.
     pub fn read(&self) -> nix::Result<Vec<Signal>> {
-        let mut come = Vec::new();
+        let mut arrived = Vec::new();
         loop {
             match self.0.read_signal() {
                 Ok(Some(info)) => {
                     let signal = i32::try_from(info.ssi_signo).map_err(|_| Errno::EINVAL)?;
-                    come.push(Signal::try_from(signal)?);
+                    arrived.push(Signal::try_from(signal)?);
                 }
-                Ok(None) => return Ok(come),
+                Ok(None) => return Ok(arrived),
                 Err(Errno::EINTR) => {}
                 Err(errno) => return Err(errno),
             }

@@ -1,10 +1,17 @@
-//! Why the program ends without success: one line, an optional hint, and the exit code.
+//! Why the program ends without success: one line, what a worker said last, a hint where the remedy is known, and the exit
+//! code. Whatever is in them, each is one line and safe to show.
 
 use std::fmt;
 
+use serde::{Deserialize, Serialize};
+
+use crate::words::text::printable;
+
 /// The exit codes of start_server.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Status {
+    /// What was asked for is done.
+    Done = 0,
     /// Something that was asked for could not be done.
     Failed = 1,
     /// The command line itself is wrong.
@@ -16,10 +23,12 @@ pub enum Status {
 }
 
 /// An error message for the user: `cannot <verb> <object>: <cause>`, and a hint where the remedy is known.
-#[derive(Debug, PartialEq, Eq)]
+#[derive(Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Failure {
     pub status: Status,
     text: String,
+    /// What a worker has said last.
+    stderr: Vec<String>,
     hint: Option<String>,
 }
 
@@ -28,6 +37,7 @@ impl Failure {
         Failure {
             status,
             text: text.into(),
+            stderr: Vec::new(),
             hint: None,
         }
     }
@@ -55,12 +65,8 @@ impl Failure {
     /// Adds what a worker has said last.
     #[must_use]
     pub fn stderr(self, lines: &[String]) -> Failure {
-        let said: String = lines
-            .iter()
-            .map(|line| format!("\nstderr: {line}"))
-            .collect();
         Failure {
-            text: self.text + &said,
+            stderr: lines.to_vec(),
             ..self
         }
     }
@@ -86,9 +92,12 @@ impl Failure {
 
 impl fmt::Display for Failure {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(&self.text)?;
+        f.write_str(&printable(&self.text))?;
+        for line in &self.stderr {
+            write!(f, "\nstderr: {}", printable(line))?;
+        }
         match &self.hint {
-            Some(hint) => write!(f, "\nhint: {hint}"),
+            Some(hint) => write!(f, "\nhint: {}", printable(hint)),
             None => Ok(()),
         }
     }

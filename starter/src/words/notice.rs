@@ -12,6 +12,7 @@ use nix::unistd::Pid;
 
 use crate::host::confinement::Lack;
 use crate::words::failure::Failure;
+use crate::words::text::printable;
 
 /// How much a line matters, as syslog has it (syslog(3)).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -221,70 +222,65 @@ impl Notice {
         }
     }
 
-    /// What a caller is told who waits for the start, if this is the reason against it.
-    pub fn as_failure(&self) -> Option<Failure> {
-        match self {
-            Notice::CannotStartWorker(failure) => Some(failure.into()),
-            Notice::FailedToStart { status, .. } => Some(
-                Failure::failed(format!(
-                    "cannot start: the new worker has failed, exit status:{}",
-                    WithMeaning(*status)
-                ))
-                .hint("what else it has to say about that is where its output goes"),
-            ),
-            _ => None,
-        }
+    /// Whether this is why a start has failed.
+    pub fn is_failed_start(&self) -> bool {
+        matches!(
+            self,
+            Notice::CannotStartWorker(_) | Notice::FailedToStart { .. }
+        )
     }
 }
 
 impl fmt::Display for Notice {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Notice::StartingNow(pid) => write!(f, "start_server (pid:{pid}) starting now..."),
+            Notice::CannotStartWorker(failure) => {
+                write!(f, "start_server: {}", Failure::from(failure))
+            }
+            one_line => f.write_str(&printable(one_line.sentence())),
+        }
+    }
+}
+
+impl Notice {
+    /// In one match however long, so that whoever looks for a sentence, or writes one, sees all of them together.
+    fn sentence(&self) -> String {
+        match self {
+            Notice::StartingNow(pid) => format!("start_server (pid:{pid}) starting now..."),
             Notice::Duplicated { descriptor } => {
-                write!(f, "socket is duplicated to file descriptor {descriptor}")
+                format!("socket is duplicated to file descriptor {descriptor}")
             }
             Notice::RemovingSocket { path } => {
-                write!(f, "removing existing socket file:{}", path.display())
+                format!("removing existing socket file:{}", printable(path))
             }
-            Notice::StartingNewWorker(pid) => write!(f, "starting new worker {pid}"),
+            Notice::StartingNewWorker(pid) => format!("starting new worker {pid}"),
             Notice::FailedToStart { pid, status } => {
-                write!(
-                    f,
-                    "new worker {pid} seems to have failed to start, exit status:{status}"
-                )
+                format!("new worker {pid} seems to have failed to start, exit status:{status}")
             }
-            Notice::ReceivedHup => f.write_str("received HUP, spawning a new worker"),
+            Notice::ReceivedHup => "received HUP, spawning a new worker".into(),
             Notice::NewWorkerRunning { signal, pids } => {
                 let (signal, pids) = (name(*signal), Pids(pids, "none"));
-                write!(
-                    f,
-                    "new worker is now running, sending {signal} to old workers:{pids}"
-                )
+                format!("new worker is now running, sending {signal} to old workers:{pids}")
             }
             Notice::Sleeping { delay } => {
-                write!(
-                    f,
+                format!(
                     "sleeping {} secs before killing old workers",
                     delay.as_secs_f64()
                 )
             }
-            Notice::KillingOldWorkers => f.write_str("killing old workers"),
+            Notice::KillingOldWorkers => "killing old workers".into(),
             Notice::AutoRestart { interval, forced } => {
                 let (forced, interval) = (
                     if *forced { "forced, " } else { "" },
                     interval.as_secs_f64(),
                 );
-                write!(f, "autorestart triggered ({forced}interval={interval})")
+                format!("autorestart triggered ({forced}interval={interval})")
             }
             Notice::DiedUnexpectedly { pid, status } => {
-                write!(
-                    f,
-                    "worker {pid} died unexpectedly with status:{status}, restarting"
-                )
+                format!("worker {pid} died unexpectedly with status:{status}, restarting")
             }
             Notice::OldWorkerDied { pid, status } => {
-                write!(f, "old worker {pid} died, status:{status}")
+                format!("old worker {pid} died, status:{status}")
             }
             Notice::Stopping {
                 received,
@@ -292,177 +288,145 @@ impl fmt::Display for Notice {
                 pids,
             } => {
                 let (received, sent, pids) = (name(*received), name(*sent), Pids(pids, ""));
-                write!(
-                    f,
-                    "received {received}, sending {sent} to all workers:{pids}"
-                )
+                format!("received {received}, sending {sent} to all workers:{pids}")
             }
-            Notice::WorkerDied { pid, status } => write!(f, "worker {pid} died, status:{status}"),
-            Notice::Exiting => f.write_str("exiting"),
-            Notice::CannotStartWorker(failure) => {
-                write!(f, "start_server: {}", Failure::from(failure))
-            }
+            Notice::WorkerDied { pid, status } => format!("worker {pid} died, status:{status}"),
+            Notice::Exiting => "exiting".into(),
+            Notice::CannotStartWorker(failure) => failure.line(),
             Notice::RolledBack { pids } => {
-                write!(
-                    f,
+                format!(
                     "the old workers were not signalled yet and serve again:{}",
                     Pids(pids, "none")
                 )
             }
             Notice::GivingUp { failures, serving } if serving.is_empty() => {
-                write!(
-                    f,
+                format!(
                     "start_server: giving up after {failures} failed starts, nothing is left that serves"
                 )
             }
             Notice::GivingUp { failures, serving } => {
                 let pids = Pids(serving, "");
-                write!(
-                    f,
+                format!(
                     "start_server: giving up the restart after {failures} failed starts, still serving:{pids}"
                 )
             }
             Notice::NothingServes { next } => {
                 let next = next.as_secs_f64();
-                write!(
-                    f,
+                format!(
                     "start_server: no worker serves, clients have to wait; the next start is in {next:.1} secs"
                 )
             }
             Notice::KillingWorkers { pids } => {
-                write!(
-                    f,
+                format!(
                     "--stop-timeout has passed, sending KILL to all workers:{}",
                     Pids(pids, "")
                 )
             }
+            Notice::Ignored(Signal::SIGXCPU) => {
+                "received XCPU: start_server has used up its CPU time (ulimit -t); at the hard limit the kernel kills it"
+                    .into()
+            }
             Notice::Ignored(signal) => {
-                write!(f, "received {}, which has no meaning here", name(*signal))
+                format!("received {}, which has no meaning here", name(*signal))
             }
             Notice::CannotSignal { pid, signal, errno } => {
-                write!(
-                    f,
+                format!(
                     "start_server: cannot send {} to worker {pid}: {}",
                     name(*signal),
                     errno.desc()
                 )
             }
             Notice::CannotSave { path, cause } => {
-                write!(
-                    f,
+                format!(
                     "start_server: cannot write {}: {cause}; trying again until it works",
-                    path.display()
+                    printable(path)
                 )
             }
-            Notice::SavedAgain { path } => write!(f, "{} is written again", path.display()),
+            Notice::SavedAgain { path } => format!("{} is written again", printable(path)),
             Notice::TakenOver { path } => {
-                write!(
-                    f,
+                format!(
                     "start_server: {} was replaced by another process and is left to it",
-                    path.display()
+                    printable(path)
                 )
             }
-            Notice::Complaint(text) => f.write_str(text),
+            Notice::Complaint(text) => text.clone(),
             Notice::LinesLost(lost) => {
-                write!(
-                    f,
-                    "start_server: {lost} lines before this one could not be written"
-                )
+                format!("start_server: {lost} lines before this one could not be written")
             }
             Notice::NeverSent(lines) => {
-                write!(
-                    f,
-                    "start_server: {lines} lines have not reached syslog and are lost"
-                )
+                format!("start_server: {lines} lines have not reached syslog and are lost")
             }
             Notice::PidFileGone { path } => {
-                write!(
-                    f,
+                format!(
                     "start_server: {} is gone and cannot be written again",
-                    path.display()
+                    printable(path)
                 )
             }
             Notice::PidFileWrittenAgain { path } => {
-                write!(
-                    f,
+                format!(
                     "start_server: {} was gone and is written again",
-                    path.display()
+                    printable(path)
                 )
             }
             Notice::LogCommandDied { status } => {
-                write!(
-                    f,
-                    "start_server: the log command died, status:{status}; starting it again"
-                )
+                format!("start_server: the log command died, status:{status}; starting it again")
             }
             Notice::CannotStartLogCommand { cause } => {
-                write!(
-                    f,
-                    "start_server: cannot start the log command: {cause}; trying again"
-                )
+                format!("start_server: cannot start the log command: {cause}; trying again")
             }
             Notice::LogReopened {
                 path,
                 is_captured: false,
             } => {
-                write!(
-                    f,
+                format!(
                     "start_server: {} is open again; workers from now on write to it",
-                    path.display()
+                    printable(path)
                 )
             }
             Notice::LogReopened {
                 path,
                 is_captured: true,
             } => {
-                write!(
-                    f,
+                format!(
                     "start_server: {} is open again; all lines go there from now on",
-                    path.display()
+                    printable(path)
                 )
             }
             Notice::SyslogUnreachable { place, cause } => {
-                write!(
-                    f,
+                format!(
                     "start_server: cannot reach syslog at {place}: {cause}; trying again until it works"
                 )
             }
             Notice::CannotReopen { path, cause } => {
-                write!(
-                    f,
+                format!(
                     "start_server: cannot open {} again: {cause}; the old one stays open",
-                    path.display()
+                    printable(path)
                 )
             }
             Notice::NothingToReopen => {
-                f.write_str("received USR1, but there is no log file to open again")
+                "received USR1, but there is no log file to open again".into()
             }
             Notice::StopServer { ours, theirs } => {
-                write!(f, "stop_server (pid:{ours}) stopping now (pid:{theirs})...")
+                format!("stop_server (pid:{ours}) stopping now (pid:{theirs})...")
             }
             Notice::RestartAsked { pid } => {
-                write!(
-                    f,
-                    "sent HUP to start_server (pid:{pid}), waiting for the new generation..."
-                )
+                format!("sent HUP to start_server (pid:{pid}), waiting for the new generation...")
             }
             Notice::ReopenAsked { pid } => {
-                write!(
-                    f,
-                    "sent USR1 to start_server (pid:{pid}), waiting for the log file..."
-                )
+                format!("sent USR1 to start_server (pid:{pid}), waiting for the log file...")
             }
-            Notice::BinderDied => f.write_str(
-                "start_server: the binder died; its socket files will not be removed at the end",
-            ),
-            Notice::Unconfined(lack) => write!(
-                f,
-                "start_server: cannot confine the binder fully: {lack} cannot be had here"
-            ),
-            Notice::BoundingSetKept => f.write_str(
+            Notice::BinderDied => {
+                "start_server: the binder died; its socket files will not be removed at the end"
+                    .into()
+            }
+            Notice::Unconfined(lack) => {
+                format!("start_server: cannot confine the binder fully: {lack} cannot be had here")
+            }
+            Notice::BoundingSetKept => {
                 "start_server: cannot empty the capability bounding set: CAP_SETPCAP is missing; \
-                 no_new_privs still keeps workers from gaining privileges",
-            ),
+                 no_new_privs still keeps workers from gaining privileges"
+                    .into()
+            }
         }
     }
 }

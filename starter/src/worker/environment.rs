@@ -16,7 +16,6 @@ use std::time::Duration;
 use nix::fcntl::OFlag;
 use nix::sys::inotify::{AddWatchFlags, InitFlags, Inotify};
 
-use crate::log;
 use crate::machine::Knobs;
 use crate::options::Options;
 use crate::words::failure;
@@ -63,6 +62,8 @@ pub struct Loaded {
     /// What differs from the launcher's environment.
     pub changes: Vec<Change>,
     pub knobs: Knobs,
+    /// What is wrong with the directory, and was not when it was read last.
+    pub notices: Vec<Notice>,
 }
 
 impl Environment {
@@ -98,7 +99,7 @@ impl Environment {
         }
     }
 
-    /// Reads the directory. What is wrong with it is said once, and workers start all the same.
+    /// Reads the directory. Workers start whatever is wrong with it.
     pub fn load(&mut self) -> Loaded {
         let mut complaints = BTreeSet::new();
         if let Some(directory) = &self.directory {
@@ -121,9 +122,8 @@ impl Environment {
         self.known
             .extend(self.last.iter().map(|(name, _)| name.clone()));
         let knobs = self.knobs(&mut complaints);
-        for complaint in complaints.difference(&self.complaints) {
-            log::say(Notice::Complaint(complaint.clone()));
-        }
+        let new = complaints.difference(&self.complaints).cloned();
+        let notices = new.map(Notice::Complaint).collect();
         self.complaints = complaints;
         let gone = self
             .known
@@ -144,7 +144,11 @@ impl Environment {
                 .cloned()
                 .map(|(name, value)| (name, Some(value))),
         );
-        Loaded { changes, knobs }
+        Loaded {
+            changes,
+            knobs,
+            notices,
+        }
     }
 
     /// Whether [`Environment::load`] may find something else than before.

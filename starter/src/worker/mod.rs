@@ -24,7 +24,7 @@ use nix::unistd::{AccessFlags, ForkResult, Pid, access, chdir, pipe2, read, sets
 
 use crate::host::open_files::OpenFiles;
 use crate::host::process::{exit_child, fork_single_threaded};
-use crate::supervisor::signals::dispose_for_worker;
+use crate::host::{dispositions, manager};
 use crate::words::notice::ExecFailure;
 use crate::words::text::printable;
 
@@ -130,7 +130,7 @@ impl Blueprint {
         // After the sockets are placed: their numbers may need the raised limit.
         let OpenFiles { soft, hard } = self.open_files;
         setrlimit(Resource::RLIMIT_NOFILE, soft, hard).map_err(at(Step::Limits))?;
-        // All dispositions are default already, so that a TERM that came since the fork ends this process here
+        // The dispositions of orders to stop are default already, so that a TERM that came since the fork ends this process here
         // instead of being swallowed by the supervisor's.
         sigprocmask(SigmaskHow::SIG_SETMASK, Some(&SigSet::empty()), None)
             .map_err(at(Step::Signals))?;
@@ -142,6 +142,9 @@ impl Blueprint {
         }
         let mut command = Command::new(&self.program);
         command.args(&self.arguments);
+        for name in manager::VARIABLES {
+            command.env_remove(name);
+        }
         for (name, value) in environment {
             match value {
                 Some(value) => command.env(name, value),
@@ -154,7 +157,7 @@ impl Blueprint {
         if self.listen_pid {
             command.env("LISTEN_PID", std::process::id().to_string());
         }
-        dispose_of_signals(&mut command);
+        reset_signals(&mut command);
         let error = command.exec();
         Err((Step::Execute, errno_of(&error)))
     }
@@ -383,11 +386,11 @@ fn place(socket: BorrowedFd<'_>, number: RawFd) -> nix::Result<()> {
     unsafe_code,
     reason = "only a hook comes after the standard library's own change"
 )]
-fn dispose_of_signals(command: &mut Command) {
-    let dispose = || {
-        dispose_for_worker();
+fn reset_signals(command: &mut Command) {
+    let reset = || {
+        dispositions::reset_for_worker();
         Ok(())
     };
     // SAFETY: the hook makes system calls only and touches no memory of the process.
-    unsafe { command.pre_exec(dispose) };
+    unsafe { command.pre_exec(reset) };
 }

@@ -1,0 +1,240 @@
+//! Where all lines go, each in its order: our own sentences, and the lines of workers that are read here.
+
+use std::fmt::Display;
+use std::fs::File;
+use std::os::fd::BorrowedFd;
+use std::time::{Duration, Instant};
+
+use nix::errno::Errno;
+use nix::poll::{PollFd, PollFlags, ppoll};
+use nix::sys::time::TimeSpec;
+
+use super::capture::Origin;
+use super::local_time::LocalTime;
+use super::settings::Routes;
+use super::syslog::Syslog;
+use super::target::{Target, write_if_ready};
+use crate::words::failure::Failure;
+use crate::words::notice::{Notice, Severity};
+
+/// The memory that is kept for the next lines of workers, in bytes.
+const LARGEST_PORTION: usize = 1 << 20;
+
+/// How long the end waits for a syslog daemon that takes nothing more, and for a log command that has everything in its
+/// pipe.
+const LAST_MOMENT: Duration = Duration::from_secs(1);
+
+/// The same for a log command while there is more, or while none runs: it may have to be started first, and nothing is lost
+/// if it reads.
+const LAST_LINES: Duration = Duration::from_secs(5);
+
+/// How long the end takes at the most, however little is read at a time.
+const LONGEST_END: Duration = Duration::from_secs(10);
+
+/// How often a log command is looked after meanwhile: it tells nobody that it has read everything.
+const SHORTEST_LOOK: Duration = Duration::from_millis(1);
+const LONGEST_LOOK: Duration = Duration::from_millis(100);
+
+/// What lines are written to.
+pub struct Output {
+    /// Our own sentences are not for standard error.
+    pub is_quiet: bool,
+    pub target: Target,
+    /// Time, generation and pid stand before each line in the target.
+    pub is_stamped: bool,
+    /// Lines that could not be written to the target.
+    lost: u64,
+    /// Lines of workers that are written to a file in one go.
+    portion: Vec<u8>,
+    syslog: Option<Syslog>,
+    /// Standard error of whoever waits for the first generation, where it is not the target.
+    pub launcher: Option<File>,
+}
+
+/// What is in the pipe of a log command.
+#[derive(Default)]
+pub struct Unread {
+    /// In bytes.
+    pub unread: usize,
+    /// When the command was started that reads it, also when it has ended since; none if no command runs.
+    pub read_since: Option<Instant>,
+}
+
+impl Output {
+    /// Standard error, and syslog too.
+    pub fn new(is_quiet: bool, syslog: Option<Syslog>) -> Output {
+        Output {
+            is_quiet,
+            target: Target::Inherited,
+            is_stamped: false,
+            lost: 0,
+            portion: Vec::new(),
+            syslog,
+            launcher: None,
+        }
+    }
+
+    /// Writes a sentence of ours.
+    pub fn say(&mut self, notice: &Notice) {
+        // Why a start has failed is told to whoever looks at standard error in any case.
+        self.write_sentence(notice.severity(), notice, notice.is_failed_start());
+    }
+
+    /// Writes why the program ends, to whoever looks at standard error in any case.
+    pub fn complain(&mut self, failure: &Failure) {
+        let text = format_args!("start_server: {failure}");
+        self.write_sentence(Severity::Error, &text, true);
+    }
+
+    /// The same where somebody else shows it on standard error.
+    pub fn record(&mut self, failure: &Failure) {
+        if self.target.is_standard_error() {
+            self.is_quiet = true;
+        }
+        let text = format_args!("start_server: {failure}");
+        self.write_sentence(Severity::Error, &text, false);
+    }
+
+    /// Takes a line of a worker. What goes to the target waits for [`Output::flush`].
+    pub fn take_line(&mut self, origin: &Origin, line: &str, routes: Routes, stamp: &str) {
+        if routes.to_target {
+            if self.is_stamped {
+                self.portion.extend_from_slice(stamp.as_bytes());
+            }
+            self.portion.extend_from_slice(line.as_bytes());
+            self.portion.push(b'\n');
+        }
+        if routes.to_syslog
+            && let Some(syslog) = &mut self.syslog
+        {
+            syslog.push_line(origin, line);
+        }
+    }
+
+    /// A log command has to read before workers are read again.
+    pub fn is_congested(&self) -> bool {
+        self.target.is_congested()
+    }
+
+    /// When [`Output::flush`] is due in any case.
+    pub fn deadline(&self) -> Option<Instant> {
+        self.syslog.as_ref().and_then(Syslog::deadline)
+    }
+
+    /// How many lines have not reached syslog.
+    pub fn unsent(&self) -> u64 {
+        self.syslog.as_ref().map_or(0, Syslog::unsent)
+    }
+
+    /// Writes what waits, as far as that goes without waiting, and says where syslog cannot be reached.
+    pub fn flush(&mut self) {
+        self.write_portion();
+        self.lost += self.target.flush();
+        let Some(syslog) = &mut self.syslog else {
+            return;
+        };
+        syslog.flush(Instant::now());
+        if let Some((place, cause)) = syslog.take_trouble() {
+            self.say(&Notice::SyslogUnreachable { place, cause });
+        }
+    }
+
+    /// What others have to read before more can be written.
+    pub fn unwritten(&self) -> impl Iterator<Item = BorrowedFd<'_>> {
+        let syslog = self.syslog.as_ref().and_then(Syslog::wants_to_write);
+        self.target.wants_to_write().into_iter().chain(syslog)
+    }
+
+    /// At the end: whoever reads gets the time for the last lines that it makes use of. `look_after` is called again and
+    /// again meanwhile, and returns what was written that nobody has read.
+    pub fn write_rest(&mut self, mut look_after: impl FnMut(&mut Output) -> Unread) {
+        let began = Instant::now();
+        let (mut moved_at, mut left) = (began, usize::MAX);
+        let mut pause = SHORTEST_LOOK;
+        loop {
+            self.flush();
+            let now = Instant::now();
+            let Unread { unread, read_since } = look_after(self);
+            let (waiting, patience) = self.waiting();
+            if unread + waiting < left {
+                (moved_at, left) = (now, unread + waiting);
+            }
+            let end = match read_since {
+                None if unread > 0 => moved_at + LAST_LINES,
+                None => moved_at + patience,
+                Some(since) => (moved_at + patience).max(since + LAST_MOMENT),
+            };
+            let end = end.min(began + LONGEST_END);
+            let timeout = end.saturating_duration_since(now).min(pause);
+            let writable = |source| PollFd::new(source, PollFlags::POLLOUT);
+            let mut sources: Vec<PollFd<'_>> = self.unwritten().map(writable).collect();
+            if (sources.is_empty() && unread == 0) || timeout.is_zero() {
+                return;
+            }
+            pause = (pause * 2).min(LONGEST_LOOK);
+            match ppoll(&mut sources, Some(TimeSpec::from_duration(timeout)), None) {
+                Ok(_) | Err(Errno::EINTR) => {}
+                Err(_) => return,
+            }
+        }
+    }
+
+    fn write_sentence(&mut self, severity: Severity, text: &dyn Display, is_reason: bool) {
+        let text = text.to_string();
+        self.tell_lost();
+        self.lost += self.write_own(&text, is_reason);
+        if let (true, Some(launcher)) = (is_reason, &self.launcher) {
+            write_if_ready(launcher, &text);
+        }
+        if let Some(syslog) = &mut self.syslog {
+            syslog.push_own(severity, &text);
+            syslog.flush(Instant::now());
+        }
+    }
+
+    /// Where lines were lost, the count stands in their place.
+    fn tell_lost(&mut self) {
+        if self.lost > 0 && self.write_own(&Notice::LinesLost(self.lost).to_string(), false) == 0 {
+            self.lost = 0;
+        }
+    }
+
+    /// How many lines of it are lost.
+    fn write_own(&mut self, text: &str, is_reason: bool) -> u64 {
+        if self.is_quiet && !is_reason && self.target.is_standard_error() {
+            return 0;
+        }
+        let lines: String = match self.is_stamped {
+            true => {
+                let stamp = format!("{} [-:{}] ", LocalTime::now(), std::process::id());
+                text.lines()
+                    .map(|line| format!("{stamp}{line}\n"))
+                    .collect()
+            }
+            false => format!("{text}\n"),
+        };
+        self.target.write_own(lines.as_bytes())
+    }
+
+    /// The lines of workers that have come together.
+    fn write_portion(&mut self) {
+        if self.portion.is_empty() {
+            return;
+        }
+        self.tell_lost();
+        self.lost += self.target.write_of_workers(&self.portion);
+        self.portion.clear();
+        self.portion.shrink_to(LARGEST_PORTION);
+    }
+
+    /// How much waits to be written (bytes for a log command, records for syslog), and how long the end waits for the
+    /// next of it to be taken.
+    fn waiting(&self) -> (usize, Duration) {
+        let records = self.syslog.as_ref().map_or(0, Syslog::waiting);
+        let patience = match &self.target {
+            Target::Command { waiting, .. } if !waiting.is_empty() => LAST_LINES,
+            _ => LAST_MOMENT,
+        };
+        (self.target.waiting() + records, patience)
+    }
+}

@@ -1,0 +1,116 @@
+//! What the machine has decided is carried out, and what needs no decision. No policy is here.
+
+use std::time::Instant;
+
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+
+use crate::machine::{Action, Event, Generations};
+use crate::supervisor::resources::Resources;
+use crate::supervisor::sources::{Duty, executed};
+use crate::words::failure::Failure;
+use crate::words::notice::{ExecFailure, Notice, WithMeaning};
+use crate::worker::{Change, Report, cannot_spawn};
+
+impl Resources {
+    /// Carries one action out. Returns what has happened by that.
+    pub fn perform(&mut self, action: Action, machine: &mut Generations) -> Option<Event> {
+        match action {
+            Action::Spawn { generation } => return Some(self.spawn(generation, machine)),
+            Action::Signal { pid, signal } => self.signal(pid, signal),
+            Action::Serving => {
+                self.log.release_launcher();
+                if let Some(waiting) = self.waiting.take() {
+                    waiting.tell_success();
+                }
+            }
+            Action::SaveStatus => self.status_file.save(machine, Instant::now()),
+            Action::Say(notice) => self.log.say(&notice),
+            // The loop looks for that.
+            Action::Finish(_) => {}
+        }
+        None
+    }
+
+    /// Does one duty. Returns what the machine is to hear of it.
+    pub fn fulfil(&mut self, duty: Duty, machine: &Generations) -> Vec<Event> {
+        match duty {
+            Duty::Bury { pid, status } => return self.bury(pid, status),
+            Duty::RestorePidFile => {
+                if let Some(pid_file) = &mut self.pid_file {
+                    pid_file.restore();
+                }
+            }
+            Duty::ReopenLog => {
+                self.log.reopen();
+                self.status_file.log_reopened(self.log.reopened().clone());
+                self.status_file.save(machine, Instant::now());
+            }
+            Duty::Ignore(signal) => self.log.say(&Notice::Ignored(signal)),
+            Duty::SaveStatus => self.status_file.save(machine, Instant::now()),
+            Duty::WorkOnLog => self.log.work(Instant::now()),
+        }
+        Vec::new()
+    }
+
+    fn spawn(&mut self, generation: u32, machine: &mut Generations) -> Event {
+        let (changes, knobs) = self.load_environment();
+        machine.turn(knobs);
+        match self.spawn_captured(generation, &changes) {
+            Ok((pid, report)) => {
+                self.reports.push((pid, report));
+                Event::Spawned { generation, pid }
+            }
+            Err(cause) => Event::SpawnFailed { generation, cause },
+        }
+    }
+
+    fn spawn_captured(
+        &mut self,
+        generation: u32,
+        changes: &[Change],
+    ) -> Result<(Pid, Report), ExecFailure> {
+        let pipes = self.log.pipes().map_err(cannot_spawn)?;
+        let (pid, report) = self.blueprint.spawn(generation, changes, &pipes.theirs)?;
+        self.log.attach(generation, pid, pipes);
+        Ok((pid, report))
+    }
+
+    /// The pid is still the worker's: it is a child that was not reaped yet.
+    fn signal(&mut self, pid: Pid, signal: Signal) {
+        if let Err(errno) = kill(pid, signal) {
+            self.log.say(&Notice::CannotSignal { pid, signal, errno });
+        }
+    }
+
+    fn bury(&mut self, pid: Pid, status: i32) -> Vec<Event> {
+        if self.socket_files.binder() == Some(pid) {
+            self.socket_files.binder_is_gone();
+            self.log.say(&Notice::BinderDied);
+            return Vec::new();
+        }
+        if self.log.has_exited(pid, status) {
+            if self.waiting.is_none() {
+                return Vec::new();
+            }
+            // Nobody would ever see what it was to write.
+            self.reason = Some(Failure::failed(format!(
+                "cannot start: the log command died, status:{}",
+                WithMeaning(status)
+            )));
+            return vec![Event::Stop(Signal::SIGTERM)];
+        }
+        // Before the verdict, which is to have its last lines.
+        let last_lines = self.log.worker_exited(pid);
+        self.status_file.worker_exited(pid, last_lines);
+        let mut events = Vec::new();
+        // It may have reported since the reports were read, and its report comes before its exit.
+        if let Some(place) = self.reports.iter().position(|(one, _)| *one == pid) {
+            let (_, report) = self.reports.swap_remove(place);
+            let result = report.read(&self.blueprint);
+            events.extend(result.map(|result| executed(pid, result)));
+        }
+        events.push(Event::Exited { pid, status });
+        events
+    }
+}

@@ -1,0 +1,251 @@
+//! From descriptors to what the loop acts on. Nothing is decided here, and nothing is done.
+
+use std::collections::VecDeque;
+use std::os::fd::AsFd;
+use std::time::{Duration, Instant};
+
+use nix::errno::Errno;
+use nix::poll::{PollFd, PollFlags, ppoll};
+use nix::sys::signal::Signal;
+use nix::sys::time::TimeSpec;
+use nix::unistd::Pid;
+
+use crate::host::process::reap;
+use crate::machine::{Event, Generations, Knobs};
+use crate::supervisor::resources::Resources;
+use crate::supervisor::signals::STOPS;
+use crate::words::failure::Failure;
+use crate::words::notice::ExecFailure;
+
+/// How often a supervisor that cannot wait for its descriptors any more looks after what it has to end.
+const BLIND_LOOK: Duration = Duration::from_millis(10);
+
+/// What the loop acts on.
+#[derive(Debug)]
+pub enum Input {
+    /// The machine decides.
+    Event(Event),
+    /// What the machine decides by may have changed.
+    Knobs(Knobs),
+    /// There is nothing to decide.
+    Duty(Duty),
+    /// A system call without which nothing can be supervised has failed.
+    Broken(Failure),
+}
+
+/// What is done whatever the machine thinks.
+#[derive(Debug)]
+pub enum Duty {
+    /// A child is gone that is the binder, the log command or a worker.
+    Bury { pid: Pid, status: i32 },
+    /// HUP is also the order to look after the pid file.
+    RestorePidFile,
+    /// USR1.
+    ReopenLog,
+    /// A signal that has no meaning here.
+    Ignore(Signal),
+    /// Writing the status has failed and is due again.
+    SaveStatus,
+    /// The log reads and writes what can be read and written.
+    WorkOnLog,
+}
+
+/// What one wait has brought, handed out in the order of [`Step`].
+pub struct Inbox {
+    signals: Vec<Signal>,
+    step: Step,
+    /// What belongs together and comes next.
+    next: VecDeque<Input>,
+}
+
+/// The order in which things are seen.
+///
+/// - An order to stop comes before exits, because a service manager sends TERM to the workers too, and a worker that
+///   follows it has not died unexpectedly.
+/// - Exits come before HUP and before the deadline, so that a dead worker is never taken for a living one.
+/// - An exit is reaped when it is handed out and not before: until then the pid is the worker's, and may be signalled.
+#[derive(Debug, Clone, Copy)]
+enum Step {
+    Stop,
+    Reports,
+    Exits,
+    Requests,
+    Environment,
+    Deadlines,
+    Log,
+    Done,
+}
+
+/// Waits until there is something to collect.
+///
+/// # Errors
+/// Of poll(2), after which nothing is known about any descriptor.
+pub fn wait(resources: &Resources, machine: &Generations) -> Result<(), Failure> {
+    let Resources {
+        signals,
+        log,
+        status_file,
+        environment,
+        reports,
+        ..
+    } = resources;
+    let deadlines = [machine.deadline(), status_file.deadline(), log.deadline()];
+    let deadline = deadlines.into_iter().flatten().min();
+    let timeout = deadline.map(|deadline| deadline.saturating_duration_since(Instant::now()));
+    let log = log.sources();
+    let reports = reports.iter().map(|(_, report)| report.as_fd());
+    let readable = [signals.as_fd()]
+        .into_iter()
+        .chain(environment.watched())
+        .chain(reports)
+        .chain(log.readable)
+        .map(|source| PollFd::new(source, PollFlags::POLLIN));
+    let writable = log.writable.into_iter();
+    let writable = writable.map(|source| PollFd::new(source, PollFlags::POLLOUT));
+    let mut sources: Vec<PollFd<'_>> = readable.chain(writable).collect();
+    match ppoll(&mut sources, timeout.map(rounded_up), None) {
+        Ok(_) | Err(Errno::EINTR) => Ok(()),
+        Err(errno) => Err(cannot("wait for events", errno)),
+    }
+}
+
+/// Waits a moment, where [`wait`] cannot be relied on any more.
+pub fn wait_blindly() {
+    // Without descriptors there is nothing that could fail.
+    let _ = ppoll(&mut [], Some(TimeSpec::from_duration(BLIND_LOOK)), None);
+}
+
+impl Inbox {
+    /// What has come by now.
+    pub fn open(resources: &Resources) -> Inbox {
+        let mut next = VecDeque::new();
+        let signals = resources.signals.read().unwrap_or_else(|errno| {
+            next.push_back(Input::Broken(cannot("read signals", errno)));
+            Vec::new()
+        });
+        Inbox {
+            signals,
+            step: Step::Stop,
+            next,
+        }
+    }
+
+    /// The next of it.
+    pub fn next(&mut self, resources: &mut Resources, machine: &Generations) -> Option<Input> {
+        while self.next.is_empty() {
+            self.step = match self.step {
+                Step::Stop => self.stop(),
+                Step::Reports => self.reports(resources),
+                Step::Exits => self.exit(),
+                Step::Requests => self.requests(resources),
+                Step::Environment => self.environment(resources),
+                Step::Deadlines => self.deadlines(resources, machine),
+                Step::Log => {
+                    self.next.push_back(Input::Duty(Duty::WorkOnLog));
+                    Step::Done
+                }
+                Step::Done => return None,
+            };
+        }
+        self.next.pop_front()
+    }
+
+    fn stop(&mut self) -> Step {
+        if let Some(stop) = self.signals.iter().find(|signal| STOPS.contains(signal)) {
+            self.next.push_back(Input::Event(Event::Stop(*stop)));
+        }
+        Step::Reports
+    }
+
+    fn reports(&mut self, resources: &mut Resources) -> Step {
+        let Resources {
+            blueprint, reports, ..
+        } = resources;
+        reports.retain(|(pid, report)| match report.read(blueprint) {
+            None => true,
+            Some(result) => {
+                self.next.push_back(Input::Event(executed(*pid, result)));
+                false
+            }
+        });
+        Step::Exits
+    }
+
+    /// One at a time.
+    fn exit(&mut self) -> Step {
+        match reap() {
+            Ok(Some((pid, status))) => {
+                self.next.push_back(Input::Duty(Duty::Bury { pid, status }));
+                Step::Exits
+            }
+            Ok(None) => Step::Requests,
+            Err(errno) => {
+                let broken = Input::Broken(cannot("wait for children", errno));
+                self.next.push_back(broken);
+                Step::Requests
+            }
+        }
+    }
+
+    fn requests(&mut self, resources: &mut Resources) -> Step {
+        for signal in std::mem::take(&mut self.signals) {
+            match signal {
+                Signal::SIGHUP => {
+                    self.next.push_back(Input::Duty(Duty::RestorePidFile));
+                    self.knobs(resources);
+                    self.next.push_back(Input::Event(Event::Restart));
+                }
+                Signal::SIGUSR1 => self.next.push_back(Input::Duty(Duty::ReopenLog)),
+                Signal::SIGUSR2 | Signal::SIGXCPU => {
+                    self.next.push_back(Input::Duty(Duty::Ignore(signal)));
+                }
+                _ => {}
+            }
+        }
+        Step::Environment
+    }
+
+    fn environment(&mut self, resources: &mut Resources) -> Step {
+        if resources.environment.has_changed() {
+            self.knobs(resources);
+        }
+        Step::Deadlines
+    }
+
+    fn deadlines(&mut self, resources: &mut Resources, machine: &Generations) -> Step {
+        let now = Instant::now();
+        let is_due = |deadline: Option<Instant>| deadline.is_some_and(|deadline| deadline <= now);
+        if is_due(machine.deadline()) {
+            self.knobs(resources);
+            self.next.push_back(Input::Event(Event::DeadlinePassed));
+        }
+        if is_due(resources.status_file.deadline()) {
+            self.next.push_back(Input::Duty(Duty::SaveStatus));
+        }
+        Step::Log
+    }
+
+    fn knobs(&mut self, resources: &mut Resources) {
+        if resources.environment.can_change() {
+            let (_, knobs) = resources.load_environment();
+            self.next.push_back(Input::Knobs(knobs));
+        }
+    }
+}
+
+/// What a worker's report says, for the machine.
+pub fn executed(pid: Pid, result: Result<(), ExecFailure>) -> Event {
+    match result {
+        Ok(()) => Event::Executed(pid),
+        Err(cause) => Event::NotExecuted { pid, cause },
+    }
+}
+
+fn cannot(what: &str, errno: Errno) -> Failure {
+    Failure::failed(format!("cannot {what}: {}", errno.desc()))
+}
+
+/// A little later than the deadline rather than a little earlier, which would be a wake-up with nothing to do.
+fn rounded_up(timeout: Duration) -> TimeSpec {
+    TimeSpec::from_duration(timeout + Duration::from_nanos(1))
+}

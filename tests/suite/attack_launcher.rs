@@ -192,8 +192,6 @@ fn assert_is_a_usual_worker(report: &Report, server: &Server, expected: Expected
 #[track_caller]
 fn assert_is_a_usual_supervisor(server: &Server, what: &str, sockets: usize) {
     let status = status(server.pid());
-    let ignored = [Signal::SIGPIPE, Signal::SIGALRM, Signal::SIGXFSZ];
-    assert_eq!(status.ignored, mask(&ignored), "{what}");
     let taken = [
         Signal::SIGHUP,
         Signal::SIGINT,
@@ -202,8 +200,27 @@ fn assert_is_a_usual_supervisor(server: &Server, what: &str, sockets: usize) {
         Signal::SIGUSR1,
         Signal::SIGUSR2,
         Signal::SIGCHLD,
+        Signal::SIGXCPU,
     ];
     assert_eq!(status.blocked, mask(&taken), "{what}");
+    // Job control, and what nobody can ignore or would make sense of.
+    let others = [
+        Signal::SIGTSTP,
+        Signal::SIGTTIN,
+        Signal::SIGTTOU,
+        Signal::SIGWINCH,
+        Signal::SIGKILL,
+        Signal::SIGSTOP,
+        Signal::SIGILL,
+        Signal::SIGTRAP,
+        Signal::SIGABRT,
+        Signal::SIGBUS,
+        Signal::SIGFPE,
+        Signal::SIGSEGV,
+        Signal::SIGSYS,
+    ];
+    let not_ignored = mask(&taken) | mask(&others);
+    assert_eq!(status.ignored, !not_ignored, "{what}");
     let file = |name: &str| text(&server.folder().join(name)).to_owned();
     let mut open = ["pid", "pid.json", "status", "status.json"]
         .map(file)

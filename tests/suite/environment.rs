@@ -591,6 +591,51 @@ fn kill_old_delay_in_the_directory_holds_from_the_next_restart_and_the_option_is
 }
 
 #[test]
+fn what_a_service_manager_tells_its_service_does_not_reach_the_workers() {
+    if original_differs("it hands everything on") {
+        return;
+    }
+    let names = [
+        "NOTIFY_SOCKET",
+        "WATCHDOG_PID",
+        "WATCHDOG_USEC",
+        "LISTEN_FDS",
+        "LISTEN_PID",
+        "LISTEN_PIDFDID",
+        "LISTEN_FDNAMES",
+    ];
+    let port = ports::tcp();
+    let setup = || {
+        let setup = Server::setup().port(port);
+        names
+            .into_iter()
+            .fold(setup, |setup, name| setup.env(name, "the manager's"))
+    };
+    let server = setup()
+        .option("--log-file=| env > environment-of-the-log-command; cat")
+        .start();
+    let report = server.ask(port);
+    for name in names {
+        assert_eq!(variable(&report, name), None);
+    }
+    let file = server.folder().join("environment-of-the-log-command");
+    let of_command = server.wait_for("the log command has written its environment", |_| {
+        fs::read_to_string(&file)
+            .ok()
+            .filter(|text| text.contains("PATH="))
+    });
+    assert!(!of_command.contains("the manager's"), "{of_command}");
+    drop(server);
+
+    let server = setup().option("--fd-env=systemd").start();
+    let report = server.ask(port);
+    assert_eq!(variable(&report, "LISTEN_FDS"), Some("1"));
+    let pid = report.pid.to_string();
+    assert_eq!(variable(&report, "LISTEN_PID"), Some(pid.as_str()));
+    assert_eq!(variable(&report, "NOTIFY_SOCKET"), None);
+}
+
+#[test]
 fn the_knobs_of_options_are_exported_to_the_workers() {
     let port = ports::tcp();
     let server = Server::setup()

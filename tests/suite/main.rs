@@ -39,6 +39,7 @@ mod restart;
 mod rsyslog;
 mod scale;
 mod self_test;
+mod supervision;
 mod syslog;
 mod unicorn;
 mod workers;

@@ -53,6 +53,7 @@ fn unsafe_code_appears_only_where_it_is_known() {
         "common/src/signals.rs",
         "starter/src/listeners/bind.rs",
         "starter/src/log/command.rs",
+        "starter/src/host/open_files.rs",
         "starter/src/host/process.rs",
         "starter/src/host/terminal.rs",
         "starter/src/worker/mod.rs",

@@ -1,5 +1,8 @@
-//! The limit of open files: raised for the superdaemon, the launcher's own for the workers.
+//! Descriptors, and how many there may be: a limit that is raised for the superdaemon, while workers get the launcher's own.
 
+use std::os::fd::{BorrowedFd, FromRawFd, OwnedFd, RawFd};
+
+use nix::fcntl::{FcntlArg, fcntl};
 use nix::sys::resource::{Resource, getrlimit, rlim_t, setrlimit};
 
 use crate::words::failure::Failure;
@@ -57,4 +60,16 @@ impl OpenFiles {
             ))
         })
     }
+}
+
+/// A close-on-exec copy of a descriptor with a number above `number`.
+pub fn duplicate_above(descriptor: BorrowedFd<'_>, number: RawFd) -> nix::Result<OwnedFd> {
+    let copy = fcntl(descriptor, FcntlArg::F_DUPFD_CLOEXEC(number + 1))?;
+    Ok(owned(copy))
+}
+
+#[expect(unsafe_code, reason = "fcntl(2) gives a new descriptor as a number")]
+fn owned(descriptor: RawFd) -> OwnedFd {
+    // SAFETY: F_DUPFD_CLOEXEC has just made this descriptor, and nothing else has seen its number.
+    unsafe { OwnedFd::from_raw_fd(descriptor) }
 }

@@ -26,7 +26,7 @@ use nix::unistd::{Pid, getuid};
 
 use crate::host::confinement::{self, OfBinder};
 use crate::host::identity;
-use crate::host::open_files::OpenFiles;
+use crate::host::open_files::{OpenFiles, duplicate_above};
 use crate::listeners::binder::{Answer, BINDER, Binder, channel_failed};
 use crate::listeners::holders;
 use crate::listeners::spec::{Host, PathSpec, PortSpec};
@@ -35,7 +35,6 @@ use crate::words::failure::{self, Failure};
 use crate::words::notice::Notice;
 use crate::words::remedy;
 use crate::words::text::printable;
-use crate::worker::duplicate_above;
 
 /// Where the binder looks who may have which low port.
 const POLICY: &str = "/etc/start_server/binder.conf";

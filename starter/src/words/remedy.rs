@@ -1,6 +1,8 @@
 //! Every hint: what helps, where that is known.
 
-use std::path::Path;
+use std::ffi::OsStr;
+use std::os::unix::ffi::OsStrExt;
+use std::path::{Path, PathBuf};
 
 use nix::errno::Errno;
 
@@ -30,4 +32,59 @@ pub fn of_file(path: &Path, errno: Errno) -> Option<String> {
 fn missing_directory(file: &Path) -> String {
     let directory = printable(file.parent().unwrap_or(file));
     format!("`install -d -o USER {directory}` makes it, for the user that the server runs as")
+}
+
+/// Where a process cannot be made.
+pub fn of_spawning(errno: Errno) -> Option<&'static str> {
+    match errno {
+        Errno::EAGAIN => {
+            Some("this user may have no more processes: see `ulimit -u`, or TasksMax of systemd")
+        }
+        Errno::EMFILE => Some("the limit of open files is reached: see `ulimit -n`"),
+        _ => None,
+    }
+}
+
+/// Where a program is a directory.
+pub const IS_A_DIRECTORY: &str = "it is a directory";
+
+/// Where a program lacks its execute permission.
+pub const NOT_EXECUTABLE: &str = "it is not executable for this user: see chmod(1)";
+
+/// Where the interpreter of a program that is no script is missing.
+pub const MISSING_LOADER: &str =
+    "the loader of shared libraries that it needs does not exist: it was built for another system";
+
+/// Where a directory of PATH has the program, which this user may not execute.
+pub fn not_executable_in_path(found: &Path) -> String {
+    format!("{} is not executable for this user", printable(found))
+}
+
+/// Where no directory of PATH has the program; some may be closed to this user.
+pub fn not_in_path(path: &OsStr, closed: &[&PathBuf]) -> String {
+    let path = printable(path);
+    let closed: Vec<String> = closed.iter().map(printable).collect();
+    match closed.is_empty() {
+        true => format!("PATH is {path}"),
+        false => format!("PATH is {path}; closed to this user: {}", closed.join(", ")),
+    }
+}
+
+/// Where a directory on the way to the program is closed.
+pub fn closed_directory(directory: &Path) -> String {
+    format!(
+        "the directory {} is closed to this user",
+        printable(directory)
+    )
+}
+
+/// Where the interpreter that a script names does not exist.
+pub fn missing_interpreter(name: &OsStr) -> String {
+    let shown = printable(name);
+    match name.as_bytes().ends_with(b"\r") {
+        true => format!(
+            "its first line ends with a carriage return, which is taken for a part of the name: {shown}"
+        ),
+        false => format!("the interpreter in its first line does not exist: {shown}"),
+    }
 }

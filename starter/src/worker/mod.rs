@@ -1,32 +1,31 @@
 //! One worker: a child process becomes the server program, with exactly what it is meant to have.
 //!
-//! What it is not: a place for decisions. Whether a worker has started well is for `generations` to say.
+//! Nothing is decided here: whether a worker has started well is for the machine to say.
 
 pub mod environment;
+mod explain;
 
 use std::convert::Infallible;
-use std::ffi::{OsStr, OsString};
-use std::fs::File;
-use std::io::{self, Read};
+use std::ffi::OsString;
+use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
-use std::os::unix::ffi::OsStrExt;
-use std::os::unix::fs::OpenOptionsExt;
 use std::os::unix::process::CommandExt;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::process::Command;
 
 use common::descriptors::keep_from_exec;
 use nix::errno::Errno;
-use nix::fcntl::{FcntlArg, OFlag, fcntl};
+use nix::fcntl::OFlag;
 use nix::sys::resource::{Resource, setrlimit};
 use nix::sys::signal::{SigSet, SigmaskHow, sigprocmask};
-use nix::unistd::{AccessFlags, ForkResult, Pid, access, chdir, pipe2, read, setsid, write};
+use nix::unistd::{ForkResult, Pid, chdir, pipe2, read, setsid, write};
 
-use crate::host::open_files::OpenFiles;
+pub use self::explain::cannot_spawn;
+use self::explain::{Step, explain};
+use crate::host::open_files::{OpenFiles, duplicate_above};
 use crate::host::process::{exit_child, fork_single_threaded};
 use crate::host::{dispositions, manager};
 use crate::words::notice::ExecFailure;
-use crate::words::text::printable;
 
 /// Everything about a worker that is the same in every generation.
 #[derive(Debug)]
@@ -53,17 +52,6 @@ pub type Change = (OsString, Option<OsString>);
 /// The pipe on which a child says why it could not execute the program. It closes by itself when it could.
 #[derive(Debug)]
 pub struct Report(OwnedFd);
-
-/// The step at which a child failed, as it is sent over the pipe.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-#[repr(u8)]
-enum Step {
-    Descriptors = 1,
-    Limits,
-    Signals,
-    Directory,
-    Execute,
-}
 
 impl Blueprint {
     /// Starts a process that becomes a worker of `generation`. Its output goes where ours goes, but for these
@@ -161,161 +149,11 @@ impl Blueprint {
         let error = command.exec();
         Err((Step::Execute, errno_of(&error)))
     }
+}
 
-    /// What the user needs to know about a step that failed.
+impl Blueprint {
     fn explain(&self, step: Step, errno: Errno) -> ExecFailure {
-        let program = Path::new(&self.program).display();
-        match step {
-            Step::Directory => ExecFailure {
-                action: format!(
-                    "change to --dir={}",
-                    self.directory.as_deref().unwrap_or(Path::new("")).display()
-                ),
-                errno,
-                hint: None,
-            },
-            Step::Execute => self.explain_execute(errno),
-            Step::Descriptors => ExecFailure {
-                action: format!("pass the sockets to {program}"),
-                errno,
-                hint: None,
-            },
-            Step::Limits => ExecFailure {
-                action: format!("restore the resource limits for {program}"),
-                errno,
-                hint: None,
-            },
-            Step::Signals => ExecFailure {
-                action: format!("reset the signals for {program}"),
-                errno,
-                hint: None,
-            },
-        }
-    }
-
-    fn explain_execute(&self, errno: Errno) -> ExecFailure {
-        let program = Path::new(&self.program);
-        let action = format!("execute {}", printable(&self.program));
-        if !self.program.as_encoded_bytes().contains(&b'/') {
-            let (errno, hint) = explain_lookup(program, errno);
-            return ExecFailure {
-                action,
-                errno,
-                hint: Some(hint),
-            };
-        }
-        let file = match &self.directory {
-            Some(directory) => directory.join(program),
-            None => program.to_owned(),
-        };
-        let hint = match errno {
-            Errno::EACCES => explain_denied(&file),
-            Errno::ENOENT if file.exists() => Some(explain_missing_interpreter(&file)),
-            _ => None,
-        };
-        ExecFailure {
-            action,
-            errno,
-            hint,
-        }
-    }
-}
-
-/// A program that no directory of PATH has. execvp(3) says "permission denied" as soon as one of them is closed to the
-/// user, as root's own often are.
-fn explain_lookup(program: &Path, errno: Errno) -> (Errno, String) {
-    let path = std::env::var_os("PATH").unwrap_or_default();
-    let directories: Vec<PathBuf> = std::env::split_paths(&path).collect();
-    if let Some(found) = directories
-        .iter()
-        .map(|one| one.join(program))
-        .find(|one| one.is_file())
-    {
-        return (
-            errno,
-            format!("{} is not executable for this user", found.display()),
-        );
-    }
-    let closed = directories
-        .iter()
-        .filter(|one| one.is_dir() && access(one.as_path(), AccessFlags::X_OK).is_err());
-    let closed: Vec<String> = closed.map(|one| one.display().to_string()).collect();
-    let path = printable(&path);
-    let hint = match closed.is_empty() {
-        true => format!("PATH is {path}"),
-        false => format!("PATH is {path}; closed to this user: {}", closed.join(", ")),
-    };
-    (Errno::ENOENT, hint)
-}
-
-/// What a file needs that is there and still cannot be found.
-fn explain_missing_interpreter(file: &Path) -> String {
-    let Some(line) = first_line(file).filter(|line| line.starts_with(b"#!")) else {
-        return "the loader of shared libraries that it needs does not exist: it was built for another system".into();
-    };
-    let words = line[2..].trim_ascii_start();
-    let end = words.iter().position(|byte| b" \t\n".contains(byte));
-    let name = &words[..end.unwrap_or(words.len())];
-    let shown = printable(OsStr::from_bytes(name));
-    match name.ends_with(b"\r") {
-        true => format!(
-            "its first line ends with a carriage return, which is taken for a part of the name: {shown}"
-        ),
-        false => format!("the interpreter in its first line does not exist: {shown}"),
-    }
-}
-
-/// As much of it as the kernel looks at.
-fn first_line(file: &Path) -> Option<Vec<u8>> {
-    let mut start = Vec::new();
-    File::options()
-        .read(true)
-        .custom_flags(OFlag::O_NONBLOCK.bits())
-        .open(file)
-        .and_then(|file| file.take(256).read_to_end(&mut start))
-        .ok()?;
-    let end = start.iter().position(|byte| *byte == b'\n');
-    start.truncate(end.unwrap_or(start.len()));
-    Some(start)
-}
-
-/// Which part of the path keeps this user from executing the file.
-fn explain_denied(file: &Path) -> Option<String> {
-    let mut parents: Vec<&Path> = file
-        .ancestors()
-        .skip(1)
-        .filter(|one| *one != Path::new(""))
-        .collect();
-    parents.reverse();
-    match parents
-        .into_iter()
-        .find(|directory| access(*directory, AccessFlags::X_OK).is_err())
-    {
-        Some(closed) => Some(format!(
-            "the directory {} is closed to this user",
-            closed.display()
-        )),
-        None if file.is_dir() => Some("it is a directory".into()),
-        None if access(file, AccessFlags::X_OK).is_err() => {
-            Some("it is not executable for this user: see chmod(1)".into())
-        }
-        None => None,
-    }
-}
-
-/// There is no process, or not what it takes to start one.
-pub fn cannot_spawn(errno: Errno) -> ExecFailure {
-    let hint = match errno {
-        Errno::EAGAIN => {
-            Some("this user may have no more processes: see `ulimit -u`, or TasksMax of systemd")
-        }
-        Errno::EMFILE => Some("the limit of open files is reached: see `ulimit -n`"),
-        _ => None,
-    };
-    ExecFailure {
-        action: "start a new worker".into(),
-        errno,
-        hint: hint.map(str::to_owned),
+        explain(step, errno, &self.program, self.directory.as_deref())
     }
 }
 
@@ -328,17 +166,7 @@ impl Report {
             Ok(5) => {
                 let [step, errno @ ..] = message;
                 let errno = Errno::from_raw(i32::from_ne_bytes(errno));
-                let steps = [
-                    Step::Descriptors,
-                    Step::Limits,
-                    Step::Signals,
-                    Step::Directory,
-                ];
-                let step = steps
-                    .into_iter()
-                    .find(|one| *one as u8 == step)
-                    .unwrap_or(Step::Execute);
-                Some(Err(blueprint.explain(step, errno)))
+                Some(Err(blueprint.explain(Step::from_number(step), errno)))
             }
             // The end: closed by the exec, or by a death before it, which the exit tells.
             Ok(_) | Err(_) => Some(Ok(())),
@@ -352,22 +180,9 @@ impl AsFd for Report {
     }
 }
 
-/// A close-on-exec copy of a descriptor with a number above `number`.
-pub fn duplicate_above(descriptor: BorrowedFd<'_>, number: RawFd) -> nix::Result<OwnedFd> {
-    let copy = fcntl(descriptor, FcntlArg::F_DUPFD_CLOEXEC(number + 1))?;
-    Ok(owned(copy))
-}
-
 fn errno_of(error: &io::Error) -> Errno {
     // Without an errno it is an argument with a NUL in it.
     error.raw_os_error().map_or(Errno::EINVAL, Errno::from_raw)
-}
-
-#[expect(unsafe_code, reason = "fcntl(2) gives a new descriptor as a number")]
-fn owned(descriptor: RawFd) -> OwnedFd {
-    use std::os::fd::FromRawFd;
-    // SAFETY: F_DUPFD_CLOEXEC has just made this descriptor, and nothing else has seen its number.
-    unsafe { OwnedFd::from_raw_fd(descriptor) }
 }
 
 #[expect(

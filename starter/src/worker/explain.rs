@@ -1,0 +1,156 @@
+//! Why a worker does not run the server program: what was tried, the error, and what helps. It looks at the file system, as
+//! the user that the worker was to run as, and changes nothing.
+
+use std::ffi::OsStr;
+use std::fs::File;
+use std::io::Read;
+use std::os::unix::ffi::OsStrExt;
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::{Path, PathBuf};
+
+use nix::errno::Errno;
+use nix::fcntl::OFlag;
+use nix::unistd::{AccessFlags, access};
+
+use crate::words::notice::ExecFailure;
+use crate::words::remedy;
+use crate::words::text::printable;
+
+/// The step at which a child failed, as it is sent over the pipe.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[repr(u8)]
+pub enum Step {
+    Descriptors = 1,
+    Limits,
+    Signals,
+    Directory,
+    Execute,
+}
+
+impl Step {
+    /// The step that was sent as this number.
+    pub fn from_number(number: u8) -> Step {
+        [
+            Step::Descriptors,
+            Step::Limits,
+            Step::Signals,
+            Step::Directory,
+        ]
+        .into_iter()
+        .find(|step| *step as u8 == number)
+        .unwrap_or(Step::Execute)
+    }
+}
+
+/// There is no process, or not what it takes to start one.
+pub fn cannot_spawn(errno: Errno) -> ExecFailure {
+    ExecFailure {
+        action: "start a new worker".into(),
+        errno,
+        hint: remedy::of_spawning(errno).map(str::to_owned),
+    }
+}
+
+/// What the user needs to know about a step that failed on the way to this program in this directory.
+pub fn explain(step: Step, errno: Errno, program: &OsStr, directory: Option<&Path>) -> ExecFailure {
+    let shown = printable(program);
+    let action = match step {
+        Step::Descriptors => format!("pass the sockets to {shown}"),
+        Step::Limits => format!("restore the resource limits for {shown}"),
+        Step::Signals => format!("reset the signals for {shown}"),
+        Step::Directory => {
+            let directory = printable(directory.unwrap_or(Path::new("")));
+            format!("change to --dir={directory}")
+        }
+        Step::Execute => return explain_execute(errno, program, directory),
+    };
+    ExecFailure {
+        action,
+        errno,
+        hint: None,
+    }
+}
+
+fn explain_execute(errno: Errno, program: &OsStr, directory: Option<&Path>) -> ExecFailure {
+    let action = format!("execute {}", printable(program));
+    let program = Path::new(program);
+    if !program.as_os_str().as_bytes().contains(&b'/') {
+        let (errno, hint) = explain_lookup(program, errno);
+        return ExecFailure {
+            action,
+            errno,
+            hint: Some(hint),
+        };
+    }
+    let file = match directory {
+        Some(directory) => directory.join(program),
+        None => program.to_owned(),
+    };
+    let hint = match errno {
+        Errno::EACCES => explain_denied(&file),
+        Errno::ENOENT if file.exists() => Some(explain_missing_interpreter(&file)),
+        _ => None,
+    };
+    ExecFailure {
+        action,
+        errno,
+        hint,
+    }
+}
+
+/// A program that no directory of PATH has. execvp(3) says "permission denied" as soon as one of them is closed to the
+/// user, as root's own often are.
+fn explain_lookup(program: &Path, errno: Errno) -> (Errno, String) {
+    let path = std::env::var_os("PATH").unwrap_or_default();
+    let directories: Vec<PathBuf> = std::env::split_paths(&path).collect();
+    let mut candidates = directories.iter().map(|one| one.join(program));
+    if let Some(found) = candidates.find(|one| one.is_file()) {
+        return (errno, remedy::not_executable_in_path(&found));
+    }
+    let is_closed =
+        |one: &&PathBuf| one.is_dir() && access(one.as_path(), AccessFlags::X_OK).is_err();
+    let closed: Vec<&PathBuf> = directories.iter().filter(is_closed).collect();
+    (Errno::ENOENT, remedy::not_in_path(&path, &closed))
+}
+
+/// What a file needs that is there and still cannot be found.
+fn explain_missing_interpreter(file: &Path) -> String {
+    let Some(line) = first_line(file).filter(|line| line.starts_with(b"#!")) else {
+        return remedy::MISSING_LOADER.into();
+    };
+    let words = line[2..].trim_ascii_start();
+    let end = words.iter().position(|byte| b" \t\n".contains(byte));
+    let name = &words[..end.unwrap_or(words.len())];
+    remedy::missing_interpreter(OsStr::from_bytes(name))
+}
+
+/// As much of it as the kernel looks at.
+fn first_line(file: &Path) -> Option<Vec<u8>> {
+    let mut start = Vec::new();
+    File::options()
+        .read(true)
+        .custom_flags(OFlag::O_NONBLOCK.bits())
+        .open(file)
+        .and_then(|file| file.take(256).read_to_end(&mut start))
+        .ok()?;
+    let end = start.iter().position(|byte| *byte == b'\n');
+    start.truncate(end.unwrap_or(start.len()));
+    Some(start)
+}
+
+/// Which part of the path keeps this user from executing the file.
+fn explain_denied(file: &Path) -> Option<String> {
+    let mut parents: Vec<&Path> = file
+        .ancestors()
+        .skip(1)
+        .filter(|one| *one != Path::new(""))
+        .collect();
+    parents.reverse();
+    let is_closed = |directory: &&Path| access(*directory, AccessFlags::X_OK).is_err();
+    match parents.into_iter().find(is_closed) {
+        Some(closed) => Some(remedy::closed_directory(closed)),
+        None if file.is_dir() => Some(remedy::IS_A_DIRECTORY.into()),
+        None if access(file, AccessFlags::X_OK).is_err() => Some(remedy::NOT_EXECUTABLE.into()),
+        None => None,
+    }
+}

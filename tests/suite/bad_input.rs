@@ -179,6 +179,75 @@ fn a_message_is_one_line_whatever_was_typed() {
     );
 }
 
+/// Wherever a name stands: in the cause, in the object and in the hint, of a usage error and of a failed start, of a
+/// client, in a log and in what a launcher shows for its daemon.
+#[test]
+fn no_name_forges_a_line_or_drives_a_terminal() {
+    if !is_ours() {
+        return;
+    }
+    const NAME: &str = "a\nforged: line\x1b[2J\u{202e}";
+    let beside = |options: &[&str]| -> Vec<String> {
+        let setup = options.iter().map(|option| format!("{option}={NAME}"));
+        setup.collect()
+    };
+    let missing = format!("/nodir/{NAME}/file");
+    let mut cases: Vec<Vec<String>> = [
+        "pid-file",
+        "status-file",
+        "log-file",
+        "path",
+        "dir",
+        "envdir",
+        "port",
+        "user",
+        "group",
+        "fd-env",
+        "interval",
+        "signal-on-hup",
+        "backlog",
+        "syslog",
+        "log-stream",
+    ]
+    .into_iter()
+    .flat_map(|option| {
+        let option = format!("--{option}");
+        [
+            vec![format!("{option}={missing}")],
+            vec![format!("{option}={NAME}")],
+            vec![format!("{option}{NAME}")],
+        ]
+    })
+    .collect();
+    cases.extend([
+        beside(&["--log-file=|", "--daemonize"]),
+        vec![format!("--pid-file={missing}"), "--restart".into()],
+        vec![format!("--pid-file={missing}"), "--stop".into()],
+        vec![
+            format!("--status-file={missing}"),
+            "--daemonize".into(),
+            "--log-file=log-of-daemon".into(),
+        ],
+        vec![format!("--syslog-address={missing}"), "--syslog".into()],
+        vec![format!("--path=socket,user={NAME}")],
+        vec![format!("--port={NAME}:80")],
+    ]);
+    for options in cases {
+        let program = format!("./{NAME}");
+        let finished = Server::setup()
+            .options(&options)
+            .option("--start-limit=1")
+            .program([program])
+            .run();
+        let log = finished.server.folder().join("log-of-daemon");
+        let said = finished.log.clone() + &fs::read_to_string(log).unwrap_or_default();
+        assert!(!finished.status.success(), "{options:?}: {said}");
+        let is_forged = |line: &str| line.trim_start().starts_with("forged");
+        assert!(!said.lines().any(is_forged), "{options:?}: {said}");
+        assert!(!said.contains(['\x1b', '\u{202e}']), "{options:?}: {said}");
+    }
+}
+
 /// With everything that a failed start has to remove.
 fn with_files() -> Setup {
     let setup = Server::setup().pid_file().status_file().path("socket");

@@ -1,0 +1,56 @@
+//! How it is said that an option cannot be used.
+
+use std::ffi::OsStr;
+
+use clap::error::{ContextKind, ContextValue, ErrorKind};
+
+use crate::words::failure::Failure;
+use crate::words::text::printable;
+
+pub fn refused(option: &str, value: &OsStr, cause: &str) -> Failure {
+    Failure::usage(format!(
+        "cannot use --{option}={}: {cause}",
+        printable(value)
+    ))
+}
+
+/// `--a, --b or --c`
+pub fn alternatives(names: &[&str]) -> String {
+    let mut text = String::new();
+    for (index, name) in names.iter().enumerate() {
+        text.push_str(match index {
+            0 => "--",
+            _ if index + 1 == names.len() => " or --",
+            _ => ", --",
+        });
+        text.push_str(name);
+    }
+    text
+}
+
+/// Puts an error of clap into one line. `unknown` is the unknown option as typed.
+pub fn refusal(error: &clap::Error, unknown: Option<&str>) -> Failure {
+    let context = |kind| match error.get(kind) {
+        // An option is shown with the name of its value behind it.
+        Some(ContextValue::String(text)) => text.split(' ').next(),
+        _ => None,
+    };
+    match (error.kind(), context(ContextKind::InvalidArg)) {
+        (ErrorKind::UnknownArgument, Some(option)) => {
+            let failure = Failure::usage(format!("unknown option {}", unknown.unwrap_or(option)));
+            match context(ContextKind::SuggestedArg) {
+                Some(suggestion) => failure.hint(format!("did you mean {suggestion}?")),
+                None => failure,
+            }
+        }
+        (ErrorKind::TooManyValues, Some(option)) => {
+            Failure::usage(format!("cannot use {option}: it takes no value"))
+        }
+        // The words were spelled out so that no other kind is known to occur; should one, its first line says it.
+        _ => {
+            let text = error.render().to_string();
+            let line = text.lines().next().unwrap_or_default();
+            Failure::usage(line.strip_prefix("error: ").unwrap_or(line))
+        }
+    }
+}

@@ -28,8 +28,8 @@ use nix::unistd::{Pid, dup2_stderr, dup2_stdout};
 
 pub use self::capture::{Pipes, Stream};
 pub use self::out::{be_quiet, complain, is_up, keep, open_syslog, say};
-pub use self::settings::{LogTarget, Settings};
-pub use self::syslog::{Address, DEFAULT_ADDRESS, Format, SyslogOptions, facility};
+pub use self::settings::{Address, Format, LogTarget, Settings, SyslogSettings};
+pub use self::syslog::{DEFAULT_ADDRESS, facility};
 
 use self::capture::{Capture, Origin};
 use self::clock::Moment;

@@ -16,7 +16,8 @@ use nix::sys::time::TimeSpec;
 use super::Routes;
 use super::capture::Origin;
 use super::clock::Moment;
-use super::syslog::{Syslog, SyslogOptions};
+use super::settings::SyslogSettings;
+use super::syslog::Syslog;
 use super::target::{Target, write_if_ready};
 use crate::words::failure::Failure;
 use crate::words::notice::{Notice, Severity};
@@ -136,8 +137,8 @@ pub fn be_quiet() {
 }
 
 /// From here on every line goes to syslog too.
-pub fn open_syslog(options: &SyslogOptions) -> Result<(), Failure> {
-    let syslog = Syslog::open(options)?;
+pub fn open_syslog(settings: &SyslogSettings) -> Result<(), Failure> {
+    let syslog = Syslog::open(settings)?;
     OUT.with_borrow_mut(|out| out.syslog = Some(syslog));
     Ok(())
 }

@@ -22,7 +22,7 @@ use self::refusal::{refusal, refused};
 use self::spelling::spell_out;
 use self::values::{Given, parse_fd_styles, syslog, utf8};
 use crate::listeners::spec::{PathSpec, PortSpec, parse_paths, parse_ports};
-use crate::log::{LogTarget, Stream, SyslogOptions};
+use crate::log::{LogTarget, Stream, SyslogSettings};
 use crate::words::failure::Failure;
 
 /// What the command line asks for.
@@ -75,7 +75,7 @@ pub struct Options {
     pub log_streams: Vec<Stream>,
     /// Only together with `log_file`.
     pub log_timestamps: bool,
-    pub syslog: Option<SyslogOptions>,
+    pub syslog: Option<SyslogSettings>,
     /// What of the workers goes to it; not empty.
     pub syslog_streams: Vec<Stream>,
     /// Our own sentences are not for standard error.

@@ -12,7 +12,7 @@ use nix::sys::signal::Signal;
 
 use super::FdStyle;
 use super::refusal::refused;
-use crate::log::{Address, DEFAULT_ADDRESS, Format, LogTarget, Stream, SyslogOptions, facility};
+use crate::log::{Address, DEFAULT_ADDRESS, Format, LogTarget, Stream, SyslogSettings, facility};
 use crate::words::failure::Failure;
 use crate::words::number::{self, LONGEST_TIME};
 
@@ -177,7 +177,7 @@ pub fn parse_fd_styles(value: &str) -> Result<Vec<FdStyle>, Failure> {
 }
 
 /// All that begins with `--syslog`.
-pub fn syslog(given: &Given<'_>, program: &OsStr) -> Result<Option<SyslogOptions>, Failure> {
+pub fn syslog(given: &Given<'_>, program: &OsStr) -> Result<Option<SyslogSettings>, Failure> {
     let others = [
         "syslog-tag",
         "syslog-address",
@@ -213,7 +213,7 @@ pub fn syslog(given: &Given<'_>, program: &OsStr) -> Result<Option<SyslogOptions
         },
         || "the formats are rfc3164 and rfc5424".to_owned(),
     )?;
-    Ok(Some(SyslogOptions {
+    Ok(Some(SyslogSettings {
         facility: facility.unwrap_or_default(),
         tag: tag.unwrap_or_else(|| tag_of(program)),
         address: syslog_address(given)?,

@@ -5,7 +5,7 @@ use nix::sys::signal::Signal;
 
 use super::{started, with};
 use crate::listeners::spec::{parse_paths, parse_ports};
-use crate::log::{Address, Format, LogTarget, Stream, SyslogOptions};
+use crate::log::{Address, Format, LogTarget, Stream, SyslogSettings};
 use crate::options::{FdStyle, Options};
 
 #[test]
@@ -98,7 +98,7 @@ fn every_option_reaches_its_field() {
         log_file: Some(LogTarget::File("/l".into())),
         log_streams: vec![Stream::Stdout],
         log_timestamps: true,
-        syslog: Some(SyslogOptions {
+        syslog: Some(SyslogSettings {
             facility: "local3".into(),
             tag: "app".into(),
             address: Address::Udp("host:514".into()),

@@ -1,8 +1,6 @@
 //! The start of the superdaemon, phase by phase, up to the loop that is its life.
 
 use std::io;
-use std::num::NonZeroU32;
-use std::time::Duration;
 
 use common::message::Identity;
 use common::privileges::{self, Bounding};
@@ -14,10 +12,11 @@ use crate::host::daemon::{self, Side, Waiting};
 use crate::host::open_files::OpenFiles;
 use crate::host::{identity, terminal};
 use crate::listeners::bind::{Bound, Plan};
-use crate::listeners::dialects;
+use crate::listeners::dialects::{self, Dialect};
 use crate::log::{self, Log};
-use crate::machine::{Knobs, Outcome, Settings};
-use crate::options::{FdStyle, Options};
+use crate::machine::Outcome;
+use crate::options::Options;
+use crate::status::Shown;
 use crate::status::file::StatusFile;
 use crate::status::pid_file::PidFile;
 use crate::supervisor::signals::Signals;
@@ -29,7 +28,7 @@ use crate::worker::environment::Environment;
 
 /// Runs the superdaemon, here or as a daemon.
 pub fn run(options: Options) -> Result<Outcome, Failure> {
-    match options.daemonize {
+    match options.is_daemon {
         true => daemonize(options),
         false => start(options, &mut None),
     }
@@ -37,7 +36,11 @@ pub fn run(options: Options) -> Result<Outcome, Failure> {
 
 /// The process that was started waits for the verdict on the first start, and ends with it.
 fn daemonize(options: Options) -> Result<Outcome, Failure> {
-    let stdin_is_a_socket = options.ports.iter().any(|port| port.descriptor == Some(0));
+    let stdin_is_a_socket = options
+        .listeners
+        .ports
+        .iter()
+        .any(|port| port.descriptor == Some(0));
     match daemon::detach(stdin_is_a_socket)? {
         Side::Launcher(verdict) => verdict.map(|()| Outcome::Stopped),
         Side::Daemon(waiting) => {
@@ -56,25 +59,21 @@ fn daemonize(options: Options) -> Result<Outcome, Failure> {
 
 /// The phases of the superdaemon's life. Up to the drop it may have root, and does nothing with it but start the
 /// binder; everything that an attacker could have a hand in (host names, files, the server program) comes after.
-fn start(mut options: Options, waiting: &mut Option<Waiting>) -> Result<Outcome, Failure> {
+fn start(options: Options, waiting: &mut Option<Waiting>) -> Result<Outcome, Failure> {
     let open_files = OpenFiles::of_launcher()?;
-    let identity = identity::identify(options.user.as_deref(), options.group.as_deref())?;
-    let (ports, paths) = (
-        std::mem::take(&mut options.ports),
-        std::mem::take(&mut options.paths),
-    );
-    let plan = Plan::new(ports, paths, identity.clone())?;
+    let identity = identity::identify(&options.identity)?;
+    let listening = options.listeners;
+    let plan = Plan::new(listening.ports, listening.paths, identity.clone())?;
     // Before the binders, which are not to have it either.
     let own_session =
         identity.is_some() && terminal::keep_from_user().map_err(cannot_keep_terminal)?;
     let prepared = plan.start_binders(open_files)?;
-    let supervisor = drop_privileges(identity.as_ref(), &options)?;
+    let supervisor = drop_privileges(identity.as_ref(), options.is_strict)?;
 
-    let log_settings = log_settings(&options);
-    if log_settings.is_quiet {
+    if options.log.is_quiet {
         log::be_quiet();
     }
-    if let Some(syslog) = &log_settings.syslog {
+    if let Some(syslog) = &options.log.syslog {
         log::open_syslog(syslog)?;
     }
     log::say(Notice::StartingNow(getpid()));
@@ -82,6 +81,7 @@ fn start(mut options: Options, waiting: &mut Option<Waiting>) -> Result<Outcome,
     let signals = Signals::take().map_err(cannot_set_up_signals)?;
     // Before anything is bound: a second instance must not come as far as the first one's sockets.
     let pid_file = options
+        .status
         .pid_file
         .as_deref()
         .map(|path| PidFile::lock(path, std::process::id()))
@@ -90,44 +90,32 @@ fn start(mut options: Options, waiting: &mut Option<Waiting>) -> Result<Outcome,
         listeners,
         files,
         binders,
-    } = resolved.bind(options.backlog, options.strict, open_files)?;
-    dialects::prepare(&listeners, &options.fd_env)?;
+    } = resolved.bind(listening.backlog, options.is_strict, open_files)?;
+    dialects::prepare(&listeners, &listening.dialects)?;
     let status_file = StatusFile::create(
-        &options,
+        &Shown {
+            files: &options.status,
+            worker: &options.worker,
+            environment: &options.environment,
+            machine: &options.machine,
+            log: &options.log,
+            identity: &options.identity,
+        },
         &listeners,
         InForce {
             supervisor,
             binders,
         },
     )?;
-    let log = Log::open(&log_settings)?;
-    let one = NonZeroU32::MIN;
-    let settings = Settings {
-        workers: 1,
-        interval: options.interval,
-        signal_on_hup: options.signal_on_hup,
-        signal_on_term: options.signal_on_term,
-        stop_timeout: options.stop_timeout,
-        start_limit: options.start_limit,
-        // Somebody waits for the verdict: the first failure is one.
-        first_start_limit: if options.daemonize {
-            options.start_limit.or(Some(one))
-        } else {
-            options.start_limit
-        },
-        knobs: Knobs {
-            kill_old_delay: Duration::ZERO,
-            auto_restart: None,
-        },
-    };
+    let log = Log::open(&options.log)?;
     let resources = Resources {
-        environment: Environment::new(&options),
+        environment: Environment::new(&options.environment),
         blueprint: Blueprint {
-            program: options.program,
-            arguments: options.arguments,
-            directory: options.directory,
-            variables: dialects::variables(&listeners, &options.fd_env),
-            listen_pid: options.fd_env.contains(&FdStyle::Systemd),
+            program: options.worker.program,
+            arguments: options.worker.arguments,
+            directory: options.worker.directory,
+            variables: dialects::variables(&listeners, &listening.dialects),
+            listen_pid: listening.dialects.contains(&Dialect::Systemd),
             own_session,
             sockets: listeners
                 .into_iter()
@@ -142,19 +130,7 @@ fn start(mut options: Options, waiting: &mut Option<Waiting>) -> Result<Outcome,
         socket_files: files,
         waiting: waiting.take(),
     };
-    supervisor::run(resources, settings)
-}
-
-fn log_settings(options: &Options) -> log::Settings {
-    log::Settings {
-        target: options.log_file.clone(),
-        target_streams: options.log_streams.clone(),
-        has_timestamps: options.log_timestamps,
-        syslog: options.syslog.clone(),
-        syslog_streams: options.syslog_streams.clone(),
-        is_quiet: options.quiet,
-        is_attended: !options.daemonize,
-    }
+    supervisor::run(resources, options.machine)
 }
 
 pub fn cannot_set_up_signals(errno: Errno) -> Failure {
@@ -169,17 +145,14 @@ fn cannot_keep_terminal(error: io::Error) -> Failure {
 }
 
 /// From here on there is nothing to regain, and no worker can inherit anything.
-fn drop_privileges(
-    identity: Option<&Identity>,
-    options: &Options,
-) -> Result<OfSupervisor, Failure> {
+fn drop_privileges(identity: Option<&Identity>, is_strict: bool) -> Result<OfSupervisor, Failure> {
     let cannot = |error| Failure::failed(format!("cannot drop privileges: {error}"));
     let Some(identity) = identity else {
         privileges::keep_only(&[]).map_err(cannot)?;
         return Ok(OfSupervisor::ORDINARY);
     };
     let bounding = privileges::become_user(identity, &[]).map_err(cannot)?;
-    match (bounding, options.strict) {
+    match (bounding, is_strict) {
         (Bounding::Empty, _) => {}
         (Bounding::Kept, false) => log::say(Notice::BoundingSetKept),
         (Bounding::Kept, true) => {

@@ -1,49 +1,97 @@
-//! What one option asks of the others.
+//! What one option asks of the others, once each is valid by itself.
 
 use common::message::Transport;
 
-use super::refusal::refused;
-use super::{FdStyle, Options};
-use crate::listeners::spec::check_duplicates;
+use super::refusal::{lacks, refused, unusable};
+use super::values::Given;
+use crate::listeners;
+use crate::listeners::dialects::Dialect;
+use crate::listeners::spec::{PortSpec, check_duplicates};
 use crate::words::failure::Failure;
 
-/// What one option asks of the others.
-pub fn check_together(options: &Options) -> Result<(), Failure> {
-    check_duplicates(&options.ports, &options.paths)?;
-    check_fd_env(options)?;
-    check_group(options.user.as_deref(), options.group.as_deref())?;
-    if options.daemonize && options.log_file.is_none() && options.syslog.is_none() {
-        return Err(Failure::usage(
-            "cannot use --daemonize: it needs --log-file or --syslog as well",
-        ));
+/// Options, each with those of which it needs one.
+const NEEDS: [(&str, &[&str]); 9] = [
+    ("timeout", &["restart", "stop", "reopen"]),
+    ("group", &["user"]),
+    ("log-stream", &["log-file"]),
+    ("log-timestamps", &["log-file"]),
+    ("syslog-tag", &["syslog"]),
+    ("syslog-address", &["syslog"]),
+    ("syslog-format", &["syslog"]),
+    ("syslog-stream", &["syslog"]),
+    ("daemonize", &["log-file", "syslog"]),
+];
+
+/// The options among them that are named with their value.
+const NAMED_WITH_VALUE: [&str; 2] = ["timeout", "group"];
+
+/// The options that `--self-test` allows beside it.
+const OF_SELF_TEST: [&str; 4] = ["self-test", "user", "group", "strict"];
+
+/// A server is only started where there is a program for it.
+pub fn check_program(given: &Given<'_>) -> Result<(), Failure> {
+    match given.all("program").next() {
+        None => Err(Failure::usage("server program not specified")
+            .hint("it comes last, after two dashes: see --help")),
+        Some(program) if program.is_empty() => {
+            Err(Failure::usage("cannot use an empty name as server program"))
+        }
+        Some(_) => Ok(()),
     }
-    if options.log_timestamps && options.log_file.is_none() {
-        return Err(Failure::usage(
-            "cannot use --log-timestamps: it needs --log-file as well",
-        ));
-    }
-    Ok(())
 }
 
-pub fn check_group(user: Option<&str>, group: Option<&str>) -> Result<(), Failure> {
-    match (user, group) {
-        (None, Some(group)) => Err(refused("group", group.as_ref(), "it needs --user as well")),
-        _ => Ok(()),
+/// Refuses an option without the one that it needs.
+pub fn check_needs(given: &Given<'_>) -> Result<(), Failure> {
+    let is_lacking = |(option, needed): &&(&str, &[&str])| {
+        given.has(option) && !needed.iter().any(|one| given.has(one))
+    };
+    let Some((option, needed)) = NEEDS.iter().find(is_lacking) else {
+        return Ok(());
+    };
+    let value = match NAMED_WITH_VALUE.contains(option) {
+        true => given.value(option)?,
+        false => None,
+    };
+    Err(match value {
+        Some(value) => refused(option, value, &lacks(needed)),
+        None => unusable(option, &lacks(needed)),
+    })
+}
+
+/// Refuses what a self-test chooses itself.
+pub fn check_self_test(given: &Given<'_>) -> Result<(), Failure> {
+    if given.all("program").next().is_some() {
+        return Err(unusable("self-test", "it takes no server program"));
+    }
+    match given
+        .names()
+        .into_iter()
+        .find(|name| !OF_SELF_TEST.contains(name))
+    {
+        Some(other) => Err(unusable(
+            "self-test",
+            &format!("--{other} is given as well"),
+        )),
+        None => check_needs(given),
     }
 }
 
-fn check_fd_env(options: &Options) -> Result<(), Failure> {
-    let chosen = options.ports.iter().find(|port| port.descriptor.is_some());
-    if let (true, Some(port)) = (options.fd_env.contains(&FdStyle::Systemd), chosen) {
+/// Refuses listeners that exclude each other, and dialects that cannot describe them.
+pub fn check_listeners(settings: &listeners::Settings) -> Result<(), Failure> {
+    check_duplicates(&settings.ports, &settings.paths)?;
+    let first = |matches: fn(&&PortSpec) -> bool| settings.ports.iter().find(matches);
+    if settings.dialects.contains(&Dialect::Systemd)
+        && let Some(port) = first(|port| port.descriptor.is_some())
+    {
         let cause = format!(
             "its descriptors are consecutive from 3, but --port={} chooses its own",
             port.given
         );
         return Err(refused("fd-env", "systemd".as_ref(), &cause));
     }
-    let mut ports = options.ports.iter();
-    let datagram = ports.find(|port| port.transport == Transport::Udp);
-    if let (true, Some(port)) = (options.fd_env.contains(&FdStyle::Unicorn), datagram) {
+    if settings.dialects.contains(&Dialect::Unicorn)
+        && let Some(port) = first(|port| port.transport == Transport::Udp)
+    {
         let cause = format!(
             "it takes stream sockets only, but --port={} is UDP",
             port.given

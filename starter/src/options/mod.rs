@@ -1,6 +1,12 @@
-//! The command line: from words to options that are complete and valid.
+//! The command line: from its words to the settings of every room.
 //!
-//! Nothing is opened, resolved or looked up here: a user or a host that does not exist is found out later.
+//! - [`spelling`]: options in any case and abbreviated become the one spelling that clap knows.
+//! - [`definition`]: all options, and the help text.
+//! - [`values`]: the value of each option, read into its type.
+//! - [`checks`]: what one option asks of the others.
+//!
+//! Here they become an [`Invocation`]. Nothing is opened, resolved or looked up: that a user or a host does not exist is
+//! found out later.
 
 mod checks;
 mod definition;
@@ -8,269 +14,231 @@ mod refusal;
 mod spelling;
 mod values;
 
-use std::ffi::OsString;
+use std::ffi::{OsStr, OsString};
 use std::num::NonZeroU32;
-use std::path::PathBuf;
 use std::time::Duration;
 
 use clap::error::ErrorKind;
 use nix::sys::signal::Signal;
 
-use self::checks::{check_group, check_together};
+use self::checks::{check_listeners, check_needs, check_program, check_self_test};
 use self::definition::definition;
-use self::refusal::{refusal, refused};
+use self::refusal::{lacks, of_clap, unusable};
 use self::spelling::spell_out;
-use self::values::{Given, parse_fd_styles, syslog, utf8};
-use crate::listeners::spec::{PathSpec, PortSpec, parse_paths, parse_ports};
-use crate::log::{LogTarget, Stream, SyslogSettings};
+use self::values::{Given, tag_of};
+use crate::host::identity;
+use crate::log::{Address, DEFAULT_ADDRESS, Format, SyslogSettings};
+use crate::machine::Knobs;
 use crate::words::failure::Failure;
+use crate::worker::environment;
+use crate::{client, listeners, log, machine, self_test, status, worker};
 
 /// What the command line asks for.
-#[derive(Debug, PartialEq, Eq)]
+#[derive(Debug)]
 pub enum Invocation {
     Start(Box<Options>),
     /// A running superdaemon is to start a new generation.
-    Restart(ClientOptions),
+    Restart(client::Settings),
     /// A running superdaemon is to end.
-    Stop(ClientOptions),
+    Stop(client::Settings),
     /// A running superdaemon is to open its log file again.
-    Reopen(ClientOptions),
+    Reopen(client::Settings),
     /// Both programs are to be tested on this host.
-    SelfTest(SelfTestOptions),
+    SelfTest(self_test::Settings),
     /// Only this text, on stdout: the help or the version.
     Print(String),
 }
 
-/// Everything that can be chosen, with the defaults filled in.
-#[derive(Debug, PartialEq, Eq)]
+/// The settings of every room, with the defaults filled in.
+#[derive(Debug)]
 pub struct Options {
-    /// The server program: not empty, not yet searched for.
-    pub program: OsString,
-    pub arguments: Vec<OsString>,
-    pub ports: Vec<PortSpec>,
-    pub paths: Vec<PathSpec>,
-    /// At least 1.
-    pub backlog: i32,
-    pub directory: Option<PathBuf>,
-    pub envdir: Option<PathBuf>,
-    /// In the order given, each once.
-    pub fd_env: Vec<FdStyle>,
-    pub interval: Duration,
-    pub signal_on_hup: Signal,
-    pub signal_on_term: Signal,
-    /// `None` is 0, or 5 seconds with auto restart: the environment has a say in that.
-    pub kill_old_delay: Option<Duration>,
-    /// `None` leaves it to the environment.
-    pub enable_auto_restart: Option<bool>,
-    /// `None` leaves it to the environment.
-    pub auto_restart_interval: Option<Duration>,
-    /// `None` waits without end.
-    pub stop_timeout: Option<Duration>,
-    /// `None` tries without end.
-    pub start_limit: Option<NonZeroU32>,
-    pub pid_file: Option<PathBuf>,
-    pub status_file: Option<PathBuf>,
-    pub log_file: Option<LogTarget>,
-    /// What of the workers goes to it; not empty.
-    pub log_streams: Vec<Stream>,
-    /// Only together with `log_file`.
-    pub log_timestamps: bool,
-    pub syslog: Option<SyslogSettings>,
-    /// What of the workers goes to it; not empty.
-    pub syslog_streams: Vec<Stream>,
-    /// Our own sentences are not for standard error.
-    pub quiet: bool,
-    /// Only together with `log_file` or `syslog`.
-    pub daemonize: bool,
-    pub user: Option<String>,
-    /// Only together with `user`.
-    pub group: Option<String>,
-    pub strict: bool,
+    pub identity: identity::Settings,
+    /// Whether a missing means of confinement is a failure, and no mere warning.
+    pub is_strict: bool,
+    /// Whether to run in the background.
+    pub is_daemon: bool,
+    pub listeners: listeners::Settings,
+    pub worker: worker::Settings,
+    pub environment: environment::Settings,
+    pub machine: machine::Settings,
+    pub log: log::Settings,
+    pub status: status::Settings,
 }
 
-/// How to reach a running superdaemon, and how long to wait for it.
-#[derive(Debug, PartialEq, Eq)]
-pub struct ClientOptions {
-    pub pid_file: PathBuf,
-    pub status_file: Option<PathBuf>,
-    /// `None` waits without end.
-    pub timeout: Option<Duration>,
-}
+/// What an invocation is made with that asks something of a running superdaemon.
+type Command = fn(client::Settings) -> Invocation;
 
-/// How the servers of a self-test are started.
-#[derive(Debug, PartialEq, Eq)]
-pub struct SelfTestOptions {
-    pub user: Option<String>,
-    /// Only together with `user`.
-    pub group: Option<String>,
-    pub strict: bool,
-}
+const COMMANDS: [(&str, Command); 3] = [
+    ("restart", Invocation::Restart),
+    ("stop", Invocation::Stop),
+    ("reopen", Invocation::Reopen),
+];
 
-/// Whose environment variables tell of the descriptors, beside `SERVER_STARTER_PORT`.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum FdStyle {
-    /// Only where no listener chooses its descriptor.
-    Systemd,
-    /// Only where every listener is a stream socket.
-    Unicorn,
-    Nginx,
-    Einhorn,
-}
-
-/// Reads the words after the name of this program.
+/// Reads the words that follow the name of this program.
+///
+/// # Errors
+/// Wrong usage: the first thing that is wrong with the command line.
 pub fn parse(arguments: impl IntoIterator<Item = OsString>) -> Result<Invocation, Failure> {
     let definition = definition();
     let words = spell_out(&definition, arguments)?;
     match definition.try_get_matches_from(words.for_clap) {
-        Ok(matches) => complete(&Given(&matches)),
+        Ok(matches) => invocation(&Given::new(&matches)),
         Err(error) => match error.kind() {
             ErrorKind::DisplayHelp | ErrorKind::DisplayVersion => {
                 let text = error.render().to_string();
                 Ok(Invocation::Print(format!("{}\n", text.trim_end())))
             }
-            _ => Err(refusal(&error, words.unknown.as_deref())),
+            _ => Err(of_clap(&error, words.unknown.as_deref())),
         },
     }
 }
 
-fn complete(given: &Given<'_>) -> Result<Invocation, Failure> {
+fn invocation(given: &Given<'_>) -> Result<Invocation, Failure> {
     if given.flag("self-test") {
         return Ok(Invocation::SelfTest(self_test(given)?));
     }
-    let commands: Vec<&str> = ["restart", "stop", "reopen"]
-        .into_iter()
-        .filter(|command| given.flag(command))
-        .collect();
-    match commands[..] {
-        [] => Ok(Invocation::Start(Box::new(start(given)?))),
-        ["restart"] => Ok(Invocation::Restart(client("restart", given)?)),
-        ["stop"] => Ok(Invocation::Stop(client("stop", given)?)),
-        ["reopen"] => Ok(Invocation::Reopen(client("reopen", given)?)),
-        [one, other, ..] => Err(Failure::usage(format!(
-            "cannot use --{one}: --{other} is given as well"
-        ))),
-        [_] => Err(Failure::usage("cannot use this command")),
+    let mut commands = COMMANDS.into_iter().filter(|(name, _)| given.flag(name));
+    match (commands.next(), commands.next()) {
+        (None, _) => Ok(Invocation::Start(Box::new(start(given)?))),
+        (Some((name, command)), None) => Ok(command(client(name, given)?)),
+        (Some((name, _)), Some((other, _))) => {
+            Err(unusable(name, &format!("--{other} is given as well")))
+        }
     }
 }
 
 fn start(given: &Given<'_>) -> Result<Options, Failure> {
-    match given.all("program").next() {
-        None => {
-            return Err(Failure::usage("server program not specified")
-                .hint("it comes last, after two dashes: see --help"));
-        }
-        Some(program) if program.is_empty() => {
-            return Err(Failure::usage("cannot use an empty name as server program"));
-        }
-        Some(_) => {}
-    }
+    check_program(given)?;
     let options = options(given)?;
-    if let Some(timeout) = given.value("timeout")? {
-        let cause = "it needs --restart, --stop or --reopen as well";
-        return Err(refused("timeout", timeout, cause));
-    }
-    if given.all("log-stream").next().is_some() && options.log_file.is_none() {
-        return Err(Failure::usage(
-            "cannot use --log-stream: it needs --log-file as well",
-        ));
-    }
-    check_together(&options)?;
+    check_needs(given)?;
+    check_listeners(&options.listeners)?;
     Ok(options)
 }
 
-/// As in Server::Starter, one command line can serve for the start and, with one option more, for `command`: the
-/// program and the other options have to be valid alone, but do not matter.
-fn client(command: &str, given: &Given<'_>) -> Result<ClientOptions, Failure> {
-    let options = options(given)?;
-    let timeout = given.seconds("timeout")?;
-    let Some(pid_file) = options.pid_file else {
-        return Err(Failure::usage(format!(
-            "cannot use --{command}: it needs --pid-file as well"
-        )));
-    };
-    Ok(ClientOptions {
+/// As with Server::Starter, the command line of a start, with `command` added to it, serves for the command too: the
+/// program and the other options must be valid by themselves, but have no effect.
+fn client(command: &str, given: &Given<'_>) -> Result<client::Settings, Failure> {
+    let status::Settings {
         pid_file,
-        status_file: options.status_file,
+        status_file,
+    } = options(given)?.status;
+    let timeout = given.seconds("timeout")?;
+    Ok(client::Settings {
+        pid_file: pid_file.ok_or_else(|| unusable(command, &lacks(&["pid-file"])))?,
+        status_file,
         timeout,
     })
 }
 
-/// It chooses everything else itself.
-fn self_test(given: &Given<'_>) -> Result<SelfTestOptions, Failure> {
-    let goes_with = ["self-test", "user", "group", "strict"];
-    let cannot = |cause: &str| Failure::usage(format!("cannot use --self-test: {cause}"));
-    if given.all("program").next().is_some() {
-        return Err(cannot("it takes no server program"));
-    }
-    if let Some(other) = given.names().find(|name| !goes_with.contains(name)) {
-        return Err(cannot(&format!("--{other} is given as well")));
-    }
-    let (user, group) = (given.text("user")?, given.text("group")?);
-    check_group(user.as_deref(), group.as_deref())?;
-    Ok(SelfTestOptions {
-        user,
-        group,
-        strict: given.flag("strict"),
+fn self_test(given: &Given<'_>) -> Result<self_test::Settings, Failure> {
+    check_self_test(given)?;
+    Ok(self_test::Settings {
+        identity: identity(given)?,
+        is_strict: given.flag("strict"),
     })
 }
 
 /// Each option by itself; the program may be missing.
 fn options(given: &Given<'_>) -> Result<Options, Failure> {
-    let mut words = given.all("program").cloned();
-    let program = words.next().unwrap_or_default();
-    let arguments = words.collect();
-
-    let mut ports = Vec::new();
-    for value in given.all("port") {
-        ports.extend(parse_ports(utf8("port", value)?)?);
-    }
-    let mut paths = Vec::new();
-    for value in given.all("path") {
-        paths.extend(parse_paths(value)?);
-    }
-    let mut fd_env = Vec::new();
-    for value in given.all("fd-env") {
-        for style in parse_fd_styles(utf8("fd-env", value)?)? {
-            if !fd_env.contains(&style) {
-                fd_env.push(style);
-            }
-        }
-    }
-
-    let syslog = syslog(given, &program)?;
-
+    let worker = worker(given)?;
     Ok(Options {
-        program,
-        arguments,
-        ports,
-        paths,
+        listeners: listeners(given)?,
+        log: log(given, &worker.program)?,
+        worker,
+        environment: environment(given)?,
+        machine: machine(given)?,
+        status: status::Settings {
+            pid_file: given.path("pid-file")?,
+            status_file: given.path("status-file")?,
+        },
+        identity: identity(given)?,
+        is_strict: given.flag("strict"),
+        is_daemon: given.flag("daemonize"),
+    })
+}
+
+fn identity(given: &Given<'_>) -> Result<identity::Settings, Failure> {
+    Ok(identity::Settings {
+        user: given.text("user")?,
+        group: given.text("group")?,
+    })
+}
+
+fn listeners(given: &Given<'_>) -> Result<listeners::Settings, Failure> {
+    Ok(listeners::Settings {
+        ports: given.ports("port")?,
+        paths: given.paths("path")?,
         backlog: given.count("backlog", i32::MAX)?.unwrap_or(libc::SOMAXCONN),
+        dialects: given.dialects("fd-env")?,
+    })
+}
+
+fn worker(given: &Given<'_>) -> Result<worker::Settings, Failure> {
+    let mut words = given.all("program").cloned();
+    Ok(worker::Settings {
+        program: words.next().unwrap_or_default(),
+        arguments: words.collect(),
         directory: given.path("dir")?,
-        envdir: given.path("envdir")?,
-        fd_env,
-        interval: given.seconds("interval")?.unwrap_or(Duration::from_secs(1)),
-        signal_on_hup: given.signal("signal-on-hup")?.unwrap_or(Signal::SIGTERM),
-        signal_on_term: given.signal("signal-on-term")?.unwrap_or(Signal::SIGTERM),
+    })
+}
+
+fn environment(given: &Given<'_>) -> Result<environment::Settings, Failure> {
+    Ok(environment::Settings {
+        directory: given.path("envdir")?,
         kill_old_delay: given.seconds("kill-old-delay")?,
         enable_auto_restart: given.switch("enable-auto-restart")?,
         auto_restart_interval: given.seconds("auto-restart-interval")?,
-        stop_timeout: given.seconds("stop-timeout")?,
-        start_limit: given
-            .count("start-limit", u32::MAX)?
-            .and_then(NonZeroU32::new),
-        pid_file: given.path("pid-file")?,
-        status_file: given.path("status-file")?,
-        log_file: given.log_target("log-file")?,
-        log_streams: given.streams("log-stream")?,
-        log_timestamps: given.flag("log-timestamps"),
-        syslog,
-        syslog_streams: given.streams("syslog-stream")?,
-        quiet: given.flag("quiet"),
-        daemonize: given.flag("daemonize"),
-        user: given.text("user")?,
-        group: given.text("group")?,
-        strict: given.flag("strict"),
     })
+}
+
+fn machine(given: &Given<'_>) -> Result<machine::Settings, Failure> {
+    let start_limit = given.count("start-limit", u32::MAX)?;
+    let start_limit = start_limit.and_then(NonZeroU32::new);
+    let first_start_limit = match given.flag("daemonize") {
+        // The launcher waits for the verdict: unless told otherwise, the first failure is one.
+        true => start_limit.or(Some(NonZeroU32::MIN)),
+        false => start_limit,
+    };
+    Ok(machine::Settings {
+        workers: 1,
+        interval: given.seconds("interval")?.unwrap_or(Duration::from_secs(1)),
+        signal_on_hup: given.signal("signal-on-hup")?.unwrap_or(Signal::SIGTERM),
+        signal_on_term: given.signal("signal-on-term")?.unwrap_or(Signal::SIGTERM),
+        stop_timeout: given.seconds("stop-timeout")?,
+        start_limit,
+        first_start_limit,
+        // The environment of the first generation has a say in these, and is read later.
+        knobs: Knobs {
+            kill_old_delay: Duration::ZERO,
+            auto_restart: None,
+        },
+    })
+}
+
+fn log(given: &Given<'_>, program: &OsStr) -> Result<log::Settings, Failure> {
+    Ok(log::Settings {
+        target: given.log_target("log-file")?,
+        target_streams: given.streams("log-stream")?,
+        has_timestamps: given.flag("log-timestamps"),
+        syslog: syslog(given, program)?,
+        syslog_streams: given.streams("syslog-stream")?,
+        is_quiet: given.flag("quiet"),
+        is_attended: !given.flag("daemonize"),
+    })
+}
+
+/// The other options of syslog are read without `--syslog` too, so that a wrong one is never ignored.
+fn syslog(given: &Given<'_>, program: &OsStr) -> Result<Option<SyslogSettings>, Failure> {
+    let facility = given.facility("syslog")?;
+    let tag = given.syslog_tag("syslog-tag")?;
+    let address = given.syslog_address("syslog-address")?;
+    let format = given.syslog_format("syslog-format")?;
+    Ok(facility.map(|facility| SyslogSettings {
+        facility,
+        tag: tag.unwrap_or_else(|| tag_of(program)),
+        address: address.unwrap_or_else(|| Address::Socket(DEFAULT_ADDRESS.into())),
+        format: format.unwrap_or(Format::Rfc3164),
+    }))
 }
 
 #[cfg(test)]

@@ -7,11 +7,22 @@ use clap::error::{ContextKind, ContextValue, ErrorKind};
 use crate::words::failure::Failure;
 use crate::words::text::printable;
 
+/// `--option` cannot be used, whatever its value.
+pub fn unusable(option: &str, cause: &str) -> Failure {
+    Failure::usage(format!("cannot use --{option}: {cause}"))
+}
+
+/// `--option` cannot be used with this value.
 pub fn refused(option: &str, value: &OsStr, cause: &str) -> Failure {
     Failure::usage(format!(
         "cannot use --{option}={}: {cause}",
         printable(value)
     ))
+}
+
+/// That one of these is needed, as the cause of a refusal.
+pub fn lacks(needed: &[&str]) -> String {
+    format!("it needs {} as well", alternatives(needed))
 }
 
 /// `--a, --b or --c`
@@ -29,7 +40,7 @@ pub fn alternatives(names: &[&str]) -> String {
 }
 
 /// Puts an error of clap into one line. `unknown` is the unknown option as typed.
-pub fn refusal(error: &clap::Error, unknown: Option<&str>) -> Failure {
+pub fn of_clap(error: &clap::Error, unknown: Option<&str>) -> Failure {
     let context = |kind| match error.get(kind) {
         // An option is shown with the name of its value behind it.
         Some(ContextValue::String(text)) => text.split(' ').next(),

@@ -10,18 +10,19 @@ use clap::ArgMatches;
 use clap::parser::ValueSource;
 use nix::sys::signal::Signal;
 
-use super::FdStyle;
 use super::refusal::refused;
-use crate::log::{Address, DEFAULT_ADDRESS, Format, LogTarget, Stream, SyslogSettings, facility};
+use crate::listeners::dialects::Dialect;
+use crate::listeners::spec::{PathSpec, PortSpec, parse_paths, parse_ports};
+use crate::log::{Address, Format, LogTarget, Stream, facility};
 use crate::words::failure::Failure;
 use crate::words::number::{self, LONGEST_TIME};
 
 /// The words for `--fd-env`.
-const FD_STYLES: [(&str, FdStyle); 4] = [
-    ("systemd", FdStyle::Systemd),
-    ("unicorn", FdStyle::Unicorn),
-    ("nginx", FdStyle::Nginx),
-    ("einhorn", FdStyle::Einhorn),
+const DIALECTS: [(&str, Dialect); 4] = [
+    ("systemd", Dialect::Systemd),
+    ("unicorn", Dialect::Unicorn),
+    ("nginx", Dialect::Nginx),
+    ("einhorn", Dialect::Einhorn),
 ];
 
 /// The words for `--syslog-format`.
@@ -32,30 +33,35 @@ const SYSLOG_FORMATS: [(&str, Format); 2] =
 const LONGEST_TAG: usize = 32;
 
 /// What clap has read, by type. `None` means that the option was not given.
-pub struct Given<'a>(pub &'a ArgMatches);
+pub struct Given<'a>(&'a ArgMatches);
 
 impl<'a> Given<'a> {
+    pub fn new(matches: &'a ArgMatches) -> Given<'a> {
+        Given(matches)
+    }
+
+    pub fn has(&self, option: &str) -> bool {
+        self.0.value_source(option) == Some(ValueSource::CommandLine)
+    }
+
     pub fn flag(&self, option: &str) -> bool {
         self.0.get_flag(option)
     }
 
-    /// Of all options that were given, in the order of their names.
-    pub fn names(&self) -> impl Iterator<Item = &'a str> + use<'a> {
-        let matches = self.0;
-        let is_given = |name: &&str| matches.value_source(name) == Some(ValueSource::CommandLine);
-        let mut names: Vec<&str> = matches
-            .ids()
-            .map(clap::Id::as_str)
-            .filter(is_given)
-            .collect();
+    /// Of all options that were given, in alphabetical order.
+    pub fn names(&self) -> Vec<&'a str> {
+        let all = self.0.ids().map(clap::Id::as_str);
+        let mut names: Vec<&str> = all.filter(|name| self.has(name)).collect();
         names.sort_unstable();
-        names.into_iter()
+        names
     }
 
+    /// Every value, where an option may be given many times.
     pub fn all(&self, option: &str) -> impl Iterator<Item = &'a OsString> + use<'a> {
         self.0.get_many::<OsString>(option).unwrap_or_default()
     }
 
+    /// The last value; never an empty one.
     pub fn value(&self, option: &str) -> Result<Option<&'a OsString>, Failure> {
         match self.0.get_one::<OsString>(option) {
             Some(value) if value.is_empty() => Err(refused(option, value, "its value is empty")),
@@ -72,6 +78,35 @@ impl<'a> Given<'a> {
 
     pub fn path(&self, option: &str) -> Result<Option<PathBuf>, Failure> {
         Ok(self.value(option)?.map(PathBuf::from))
+    }
+
+    pub fn ports(&self, option: &str) -> Result<Vec<PortSpec>, Failure> {
+        let mut ports = Vec::new();
+        for value in self.all(option) {
+            ports.extend(parse_ports(utf8(option, value)?)?);
+        }
+        Ok(ports)
+    }
+
+    pub fn paths(&self, option: &str) -> Result<Vec<PathSpec>, Failure> {
+        let mut paths = Vec::new();
+        for value in self.all(option) {
+            paths.extend(parse_paths(value)?);
+        }
+        Ok(paths)
+    }
+
+    /// In the order given, each once.
+    pub fn dialects(&self, option: &str) -> Result<Vec<Dialect>, Failure> {
+        let mut dialects = Vec::new();
+        for value in self.all(option) {
+            for dialect in read_dialects(utf8(option, value)?)? {
+                if !dialects.contains(&dialect) {
+                    dialects.push(dialect);
+                }
+            }
+        }
+        Ok(dialects)
     }
 
     pub fn log_target(&self, option: &str) -> Result<Option<LogTarget>, Failure> {
@@ -108,6 +143,41 @@ impl<'a> Given<'a> {
         }
     }
 
+    pub fn facility(&self, option: &str) -> Result<Option<String>, Failure> {
+        let read = |name: &str| facility(name).map(|_| name.to_owned());
+        self.read(option, read, || {
+            "the facilities are kern, user, mail, daemon, auth, syslog, lpr, news, uucp, cron, authpriv, ftp and local0 to local7".to_owned()
+        })
+    }
+
+    pub fn syslog_tag(&self, option: &str) -> Result<Option<String>, Failure> {
+        let read = |tag: &str| is_tag(tag).then(|| tag.to_owned());
+        self.read(option, read, || {
+            format!("a tag has 1 to {LONGEST_TAG} letters, digits and any of . _ - /")
+        })
+    }
+
+    pub fn syslog_address(&self, option: &str) -> Result<Option<Address>, Failure> {
+        let Some(value) = self.value(option)? else {
+            return Ok(None);
+        };
+        let cause = "the address is an absolute path, or udp:HOST:PORT";
+        let address = read_syslog_address(value);
+        address
+            .ok_or_else(|| refused(option, value, cause))
+            .map(Some)
+    }
+
+    pub fn syslog_format(&self, option: &str) -> Result<Option<Format>, Failure> {
+        let read = |name: &str| {
+            let found = SYSLOG_FORMATS.iter().find(|(one, _)| *one == name);
+            found.map(|(_, format)| *format)
+        };
+        self.read(option, read, || {
+            "the formats are rfc3164 and rfc5424".to_owned()
+        })
+    }
+
     pub fn switch(&self, option: &str) -> Result<Option<bool>, Failure> {
         let cause = || "it takes 0, 1, true or false, or no value".to_owned();
         self.read(option, read_switch, cause)
@@ -136,7 +206,8 @@ impl<'a> Given<'a> {
         self.read(option, read, cause)
     }
 
-    pub fn read<T>(
+    /// Reads the value as text; `cause` says what it may be.
+    fn read<T>(
         &self,
         option: &str,
         read: impl Fn(&str) -> Option<T>,
@@ -152,14 +223,14 @@ impl<'a> Given<'a> {
     }
 }
 
-pub fn utf8<'a>(option: &str, value: &'a OsStr) -> Result<&'a str, Failure> {
+fn utf8<'a>(option: &str, value: &'a OsStr) -> Result<&'a str, Failure> {
     value
         .to_str()
         .ok_or_else(|| refused(option, value, "it is not valid UTF-8"))
 }
 
 /// Reads the value of one `--fd-env`: a list, separated by commas.
-pub fn parse_fd_styles(value: &str) -> Result<Vec<FdStyle>, Failure> {
+fn read_dialects(value: &str) -> Result<Vec<Dialect>, Failure> {
     let words = value.split(',').map(str::trim);
     words
         .map(|word| {
@@ -167,8 +238,8 @@ pub fn parse_fd_styles(value: &str) -> Result<Vec<FdStyle>, Failure> {
                 // The empty word itself would show nothing: name the list that holds it.
                 return Err(refused("fd-env", value.as_ref(), "a style is missing"));
             }
-            let found = FD_STYLES.iter().find(|(name, _)| *name == word);
-            found.map(|(_, style)| *style).ok_or_else(|| {
+            let found = DIALECTS.iter().find(|(name, _)| *name == word);
+            found.map(|(_, dialect)| *dialect).ok_or_else(|| {
                 let cause = "the styles are systemd, unicorn, nginx and einhorn";
                 refused("fd-env", word.as_ref(), cause)
             })
@@ -176,69 +247,17 @@ pub fn parse_fd_styles(value: &str) -> Result<Vec<FdStyle>, Failure> {
         .collect()
 }
 
-/// All that begins with `--syslog`.
-pub fn syslog(given: &Given<'_>, program: &OsStr) -> Result<Option<SyslogSettings>, Failure> {
-    let others = [
-        "syslog-tag",
-        "syslog-address",
-        "syslog-format",
-        "syslog-stream",
-    ];
-    if given.value("syslog")?.is_none() {
-        return match others
-            .into_iter()
-            .find(|other| given.all(other).next().is_some())
-        {
-            Some(other) => Err(Failure::usage(format!(
-                "cannot use --{other}: it needs --syslog as well"
-            ))),
-            None => Ok(None),
-        };
-    }
-    let facility = given.read(
-        "syslog",
-        |name| facility(name).map(|_| name.to_owned()),
-        || "the facilities are kern, user, mail, daemon, auth, syslog, lpr, news, uucp, cron, authpriv, ftp and local0 to local7".to_owned(),
-    )?;
-    let tag = given.read(
-        "syslog-tag",
-        |tag| is_tag(tag).then(|| tag.to_owned()),
-        || format!("a tag has 1 to {LONGEST_TAG} letters, digits and any of . _ - /"),
-    )?;
-    let format = given.read(
-        "syslog-format",
-        |name| {
-            let found = SYSLOG_FORMATS.iter().find(|(one, _)| *one == name);
-            found.map(|(_, format)| *format)
-        },
-        || "the formats are rfc3164 and rfc5424".to_owned(),
-    )?;
-    Ok(Some(SyslogSettings {
-        facility: facility.unwrap_or_default(),
-        tag: tag.unwrap_or_else(|| tag_of(program)),
-        address: syslog_address(given)?,
-        format: format.unwrap_or(Format::Rfc3164),
-    }))
-}
-
-fn syslog_address(given: &Given<'_>) -> Result<Address, Failure> {
-    let option = "syslog-address";
-    let Some(value) = given.value(option)? else {
-        return Ok(Address::Socket(DEFAULT_ADDRESS.into()));
-    };
-    let cause = "the address is an absolute path, or udp:HOST:PORT";
+/// An absolute path, or `udp:HOST:PORT`.
+fn read_syslog_address(value: &OsStr) -> Option<Address> {
     match value.to_str().and_then(|text| text.strip_prefix("udp:")) {
         Some(address) => {
-            let port = address
-                .rsplit_once(':')
-                .map(|(host, port)| (host, number::port(port)));
-            match port {
-                Some((host, Some(_))) if !host.is_empty() => Ok(Address::Udp(address.to_owned())),
-                _ => Err(refused(option, value, cause)),
-            }
+            let (host, port) = address.rsplit_once(':')?;
+            let is_valid = !host.is_empty() && number::port(port).is_some();
+            is_valid.then(|| Address::Udp(address.to_owned()))
         }
-        None if value.as_bytes().starts_with(b"/") => Ok(Address::Socket(value.into())),
-        None => Err(refused(option, value, cause)),
+        None => Path::new(value)
+            .is_absolute()
+            .then(|| Address::Socket(value.into())),
     }
 }
 
@@ -252,7 +271,7 @@ fn is_of_tag(character: char) -> bool {
 }
 
 /// The name of the program, as far as it can be a tag.
-fn tag_of(program: &OsStr) -> String {
+pub fn tag_of(program: &OsStr) -> String {
     let name = Path::new(program).file_name().unwrap_or(program);
     let tag: String = name
         .to_string_lossy()

@@ -3,6 +3,7 @@
 //! What it is not: a place for decisions. Whether a worker has started well is for `generations` to say.
 
 pub mod environment;
+mod settings;
 
 use std::convert::Infallible;
 use std::ffi::{OsStr, OsString};
@@ -21,6 +22,8 @@ use nix::fcntl::{FcntlArg, OFlag, fcntl};
 use nix::sys::resource::{Resource, setrlimit};
 use nix::sys::signal::{SigSet, SigmaskHow, sigprocmask};
 use nix::unistd::{AccessFlags, ForkResult, Pid, access, chdir, pipe2, read, setsid, write};
+
+pub use self::settings::Settings;
 
 use crate::host::open_files::OpenFiles;
 use crate::host::process::{exit_child, fork_single_threaded};

@@ -6,7 +6,7 @@ fn a_group_needs_a_user() {
         error(&["--group=www", "prog"]),
         "cannot use --group=www: it needs --user as well"
     );
-    assert_eq!(with(&["--user=www"]).group, None);
+    assert_eq!(with(&["--user=www"]).identity.group, None);
 }
 
 #[test]
@@ -29,7 +29,7 @@ fn a_style_that_cannot_tell_of_a_listener_is_refused() {
         &["--fd-env=unicorn", "--port=80=5", "--path=/a"],
         &["--fd-env=nginx,einhorn", "--port=80=5,u53", "--path=/a"],
     ] {
-        assert!(!with(words).fd_env.is_empty());
+        assert!(!with(words).listeners.dialects.is_empty());
     }
 }
 
@@ -39,7 +39,7 @@ fn a_daemon_needs_a_log() {
         error(&["--daemonize", "prog"]),
         "cannot use --daemonize: it needs --log-file or --syslog as well"
     );
-    assert!(with(&["--daemonize", "--syslog"]).daemonize);
-    assert!(with(&["--daemonize", "--log-file=| cat"]).daemonize);
-    assert!(!with(&["--log-file=/l"]).daemonize);
+    assert!(with(&["--daemonize", "--syslog"]).is_daemon);
+    assert!(with(&["--daemonize", "--log-file=| cat"]).is_daemon);
+    assert!(!with(&["--log-file=/l"]).is_daemon);
 }

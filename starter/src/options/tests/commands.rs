@@ -1,11 +1,23 @@
 use std::time::Duration;
 
 use super::{error, parse_words, started};
-use crate::options::{ClientOptions, Invocation, SelfTestOptions};
+use crate::host::identity;
+use crate::options::Invocation;
+use crate::{client, self_test};
+
+/// The command that these words ask for, and its settings.
+fn asked(words: &[&str]) -> (&'static str, client::Settings) {
+    match parse_words(words) {
+        Ok(Invocation::Restart(settings)) => ("restart", settings),
+        Ok(Invocation::Stop(settings)) => ("stop", settings),
+        Ok(Invocation::Reopen(settings)) => ("reopen", settings),
+        other => panic!("{words:?}: {other:?}"),
+    }
+}
 
 #[test]
 fn a_running_superdaemon_is_reached_by_its_files() {
-    let client = |status_file: Option<&str>, timeout| ClientOptions {
+    let client = |status_file: Option<&str>, timeout| client::Settings {
         pid_file: "/p".into(),
         status_file: status_file.map(Into::into),
         timeout,
@@ -13,22 +25,22 @@ fn a_running_superdaemon_is_reached_by_its_files() {
     for (words, expected) in [
         (
             &["--restart", "--pid-file=/p", "--status-file=/s"][..],
-            Invocation::Restart(client(Some("/s"), None)),
+            ("restart", client(Some("/s"), None)),
         ),
         (
             &["--pid-file=/p", "--rest", "--time=2.5"],
-            Invocation::Restart(client(None, Some(Duration::from_millis(2500)))),
+            ("restart", client(None, Some(Duration::from_millis(2500)))),
         ),
         (
             &["--STOP", "--pid-file", "/p", "--timeout", "0"],
-            Invocation::Stop(client(None, Some(Duration::ZERO))),
+            ("stop", client(None, Some(Duration::ZERO))),
         ),
         (
             &["--stop", "--stop", "--pid-file=/p", "--stop-timeout=1"],
-            Invocation::Stop(client(None, None)),
+            ("stop", client(None, None)),
         ),
     ] {
-        assert_eq!(parse_words(words), Ok(expected), "{words:?}");
+        assert_eq!(asked(words), expected, "{words:?}");
     }
 }
 
@@ -56,7 +68,10 @@ fn the_command_line_of_the_start_serves_for_a_restart_too() {
         "unknown option --unknown"
     );
     // What is behind the program's name is the program's.
-    assert_eq!(started(&["prog", "--restart"]).arguments, ["--restart"]);
+    assert_eq!(
+        started(&["prog", "--restart"]).worker.arguments,
+        ["--restart"]
+    );
 }
 
 #[test]
@@ -79,17 +94,21 @@ fn a_running_superdaemon_is_asked_for_one_thing_and_by_its_pid_file() {
 
 #[test]
 fn a_self_test_chooses_everything_itself_but_the_user() {
-    let chosen = |user: Option<&str>, group: Option<&str>, strict| {
-        Ok(Invocation::SelfTest(SelfTestOptions {
+    let chosen = |words: &[&str]| match parse_words(words) {
+        Ok(Invocation::SelfTest(settings)) => settings,
+        other => panic!("{words:?}: {other:?}"),
+    };
+    let expected = |user: Option<&str>, group: Option<&str>, is_strict| self_test::Settings {
+        identity: identity::Settings {
             user: user.map(Into::into),
             group: group.map(Into::into),
-            strict,
-        }))
+        },
+        is_strict,
     };
-    assert_eq!(parse_words(&["--self-test"]), chosen(None, None, false));
+    assert_eq!(chosen(&["--self-test"]), expected(None, None, false));
     assert_eq!(
-        parse_words(&["--self", "--user", "www", "--group=33", "--strict"]),
-        chosen(Some("www"), Some("33"), true)
+        chosen(&["--self", "--user", "www", "--group=33", "--strict"]),
+        expected(Some("www"), Some("33"), true)
     );
     for (words, cause) in [
         (&["prog"][..], "it takes no server program"),

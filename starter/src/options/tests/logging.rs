@@ -4,7 +4,7 @@ use crate::log::{Address, Format, LogTarget, Stream};
 #[test]
 fn a_log_goes_to_a_file_or_to_a_command() {
     for value in ["/l", "log", "a|b", " x", "-"] {
-        let target = with(&["--log-file", value]).log_file;
+        let target = with(&["--log-file", value]).log.target;
         assert_eq!(target, Some(LogTarget::File(value.into())), "{value}");
     }
     for (value, command) in [
@@ -13,7 +13,7 @@ fn a_log_goes_to_a_file_or_to_a_command() {
         (" \t\x0b\x0c\r\n| \n cat | tee x ", "cat | tee x "),
         ("||x", "|x"),
     ] {
-        let target = with(&["--log-file", value]).log_file;
+        let target = with(&["--log-file", value]).log.target;
         assert_eq!(
             target,
             Some(LogTarget::Command(command.into())),
@@ -30,7 +30,7 @@ fn a_log_goes_to_a_file_or_to_a_command() {
 
 #[test]
 fn syslog_has_a_facility_a_tag_an_address_a_format_and_streams() {
-    let syslog = |words: &[&str]| with(words).syslog.unwrap();
+    let syslog = |words: &[&str]| with(words).log.syslog.unwrap();
     let plain = syslog(&["--syslog"]);
     assert_eq!(
         (plain.facility.as_str(), plain.tag.as_str()),
@@ -44,7 +44,13 @@ fn syslog_has_a_facility_a_tag_an_address_a_format_and_streams() {
     ] {
         assert_eq!(syslog(&[&format!("--syslog={name}")]).facility, name);
     }
-    let tag_of = |program: &str| started(&["--syslog", "--", program]).syslog.unwrap().tag;
+    let tag_of = |program: &str| {
+        started(&["--syslog", "--", program])
+            .log
+            .syslog
+            .unwrap()
+            .tag
+    };
     assert_eq!(tag_of("/srv/my app/server:1"), "server_1");
     assert_eq!(tag_of(&"x".repeat(50)), "x".repeat(32));
     for address in [
@@ -61,7 +67,9 @@ fn syslog_has_a_facility_a_tag_an_address_a_format_and_streams() {
             }
         );
     }
-    let streams = with(&["--syslog", "--syslog-stream=stderr, stdout,stderr"]).syslog_streams;
+    let streams = with(&["--syslog", "--syslog-stream=stderr, stdout,stderr"])
+        .log
+        .syslog_streams;
     assert_eq!(streams, [Stream::Stderr, Stream::Stdout]);
 }
 

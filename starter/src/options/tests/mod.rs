@@ -10,7 +10,8 @@ mod values;
 
 use std::ffi::OsString;
 
-use super::{ClientOptions, Invocation, Options, parse};
+use super::{Invocation, Options, parse};
+use crate::client;
 use crate::words::failure::{Failure, Status};
 
 pub fn parse_words(words: &[&str]) -> Result<Invocation, Failure> {
@@ -29,7 +30,7 @@ pub fn with(options: &[&str]) -> Options {
     started(&[options, &["--", "prog"]].concat())
 }
 
-pub fn stopped(options: &[&str]) -> ClientOptions {
+pub fn stopped(options: &[&str]) -> client::Settings {
     match parse_words(&[&["--stop", "--pid-file=/p"], options].concat()) {
         Ok(Invocation::Stop(options)) => options,
         other => panic!("{options:?}: {other:?}"),
@@ -55,6 +56,7 @@ pub fn error(words: &[&str]) -> String {
 
 pub fn names(options: &Options) -> Vec<&str> {
     options
+        .listeners
         .ports
         .iter()
         .map(|port| port.name.as_str())

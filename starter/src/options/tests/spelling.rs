@@ -8,7 +8,7 @@ use nix::sys::signal::Signal;
 use super::{error, names, started, with};
 use crate::log::LogTarget;
 use crate::options::definition::definition;
-use crate::options::refusal::refusal;
+use crate::options::refusal::of_clap;
 use crate::options::{Invocation, parse};
 use crate::words::failure::Failure;
 
@@ -42,7 +42,7 @@ fn the_program_begins_at_the_first_word_that_is_no_option() {
     ] {
         let options = started(&words);
         assert_eq!(
-            (options.program.to_str(), options.arguments),
+            (options.worker.program.to_str(), options.worker.arguments),
             (
                 Some(program),
                 arguments.iter().map(OsString::from).collect()
@@ -89,16 +89,16 @@ fn options_are_found_in_any_case_and_by_a_unique_beginning() {
         assert_eq!(names(&with(words)), ["80"], "{words:?}");
     }
     assert_eq!(
-        with(&["--signal-on-TERM=int"]).signal_on_term,
+        with(&["--signal-on-TERM=int"]).machine.signal_on_term,
         Signal::SIGINT
     );
     assert_eq!(
-        with(&["--di", "/x", "--STAT=/y"]).status_file,
+        with(&["--di", "/x", "--STAT=/y"]).status.status_file,
         Some("/y".into())
     );
-    assert!(with(&["--str"]).strict);
+    assert!(with(&["--str"]).is_strict);
     // The value keeps its case and its further =.
-    assert_eq!(with(&["--DIR=A=b"]).directory, Some("A=b".into()));
+    assert_eq!(with(&["--DIR=A=b"]).worker.directory, Some("A=b".into()));
 }
 
 #[test]
@@ -199,9 +199,9 @@ fn a_value_is_never_taken_from_the_next_option() {
     ] {
         assert_eq!(error(&words), message, "{words:?}");
     }
-    assert_eq!(with(&["--dir", "-"]).directory, Some("-".into()));
-    assert_eq!(with(&["--dir=-x"]).directory, Some("-x".into()));
-    assert_eq!(with(&["--dir=--"]).directory, Some("--".into()));
+    assert_eq!(with(&["--dir", "-"]).worker.directory, Some("-".into()));
+    assert_eq!(with(&["--dir=-x"]).worker.directory, Some("-x".into()));
+    assert_eq!(with(&["--dir=--"]).worker.directory, Some("--".into()));
 }
 
 #[test]
@@ -221,14 +221,14 @@ fn a_flag_takes_no_value() {
             format!("cannot use {name}: it takes no value")
         );
     }
-    assert_eq!(started(&["--strict", "1", "2"]).program, "1");
+    assert_eq!(started(&["--strict", "1", "2"]).worker.program, "1");
 }
 
 #[test]
 fn listeners_add_up_and_of_the_others_the_last_wins() {
     let options = with(&["--port=80", "--path=/a", "--port", "81,u53", "--path=/b,/c"]);
     assert_eq!(names(&options), ["80", "81", "53"]);
-    assert_eq!(options.paths.len(), 3);
+    assert_eq!(options.listeners.paths.len(), 3);
     let options = with(&[
         "--interval=1",
         "--user=a",
@@ -239,10 +239,10 @@ fn listeners_add_up_and_of_the_others_the_last_wins() {
         "b",
     ]);
     assert_eq!(
-        (options.interval, options.user.as_deref()),
+        (options.machine.interval, options.identity.user.as_deref()),
         (Duration::from_secs(2), Some("b"))
     );
-    assert!(options.strict);
+    assert!(options.is_strict);
     assert_eq!(
         error(&["--port=80", "--port=*:80", "prog"]),
         "cannot use --port=*:80: it is the same as --port=80"
@@ -265,14 +265,31 @@ fn words_need_not_be_utf_8() {
     else {
         panic!("not started");
     };
-    assert_eq!(options.paths[0].path.as_os_str().as_bytes(), b"/\xff");
-    assert_eq!(options.directory.unwrap().as_os_str().as_bytes(), b"\xfe");
-    assert_eq!(options.pid_file.unwrap().as_os_str().as_bytes(), b"\xfd");
-    assert_eq!(options.envdir.unwrap().as_os_str().as_bytes(), b"\xfa");
+    assert_eq!(
+        options.listeners.paths[0].path.as_os_str().as_bytes(),
+        b"/\xff"
+    );
+    assert_eq!(
+        options.worker.directory.unwrap().as_os_str().as_bytes(),
+        b"\xfe"
+    );
+    assert_eq!(
+        options.status.pid_file.unwrap().as_os_str().as_bytes(),
+        b"\xfd"
+    );
+    assert_eq!(
+        options
+            .environment
+            .directory
+            .unwrap()
+            .as_os_str()
+            .as_bytes(),
+        b"\xfa"
+    );
     let command = LogTarget::Command(OsString::from_vec(b"\xf9".to_vec()));
-    assert_eq!(options.log_file, Some(command));
-    assert_eq!(options.program.as_bytes(), b"\xfc");
-    assert_eq!(options.arguments[0].as_bytes(), b"\xfb");
+    assert_eq!(options.log.target, Some(command));
+    assert_eq!(options.worker.program.as_bytes(), b"\xfc");
+    assert_eq!(options.worker.arguments[0].as_bytes(), b"\xfb");
 
     for (word, message) in [
         (
@@ -309,7 +326,7 @@ fn an_error_of_clap_that_is_not_known_keeps_its_first_line() {
         ErrorKind::UnknownArgument,
         ErrorKind::TooManyValues,
     ] {
-        let failure = refusal(&definition().error(kind, "some text\nand more"), None);
+        let failure = of_clap(&definition().error(kind, "some text\nand more"), None);
         assert_eq!(failure, Failure::usage("some text"));
     }
 }

@@ -4,7 +4,7 @@ use std::time::Duration;
 use nix::sys::signal::Signal;
 
 use super::{error, started, stopped, with};
-use crate::options::FdStyle;
+use crate::listeners::dialects::Dialect;
 
 #[test]
 fn seconds_may_have_decimals() {
@@ -26,11 +26,11 @@ fn seconds_may_have_decimals() {
             &word("stop-timeout"),
         ]);
         let expected = Duration::from_nanos(nanoseconds);
-        assert_eq!(options.interval, expected, "{value}");
+        assert_eq!(options.machine.interval, expected, "{value}");
         for seconds in [
-            options.kill_old_delay,
-            options.auto_restart_interval,
-            options.stop_timeout,
+            options.environment.kill_old_delay,
+            options.environment.auto_restart_interval,
+            options.machine.stop_timeout,
             stopped(&[&word("timeout")]).timeout,
         ] {
             assert_eq!(seconds, Some(expected), "{value}");
@@ -83,11 +83,14 @@ fn seconds_may_have_decimals() {
 fn counts_begin_at_one() {
     for (value, number) in [("1", 1), ("128", 128), ("007", 7), ("2147483647", i32::MAX)] {
         let options = with(&["--backlog", value, "--start-limit", value]);
-        assert_eq!(options.backlog, number);
-        assert_eq!(options.start_limit, NonZeroU32::new(number.unsigned_abs()));
+        assert_eq!(options.listeners.backlog, number);
+        assert_eq!(
+            options.machine.start_limit,
+            NonZeroU32::new(number.unsigned_abs())
+        );
     }
     assert_eq!(
-        with(&["--start-limit=4294967295"]).start_limit,
+        with(&["--start-limit=4294967295"]).machine.start_limit,
         Some(NonZeroU32::MAX)
     );
     for value in ["0", "00", "-1", "+1", "1.0", "many", " 1", "4294967296"] {
@@ -126,14 +129,19 @@ fn signals_have_names_in_any_case_and_numbers() {
     ] {
         let options = with(&["--signal-on-hup", value, "--signal-on-term", value]);
         assert_eq!(
-            (options.signal_on_hup, options.signal_on_term),
+            (
+                options.machine.signal_on_hup,
+                options.machine.signal_on_term
+            ),
             (signal, signal),
             "{value}"
         );
     }
     for number in 1..=31 {
         assert_eq!(
-            with(&[&format!("--signal-on-hup={number}")]).signal_on_hup as i32,
+            with(&[&format!("--signal-on-hup={number}")])
+                .machine
+                .signal_on_hup as i32,
             number
         );
     }
@@ -212,7 +220,11 @@ fn auto_restart_is_a_flag_that_can_be_switched_off() {
         (&["--enable-auto-restart=1", "--enable=0"], false),
         (&["--enable-auto-restart=0", "--enable"], true),
     ] {
-        assert_eq!(with(words).enable_auto_restart, Some(on), "{words:?}");
+        assert_eq!(
+            with(words).environment.enable_auto_restart,
+            Some(on),
+            "{words:?}"
+        );
     }
     for value in ["2", "yes", "on", "00", " 1", "truee"] {
         let word = format!("--enable-auto-restart={value}");
@@ -223,25 +235,28 @@ fn auto_restart_is_a_flag_that_can_be_switched_off() {
     }
     // The next word is never its value.
     let options = started(&["--enable-auto-restart", "0", "1"]);
-    assert_eq!(options.enable_auto_restart, Some(true));
-    assert_eq!(options.program, "0");
+    assert_eq!(options.environment.enable_auto_restart, Some(true));
+    assert_eq!(options.worker.program, "0");
     let options = started(&["--enable-auto-restart", "--strict", "prog"]);
-    assert_eq!(options.enable_auto_restart, Some(true));
-    assert!(options.strict);
+    assert_eq!(options.environment.enable_auto_restart, Some(true));
+    assert!(options.is_strict);
 }
 
 #[test]
 fn a_delay_of_zero_is_told_from_none() {
-    assert_eq!(with(&["--enable-auto-restart"]).kill_old_delay, None);
     assert_eq!(
-        with(&["--kill-old-delay=0"]).kill_old_delay,
+        with(&["--enable-auto-restart"]).environment.kill_old_delay,
+        None
+    );
+    assert_eq!(
+        with(&["--kill-old-delay=0"]).environment.kill_old_delay,
         Some(Duration::ZERO)
     );
 }
 
 #[test]
 fn styles_of_telling_descriptors_add_up() {
-    use FdStyle::{Einhorn, Nginx, Systemd, Unicorn};
+    use Dialect::{Einhorn, Nginx, Systemd, Unicorn};
     for (words, styles) in [
         (&["--fd-env=systemd"][..], vec![Systemd]),
         (
@@ -253,7 +268,7 @@ fn styles_of_telling_descriptors_add_up() {
             vec![Unicorn, Nginx],
         ),
     ] {
-        assert_eq!(with(words).fd_env, styles, "{words:?}");
+        assert_eq!(with(words).listeners.dialects, styles, "{words:?}");
     }
     let styles = "the styles are systemd, unicorn, nginx and einhorn";
     for (value, message) in [

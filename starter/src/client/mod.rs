@@ -36,10 +36,9 @@ enum Woken {
 /// Sends TERM and waits for the end.
 pub fn stop(settings: &Settings) -> Result<(), Failure> {
     let server = Server::find(&settings.pid_file)?;
-    log::say(Notice::StopServer {
-        ours: nix::unistd::getpid(),
-        theirs: server.pid,
-    });
+    let ours = nix::unistd::getpid();
+    let theirs = server.pid;
+    say(settings, Notice::StopServer { ours, theirs });
     server.send(Signal::SIGTERM)?;
     let deadline = settings.timeout.map(|timeout| Instant::now() + timeout);
     match wait(&server, None, deadline)? {
@@ -65,7 +64,7 @@ pub fn restart(settings: &Settings) -> Result<(), Failure> {
     let watch = watch(&files)?;
     let mut follower = Follower::before(&server, settings)?;
     server.send(Signal::SIGHUP)?;
-    log::say(Notice::RestartAsked { pid: server.pid });
+    say(settings, Notice::RestartAsked { pid: server.pid });
     loop {
         if let Some(verdict) = follower.look()? {
             return verdict;
@@ -105,7 +104,7 @@ pub fn reopen(settings: &Settings) -> Result<(), Failure> {
         ))
     })?;
     server.send(Signal::SIGUSR1)?;
-    log::say(Notice::ReopenAsked { pid: server.pid });
+    say(settings, Notice::ReopenAsked { pid: server.pid });
     loop {
         match read() {
             Some(now) if now.reopened > before.reopened => {
@@ -144,6 +143,13 @@ pub fn reopen(settings: &Settings) -> Result<(), Failure> {
                 });
             }
         }
+    }
+}
+
+/// Says what is being done, unless nobody wants to hear it.
+fn say(settings: &Settings, notice: Notice) {
+    if !settings.is_quiet {
+        log::say(notice);
     }
 }
 

@@ -10,4 +10,6 @@ pub struct Settings {
     pub status_file: Option<PathBuf>,
     /// `None` waits for as long as it takes.
     pub timeout: Option<Duration>,
+    /// Nothing is said but why the command has failed.
+    pub is_quiet: bool,
 }

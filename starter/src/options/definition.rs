@@ -111,7 +111,10 @@ pub fn definition() -> Command {
             flag("log-timestamps").help(
                 "Put time, generation and process id before each line of --log-file.",
             ),
-            flag("quiet").help("Do not write what start_server itself has to say to stderr."),
+            flag("quiet").help(
+                "Write no messages of start_server itself to stderr, except why it has\n\
+                 failed. The commands below print nothing when they succeed.",
+            ),
             flag("daemonize").help("Run in the background. Needs --log-file or --syslog."),
         ])
         .next_help_heading("Syslog")

@@ -127,6 +127,7 @@ fn client(command: &str, given: &Given<'_>) -> Result<client::Settings, Failure>
         pid_file: pid_file.ok_or_else(|| unusable(command, &lacks(&["pid-file"])))?,
         status_file,
         timeout,
+        is_quiet: given.flag("quiet"),
     })
 }
 

@@ -21,6 +21,7 @@ fn a_running_superdaemon_is_reached_by_its_files() {
         pid_file: "/p".into(),
         status_file: status_file.map(Into::into),
         timeout,
+        is_quiet: false,
     };
     for (words, expected) in [
         (
@@ -42,6 +43,14 @@ fn a_running_superdaemon_is_reached_by_its_files() {
     ] {
         assert_eq!(asked(words), expected, "{words:?}");
     }
+    let quiet = client::Settings {
+        is_quiet: true,
+        ..client(None, None)
+    };
+    assert_eq!(
+        asked(&["--reopen", "--pid-file=/p", "--quiet"]),
+        ("reopen", quiet)
+    );
 }
 
 #[test]

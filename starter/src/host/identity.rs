@@ -47,7 +47,7 @@ pub fn identify(settings: &Settings) -> Result<Option<Identity>, Failure> {
         (false, Some(user)) => Err(Failure::usage(format!(
             "cannot use --user={user}: only root can change the user"
         ))
-        .hint("start as root, or leave --user away to run as yourself")),
+        .hint("start as root, or omit --user to run as yourself")),
         (false, None) => Ok(None),
     }
 }

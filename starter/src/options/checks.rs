@@ -8,6 +8,7 @@ use crate::listeners;
 use crate::listeners::dialects::Dialect;
 use crate::listeners::spec::{PortSpec, check_duplicates};
 use crate::words::failure::Failure;
+use crate::words::text::printable;
 
 /// Options, each with those of which it needs one.
 const NEEDS: [(&str, &[&str]); 9] = [
@@ -34,7 +35,7 @@ pub fn check_program(given: &Given<'_>) -> Result<(), Failure> {
         None => Err(Failure::usage("server program not specified")
             .hint("it comes last, after two dashes: see --help")),
         Some(program) if program.is_empty() => {
-            Err(Failure::usage("cannot use an empty name as server program"))
+            Err(Failure::usage("the name of the server program is empty"))
         }
         Some(_) => Ok(()),
     }
@@ -84,8 +85,8 @@ pub fn check_listeners(settings: &listeners::Settings) -> Result<(), Failure> {
         && let Some(port) = first(|port| port.descriptor.is_some())
     {
         let cause = format!(
-            "its descriptors are consecutive from 3, but --port={} chooses its own",
-            port.given
+            "its descriptors are numbered from 3 without gaps, but --port={} sets its own",
+            printable(&port.given)
         );
         return Err(refused("fd-env", "systemd".as_ref(), &cause));
     }
@@ -94,7 +95,7 @@ pub fn check_listeners(settings: &listeners::Settings) -> Result<(), Failure> {
     {
         let cause = format!(
             "it takes stream sockets only, but --port={} is UDP",
-            port.given
+            printable(&port.given)
         );
         return Err(refused("fd-env", "unicorn".as_ref(), &cause));
     }

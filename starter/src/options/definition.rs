@@ -1,24 +1,23 @@
-//! All options, as clap knows them and as the help text shows them.
+//! Every option, as clap knows it and as the help shows it.
 
 use clap::builder::ValueParser;
 use clap::{Arg, ArgAction, Command};
 
 use crate::log::DEFAULT_ADDRESS;
 
-/// All options, in the order of the help text.
-///
-/// The lines of the help are broken by hand: clap without its feature `wrap_help` breaks none.
+const USAGE: &str = "\
+start_server [options] -- server-prog server-arg1 server-arg2 ...
+       start_server --restart --pid-file=FILE [--timeout=SECONDS]
+       start_server --stop --pid-file=FILE [--timeout=SECONDS]
+       start_server --reopen --pid-file=FILE [--timeout=SECONDS]
+       start_server --self-test [--user=USER] [--group=GROUP] [--strict]";
+
+/// All options, in the order of the help.
 pub fn definition() -> Command {
     Command::new("start_server")
         .version(env!("CARGO_PKG_VERSION"))
         .about("A superdaemon for hot-deploying server programs.")
-        .override_usage(
-            "start_server [options] -- server-prog server-arg1 server-arg2 ...\n       \
-             start_server --restart --pid-file=FILE [--timeout=SECONDS]\n       \
-             start_server --stop --pid-file=FILE [--timeout=SECONDS]\n       \
-             start_server --reopen --pid-file=FILE [--timeout=SECONDS]\n       \
-             start_server --self-test [--user=USER] [--group=GROUP] [--strict]",
-        )
+        .override_usage(USAGE)
         .no_binary_name(true)
         .disable_help_flag(true)
         .disable_version_flag(true)
@@ -26,156 +25,20 @@ pub fn definition() -> Command {
         // As with Getopt::Long, the last one wins.
         .args_override_self(true)
         .next_help_heading("Listening")
-        .args([
-            valued("port", "[HOST:][u]PORT[=FD]")
-                .action(ArgAction::Append)
-                .help(
-                    "Listen on a TCP port, or a UDP port where u precedes it. Without HOST:\n\
-                 0.0.0.0, every IPv4 address; an IPv6 address is written [::1]:80. =FD\n\
-                 sets the descriptor that the server sees. May be given many times, and\n\
-                 may hold a list separated by commas.",
-                ),
-            valued("path", "PATH[,mode=MODE][,user=USER][,group=GROUP]")
-                .action(ArgAction::Append)
-                .help(
-                    "Listen on a unix socket. MODE is octal (default: 0777). May be given\n\
-                 many times, and may hold a list of absolute paths separated by commas.",
-                ),
-            valued("backlog", "NUMBER").help(format!(
-                "Connections that may wait to be accepted, on each listener (default:\n{})",
-                libc::SOMAXCONN
-            )),
-        ])
+        .args(listening())
         .next_help_heading("Program")
-        .args([
-            valued("dir", "DIR")
-                .help("Change to this directory before the server program is executed."),
-            valued("envdir", "DIR").help(
-                "Give the server an environment variable for each file in this\n\
-                 directory: the file's name and its first line. The files are read anew\n\
-                 for each server that is started.",
-            ),
-            valued("fd-env", "STYLE[,STYLE]")
-                .action(ArgAction::Append)
-                .help(
-                    "Also tell the descriptors in the variables of systemd (LISTEN_FDS),\n\
-                     unicorn (UNICORN_FD), nginx (NGINX) or einhorn (EINHORN_FDS). May be\n\
-                     given many times, and may hold a list separated by commas.",
-                ),
-        ])
+        .args(program())
         .next_help_heading("Restarting")
-        .args([
-            valued("interval", "SECONDS").help(
-                "How long a new server has to stay alive to count as started, and the\n\
-                 shortest time between two starts (default: 1).",
-            ),
-            valued("start-limit", "NUMBER")
-                .help("Give a restart up after so many failed starts (default: no limit)."),
-            valued("signal-on-hup", "SIGNAL").help(
-                "What the old server gets when a HUP has started a new one (default:\nTERM).",
-            ),
-            valued("kill-old-delay", "SECONDS").help(
-                "Time between the start of a new server and that signal (default: 0, or\n\
-                 5 with --enable-auto-restart).",
-            ),
-            valued("signal-on-term", "SIGNAL")
-                .help("What the server gets when a TERM ends start_server (default: TERM)."),
-            valued("stop-timeout", "SECONDS")
-                .help("Kill what is still alive so long after that signal (default: never)."),
-            valued("enable-auto-restart", "0|1")
-                .num_args(0..=1)
-                .require_equals(true)
-                .default_missing_value("1")
-                .help("Start a new server from time to time, as at a HUP (default: 0)."),
-            valued("auto-restart-interval", "SECONDS").help(
-                "Time between two such starts (default: 360). While an old server is\n\
-                 still alive, it is twice as long.",
-            ),
-        ])
+        .args(restarting())
         .next_help_heading("Files and logging")
-        .args([
-            valued("pid-file", "FILE")
-                .help("Write the process id of start_server here, and lock the file."),
-            valued("status-file", "FILE")
-                .help("Write a line GENERATION:PID here for each server that is running."),
-            valued("log-file", "FILE").help(
-                "Append stdout and stderr to this file, those of the server too. As\n\
-                 \"| COMMAND\", pipe them to a command of the shell instead.",
-            ),
-            valued("log-stream", "stdout|stderr")
-                .action(ArgAction::Append)
-                .help(
-                    "Only this output of the server goes to --log-file (default: both). May\n\
-                 be given twice, and may hold a list separated by commas.",
-                ),
-            flag("log-timestamps").help(
-                "Put time, generation and process id before each line of --log-file.",
-            ),
-            flag("quiet").help(
-                "Write no messages of start_server itself to stderr, except why it has\n\
-                 failed. The commands below print nothing when they succeed.",
-            ),
-            flag("daemonize").help("Run in the background. Needs --log-file or --syslog."),
-        ])
+        .args(files())
         .next_help_heading("Syslog")
-        .args([
-            valued("syslog", "FACILITY")
-                .num_args(0..=1)
-                .require_equals(true)
-                .default_missing_value("daemon")
-                .help(
-                    "Send every line to syslog: what start_server has to say, and what the\n\
-                 server writes, with its process id and generation. FACILITY is a name\n\
-                 such as daemon (default) or local0.",
-                ),
-            valued("syslog-tag", "TAG")
-                .help("The name in each record (default: that of the server program)."),
-            valued("syslog-address", "PATH|udp:HOST:PORT").help(format!(
-                "The unix socket, or the UDP port, where syslog listens (default:\n{DEFAULT_ADDRESS})."
-            )),
-            valued("syslog-format", "rfc3164|rfc5424")
-                .help("How records are written (default: rfc3164)."),
-            valued("syslog-stream", "stdout|stderr")
-                .action(ArgAction::Append)
-                .help("Only this output of the server goes to syslog (default: both)."),
-        ])
+        .args(syslog())
         .next_help_heading("Privileges")
-        .args([
-            valued("user", "USER")
-                .help("Run as this user, by name or number, once the listeners are open."),
-            valued("group", "GROUP")
-                .help("Run as this group, by name or number (default: the user's groups)."),
-            flag("strict")
-                .help("Fail where a means of confinement is missing, instead of warning."),
-        ])
+        .args(privileges())
         .next_help_heading("Commands")
-        .args([
-            flag("restart").help(
-                "Send HUP to the start_server that holds --pid-file, and wait until a\n\
-                 new server has replaced the old one. Other options do not matter.",
-            ),
-            flag("stop").help(
-                "Send TERM to the start_server that holds --pid-file, and wait until it\n\
-                 is gone. Other options do not matter.",
-            ),
-            flag("reopen").help(
-                "Send USR1 to the start_server that holds --pid-file, and wait until it\n\
-                 has opened --log-file again. Other options do not matter.",
-            ),
-            valued("timeout", "SECONDS")
-                .help("Wait no longer than this for one of these (default: no limit)."),
-            flag("self-test").help(
-                "Start servers, try to break out of each of their processes, and say\n\
-                 what holds on this host. Only --user, --group and --strict go with it.",
-            ),
-            flag("help")
-                .action(ArgAction::Help)
-                .help("Print this help."),
-            flag("version")
-                .action(ArgAction::Version)
-                .help("Print the version."),
-        ])
-        // The usage line shows it better than a list would.
+        .args(commands())
+        // Hidden, because the usage line shows it better than a list would.
         .arg(
             Arg::new("program")
                 .num_args(0..)
@@ -185,6 +48,157 @@ pub fn definition() -> Command {
         )
 }
 
+fn listening() -> [Arg; 3] {
+    [
+        list("port", "[HOST:][u]PORT[=FD]").help(lines([
+            "Listen on a TCP port, or with a leading u on a UDP port; without HOST,",
+            "on every IPv4 address. An IPv6 address is written like [::1]:80. =FD",
+            "sets the number that the descriptor has in the server. May be given",
+            "more than once, and may be a list separated by commas.",
+        ])),
+        list("path", "PATH[,mode=MODE][,user=USER][,group=GROUP]").help(lines([
+            "Listen on a unix socket. MODE is octal (default: 0777). May be given",
+            "more than once, and may be a list of absolute paths separated by",
+            "commas.",
+        ])),
+        valued("backlog", "NUMBER").help(format!(
+            "How many connections may wait on each listener (default: {}).",
+            libc::SOMAXCONN
+        )),
+    ]
+}
+
+fn program() -> [Arg; 3] {
+    [
+        valued("dir", "DIR").help("Change to this directory before executing the server program."),
+        valued("envdir", "DIR").help(lines([
+            "Set an environment variable for each file in this directory: its name",
+            "is that of the file, its value the first line. The files are read",
+            "again before each start of a server.",
+        ])),
+        list("fd-env", "STYLE[,STYLE]").help(lines([
+            "Announce the descriptors in the variables of systemd (LISTEN_FDS),",
+            "unicorn (UNICORN_FD), nginx (NGINX) or einhorn (EINHORN_FDS) too. May",
+            "be given more than once, and may be a list separated by commas.",
+        ])),
+    ]
+}
+
+fn restarting() -> [Arg; 8] {
+    [
+        valued("interval", "SECONDS").help(lines([
+            "How long a new server must stay alive to count as started, and the",
+            "shortest time between two starts (default: 1).",
+        ])),
+        valued("start-limit", "NUMBER")
+            .help("Give up a restart after this many failed starts (default: no limit)."),
+        valued("signal-on-hup", "SIGNAL").help(lines([
+            "The signal for the old server once HUP has started a new one (default:",
+            "TERM).",
+        ])),
+        valued("kill-old-delay", "SECONDS").help(lines([
+            "The time between the start of a new server and that signal (default:",
+            "0, or 5 with --enable-auto-restart).",
+        ])),
+        valued("signal-on-term", "SIGNAL")
+            .help("The signal for the server when TERM ends start_server (default: TERM)."),
+        valued("stop-timeout", "SECONDS")
+            .help("Kill what is still alive this long after that signal (default: never)."),
+        optionally_valued("enable-auto-restart", "0|1", "1")
+            .help("Start a new server at regular intervals, as on HUP (default: 0)."),
+        valued("auto-restart-interval", "SECONDS").help(lines([
+            "The time between two such starts (default: 360); twice as long while",
+            "an old server is still alive.",
+        ])),
+    ]
+}
+
+fn files() -> [Arg; 7] {
+    [
+        valued("pid-file", "FILE")
+            .help("Write the process id of start_server to this file, and lock it."),
+        valued("status-file", "FILE")
+            .help("Write a line GENERATION:PID to this file for each running server."),
+        valued("log-file", "FILE").help(lines([
+            "Append stdout and stderr of start_server and the server to this file.",
+            "With \"| COMMAND\", pipe them to a shell command instead.",
+        ])),
+        list("log-stream", "stdout|stderr").help(lines([
+            "Log only this output of the server to --log-file (default: both). May",
+            "be given twice, and may be a list separated by commas.",
+        ])),
+        flag("log-timestamps").help(lines([
+            "Start each line of --log-file with the time, the generation and the",
+            "process id.",
+        ])),
+        flag("quiet").help(lines([
+            "Write no messages of start_server itself to stderr, except why it has",
+            "failed. The commands below print nothing when they succeed.",
+        ])),
+        flag("daemonize").help("Run in the background. Needs --log-file or --syslog."),
+    ]
+}
+
+fn syslog() -> [Arg; 5] {
+    [
+        optionally_valued("syslog", "FACILITY", "daemon").help(lines([
+            "Send every line to syslog: the messages of start_server, and the",
+            "output of the server with its process id and generation. FACILITY is a",
+            "name such as daemon (default) or local0.",
+        ])),
+        valued("syslog-tag", "TAG")
+            .help("The name in each record (default: that of the server program)."),
+        valued("syslog-address", "PATH|udp:HOST:PORT").help(format!(
+            "The unix socket or UDP port where syslog listens (default: {DEFAULT_ADDRESS})."
+        )),
+        valued("syslog-format", "rfc3164|rfc5424")
+            .help("The format of the records (default: rfc3164)."),
+        list("syslog-stream", "stdout|stderr")
+            .help("Send only this output of the server to syslog (default: both)."),
+    ]
+}
+
+fn privileges() -> [Arg; 3] {
+    [
+        valued("user", "USER")
+            .help("Run as this user, a name or number, once the listeners are open."),
+        valued("group", "GROUP")
+            .help("Run as this group, a name or number (default: the user's groups)."),
+        flag("strict").help("Fail, rather than warn, if a means of confinement is missing."),
+    ]
+}
+
+fn commands() -> [Arg; 7] {
+    [
+        flag("restart").help(lines([
+            "Send HUP to the start_server that holds --pid-file, and wait until a",
+            "new server has replaced the old one. Options for a start have no",
+            "effect.",
+        ])),
+        flag("stop").help(lines([
+            "Send TERM to the start_server that holds --pid-file, and wait until it",
+            "has ended. Options for a start have no effect.",
+        ])),
+        flag("reopen").help(lines([
+            "Send USR1 to the start_server that holds --pid-file, and wait until it",
+            "has reopened --log-file. Options for a start have no effect.",
+        ])),
+        valued("timeout", "SECONDS")
+            .help("The longest that these three commands wait (default: no limit)."),
+        flag("self-test").help(lines([
+            "Start servers, try to break out of each of their processes, and report",
+            "what holds on this host. Allows only --user, --group and --strict.",
+        ])),
+        flag("help")
+            .action(ArgAction::Help)
+            .help("Print this help."),
+        flag("version")
+            .action(ArgAction::Version)
+            .help("Print the version."),
+    ]
+}
+
+/// An option with a value.
 fn valued(name: &'static str, value: &'static str) -> Arg {
     Arg::new(name)
         .long(name)
@@ -192,6 +206,24 @@ fn valued(name: &'static str, value: &'static str) -> Arg {
         .value_parser(ValueParser::os_string())
 }
 
+/// An option with a value that may be given many times, and each of them counts.
+fn list(name: &'static str, value: &'static str) -> Arg {
+    valued(name, value).action(ArgAction::Append)
+}
+
+/// An option that may stand alone: a value follows an equals sign, and is never the next word.
+fn optionally_valued(name: &'static str, value: &'static str, default: &'static str) -> Arg {
+    valued(name, value)
+        .num_args(0..=1)
+        .require_equals(true)
+        .default_missing_value(default)
+}
+
 fn flag(name: &'static str) -> Arg {
     Arg::new(name).long(name).action(ArgAction::SetTrue)
+}
+
+/// Text whose lines are broken by hand: without its feature `wrap_help`, clap breaks none.
+fn lines<const COUNT: usize>(lines: [&str; COUNT]) -> String {
+    lines.join("\n")
 }

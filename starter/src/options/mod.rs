@@ -80,15 +80,15 @@ const COMMANDS: [(&str, Command); 3] = [
 /// Wrong usage: the first thing that is wrong with the command line.
 pub fn parse(arguments: impl IntoIterator<Item = OsString>) -> Result<Invocation, Failure> {
     let definition = definition();
-    let words = spell_out(&definition, arguments)?;
-    match definition.try_get_matches_from(words.for_clap) {
+    let spelled = spell_out(&definition, arguments)?;
+    match definition.try_get_matches_from(spelled.words) {
         Ok(matches) => invocation(&Given::new(&matches)),
         Err(error) => match error.kind() {
             ErrorKind::DisplayHelp | ErrorKind::DisplayVersion => {
                 let text = error.render().to_string();
                 Ok(Invocation::Print(format!("{}\n", text.trim_end())))
             }
-            _ => Err(of_clap(&error, words.unknown.as_deref())),
+            _ => Err(of_clap(&error, spelled.unknown.as_deref())),
         },
     }
 }

@@ -1,4 +1,4 @@
-//! How it is said that an option cannot be used.
+//! Why an option cannot be used, in words.
 
 use std::ffi::OsStr;
 
@@ -20,7 +20,7 @@ pub fn refused(option: &str, value: &OsStr, cause: &str) -> Failure {
     ))
 }
 
-/// That one of these is needed, as the cause of a refusal.
+/// The cause of a refusal where one of these is missing.
 pub fn lacks(needed: &[&str]) -> String {
     format!("it needs {} as well", alternatives(needed))
 }
@@ -42,7 +42,7 @@ pub fn alternatives(names: &[&str]) -> String {
 /// Puts an error of clap into one line. `unknown` is the unknown option as typed.
 pub fn of_clap(error: &clap::Error, unknown: Option<&str>) -> Failure {
     let context = |kind| match error.get(kind) {
-        // An option is shown with the name of its value behind it.
+        // An option is followed by the name of its value.
         Some(ContextValue::String(text)) => text.split(' ').next(),
         _ => None,
     };
@@ -57,7 +57,7 @@ pub fn of_clap(error: &clap::Error, unknown: Option<&str>) -> Failure {
         (ErrorKind::TooManyValues, Some(option)) => {
             Failure::usage(format!("cannot use {option}: it takes no value"))
         }
-        // The words were spelled out so that no other kind is known to occur; should one, its first line says it.
+        // No other kind is known to occur, because the words were spelled out before.
         _ => {
             let text = error.render().to_string();
             let line = text.lines().next().unwrap_or_default();

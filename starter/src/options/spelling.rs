@@ -1,7 +1,9 @@
-//! How options may be written: in any case, by a unique beginning, with their value in the same word or in the next one,
-//! as with Getopt::Long.
+//! How options may be spelled, as with Getopt::Long: in any case, cut to a unique prefix, and with their value in the same
+//! word or in the next one.
 
 use std::ffi::{OsStr, OsString};
+use std::fmt;
+use std::iter::Peekable;
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 
 use clap::{Arg, ArgAction, Command};
@@ -11,19 +13,19 @@ use crate::log::facility;
 use crate::words::failure::Failure;
 use crate::words::text::printable;
 
-/// The command line in the one spelling that is left to clap: `--name=value`, then `--`, then the program.
-pub struct Words {
-    pub for_clap: Vec<OsString>,
-    /// The unknown option at the end of `for_clap`, as typed.
+/// The command line in the one spelling that is left to clap: options as `--name=value`, then `--`, then the program.
+pub struct Spelled {
+    pub words: Vec<OsString>,
+    /// The unknown option at the end of `words`, as typed.
     pub unknown: Option<String>,
 }
 
-/// Spells every option out in full and in lower case, with its value in the same word.
+/// Spells every option out: in full, in lower case, and with its value in the same word.
 pub fn spell_out(
     definition: &Command,
     arguments: impl IntoIterator<Item = OsString>,
-) -> Result<Words, Failure> {
-    let mut for_clap = Vec::new();
+) -> Result<Spelled, Failure> {
+    let mut words = Vec::new();
     let mut rest = arguments.into_iter().peekable();
     let program = loop {
         let Some(word) = rest.next() else { break None };
@@ -33,102 +35,33 @@ pub fn spell_out(
         if !looks_like_option(&word) {
             break Some(word);
         }
-        let Typed {
-            dashes,
-            name,
-            value,
-        } = Typed::new(&word);
-        let shown = format!("{dashes}{}", printable(&name));
-        let found = look_up(definition, &name);
-        if dashes == "-" {
-            return Err(single_dash(&shown, &found, value.as_deref()));
-        }
-        let option = match found {
-            Found::One(option) => option,
-            Found::Several(names) => {
-                return Err(Failure::usage(format!(
-                    "cannot use {shown}: it could mean {}",
-                    alternatives(&names)
-                )));
-            }
-            Found::None => {
-                if name.is_empty() {
-                    return Err(Failure::usage(format!(
-                        "unknown option {}",
-                        printable(&word)
-                    )));
-                }
-                // clap knows the suggestion; nothing behind this word matters any more.
-                for_clap.push(format!("--{}", name.to_string_lossy().to_ascii_lowercase()).into());
-                return Ok(Words {
-                    for_clap,
-                    unknown: Some(shown),
-                });
-            }
+        let typed = Typed::new(&word);
+        let Some(option) = find(definition, &typed)? else {
+            // clap knows what to suggest; nothing after this word matters any more.
+            words.push(format!("--{}", typed.lower_case()).into());
+            return Ok(Spelled {
+                words,
+                unknown: Some(typed.to_string()),
+            });
         };
-        let action = option.get_action();
-        let is_last_word =
-            matches!(action, ArgAction::Help | ArgAction::Version) && value.is_none();
-        let value = match value {
-            Some(value) => Some(value),
-            None if needs_value(option) => {
-                // Unlike Server::Starter, whose options take the next option as their value.
-                let Some(next) = rest.next_if(|next| !looks_like_option(next)) else {
-                    return Err(no_value(option, &shown, rest.peek()));
-                };
-                Some(next)
-            }
-            None => match rest.peek() {
-                Some(next) if option.get_id() == "syslog" => {
-                    refuse_facility_apart(next)?;
-                    None
-                }
-                _ => None,
-            },
-        };
-        let mut spelled = OsString::from(format!("--{}", option.get_id()));
-        if let Some(value) = value {
-            spelled.push("=");
-            spelled.push(value);
-        }
-        for_clap.push(spelled);
-        if is_last_word {
-            return Ok(Words {
-                for_clap,
+        let is_last = answers_at_once(option) && typed.value.is_none();
+        words.push(in_one_word(option, value(option, typed, &mut rest)?));
+        if is_last {
+            return Ok(Spelled {
+                words,
                 unknown: None,
             });
         }
     };
     if let Some(program) = program {
-        for_clap.push("--".into());
-        for_clap.push(program);
-        for_clap.extend(rest);
+        words.push("--".into());
+        words.push(program);
+        words.extend(rest);
     }
-    Ok(Words {
-        for_clap,
+    Ok(Spelled {
+        words,
         unknown: None,
     })
-}
-
-/// A facility behind a blank would be taken for the server program; a program of that name follows two dashes.
-fn refuse_facility_apart(next: &OsStr) -> Result<(), Failure> {
-    match next.to_str().filter(|name| facility(name).is_some()) {
-        Some(name) => Err(Failure::usage(format!(
-            "cannot use --syslog {name}: a facility follows an equals sign"
-        ))
-        .hint(format!(
-            "write --syslog={name}, or -- before a server program of that name"
-        ))),
-        None => Ok(()),
-    }
-}
-
-/// An option that may stand alone takes a value only behind its `=`, never the next word.
-fn needs_value(option: &Arg) -> bool {
-    let may_stand_alone = option
-        .get_num_args()
-        .is_some_and(|range| range.min_values() == 0);
-    option.get_action().takes_values() && !may_stand_alone
 }
 
 /// A lone `-` does not.
@@ -136,7 +69,7 @@ fn looks_like_option(word: &OsStr) -> bool {
     word.len() > 1 && word.as_bytes().starts_with(b"-")
 }
 
-/// An option, taken apart as it was typed.
+/// An option, taken apart as it was typed. Shown without its value.
 struct Typed {
     dashes: &'static str,
     name: OsString,
@@ -159,65 +92,146 @@ impl Typed {
             value: halves.next().map(owned),
         }
     }
-}
 
-enum Found<'a> {
-    One(&'a Arg),
-    /// Their names.
-    Several(Vec<&'a str>),
-    None,
-}
-
-/// Finds an option by its name, or by the beginning of it, in any case.
-fn look_up<'a>(definition: &'a Command, name: &OsStr) -> Found<'a> {
-    let name = name.to_string_lossy().to_ascii_lowercase();
-    let named = || {
-        definition
-            .get_arguments()
-            .filter_map(|option| Some((option.get_long()?, option)))
-    };
-    if let Some((_, option)) = named().find(|(long, _)| *long == name) {
-        return Found::One(option);
+    fn lower_case(&self) -> String {
+        self.name.to_string_lossy().to_ascii_lowercase()
     }
+
+    /// `=VALUE`, or nothing.
+    fn shown_value(&self) -> String {
+        let shown = |value| format!("={}", printable(value));
+        self.value.as_ref().map(shown).unwrap_or_default()
+    }
+}
+
+impl fmt::Display for Typed {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}{}", self.dashes, printable(&self.name))
+    }
+}
+
+/// The option that is meant, or `None` where there is no such option.
+fn find<'a>(definition: &'a Command, typed: &Typed) -> Result<Option<&'a Arg>, Failure> {
+    let candidates = candidates(definition, &typed.lower_case());
+    if typed.dashes == "-" {
+        return Err(single_dash(typed, &candidates));
+    }
+    match candidates[..] {
+        [] if typed.name.is_empty() => Err(Failure::usage(format!(
+            "unknown option {typed}{}",
+            typed.shown_value()
+        ))),
+        [] => Ok(None),
+        [(_, option)] => Ok(Some(option)),
+        [..] => Err(Failure::usage(format!(
+            "cannot use {typed}: it could mean {}",
+            alternatives(&names(&candidates))
+        ))),
+    }
+}
+
+/// The option of this name alone, or else all that begin with it, in alphabetical order.
+fn candidates<'a>(definition: &'a Command, name: &str) -> Vec<(&'a str, &'a Arg)> {
     if name.is_empty() {
-        return Found::None;
+        return Vec::new();
     }
-    let mut candidates: Vec<_> = named()
-        .filter(|(long, _)| long.starts_with(&name))
+    let options = definition.get_arguments();
+    let mut candidates: Vec<_> = options
+        .filter_map(|option| Some((option.get_long()?, option)))
+        .filter(|(long, _)| long.starts_with(name))
         .collect();
-    match candidates.as_slice() {
-        [] => Found::None,
-        [(_, option)] => Found::One(option),
-        _ => {
-            candidates.sort_by_key(|(long, _)| *long);
-            Found::Several(candidates.into_iter().map(|(long, _)| long).collect())
-        }
+    candidates.sort_unstable_by_key(|(long, _)| *long);
+    // The shortest comes first: where one has just this name, it is that.
+    if candidates.first().is_some_and(|(long, _)| *long == name) {
+        candidates.truncate(1);
     }
+    candidates
 }
 
-fn single_dash(shown: &str, found: &Found<'_>, value: Option<&OsStr>) -> Failure {
-    let value = value
-        .map(|value| format!("={}", printable(value)))
-        .unwrap_or_default();
+fn names<'a>(candidates: &[(&'a str, &Arg)]) -> Vec<&'a str> {
+    candidates.iter().map(|(name, _)| *name).collect()
+}
+
+fn single_dash(typed: &Typed, candidates: &[(&str, &Arg)]) -> Failure {
+    let value = typed.shown_value();
     let failure = Failure::usage(format!(
-        "cannot use {shown}{value}: the name of an option follows two dashes"
+        "cannot use {typed}{value}: options begin with two dashes"
     ));
-    match found {
-        Found::One(option) => failure.hint(format!("write --{}{value}", option.get_id())),
-        Found::Several(names) => failure.hint(format!("write {}", alternatives(names))),
-        Found::None => failure,
+    match candidates {
+        [] => failure,
+        [(name, _)] => failure.hint(format!("write --{name}{value}")),
+        _ => failure.hint(format!("write {}", alternatives(&names(candidates)))),
     }
 }
 
-fn no_value(option: &Arg, shown: &str, next: Option<&OsString>) -> Failure {
-    let failure = Failure::usage(format!("cannot use {shown}: its value is missing"));
+/// The value from the same word or, where one is needed, from the next.
+fn value(
+    option: &Arg,
+    typed: Typed,
+    rest: &mut Peekable<impl Iterator<Item = OsString>>,
+) -> Result<Option<OsString>, Failure> {
+    if typed.value.is_some() {
+        return Ok(typed.value);
+    }
+    if needs_value(option) {
+        // With Server::Starter an option would take the next option as its value.
+        return match rest.next_if(|next| !looks_like_option(next)) {
+            Some(value) => Ok(Some(value)),
+            None => Err(no_value(option, &typed, rest.peek())),
+        };
+    }
+    if option.get_id() == "syslog"
+        && let Some(next) = rest.peek()
+    {
+        refuse_facility_apart(next)?;
+    }
+    Ok(None)
+}
+
+/// An option that may stand alone takes a value only after an equals sign, never the next word.
+fn needs_value(option: &Arg) -> bool {
+    let may_stand_alone = option
+        .get_num_args()
+        .is_some_and(|range| range.min_values() == 0);
+    option.get_action().takes_values() && !may_stand_alone
+}
+
+fn no_value(option: &Arg, typed: &Typed, next: Option<&OsString>) -> Failure {
+    let failure = Failure::usage(format!("cannot use {typed}: its value is missing"));
     match next {
         Some(next) if next != "--" => {
             let (name, next) = (option.get_id(), printable(next));
             failure.hint(format!(
-                "a value that starts with a dash is written --{name}={next}"
+                "a value that begins with a dash needs an equals sign: --{name}={next}"
             ))
         }
         _ => failure,
     }
+}
+
+/// `--syslog local0` would start a server program named local0. Whoever wants that writes `--` before it.
+fn refuse_facility_apart(next: &OsStr) -> Result<(), Failure> {
+    match next.to_str().filter(|name| facility(name).is_some()) {
+        Some(name) => Err(Failure::usage(format!(
+            "cannot use --syslog {name}: a facility needs an equals sign before it"
+        ))
+        .hint(format!(
+            "write --syslog={name}, or -- before a server program of that name"
+        ))),
+        None => Ok(()),
+    }
+}
+
+/// Whether nothing after this option matters.
+fn answers_at_once(option: &Arg) -> bool {
+    matches!(option.get_action(), ArgAction::Help | ArgAction::Version)
+}
+
+fn in_one_word(option: &Arg, value: Option<OsString>) -> OsString {
+    let mut word = OsString::from(format!("--{}", option.get_id()));
+    if let Some(value) = value {
+        word.push("=");
+        word.push(value);
+    }
+    word
 }

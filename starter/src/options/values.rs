@@ -153,7 +153,7 @@ impl<'a> Given<'a> {
     pub fn syslog_tag(&self, option: &str) -> Result<Option<String>, Failure> {
         let read = |tag: &str| is_tag(tag).then(|| tag.to_owned());
         self.read(option, read, || {
-            format!("a tag has 1 to {LONGEST_TAG} letters, digits and any of . _ - /")
+            format!("a tag has 1 to {LONGEST_TAG} characters, which are letters, digits or any of . _ - /")
         })
     }
 
@@ -235,7 +235,7 @@ fn read_dialects(value: &str) -> Result<Vec<Dialect>, Failure> {
     words
         .map(|word| {
             if word.is_empty() {
-                // The empty word itself would show nothing: name the list that holds it.
+                // The empty word would show nothing, so the whole list is shown.
                 return Err(refused("fd-env", value.as_ref(), "a style is missing"));
             }
             let found = DIALECTS.iter().find(|(name, _)| *name == word);
@@ -265,12 +265,12 @@ fn is_tag(text: &str) -> bool {
     (1..=LONGEST_TAG).contains(&text.len()) && text.chars().all(is_of_tag)
 }
 
-/// What no syslog daemon takes for the end of the tag.
+/// Whether no syslog daemon takes this for the end of the tag.
 fn is_of_tag(character: char) -> bool {
     character.is_ascii_alphanumeric() || "._-/".contains(character)
 }
 
-/// The name of the program, as far as it can be a tag.
+/// A tag made from the name of the program.
 pub fn tag_of(program: &OsStr) -> String {
     let name = Path::new(program).file_name().unwrap_or(program);
     let tag: String = name
@@ -285,13 +285,13 @@ pub fn tag_of(program: &OsStr) -> String {
     }
 }
 
-/// What is behind a leading `|`; `None` where there is none.
+/// What follows a leading `|`; `None` where there is none.
 fn read_command(value: &[u8]) -> Option<&[u8]> {
     let command = without_blanks(value).strip_prefix(b"|")?;
     Some(without_blanks(command))
 }
 
-/// Takes off, at the start, what `\s` of Perl matches in ASCII.
+/// Without the ASCII characters at the start that Perl's `\s` matches.
 fn without_blanks(mut bytes: &[u8]) -> &[u8] {
     while let [b' ' | b'\t' | b'\n' | b'\x0b' | b'\x0c' | b'\r', rest @ ..] = bytes {
         bytes = rest;
@@ -307,7 +307,7 @@ fn read_switch(text: &str) -> Option<bool> {
     }
 }
 
-/// A number, or a name in any case with or without SIG; also the second names that Perl knows on Linux.
+/// A number, or a name in any case, with or without SIG. Perl's aliases on Linux are names too.
 fn read_signal(text: &str) -> Option<Signal> {
     if text.starts_with(|first: char| first.is_ascii_digit()) {
         return Signal::try_from(number::digits::<i32>(text)?).ok();

@@ -11,14 +11,15 @@ fn a_group_needs_a_user() {
 
 #[test]
 fn a_style_that_cannot_tell_of_a_listener_is_refused() {
-    let chosen = "cannot use --fd-env=systemd: its descriptors are consecutive from 3, but";
+    let chosen =
+        "cannot use --fd-env=systemd: its descriptors are numbered from 3 without gaps, but";
     assert_eq!(
         error(&["--fd-env=systemd", "--port=79,80=5", "prog"]),
-        format!("{chosen} --port=80=5 chooses its own")
+        format!("{chosen} --port=80=5 sets its own")
     );
     assert_eq!(
         error(&["--port=[::1]:u53=0", "--fd-env=nginx,systemd", "prog"]),
-        format!("{chosen} --port=[::1]:u53=0 chooses its own")
+        format!("{chosen} --port=[::1]:u53=0 sets its own")
     );
     assert_eq!(
         error(&["--port=80,u53", "--fd-env=unicorn", "prog"]),

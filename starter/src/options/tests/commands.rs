@@ -63,7 +63,12 @@ fn the_command_line_of_the_start_serves_for_a_restart_too() {
         &["--"],
         &[],
     ] {
-        let words = [&words[..], &["--fd-env=systemd", "--restart"], program].concat();
+        let words = [
+            &words[..],
+            &["--fd-env=systemd", "--syslog-tag=app", "--restart"],
+            program,
+        ]
+        .concat();
         let restart = parse_words(&words);
         assert!(matches!(restart, Ok(Invocation::Restart(_))), "{words:?}");
     }
@@ -71,6 +76,10 @@ fn the_command_line_of_the_start_serves_for_a_restart_too() {
     assert_eq!(
         error(&["--restart", "--pid-file=/p", "--interval=x"]),
         error(&["--interval=x", "prog"])
+    );
+    assert_eq!(
+        error(&["--restart", "--pid-file=/p", "--syslog-tag=a b"]),
+        error(&["--syslog", "--syslog-tag=a b", "prog"])
     );
     assert_eq!(
         error(&["--stop", "--pid-file=/p", "--unknown"]),
@@ -85,7 +94,7 @@ fn the_command_line_of_the_start_serves_for_a_restart_too() {
 
 #[test]
 fn a_running_superdaemon_is_asked_for_one_thing_and_by_its_pid_file() {
-    for command in ["restart", "stop"] {
+    for command in ["restart", "stop", "reopen"] {
         let message = format!("cannot use --{command}: it needs --pid-file as well");
         let word = format!("--{command}");
         assert_eq!(error(&[&word]), message);

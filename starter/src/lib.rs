@@ -54,10 +54,10 @@ fn run() -> Result<Status, Failure> {
     signals::hold().map_err(start::cannot_set_up_signals)?;
     match options::parse(std::env::args_os().skip(1))? {
         Invocation::Start(options) => start::run(*options),
-        Invocation::Restart(options) => client::restart(&options).map(done),
-        Invocation::Stop(options) => client::stop(&options).map(done),
-        Invocation::Reopen(options) => client::reopen(&options).map(done),
-        Invocation::SelfTest(options) => self_test::run(&options).map(|holds| match holds {
+        Invocation::Restart(settings) => client::restart(&settings).map(done),
+        Invocation::Stop(settings) => client::stop(&settings).map(done),
+        Invocation::Reopen(settings) => client::reopen(&settings).map(done),
+        Invocation::SelfTest(settings) => self_test::run(&settings).map(|holds| match holds {
             true => Status::Done,
             false => Status::Failed,
         }),

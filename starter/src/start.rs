@@ -1,8 +1,6 @@
 //! The start of the superdaemon, phase by phase, up to the loop that is its life.
 
 use std::io;
-use std::num::NonZeroU32;
-use std::time::Duration;
 
 use common::message::Identity;
 use common::privileges::{self, Bounding};
@@ -14,10 +12,11 @@ use crate::host::daemon::{self, Side, Waiting};
 use crate::host::open_files::OpenFiles;
 use crate::host::{identity, terminal};
 use crate::listeners::bind::{Bound, Plan, Prepared, SocketFiles};
-use crate::listeners::dialects;
-use crate::log::{self, Log};
-use crate::machine::{self, Knobs, Outcome};
-use crate::options::{FdStyle, Options};
+use crate::listeners::dialects::{self, Dialect};
+use crate::log::Log;
+use crate::machine::{self, Outcome};
+use crate::options::Options;
+use crate::status::Shown;
 use crate::status::file::StatusFile;
 use crate::status::pid_file::PidFile;
 use crate::supervisor;
@@ -30,10 +29,14 @@ use crate::worker::environment::Environment;
 
 /// Runs the superdaemon, here or as a daemon.
 pub fn run(options: Options) -> Result<Status, Failure> {
-    if !options.daemonize {
+    if !options.is_daemon {
         return start(options, None);
     }
-    let stdin_is_a_socket = options.ports.iter().any(|port| port.descriptor == Some(0));
+    let stdin_is_a_socket = options
+        .listeners
+        .ports
+        .iter()
+        .any(|port| port.descriptor == Some(0));
     match daemon::detach(stdin_is_a_socket)? {
         // The process that was started waits for the verdict on the first start, and ends with it.
         Side::Launcher(verdict) => verdict.map(|()| Status::Done),
@@ -44,9 +47,8 @@ pub fn run(options: Options) -> Result<Status, Failure> {
 /// The phases of a start. What comes after the drop is all that an attacker could have a hand in: host names, files, the
 /// server program.
 fn start(options: Options, waiting: Option<Waiting>) -> Result<Status, Failure> {
-    let log_settings = log_settings(&options);
     let begun = drop_to_user(&options).and_then(|dropped| {
-        let log = Log::begin(&log_settings)?;
+        let log = Log::begin(&options.log)?;
         Ok((dropped, log))
     });
     let (dropped, mut log) = match (begun, waiting.is_some()) {
@@ -90,14 +92,15 @@ struct Dropped {
 /// Everything that is done with the launcher's rights, root's maybe: the binders are started, and nothing else.
 fn drop_to_user(options: &Options) -> Result<Dropped, Failure> {
     let open_files = OpenFiles::of_launcher()?;
-    let identity = identity::identify(options.user.as_deref(), options.group.as_deref())?;
-    let (ports, paths) = (options.ports.clone(), options.paths.clone());
+    let identity = identity::identify(&options.identity)?;
+    let listening = &options.listeners;
+    let (ports, paths) = (listening.ports.clone(), listening.paths.clone());
     let plan = Plan::new(ports, paths, identity.clone())?;
     // Before the binders, which are not to have it either.
     let own_session =
         identity.is_some() && terminal::keep_from_user().map_err(cannot_keep_terminal)?;
     let prepared = plan.start_binders(open_files)?;
-    let (supervisor, notice) = drop_privileges(identity.as_ref(), options)?;
+    let (supervisor, notice) = drop_privileges(identity.as_ref(), options.is_strict)?;
     Ok(Dropped {
         prepared,
         supervisor,
@@ -122,10 +125,12 @@ struct Ready {
 fn bind(options: Options, dropped: Dropped, log: &mut Log) -> Result<Ready, Failure> {
     dropped.notices.iter().for_each(|notice| log.say(notice));
     log.say(&Notice::StartingNow(getpid()));
+    let listening = &options.listeners;
     let resolved = dropped.prepared.resolve()?;
     let signals = Signals::take().map_err(cannot_set_up_signals)?;
     // Before anything is bound: a second instance must not come as far as the first one's sockets.
     let pid_file = options
+        .status
         .pid_file
         .as_deref()
         .map(|path| PidFile::lock(path, std::process::id()))
@@ -134,23 +139,31 @@ fn bind(options: Options, dropped: Dropped, log: &mut Log) -> Result<Ready, Fail
         listeners,
         files,
         binders,
-    } = resolved.bind(options.backlog, options.strict, dropped.open_files)?;
-    dialects::prepare(&listeners, &options.fd_env)?;
+    } = resolved.bind(listening.backlog, options.is_strict, dropped.open_files)?;
+    dialects::prepare(&listeners, &listening.dialects)?;
+    let shown = Shown {
+        files: &options.status,
+        worker: &options.worker,
+        environment: &options.environment,
+        machine: &options.machine,
+        log: &options.log,
+        identity: &options.identity,
+    };
     let in_force = InForce {
         supervisor: dropped.supervisor,
         binders,
     };
-    let status_file = StatusFile::create(&options, &listeners, in_force)?;
-    log.open(&log_settings(&options))?;
+    let status_file = StatusFile::create(&shown, &listeners, in_force)?;
+    log.open(&options.log)?;
     Ok(Ready {
-        machine: machine_settings(&options),
-        environment: Environment::new(&options),
+        machine: options.machine,
+        environment: Environment::new(&options.environment),
         blueprint: Blueprint {
-            program: options.program,
-            arguments: options.arguments,
-            directory: options.directory,
-            variables: dialects::variables(&listeners, &options.fd_env),
-            listen_pid: options.fd_env.contains(&FdStyle::Systemd),
+            program: options.worker.program,
+            arguments: options.worker.arguments,
+            directory: options.worker.directory,
+            variables: dialects::variables(&listeners, &listening.dialects),
+            listen_pid: listening.dialects.contains(&Dialect::Systemd),
             own_session: dropped.own_session,
             sockets: listeners
                 .into_iter()
@@ -183,40 +196,6 @@ impl Ready {
     }
 }
 
-fn machine_settings(options: &Options) -> machine::Settings {
-    let one = NonZeroU32::MIN;
-    machine::Settings {
-        workers: 1,
-        interval: options.interval,
-        signal_on_hup: options.signal_on_hup,
-        signal_on_term: options.signal_on_term,
-        stop_timeout: options.stop_timeout,
-        start_limit: options.start_limit,
-        // Somebody waits for the verdict: the first failure is one.
-        first_start_limit: if options.daemonize {
-            options.start_limit.or(Some(one))
-        } else {
-            options.start_limit
-        },
-        knobs: Knobs {
-            kill_old_delay: Duration::ZERO,
-            auto_restart: None,
-        },
-    }
-}
-
-fn log_settings(options: &Options) -> log::Settings {
-    log::Settings {
-        target: options.log_file.clone(),
-        target_streams: options.log_streams.clone(),
-        has_timestamps: options.log_timestamps,
-        syslog: options.syslog.clone(),
-        syslog_streams: options.syslog_streams.clone(),
-        is_quiet: options.quiet,
-        is_attended: !options.daemonize,
-    }
-}
-
 pub fn cannot_set_up_signals(errno: Errno) -> Failure {
     Failure::failed(format!("cannot set up signals: {}", errno.desc()))
 }
@@ -231,7 +210,7 @@ fn cannot_keep_terminal(error: io::Error) -> Failure {
 /// From here on there is nothing to regain, and no worker can inherit anything.
 fn drop_privileges(
     identity: Option<&Identity>,
-    options: &Options,
+    is_strict: bool,
 ) -> Result<(OfSupervisor, Option<Notice>), Failure> {
     let cannot = |error| Failure::failed(format!("cannot drop privileges: {error}"));
     let Some(identity) = identity else {
@@ -239,7 +218,7 @@ fn drop_privileges(
         return Ok((OfSupervisor::ORDINARY, None));
     };
     let bounding = privileges::become_user(identity, &[]).map_err(cannot)?;
-    let notice = match (bounding, options.strict) {
+    let notice = match (bounding, is_strict) {
         (Bounding::Empty, _) => None,
         (Bounding::Kept, false) => Some(Notice::BoundingSetKept),
         (Bounding::Kept, true) => {

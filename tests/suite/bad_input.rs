@@ -101,13 +101,13 @@ fn wrong_usage_is_one_line_and_exit_code_2() {
             &["--interval=1", "--port", "--strict"],
             &[
                 "start_server: cannot use --port: its value is missing",
-                "hint: a value that starts with a dash is written --port=--strict",
+                "hint: a value that begins with a dash needs an equals sign: --port=--strict",
             ],
         ),
         (
             &["--syslog", "mail"],
             &[
-                "start_server: cannot use --syslog mail: a facility follows an equals sign",
+                "start_server: cannot use --syslog mail: a facility needs an equals sign before it",
                 "hint: write --syslog=mail, or -- before a server program of that name",
             ],
         ),
@@ -157,7 +157,7 @@ fn wrong_usage_is_one_line_and_exit_code_2() {
             &["--user=nobody"],
             &[
                 "start_server: cannot use --user=nobody: only root can change the user",
-                "hint: start as root, or leave --user away to run as yourself",
+                "hint: start as root, or omit --user to run as yourself",
             ],
         ),
     ] {

@@ -1259,6 +1259,63 @@ fn commands_without_a_pid_file_are_wrong_usage() {
     }
 }
 
+// --quiet
+
+#[test]
+fn quiet_commands_print_nothing_while_they_wait_and_when_they_succeed() {
+    if !is_ours() {
+        return;
+    }
+    let (mut server, port, _) = graceful(Server::setup().option("--log-file=server.log"));
+    for command in ["--reopen", "--restart"] {
+        let mut quiet = run(&server, &[command, "--pid-file=pid", "--quiet"]);
+        assert_eq!(
+            (quiet.wait(), quiet.said()),
+            (0, String::new()),
+            "{command}"
+        );
+    }
+    let worker = server.wait_for_service(2);
+    let held = client::hold(port);
+    let mut stop = run(&server, &["--stop", "--pid-file=pid", "--quiet"]);
+    server.wait_for_drain(worker);
+    assert!(stop.is_waiting());
+    assert_eq!(stop.said(), "");
+    held.finish();
+    assert_eq!((stop.wait(), stop.said()), (0, String::new()));
+    assert!(server.wait_exit().success());
+}
+
+#[test]
+fn quiet_does_not_hide_why_a_command_has_failed() {
+    if !is_ours() {
+        return;
+    }
+    let (mut server, port, worker) = serving(breakable(Server::setup().interval("2")));
+    let mut stop = run(&server, &["--stop", "--pid-file=missing", "--quiet"]);
+    let error = "start_server: not running: missing does not exist\n";
+    assert_eq!((stop.wait(), stop.said()), (3, error.to_owned()));
+
+    break_it(&server);
+    let mut restart = run(&server, &["--restart", "--pid-file=pid", "--quiet"]);
+    let error = "start_server: cannot restart: generation 2 has failed to start, exit status:256 (exit code 1); the old one serves on\n\
+         hint: the log says more; it is tried again until it comes up, or --start-limit is reached\n";
+    assert_eq!((restart.wait(), restart.said()), (1, error.to_owned()));
+
+    let held = client::hold(port);
+    let words = ["--stop", "--pid-file=pid", "--timeout=0.3", "--quiet"];
+    let mut stop = run(&server, &words);
+    let error = format!(
+        "start_server: cannot wait longer for the end of pid {}: --timeout has passed\n\
+         hint: workers that do not end hold it up; --stop-timeout would kill them\n",
+        server.pid()
+    );
+    assert_eq!((stop.wait(), stop.said()), (4, error));
+    server.wait_for_drain(worker);
+    held.finish();
+    assert!(server.wait_exit().success());
+}
+
 // Beside Server::Starter.
 
 /// Server::Starter's own program.

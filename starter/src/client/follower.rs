@@ -4,8 +4,8 @@ use std::io;
 use std::path::{Path, PathBuf};
 
 use super::server::Server;
+use super::settings::Settings;
 use super::status::{Status, Verdict};
-use crate::options::ClientOptions;
 use crate::status::file::{json_path, read_lines, read_text};
 use crate::words::failure::{self, Failure};
 
@@ -24,10 +24,10 @@ pub enum Follower {
 }
 
 impl Follower {
-    pub fn before(server: &Server, options: &ClientOptions) -> Result<Follower, Failure> {
+    pub fn before(server: &Server, settings: &Settings) -> Result<Follower, Failure> {
         let jsons = [
-            Some(json_path(&options.pid_file)),
-            options.status_file.as_deref().map(json_path),
+            Some(json_path(&settings.pid_file)),
+            settings.status_file.as_deref().map(json_path),
         ];
         for json in jsons.into_iter().flatten() {
             if let Some(status) = Status::read(&json)
@@ -40,8 +40,8 @@ impl Follower {
                 });
             }
         }
-        let Some(lines) = options.status_file.clone() else {
-            let json = json_path(&options.pid_file);
+        let Some(lines) = settings.status_file.clone() else {
+            let json = json_path(&settings.pid_file);
             let failure = Failure::failed(format!(
                 "cannot follow a restart of pid {}: {}",
                 server.pid,

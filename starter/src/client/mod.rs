@@ -2,6 +2,7 @@
 
 mod follower;
 mod server;
+mod settings;
 mod status;
 
 use std::os::fd::AsFd;
@@ -14,12 +15,12 @@ use nix::sys::inotify::{AddWatchFlags, InitFlags, Inotify};
 use nix::sys::signal::Signal;
 use nix::sys::time::TimeSpec;
 
+pub use self::settings::Settings;
 pub use self::status::Status;
 
 use self::follower::{Follower, no_status};
 use self::server::Server;
 use crate::log;
-use crate::options::ClientOptions;
 use crate::status::file::json_path;
 use crate::words::failure::Failure;
 use crate::words::notice::Notice;
@@ -33,14 +34,13 @@ enum Woken {
 }
 
 /// Sends TERM and waits for the end.
-pub fn stop(options: &ClientOptions) -> Result<(), Failure> {
-    let server = Server::find(&options.pid_file)?;
-    log::say(Notice::StopServer {
-        ours: nix::unistd::getpid(),
-        theirs: server.pid,
-    });
+pub fn stop(settings: &Settings) -> Result<(), Failure> {
+    let server = Server::find(&settings.pid_file)?;
+    let ours = nix::unistd::getpid();
+    let theirs = server.pid;
+    say(settings, Notice::StopServer { ours, theirs });
     server.send(Signal::SIGTERM)?;
-    let deadline = options.timeout.map(|timeout| Instant::now() + timeout);
+    let deadline = settings.timeout.map(|timeout| Instant::now() + timeout);
     match wait(&server, None, deadline)? {
         Woken::ServerExited | Woken::Changed => Ok(()),
         Woken::TimedOut => Err(Failure::undecided(format!(
@@ -54,17 +54,17 @@ pub fn stop(options: &ClientOptions) -> Result<(), Failure> {
 }
 
 /// Sends HUP and waits for the verdict: committed and the old generation gone, or failed.
-pub fn restart(options: &ClientOptions) -> Result<(), Failure> {
-    let server = Server::find(&options.pid_file)?;
-    let deadline = options.timeout.map(|timeout| Instant::now() + timeout);
+pub fn restart(settings: &Settings) -> Result<(), Failure> {
+    let server = Server::find(&settings.pid_file)?;
+    let deadline = settings.timeout.map(|timeout| Instant::now() + timeout);
     // Both before the signal, so that nothing that follows from it can be missed.
-    let mut files = vec![json_path(&options.pid_file)];
-    files.extend(options.status_file.as_deref().map(json_path));
-    files.extend(options.status_file.clone());
+    let mut files = vec![json_path(&settings.pid_file)];
+    files.extend(settings.status_file.as_deref().map(json_path));
+    files.extend(settings.status_file.clone());
     let watch = watch(&files)?;
-    let mut follower = Follower::before(&server, options)?;
+    let mut follower = Follower::before(&server, settings)?;
     server.send(Signal::SIGHUP)?;
-    log::say(Notice::RestartAsked { pid: server.pid });
+    say(settings, Notice::RestartAsked { pid: server.pid });
     loop {
         if let Some(verdict) = follower.look()? {
             return verdict;
@@ -82,17 +82,17 @@ pub fn restart(options: &ClientOptions) -> Result<(), Failure> {
                     "cannot wait longer for the restart of pid {}: --timeout has passed",
                     server.pid
                 ))
-                .hint(follower.how_far(&server, &json_path(&options.pid_file))));
+                .hint(follower.how_far(&server, &json_path(&settings.pid_file))));
             }
         }
     }
 }
 
 /// Sends USR1 and waits until the log file is open again.
-pub fn reopen(options: &ClientOptions) -> Result<(), Failure> {
-    let server = Server::find(&options.pid_file)?;
-    let deadline = options.timeout.map(|timeout| Instant::now() + timeout);
-    let json = json_path(&options.pid_file);
+pub fn reopen(settings: &Settings) -> Result<(), Failure> {
+    let server = Server::find(&settings.pid_file)?;
+    let deadline = settings.timeout.map(|timeout| Instant::now() + timeout);
+    let json = json_path(&settings.pid_file);
     let watch = watch(std::slice::from_ref(&json))?;
     let read =
         || Status::read(&json).filter(|status| status.supervisor == i64::from(server.pid.as_raw()));
@@ -104,7 +104,7 @@ pub fn reopen(options: &ClientOptions) -> Result<(), Failure> {
         ))
     })?;
     server.send(Signal::SIGUSR1)?;
-    log::say(Notice::ReopenAsked { pid: server.pid });
+    say(settings, Notice::ReopenAsked { pid: server.pid });
     loop {
         match read() {
             Some(now) if now.reopened > before.reopened => {
@@ -143,6 +143,13 @@ pub fn reopen(options: &ClientOptions) -> Result<(), Failure> {
                 });
             }
         }
+    }
+}
+
+/// Says what is being done, unless nobody wants to hear it.
+fn say(settings: &Settings, notice: Notice) {
+    if !settings.is_quiet {
+        log::say(notice);
     }
 }
 

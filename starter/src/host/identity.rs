@@ -9,6 +9,14 @@ use nix::unistd::{Gid, Group, Uid, User, getegid, geteuid, getgid, getgrouplist,
 
 use crate::words::failure::Failure;
 
+/// What can be chosen about the user of the workers, by name or number.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Settings {
+    pub user: Option<String>,
+    /// Only together with `user`.
+    pub group: Option<String>,
+}
+
 /// Whatever is asked of it, this program does it with the rights of its launcher: there is no look at what an owner of its
 /// file would let another user signal, read or remove.
 pub fn refuse_rights_of_another() -> Result<(), Failure> {
@@ -25,10 +33,10 @@ pub fn refuse_rights_of_another() -> Result<(), Failure> {
 ///
 /// # Errors
 /// Root without an ordinary user to become, an ordinary user that names another, unknown names.
-pub fn identify(user: Option<&str>, group: Option<&str>) -> Result<Option<Identity>, Failure> {
-    match (geteuid().is_root(), user) {
+pub fn identify(settings: &Settings) -> Result<Option<Identity>, Failure> {
+    match (geteuid().is_root(), settings.user.as_deref()) {
         (true, Some(user)) => {
-            let identity = ordinary_user(user, group)?;
+            let identity = ordinary_user(user, settings.group.as_deref())?;
             can_become(user)?;
             Ok(Some(identity))
         }
@@ -39,7 +47,7 @@ pub fn identify(user: Option<&str>, group: Option<&str>) -> Result<Option<Identi
         (false, Some(user)) => Err(Failure::usage(format!(
             "cannot use --user={user}: only root can change the user"
         ))
-        .hint("start as root, or leave --user away to run as yourself")),
+        .hint("start as root, or omit --user to run as yourself")),
         (false, None) => Ok(None),
     }
 }

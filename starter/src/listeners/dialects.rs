@@ -6,16 +6,26 @@ use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use nix::fcntl::{FcntlArg, OFlag, fcntl};
 
 use crate::listeners::bind::Listener;
-use crate::options::FdStyle;
 use crate::words::failure::Failure;
 use crate::words::text::printable;
 use crate::worker::environment::Variable;
 
+/// Whose environment variables tell a worker about its sockets, beside `SERVER_STARTER_PORT`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Dialect {
+    /// Only where no listener chooses its descriptor.
+    Systemd,
+    /// Only where every listener is a stream socket.
+    Unicorn,
+    Nginx,
+    Einhorn,
+}
+
 /// The variables that are the same in every worker. `LISTEN_PID` is not among them: it is the worker's own.
-pub fn variables(listeners: &[Listener], styles: &[FdStyle]) -> Vec<Variable> {
+pub fn variables(listeners: &[Listener], dialects: &[Dialect]) -> Vec<Variable> {
     let mut variables = vec![("SERVER_STARTER_PORT".into(), server_starter_port(listeners))];
-    for style in styles {
-        variables.extend(dialect(listeners, *style));
+    for dialect in dialects {
+        variables.extend(in_dialect(listeners, *dialect));
     }
     variables
 }
@@ -24,8 +34,8 @@ pub fn variables(listeners: &[Listener], styles: &[FdStyle]) -> Vec<Variable> {
 ///
 /// An nginx master leaves its sockets non-blocking, and the one that takes them over relies on it: with blocking ones a
 /// worker that another is faster than would hang in accept(2).
-pub fn prepare(listeners: &[Listener], styles: &[FdStyle]) -> Result<(), Failure> {
-    if !styles.contains(&FdStyle::Nginx) {
+pub fn prepare(listeners: &[Listener], dialects: &[Dialect]) -> Result<(), Failure> {
+    if !dialects.contains(&Dialect::Nginx) {
         return Ok(());
     }
     for listener in listeners {
@@ -57,16 +67,16 @@ fn server_starter_port(listeners: &[Listener]) -> OsString {
     })
 }
 
-fn dialect(listeners: &[Listener], style: FdStyle) -> Vec<Variable> {
+fn in_dialect(listeners: &[Listener], dialect: Dialect) -> Vec<Variable> {
     let numbers = |separator| {
         joined(listeners, separator, |listener| {
             listener.number.to_string().into()
         })
     };
     let count = OsString::from(listeners.len().to_string());
-    match style {
+    match dialect {
         // sd_listen_fds(3).
-        FdStyle::Systemd => vec![
+        Dialect::Systemd => vec![
             ("LISTEN_FDS".into(), count),
             (
                 "LISTEN_FDNAMES".into(),
@@ -74,9 +84,9 @@ fn dialect(listeners: &[Listener], style: FdStyle) -> Vec<Variable> {
             ),
         ],
         // What a unicorn master leaves to the one that replaces it.
-        FdStyle::Unicorn => vec![("UNICORN_FD".into(), numbers(","))],
+        Dialect::Unicorn => vec![("UNICORN_FD".into(), numbers(","))],
         // What an nginx master leaves to the one that replaces it: each number with a semicolon behind it.
-        FdStyle::Nginx => {
+        Dialect::Nginx => {
             let mut value = numbers(";");
             if !value.is_empty() {
                 value.push(";");
@@ -84,7 +94,7 @@ fn dialect(listeners: &[Listener], style: FdStyle) -> Vec<Variable> {
             vec![("NGINX".into(), value)]
         }
         // What einhorn gives to the servers that it runs.
-        FdStyle::Einhorn => {
+        Dialect::Einhorn => {
             let each = listeners.iter().enumerate().map(|(place, listener)| {
                 (
                     format!("EINHORN_FD_{place}").into(),
@@ -141,9 +151,9 @@ mod tests {
             .collect()
     }
 
-    fn texts(names: &[&str], style: FdStyle) -> Vec<(String, String)> {
+    fn texts(names: &[&str], dialect: Dialect) -> Vec<(String, String)> {
         let text = |one: OsString| one.into_string().unwrap();
-        dialect(&listeners(names), style)
+        in_dialect(&listeners(names), dialect)
             .into_iter()
             .map(|(name, value)| (text(name), text(value)))
             .collect()
@@ -161,26 +171,26 @@ mod tests {
         let names = ["80", "[::1]:81"];
         assert_eq!(server_starter_port(&listeners(&names)), "80=3;[::1]:81=4");
         assert_eq!(
-            texts(&names, FdStyle::Systemd),
+            texts(&names, Dialect::Systemd),
             pairs(&[("LISTEN_FDS", "2"), ("LISTEN_FDNAMES", "80:[__1]_81")])
         );
         assert_eq!(
-            texts(&names, FdStyle::Unicorn),
+            texts(&names, Dialect::Unicorn),
             pairs(&[("UNICORN_FD", "3,4")])
         );
-        assert_eq!(texts(&names, FdStyle::Nginx), pairs(&[("NGINX", "3;4;")]));
+        assert_eq!(texts(&names, Dialect::Nginx), pairs(&[("NGINX", "3;4;")]));
         let einhorn = [
             ("EINHORN_FD_COUNT", "2"),
             ("EINHORN_FDS", "3 4"),
             ("EINHORN_FD_0", "3"),
             ("EINHORN_FD_1", "4"),
         ];
-        assert_eq!(texts(&names, FdStyle::Einhorn), pairs(&einhorn));
+        assert_eq!(texts(&names, Dialect::Einhorn), pairs(&einhorn));
     }
 
     #[test]
     fn without_listeners_the_variable_is_empty() {
         assert_eq!(server_starter_port(&[]), "");
-        assert_eq!(texts(&[], FdStyle::Nginx), pairs(&[("NGINX", "")]));
+        assert_eq!(texts(&[], Dialect::Nginx), pairs(&[("NGINX", "")]));
     }
 }

@@ -4,4 +4,7 @@ pub mod bind;
 pub mod binder;
 pub mod dialects;
 pub mod holders;
+mod settings;
 pub mod spec;
+
+pub use self::settings::Settings;

@@ -26,8 +26,8 @@ use std::time::Instant;
 use nix::unistd::{Pid, dup2_stderr, dup2_stdout};
 
 pub use self::capture::{Pipes, Stream};
-pub use self::settings::{LogTarget, Settings};
-pub use self::syslog::{Address, DEFAULT_ADDRESS, Format, SyslogOptions, facility};
+pub use self::settings::{Address, Format, LogTarget, Settings, SyslogSettings};
+pub use self::syslog::{DEFAULT_ADDRESS, facility};
 
 use self::capture::{Capture, Origin};
 use self::command::LogCommand;

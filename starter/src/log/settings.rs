@@ -4,7 +4,6 @@ use std::ffi::OsString;
 use std::path::PathBuf;
 
 use super::capture::Stream;
-use super::syslog::SyslogOptions;
 
 /// Where output goes, and how it is written.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -15,7 +14,7 @@ pub struct Settings {
     pub target_streams: Vec<Stream>,
     /// Time, generation and pid stand before each line in the target. Only together with one.
     pub has_timestamps: bool,
-    pub syslog: Option<SyslogOptions>,
+    pub syslog: Option<SyslogSettings>,
     /// What of the workers goes to syslog; not empty.
     pub syslog_streams: Vec<Stream>,
     /// Our own sentences are not for standard error.
@@ -30,6 +29,32 @@ pub enum LogTarget {
     File(PathBuf),
     /// For the shell: not empty.
     Command(OsString),
+}
+
+/// What the command line says about syslog.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct SyslogSettings {
+    /// By its name, which is known to be one.
+    pub facility: String,
+    /// Printable, without blanks and the characters that end a tag.
+    pub tag: String,
+    pub address: Address,
+    pub format: Format,
+}
+
+/// Where the daemon is.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Address {
+    Socket(PathBuf),
+    /// `HOST:PORT`, not yet resolved.
+    Udp(String),
+}
+
+/// How a record is written.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Format {
+    Rfc3164,
+    Rfc5424,
 }
 
 /// Where one stream of the workers goes.

@@ -21,6 +21,7 @@ use syslog::{Facility, Formatter3164, Formatter5424, LogFormat};
 
 use crate::log::capture::Origin;
 use crate::log::local_time::LocalTime;
+use crate::log::settings::{Address, Format, SyslogSettings};
 use crate::words::failure::{self, Failure};
 use crate::words::notice::Severity;
 use crate::words::text::printable;
@@ -43,32 +44,6 @@ const MOST_AT_ONCE: usize = 1000;
 /// The private enterprise number of examples (RFC 5612), behind the name of our structured data (RFC 5424, 6.3.2).
 const STRUCTURED_DATA: &str = "start_server@32473";
 
-/// What the command line says about syslog.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct SyslogOptions {
-    /// By its name, which is known to be one.
-    pub facility: String,
-    /// Printable, without blanks and the characters that end a tag.
-    pub tag: String,
-    pub address: Address,
-    pub format: Format,
-}
-
-/// Where the daemon is.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Address {
-    Socket(PathBuf),
-    /// `HOST:PORT`, not yet resolved.
-    Udp(String),
-}
-
-/// How a record is written.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Format {
-    Rfc3164,
-    Rfc5424,
-}
-
 /// The facility of this name, if there is one.
 pub fn facility(name: &str) -> Option<Facility> {
     name.parse().ok()
@@ -76,7 +51,7 @@ pub fn facility(name: &str) -> Option<Facility> {
 
 /// The way to the daemon.
 pub struct Syslog {
-    options: SyslogOptions,
+    settings: SyslogSettings,
     facility: Facility,
     /// Where records leave this machine, or have a place for its name.
     host: Option<String>,
@@ -107,20 +82,20 @@ impl Syslog {
     ///
     /// # Errors
     /// An address that cannot be one: a host without address, a file that is no socket.
-    pub fn open(options: &SyslogOptions) -> Result<Syslog, Failure> {
-        let peer = match &options.address {
+    pub fn open(settings: &SyslogSettings) -> Result<Syslog, Failure> {
+        let peer = match &settings.address {
             Address::Socket(path) => Peer::Socket(checked(path)?),
             Address::Udp(address) => Peer::Udp(resolve(address)?),
         };
-        let host = match (&peer, options.format) {
+        let host = match (&peer, settings.format) {
             (Peer::Socket(_), Format::Rfc3164) => None,
             (Peer::Udp(_), Format::Rfc3164) => host_name(),
             // A name that is not known is a dash (RFC 5424, 6.2.4); the crate would write another machine's.
             (_, Format::Rfc5424) => Some(host_name().unwrap_or_else(|| "-".into())),
         };
         Ok(Syslog {
-            facility: facility(&options.facility).unwrap_or(Facility::LOG_DAEMON),
-            options: options.clone(),
+            facility: facility(&settings.facility).unwrap_or(Facility::LOG_DAEMON),
+            settings: settings.clone(),
             host,
             peer,
             socket: None,
@@ -184,12 +159,12 @@ impl Syslog {
         let pid = origin.map_or_else(std::process::id, |one| one.pid.as_raw().unsigned_abs());
         let mut record = Vec::new();
         // Writing into memory does not fail.
-        drop(match self.options.format {
+        drop(match self.settings.format {
             Format::Rfc3164 => {
                 let formatter = Formatter3164 {
                     facility: self.facility,
                     hostname: self.host.clone(),
-                    process: self.options.tag.clone(),
+                    process: self.settings.tag.clone(),
                     pid,
                 };
                 let written = match origin {
@@ -206,7 +181,7 @@ impl Syslog {
                 let formatter = Formatter5424 {
                     facility: self.facility,
                     hostname: self.host.clone(),
-                    process: self.options.tag.clone(),
+                    process: self.settings.tag.clone(),
                     pid,
                 };
                 let message = (0, structured_data(origin), line);
@@ -456,7 +431,7 @@ mod tests {
     use crate::log::capture::Stream;
 
     fn syslog(format: Format) -> Syslog {
-        Syslog::open(&SyslogOptions {
+        Syslog::open(&SyslogSettings {
             facility: "local3".into(),
             tag: "app".into(),
             address: Address::Udp("127.0.0.1:9".into()),

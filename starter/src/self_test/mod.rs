@@ -17,6 +17,7 @@ mod proc;
 mod report;
 mod scratch;
 mod server;
+mod settings;
 mod worker;
 
 use caps::Capability;
@@ -25,6 +26,7 @@ use common::privileges;
 use nix::sys::prctl::set_child_subreaper;
 use nix::unistd::{getegid, geteuid, getgroups};
 
+pub use self::settings::Settings;
 pub use self::worker::{is_worker, run as run_worker};
 
 use self::patience::Patience;
@@ -33,12 +35,11 @@ use self::report::Report;
 use self::scratch::{Ports, Scratch};
 use self::server::Inherited;
 use crate::host::identity;
-use crate::options::SelfTestOptions;
 use crate::words::failure::Failure;
 
 /// What all parts of the self-test know.
 struct Test<'a> {
-    options: &'a SelfTestOptions,
+    settings: &'a Settings,
     /// Whom to become: as root.
     identity: Option<Identity>,
     /// Who serves in the end.
@@ -56,8 +57,8 @@ struct Test<'a> {
 ///
 /// # Errors
 /// Where they cannot be made: an unknown user, no place for files, an interruption.
-pub fn run(options: &SelfTestOptions) -> Result<bool, Failure> {
-    let identity = identity::identify(options.user.as_deref(), options.group.as_deref())?;
+pub fn run(settings: &Settings) -> Result<bool, Failure> {
+    let identity = identity::identify(&settings.identity)?;
     if identity.is_some() {
         can_examine()?;
     }
@@ -70,7 +71,7 @@ pub fn run(options: &SelfTestOptions) -> Result<bool, Failure> {
     })?;
     let patience = Patience::take_signals()?;
     let mut test = Test {
-        options,
+        settings,
         user: match &identity {
             Some(identity) => identity.clone(),
             None => ourselves()?,

@@ -41,15 +41,15 @@ impl Test<'_> {
         let (pid_file, status_file) = (self.scratch.of_user("pid"), self.scratch.of_user("status"));
         let mut command = Command::new(&program);
         let options = [
-            ("--user", &self.options.user),
-            ("--group", &self.options.group),
+            ("--user", &self.settings.identity.user),
+            ("--group", &self.settings.identity.group),
         ];
         for (name, value) in options {
             if let Some(value) = value {
                 command.arg(format!("{name}={value}"));
             }
         }
-        command.args(self.options.strict.then_some("--strict"));
+        command.args(self.settings.is_strict.then_some("--strict"));
         command.arg(format!(
             "--port={}:{}",
             self.ports.address, self.ports.served

@@ -17,12 +17,12 @@ use crate::log::{Address, LogTarget, Reopened};
 use crate::machine::{
     Counters, Decision, Departed, Generation, Generations, REMEMBERED, State, Verdict,
 };
-use crate::options::Options;
 use crate::words::failure::Failure;
 use crate::words::notice::ExecFailure;
 
 pub use super::replaced::read_text;
 use super::replaced::{Replaced, remove_drafts_of_the_dead};
+use super::settings::Shown;
 
 /// How long after a failed write it is tried again.
 const RETRY: Duration = Duration::from_secs(1);
@@ -181,24 +181,27 @@ impl StatusFile {
     /// # Errors
     /// When something is there that is no status file (it stays as it is), or nothing can be written.
     pub fn create(
-        options: &Options,
+        settings: &Shown<'_>,
         listeners: &[Listener],
         confinement: InForce,
     ) -> Result<StatusFile, Failure> {
-        let lines = options.status_file.as_deref();
+        let lines = settings.files.status_file.as_deref();
         let mut status = StatusFile {
             lines: lines
                 .map(|path| Replaced::new(path.to_owned(), READ_BY_ALL, is_status_lines))
                 .transpose()?,
             json: Vec::new(),
-            fixed: Fixed::new(options, listeners, confinement),
+            fixed: Fixed::new(settings, listeners, confinement),
             log: LogView::default(),
             last_lines: VecDeque::new(),
             retry_at: None,
         };
         lines.into_iter().for_each(remove_drafts);
         let text = status.json_text(None);
-        for beside in [lines, options.pid_file.as_deref()].into_iter().flatten() {
+        for beside in [lines, settings.files.pid_file.as_deref()]
+            .into_iter()
+            .flatten()
+        {
             let path = json_path(beside);
             let mut json = Replaced::new(path.clone(), READ_BY_USER, is_status_json)?;
             remove_drafts(&path);
@@ -409,7 +412,15 @@ impl Clock {
 }
 
 impl Fixed {
-    fn new(options: &Options, listeners: &[Listener], confinement: InForce) -> Fixed {
+    fn new(settings: &Shown<'_>, listeners: &[Listener], confinement: InForce) -> Fixed {
+        let Shown {
+            files,
+            worker,
+            environment,
+            machine,
+            log,
+            identity,
+        } = settings;
         let text = |path: &PathBuf| path.display().to_string();
         let now = Instant::now();
         Fixed {
@@ -419,27 +430,27 @@ impl Fixed {
                 started_at: Clock::new(now).seconds(now),
             },
             options: OptionsView {
-                program: options.program.to_string_lossy().into_owned(),
-                arguments: options
+                program: worker.program.to_string_lossy().into_owned(),
+                arguments: worker
                     .arguments
                     .iter()
                     .map(|one| one.to_string_lossy().into_owned())
                     .collect(),
-                dir: options.directory.as_ref().map(text),
-                interval: options.interval.as_secs_f64(),
-                signal_on_hup: options.signal_on_hup.as_str(),
-                signal_on_term: options.signal_on_term.as_str(),
-                kill_old_delay: options.kill_old_delay.map(|one| one.as_secs_f64()),
-                stop_timeout: options.stop_timeout.map(|one| one.as_secs_f64()),
-                start_limit: options.start_limit.map(Into::into),
-                pid_file: options.pid_file.as_ref().map(text),
-                status_file: options.status_file.as_ref().map(text),
-                log_file: options.log_file.as_ref().map(|target| match target {
+                dir: worker.directory.as_ref().map(text),
+                interval: machine.interval.as_secs_f64(),
+                signal_on_hup: machine.signal_on_hup.as_str(),
+                signal_on_term: machine.signal_on_term.as_str(),
+                kill_old_delay: environment.kill_old_delay.map(|one| one.as_secs_f64()),
+                stop_timeout: machine.stop_timeout.map(|one| one.as_secs_f64()),
+                start_limit: machine.start_limit.map(Into::into),
+                pid_file: files.pid_file.as_ref().map(text),
+                status_file: files.status_file.as_ref().map(text),
+                log_file: log.target.as_ref().map(|target| match target {
                     LogTarget::File(path) => text(path),
                     LogTarget::Command(command) => format!("| {}", command.display()),
                 }),
-                log_timestamps: options.log_timestamps,
-                syslog: options.syslog.as_ref().map(|syslog| SyslogView {
+                log_timestamps: log.has_timestamps,
+                syslog: log.syslog.as_ref().map(|syslog| SyslogView {
                     facility: syslog.facility.clone(),
                     tag: syslog.tag.clone(),
                     address: match &syslog.address {
@@ -447,8 +458,8 @@ impl Fixed {
                         Address::Udp(address) => format!("udp:{address}"),
                     },
                 }),
-                user: options.user.clone(),
-                group: options.group.clone(),
+                user: identity.user.clone(),
+                group: identity.group.clone(),
             },
             confinement,
             listeners: listeners

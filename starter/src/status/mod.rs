@@ -3,3 +3,6 @@
 pub mod file;
 pub mod pid_file;
 mod replaced;
+mod settings;
+
+pub use self::settings::{Settings, Shown};

@@ -17,7 +17,6 @@ use nix::fcntl::OFlag;
 use nix::sys::inotify::{AddWatchFlags, InitFlags, Inotify};
 
 use crate::machine::Knobs;
-use crate::options::Options;
 use crate::words::failure;
 use crate::words::notice::Notice;
 use crate::words::number;
@@ -42,6 +41,16 @@ const DELAY: &str = "KILL_OLD_DELAY";
 
 /// A variable and its value.
 pub type Variable = (OsString, OsString);
+
+/// What can be chosen about the environment. `None` leaves it to the environment itself.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Settings {
+    /// `--envdir`.
+    pub directory: Option<PathBuf>,
+    pub kill_old_delay: Option<Duration>,
+    pub enable_auto_restart: Option<bool>,
+    pub auto_restart_interval: Option<Duration>,
+}
 
 /// Where the environment comes from.
 pub struct Environment {
@@ -68,23 +77,21 @@ pub struct Loaded {
 
 impl Environment {
     /// From the command line and our own environment; nothing of the directory is read yet.
-    pub fn new(options: &Options) -> Environment {
+    pub fn new(settings: &Settings) -> Environment {
         let seconds = |duration: Duration| OsString::from(duration.as_secs_f64().to_string());
-        let directory = options.envdir.clone().map(PathBuf::into_os_string);
-        let directory = directory
+        let option = settings.directory.clone().map(PathBuf::into_os_string);
+        let directory = option
+            .clone()
             .or_else(|| std::env::var_os("ENVDIR"))
             .filter(|one| !one.is_empty());
-        let enable = options
+        let enable = settings
             .enable_auto_restart
             .map(|on| OsString::from(if on { "1" } else { "0" }));
         let options = [
-            (
-                "ENVDIR",
-                options.envdir.clone().map(PathBuf::into_os_string),
-            ),
+            ("ENVDIR", option),
             (ENABLE, enable),
-            (INTERVAL, options.auto_restart_interval.map(seconds)),
-            (DELAY, options.kill_old_delay.map(seconds)),
+            (INTERVAL, settings.auto_restart_interval.map(seconds)),
+            (DELAY, settings.kill_old_delay.map(seconds)),
         ];
         Environment {
             options: options

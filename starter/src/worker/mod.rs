@@ -4,6 +4,7 @@
 
 pub mod environment;
 mod explain;
+mod settings;
 
 use std::convert::Infallible;
 use std::ffi::OsString;
@@ -22,6 +23,7 @@ use nix::unistd::{ForkResult, Pid, chdir, pipe2, read, setsid, write};
 
 pub use self::explain::cannot_spawn;
 use self::explain::{Step, explain};
+pub use self::settings::Settings;
 use crate::host::open_files::{OpenFiles, duplicate_above};
 use crate::host::process::{exit_child, fork_single_threaded};
 use crate::host::{dispositions, manager};

@@ -1,0 +1,103 @@
+//! What one option asks of the others, once each is valid by itself.
+
+use common::message::Transport;
+
+use super::refusal::{lacks, refused, unusable};
+use super::values::Given;
+use crate::listeners;
+use crate::listeners::dialects::Dialect;
+use crate::listeners::spec::{PortSpec, check_duplicates};
+use crate::words::failure::Failure;
+use crate::words::text::printable;
+
+/// Options, each with those of which it needs one.
+const NEEDS: [(&str, &[&str]); 9] = [
+    ("timeout", &["restart", "stop", "reopen"]),
+    ("group", &["user"]),
+    ("log-stream", &["log-file"]),
+    ("log-timestamps", &["log-file"]),
+    ("syslog-tag", &["syslog"]),
+    ("syslog-address", &["syslog"]),
+    ("syslog-format", &["syslog"]),
+    ("syslog-stream", &["syslog"]),
+    ("daemonize", &["log-file", "syslog"]),
+];
+
+/// The options among them that are named with their value.
+const NAMED_WITH_VALUE: [&str; 2] = ["timeout", "group"];
+
+/// The options that `--self-test` allows beside it.
+const OF_SELF_TEST: [&str; 4] = ["self-test", "user", "group", "strict"];
+
+/// A server is only started where there is a program for it.
+pub fn check_program(given: &Given<'_>) -> Result<(), Failure> {
+    match given.all("program").next() {
+        None => Err(Failure::usage("server program not specified")
+            .hint("it comes last, after two dashes: see --help")),
+        Some(program) if program.is_empty() => {
+            Err(Failure::usage("the name of the server program is empty"))
+        }
+        Some(_) => Ok(()),
+    }
+}
+
+/// Refuses an option without the one that it needs.
+pub fn check_needs(given: &Given<'_>) -> Result<(), Failure> {
+    let is_lacking = |(option, needed): &&(&str, &[&str])| {
+        given.has(option) && !needed.iter().any(|one| given.has(one))
+    };
+    let Some((option, needed)) = NEEDS.iter().find(is_lacking) else {
+        return Ok(());
+    };
+    let value = match NAMED_WITH_VALUE.contains(option) {
+        true => given.value(option)?,
+        false => None,
+    };
+    Err(match value {
+        Some(value) => refused(option, value, &lacks(needed)),
+        None => unusable(option, &lacks(needed)),
+    })
+}
+
+/// Refuses what a self-test chooses itself.
+pub fn check_self_test(given: &Given<'_>) -> Result<(), Failure> {
+    if given.all("program").next().is_some() {
+        return Err(unusable("self-test", "it takes no server program"));
+    }
+    match given
+        .names()
+        .into_iter()
+        .find(|name| !OF_SELF_TEST.contains(name))
+    {
+        Some(other) => Err(unusable(
+            "self-test",
+            &format!("--{other} is given as well"),
+        )),
+        None => check_needs(given),
+    }
+}
+
+/// Refuses listeners that exclude each other, and dialects that cannot describe them.
+pub fn check_listeners(settings: &listeners::Settings) -> Result<(), Failure> {
+    check_duplicates(&settings.ports, &settings.paths)?;
+    let first = |matches: fn(&&PortSpec) -> bool| settings.ports.iter().find(matches);
+    if settings.dialects.contains(&Dialect::Systemd)
+        && let Some(port) = first(|port| port.descriptor.is_some())
+    {
+        let cause = format!(
+            "its descriptors are numbered from 3 without gaps, but --port={} sets its own",
+            printable(&port.given)
+        );
+        return Err(refused("fd-env", "systemd".as_ref(), &cause));
+    }
+    if settings.dialects.contains(&Dialect::Unicorn)
+        && let Some(port) = first(|port| port.transport == Transport::Udp)
+    {
+        let cause = format!(
+            "it takes stream sockets only, but --port={} is UDP",
+            printable(&port.given)
+        );
+        return Err(refused("fd-env", "unicorn".as_ref(), &cause));
+    }
+    Ok(())
+}

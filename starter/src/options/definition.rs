@@ -1,0 +1,229 @@
+//! Every option, as clap knows it and as the help shows it.
+
+use clap::builder::ValueParser;
+use clap::{Arg, ArgAction, Command};
+
+use crate::log::DEFAULT_ADDRESS;
+
+const USAGE: &str = "\
+start_server [options] -- server-prog server-arg1 server-arg2 ...
+       start_server --restart --pid-file=FILE [--timeout=SECONDS]
+       start_server --stop --pid-file=FILE [--timeout=SECONDS]
+       start_server --reopen --pid-file=FILE [--timeout=SECONDS]
+       start_server --self-test [--user=USER] [--group=GROUP] [--strict]";
+
+/// All options, in the order of the help.
+pub fn definition() -> Command {
+    Command::new("start_server")
+        .version(env!("CARGO_PKG_VERSION"))
+        .about("A superdaemon for hot-deploying server programs.")
+        .override_usage(USAGE)
+        .no_binary_name(true)
+        .disable_help_flag(true)
+        .disable_version_flag(true)
+        .next_line_help(true)
+        // As with Getopt::Long, the last one wins.
+        .args_override_self(true)
+        .next_help_heading("Listening")
+        .args(listening())
+        .next_help_heading("Program")
+        .args(program())
+        .next_help_heading("Restarting")
+        .args(restarting())
+        .next_help_heading("Files and logging")
+        .args(files())
+        .next_help_heading("Syslog")
+        .args(syslog())
+        .next_help_heading("Privileges")
+        .args(privileges())
+        .next_help_heading("Commands")
+        .args(commands())
+        // Hidden, because the usage line shows it better than a list would.
+        .arg(
+            Arg::new("program")
+                .num_args(0..)
+                .trailing_var_arg(true)
+                .value_parser(ValueParser::os_string())
+                .hide(true),
+        )
+}
+
+fn listening() -> [Arg; 3] {
+    [
+        list("port", "[HOST:][u]PORT[=FD]").help(lines([
+            "Listen on a TCP port, or with a leading u on a UDP port; without HOST,",
+            "on every IPv4 address. An IPv6 address is written like [::1]:80. =FD",
+            "sets the number that the descriptor has in the server. May be given",
+            "more than once, and may be a list separated by commas.",
+        ])),
+        list("path", "PATH[,mode=MODE][,user=USER][,group=GROUP]").help(lines([
+            "Listen on a unix socket. MODE is octal (default: 0777). May be given",
+            "more than once, and may be a list of absolute paths separated by",
+            "commas.",
+        ])),
+        valued("backlog", "NUMBER").help(format!(
+            "How many connections may wait on each listener (default: {}).",
+            libc::SOMAXCONN
+        )),
+    ]
+}
+
+fn program() -> [Arg; 3] {
+    [
+        valued("dir", "DIR").help("Change to this directory before executing the server program."),
+        valued("envdir", "DIR").help(lines([
+            "Set an environment variable for each file in this directory: its name",
+            "is that of the file, its value the first line. The files are read",
+            "again before each start of a server.",
+        ])),
+        list("fd-env", "STYLE[,STYLE]").help(lines([
+            "Announce the descriptors in the variables of systemd (LISTEN_FDS),",
+            "unicorn (UNICORN_FD), nginx (NGINX) or einhorn (EINHORN_FDS) too. May",
+            "be given more than once, and may be a list separated by commas.",
+        ])),
+    ]
+}
+
+fn restarting() -> [Arg; 8] {
+    [
+        valued("interval", "SECONDS").help(lines([
+            "How long a new server must stay alive to count as started, and the",
+            "shortest time between two starts (default: 1).",
+        ])),
+        valued("start-limit", "NUMBER")
+            .help("Give up a restart after this many failed starts (default: no limit)."),
+        valued("signal-on-hup", "SIGNAL").help(lines([
+            "The signal for the old server once HUP has started a new one (default:",
+            "TERM).",
+        ])),
+        valued("kill-old-delay", "SECONDS").help(lines([
+            "The time between the start of a new server and that signal (default:",
+            "0, or 5 with --enable-auto-restart).",
+        ])),
+        valued("signal-on-term", "SIGNAL")
+            .help("The signal for the server when TERM ends start_server (default: TERM)."),
+        valued("stop-timeout", "SECONDS")
+            .help("Kill what is still alive this long after that signal (default: never)."),
+        optionally_valued("enable-auto-restart", "0|1", "1")
+            .help("Start a new server at regular intervals, as on HUP (default: 0)."),
+        valued("auto-restart-interval", "SECONDS").help(lines([
+            "The time between two such starts (default: 360); twice as long while",
+            "an old server is still alive.",
+        ])),
+    ]
+}
+
+fn files() -> [Arg; 7] {
+    [
+        valued("pid-file", "FILE")
+            .help("Write the process id of start_server to this file, and lock it."),
+        valued("status-file", "FILE")
+            .help("Write a line GENERATION:PID to this file for each running server."),
+        valued("log-file", "FILE").help(lines([
+            "Append stdout and stderr of start_server and the server to this file.",
+            "With \"| COMMAND\", pipe them to a shell command instead.",
+        ])),
+        list("log-stream", "stdout|stderr").help(lines([
+            "Log only this output of the server to --log-file (default: both). May",
+            "be given twice, and may be a list separated by commas.",
+        ])),
+        flag("log-timestamps").help(lines([
+            "Start each line of --log-file with the time, the generation and the",
+            "process id.",
+        ])),
+        flag("quiet").help(lines([
+            "Write no messages of start_server itself to stderr, except why it has",
+            "failed. The commands below print nothing when they succeed.",
+        ])),
+        flag("daemonize").help("Run in the background. Needs --log-file or --syslog."),
+    ]
+}
+
+fn syslog() -> [Arg; 5] {
+    [
+        optionally_valued("syslog", "FACILITY", "daemon").help(lines([
+            "Send every line to syslog: the messages of start_server, and the",
+            "output of the server with its process id and generation. FACILITY is a",
+            "name such as daemon (default) or local0.",
+        ])),
+        valued("syslog-tag", "TAG")
+            .help("The name in each record (default: that of the server program)."),
+        valued("syslog-address", "PATH|udp:HOST:PORT").help(format!(
+            "The unix socket or UDP port where syslog listens (default: {DEFAULT_ADDRESS})."
+        )),
+        valued("syslog-format", "rfc3164|rfc5424")
+            .help("The format of the records (default: rfc3164)."),
+        list("syslog-stream", "stdout|stderr")
+            .help("Send only this output of the server to syslog (default: both)."),
+    ]
+}
+
+fn privileges() -> [Arg; 3] {
+    [
+        valued("user", "USER")
+            .help("Run as this user, a name or number, once the listeners are open."),
+        valued("group", "GROUP")
+            .help("Run as this group, a name or number (default: the user's groups)."),
+        flag("strict").help("Fail, rather than warn, if a means of confinement is missing."),
+    ]
+}
+
+fn commands() -> [Arg; 7] {
+    [
+        flag("restart").help(lines([
+            "Send HUP to the start_server that holds --pid-file, and wait until a",
+            "new server has replaced the old one. Options for a start have no",
+            "effect.",
+        ])),
+        flag("stop").help(lines([
+            "Send TERM to the start_server that holds --pid-file, and wait until it",
+            "has ended. Options for a start have no effect.",
+        ])),
+        flag("reopen").help(lines([
+            "Send USR1 to the start_server that holds --pid-file, and wait until it",
+            "has reopened --log-file. Options for a start have no effect.",
+        ])),
+        valued("timeout", "SECONDS")
+            .help("The longest that these three commands wait (default: no limit)."),
+        flag("self-test").help(lines([
+            "Start servers, try to break out of each of their processes, and report",
+            "what holds on this host. Allows only --user, --group and --strict.",
+        ])),
+        flag("help")
+            .action(ArgAction::Help)
+            .help("Print this help."),
+        flag("version")
+            .action(ArgAction::Version)
+            .help("Print the version."),
+    ]
+}
+
+/// An option with a value.
+fn valued(name: &'static str, value: &'static str) -> Arg {
+    Arg::new(name)
+        .long(name)
+        .value_name(value)
+        .value_parser(ValueParser::os_string())
+}
+
+/// An option with a value that may be given many times, and each of them counts.
+fn list(name: &'static str, value: &'static str) -> Arg {
+    valued(name, value).action(ArgAction::Append)
+}
+
+/// An option that may stand alone: a value follows an equals sign, and is never the next word.
+fn optionally_valued(name: &'static str, value: &'static str, default: &'static str) -> Arg {
+    valued(name, value)
+        .num_args(0..=1)
+        .require_equals(true)
+        .default_missing_value(default)
+}
+
+fn flag(name: &'static str) -> Arg {
+    Arg::new(name).long(name).action(ArgAction::SetTrue)
+}
+
+/// Text whose lines are broken by hand: without its feature `wrap_help`, clap breaks none.
+fn lines<const COUNT: usize>(lines: [&str; COUNT]) -> String {
+    lines.join("\n")
+}

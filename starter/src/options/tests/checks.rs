@@ -1,0 +1,46 @@
+use super::{error, with};
+
+#[test]
+fn a_group_needs_a_user() {
+    assert_eq!(
+        error(&["--group=www", "prog"]),
+        "cannot use --group=www: it needs --user as well"
+    );
+    assert_eq!(with(&["--user=www"]).identity.group, None);
+}
+
+#[test]
+fn a_style_that_cannot_tell_of_a_listener_is_refused() {
+    let chosen =
+        "cannot use --fd-env=systemd: its descriptors are numbered from 3 without gaps, but";
+    assert_eq!(
+        error(&["--fd-env=systemd", "--port=79,80=5", "prog"]),
+        format!("{chosen} --port=80=5 sets its own")
+    );
+    assert_eq!(
+        error(&["--port=[::1]:u53=0", "--fd-env=nginx,systemd", "prog"]),
+        format!("{chosen} --port=[::1]:u53=0 sets its own")
+    );
+    assert_eq!(
+        error(&["--port=80,u53", "--fd-env=unicorn", "prog"]),
+        "cannot use --fd-env=unicorn: it takes stream sockets only, but --port=u53 is UDP"
+    );
+    for words in [
+        &["--fd-env=systemd", "--port=80,u53", "--path=/a"][..],
+        &["--fd-env=unicorn", "--port=80=5", "--path=/a"],
+        &["--fd-env=nginx,einhorn", "--port=80=5,u53", "--path=/a"],
+    ] {
+        assert!(!with(words).listeners.dialects.is_empty());
+    }
+}
+
+#[test]
+fn a_daemon_needs_a_log() {
+    assert_eq!(
+        error(&["--daemonize", "prog"]),
+        "cannot use --daemonize: it needs --log-file or --syslog as well"
+    );
+    assert!(with(&["--daemonize", "--syslog"]).is_daemon);
+    assert!(with(&["--daemonize", "--log-file=| cat"]).is_daemon);
+    assert!(!with(&["--log-file=/l"]).is_daemon);
+}

@@ -1,0 +1,156 @@
+use std::time::Duration;
+
+use super::{error, parse_words, started};
+use crate::host::identity;
+use crate::options::Invocation;
+use crate::{client, self_test};
+
+/// The command that these words ask for, and its settings.
+fn asked(words: &[&str]) -> (&'static str, client::Settings) {
+    match parse_words(words) {
+        Ok(Invocation::Restart(settings)) => ("restart", settings),
+        Ok(Invocation::Stop(settings)) => ("stop", settings),
+        Ok(Invocation::Reopen(settings)) => ("reopen", settings),
+        other => panic!("{words:?}: {other:?}"),
+    }
+}
+
+#[test]
+fn a_running_superdaemon_is_reached_by_its_files() {
+    let client = |status_file: Option<&str>, timeout| client::Settings {
+        pid_file: "/p".into(),
+        status_file: status_file.map(Into::into),
+        timeout,
+        is_quiet: false,
+    };
+    for (words, expected) in [
+        (
+            &["--restart", "--pid-file=/p", "--status-file=/s"][..],
+            ("restart", client(Some("/s"), None)),
+        ),
+        (
+            &["--pid-file=/p", "--rest", "--time=2.5"],
+            ("restart", client(None, Some(Duration::from_millis(2500)))),
+        ),
+        (
+            &["--STOP", "--pid-file", "/p", "--timeout", "0"],
+            ("stop", client(None, Some(Duration::ZERO))),
+        ),
+        (
+            &["--stop", "--stop", "--pid-file=/p", "--stop-timeout=1"],
+            ("stop", client(None, None)),
+        ),
+    ] {
+        assert_eq!(asked(words), expected, "{words:?}");
+    }
+    let quiet = client::Settings {
+        is_quiet: true,
+        ..client(None, None)
+    };
+    assert_eq!(
+        asked(&["--reopen", "--pid-file=/p", "--quiet"]),
+        ("reopen", quiet)
+    );
+}
+
+#[test]
+fn the_command_line_of_the_start_serves_for_a_restart_too() {
+    let words = ["--pid-file=/p", "--port=80=5", "--daemonize", "--group=www"];
+    for program in [
+        &["--", "prog", "--stop"][..],
+        &["prog"],
+        &[""],
+        &["--"],
+        &[],
+    ] {
+        let words = [
+            &words[..],
+            &["--fd-env=systemd", "--syslog-tag=app", "--restart"],
+            program,
+        ]
+        .concat();
+        let restart = parse_words(&words);
+        assert!(matches!(restart, Ok(Invocation::Restart(_))), "{words:?}");
+    }
+    // What is no option, or has a wrong value, is an error all the same.
+    assert_eq!(
+        error(&["--restart", "--pid-file=/p", "--interval=x"]),
+        error(&["--interval=x", "prog"])
+    );
+    assert_eq!(
+        error(&["--restart", "--pid-file=/p", "--syslog-tag=a b"]),
+        error(&["--syslog", "--syslog-tag=a b", "prog"])
+    );
+    assert_eq!(
+        error(&["--stop", "--pid-file=/p", "--unknown"]),
+        "unknown option --unknown"
+    );
+    // What is behind the program's name is the program's.
+    assert_eq!(
+        started(&["prog", "--restart"]).worker.arguments,
+        ["--restart"]
+    );
+}
+
+#[test]
+fn a_running_superdaemon_is_asked_for_one_thing_and_by_its_pid_file() {
+    for command in ["restart", "stop", "reopen"] {
+        let message = format!("cannot use --{command}: it needs --pid-file as well");
+        let word = format!("--{command}");
+        assert_eq!(error(&[&word]), message);
+        assert_eq!(error(&[&word, "--status-file=/s", "prog"]), message);
+    }
+    assert_eq!(
+        error(&["--stop", "--restart", "--pid-file=/p"]),
+        "cannot use --restart: --stop is given as well"
+    );
+    assert_eq!(
+        error(&["--timeout=5", "--pid-file=/p", "prog"]),
+        "cannot use --timeout=5: it needs --restart, --stop or --reopen as well"
+    );
+}
+
+#[test]
+fn a_self_test_chooses_everything_itself_but_the_user() {
+    let chosen = |words: &[&str]| match parse_words(words) {
+        Ok(Invocation::SelfTest(settings)) => settings,
+        other => panic!("{words:?}: {other:?}"),
+    };
+    let expected = |user: Option<&str>, group: Option<&str>, is_strict| self_test::Settings {
+        identity: identity::Settings {
+            user: user.map(Into::into),
+            group: group.map(Into::into),
+        },
+        is_strict,
+    };
+    assert_eq!(chosen(&["--self-test"]), expected(None, None, false));
+    assert_eq!(
+        chosen(&["--self", "--user", "www", "--group=33", "--strict"]),
+        expected(Some("www"), Some("33"), true)
+    );
+    for (words, cause) in [
+        (&["prog"][..], "it takes no server program"),
+        (&["--port=80", "--", "prog"], "it takes no server program"),
+        (&["--port=80"], "--port is given as well"),
+        (
+            &["--user=www", "--interval=0"],
+            "--interval is given as well",
+        ),
+        (&["--daemonize"], "--daemonize is given as well"),
+        (&["--stop", "--pid-file=/p"], "--pid-file is given as well"),
+        (&["--restart"], "--restart is given as well"),
+        (&["--timeout=x"], "--timeout is given as well"),
+    ] {
+        let words = [&["--self-test"], words].concat();
+        let message = format!("cannot use --self-test: {cause}");
+        assert_eq!(error(&words), message, "{words:?}");
+    }
+    assert_eq!(
+        error(&["--self-test", "--group=www"]),
+        "cannot use --group=www: it needs --user as well"
+    );
+    assert_eq!(
+        error(&["--self-test", "--user="]),
+        "cannot use --user=: its value is empty"
+    );
+}

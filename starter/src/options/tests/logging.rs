@@ -1,0 +1,132 @@
+use super::{error, started, with};
+use crate::log::{Address, Format, LogTarget, Stream};
+
+#[test]
+fn a_log_goes_to_a_file_or_to_a_command() {
+    for value in ["/l", "log", "a|b", " x", "-"] {
+        let target = with(&["--log-file", value]).log.target;
+        assert_eq!(target, Some(LogTarget::File(value.into())), "{value}");
+    }
+    for (value, command) in [
+        ("|cat", "cat"),
+        ("| cat -u", "cat -u"),
+        (" \t\x0b\x0c\r\n| \n cat | tee x ", "cat | tee x "),
+        ("||x", "|x"),
+    ] {
+        let target = with(&["--log-file", value]).log.target;
+        assert_eq!(
+            target,
+            Some(LogTarget::Command(command.into())),
+            "{value:?}"
+        );
+    }
+    for value in ["|", " | "] {
+        assert_eq!(
+            error(&["--log-file", value, "prog"]),
+            format!("cannot use --log-file={value}: a command is missing after the |")
+        );
+    }
+}
+
+#[test]
+fn syslog_has_a_facility_a_tag_an_address_a_format_and_streams() {
+    let syslog = |words: &[&str]| with(words).log.syslog.unwrap();
+    let plain = syslog(&["--syslog"]);
+    assert_eq!(
+        (plain.facility.as_str(), plain.tag.as_str()),
+        ("daemon", "prog")
+    );
+    assert_eq!(plain.address, Address::Socket("/dev/log".into()));
+    assert_eq!(plain.format, Format::Rfc3164);
+    for name in [
+        "kern", "user", "mail", "daemon", "auth", "syslog", "lpr", "news", "uucp", "cron",
+        "authpriv", "ftp", "local0", "local7",
+    ] {
+        assert_eq!(syslog(&[&format!("--syslog={name}")]).facility, name);
+    }
+    let tag_of = |program: &str| {
+        started(&["--syslog", "--", program])
+            .log
+            .syslog
+            .unwrap()
+            .tag
+    };
+    assert_eq!(tag_of("/srv/my app/server:1"), "server_1");
+    assert_eq!(tag_of(&"x".repeat(50)), "x".repeat(32));
+    for address in [
+        "/run/log",
+        "udp:127.0.0.1:514",
+        "udp:[::1]:514",
+        "udp:log.example:1",
+    ] {
+        assert_eq!(
+            syslog(&["--syslog", &format!("--syslog-address={address}")]).address,
+            match address.strip_prefix("udp:") {
+                Some(address) => Address::Udp(address.into()),
+                None => Address::Socket(address.into()),
+            }
+        );
+    }
+    let streams = with(&["--syslog", "--syslog-stream=stderr, stdout,stderr"])
+        .log
+        .syslog_streams;
+    assert_eq!(streams, [Stream::Stderr, Stream::Stdout]);
+}
+
+#[test]
+fn a_log_that_cannot_be_is_refused_with_the_cause() {
+    let facilities = "the facilities are kern, user, mail, daemon, auth, syslog, lpr, news, uucp, cron, authpriv, ftp and local0 to local7";
+    let address = "the address is an absolute path, or udp:HOST:PORT";
+    let tag = "a tag has 1 to 32 characters, which are letters, digits or any of . _ - /";
+    let long = format!("--syslog-tag={}", "x".repeat(33));
+    for (words, cause) in [
+        (vec!["--syslog=local8"], facilities),
+        (vec!["--syslog=-1"], facilities),
+        (vec!["--syslog="], "its value is empty"),
+        (
+            vec!["--syslog", "--syslog-format=rfc1"],
+            "the formats are rfc3164 and rfc5424",
+        ),
+        (vec!["--syslog", "--syslog-tag=a b"], tag),
+        (vec!["--syslog", "--syslog-tag=a:"], tag),
+        (vec!["--syslog", &long], tag),
+        (vec!["--syslog", "--syslog-address=log"], address),
+        (vec!["--syslog", "--syslog-address=udp:"], address),
+        (vec!["--syslog", "--syslog-address=udp:host"], address),
+        (vec!["--syslog", "--syslog-address=udp::514"], address),
+        (vec!["--syslog", "--syslog-address=udp:host:0"], address),
+        (vec!["--syslog", "--syslog-address=udp:host:65536"], address),
+        (vec!["--syslog", "--syslog-address=tcp:host:514"], address),
+        (
+            vec!["--syslog", "--syslog-stream=stdin"],
+            "the streams are stdout and stderr",
+        ),
+        (
+            vec!["--syslog", "--syslog-stream=stdout,"],
+            "the streams are stdout and stderr",
+        ),
+        (vec!["--syslog-tag=a"], "it needs --syslog as well"),
+        (
+            vec!["--syslog-address=/dev/log"],
+            "it needs --syslog as well",
+        ),
+        (vec!["--syslog-format=rfc5424"], "it needs --syslog as well"),
+        (vec!["--syslog-stream=stdout"], "it needs --syslog as well"),
+        (vec!["--log-timestamps"], "it needs --log-file as well"),
+        (vec!["--log-stream=stdout"], "it needs --log-file as well"),
+        (
+            vec!["--log-stream=stdout,stderr"],
+            "it needs --log-file as well",
+        ),
+        (
+            vec!["--log-file=/l", "--log-stream=both"],
+            "the streams are stdout and stderr",
+        ),
+    ] {
+        let message = error(&[&words[..], &["prog"]].concat());
+        assert!(
+            message.ends_with(&format!(": {cause}")),
+            "{words:?}: {message}"
+        );
+    }
+}

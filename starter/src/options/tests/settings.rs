@@ -1,0 +1,221 @@
+use std::num::NonZeroU32;
+use std::time::Duration;
+
+use nix::sys::signal::Signal;
+
+use super::{started, with};
+use crate::host::identity;
+use crate::listeners::dialects::Dialect;
+use crate::listeners::spec::{parse_paths, parse_ports};
+use crate::log::{Address, Format, LogTarget, Stream, SyslogSettings};
+use crate::machine::Knobs;
+use crate::options::Options;
+use crate::worker::environment;
+use crate::{listeners, log, machine, status, worker};
+
+/// Compares all fields, which cannot be compared as a whole.
+fn assert_machine(settings: machine::Settings, expected: machine::Settings) {
+    let all = |settings: machine::Settings| {
+        let machine::Settings {
+            workers,
+            interval,
+            signal_on_hup,
+            signal_on_term,
+            stop_timeout,
+            start_limit,
+            first_start_limit,
+            knobs,
+        } = settings;
+        (
+            (workers, interval, signal_on_hup, signal_on_term),
+            (stop_timeout, start_limit, first_start_limit, knobs),
+        )
+    };
+    assert_eq!(all(settings), all(expected));
+}
+
+const NO_KNOBS: Knobs = Knobs {
+    kill_old_delay: Duration::ZERO,
+    auto_restart: None,
+};
+
+#[test]
+fn the_defaults_are_those_of_server_starter() {
+    let Options {
+        identity,
+        is_strict,
+        is_daemon,
+        listeners,
+        worker,
+        environment,
+        machine,
+        log,
+        status,
+    } = started(&["prog"]);
+    assert_eq!((is_strict, is_daemon), (false, false));
+    let expected = identity::Settings {
+        user: None,
+        group: None,
+    };
+    assert_eq!(identity, expected);
+    let expected = listeners::Settings {
+        ports: vec![],
+        paths: vec![],
+        backlog: libc::SOMAXCONN,
+        dialects: vec![],
+    };
+    assert_eq!(listeners, expected);
+    let expected = worker::Settings {
+        program: "prog".into(),
+        arguments: vec![],
+        directory: None,
+    };
+    assert_eq!(worker, expected);
+    let expected = environment::Settings {
+        directory: None,
+        kill_old_delay: None,
+        enable_auto_restart: None,
+        auto_restart_interval: None,
+    };
+    assert_eq!(environment, expected);
+    let expected = machine::Settings {
+        workers: 1,
+        interval: Duration::from_secs(1),
+        signal_on_hup: Signal::SIGTERM,
+        signal_on_term: Signal::SIGTERM,
+        stop_timeout: None,
+        start_limit: None,
+        first_start_limit: None,
+        knobs: NO_KNOBS,
+    };
+    assert_machine(machine, expected);
+    let expected = log::Settings {
+        target: None,
+        target_streams: Stream::BOTH.into(),
+        has_timestamps: false,
+        syslog: None,
+        syslog_streams: Stream::BOTH.into(),
+        is_quiet: false,
+        is_attended: true,
+    };
+    assert_eq!(log, expected);
+    let expected = status::Settings {
+        pid_file: None,
+        status_file: None,
+    };
+    assert_eq!(status, expected);
+}
+
+#[test]
+fn every_option_reaches_its_room() {
+    let Options {
+        identity,
+        is_strict,
+        is_daemon,
+        listeners,
+        worker,
+        environment,
+        machine,
+        log,
+        status,
+    } = with(&[
+        "--port=80",
+        "--path=/a,mode=0660",
+        "--backlog=5",
+        "--dir=/d",
+        "--envdir=/e",
+        "--fd-env=nginx",
+        "--interval=2",
+        "--signal-on-hup=QUIT",
+        "--signal-on-term=INT",
+        "--kill-old-delay=3",
+        "--enable-auto-restart",
+        "--auto-restart-interval=7",
+        "--stop-timeout=4",
+        "--start-limit=6",
+        "--pid-file=/p",
+        "--status-file=/s",
+        "--log-file=/l",
+        "--log-stream=stdout",
+        "--log-timestamps",
+        "--syslog=local3",
+        "--syslog-tag=app",
+        "--syslog-address=udp:host:514",
+        "--syslog-format=rfc5424",
+        "--syslog-stream=stderr",
+        "--quiet",
+        "--daemonize",
+        "--user=www",
+        "--group=33",
+        "--strict",
+    ]);
+    assert_eq!((is_strict, is_daemon), (true, true));
+    let expected = identity::Settings {
+        user: Some("www".into()),
+        group: Some("33".into()),
+    };
+    assert_eq!(identity, expected);
+    let expected = listeners::Settings {
+        ports: parse_ports("80").unwrap(),
+        paths: parse_paths("/a,mode=0660".as_ref()).unwrap(),
+        backlog: 5,
+        dialects: vec![Dialect::Nginx],
+    };
+    assert_eq!(listeners, expected);
+    let expected = worker::Settings {
+        program: "prog".into(),
+        arguments: vec![],
+        directory: Some("/d".into()),
+    };
+    assert_eq!(worker, expected);
+    let expected = environment::Settings {
+        directory: Some("/e".into()),
+        kill_old_delay: Some(Duration::from_secs(3)),
+        enable_auto_restart: Some(true),
+        auto_restart_interval: Some(Duration::from_secs(7)),
+    };
+    assert_eq!(environment, expected);
+    let expected = machine::Settings {
+        workers: 1,
+        interval: Duration::from_secs(2),
+        signal_on_hup: Signal::SIGQUIT,
+        signal_on_term: Signal::SIGINT,
+        stop_timeout: Some(Duration::from_secs(4)),
+        start_limit: NonZeroU32::new(6),
+        first_start_limit: NonZeroU32::new(6),
+        knobs: NO_KNOBS,
+    };
+    assert_machine(machine, expected);
+    let expected = log::Settings {
+        target: Some(LogTarget::File("/l".into())),
+        target_streams: vec![Stream::Stdout],
+        has_timestamps: true,
+        syslog: Some(SyslogSettings {
+            facility: "local3".into(),
+            tag: "app".into(),
+            address: Address::Udp("host:514".into()),
+            format: Format::Rfc5424,
+        }),
+        syslog_streams: vec![Stream::Stderr],
+        is_quiet: true,
+        is_attended: false,
+    };
+    assert_eq!(log, expected);
+    let expected = status::Settings {
+        pid_file: Some("/p".into()),
+        status_file: Some("/s".into()),
+    };
+    assert_eq!(status, expected);
+}
+
+#[test]
+fn a_daemon_gives_up_at_the_first_failed_start_unless_there_is_a_limit() {
+    let limits = |words: &[&str]| {
+        let machine = with(&[&["--log-file=/l"], words].concat()).machine;
+        (machine.start_limit, machine.first_start_limit)
+    };
+    assert_eq!(limits(&["--daemonize"]), (None, NonZeroU32::new(1)));
+    let three = NonZeroU32::new(3);
+    assert_eq!(limits(&["--daemonize", "--start-limit=3"]), (three, three));
+    assert_eq!(limits(&["--start-limit=3"]), (three, three));
+}

@@ -1,0 +1,322 @@
+//! The values of single options, from words to types.
+
+use std::ffi::{OsStr, OsString};
+use std::os::unix::ffi::{OsStrExt, OsStringExt};
+use std::path::{Path, PathBuf};
+use std::str::FromStr;
+use std::time::Duration;
+
+use clap::ArgMatches;
+use clap::parser::ValueSource;
+use nix::sys::signal::Signal;
+
+use super::refusal::refused;
+use crate::listeners::dialects::Dialect;
+use crate::listeners::spec::{PathSpec, PortSpec, parse_paths, parse_ports};
+use crate::log::{Address, Format, LogTarget, Stream, facility};
+use crate::words::failure::Failure;
+use crate::words::number::{self, LONGEST_TIME};
+
+/// The words for `--fd-env`.
+const DIALECTS: [(&str, Dialect); 4] = [
+    ("systemd", Dialect::Systemd),
+    ("unicorn", Dialect::Unicorn),
+    ("nginx", Dialect::Nginx),
+    ("einhorn", Dialect::Einhorn),
+];
+
+/// The words for `--syslog-format`.
+const SYSLOG_FORMATS: [(&str, Format); 2] =
+    [("rfc3164", Format::Rfc3164), ("rfc5424", Format::Rfc5424)];
+
+/// The longest tag of a syslog record (RFC 3164, 4.1.3).
+const LONGEST_TAG: usize = 32;
+
+/// What clap has read, by type. `None` means that the option was not given.
+pub struct Given<'a>(&'a ArgMatches);
+
+impl<'a> Given<'a> {
+    pub fn new(matches: &'a ArgMatches) -> Given<'a> {
+        Given(matches)
+    }
+
+    pub fn has(&self, option: &str) -> bool {
+        self.0.value_source(option) == Some(ValueSource::CommandLine)
+    }
+
+    pub fn flag(&self, option: &str) -> bool {
+        self.0.get_flag(option)
+    }
+
+    /// Of all options that were given, in alphabetical order.
+    pub fn names(&self) -> Vec<&'a str> {
+        let all = self.0.ids().map(clap::Id::as_str);
+        let mut names: Vec<&str> = all.filter(|name| self.has(name)).collect();
+        names.sort_unstable();
+        names
+    }
+
+    /// Every value, where an option may be given many times.
+    pub fn all(&self, option: &str) -> impl Iterator<Item = &'a OsString> + use<'a> {
+        self.0.get_many::<OsString>(option).unwrap_or_default()
+    }
+
+    /// The last value; never an empty one.
+    pub fn value(&self, option: &str) -> Result<Option<&'a OsString>, Failure> {
+        match self.0.get_one::<OsString>(option) {
+            Some(value) if value.is_empty() => Err(refused(option, value, "its value is empty")),
+            value => Ok(value),
+        }
+    }
+
+    pub fn text(&self, option: &str) -> Result<Option<String>, Failure> {
+        let value = self.value(option)?;
+        value
+            .map(|value| Ok(utf8(option, value)?.to_owned()))
+            .transpose()
+    }
+
+    pub fn path(&self, option: &str) -> Result<Option<PathBuf>, Failure> {
+        Ok(self.value(option)?.map(PathBuf::from))
+    }
+
+    pub fn ports(&self, option: &str) -> Result<Vec<PortSpec>, Failure> {
+        let mut ports = Vec::new();
+        for value in self.all(option) {
+            ports.extend(parse_ports(utf8(option, value)?)?);
+        }
+        Ok(ports)
+    }
+
+    pub fn paths(&self, option: &str) -> Result<Vec<PathSpec>, Failure> {
+        let mut paths = Vec::new();
+        for value in self.all(option) {
+            paths.extend(parse_paths(value)?);
+        }
+        Ok(paths)
+    }
+
+    /// In the order given, each once.
+    pub fn dialects(&self, option: &str) -> Result<Vec<Dialect>, Failure> {
+        let mut dialects = Vec::new();
+        for value in self.all(option) {
+            for dialect in read_dialects(utf8(option, value)?)? {
+                if !dialects.contains(&dialect) {
+                    dialects.push(dialect);
+                }
+            }
+        }
+        Ok(dialects)
+    }
+
+    pub fn log_target(&self, option: &str) -> Result<Option<LogTarget>, Failure> {
+        let Some(value) = self.value(option)? else {
+            return Ok(None);
+        };
+        match read_command(value.as_bytes()) {
+            None => Ok(Some(LogTarget::File(value.into()))),
+            Some(b"") => Err(refused(option, value, "a command is missing after the |")),
+            Some(command) => Ok(Some(LogTarget::Command(OsString::from_vec(
+                command.to_vec(),
+            )))),
+        }
+    }
+
+    /// Lists of streams; both where none is given.
+    pub fn streams(&self, option: &str) -> Result<Vec<Stream>, Failure> {
+        let mut streams = Vec::new();
+        for value in self.all(option) {
+            for word in utf8(option, value)?.split(',').map(str::trim) {
+                let found = Stream::BOTH
+                    .into_iter()
+                    .find(|stream| stream.name() == word);
+                let cause = "the streams are stdout and stderr";
+                let stream = found.ok_or_else(|| refused(option, value, cause))?;
+                if !streams.contains(&stream) {
+                    streams.push(stream);
+                }
+            }
+        }
+        match streams.is_empty() {
+            true => Ok(Stream::BOTH.into()),
+            false => Ok(streams),
+        }
+    }
+
+    pub fn facility(&self, option: &str) -> Result<Option<String>, Failure> {
+        let read = |name: &str| facility(name).map(|_| name.to_owned());
+        self.read(option, read, || {
+            "the facilities are kern, user, mail, daemon, auth, syslog, lpr, news, uucp, cron, authpriv, ftp and local0 to local7".to_owned()
+        })
+    }
+
+    pub fn syslog_tag(&self, option: &str) -> Result<Option<String>, Failure> {
+        let read = |tag: &str| is_tag(tag).then(|| tag.to_owned());
+        self.read(option, read, || {
+            format!("a tag has 1 to {LONGEST_TAG} characters, which are letters, digits or any of . _ - /")
+        })
+    }
+
+    pub fn syslog_address(&self, option: &str) -> Result<Option<Address>, Failure> {
+        let Some(value) = self.value(option)? else {
+            return Ok(None);
+        };
+        let cause = "the address is an absolute path, or udp:HOST:PORT";
+        let address = read_syslog_address(value);
+        address
+            .ok_or_else(|| refused(option, value, cause))
+            .map(Some)
+    }
+
+    pub fn syslog_format(&self, option: &str) -> Result<Option<Format>, Failure> {
+        let read = |name: &str| {
+            let found = SYSLOG_FORMATS.iter().find(|(one, _)| *one == name);
+            found.map(|(_, format)| *format)
+        };
+        self.read(option, read, || {
+            "the formats are rfc3164 and rfc5424".to_owned()
+        })
+    }
+
+    pub fn switch(&self, option: &str) -> Result<Option<bool>, Failure> {
+        let cause = || "it takes 0, 1, true or false, or no value".to_owned();
+        self.read(option, read_switch, cause)
+    }
+
+    pub fn seconds(&self, option: &str) -> Result<Option<Duration>, Failure> {
+        let cause = || {
+            format!("the time is a number of seconds from 0 to {LONGEST_TIME}, such as 1 or 0.5")
+        };
+        self.read(option, number::seconds, cause)
+    }
+
+    pub fn signal(&self, option: &str) -> Result<Option<Signal>, Failure> {
+        self.read(option, read_signal, || {
+            "the signal is a name such as TERM, or a number from 1 to 31".to_owned()
+        })
+    }
+
+    /// A number from 1 on.
+    pub fn count<T>(&self, option: &str, most: T) -> Result<Option<T>, Failure>
+    where
+        T: FromStr + PartialOrd + From<bool> + std::fmt::Display,
+    {
+        let cause = || format!("it takes a number from 1 to {most}");
+        let read = |text: &str| number::digits(text).filter(|number| *number >= T::from(true));
+        self.read(option, read, cause)
+    }
+
+    /// Reads the value as text; `cause` says what it may be.
+    fn read<T>(
+        &self,
+        option: &str,
+        read: impl Fn(&str) -> Option<T>,
+        cause: impl Fn() -> String,
+    ) -> Result<Option<T>, Failure> {
+        let Some(value) = self.value(option)? else {
+            return Ok(None);
+        };
+        match value.to_str().and_then(read) {
+            Some(read) => Ok(Some(read)),
+            None => Err(refused(option, value, &cause())),
+        }
+    }
+}
+
+fn utf8<'a>(option: &str, value: &'a OsStr) -> Result<&'a str, Failure> {
+    value
+        .to_str()
+        .ok_or_else(|| refused(option, value, "it is not valid UTF-8"))
+}
+
+/// Reads the value of one `--fd-env`: a list, separated by commas.
+fn read_dialects(value: &str) -> Result<Vec<Dialect>, Failure> {
+    let words = value.split(',').map(str::trim);
+    words
+        .map(|word| {
+            if word.is_empty() {
+                // The empty word would show nothing, so the whole list is shown.
+                return Err(refused("fd-env", value.as_ref(), "a style is missing"));
+            }
+            let found = DIALECTS.iter().find(|(name, _)| *name == word);
+            found.map(|(_, dialect)| *dialect).ok_or_else(|| {
+                let cause = "the styles are systemd, unicorn, nginx and einhorn";
+                refused("fd-env", word.as_ref(), cause)
+            })
+        })
+        .collect()
+}
+
+/// An absolute path, or `udp:HOST:PORT`.
+fn read_syslog_address(value: &OsStr) -> Option<Address> {
+    match value.to_str().and_then(|text| text.strip_prefix("udp:")) {
+        Some(address) => {
+            let (host, port) = address.rsplit_once(':')?;
+            let is_valid = !host.is_empty() && number::port(port).is_some();
+            is_valid.then(|| Address::Udp(address.to_owned()))
+        }
+        None => Path::new(value)
+            .is_absolute()
+            .then(|| Address::Socket(value.into())),
+    }
+}
+
+fn is_tag(text: &str) -> bool {
+    (1..=LONGEST_TAG).contains(&text.len()) && text.chars().all(is_of_tag)
+}
+
+/// Whether no syslog daemon takes this for the end of the tag.
+fn is_of_tag(character: char) -> bool {
+    character.is_ascii_alphanumeric() || "._-/".contains(character)
+}
+
+/// A tag made from the name of the program.
+pub fn tag_of(program: &OsStr) -> String {
+    let name = Path::new(program).file_name().unwrap_or(program);
+    let tag: String = name
+        .to_string_lossy()
+        .chars()
+        .map(|one| if is_of_tag(one) { one } else { '_' })
+        .take(LONGEST_TAG)
+        .collect();
+    match tag.is_empty() {
+        true => "start_server".to_owned(),
+        false => tag,
+    }
+}
+
+/// What follows a leading `|`; `None` where there is none.
+fn read_command(value: &[u8]) -> Option<&[u8]> {
+    let command = without_blanks(value).strip_prefix(b"|")?;
+    Some(without_blanks(command))
+}
+
+/// Without the ASCII characters at the start that Perl's `\s` matches.
+fn without_blanks(mut bytes: &[u8]) -> &[u8] {
+    while let [b' ' | b'\t' | b'\n' | b'\x0b' | b'\x0c' | b'\r', rest @ ..] = bytes {
+        bytes = rest;
+    }
+    bytes
+}
+
+fn read_switch(text: &str) -> Option<bool> {
+    match text.to_ascii_lowercase().as_str() {
+        "1" | "true" => Some(true),
+        "0" | "false" => Some(false),
+        _ => None,
+    }
+}
+
+/// A number, or a name in any case, with or without SIG. Perl's aliases on Linux are names too.
+fn read_signal(text: &str) -> Option<Signal> {
+    if text.starts_with(|first: char| first.is_ascii_digit()) {
+        return Signal::try_from(number::digits::<i32>(text)?).ok();
+    }
+    let upper = text.to_ascii_uppercase();
+    match upper.strip_prefix("SIG").unwrap_or(&upper) {
+        "CLD" => Some(Signal::SIGCHLD),
+        "IOT" => Some(Signal::SIGABRT),
+        "POLL" => Some(Signal::SIGIO),
+        name => Signal::from_str(&format!("SIG{name}")).ok(),
+    }
+}

@@ -1,0 +1,24 @@
+//! What can be chosen about the pid and status files, and what they show of the other choices.
+
+use std::path::PathBuf;
+
+use crate::host::identity;
+use crate::worker::environment;
+use crate::{log, machine, worker};
+
+/// Where the files are.
+#[derive(Debug, PartialEq, Eq)]
+pub struct Settings {
+    pub pid_file: Option<PathBuf>,
+    pub status_file: Option<PathBuf>,
+}
+
+/// The settings that `F.json` shows.
+pub struct Shown<'a> {
+    pub files: &'a Settings,
+    pub worker: &'a worker::Settings,
+    pub environment: &'a environment::Settings,
+    pub machine: &'a machine::Settings,
+    pub log: &'a log::Settings,
+    pub identity: &'a identity::Settings,
+}

@@ -1,0 +1,14 @@
+//! What can be chosen about the server program.
+
+use std::ffi::OsString;
+use std::path::PathBuf;
+
+/// What every worker runs, and where.
+#[derive(Debug, PartialEq, Eq)]
+pub struct Settings {
+    /// Not empty, and not yet looked up.
+    pub program: OsString,
+    pub arguments: Vec<OsString>,
+    /// `None` is the launcher's.
+    pub directory: Option<PathBuf>,
+}

@@ -86,11 +86,15 @@ fn start(mut options: Options, waiting: &mut Option<Waiting>) -> Result<Outcome,
         .as_deref()
         .map(|path| PidFile::lock(path, std::process::id()))
         .transpose()?;
+    let mut notices = Vec::new();
+    let bound = resolved.bind(options.backlog, options.strict, open_files, &mut notices);
+    // Also where it has failed: they tell how far it came.
+    notices.into_iter().for_each(log::say);
     let Bound {
         listeners,
         files,
         binders,
-    } = resolved.bind(options.backlog, options.strict, open_files)?;
+    } = bound?;
     dialects::prepare(&listeners, &options.fd_env)?;
     let status_file = StatusFile::create(
         &options,

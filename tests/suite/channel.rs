@@ -1138,8 +1138,9 @@ fn a_sandbox_that_lacks_something_is_said_once() {
     for (mode, lack) in HALF {
         let (_folder, launched) = launch_beside(mode, &[]);
         launched.wait_for_report();
-        let line =
-            format!("start_server: cannot confine the binder fully: {lack} cannot be had here");
+        let line = format!(
+            "start_server: cannot confine the binder fully: this kernel or container lacks {lack}"
+        );
         let log = launched.log();
         let said = log.lines().filter(|it| it.contains("confine"));
         assert_eq!(said.collect::<Vec<_>>(), [line]);
@@ -1155,7 +1156,7 @@ fn strict_refuses_a_sandbox_that_lacks_something() {
         let (_folder, mut launched) = launch_beside(mode, &["--strict"]);
         assert_eq!(launched.wait_exit(), 1, "{}", launched.log());
         let line = format!(
-            "start_server: cannot confine the binder: {lack} cannot be had here, and --strict is given"
+            "start_server: cannot confine the binder: this kernel or container lacks {lack}, and --strict is given"
         );
         let log = launched.log();
         let hint = "hint: Linux 6.12 has all of it, where `landlock` is in /sys/kernel/security/lsm and no container or \

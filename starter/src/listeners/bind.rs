@@ -30,7 +30,6 @@ use crate::host::open_files::OpenFiles;
 use crate::listeners::binder::{Answer, BINDER, Binder, channel_failed};
 use crate::listeners::holders;
 use crate::listeners::spec::{Host, PathSpec, PortSpec};
-use crate::log;
 use crate::words::failure::{self, Failure};
 use crate::words::notice::Notice;
 use crate::words::remedy;
@@ -288,7 +287,15 @@ impl Prepared {
 impl Resolved {
     /// Binds everything, in the order of `SERVER_STARTER_PORT`; all of it listens afterwards. The binder of the ports
     /// is gone when this returns. Binders that this kernel cannot confine fully are not asked if `strict`.
-    pub fn bind(self, backlog: i32, strict: bool, open_files: OpenFiles) -> Result<Bound, Failure> {
+    ///
+    /// What it has to say is told in `notices`, also where it fails.
+    pub fn bind(
+        self,
+        backlog: i32,
+        strict: bool,
+        open_files: OpenFiles,
+        notices: &mut Vec<Notice>,
+    ) -> Result<Bound, Failure> {
         let Resolved {
             sockets,
             port_asks,
@@ -305,19 +312,19 @@ impl Resolved {
                 binders.push(OfBinder::new(makes, confinement));
             }
         }
-        confinement::judge(&confinements, strict)?;
+        notices.extend(confinement::check(&confinements, strict)?);
         let mut files = SocketFiles {
             ours: Vec::new(),
             binder: file_binder,
         };
         let mut made: Vec<Option<OwnedFd>> = sockets.iter().map(|_| None).collect();
         if let Some(mut binder) = port_binder {
-            ask_binder(&mut binder, &sockets, &port_asks, &mut made)?;
+            ask_binder(&mut binder, &sockets, &port_asks, &mut made, notices)?;
             binder.end().map_err(channel_failed)?;
         }
         if let Some(binder) = &mut files.binder {
             refuse_served(&sockets, &file_asks)?;
-            ask_binder(binder, &sockets, &file_asks, &mut made)?;
+            ask_binder(binder, &sockets, &file_asks, &mut made, notices)?;
         }
         for (planned, socket) in sockets.iter().zip(&mut made) {
             if let (Wanted::Path { spec, uid, gid }, Maker::Ourselves { objection }) =
@@ -332,14 +339,14 @@ impl Resolved {
                 })?;
                 files.ours.push(file);
                 if replaced {
-                    log::say(Notice::RemovingSocket {
+                    notices.push(Notice::RemovingSocket {
                         path: spec.path.clone(),
                     });
                 }
                 *socket = Some(bound);
             }
         }
-        let listeners = numbered(sockets, made, backlog, open_files)?;
+        let listeners = numbered(sockets, made, backlog, open_files, notices)?;
         Ok(Bound {
             listeners,
             files,
@@ -368,6 +375,7 @@ fn ask_binder(
     sockets: &[Planned],
     asks: &[Asked],
     made: &mut [Option<OwnedFd>],
+    notices: &mut Vec<Notice>,
 ) -> Result<(), Failure> {
     for batch in asks.chunks(MOST_DESCRIPTORS) {
         let asked = |number: u32| {
@@ -392,7 +400,7 @@ fn ask_binder(
                 }
                 for number in replaced {
                     if let Some((Wanted::Path { spec, .. }, _)) = asked(number) {
-                        log::say(Notice::RemovingSocket {
+                        notices.push(Notice::RemovingSocket {
                             path: spec.path.clone(),
                         });
                     }
@@ -467,6 +475,7 @@ fn numbered(
     made: Vec<Option<OwnedFd>>,
     backlog: i32,
     open_files: OpenFiles,
+    notices: &mut Vec<Notice>,
 ) -> Result<Vec<Listener>, Failure> {
     let fixed: Vec<Option<RawFd>> = sockets
         .iter()
@@ -503,7 +512,7 @@ fn numbered(
             })?;
         }
         if planned.wanted.fixed_number().is_some() {
-            log::say(Notice::Duplicated { descriptor: number });
+            notices.push(Notice::Duplicated { descriptor: number });
         }
         listeners.push(Listener {
             name: planned.wanted.name(),

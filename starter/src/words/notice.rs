@@ -10,8 +10,8 @@ use nix::errno::Errno;
 use nix::sys::signal::Signal;
 use nix::unistd::Pid;
 
-use crate::host::confinement::Lack;
 use crate::words::failure::Failure;
+use crate::words::lack::Lack;
 
 /// How much a line matters, as syslog has it (syslog(3)).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -457,7 +457,7 @@ impl fmt::Display for Notice {
             ),
             Notice::Unconfined(lack) => write!(
                 f,
-                "start_server: cannot confine the binder fully: {lack} cannot be had here"
+                "start_server: cannot confine the binder fully: this kernel or container lacks {lack}"
             ),
             Notice::BoundingSetKept => f.write_str(
                 "start_server: cannot empty the capability bounding set: CAP_SETPCAP is missing; \

@@ -16,6 +16,10 @@ const READ_ONLY: &str =
 /// Where the limit of open files is too low.
 pub const RAISE_OPEN_FILES: &str = "raise it with ulimit -n (LimitNOFILE= of systemd)";
 
+/// Where the kernel, or what is around it, lacks a means of confinement.
+pub const CONFINE_FULLY: &str = "Linux 6.12 has all of it, where `landlock` is in /sys/kernel/security/lsm and no \
+     container or unit keeps it away (SystemCallFilter=@system-service does); without --strict this is a notice";
+
 /// What helps when a file of the server cannot be opened or made, by the error.
 pub fn of_file(path: &Path, errno: Errno) -> Option<String> {
     match errno {

@@ -15,6 +15,9 @@ pub const MOST_DESCRIPTORS: usize = 253;
 /// The most grants that one `Allow` carries; more are sent in several.
 pub const MOST_GRANTS: usize = 256;
 
+/// The policy: which low ports an ordinary user may have, where the binder's file has a capability.
+pub const POLICY_FILE: &str = "/etc/start_server/binder.conf";
+
 /// The kinds of inet sockets that can be asked for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub enum Transport {

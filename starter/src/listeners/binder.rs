@@ -15,9 +15,8 @@ use common::wire;
 use nix::unistd::Pid;
 
 use crate::words::failure::{self, Failure};
-
-/// The name of the second program, which is looked for beside this one.
-pub const BINDER: &str = "start_server-binder";
+use crate::words::remedy::{self, BINDER};
+use crate::words::text::printable;
 
 type ToBinder = Channel<Request, Reply>;
 
@@ -62,7 +61,7 @@ impl Binder {
         let cannot = |cause: &dyn std::fmt::Display| {
             Failure::failed(format!(
                 "cannot run the binder {}: {cause}",
-                program.display()
+                printable(&program)
             ))
         };
         let (channel, theirs) = ToBinder::pair().map_err(|error| cannot(&error))?;
@@ -89,9 +88,8 @@ impl Binder {
                 more,
             });
             // Nothing else in it can be that long. Unsent, it would be waited for without end.
-            wire::encode(&request).map_err(|error| {
-                channel_failed(error).hint("the user to become is in too many groups")
-            })?;
+            wire::encode(&request)
+                .map_err(|error| channel_failed(error).hint(remedy::TOO_MANY_GROUPS))?;
             // Where the binder has ended already, what is received next finds out how.
             drop(self.channel.send(&request, &[]));
         }
@@ -149,13 +147,8 @@ impl Binder {
         let failure = channel_failed(format!("it ended too early, {ended}"));
         match ended.signal() {
             Some(libc::SIGSYS) => Err(failure.hint(match launcher_filters() {
-                true => {
-                    "a seccomp filter around it forbids what it needs: in a unit, add to SystemCallFilter= \
-                     seccomp landlock_create_ruleset landlock_add_rule landlock_restrict_self"
-                }
-                false => {
-                    "its sandbox knows no such system call: please report the version of the C library"
-                }
+                true => remedy::FOREIGN_FILTER,
+                false => remedy::OWN_FILTER,
             })),
             _ => Err(failure),
         }
@@ -223,12 +216,11 @@ fn program_beside_us() -> Result<PathBuf, Failure> {
     let cannot = |cause: &dyn std::fmt::Display| {
         Failure::failed(format!(
             "cannot run the binder {}: {cause}",
-            program.display()
+            printable(&program)
         ))
     };
     let binder = program.symlink_metadata().map_err(|error| {
-        cannot(&failure::cause(&error))
-            .hint(format!("install {BINDER} beside {}", ourselves.display()))
+        cannot(&failure::cause(&error)).hint(remedy::of_missing_binder(&ourselves))
     })?;
     if !binder.is_file() {
         return Err(cannot(&"it is not a regular file"));
@@ -244,12 +236,13 @@ fn program_beside_us() -> Result<PathBuf, Failure> {
         owner: Some(owner),
         sticky: true,
     };
-    let hint = "as root every file and directory on its path must belong to root or to the owner of start_server, \
-                and be writable by nobody else";
-    open_directory(directory, &trust).map_err(|untrusted| cannot(&untrusted).hint(hint))?;
+    open_directory(directory, &trust)
+        .map_err(|untrusted| cannot(&untrusted).hint(remedy::TRUSTED_BINDER))?;
     let stat = nix::sys::stat::lstat(&program).map_err(|errno| cannot(&errno.desc()))?;
     match trust.objection(&stat) {
-        Some(objection) => Err(cannot(&format_args!("it {objection}")).hint(hint)),
+        Some(objection) => {
+            Err(cannot(&format_args!("it {objection}")).hint(remedy::TRUSTED_BINDER))
+        }
         None => Ok(program),
     }
 }

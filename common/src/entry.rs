@@ -24,7 +24,7 @@ const MOST_TRIES: u32 = 100;
 ///
 /// # Errors
 /// As fstatat(2).
-pub fn look<P: ?Sized + NixPath>(directory: impl AsFd, name: &P) -> nix::Result<Option<FileStat>> {
+pub fn find<P: ?Sized + NixPath>(directory: impl AsFd, name: &P) -> nix::Result<Option<FileStat>> {
     match fstatat(directory, name, AtFlags::AT_SYMLINK_NOFOLLOW) {
         Ok(stat) => Ok(Some(stat)),
         Err(Errno::ENOENT) => Ok(None),
@@ -53,7 +53,7 @@ pub fn beside(name: &OsStr, attempt: u32) -> OsString {
 pub fn remove(directory: impl AsFd, name: &OsStr, file: impl AsFd) -> nix::Result<bool> {
     let ours = fstat(file)?;
     let is_ours = |name: &OsStr| -> nix::Result<bool> {
-        Ok(look(&directory, name)?.is_some_and(|there| same_file(&there, &ours)))
+        Ok(find(&directory, name)?.is_some_and(|there| same_file(&there, &ours)))
     };
     let unlink = |name: &OsStr| unlinkat(&directory, name, UnlinkatFlags::NoRemoveDir);
     if !is_ours(name)? {
@@ -95,7 +95,7 @@ pub fn replace(
     };
     let may_go = |there: Option<FileStat>| there.is_none_or(|there| may_go(&there));
     for _ in 0..MOST_TRIES {
-        let there = look(&directory, name)?;
+        let there = find(&directory, name)?;
         let is_free = there.is_none();
         if !may_go(there) {
             return Ok(false);
@@ -106,7 +106,7 @@ pub fn replace(
         };
         match renamed {
             Ok(()) if is_free => return Ok(true),
-            Ok(()) if may_go(look(&directory, draft)?) => {
+            Ok(()) if may_go(find(&directory, draft)?) => {
                 return unlinkat(&directory, draft, UnlinkatFlags::NoRemoveDir).map(|()| true);
             }
             Ok(()) => return exchange().map(|()| false),

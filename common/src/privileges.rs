@@ -41,18 +41,21 @@ pub enum Bounding {
     Kept,
 }
 
-/// From root to `identity`, with no capability but `keep`.
+/// From root to `identity`, with no capability but `retained`.
 ///
 /// The order: the bounding set first, because emptying it takes `CAP_SETPCAP`; groups before the user, because
 /// changing them takes root; the session keyring before the user, because whoever has the user can use its quota of
 /// keys up; the capabilities last, because the change of user clears the effective ones.
-pub fn become_user(identity: &Identity, keep: &[Capability]) -> Result<Bounding, PrivilegeError> {
+pub fn become_user(
+    identity: &Identity,
+    retained: &[Capability],
+) -> Result<Bounding, PrivilegeError> {
     if identity.uid == 0 {
         return Err(PrivilegeError("the user to become is root".into()));
     }
     only_thread()?;
     let bounding = empty_bounding_set()?;
-    if !keep.is_empty() {
+    if !retained.is_empty() {
         prctl::set_keepcaps(true).map_err(cannot("keep capabilities"))?;
     }
     let (uid, gid) = (Uid::from_raw(identity.uid), Gid::from_raw(identity.gid));
@@ -61,9 +64,9 @@ pub fn become_user(identity: &Identity, keep: &[Capability]) -> Result<Bounding,
     setresgid(gid, gid, gid).map_err(cannot("set the group"))?;
     leave_session_keyring().map_err(cannot("leave the session keyring"))?;
     setresuid(uid, uid, uid).map_err(cannot("set the user"))?;
-    confine(keep)?;
+    confine(retained)?;
     prove_identity(uid, gid, &groups)?;
-    prove_capabilities(keep, bounding)?;
+    prove_capabilities(retained, bounding)?;
     // The way back must be closed.
     if setresuid(Uid::from_raw(0), Uid::from_raw(0), Uid::from_raw(0)).is_ok()
         || setgroups(&[]).is_ok()
@@ -73,9 +76,9 @@ pub fn become_user(identity: &Identity, keep: &[Capability]) -> Result<Bounding,
     Ok(bounding)
 }
 
-/// Stays root by number, without groups and with no capability but `keep`, and locks that state: no exec and no
+/// Stays root by number, without groups and with no capability but `retained`, and locks that state: no exec and no
 /// change of user gives a capability back.
-pub fn stay_root_with(keep: &[Capability]) -> Result<Bounding, PrivilegeError> {
+pub fn stay_root_with(retained: &[Capability]) -> Result<Bounding, PrivilegeError> {
     only_thread()?;
     let bounding = empty_bounding_set()?;
     // Also a matter of CAP_SETPCAP. Without it no_new_privs is what keeps an exec from giving anything back.
@@ -86,19 +89,19 @@ pub fn stay_root_with(keep: &[Capability]) -> Result<Bounding, PrivilegeError> {
     setgroups(&[]).map_err(cannot("clear the supplementary groups"))?;
     setresgid(gid, gid, gid).map_err(cannot("set the group"))?;
     setresuid(uid, uid, uid).map_err(cannot("set the user"))?;
-    confine(keep)?;
+    confine(retained)?;
     prove_identity(uid, gid, &[])?;
-    prove_capabilities(keep, bounding)?;
+    prove_capabilities(retained, bounding)?;
     Ok(bounding)
 }
 
-/// Gives up every capability but `keep`, where an ordinary user was given some; the user stays.
+/// Gives up every capability but `retained`, where an ordinary user was given some; the user stays.
 ///
 /// Unlike the ways from root it leaves the process able to gain privileges by exec: a worker of an ordinary user
 /// may run setuid programs, as it could without us.
-pub fn keep_only(keep: &[Capability]) -> Result<(), PrivilegeError> {
+pub fn retain_only(retained: &[Capability]) -> Result<(), PrivilegeError> {
     only_thread()?;
-    reduce_to(keep)
+    reduce_to(retained)
 }
 
 /// Gives up the last capabilities, in a process that has done one of the above. It opens nothing: a sandbox lets it.
@@ -115,12 +118,12 @@ pub fn become_undumpable() -> Result<(), PrivilegeError> {
     }
 }
 
-fn reduce_to(keep: &[Capability]) -> Result<(), PrivilegeError> {
-    set_capabilities(keep)?;
-    let keep: CapsHashSet = keep.iter().copied().collect();
+fn reduce_to(retained: &[Capability]) -> Result<(), PrivilegeError> {
+    set_capabilities(retained)?;
+    let retained: CapsHashSet = retained.iter().copied().collect();
     for (name, set, allowed) in [
-        ("effective", CapSet::Effective, &keep),
-        ("permitted", CapSet::Permitted, &keep),
+        ("effective", CapSet::Effective, &retained),
+        ("permitted", CapSet::Permitted, &retained),
         ("inheritable", CapSet::Inheritable, &CapsHashSet::new()),
     ] {
         prove_set(name, set, allowed)?;
@@ -154,8 +157,8 @@ fn permitted() -> Result<CapsHashSet, PrivilegeError> {
     caps::read(None, CapSet::Permitted).map_err(cannot_set("read the permitted capabilities"))
 }
 
-fn confine(keep: &[Capability]) -> Result<(), PrivilegeError> {
-    set_capabilities(keep)?;
+fn confine(retained: &[Capability]) -> Result<(), PrivilegeError> {
+    set_capabilities(retained)?;
     prctl::set_no_new_privs().map_err(cannot("set no_new_privs"))?;
     match prctl::get_no_new_privs() {
         Ok(true) => become_undumpable(),
@@ -163,14 +166,14 @@ fn confine(keep: &[Capability]) -> Result<(), PrivilegeError> {
     }
 }
 
-fn set_capabilities(keep: &[Capability]) -> Result<(), PrivilegeError> {
-    let kept: CapsHashSet = keep.iter().copied().collect();
+fn set_capabilities(retained: &[Capability]) -> Result<(), PrivilegeError> {
+    let retained: CapsHashSet = retained.iter().copied().collect();
     // Effective before permitted: the other order leaves an effective capability that is not permitted (EPERM).
     caps::clear(None, CapSet::Ambient).map_err(cannot_set("give up capabilities"))?;
     for (set, value) in [
         (CapSet::Inheritable, &CapsHashSet::new()),
-        (CapSet::Effective, &kept),
-        (CapSet::Permitted, &kept),
+        (CapSet::Effective, &retained),
+        (CapSet::Permitted, &retained),
     ] {
         caps::set(None, set, value).map_err(cannot_set("give up capabilities"))?;
     }
@@ -196,11 +199,11 @@ fn prove_identity(uid: Uid, gid: Gid, groups: &[Gid]) -> Result<(), PrivilegeErr
     }
 }
 
-fn prove_capabilities(keep: &[Capability], bounding: Bounding) -> Result<(), PrivilegeError> {
-    let keep: CapsHashSet = keep.iter().copied().collect();
+fn prove_capabilities(retained: &[Capability], bounding: Bounding) -> Result<(), PrivilegeError> {
+    let retained: CapsHashSet = retained.iter().copied().collect();
     let none = CapsHashSet::new();
-    prove_set("effective", CapSet::Effective, &keep)?;
-    prove_set("permitted", CapSet::Permitted, &keep)?;
+    prove_set("effective", CapSet::Effective, &retained)?;
+    prove_set("permitted", CapSet::Permitted, &retained)?;
     // With it the ambient set is empty as well: the kernel keeps that within the inheritable one (capabilities(7)).
     prove_set("inheritable", CapSet::Inheritable, &none)?;
     if bounding == Bounding::Empty && capability_numbers().any(bounding_set_has) {

@@ -11,27 +11,12 @@ use std::time::{Duration, SystemTime};
 use nix::errno::Errno;
 use nix::fcntl::{AtFlags, OFlag, openat};
 use nix::sys::socket::{AddressFamily, SockFlag, SockType, UnixAddr, bind, connect, socket};
-use nix::sys::stat::{FileStat, Mode, SFlag, fchmod, fstat, umask};
+use nix::sys::stat::{Mode, SFlag, fchmod, fstat, umask};
 use nix::unistd::{Gid, Uid, UnlinkatFlags, fchownat, unlinkat};
 
-use crate::entry::{self, look, same_file};
+use crate::entry::{self, find, same_file};
 use crate::message::Refusal;
-use crate::trusted_path::is;
-
-impl From<Errno> for Refusal {
-    fn from(errno: Errno) -> Refusal {
-        Refusal::Errno(errno as i32)
-    }
-}
-
-/// The cause where a server listens on the socket at the path.
-pub const SERVED: &str = "another server is listening on it";
-
-const REPLACED: &str = "it was replaced by something else during the start";
-
-fn refused(cause: impl Into<String>) -> Refusal {
-    Refusal::Because(cause.into())
-}
+use crate::trusted_path::{file_type_of, has_type};
 
 /// The directory of a socket, by who can change what is in it.
 #[derive(Debug)]
@@ -57,7 +42,7 @@ impl Directory {
             Directory::Shared(directory) => entry::remove(directory, name, file),
             Directory::OfRoot(directory) => {
                 let ours = fstat(file)?;
-                let has_it = look(directory, name)?.is_some_and(|there| same_file(&there, &ours));
+                let has_it = find(directory, name)?.is_some_and(|there| same_file(&there, &ours));
                 if has_it {
                     unlinkat(directory, name, UnlinkatFlags::NoRemoveDir)?;
                 }
@@ -103,25 +88,23 @@ impl Place {
     pub fn examine(directory: Directory, path: &Path) -> Result<Place, Refusal> {
         let name = match (path.file_name(), path.as_os_str().as_encoded_bytes().last()) {
             (Some(name), Some(last)) if *last != b'/' => name.to_owned(),
-            _ => return Err(refused("it names a directory")),
+            _ => return Err(Refusal::NamesDirectory),
         };
-        let stale = match look(&directory, name.as_os_str())? {
+        let stale = match find(&directory, name.as_os_str())? {
             None => None,
-            Some(stat) if is(&stat, SFlag::S_IFSOCK) => {
+            Some(stat) if has_type(&stat, SFlag::S_IFSOCK) => {
                 let stale = open_entry(&directory, &name)?;
                 if !same_file(&stat, &fstat(&stale)?) {
-                    return Err(refused("it changes while it is looked at"));
+                    return Err(Refusal::Changing);
                 }
                 if is_served(path)? {
-                    return Err(refused(SERVED));
+                    return Err(Refusal::Served);
                 }
                 Some(stale)
             }
             Some(stat) => {
-                return Err(refused(format!(
-                    "it exists and is {}, not a socket",
-                    kind(&stat)
-                )));
+                let file_type = file_type_of(&stat);
+                return Err(Refusal::NotASocket { file_type });
             }
         };
         Ok(Place {
@@ -162,7 +145,7 @@ impl Place {
         drop(spare);
         let file = match open_entry(&self.directory, &self.name) {
             Ok(file) => self.if_made_since(changed, file)?,
-            Err(Errno::ENOENT) => return Err(refused(REPLACED)),
+            Err(Errno::ENOENT) => return Err(Refusal::Replaced),
             Err(errno) => return Err(errno.into()),
         };
         let file = MadeFile {
@@ -192,8 +175,8 @@ impl Place {
         if matches!(self.directory, Directory::OfRoot(_)) {
             return Ok(Some(file));
         }
-        if !is(&fstat(&file)?, SFlag::S_IFSOCK) {
-            return Err(refused(REPLACED));
+        if !has_type(&fstat(&file)?, SFlag::S_IFSOCK) {
+            return Err(Refusal::Replaced);
         }
         let file = File::from(file);
         // A file system without times of birth knows no better.
@@ -209,8 +192,8 @@ impl Place {
         if self.directory.remove(&self.name, stale)? {
             return Ok(true);
         }
-        match look(&self.directory, self.name.as_os_str())? {
-            Some(_) => Err(refused(REPLACED)),
+        match find(&self.directory, self.name.as_os_str())? {
+            Some(_) => Err(Refusal::Replaced),
             None => Ok(false),
         }
     }
@@ -219,7 +202,7 @@ impl Place {
 impl MadeFile {
     fn give_to(&self, uid: Option<u32>, gid: Option<u32>) -> Result<(), Refusal> {
         let (uid, gid) = (uid.map(Uid::from_raw), gid.map(Gid::from_raw));
-        let file = self.file.as_ref().ok_or_else(|| refused(REPLACED))?;
+        let file = self.file.as_ref().ok_or(Refusal::Replaced)?;
         Ok(fchownat(file, "", uid, gid, AtFlags::AT_EMPTY_PATH)?)
     }
 
@@ -249,21 +232,6 @@ fn open_entry(directory: &Directory, name: &OsStr) -> nix::Result<OwnedFd> {
     )
 }
 
-fn kind(stat: &FileStat) -> &'static str {
-    let kinds = [
-        (SFlag::S_IFREG, "a regular file"),
-        (SFlag::S_IFDIR, "a directory"),
-        (SFlag::S_IFLNK, "a symbolic link"),
-        (SFlag::S_IFIFO, "a fifo"),
-        (SFlag::S_IFCHR, "a device"),
-        (SFlag::S_IFBLK, "a device"),
-    ];
-    kinds
-        .iter()
-        .find(|(flag, _)| is(stat, *flag))
-        .map_or("something else", |(_, name)| name)
-}
-
 /// Whether somebody accepts on the socket at `path`, of whatever type it is.
 pub fn is_served(path: &Path) -> Result<bool, Refusal> {
     // Without waiting: a server whose queue is full answers EAGAIN.
@@ -272,9 +240,6 @@ pub fn is_served(path: &Path) -> Result<bool, Refusal> {
     match connect(probe.as_raw_fd(), &UnixAddr::new(path)?) {
         Ok(()) | Err(Errno::EAGAIN | Errno::EPROTOTYPE) => Ok(true),
         Err(Errno::ECONNREFUSED | Errno::ENOENT) => Ok(false),
-        Err(errno) => Err(refused(format!(
-            "cannot tell whether a server listens on it: {}",
-            errno.desc()
-        ))),
+        Err(errno) => Err(Refusal::MaybeServed(errno as i32)),
     }
 }

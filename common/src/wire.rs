@@ -10,7 +10,7 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 
 /// Both programs are installed together; this catches an upgrade that replaced only one of them.
-const VERSION: u8 = 2;
+const VERSION: u8 = 3;
 
 /// The largest datagram, in bytes.
 pub const LARGEST: usize = 64 * 1024;
@@ -70,10 +70,15 @@ pub fn decode<T: DeserializeOwned>(datagram: &[u8]) -> Result<T, WireError> {
 #[cfg(test)]
 #[allow(clippy::unwrap_used, reason = "tests fail by panicking")]
 mod tests {
+    use std::ffi::OsString;
+    use std::os::unix::ffi::OsStringExt;
+
     use super::*;
     use crate::message::{
-        Address, Allow, Ask, Grant, Identity, Refusal, Reply, Request, SocketFile, Transport,
+        Address, Allow, Ask, BadPolicy, Escape, Grant, Identity, LineFault, Refusal, Reply,
+        Request, SocketFile, Transport,
     };
+    use crate::trusted_path::{Distrust, Untrusted};
 
     fn requests() -> Vec<Request> {
         let identity = Identity {
@@ -82,7 +87,7 @@ mod tests {
             groups: vec![33, 4242],
         };
         let path = SocketFile {
-            path: "/run/app.sock".into(),
+            path: OsString::from_vec(b"/run/app\xff.sock".into()),
             mode: 0o660,
             uid: None,
             gid: Some(33),
@@ -101,11 +106,13 @@ mod tests {
             Request::Allow(Allow {
                 identity: None,
                 grants: vec![],
+                escapes: vec![],
                 more: false,
             }),
             Request::Allow(Allow {
                 identity: Some(identity),
                 grants: vec![port, Grant::Path(path)],
+                escapes: vec![Escape::Fork],
                 more: true,
             }),
             Request::Bind(vec![]),
@@ -113,6 +120,7 @@ mod tests {
                 Ask::Port { grant: 0, address },
                 Ask::Path { grant: u32::MAX },
             ]),
+            Request::TryEscape(Escape::SignalParent),
         ]
     }
 
@@ -134,8 +142,19 @@ mod tests {
             },
             Reply::Refused {
                 ask: 0,
-                refusal: Refusal::Because("no".into()),
+                refusal: Refusal::BadPolicy(BadPolicy::Line {
+                    number: 7,
+                    fault: LineFault::Ports,
+                }),
             },
+            Reply::Refused {
+                ask: 0,
+                refusal: Refusal::Untrusted(Untrusted {
+                    at: OsString::from_vec(b"/\xff".into()),
+                    why: Distrust::OwnedByUser,
+                }),
+            },
+            Reply::EscapeTried { errno: Some(1) },
         ] {
             assert_eq!(decode::<Reply>(&encode(&reply).unwrap()).unwrap(), reply);
         }
@@ -170,13 +189,13 @@ mod tests {
         datagram[0] = VERSION + 1;
         assert_eq!(
             decode::<Request>(&datagram).unwrap_err().to_string(),
-            "a message of version 3, not 2: start_server and start_server-binder differ"
+            "a message of version 4, not 3: start_server and start_server-binder differ"
         );
     }
 
     #[test]
     fn an_unknown_variant_is_refused() {
-        assert!(decode::<Request>(&[VERSION, 2]).is_err());
+        assert!(decode::<Request>(&[VERSION, 3]).is_err());
         assert!(decode::<Request>(&[VERSION, 250]).is_err());
     }
 
@@ -197,6 +216,7 @@ mod tests {
         let request = Request::Allow(Allow {
             identity: None,
             grants: vec![grant; LARGEST],
+            escapes: vec![],
             more: false,
         });
         assert!(encode(&request).is_err());

@@ -180,7 +180,7 @@ fn drop_privileges(
 ) -> Result<OfSupervisor, Failure> {
     let cannot = |error| Failure::failed(format!("cannot drop privileges: {error}"));
     let Some(identity) = identity else {
-        privileges::keep_only(&[]).map_err(cannot)?;
+        privileges::retain_only(&[]).map_err(cannot)?;
         return Ok(OfSupervisor::ORDINARY);
     };
     let bounding = privileges::become_user(identity, &[]).map_err(cannot)?;

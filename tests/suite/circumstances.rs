@@ -94,6 +94,7 @@ fn a_list_with_root_as_the_user_is_refused_with_paths_too() {
             &Request::Allow(Allow {
                 identity,
                 grants,
+                escapes: vec![],
                 more: false,
             }),
             &[],

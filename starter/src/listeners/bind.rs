@@ -8,7 +8,7 @@ use std::os::fd::{AsFd, AsRawFd, OwnedFd, RawFd};
 use std::path::Path;
 
 use common::message::{Address, Ask, MOST_DESCRIPTORS, Refusal};
-use common::unix_socket::{Directory, Made, MadeFile, Place, SERVED, is_served};
+use common::unix_socket::{Directory, Made, MadeFile, Place, is_served};
 use nix::errno::Errno;
 use nix::fcntl::{OFlag, open};
 use nix::sys::socket::{SockaddrStorage, getsockname};
@@ -212,7 +212,7 @@ fn refuse_served(sockets: &[Planned], asks: &[Asked]) -> Result<(), Failure> {
         if let Wanted::Path { spec, .. } = wanted
             && is_served(&spec.path) == Ok(true)
         {
-            return Err(cannot_bind(wanted, &Refusal::Because(SERVED.into()), None));
+            return Err(cannot_bind(wanted, &Refusal::Served, None));
         }
     }
     Ok(())
@@ -232,7 +232,7 @@ fn ask_binder(
             let Asked { place, ask } = batch.get(number)?;
             let ip = match ask {
                 Ask::Port { address, .. } => Some(address.ip),
-                Ask::Path { .. } | Ask::Attempt { .. } => None,
+                Ask::Path { .. } => None,
             };
             Some((&sockets[*place].wanted, ip))
         };
@@ -280,7 +280,7 @@ fn make_ours(
                 file,
                 replaced,
             } = bind_ourselves(spec, *uid, *gid).map_err(|refusal| {
-                cannot_bind_ourselves(&planned.wanted, &refusal, objection.as_deref())
+                cannot_bind_ourselves(&planned.wanted, &refusal, objection.as_ref())
             })?;
             files.push(file);
             notices.extend(replaced.then(|| removing_socket(spec)));
@@ -325,10 +325,8 @@ fn listen_on(
             Failure::failed(format!("cannot keep {}: {}", wanted.given(), errno.desc()))
         })?;
         if wanted.listens() {
-            start_listening(&socket, backlog).map_err(|errno| {
-                let refusal = Refusal::Errno(errno as i32);
-                cannot_bind(&wanted, &refusal, bound_ip(&socket))
-            })?;
+            start_listening(&socket, backlog)
+                .map_err(|errno| cannot_bind(&wanted, &errno.into(), bound_ip(&socket)))?;
         }
         if wanted.fixed_number().is_some() {
             notices.push(Notice::Duplicated { descriptor: number });

@@ -7,7 +7,7 @@ use std::os::fd::RawFd;
 use std::path::Path;
 
 use common::message::{Grant, Identity, MOST_DESCRIPTORS, SocketFile, Transport};
-use common::trusted_path::{Trust, open_directory};
+use common::trusted_path::{Trust, Untrusted, open_directory};
 
 use crate::host::identity;
 use crate::host::open_files::OpenFiles;
@@ -52,7 +52,7 @@ pub enum Maker {
     /// With this grant of the files.
     FileBinder(u32),
     /// After the drop; with the reason why root does not, if it was root.
-    Ourselves { objection: Option<String> },
+    Ourselves { objection: Option<Untrusted> },
 }
 
 /// The binders have their lists.
@@ -124,7 +124,7 @@ impl Plan {
             Ok(_) => {
                 let maker = Maker::FileBinder(number_of_next(&self.files)?);
                 self.files.push(Grant::Path(SocketFile {
-                    path,
+                    path: path.into(),
                     mode: spec.mode,
                     uid,
                     gid,
@@ -132,7 +132,7 @@ impl Plan {
                 Ok(maker)
             }
             Err(untrusted) => Ok(Maker::Ourselves {
-                objection: Some(untrusted.to_string()),
+                objection: Some(untrusted),
             }),
         }
     }
@@ -185,6 +185,14 @@ fn owner(number: Result<u32, String>) -> Result<u32, String> {
     })
 }
 
+/// As the policy and `FILE.json` write it.
+pub fn kind_of(transport: Transport) -> &'static str {
+    match transport {
+        Transport::Tcp => "tcp",
+        Transport::Udp => "udp",
+    }
+}
+
 impl Wanted {
     pub fn fixed_number(&self) -> Option<RawFd> {
         match self {
@@ -201,26 +209,24 @@ impl Wanted {
     }
 
     pub fn listens(&self) -> bool {
-        !matches!(
-            self,
-            Wanted::Port(PortSpec {
-                transport: Transport::Udp,
-                ..
-            })
-        )
+        match self {
+            Wanted::Port(spec) => spec.transport == Transport::Tcp,
+            Wanted::Path { .. } => true,
+        }
     }
 
     pub fn kind(&self) -> &'static str {
         match self {
-            Wanted::Port(PortSpec {
-                transport: Transport::Tcp,
-                ..
-            }) => "tcp",
-            Wanted::Port(PortSpec {
-                transport: Transport::Udp,
-                ..
-            }) => "udp",
+            Wanted::Port(spec) => kind_of(spec.transport),
             Wanted::Path { .. } => "unix",
+        }
+    }
+
+    /// What a policy would have to allow.
+    pub fn in_policy(&self) -> String {
+        match self {
+            Wanted::Port(spec) => format!("{} port {}", self.kind(), spec.port),
+            Wanted::Path { .. } => "a path".to_owned(),
         }
     }
 

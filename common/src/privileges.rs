@@ -295,18 +295,21 @@ fn drop_from_bounding_set(number: libc::c_ulong) -> nix::Result<()> {
 }
 
 /// Root's number means nothing any more, and nothing can change that (capabilities(7), "securebits").
-#[expect(unsafe_code, reason = "neither nix nor caps sets securebits")]
+#[expect(unsafe_code, reason = "neither nix nor caps knows securebits")]
 fn lock_securebits() -> Result<(), PrivilegeError> {
-    const SECURE: libc::c_ulong = (libc::SECBIT_NOROOT
+    const SECURE: libc::c_int = libc::SECBIT_NOROOT
         | libc::SECBIT_NOROOT_LOCKED
         | libc::SECBIT_NO_SETUID_FIXUP
         | libc::SECBIT_NO_SETUID_FIXUP_LOCKED
         | libc::SECBIT_KEEP_CAPS_LOCKED
         | libc::SECBIT_NO_CAP_AMBIENT_RAISE
-        | libc::SECBIT_NO_CAP_AMBIENT_RAISE_LOCKED)
-        as libc::c_ulong;
+        | libc::SECBIT_NO_CAP_AMBIENT_RAISE_LOCKED;
     // SAFETY: PR_SET_SECUREBITS takes a number only and touches no memory of ours.
-    Errno::result(unsafe { libc::prctl(libc::PR_SET_SECUREBITS, SECURE, 0, 0, 0) })
-        .map(drop)
-        .map_err(cannot("lock the securebits"))
+    let locked = unsafe { libc::prctl(libc::PR_SET_SECUREBITS, SECURE as libc::c_ulong, 0, 0, 0) };
+    Errno::result(locked).map_err(cannot("lock the securebits"))?;
+    // SAFETY: PR_GET_SECUREBITS takes nothing and touches no memory of ours.
+    match unsafe { libc::prctl(libc::PR_GET_SECUREBITS, 0, 0, 0, 0) } {
+        SECURE => Ok(()),
+        _ => Err(PrivilegeError("the locked securebits did not hold".into())),
+    }
 }

@@ -51,7 +51,7 @@ pub fn main() -> ExitCode {
 fn run() -> Result<(), String> {
     close_inherited()
         .map_err(|errno| format!("cannot close inherited descriptors: {}", errno.desc()))?;
-    become_undumpable().map_err(|error| error.to_string())?;
+    become_undumpable()?;
     // A terminal's signals reach the whole process group, a service manager's TERM the whole control group; but socket
     // files are to be removed when the supervisor ends, not before it. Its end closes the channel, also when it is
     // killed, so that nothing else needs to end this process.

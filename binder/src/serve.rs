@@ -9,8 +9,10 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::path::Path;
 
 use caps::Capability;
-use common::channel::{Channel, ChannelError};
-use common::message::{Ask, Escape, Grant, Identity, Refusal, Reply, Request, Transport};
+use common::channel::Channel;
+use common::message::{
+    Ask, Escape, Grant, Identity, Refusal, Reply, Request, SocketFile, Transport,
+};
 use common::privileges;
 use common::trusted_path::{Trust, open_directory};
 use common::unix_socket::{Directory, Made, MadeFile, Place};
@@ -63,12 +65,7 @@ pub struct Served {
 /// What is to be done for a grant when it is asked for.
 enum Task {
     Port(Transport, u16),
-    Path {
-        place: Box<Place>,
-        mode: u32,
-        uid: Option<u32>,
-        gid: Option<u32>,
-    },
+    Path(Box<Place>, SocketFile),
     Refuse(Refusal),
 }
 
@@ -83,7 +80,7 @@ struct Batch {
 pub fn receive(channel: ToSupervisor) -> Result<Asked, String> {
     let mut list = List::default();
     loop {
-        let request = channel.receive().map_err(in_words)?;
+        let request = channel.receive()?;
         let request = request.ok_or("the channel was closed before the list was sealed")?;
         match list.with(request)? {
             Next::More(longer) => list = longer,
@@ -129,12 +126,8 @@ fn task(grant: &Grant, authority: &Authority) -> Result<Task, Refusal> {
             let path = Path::new(&file.path);
             let directory = path.parent().unwrap_or(path);
             let directory = open_directory(directory, &Trust::ROOT).map_err(Refusal::Untrusted)?;
-            Ok(Task::Path {
-                place: Box::new(Place::examine(Directory::OfRoot(directory), path)?),
-                mode: file.mode,
-                uid: file.uid,
-                gid: file.gid,
-            })
+            let place = Place::examine(Directory::OfRoot(directory), path)?;
+            Ok(Task::Path(Box::new(place), file.clone()))
         }
     }
 }
@@ -143,7 +136,7 @@ fn needed_capabilities(unused: &Unused<Task>, authority: &Authority) -> Vec<Capa
     let mut needed = Vec::new();
     let is_privileged = |task: &Task| match task {
         Task::Port(_, port) => authority.is_needed_for(*port),
-        Task::Path { .. } | Task::Refuse(_) => false,
+        Task::Path(..) | Task::Refuse(_) => false,
     };
     if unused.prepared().any(is_privileged) {
         needed.push(Capability::CAP_NET_BIND_SERVICE);
@@ -159,17 +152,16 @@ impl Examined {
     /// because only root may write in their directories. One process does one of the two.
     pub fn drop_privileges(self) -> Result<Dropped, String> {
         // A launcher without the right to bind low ports can still have high ones.
-        let retained = privileges::available(&self.needed).map_err(|error| error.to_string())?;
-        let dropped = match (&self.identity, geteuid().is_root()) {
+        let retained = privileges::available(&self.needed)?;
+        match (&self.identity, geteuid().is_root()) {
             (None, false) if !self.has_paths => privileges::retain_only(&retained),
             (Some(_), true) if self.has_paths => privileges::stay_root_with(&retained).map(drop),
             (Some(identity), true) => privileges::become_user(identity, &retained).map(drop),
             (None, true) => return Err("root asked for sockets without a user to become".into()),
             (_, false) => return Err("an ordinary user asked for what only root can do".into()),
-        };
-        dropped.map_err(|error| error.to_string())?;
+        }?;
         // The change of user may have undone it.
-        privileges::become_undumpable().map_err(|error| error.to_string())?;
+        privileges::become_undumpable()?;
         Ok(Dropped {
             channel: self.channel,
             unused: self.unused,
@@ -200,11 +192,9 @@ fn work(unused: &Unused<Task>) -> Work<'_> {
         match task {
             Task::Port(Transport::Tcp, port) => work.tcp_ports.push(*port),
             Task::Port(Transport::Udp, _) => work.udp = true,
-            Task::Path {
-                place, uid, gid, ..
-            } => {
+            Task::Path(place, file) => {
                 work.directories.push(place.directory());
-                work.owners |= uid.is_some() || gid.is_some();
+                work.owners |= file.uid.is_some() || file.gid.is_some();
             }
             Task::Refuse(_) => {}
         }
@@ -229,7 +219,7 @@ impl Confined {
 
     fn answer_all(&mut self, files: &mut Vec<MadeFile>) -> Result<(), String> {
         while !self.unused.is_empty() {
-            let Some(request) = self.channel.receive().map_err(in_words)? else {
+            let Some(request) = self.channel.receive()? else {
                 return Ok(());
             };
             match self.unused.order(request)? {
@@ -241,7 +231,7 @@ impl Confined {
                     Err(refused) => {
                         // The last answer: what was made so far is not used.
                         files.drain(..).for_each(|file| file.remove());
-                        return self.channel.send(&refused, &[]).map_err(in_words);
+                        return self.channel.send(&refused, &[]);
                     }
                 },
                 Order::TryEscape(escape) => {
@@ -259,24 +249,20 @@ impl Confined {
         if !self.unused.is_empty() {
             return Ok(());
         }
-        privileges::give_up_rest().map_err(|error| error.to_string())?;
+        privileges::give_up_rest()?;
         self.narrower.take().map_or(Ok(()), Narrower::confine)
     }
 
     fn answer_with(&self, batch: Batch) -> Result<(), String> {
         let descriptors: Vec<_> = batch.sockets.iter().map(AsFd::as_fd).collect();
         let replaced = batch.replaced;
-        self.channel
-            .send(&Reply::Bound { replaced }, &descriptors)
-            .map_err(in_words)
+        self.channel.send(&Reply::Bound { replaced }, &descriptors)
     }
 
     fn try_escape(&self, escape: Escape) -> Result<(), String> {
         let outcome = escape::attempt(escape, self.parent);
         let errno = outcome.err().map(|errno| errno as i32);
-        self.channel
-            .send(&Reply::EscapeTried { errno }, &[])
-            .map_err(in_words)
+        self.channel.send(&Reply::EscapeTried { errno }, &[])
     }
 }
 
@@ -310,18 +296,12 @@ fn make(ask: Ask, task: Task) -> Result<Socket, Refusal> {
         (Ask::Port { address, .. }, Task::Port(transport, _)) => {
             Ok(Socket::Inet(listener::bind(transport, address)?))
         }
-        (
-            Ask::Path { .. },
-            Task::Path {
-                place,
-                mode,
-                uid,
-                gid,
-            },
-        ) => Ok(Socket::Unix(place.bind(mode, uid, gid)?)),
+        (Ask::Path { .. }, Task::Path(place, file)) => {
+            Ok(Socket::Unix(place.bind(file.mode, file.uid, file.gid)?))
+        }
         (_, Task::Refuse(refusal)) => Err(refusal),
         // The list allows no such ask.
-        (Ask::Port { .. }, Task::Path { .. }) | (Ask::Path { .. }, Task::Port(..)) => {
+        (Ask::Port { .. }, Task::Path(..)) | (Ask::Path { .. }, Task::Port(..)) => {
             Err(Errno::EINVAL.into())
         }
     }
@@ -341,8 +321,4 @@ impl Served {
     fn remove_files(&self) {
         self.files.iter().for_each(MadeFile::remove);
     }
-}
-
-fn in_words(error: ChannelError) -> String {
-    error.to_string()
 }

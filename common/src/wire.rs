@@ -3,8 +3,6 @@
 //! A datagram is one version byte and one value. Whatever is not exactly that is refused: another version, a length
 //! over the limit, bytes left over.
 
-use std::fmt;
-
 use bincode::config::{Configuration, Limit, LittleEndian, Varint};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
@@ -19,51 +17,39 @@ pub const LARGEST: usize = 64 * 1024;
 const CONFIGURATION: Configuration<LittleEndian, Varint, Limit<LARGEST>> =
     bincode::config::standard().with_limit::<LARGEST>();
 
-/// Why bytes are not a message, or a message cannot become bytes.
-#[derive(Debug, PartialEq, Eq)]
-pub struct WireError(String);
-
-impl fmt::Display for WireError {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(&self.0)
-    }
-}
-
-impl std::error::Error for WireError {}
-
 /// The datagram for `message`; an error if it is larger than [`LARGEST`], because encoding ignores the limit.
-pub fn encode<T: Serialize>(message: &T) -> Result<Vec<u8>, WireError> {
+pub fn encode<T: Serialize>(message: &T) -> Result<Vec<u8>, String> {
     let mut datagram = vec![VERSION];
     bincode::serde::encode_into_std_write(message, &mut datagram, CONFIGURATION)
-        .map_err(|error| WireError(format!("cannot encode a message: {error}")))?;
+        .map_err(|error| format!("cannot encode a message: {error}"))?;
     if datagram.len() > LARGEST {
-        return Err(WireError(format!(
+        return Err(format!(
             "a message of {} bytes is over the limit of {LARGEST}",
             datagram.len()
-        )));
+        ));
     }
     Ok(datagram)
 }
 
 /// The message that `datagram` is, and nothing beside it.
-pub fn decode<T: DeserializeOwned>(datagram: &[u8]) -> Result<T, WireError> {
+pub fn decode<T: DeserializeOwned>(datagram: &[u8]) -> Result<T, String> {
     match datagram {
-        [] => Err(WireError("an empty message".into())),
-        _ if datagram.len() > LARGEST => Err(WireError(format!(
+        [] => Err("an empty message".into()),
+        _ if datagram.len() > LARGEST => Err(format!(
             "a message of {} bytes is over the limit of {LARGEST}",
             datagram.len()
-        ))),
+        )),
         [VERSION, value @ ..] => {
             let (message, used) = bincode::serde::decode_from_slice(value, CONFIGURATION)
-                .map_err(|error| WireError(format!("not a message: {error}")))?;
+                .map_err(|error| format!("not a message: {error}"))?;
             match value.len() - used {
                 0 => Ok(message),
-                left => Err(WireError(format!("a message with {left} bytes left over"))),
+                left => Err(format!("a message with {left} bytes left over")),
             }
         }
-        [version, ..] => Err(WireError(format!(
+        [version, ..] => Err(format!(
             "a message of version {version}, not {VERSION}: start_server and start_server-binder differ"
-        ))),
+        )),
     }
 }
 

@@ -10,7 +10,8 @@ use std::path::Path;
 
 use common::message::{BadPolicy, LARGEST_POLICY, LineFault, POLICY_FILE, Refusal, Transport};
 use common::privileges::were_raised_by_exec;
-use common::trusted_path::{Trust, has_type, open_directory};
+use common::stat::has_type;
+use common::trusted_path::{Trust, open_directory};
 use nix::fcntl::{OFlag, openat};
 use nix::sys::stat::{Mode, SFlag, fstat};
 use nix::unistd::{Gid, Group, Uid, User, getegid, geteuid, getgid, getgroups, getuid};

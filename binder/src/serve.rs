@@ -15,7 +15,7 @@ use common::message::{
 };
 use common::privileges;
 use common::trusted_path::{Trust, open_directory};
-use common::unix_socket::{Directory, Made, MadeFile, Place};
+use common::unix_socket::{Made, MadeFile, Place, RootDirectory};
 use nix::errno::Errno;
 use nix::unistd::{Pid, geteuid, getppid};
 
@@ -59,13 +59,13 @@ pub struct Confined {
 /// Phase 5 is done: no privilege is left, and these files are to be removed.
 pub struct Served {
     channel: ToSupervisor,
-    files: Vec<MadeFile>,
+    files: Vec<MadeFile<RootDirectory>>,
 }
 
 /// What is to be done for a grant when it is asked for.
 enum Task {
     Port(Transport, u16),
-    Path(Box<Place>, SocketFile),
+    Path(Box<Place<RootDirectory>>, SocketFile),
     Refuse(Refusal),
 }
 
@@ -126,7 +126,7 @@ fn task(grant: &Grant, authority: &Authority) -> Result<Task, Refusal> {
             let path = Path::new(&file.path);
             let directory = path.parent().unwrap_or(path);
             let directory = open_directory(directory, &Trust::ROOT).map_err(Refusal::Untrusted)?;
-            let place = Place::examine(Directory::OfRoot(directory), path)?;
+            let place = Place::examine(RootDirectory(directory), path)?;
             Ok(Task::Path(Box::new(place), file.clone()))
         }
     }
@@ -217,7 +217,7 @@ impl Confined {
         result.map(|()| served)
     }
 
-    fn answer_all(&mut self, files: &mut Vec<MadeFile>) -> Result<(), String> {
+    fn answer_all(&mut self, files: &mut Vec<MadeFile<RootDirectory>>) -> Result<(), String> {
         while !self.unused.is_empty() {
             let Some(request) = self.channel.receive()? else {
                 return Ok(());
@@ -267,7 +267,10 @@ impl Confined {
 }
 
 /// Makes the sockets of one request; where one cannot be made, the answer that says so.
-fn make_all(granted: Vec<(Ask, Task)>, files: &mut Vec<MadeFile>) -> Result<Batch, Reply> {
+fn make_all(
+    granted: Vec<(Ask, Task)>,
+    files: &mut Vec<MadeFile<RootDirectory>>,
+) -> Result<Batch, Reply> {
     let mut batch = Batch::default();
     for (number, (ask, task)) in (0..).zip(granted) {
         match make(ask, task) {
@@ -288,7 +291,7 @@ fn make_all(granted: Vec<(Ask, Task)>, files: &mut Vec<MadeFile>) -> Result<Batc
 
 enum Socket {
     Inet(OwnedFd),
-    Unix(Made),
+    Unix(Made<RootDirectory>),
 }
 
 fn make(ask: Ask, task: Task) -> Result<Socket, Refusal> {

@@ -14,6 +14,8 @@ use nix::sys::stat::{FileStat, Mode, SFlag, fstat};
 use nix::sys::statfs::{FUSE_SUPER_MAGIC, fstatfs};
 use serde::{Deserialize, Serialize};
 
+use crate::stat::has_type;
+
 /// As many symbolic links as the kernel follows in one path (path_resolution(7)).
 const MOST_LINKS: u32 = 40;
 
@@ -72,16 +74,6 @@ pub enum Distrust {
     ServedByUser,
     OwnedByUser,
     WritableByOthers,
-}
-
-/// Whether a file is of this type.
-pub fn has_type(stat: &FileStat, file_type: SFlag) -> bool {
-    file_type_of(stat) == file_type.bits()
-}
-
-/// The bits `S_IFMT` of the mode of a file.
-pub fn file_type_of(stat: &FileStat) -> u32 {
-    stat.st_mode & SFlag::S_IFMT.bits()
 }
 
 /// Opens the directory at the absolute `path` (`O_PATH`), following only links that a trusted user made where only

@@ -3,59 +3,63 @@
 //! Used by the binder where only root can write, and by the supervisor where its own user can.
 
 use std::ffi::{OsStr, OsString};
-use std::fs::File;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
-use std::time::{Duration, SystemTime};
 
 use nix::errno::Errno;
 use nix::fcntl::{AtFlags, OFlag, openat};
 use nix::sys::socket::{AddressFamily, SockFlag, SockType, UnixAddr, bind, connect, socket};
-use nix::sys::stat::{Mode, SFlag, fchmod, fstat, umask};
+use nix::sys::stat::{FileStat, Mode, SFlag, fchmod, fstat, umask};
 use nix::unistd::{Gid, Uid, UnlinkatFlags, fchownat, unlinkat};
 
-use crate::entry::{self, find, same_file};
 use crate::message::Refusal;
-use crate::trusted_path::{file_type_of, has_type};
+use crate::stat::{file_type_of, find, has_type, same_file};
 
-/// The directory of a socket, by who can change what is in it.
-#[derive(Debug)]
-pub enum Directory {
-    /// Root alone: what was looked at is still there.
-    OfRoot(OwnedFd),
-    /// Somebody else may, at any moment.
-    Shared(OwnedFd),
+/// The directory of a socket: who can change what is in it decides how a file is removed, and how it is known.
+pub trait SocketDirectory: AsFd {
+    /// Removes the entry of this file; returns whether the file had it.
+    ///
+    /// # Errors
+    /// When it cannot be removed.
+    fn remove(&self, name: &OsStr, file: &OwnedFd) -> nix::Result<bool>;
+
+    /// The file that has the name of a socket right after it was bound, if it can be the socket's own. `before` is what
+    /// fstat(2) said of the directory before that.
+    ///
+    /// # Errors
+    /// When it is something else.
+    fn made(&self, before: &FileStat, file: OwnedFd) -> Result<Option<OwnedFd>, Refusal>;
 }
 
-impl AsFd for Directory {
+/// A directory that root alone can change: what was examined is still there, and what was bound.
+#[derive(Debug)]
+pub struct RootDirectory(pub OwnedFd);
+
+impl AsFd for RootDirectory {
     fn as_fd(&self) -> BorrowedFd<'_> {
-        match self {
-            Directory::OfRoot(directory) | Directory::Shared(directory) => directory.as_fd(),
-        }
+        self.0.as_fd()
     }
 }
 
-impl Directory {
-    /// Removes the entry of this file; returns whether the file had it.
+impl SocketDirectory for RootDirectory {
     fn remove(&self, name: &OsStr, file: &OwnedFd) -> nix::Result<bool> {
-        match self {
-            Directory::Shared(directory) => entry::remove(directory, name, file),
-            Directory::OfRoot(directory) => {
-                let ours = fstat(file)?;
-                let has_it = find(directory, name)?.is_some_and(|there| same_file(&there, &ours));
-                if has_it {
-                    unlinkat(directory, name, UnlinkatFlags::NoRemoveDir)?;
-                }
-                Ok(has_it)
-            }
+        let ours = fstat(file)?;
+        let has_it = find(&self.0, name)?.is_some_and(|there| same_file(&there, &ours));
+        if has_it {
+            unlinkat(&self.0, name, UnlinkatFlags::NoRemoveDir)?;
         }
+        Ok(has_it)
+    }
+
+    fn made(&self, _before: &FileStat, file: OwnedFd) -> Result<Option<OwnedFd>, Refusal> {
+        Ok(Some(file))
     }
 }
 
 /// A path at which a socket can be bound: nothing is there, or a socket that nobody serves any more.
 #[derive(Debug)]
-pub struct Place {
-    directory: Directory,
+pub struct Place<D> {
+    directory: D,
     name: OsString,
     path: PathBuf,
     // Open, so that the number of its inode cannot be given to another file meanwhile.
@@ -64,28 +68,28 @@ pub struct Place {
 
 /// A socket that was bound at a path.
 #[derive(Debug)]
-pub struct Made {
+pub struct Made<D> {
     pub socket: OwnedFd,
-    pub file: MadeFile,
+    pub file: MadeFile<D>,
     /// A socket that nobody served was removed before.
     pub replaced: bool,
 }
 
 /// The file of a bound socket.
 #[derive(Debug)]
-pub struct MadeFile {
-    directory: Directory,
+pub struct MadeFile<D> {
+    directory: D,
     name: OsString,
     /// Open, so that the number of the inode cannot be given to another file. None where another file has the name.
     file: Option<OwnedFd>,
 }
 
-impl Place {
-    /// Looks at what is at `path`, an entry of `directory`.
+impl<D: SocketDirectory> Place<D> {
+    /// Finds out what is at `path`, an entry of `directory`.
     ///
     /// # Errors
     /// When something is there that is not a socket, or a socket that a server still listens on.
-    pub fn examine(directory: Directory, path: &Path) -> Result<Place, Refusal> {
+    pub fn examine(directory: D, path: &Path) -> Result<Place<D>, Refusal> {
         let name = match (path.file_name(), path.as_os_str().as_encoded_bytes().last()) {
             (Some(name), Some(last)) if *last != b'/' => name.to_owned(),
             _ => return Err(Refusal::NamesDirectory),
@@ -123,7 +127,7 @@ impl Place {
     /// Binds a stream socket there, with exactly these permission bits and owners; it does not listen yet.
     ///
     /// Changes the process's umask for a moment: the process must have one thread.
-    pub fn bind(self, mode: u32, uid: Option<u32>, gid: Option<u32>) -> Result<Made, Refusal> {
+    pub fn bind(self, mode: u32, uid: Option<u32>, gid: Option<u32>) -> Result<Made<D>, Refusal> {
         let replaced = self.remove_stale()?;
         let socket = socket(
             AddressFamily::Unix,
@@ -135,16 +139,16 @@ impl Place {
         // at no moment is it more open than asked for.
         fchmod(&socket, Mode::from_bits_truncate(mode & 0o777))?;
         let address = UnixAddr::new(&self.path)?;
-        // So that no lack of descriptors can come between the bind and the look at what it has made.
+        // So that a lack of descriptors cannot keep us from opening what the bind has made.
         let spare = open_entry(&self.directory, OsStr::new("."))?;
-        let changed = changed_at(&self.directory)?;
+        let before = fstat(&self.directory)?;
         let launchers = umask(Mode::empty());
         let bound = bind(socket.as_raw_fd(), &address);
         umask(launchers);
         bound?;
         drop(spare);
         let file = match open_entry(&self.directory, &self.name) {
-            Ok(file) => self.if_made_since(changed, file)?,
+            Ok(file) => self.directory.made(&before, file)?,
             Err(Errno::ENOENT) => return Err(Refusal::Replaced),
             Err(errno) => return Err(errno.into()),
         };
@@ -163,28 +167,6 @@ impl Place {
         })
     }
 
-    /// This file, if it can be that of a socket which was bound after the directory had changed then. Linux tells nobody
-    /// but root which file a socket has (`SIOCUNIXFILE`).
-    fn if_made_since(
-        &self,
-        changed: SystemTime,
-        file: OwnedFd,
-    ) -> Result<Option<OwnedFd>, Refusal> {
-        /// File systems take the time from a clock that goes by ticks, of 10 ms at the most.
-        const TICK: Duration = Duration::from_millis(10);
-        if matches!(self.directory, Directory::OfRoot(_)) {
-            return Ok(Some(file));
-        }
-        if !has_type(&fstat(&file)?, SFlag::S_IFSOCK) {
-            return Err(Refusal::Replaced);
-        }
-        let file = File::from(file);
-        // A file system without times of birth knows no better.
-        let born = file.metadata().and_then(|metadata| metadata.created());
-        let is_older = born.is_ok_and(|born| born + TICK < changed);
-        Ok((!is_older).then(|| file.into()))
-    }
-
     fn remove_stale(&self) -> Result<bool, Refusal> {
         let Some(stale) = &self.stale else {
             return Ok(false);
@@ -199,7 +181,7 @@ impl Place {
     }
 }
 
-impl MadeFile {
+impl<D: SocketDirectory> MadeFile<D> {
     fn give_to(&self, uid: Option<u32>, gid: Option<u32>) -> Result<(), Refusal> {
         let (uid, gid) = (uid.map(Uid::from_raw), gid.map(Gid::from_raw));
         let file = self.file.as_ref().ok_or(Refusal::Replaced)?;
@@ -215,15 +197,7 @@ impl MadeFile {
     }
 }
 
-/// The last change of a directory by the clock of its file system, which can be another machine's.
-fn changed_at(directory: &Directory) -> nix::Result<SystemTime> {
-    let stat = fstat(directory)?;
-    let seconds = Duration::from_secs(u64::try_from(stat.st_mtime).unwrap_or(0));
-    let rest = Duration::from_nanos(u64::try_from(stat.st_mtime_nsec).unwrap_or(0));
-    Ok(SystemTime::UNIX_EPOCH + seconds + rest)
-}
-
-fn open_entry(directory: &Directory, name: &OsStr) -> nix::Result<OwnedFd> {
+fn open_entry(directory: impl AsFd, name: &OsStr) -> nix::Result<OwnedFd> {
     openat(
         directory,
         name,

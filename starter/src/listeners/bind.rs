@@ -8,7 +8,7 @@ use std::os::fd::{AsFd, AsRawFd, OwnedFd, RawFd};
 use std::path::Path;
 
 use common::message::{Address, Ask, MOST_DESCRIPTORS, Refusal};
-use common::unix_socket::{Directory, Made, MadeFile, Place, is_served};
+use common::unix_socket::{Made, MadeFile, Place, is_served};
 use nix::errno::Errno;
 use nix::fcntl::{OFlag, open};
 use nix::sys::socket::{SockaddrStorage, getsockname};
@@ -21,6 +21,7 @@ use crate::listeners::binder::{Answer, Binder, channel_failed};
 use crate::listeners::plan::{Maker, Planned, Prepared, SPARE_DESCRIPTORS, Wanted};
 use crate::listeners::refusal::{cannot_bind, cannot_bind_ourselves};
 use crate::listeners::spec::{Host, PathSpec, PortSpec};
+use crate::listeners::user_directory::UserDirectory;
 use crate::words::failure::{self, Failure};
 use crate::words::notice::Notice;
 use crate::words::remedy;
@@ -66,7 +67,7 @@ pub struct Bound {
 
 /// The socket files, removed by whoever made them.
 pub struct SocketFiles {
-    ours: Vec<MadeFile>,
+    ours: Vec<MadeFile<UserDirectory>>,
     binder: Option<Binder>,
 }
 
@@ -268,7 +269,7 @@ fn removing_socket(spec: &PathSpec) -> Notice {
 fn make_ours(
     sockets: &[Planned],
     made: &mut [Option<OwnedFd>],
-    files: &mut Vec<MadeFile>,
+    files: &mut Vec<MadeFile<UserDirectory>>,
     notices: &mut Vec<Notice>,
 ) -> Result<(), Failure> {
     for (planned, made) in sockets.iter().zip(made) {
@@ -290,14 +291,18 @@ fn make_ours(
     Ok(())
 }
 
-fn bind_ourselves(spec: &PathSpec, uid: Option<u32>, gid: Option<u32>) -> Result<Made, Refusal> {
+fn bind_ourselves(
+    spec: &PathSpec,
+    uid: Option<u32>,
+    gid: Option<u32>,
+) -> Result<Made<UserDirectory>, Refusal> {
     let directory = match spec.path.parent() {
         Some(parent) if parent != Path::new("") => parent,
         _ => Path::new("."),
     };
     let flags = OFlag::O_PATH | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC;
     let directory = open(directory, flags, Mode::empty())?;
-    Place::examine(Directory::Shared(directory), &spec.path)?.bind(spec.mode, uid, gid)
+    Place::examine(UserDirectory(directory), &spec.path)?.bind(spec.mode, uid, gid)
 }
 
 /// Listens on every socket, gives it its number in the workers (the fixed ones first, the others from 3 on), and moves it

@@ -16,3 +16,4 @@ pub mod holders;
 pub mod plan;
 mod refusal;
 pub mod spec;
+mod user_directory;

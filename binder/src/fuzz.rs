@@ -1,4 +1,4 @@
-//! Entry points for fuzzing and property tests: what judges bytes that somebody else has written.
+//! Entry points for fuzzing and property tests: what reads bytes that somebody else has written.
 
 #![allow(
     clippy::panic,
@@ -6,14 +6,14 @@
     reason = "a broken invariant is what a fuzzer looks for"
 )]
 
-use common::message::{Ask, Grant, MOST_DESCRIPTORS, Request};
+use common::message::{Ask, BadPolicy, Grant, MOST_DESCRIPTORS, Request};
 use common::wire;
 
-use crate::grants::{List, Next, Unused};
+use crate::grants::{List, Next, Order, Unused};
 use crate::policy;
 
-/// The whole conversation: datagrams, each after its length as two bytes, little-endian. Whatever it is, every grant is
-/// used once at most, and only for what it says.
+/// The whole conversation: datagrams, each after its length as two bytes, little-endian. Whatever it is, every grant and
+/// every escape is used once at most, and a grant only for what it says.
 pub fn conversation(bytes: &[u8]) {
     let mut requests = datagrams(bytes).map_while(|one| wire::decode::<Request>(one).ok());
     let mut list = List::default();
@@ -30,27 +30,30 @@ pub fn conversation(bytes: &[u8]) {
     assert!(!(sealed.has_ports() && sealed.has_paths()));
     assert!(sealed.identity.as_ref().is_none_or(|it| it.uid != 0));
     let grants = sealed.grants;
-    let mut unused = Unused::new(grants.iter().map(|grant| (grant.clone(), ())).collect());
+    let prepared = grants.iter().map(|grant| (grant.clone(), grant.clone()));
+    let mut left = sealed.escapes.clone();
+    let mut unused = Unused::new(prepared.collect(), sealed.escapes);
     let mut used = vec![false; grants.len()];
     for request in requests {
-        let asks = match unused.asks(request) {
-            Ok(asks) => asks,
-            Err(cause) => return assert_is_one_line(&cause),
-        };
-        assert!((1..=MOST_DESCRIPTORS).contains(&asks.len()));
-        for ask in asks {
-            let (Ask::Port { grant, .. } | Ask::Path { grant } | Ask::Attempt { grant }) = ask;
-            match unused.take(&ask) {
-                Ok((granted, ())) => {
+        match unused.order(request) {
+            Ok(Order::Bind(granted)) => {
+                assert!((1..=MOST_DESCRIPTORS).contains(&granted.len()));
+                for (ask, granted) in granted {
+                    let (Ask::Port { grant, .. } | Ask::Path { grant }) = ask;
                     let place = usize::try_from(grant).unwrap();
                     assert!(!std::mem::replace(&mut used[place], true));
                     assert_eq!(granted, grants[place]);
                     assert_is_what_was_granted(&granted, &ask);
                 }
-                Err(cause) => return assert_is_one_line(&cause),
             }
+            Ok(Order::TryEscape(escape)) => {
+                let place = left.iter().position(|listed| *listed == escape);
+                left.remove(place.unwrap());
+            }
+            Err(cause) => return assert_is_one_line(&cause),
         }
-        assert_eq!(unused.is_empty(), used.iter().all(|used| *used));
+        let is_used_up = used.iter().all(|used| *used) && left.is_empty();
+        assert_eq!(unused.is_empty(), is_used_up);
     }
 }
 
@@ -60,7 +63,7 @@ fn assert_is_what_was_granted(grant: &Grant, ask: &Ask) {
             assert_eq!(*port, address.port);
             assert!(ip.is_none() || *ip == Some(address.ip));
         }
-        (Grant::Path(_), Ask::Path { .. }) | (Grant::Attempt(_), Ask::Attempt { .. }) => {}
+        (Grant::Path(_), Ask::Path { .. }) => {}
         _ => panic!("{grant:?} was given to {ask:?}"),
     }
 }
@@ -96,9 +99,9 @@ pub fn policy(bytes: &[u8]) {
                 );
             }
         }
-        Err(cause) => {
-            assert_is_one_line(&cause);
-            assert!(cause.starts_with(policy::FILE) && cause.contains("line "));
+        Err(BadPolicy::Line { number, .. }) => {
+            assert!((1..=text.lines().count()).contains(&usize::try_from(number).unwrap()));
         }
+        Err(other) => panic!("{other:?} is not about a line"),
     }
 }

@@ -1,4 +1,4 @@
-//! The sealed list: what may be asked for, and each of it once. Here messages are judged; nothing is opened or bound.
+//! The sealed list: what may be asked for, and each of it once. Messages are checked here; nothing is opened or bound.
 
 #![deny(
     clippy::wildcard_enum_match_arm,
@@ -6,7 +6,7 @@
 )]
 
 use common::message::{
-    Allow, Ask, Grant, Identity, MOST_DESCRIPTORS, MOST_GRANTS, Request, SocketFile,
+    Allow, Ask, Escape, Grant, Identity, MOST_DESCRIPTORS, MOST_GRANTS, Request,
 };
 
 /// More sockets than a process can have open by the kernel's default (`fs.nr_open`) are a mistake.
@@ -17,6 +17,7 @@ const MOST_SOCKETS: usize = 1 << 20;
 pub struct List {
     identity: Option<Identity>,
     grants: Vec<Grant>,
+    escapes: Vec<Escape>,
 }
 
 /// What a message makes of a list.
@@ -31,23 +32,37 @@ pub enum Next {
 pub struct Sealed {
     pub identity: Option<Identity>,
     pub grants: Vec<Grant>,
+    pub escapes: Vec<Escape>,
 }
 
-/// What is left of the list: each grant, with what else is known about it, until it is used.
+/// What is left of the list: each grant, with what was prepared for it, and each escape until it is used.
 #[derive(Debug)]
-pub struct Unused<T>(Vec<Option<(Grant, T)>>);
+pub struct Unused<T> {
+    grants: Vec<Option<(Grant, T)>>,
+    escapes: Vec<Escape>,
+}
+
+/// What a request orders, each with what the list has for it.
+#[derive(Debug)]
+pub enum Order<T> {
+    Bind(Vec<(Ask, T)>),
+    TryEscape(Escape),
+}
 
 impl List {
     /// Takes the next message. An error in words ends the process, here and below.
     pub fn with(mut self, request: Request) -> Result<Next, String> {
+        let allow = match request {
+            Request::Allow(allow) => allow,
+            Request::Bind(_) => return Err("Bind came before the list was sealed".into()),
+            Request::TryEscape(_) => return Err("TryEscape came before the list was sealed".into()),
+        };
         let Allow {
             identity,
             grants,
+            escapes,
             more,
-        } = match request {
-            Request::Allow(allow) => allow,
-            Request::Bind(_) => return Err("Bind came before the list was sealed".into()),
-        };
+        } = allow;
         if identity.as_ref().is_some_and(|identity| identity.uid == 0) {
             return Err("the user to become is root".into());
         }
@@ -59,19 +74,27 @@ impl List {
         }
         self.identity = identity;
         self.grants.extend(grants);
-        if self.grants.len() > MOST_SOCKETS {
+        self.escapes.extend(escapes);
+        if self.grants.len() + self.escapes.len() > MOST_SOCKETS {
             return Err(format!("more than {MOST_SOCKETS} grants"));
         }
-        if more {
-            return Ok(Next::More(self));
+        match more {
+            true => Ok(Next::More(self)),
+            false => self.seal().map(Next::Sealed),
         }
-        let List { identity, grants } = self;
-        let sealed = Sealed { identity, grants };
+    }
+
+    fn seal(self) -> Result<Sealed, String> {
+        let sealed = Sealed {
+            identity: self.identity,
+            grants: self.grants,
+            escapes: self.escapes,
+        };
         if sealed.has_ports() && sealed.has_paths() {
             // A port that root binds is root's socket for good, whoever uses it.
             return Err("ports and paths are not for one process".into());
         }
-        Ok(Next::Sealed(sealed))
+        Ok(sealed)
     }
 }
 
@@ -82,50 +105,55 @@ impl Sealed {
     }
 
     pub fn has_paths(&self) -> bool {
-        self.files().next().is_some()
-    }
-
-    /// The sockets that are to be made at paths.
-    pub fn files(&self) -> impl Iterator<Item = &SocketFile> {
-        self.grants.iter().filter_map(|grant| match grant {
-            Grant::Path(file) => Some(file),
-            Grant::Port { .. } | Grant::Attempt(_) => None,
-        })
+        let is_path = |grant: &Grant| matches!(grant, Grant::Path(_));
+        self.grants.iter().any(is_path)
     }
 }
 
 impl<T> Unused<T> {
-    pub fn new(grants: Vec<(Grant, T)>) -> Unused<T> {
-        Unused(grants.into_iter().map(Some).collect())
+    pub fn new(grants: Vec<(Grant, T)>, escapes: Vec<Escape>) -> Unused<T> {
+        let grants = grants.into_iter().map(Some).collect();
+        Unused { grants, escapes }
     }
 
     pub fn is_empty(&self) -> bool {
-        self.0.iter().all(Option::is_none)
+        self.grants.iter().all(Option::is_none) && self.escapes.is_empty()
     }
 
-    /// What a request asks for.
-    pub fn asks(&self, request: Request) -> Result<Vec<Ask>, String> {
+    /// What was prepared for the grants.
+    pub fn prepared(&self) -> impl Iterator<Item = &T> {
+        self.grants.iter().flatten().map(|(_, prepared)| prepared)
+    }
+
+    /// What a request orders; all of it is used by that.
+    pub fn order(&mut self, request: Request) -> Result<Order<T>, String> {
         match request {
             Request::Allow(_) => Err("Allow came after the list was sealed".into()),
             Request::Bind(asks) if asks.is_empty() || asks.len() > MOST_DESCRIPTORS => {
                 Err(format!("a request for {} sockets", asks.len()))
             }
-            Request::Bind(asks) => Ok(asks),
+            Request::Bind(asks) => {
+                let granted = asks.into_iter().map(|ask| Ok((ask, self.take(&ask)?)));
+                granted.collect::<Result<_, _>>().map(Order::Bind)
+            }
+            Request::TryEscape(escape) => {
+                let place = self.escapes.iter().position(|listed| *listed == escape);
+                let place = place.ok_or("the escape is not in the list or was tried already")?;
+                Ok(Order::TryEscape(self.escapes.remove(place)))
+            }
         }
     }
 
-    /// The grant for an ask, which is used by that: it must be there still, and allow just this.
-    pub fn take(&mut self, ask: &Ask) -> Result<(Grant, T), String> {
-        let number = match ask {
-            Ask::Port { grant, .. } | Ask::Path { grant } | Ask::Attempt { grant } => *grant,
-        };
-        let (grant, known) = usize::try_from(number)
+    /// The grant must be there still, and allow just this.
+    fn take(&mut self, ask: &Ask) -> Result<T, String> {
+        let (Ask::Port { grant: number, .. } | Ask::Path { grant: number }) = *ask;
+        let (grant, prepared) = usize::try_from(number)
             .ok()
-            .and_then(|number| self.0.get_mut(number))
+            .and_then(|number| self.grants.get_mut(number))
             .and_then(Option::take)
             .ok_or_else(|| format!("grant {number} does not exist or was used already"))?;
         match allows(&grant, ask) {
-            true => Ok((grant, known)),
+            true => Ok(prepared),
             false => Err(format!("the ask is not what grant {number} allows")),
         }
     }
@@ -136,10 +164,7 @@ fn allows(grant: &Grant, ask: &Ask) -> bool {
         (Grant::Port { port, ip, .. }, Ask::Port { address, .. }) => {
             address.port == *port && ip.is_none_or(|ip| ip == address.ip)
         }
-        (Grant::Path(_), Ask::Path { .. }) | (Grant::Attempt(_), Ask::Attempt { .. }) => true,
-        (
-            Grant::Port { .. } | Grant::Path(_) | Grant::Attempt(_),
-            Ask::Port { .. } | Ask::Path { .. } | Ask::Attempt { .. },
-        ) => false,
+        (Grant::Path(_), Ask::Path { .. }) => true,
+        (Grant::Port { .. }, Ask::Path { .. }) | (Grant::Path(_), Ask::Port { .. }) => false,
     }
 }

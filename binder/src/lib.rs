@@ -3,7 +3,7 @@
 //! Run by start_server alone, with the channel as descriptor 0. The phases, each of which consumes the one before:
 //!
 //! 1. `receive`: the sealed list of what may be bound, sent by start_server while it still had root itself.
-//! 2. `look`: the directories of the paths are opened and what is in them is looked at, with the launcher's rights.
+//! 2. `examine`: the directories of the paths are opened and what is in them is examined, with the launcher's rights.
 //!    Where this program has more than its launcher, a policy file says what that launcher may have.
 //! 3. `drop_privileges`: for good, with proof; no other capability is left than binding needs.
 //! 4. `confine`: a sandbox takes the rest of the system away.
@@ -12,7 +12,7 @@
 //!
 //! Anything unexpected ends the process with one line and status 1, or by the sandbox.
 
-mod attempt;
+mod escape;
 #[doc(hidden)]
 pub mod fuzz;
 mod grants;
@@ -51,7 +51,7 @@ pub fn main() -> ExitCode {
 fn run() -> Result<(), String> {
     close_inherited()
         .map_err(|errno| format!("cannot close inherited descriptors: {}", errno.desc()))?;
-    become_undumpable().map_err(|error| error.to_string())?;
+    become_undumpable()?;
     // A terminal's signals reach the whole process group, a service manager's TERM the whole control group; but socket
     // files are to be removed when the supervisor ends, not before it. Its end closes the channel, also when it is
     // killed, so that nothing else needs to end this process.
@@ -61,8 +61,8 @@ fn run() -> Result<(), String> {
     let authority = Authority::of_this_process()?;
     let channel = inherited_channel()?;
     let asked = serve::receive(channel)?;
-    let looked = asked.look(&authority);
-    let dropped = looked.drop_privileges()?;
+    let examined = asked.examine(&authority);
+    let dropped = examined.drop_privileges()?;
     let confined = dropped.confine()?;
     let served = confined.serve()?;
     served.wait();

@@ -8,22 +8,13 @@ use std::io::Read;
 use std::ops::RangeInclusive;
 use std::path::Path;
 
-use common::message::Transport;
+use common::message::{BadPolicy, LARGEST_POLICY, LineFault, POLICY_FILE, Refusal, Transport};
 use common::privileges::were_raised_by_exec;
-use common::trusted_path::{Trust, is, open_directory};
-use nix::errno::Errno;
+use common::stat::has_type;
+use common::trusted_path::{Trust, open_directory};
 use nix::fcntl::{OFlag, openat};
 use nix::sys::stat::{Mode, SFlag, fstat};
 use nix::unistd::{Gid, Group, Uid, User, getegid, geteuid, getgid, getgroups, getuid};
-
-const DIRECTORY: &str = "/etc/start_server";
-const NAME: &str = "binder.conf";
-
-/// The whole path, for words.
-pub const FILE: &str = "/etc/start_server/binder.conf";
-
-/// The largest policy file, in bytes.
-const LARGEST: u64 = 64 * 1024;
 
 /// The first port that anybody may bind (ip(7)).
 const FIRST_UNPRIVILEGED_PORT: &str = "/proc/sys/net/ipv4/ip_unprivileged_port_start";
@@ -41,7 +32,7 @@ pub struct Policy {
     asker: Asker,
     first_unprivileged_port: u32,
     /// Or why nothing is granted.
-    rules: Result<Vec<Rule>, String>,
+    rules: Result<Vec<Rule>, BadPolicy>,
 }
 
 /// The process that asks is this one, before it drops anything.
@@ -102,11 +93,11 @@ impl Authority {
         }
     }
 
-    /// The reason against this port, if there is one.
-    pub fn objection(&self, transport: Transport, port: u16) -> Option<String> {
+    /// Whether this port may be asked for.
+    pub fn check(&self, transport: Transport, port: u16) -> Result<(), Refusal> {
         match self {
-            Authority::Launcher => None,
-            Authority::Policy(policy) => policy.objection(transport, port),
+            Authority::Launcher => Ok(()),
+            Authority::Policy(policy) => policy.check(transport, port),
         }
     }
 }
@@ -117,39 +108,29 @@ impl Policy {
         port != 0 && u32::from(port) < self.first_unprivileged_port
     }
 
-    fn objection(&self, transport: Transport, port: u16) -> Option<String> {
+    fn check(&self, transport: Transport, port: u16) -> Result<(), Refusal> {
         if !self.is_low(port) {
-            return None;
+            return Ok(());
         }
-        let rules = match &self.rules {
-            Ok(rules) => rules,
-            Err(cause) => return Some(cause.clone()),
-        };
-        let allowed = rules
-            .iter()
-            .any(|rule| rule.is_about(transport, port) && self.asker.is(&rule.who));
-        (!allowed).then(|| {
-            let transport = match transport {
-                Transport::Tcp => "tcp",
-                Transport::Udp => "udp",
-            };
-            format!(
-                "{FILE} does not allow {transport} port {port} to uid {} or its groups",
-                self.asker.uid
-            )
-        })
+        let rules = self.rules.as_ref();
+        let rules = rules.map_err(|bad| Refusal::BadPolicy(bad.clone()))?;
+        let mut rules = rules.iter().filter(|rule| rule.covers(transport, port));
+        match rules.any(|rule| self.asker.is_meant_by(&rule.who)) {
+            true => Ok(()),
+            false => Err(Refusal::NotAllowed),
+        }
     }
 }
 
 impl Rule {
-    fn is_about(&self, transport: Transport, port: u16) -> bool {
+    fn covers(&self, transport: Transport, port: u16) -> bool {
         self.transport == transport && self.ports.iter().any(|range| range.contains(&port))
     }
 }
 
 impl Asker {
     /// A name that nobody has is nobody's.
-    fn is(&self, who: &Who) -> bool {
+    fn is_meant_by(&self, who: &Who) -> bool {
         match who {
             Who::User(name) => match User::from_name(name) {
                 Ok(Some(user)) => user.uid == self.uid,
@@ -174,74 +155,68 @@ fn first_unprivileged_port() -> Result<u32, String> {
     text.trim().parse().map_err(|error| cannot(&error))
 }
 
-/// The text of the policy file; the cause in words where there is none that can be trusted.
-fn read() -> Result<String, String> {
-    let cannot = |cause: &dyn std::fmt::Display| format!("{FILE} grants nothing: {cause}");
-    let directory = open_directory(Path::new(DIRECTORY), &Trust::ROOT)
-        .map_err(|untrusted| cannot(&untrusted))?;
+/// The text of the policy file, where there is one that can be trusted.
+fn read() -> Result<String, BadPolicy> {
+    let path = Path::new(POLICY_FILE);
+    let directory = open_directory(path.parent().unwrap_or(path), &Trust::ROOT)
+        .map_err(BadPolicy::Untrusted)?;
     // Whatever is there is neither followed nor waited for.
     let flags = OFlag::O_RDONLY | OFlag::O_NOFOLLOW | OFlag::O_NONBLOCK | OFlag::O_CLOEXEC;
-    let file = openat(&directory, NAME, flags, Mode::empty()).map_err(|errno| match errno {
-        Errno::ELOOP => cannot(&"it is a symbolic link"),
-        Errno::ENOENT => cannot(&"it does not exist"),
-        _ => cannot(&format_args!("it cannot be opened: {}", errno.desc())),
-    })?;
-    let stat = fstat(&file).map_err(|errno| cannot(&errno.desc()))?;
-    if !is(&stat, SFlag::S_IFREG) {
-        return Err(cannot(&"it is not a regular file"));
+    let name = path.file_name().unwrap_or_default();
+    let file = openat(&directory, name, flags, Mode::empty())
+        .map_err(|errno| BadPolicy::Unopened(errno as i32))?;
+    let stat = fstat(&file).map_err(|errno| BadPolicy::Unread(errno as i32))?;
+    if !has_type(&stat, SFlag::S_IFREG) {
+        return Err(BadPolicy::NotARegularFile);
     }
     if let Some(objection) = Trust::ROOT.objection(&stat) {
-        return Err(cannot(&format_args!("it {objection}")));
+        return Err(BadPolicy::Distrusted(objection));
     }
-    let mut text = String::new();
+    let mut bytes = Vec::new();
     File::from(file)
-        .take(LARGEST + 1)
-        .read_to_string(&mut text)
-        .map_err(|error| cannot(&format_args!("it cannot be read: {error}")))?;
-    if text.len() as u64 > LARGEST {
-        return Err(cannot(&format_args!("it is larger than {LARGEST} bytes")));
+        .take(LARGEST_POLICY as u64 + 1)
+        .read_to_end(&mut bytes)
+        .map_err(|error| BadPolicy::Unread(error.raw_os_error().unwrap_or(0)))?;
+    match bytes.len() > LARGEST_POLICY {
+        true => Err(BadPolicy::TooLarge),
+        false => String::from_utf8(bytes).map_err(|_| BadPolicy::NotUtf8),
     }
-    Ok(text)
 }
 
 /// The rules in a policy file. One line that cannot be understood makes the whole file worth nothing: nobody knows what
 /// it was to say.
-pub fn parse(text: &str) -> Result<Vec<Rule>, String> {
+pub fn parse(text: &str) -> Result<Vec<Rule>, BadPolicy> {
     let mut rules = Vec::new();
     for (number, line) in (1..).zip(text.lines()) {
-        let malformed = |cause: &str| format!("{FILE} grants nothing: line {number} {cause}");
-        let rule = line.split('#').next().unwrap_or_default();
-        let words: Vec<&str> = rule.split_ascii_whitespace().collect();
-        let [who, name, transport, ports] = words[..] else {
-            match words.is_empty() {
-                true => continue,
-                false => {
-                    return Err(malformed("is not like `user NAME tcp 80,443`"));
-                }
-            }
-        };
-        let who = match who {
-            "user" => Who::User(name.to_owned()),
-            "group" => Who::Group(name.to_owned()),
-            _ => return Err(malformed("does not begin with `user` or `group`")),
-        };
-        let transport = match transport {
-            "tcp" => Transport::Tcp,
-            "udp" => Transport::Udp,
-            _ => return Err(malformed("has neither `tcp` nor `udp` after the name")),
-        };
-        let ports = ports
-            .split(',')
-            .map(range)
-            .collect::<Option<_>>()
-            .ok_or_else(|| malformed("has a list of ports that is not like `53,8000-8010`"))?;
-        rules.push(Rule {
-            who,
-            transport,
-            ports,
-        });
+        let line = line.split('#').next().unwrap_or_default();
+        let words: Vec<&str> = line.split_ascii_whitespace().collect();
+        if !words.is_empty() {
+            rules.push(rule(&words).map_err(|fault| BadPolicy::Line { number, fault })?);
+        }
     }
     Ok(rules)
+}
+
+fn rule(words: &[&str]) -> Result<Rule, LineFault> {
+    let [kind, name, transport, ports] = *words else {
+        return Err(LineFault::Words);
+    };
+    let who = match kind {
+        "user" => Who::User(name.to_owned()),
+        "group" => Who::Group(name.to_owned()),
+        _ => return Err(LineFault::Kind),
+    };
+    let transport = match transport {
+        "tcp" => Transport::Tcp,
+        "udp" => Transport::Udp,
+        _ => return Err(LineFault::Transport),
+    };
+    let ports = ports.split(',').map(range).collect::<Option<_>>();
+    Ok(Rule {
+        who,
+        transport,
+        ports: ports.ok_or(LineFault::Ports)?,
+    })
 }
 
 fn range(text: &str) -> Option<RangeInclusive<u16>> {
@@ -274,16 +249,13 @@ mod tests {
 
     #[track_caller]
     fn assert_allows(text: &str, transport: Transport, port: u16) {
-        assert_eq!(policy(text).objection(transport, port), None, "{text}");
+        assert_eq!(policy(text).check(transport, port), Ok(()), "{text}");
     }
 
     #[track_caller]
     fn assert_refuses(text: &str, transport: Transport, port: u16) {
-        let objection = policy(text).objection(transport, port);
-        assert!(
-            objection.is_some_and(|it| it.contains("does not allow")),
-            "{text}"
-        );
+        let checked = policy(text).check(transport, port);
+        assert_eq!(checked, Err(Refusal::NotAllowed), "{text}");
     }
 
     #[test]
@@ -323,38 +295,37 @@ mod tests {
     fn ports_that_anybody_may_bind_need_no_line() {
         for text in ["", "malformed"] {
             for port in [0, 1024, 65535] {
-                assert_eq!(policy(text).objection(Transport::Tcp, port), None);
+                assert_eq!(policy(text).check(Transport::Tcp, port), Ok(()));
             }
         }
     }
 
     #[test]
     fn a_file_with_a_line_that_cannot_be_understood_grants_nothing_and_names_the_line() {
-        for line in [
-            "user 4242 tcp",
-            "user 4242 tcp 80 443",
-            "user 4242 sctp 80",
-            "User 4242 tcp 80",
-            "anybody 4242 tcp 80",
-            "user 4242 tcp 0",
-            "user 4242 tcp 65536",
-            "user 4242 tcp +80",
-            "user 4242 tcp 80,",
-            "user 4242 tcp ,80",
-            "user 4242 tcp 80-",
-            "user 4242 tcp -80",
-            "user 4242 tcp 90-80",
-            "user 4242 tcp 80-90-100",
-            "user 4242 tcp http",
-            "\u{0}",
-            "user 4242 tcp 80\u{a0}",
+        use LineFault::{Kind, Ports, Words};
+        for (line, fault) in [
+            ("user 4242 tcp", Words),
+            ("user 4242 tcp 80 443", Words),
+            ("user 4242 sctp 80", LineFault::Transport),
+            ("User 4242 tcp 80", Kind),
+            ("anybody 4242 tcp 80", Kind),
+            ("user 4242 tcp 0", Ports),
+            ("user 4242 tcp 65536", Ports),
+            ("user 4242 tcp +80", Ports),
+            ("user 4242 tcp 80,", Ports),
+            ("user 4242 tcp ,80", Ports),
+            ("user 4242 tcp 80-", Ports),
+            ("user 4242 tcp -80", Ports),
+            ("user 4242 tcp 90-80", Ports),
+            ("user 4242 tcp 80-90-100", Ports),
+            ("user 4242 tcp http", Ports),
+            ("\u{0}", Words),
+            ("user 4242 tcp 80\u{a0}", Ports),
         ] {
             let text = format!("user 4242 tcp 80\n{line}\nuser 4242 tcp 80\n");
-            let objection = policy(&text).objection(Transport::Tcp, 80).unwrap();
-            assert!(
-                objection.starts_with(&format!("{FILE} grants nothing: line 2 ")),
-                "{line:?}: {objection}"
-            );
+            let bad = BadPolicy::Line { number: 2, fault };
+            let checked = policy(&text).check(Transport::Tcp, 80);
+            assert_eq!(checked, Err(Refusal::BadPolicy(bad)), "{line:?}");
         }
     }
 }

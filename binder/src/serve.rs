@@ -9,17 +9,20 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::path::Path;
 
 use caps::Capability;
-use common::channel::{Channel, ChannelError};
-use common::message::{Ask, Attempt, Grant, Identity, Refusal, Reply, Request, Transport};
+use common::channel::Channel;
+use common::message::{
+    Ask, Escape, Grant, Identity, Refusal, Reply, Request, SocketFile, Transport,
+};
 use common::privileges;
 use common::trusted_path::{Trust, open_directory};
-use common::unix_socket::{Directory, Made, MadeFile, Place};
+use common::unix_socket::{Made, MadeFile, Place, RootDirectory};
+use nix::errno::Errno;
 use nix::unistd::{Pid, geteuid, getppid};
 
-use crate::grants::{List, Next, Sealed, Unused};
+use crate::grants::{List, Next, Order, Sealed, Unused};
 use crate::policy::Authority;
 use crate::sandbox::{self, Narrower, Work};
-use crate::{attempt, listener};
+use crate::{escape, listener};
 
 type ToSupervisor = Channel<Reply, Request>;
 
@@ -30,23 +33,24 @@ pub struct Asked {
 }
 
 /// Phase 2 is done: what is at the paths is known, and what the policy says of the ports.
-pub struct Looked {
+pub struct Examined {
     channel: ToSupervisor,
     identity: Option<Identity>,
+    has_paths: bool,
     needed: Vec<Capability>,
-    grants: Vec<(Grant, Finding)>,
+    unused: Unused<Task>,
 }
 
 /// Phase 3 is done: no other user and no other capability than binding needs.
 pub struct Dropped {
     channel: ToSupervisor,
-    grants: Vec<(Grant, Finding)>,
+    unused: Unused<Task>,
 }
 
 /// Phase 4 is done: only what binding needs can be done any more.
 pub struct Confined {
     channel: ToSupervisor,
-    unused: Unused<Finding>,
+    unused: Unused<Task>,
     narrower: Option<Narrower>,
     /// For a self-test.
     parent: Pid,
@@ -55,30 +59,28 @@ pub struct Confined {
 /// Phase 5 is done: no privilege is left, and these files are to be removed.
 pub struct Served {
     channel: ToSupervisor,
-    files: Vec<MadeFile>,
+    files: Vec<MadeFile<RootDirectory>>,
 }
 
-/// What is known of a grant, beside what it says.
-enum Finding {
-    Nothing,
-    Refused(Refusal),
-    Place(Box<Place>),
+/// What is to be done for a grant when it is asked for.
+enum Task {
+    Port(Transport, u16),
+    Path(Box<Place<RootDirectory>>, SocketFile),
+    Refuse(Refusal),
 }
 
-/// The sockets of one request, in its order.
+/// The sockets of one request, in its order, and which of them have replaced a stale one.
 #[derive(Default)]
 struct Batch {
     sockets: Vec<OwnedFd>,
     replaced: Vec<u32>,
-    /// Made when everything else is done, so that a self-test can have it in the last phase too.
-    attempt: Option<(u32, Attempt)>,
 }
 
 /// Receives the list until it is sealed.
 pub fn receive(channel: ToSupervisor) -> Result<Asked, String> {
     let mut list = List::default();
     loop {
-        let request = channel.receive().map_err(in_words)?;
+        let request = channel.receive()?;
         let request = request.ok_or("the channel was closed before the list was sealed")?;
         match list.with(request)? {
             Next::More(longer) => list = longer,
@@ -88,80 +90,81 @@ pub fn receive(channel: ToSupervisor) -> Result<Asked, String> {
 }
 
 impl Asked {
-    /// Opens the directories of the paths and sees whether a server is still behind an existing socket: with
+    /// Opens the directories of the paths and finds out whether a server is still behind an existing socket: with
     /// the launcher's rights, because nothing but the launcher's own list has been heard yet. What is wrong with a
     /// path, or with a port for this launcher, is answered when it is asked for.
-    pub fn look(self, authority: &Authority) -> Looked {
-        let look = |grant: Grant| {
-            let finding = match &grant {
-                Grant::Port {
-                    transport, port, ..
-                } => match authority.objection(*transport, *port) {
-                    Some(objection) => Finding::Refused(Refusal::Because(objection)),
-                    None => Finding::Nothing,
-                },
-                // Only root may ask for it: the next phase refuses, and nothing is looked at before.
-                Grant::Path(_) if !geteuid().is_root() => Finding::Nothing,
-                Grant::Path(file) => match place(&file.path) {
-                    Ok(place) => Finding::Place(Box::new(place)),
-                    Err(refusal) => Finding::Refused(refusal),
-                },
-                Grant::Attempt(_) => Finding::Nothing,
-            };
-            (grant, finding)
+    pub fn examine(self, authority: &Authority) -> Examined {
+        let Asked { channel, list } = self;
+        let has_paths = list.has_paths();
+        let prepare = |grant: Grant| {
+            let task = task(&grant, authority).unwrap_or_else(Task::Refuse);
+            (grant, task)
         };
-        let grants: Vec<_> = self.list.grants.into_iter().map(look).collect();
-        Looked {
-            channel: self.channel,
-            identity: self.list.identity,
-            needed: needed_capabilities(&grants, authority),
-            grants,
+        let tasks = list.grants.into_iter().map(prepare).collect();
+        let unused = Unused::new(tasks, list.escapes);
+        Examined {
+            channel,
+            identity: list.identity,
+            has_paths,
+            needed: needed_capabilities(&unused, authority),
+            unused,
         }
     }
 }
 
-fn needed_capabilities(grants: &[(Grant, Finding)], authority: &Authority) -> Vec<Capability> {
-    let ports = grants.iter().any(|one| match one {
-        (Grant::Port { port, .. }, Finding::Nothing) => authority.is_needed_for(*port),
-        (Grant::Port { .. } | Grant::Path(_) | Grant::Attempt(_), _) => false,
-    });
-    [
-        (ports, Capability::CAP_NET_BIND_SERVICE),
-        (work(grants).owners, Capability::CAP_CHOWN),
-    ]
-    .into_iter()
-    .filter_map(|(needed, capability)| needed.then_some(capability))
-    .collect()
+fn task(grant: &Grant, authority: &Authority) -> Result<Task, Refusal> {
+    match grant {
+        Grant::Port {
+            transport, port, ..
+        } => {
+            authority.check(*transport, *port)?;
+            Ok(Task::Port(*transport, *port))
+        }
+        // Only root may ask for it: the next phase ends the process, and nothing is touched before.
+        Grant::Path(_) if !geteuid().is_root() => Err(Errno::EPERM.into()),
+        Grant::Path(file) => {
+            let path = Path::new(&file.path);
+            let directory = path.parent().unwrap_or(path);
+            let directory = open_directory(directory, &Trust::ROOT).map_err(Refusal::Untrusted)?;
+            let place = Place::examine(RootDirectory(directory), path)?;
+            Ok(Task::Path(Box::new(place), file.clone()))
+        }
+    }
 }
 
-fn place(path: &Path) -> Result<Place, Refusal> {
-    let directory = path.parent().unwrap_or(path);
-    let directory = open_directory(directory, &Trust::ROOT)
-        .map_err(|untrusted| Refusal::Because(untrusted.to_string()))?;
-    Place::examine(Directory::OfRoot(directory), path)
+fn needed_capabilities(unused: &Unused<Task>, authority: &Authority) -> Vec<Capability> {
+    let mut needed = Vec::new();
+    let is_privileged = |task: &Task| match task {
+        Task::Port(_, port) => authority.is_needed_for(*port),
+        Task::Path(..) | Task::Refuse(_) => false,
+    };
+    if unused.prepared().any(is_privileged) {
+        needed.push(Capability::CAP_NET_BIND_SERVICE);
+    }
+    if work(unused).owners {
+        needed.push(Capability::CAP_CHOWN);
+    }
+    needed
 }
 
-impl Looked {
-    /// For ports, root becomes the user and keeps the right to bind low ones; for paths, it stays root by number,
+impl Examined {
+    /// For ports, root becomes the user and retains the right to bind low ones; for paths, it stays root by number,
     /// because only root may write in their directories. One process does one of the two.
     pub fn drop_privileges(self) -> Result<Dropped, String> {
         // A launcher without the right to bind low ports can still have high ones.
-        let keep = privileges::available(&self.needed).map_err(|error| error.to_string())?;
-        let is_path = |(grant, _): &(Grant, Finding)| matches!(grant, Grant::Path(_));
-        let paths = self.grants.iter().any(is_path);
-        let dropped = match (&self.identity, geteuid().is_root()) {
-            (None, false) if !paths => privileges::keep_only(&keep),
-            (Some(_), true) if paths => privileges::stay_root_with(&keep).map(drop),
-            (Some(identity), true) => privileges::become_user(identity, &keep).map(drop),
+        let retained = privileges::available(&self.needed)?;
+        match (&self.identity, geteuid().is_root()) {
+            (None, false) if !self.has_paths => privileges::retain_only(&retained),
+            (Some(_), true) if self.has_paths => privileges::stay_root_with(&retained).map(drop),
+            (Some(identity), true) => privileges::become_user(identity, &retained).map(drop),
             (None, true) => return Err("root asked for sockets without a user to become".into()),
             (_, false) => return Err("an ordinary user asked for what only root can do".into()),
-        };
-        dropped.map_err(|error| error.to_string())?;
+        }?;
         // The change of user may have undone it.
-        privileges::become_undumpable().map_err(|error| error.to_string())?;
+        privileges::become_undumpable()?;
         Ok(Dropped {
             channel: self.channel,
-            grants: self.grants,
+            unused: self.unused,
         })
     }
 }
@@ -170,53 +173,37 @@ impl Dropped {
     /// Takes away what the capabilities and the user still leave, and tells the supervisor what this kernel has of that.
     pub fn confine(self) -> Result<Confined, String> {
         let parent = getppid();
-        let (confinement, narrower) = sandbox::confine(&work(&self.grants))?;
+        let (confinement, narrower) = sandbox::confine(&work(&self.unused))?;
         // Where the supervisor is gone by now, the next phase finds that out.
         drop(self.channel.send(&Reply::Confined(confinement), &[]));
         Ok(Confined {
             channel: self.channel,
-            unused: Unused::new(self.grants),
+            unused: self.unused,
             narrower,
             parent,
         })
     }
 }
 
-/// What the grants need that will be used: those that are refused need nothing.
-fn work(grants: &[(Grant, Finding)]) -> Work<'_> {
+/// What the sandbox must leave for the tasks.
+fn work(unused: &Unused<Task>) -> Work<'_> {
     let mut work = Work::default();
-    for (grant, finding) in grants {
-        match (grant, finding) {
-            (
-                Grant::Port {
-                    transport: Transport::Tcp,
-                    port,
-                    ..
-                },
-                Finding::Nothing,
-            ) => work.tcp_ports.push(*port),
-            (
-                Grant::Port {
-                    transport: Transport::Udp,
-                    ..
-                },
-                Finding::Nothing,
-            ) => work.udp = true,
-            (Grant::Path(file), Finding::Place(place)) => {
+    for task in unused.prepared() {
+        match task {
+            Task::Port(Transport::Tcp, port) => work.tcp_ports.push(*port),
+            Task::Port(Transport::Udp, _) => work.udp = true,
+            Task::Path(place, file) => {
                 work.directories.push(place.directory());
                 work.owners |= file.uid.is_some() || file.gid.is_some();
             }
-            (
-                Grant::Port { .. } | Grant::Path(_) | Grant::Attempt(_),
-                Finding::Nothing | Finding::Refused(_) | Finding::Place(_),
-            ) => {}
+            Task::Refuse(_) => {}
         }
     }
     work
 }
 
 impl Confined {
-    /// Answers requests until the last grant is used, one is refused, or the channel is closed.
+    /// Answers requests until the list is used up, an ask is refused, or the channel is closed.
     pub fn serve(mut self) -> Result<Served, String> {
         let mut files = Vec::new();
         let result = self.answer_all(&mut files);
@@ -224,104 +211,102 @@ impl Confined {
             channel: self.channel,
             files,
         };
-        match result {
-            Ok(()) => Ok(served),
-            Err(cause) => {
-                served.remove_files();
-                Err(cause)
-            }
+        if result.is_err() {
+            served.remove_files();
         }
+        result.map(|()| served)
     }
 
-    fn answer_all(&mut self, files: &mut Vec<MadeFile>) -> Result<(), String> {
+    fn answer_all(&mut self, files: &mut Vec<MadeFile<RootDirectory>>) -> Result<(), String> {
         while !self.unused.is_empty() {
-            let Some(request) = self.channel.receive().map_err(in_words)? else {
+            let Some(request) = self.channel.receive()? else {
                 return Ok(());
             };
-            let mut batch = Batch::default();
-            for (number, ask) in (0..).zip(self.unused.asks(request)?) {
-                if let Err(refusal) = self.fulfil(number, ask, &mut batch, files)? {
-                    return self.refuse(number, refusal, files);
+            match self.unused.order(request)? {
+                Order::Bind(granted) => match make_all(granted, files) {
+                    Ok(batch) => {
+                        self.give_up_rest_if_done()?;
+                        self.answer_with(batch)?;
+                    }
+                    Err(refused) => {
+                        // The last answer: what was made so far is not used.
+                        files.drain(..).for_each(|file| file.remove());
+                        return self.channel.send(&refused, &[]);
+                    }
+                },
+                Order::TryEscape(escape) => {
+                    self.give_up_rest_if_done()?;
+                    self.try_escape(escape)?;
                 }
             }
-            if self.unused.is_empty() {
-                // Before the last answer, so that no worker can start while anything is left that is not needed.
-                privileges::give_up_rest().map_err(|error| error.to_string())?;
-                if let Some(narrower) = self.narrower.take() {
-                    narrower.confine()?;
-                }
-            }
-            if let Some((number, attempt)) = batch.attempt
-                && let Err(errno) = attempt::make(attempt, self.parent)
-            {
-                return self.refuse(number, errno.into(), files);
-            }
-            let descriptors: Vec<_> = batch.sockets.iter().map(AsFd::as_fd).collect();
-            let bound = Reply::Bound {
-                replaced: batch.replaced,
-            };
-            self.channel.send(&bound, &descriptors).map_err(in_words)?;
         }
         Ok(())
     }
 
-    /// The last answer: what was made so far is not used.
-    fn refuse(
-        &mut self,
-        ask: u32,
-        refusal: Refusal,
-        files: &mut Vec<MadeFile>,
-    ) -> Result<(), String> {
-        files.drain(..).for_each(|file| file.remove());
-        self.channel
-            .send(&Reply::Refused { ask, refusal }, &[])
-            .map_err(in_words)
+    /// Before the last answer, so that no worker can start while anything is left that is not needed; and before the last
+    /// escape, which is to find what a binder is that has done its work.
+    fn give_up_rest_if_done(&mut self) -> Result<(), String> {
+        if !self.unused.is_empty() {
+            return Ok(());
+        }
+        privileges::give_up_rest()?;
+        self.narrower.take().map_or(Ok(()), Narrower::confine)
     }
 
-    /// One ask: an answer for the supervisor inside, or the reason to end at once outside.
-    fn fulfil(
-        &mut self,
-        number: u32,
-        ask: Ask,
-        batch: &mut Batch,
-        files: &mut Vec<MadeFile>,
-    ) -> Result<Result<(), Refusal>, String> {
-        match (self.unused.take(&ask)?, ask) {
-            ((_, Finding::Refused(refusal)), _) => return Ok(Err(refusal)),
-            ((Grant::Port { transport, .. }, Finding::Nothing), Ask::Port { address, .. }) => {
-                match listener::bind(transport, address) {
-                    Ok(socket) => batch.sockets.push(socket),
-                    Err(errno) => return Ok(Err(errno.into())),
-                }
+    fn answer_with(&self, batch: Batch) -> Result<(), String> {
+        let descriptors: Vec<_> = batch.sockets.iter().map(AsFd::as_fd).collect();
+        let replaced = batch.replaced;
+        self.channel.send(&Reply::Bound { replaced }, &descriptors)
+    }
+
+    fn try_escape(&self, escape: Escape) -> Result<(), String> {
+        let outcome = escape::attempt(escape, self.parent);
+        let errno = outcome.err().map(|errno| errno as i32);
+        self.channel.send(&Reply::EscapeTried { errno }, &[])
+    }
+}
+
+/// Makes the sockets of one request; where one cannot be made, the answer that says so.
+fn make_all(
+    granted: Vec<(Ask, Task)>,
+    files: &mut Vec<MadeFile<RootDirectory>>,
+) -> Result<Batch, Reply> {
+    let mut batch = Batch::default();
+    for (number, (ask, task)) in (0..).zip(granted) {
+        match make(ask, task) {
+            Ok(Socket::Inet(socket)) => batch.sockets.push(socket),
+            Ok(Socket::Unix(made)) => {
+                batch.sockets.push(made.socket);
+                batch.replaced.extend(made.replaced.then_some(number));
+                files.push(made.file);
             }
-            ((Grant::Path(wanted), Finding::Place(place)), Ask::Path { .. }) => {
-                match place.bind(wanted.mode, wanted.uid, wanted.gid) {
-                    Ok(Made {
-                        socket,
-                        file,
-                        replaced,
-                    }) => {
-                        batch.sockets.push(socket);
-                        files.push(file);
-                        batch.replaced.extend(replaced.then_some(number));
-                    }
-                    Err(refusal) => return Ok(Err(refusal)),
-                }
+            Err(refusal) => {
+                let ask = number;
+                return Err(Reply::Refused { ask, refusal });
             }
-            ((Grant::Attempt(attempt), Finding::Nothing), Ask::Attempt { .. }) => {
-                if batch.attempt.replace((number, attempt)).is_some() {
-                    return Err("two attempts in one request".into());
-                }
-            }
-            (
-                (
-                    Grant::Port { .. } | Grant::Path(_) | Grant::Attempt(_),
-                    Finding::Nothing | Finding::Place(_),
-                ),
-                Ask::Port { .. } | Ask::Path { .. } | Ask::Attempt { .. },
-            ) => return Err("a grant was prepared for something else".into()),
         }
-        Ok(Ok(()))
+    }
+    Ok(batch)
+}
+
+enum Socket {
+    Inet(OwnedFd),
+    Unix(Made<RootDirectory>),
+}
+
+fn make(ask: Ask, task: Task) -> Result<Socket, Refusal> {
+    match (ask, task) {
+        (Ask::Port { address, .. }, Task::Port(transport, _)) => {
+            Ok(Socket::Inet(listener::bind(transport, address)?))
+        }
+        (Ask::Path { .. }, Task::Path(place, file)) => {
+            Ok(Socket::Unix(place.bind(file.mode, file.uid, file.gid)?))
+        }
+        (_, Task::Refuse(refusal)) => Err(refusal),
+        // The list allows no such ask.
+        (Ask::Port { .. }, Task::Path(..)) | (Ask::Path { .. }, Task::Port(..)) => {
+            Err(Errno::EINVAL.into())
+        }
     }
 }
 
@@ -339,8 +324,4 @@ impl Served {
     fn remove_files(&self) {
         self.files.iter().for_each(MadeFile::remove);
     }
-}
-
-fn in_words(error: ChannelError) -> String {
-    error.to_string()
 }

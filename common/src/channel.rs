@@ -2,7 +2,6 @@
 //!
 //! It judges shape only (size, truncation, number of descriptors); what a message means is the receiver's matter.
 
-use std::fmt;
 use std::io::{IoSlice, IoSliceMut};
 use std::marker::PhantomData;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
@@ -26,25 +25,13 @@ pub struct Channel<Send, Receive> {
     kinds: PhantomData<fn(Send) -> Receive>,
 }
 
-/// What was wrong on the channel; after any of these it is of no use any more.
-#[derive(Debug, PartialEq, Eq)]
-pub struct ChannelError(String);
-
-impl fmt::Display for ChannelError {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(&self.0)
-    }
-}
-
-impl std::error::Error for ChannelError {}
-
-fn failed(what: &str) -> impl Fn(Errno) -> ChannelError + '_ {
-    move |errno| ChannelError(format!("cannot {what}: {}", errno.desc()))
+fn failed(what: &str) -> impl Fn(Errno) -> String + '_ {
+    move |errno| format!("cannot {what}: {}", errno.desc())
 }
 
 impl<Send: Serialize, Receive: DeserializeOwned> Channel<Send, Receive> {
     /// One end, and the socket of the other, both close-on-exec.
-    pub fn pair() -> Result<(Self, OwnedFd), ChannelError> {
+    pub fn pair() -> Result<(Self, OwnedFd), String> {
         let (ours, theirs) = socketpair(
             AddressFamily::Unix,
             SockType::SeqPacket,
@@ -65,7 +52,7 @@ impl<Send: Serialize, Receive: DeserializeOwned> Channel<Send, Receive> {
     ///
     /// # Errors
     /// When the descriptor is anything but a unix SEQPACKET socket without a name.
-    pub fn from_socket(socket: OwnedFd) -> Result<Self, ChannelError> {
+    pub fn from_socket(socket: OwnedFd) -> Result<Self, String> {
         let kind = getsockopt(&socket, sockopt::SockType);
         let name = getsockname::<UnixAddr>(socket.as_raw_fd());
         match (kind, name) {
@@ -77,15 +64,13 @@ impl<Send: Serialize, Receive: DeserializeOwned> Channel<Send, Receive> {
                     kinds: PhantomData,
                 })
             }
-            _ => Err(ChannelError(
-                "the channel is not a SEQPACKET socket pair".into(),
-            )),
+            _ => Err("the channel is not a SEQPACKET socket pair".into()),
         }
     }
 
     /// Sends one message with its descriptors, which stay open here.
-    pub fn send(&self, message: &Send, descriptors: &[BorrowedFd<'_>]) -> Result<(), ChannelError> {
-        let datagram = wire::encode(message).map_err(|error| ChannelError(error.to_string()))?;
+    pub fn send(&self, message: &Send, descriptors: &[BorrowedFd<'_>]) -> Result<(), String> {
+        let datagram = wire::encode(message)?;
         let raw: Vec<RawFd> = descriptors.iter().map(AsRawFd::as_raw_fd).collect();
         let rights = [ControlMessage::ScmRights(&raw)];
         let control: &[ControlMessage<'_>] = if raw.is_empty() { &[] } else { &rights };
@@ -119,21 +104,19 @@ impl<Send: Serialize, Receive: DeserializeOwned> Channel<Send, Receive> {
     ///
     /// Descriptors that come all the same are never installed here, because there is no room for them, and the
     /// message is refused.
-    pub fn receive(&self) -> Result<Option<Receive>, ChannelError> {
+    pub fn receive(&self) -> Result<Option<Receive>, String> {
         Ok(self.receive_datagram(None)?.map(|(message, _)| message))
     }
 
     /// Waits for one message and its descriptors, all close-on-exec; `None` when the other end is closed.
-    pub fn receive_with_descriptors(
-        &self,
-    ) -> Result<Option<(Receive, Vec<OwnedFd>)>, ChannelError> {
+    pub fn receive_with_descriptors(&self) -> Result<Option<(Receive, Vec<OwnedFd>)>, String> {
         self.receive_datagram(Some(cmsg_space!([RawFd; MOST_DESCRIPTORS])))
     }
 
     fn receive_datagram(
         &self,
         mut control: Option<Vec<u8>>,
-    ) -> Result<Option<(Receive, Vec<OwnedFd>)>, ChannelError> {
+    ) -> Result<Option<(Receive, Vec<OwnedFd>)>, String> {
         let mut datagram = vec![0; wire::LARGEST];
         let mut buffers = [IoSliceMut::new(&mut datagram)];
         let (length, flags, descriptors) = {
@@ -169,21 +152,18 @@ impl<Send: Serialize, Receive: DeserializeOwned> Channel<Send, Receive> {
             }
         };
         if flags.contains(MsgFlags::MSG_CTRUNC) {
-            return Err(ChannelError(
-                "more descriptors came than expected or than this process may open".into(),
-            ));
+            return Err("more descriptors came than expected or than this process may open".into());
         }
         if flags.contains(MsgFlags::MSG_TRUNC) {
-            return Err(ChannelError(format!(
+            return Err(format!(
                 "a message is over the limit of {} bytes",
                 wire::LARGEST
-            )));
+            ));
         }
         if length == 0 {
             return Ok(None);
         }
-        let message =
-            wire::decode(&datagram[..length]).map_err(|error| ChannelError(error.to_string()))?;
+        let message = wire::decode(&datagram[..length])?;
         Ok(Some((message, descriptors)))
     }
 }

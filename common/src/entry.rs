@@ -1,42 +1,26 @@
 //! A name in a directory where others can write as well: it is taken from the file that it was given to, and from
-//! nothing else that has come there meanwhile.
+//! nothing else that has appeared there meanwhile. The binder works in no such directory.
 //!
 //! Linux knows no such call. unlink(2) and rename(2) take whatever has the name in that moment, which another process
-//! may have put there after the last look. So what has the name is moved aside or exchanged in one step (rename(2),
-//! `RENAME_NOREPLACE` and `RENAME_EXCHANGE`), looked at where nobody else expects it, and put back if it is foreign.
-//! Where a file system cannot do that, the last look is what counts.
+//! may have put there after the last check. So what has the name is moved aside or exchanged in one step (rename(2),
+//! `RENAME_NOREPLACE` and `RENAME_EXCHANGE`), examined where nobody else expects it, and put back if it is foreign.
+//! Where a file system cannot do that, the last check is what counts.
 //!
 //! `directory` is a directory or `AT_FDCWD`, `name` a name in it or a path from there.
 
 use std::ffi::{OsStr, OsString};
 use std::os::fd::AsFd;
 
-use nix::NixPath;
 use nix::errno::Errno;
-use nix::fcntl::{AtFlags, RenameFlags, renameat, renameat2};
-use nix::sys::stat::{FileStat, fstat, fstatat};
+use nix::fcntl::{RenameFlags, renameat, renameat2};
+use nix::sys::stat::{FileStat, fstat};
 use nix::unistd::{UnlinkatFlags, unlinkat};
+
+use crate::stat::find;
+pub use crate::stat::same_file;
 
 /// As often as somebody may be faster than we are, and as many names as may be taken already.
 const MOST_TRIES: u32 = 100;
-
-/// What has this name, without following it; `None` where nothing has it.
-///
-/// # Errors
-/// As fstatat(2).
-pub fn look<P: ?Sized + NixPath>(directory: impl AsFd, name: &P) -> nix::Result<Option<FileStat>> {
-    match fstatat(directory, name, AtFlags::AT_SYMLINK_NOFOLLOW) {
-        Ok(stat) => Ok(Some(stat)),
-        Err(Errno::ENOENT) => Ok(None),
-        Err(errno) => Err(errno),
-    }
-}
-
-/// Whether both are the same file. It must be held open: the number of an inode that is gone is given to the next file.
-#[must_use]
-pub fn same_file(one: &FileStat, other: &FileStat) -> bool {
-    (one.st_dev, one.st_ino) == (other.st_dev, other.st_ino)
-}
 
 /// A name beside `name` that nobody else expects.
 #[must_use]
@@ -53,7 +37,7 @@ pub fn beside(name: &OsStr, attempt: u32) -> OsString {
 pub fn remove(directory: impl AsFd, name: &OsStr, file: impl AsFd) -> nix::Result<bool> {
     let ours = fstat(file)?;
     let is_ours = |name: &OsStr| -> nix::Result<bool> {
-        Ok(look(&directory, name)?.is_some_and(|there| same_file(&there, &ours)))
+        Ok(find(&directory, name)?.is_some_and(|there| same_file(&there, &ours)))
     };
     let unlink = |name: &OsStr| unlinkat(&directory, name, UnlinkatFlags::NoRemoveDir);
     if !is_ours(name)? {
@@ -95,7 +79,7 @@ pub fn replace(
     };
     let may_go = |there: Option<FileStat>| there.is_none_or(|there| may_go(&there));
     for _ in 0..MOST_TRIES {
-        let there = look(&directory, name)?;
+        let there = find(&directory, name)?;
         let is_free = there.is_none();
         if !may_go(there) {
             return Ok(false);
@@ -106,11 +90,11 @@ pub fn replace(
         };
         match renamed {
             Ok(()) if is_free => return Ok(true),
-            Ok(()) if may_go(look(&directory, draft)?) => {
+            Ok(()) if may_go(find(&directory, draft)?) => {
                 return unlinkat(&directory, draft, UnlinkatFlags::NoRemoveDir).map(|()| true);
             }
             Ok(()) => return exchange().map(|()| false),
-            // Something came there, or went, after the look.
+            // Something has appeared there, or is gone, since the check.
             Err(Errno::EEXIST | Errno::ENOENT) => {}
             Err(errno) if is_unknown_here(errno) => {
                 return renameat(&directory, draft, &directory, name).map(|()| true);
@@ -234,14 +218,14 @@ mod tests {
     }
 
     #[test]
-    fn what_comes_between_the_look_and_the_exchange_is_put_back() {
+    fn what_appears_between_the_check_and_the_exchange_is_put_back() {
         let folder = Folder::new("exchange");
         let (ours, _draft) = (folder.put("name", "ours"), folder.put("draft", "draft"));
         let ours = fstat(&ours).unwrap();
         let swapped = std::cell::Cell::new(false);
         let may_go = |there: &FileStat| {
             let goes = same_file(there, &ours);
-            // After the look that it answers.
+            // After the check that it answers.
             if !swapped.replace(true) {
                 fs::rename(folder.0.join("name"), folder.0.join("was there")).unwrap();
                 folder.put("name", "foreign");

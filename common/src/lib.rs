@@ -18,6 +18,8 @@ pub mod privileges;
 #[cfg(feature = "boundary")]
 pub mod signals;
 #[cfg(feature = "boundary")]
+pub mod stat;
+#[cfg(feature = "boundary")]
 pub mod trusted_path;
 #[cfg(feature = "boundary")]
 pub mod unix_socket;

@@ -2,18 +2,29 @@
 //!
 //! The order is `Allow` (while the sender is still privileged; the last one seals the list), then `Confined` from the
 //! binder, then `Bind` with an answer each. What `Allow` did not list cannot even be named in `Bind`: an ask is an index
-//! into that list.
+//! into that list. In a self-test, and only there, the list also names what the binder is to try (`Escape`).
+//!
+//! What went wrong is a variant, never a sentence: the words are start_server's.
 
+use std::ffi::OsString;
 use std::net::IpAddr;
-use std::path::PathBuf;
 
+use nix::errno::Errno;
 use serde::{Deserialize, Serialize};
+
+use crate::trusted_path::{Distrust, Untrusted};
 
 /// The most descriptors that the kernel passes in one message (`SCM_MAX_FD`, unix(7)); a `Bind` holds no more asks.
 pub const MOST_DESCRIPTORS: usize = 253;
 
 /// The most grants that one `Allow` carries; more are sent in several.
 pub const MOST_GRANTS: usize = 256;
+
+/// The policy: which low ports an ordinary user may have, where the binder's file has a capability.
+pub const POLICY_FILE: &str = "/etc/start_server/binder.conf";
+
+/// The largest policy file that is read, in bytes.
+pub const LARGEST_POLICY: usize = 64 * 1024;
 
 /// The kinds of inet sockets that can be asked for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
@@ -44,8 +55,8 @@ pub struct Identity {
 /// A unix socket to be made in a directory that only root can write.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct SocketFile {
-    /// Absolute.
-    pub path: PathBuf,
+    /// An absolute path. No `PathBuf`, because serde refuses one that is not UTF-8.
+    pub path: OsString,
     /// Permission bits, 0 to 0o777.
     pub mode: u32,
     pub uid: Option<u32>,
@@ -62,12 +73,11 @@ pub enum Grant {
         ip: Option<IpAddr>,
     },
     Path(SocketFile),
-    Attempt(Attempt),
 }
 
 /// Something that the binder must not be able to do. It tries to, once, where a self-test has put this into the list.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-pub enum Attempt {
+pub enum Escape {
     /// setresuid(2) to 0.
     BecomeRoot,
     /// capset(2) with every capability.
@@ -96,6 +106,8 @@ pub struct Allow {
     /// Whom to become; `None` when there is nothing to drop.
     pub identity: Option<Identity>,
     pub grants: Vec<Grant>,
+    /// What the binder is to try when it is told to, each once; empty but in a self-test.
+    pub escapes: Vec<Escape>,
     /// Another `Allow` follows; without it the list is sealed.
     pub more: bool,
 }
@@ -105,7 +117,6 @@ pub struct Allow {
 pub enum Ask {
     Port { grant: u32, address: Address },
     Path { grant: u32 },
-    Attempt { grant: u32 },
 }
 
 /// Everything that start_server sends.
@@ -114,6 +125,8 @@ pub enum Request {
     Allow(Allow),
     /// At most [`MOST_DESCRIPTORS`] asks; answered by one [`Reply`].
     Bind(Vec<Ask>),
+    /// One escape of the list; answered by [`Reply::EscapeTried`], if the sandbox does not end the binder for it.
+    TryEscape(Escape),
 }
 
 /// What the kernel enforces on the binder from now on, beside its user and its capabilities.
@@ -130,7 +143,7 @@ impl Confinement {
     /// abstract sockets since 6.
     pub const LANDLOCK: u8 = 6;
 
-    /// Whether nothing lacks.
+    /// Whether nothing is missing.
     pub fn is_whole(&self) -> bool {
         self.seccomp && self.landlock >= Self::LANDLOCK
     }
@@ -146,8 +159,10 @@ pub enum Reply {
         /// The asks whose path held a socket that nobody served any more, and that was replaced.
         replaced: Vec<u32>,
     },
-    /// This ask could not be fulfilled, and no descriptor is passed; the binder ends. The answer to a failed attempt.
+    /// This ask could not be fulfilled, and no descriptor is passed; the binder ends.
     Refused { ask: u32, refusal: Refusal },
+    /// The escape failed with this errno; with none it has succeeded.
+    EscapeTried { errno: Option<i32> },
 }
 
 /// Why an ask could not be fulfilled.
@@ -155,6 +170,63 @@ pub enum Reply {
 pub enum Refusal {
     /// The kernel said no, with this errno.
     Errno(i32),
-    /// The binder said no: the cause in words.
-    Because(String),
+    /// The path ends like that of a directory.
+    NamesDirectory,
+    /// Something is there that is not a socket: its type, as the bits `S_IFMT` of a mode (inode(7)).
+    NotASocket { file_type: u32 },
+    /// What is there is not what was there a moment before.
+    Changing,
+    /// A server listens on the socket there.
+    Served,
+    /// connect(2) has failed with this errno, which does not tell whether a server listens there.
+    MaybeServed(i32),
+    /// During the start something else has taken the place of the socket.
+    Replaced,
+    /// Somebody whom root does not trust could change what the path leads to.
+    Untrusted(Untrusted),
+    /// The policy does not allow this port to whoever asks.
+    NotAllowed,
+    /// The policy grants nothing to anybody.
+    BadPolicy(BadPolicy),
+}
+
+/// Why the policy grants nothing to anybody.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub enum BadPolicy {
+    /// Its directory.
+    Untrusted(Untrusted),
+    /// The file.
+    Distrusted(Distrust),
+    /// open(2) has failed with this errno.
+    Unopened(i32),
+    /// read(2) or fstat(2) has failed with this errno.
+    Unread(i32),
+    NotARegularFile,
+    /// More than [`LARGEST_POLICY`].
+    TooLarge,
+    NotUtf8,
+    /// A line, counted from 1, is not understood.
+    Line {
+        number: u32,
+        fault: LineFault,
+    },
+}
+
+/// What is wrong with a line of the policy.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub enum LineFault {
+    /// It has not four words.
+    Words,
+    /// The first one is neither `user` nor `group`.
+    Kind,
+    /// The third one is neither `tcp` nor `udp`.
+    Transport,
+    /// The fourth one is not a list of ports.
+    Ports,
+}
+
+impl From<Errno> for Refusal {
+    fn from(errno: Errno) -> Refusal {
+        Refusal::Errno(errno as i32)
+    }
 }

@@ -1,9 +1,8 @@
 //! Giving up privileges for good, and the proof afterwards.
 //!
 //! Every function here ends in a proof: the state is read back from the kernel, and the way back is tried and must
-//! be closed. A caller that gets an error must end the process: it may be half-way.
-
-use std::fmt;
+//! be closed. A caller that gets an error, which is in words, must end the process: it may
+//! be half-way.
 
 use caps::{CapSet, Capability, CapsHashSet};
 use nix::errno::Errno;
@@ -12,24 +11,12 @@ use nix::unistd::{Gid, Uid, getgroups, getresgid, getresuid, setgroups, setresgi
 
 use crate::message::Identity;
 
-/// What could not be given up, in words.
-#[derive(Debug, PartialEq, Eq)]
-pub struct PrivilegeError(String);
-
-impl fmt::Display for PrivilegeError {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(&self.0)
-    }
+fn cannot(what: &str) -> impl Fn(Errno) -> String + '_ {
+    move |errno| format!("cannot {what}: {}", errno.desc())
 }
 
-impl std::error::Error for PrivilegeError {}
-
-fn cannot(what: &str) -> impl Fn(Errno) -> PrivilegeError + '_ {
-    move |errno| PrivilegeError(format!("cannot {what}: {}", errno.desc()))
-}
-
-fn cannot_set(what: &str) -> impl Fn(caps::errors::CapsError) -> PrivilegeError + '_ {
-    move |error| PrivilegeError(format!("cannot {what}: {error}"))
+fn cannot_set(what: &str) -> impl Fn(caps::errors::CapsError) -> String + '_ {
+    move |error| format!("cannot {what}: {error}")
 }
 
 /// How much of the capability bounding set could be given up.
@@ -41,18 +28,18 @@ pub enum Bounding {
     Kept,
 }
 
-/// From root to `identity`, with no capability but `keep`.
+/// From root to `identity`, with no capability but `retained`.
 ///
 /// The order: the bounding set first, because emptying it takes `CAP_SETPCAP`; groups before the user, because
 /// changing them takes root; the session keyring before the user, because whoever has the user can use its quota of
 /// keys up; the capabilities last, because the change of user clears the effective ones.
-pub fn become_user(identity: &Identity, keep: &[Capability]) -> Result<Bounding, PrivilegeError> {
+pub fn become_user(identity: &Identity, retained: &[Capability]) -> Result<Bounding, String> {
     if identity.uid == 0 {
-        return Err(PrivilegeError("the user to become is root".into()));
+        return Err("the user to become is root".into());
     }
     only_thread()?;
     let bounding = empty_bounding_set()?;
-    if !keep.is_empty() {
+    if !retained.is_empty() {
         prctl::set_keepcaps(true).map_err(cannot("keep capabilities"))?;
     }
     let (uid, gid) = (Uid::from_raw(identity.uid), Gid::from_raw(identity.gid));
@@ -61,21 +48,21 @@ pub fn become_user(identity: &Identity, keep: &[Capability]) -> Result<Bounding,
     setresgid(gid, gid, gid).map_err(cannot("set the group"))?;
     leave_session_keyring().map_err(cannot("leave the session keyring"))?;
     setresuid(uid, uid, uid).map_err(cannot("set the user"))?;
-    confine(keep)?;
+    confine(retained)?;
     prove_identity(uid, gid, &groups)?;
-    prove_capabilities(keep, bounding)?;
+    prove_capabilities(retained, bounding)?;
     // The way back must be closed.
     if setresuid(Uid::from_raw(0), Uid::from_raw(0), Uid::from_raw(0)).is_ok()
         || setgroups(&[]).is_ok()
     {
-        return Err(PrivilegeError("privileges could be regained".into()));
+        return Err("privileges could be regained".into());
     }
     Ok(bounding)
 }
 
-/// Stays root by number, without groups and with no capability but `keep`, and locks that state: no exec and no
+/// Stays root by number, without groups and with no capability but `retained`, and locks that state: no exec and no
 /// change of user gives a capability back.
-pub fn stay_root_with(keep: &[Capability]) -> Result<Bounding, PrivilegeError> {
+pub fn stay_root_with(retained: &[Capability]) -> Result<Bounding, String> {
     only_thread()?;
     let bounding = empty_bounding_set()?;
     // Also a matter of CAP_SETPCAP. Without it no_new_privs is what keeps an exec from giving anything back.
@@ -86,41 +73,41 @@ pub fn stay_root_with(keep: &[Capability]) -> Result<Bounding, PrivilegeError> {
     setgroups(&[]).map_err(cannot("clear the supplementary groups"))?;
     setresgid(gid, gid, gid).map_err(cannot("set the group"))?;
     setresuid(uid, uid, uid).map_err(cannot("set the user"))?;
-    confine(keep)?;
+    confine(retained)?;
     prove_identity(uid, gid, &[])?;
-    prove_capabilities(keep, bounding)?;
+    prove_capabilities(retained, bounding)?;
     Ok(bounding)
 }
 
-/// Gives up every capability but `keep`, where an ordinary user was given some; the user stays.
+/// Gives up every capability but `retained`, where an ordinary user was given some; the user stays.
 ///
 /// Unlike the ways from root it leaves the process able to gain privileges by exec: a worker of an ordinary user
 /// may run setuid programs, as it could without us.
-pub fn keep_only(keep: &[Capability]) -> Result<(), PrivilegeError> {
+pub fn retain_only(retained: &[Capability]) -> Result<(), String> {
     only_thread()?;
-    reduce_to(keep)
+    reduce_to(retained)
 }
 
 /// Gives up the last capabilities, in a process that has done one of the above. It opens nothing: a sandbox lets it.
-pub fn give_up_rest() -> Result<(), PrivilegeError> {
+pub fn give_up_rest() -> Result<(), String> {
     reduce_to(&[])
 }
 
 /// Nobody of the same user may trace this process or read its memory from now on, as long as its user stays the same.
-pub fn become_undumpable() -> Result<(), PrivilegeError> {
+pub fn become_undumpable() -> Result<(), String> {
     prctl::set_dumpable(false).map_err(cannot("become undumpable"))?;
     match prctl::get_dumpable() {
         Ok(false) => Ok(()),
-        _ => Err(PrivilegeError("undumpable did not hold".into())),
+        _ => Err("undumpable did not hold".into()),
     }
 }
 
-fn reduce_to(keep: &[Capability]) -> Result<(), PrivilegeError> {
-    set_capabilities(keep)?;
-    let keep: CapsHashSet = keep.iter().copied().collect();
+fn reduce_to(retained: &[Capability]) -> Result<(), String> {
+    set_capabilities(retained)?;
+    let retained: CapsHashSet = retained.iter().copied().collect();
     for (name, set, allowed) in [
-        ("effective", CapSet::Effective, &keep),
-        ("permitted", CapSet::Permitted, &keep),
+        ("effective", CapSet::Effective, &retained),
+        ("permitted", CapSet::Permitted, &retained),
         ("inheritable", CapSet::Inheritable, &CapsHashSet::new()),
     ] {
         prove_set(name, set, allowed)?;
@@ -129,7 +116,7 @@ fn reduce_to(keep: &[Capability]) -> Result<(), PrivilegeError> {
 }
 
 /// Those of `wanted` that this process has.
-pub fn available(wanted: &[Capability]) -> Result<Vec<Capability>, PrivilegeError> {
+pub fn available(wanted: &[Capability]) -> Result<Vec<Capability>, String> {
     let permitted = permitted()?;
     Ok(wanted
         .iter()
@@ -150,34 +137,34 @@ pub fn were_raised_by_exec() -> bool {
 }
 
 /// The capabilities that this process could use now.
-fn permitted() -> Result<CapsHashSet, PrivilegeError> {
+fn permitted() -> Result<CapsHashSet, String> {
     caps::read(None, CapSet::Permitted).map_err(cannot_set("read the permitted capabilities"))
 }
 
-fn confine(keep: &[Capability]) -> Result<(), PrivilegeError> {
-    set_capabilities(keep)?;
+fn confine(retained: &[Capability]) -> Result<(), String> {
+    set_capabilities(retained)?;
     prctl::set_no_new_privs().map_err(cannot("set no_new_privs"))?;
     match prctl::get_no_new_privs() {
         Ok(true) => become_undumpable(),
-        _ => Err(PrivilegeError("no_new_privs did not hold".into())),
+        _ => Err("no_new_privs did not hold".into()),
     }
 }
 
-fn set_capabilities(keep: &[Capability]) -> Result<(), PrivilegeError> {
-    let kept: CapsHashSet = keep.iter().copied().collect();
+fn set_capabilities(retained: &[Capability]) -> Result<(), String> {
+    let retained: CapsHashSet = retained.iter().copied().collect();
     // Effective before permitted: the other order leaves an effective capability that is not permitted (EPERM).
     caps::clear(None, CapSet::Ambient).map_err(cannot_set("give up capabilities"))?;
     for (set, value) in [
         (CapSet::Inheritable, &CapsHashSet::new()),
-        (CapSet::Effective, &kept),
-        (CapSet::Permitted, &kept),
+        (CapSet::Effective, &retained),
+        (CapSet::Permitted, &retained),
     ] {
         caps::set(None, set, value).map_err(cannot_set("give up capabilities"))?;
     }
     Ok(())
 }
 
-fn prove_identity(uid: Uid, gid: Gid, groups: &[Gid]) -> Result<(), PrivilegeError> {
+fn prove_identity(uid: Uid, gid: Gid, groups: &[Gid]) -> Result<(), String> {
     let users = getresuid().map_err(cannot("read the user"))?;
     let primary = getresgid().map_err(cannot("read the group"))?;
     let mut have = getgroups().map_err(cannot("read the supplementary groups"))?;
@@ -190,49 +177,41 @@ fn prove_identity(uid: Uid, gid: Gid, groups: &[Gid]) -> Result<(), PrivilegeErr
     let groups_hold = [primary.real, primary.effective, primary.saved] == [gid; 3] && have == want;
     match users_hold && groups_hold {
         true => Ok(()),
-        false => Err(PrivilegeError(
-            "the change of user and groups did not hold".into(),
-        )),
+        false => Err("the change of user and groups did not hold".into()),
     }
 }
 
-fn prove_capabilities(keep: &[Capability], bounding: Bounding) -> Result<(), PrivilegeError> {
-    let keep: CapsHashSet = keep.iter().copied().collect();
+fn prove_capabilities(retained: &[Capability], bounding: Bounding) -> Result<(), String> {
+    let retained: CapsHashSet = retained.iter().copied().collect();
     let none = CapsHashSet::new();
-    prove_set("effective", CapSet::Effective, &keep)?;
-    prove_set("permitted", CapSet::Permitted, &keep)?;
+    prove_set("effective", CapSet::Effective, &retained)?;
+    prove_set("permitted", CapSet::Permitted, &retained)?;
     // With it the ambient set is empty as well: the kernel keeps that within the inheritable one (capabilities(7)).
     prove_set("inheritable", CapSet::Inheritable, &none)?;
     if bounding == Bounding::Empty && capability_numbers().any(bounding_set_has) {
-        return Err(PrivilegeError(
-            "the bounding set did not become empty".into(),
-        ));
+        return Err("the bounding set did not become empty".into());
     }
     Ok(())
 }
 
-fn prove_set(name: &str, set: CapSet, allowed: &CapsHashSet) -> Result<(), PrivilegeError> {
+fn prove_set(name: &str, set: CapSet, allowed: &CapsHashSet) -> Result<(), String> {
     let have = caps::read(None, set).map_err(cannot_set("read capabilities"))?;
     match have == *allowed {
         true => Ok(()),
-        false => Err(PrivilegeError(format!(
-            "the {name} capabilities did not hold"
-        ))),
+        false => Err(format!("the {name} capabilities did not hold")),
     }
 }
 
 /// set*id acts on all threads of a process, but capabilities and prctl on the calling one alone.
-fn only_thread() -> Result<(), PrivilegeError> {
+fn only_thread() -> Result<(), String> {
     let threads = std::fs::read_dir("/proc/self/task")
-        .map_err(|error| {
-            PrivilegeError(format!("cannot count threads in /proc/self/task: {error}"))
-        })?
+        .map_err(|error| format!("cannot count threads in /proc/self/task: {error}"))?
         .count();
     match threads {
         1 => Ok(()),
-        _ => Err(PrivilegeError(format!(
+        _ => Err(format!(
             "there are {threads} threads, and only one would drop its privileges"
-        ))),
+        )),
     }
 }
 
@@ -241,7 +220,7 @@ fn capability_numbers() -> impl Iterator<Item = libc::c_ulong> {
     0..=63
 }
 
-fn empty_bounding_set() -> Result<Bounding, PrivilegeError> {
+fn empty_bounding_set() -> Result<Bounding, String> {
     let can = caps::has_cap(None, CapSet::Effective, Capability::CAP_SETPCAP)
         .map_err(cannot_set("read the effective capabilities"))?;
     if !can {
@@ -292,18 +271,21 @@ fn drop_from_bounding_set(number: libc::c_ulong) -> nix::Result<()> {
 }
 
 /// Root's number means nothing any more, and nothing can change that (capabilities(7), "securebits").
-#[expect(unsafe_code, reason = "neither nix nor caps sets securebits")]
-fn lock_securebits() -> Result<(), PrivilegeError> {
-    const SECURE: libc::c_ulong = (libc::SECBIT_NOROOT
+#[expect(unsafe_code, reason = "neither nix nor caps knows securebits")]
+fn lock_securebits() -> Result<(), String> {
+    const SECURE: libc::c_int = libc::SECBIT_NOROOT
         | libc::SECBIT_NOROOT_LOCKED
         | libc::SECBIT_NO_SETUID_FIXUP
         | libc::SECBIT_NO_SETUID_FIXUP_LOCKED
         | libc::SECBIT_KEEP_CAPS_LOCKED
         | libc::SECBIT_NO_CAP_AMBIENT_RAISE
-        | libc::SECBIT_NO_CAP_AMBIENT_RAISE_LOCKED)
-        as libc::c_ulong;
+        | libc::SECBIT_NO_CAP_AMBIENT_RAISE_LOCKED;
     // SAFETY: PR_SET_SECUREBITS takes a number only and touches no memory of ours.
-    Errno::result(unsafe { libc::prctl(libc::PR_SET_SECUREBITS, SECURE, 0, 0, 0) })
-        .map(drop)
-        .map_err(cannot("lock the securebits"))
+    let locked = unsafe { libc::prctl(libc::PR_SET_SECUREBITS, SECURE as libc::c_ulong, 0, 0, 0) };
+    Errno::result(locked).map_err(cannot("lock the securebits"))?;
+    // SAFETY: PR_GET_SECUREBITS takes nothing and touches no memory of ours.
+    match unsafe { libc::prctl(libc::PR_GET_SECUREBITS, 0, 0, 0, 0) } {
+        SECURE => Ok(()),
+        _ => Err("the locked securebits did not hold".into()),
+    }
 }

@@ -1,11 +1,10 @@
 //! Opening a directory only where nobody untrusted can change what its path leads to.
 //!
-//! The path is walked one component at a time and each is judged by its open descriptor, so that nothing can be
-//! swapped between the look and the use.
+//! The path is walked one component at a time and each is checked by its open descriptor, so that nothing can be
+//! swapped between the check and the use.
 
 use std::collections::VecDeque;
 use std::ffi::{OsStr, OsString};
-use std::fmt;
 use std::os::fd::OwnedFd;
 use std::path::{Component, Path, PathBuf};
 
@@ -13,6 +12,9 @@ use nix::errno::Errno;
 use nix::fcntl::{OFlag, open, openat, readlinkat};
 use nix::sys::stat::{FileStat, Mode, SFlag, fstat};
 use nix::sys::statfs::{FUSE_SUPER_MAGIC, fstatfs};
+use serde::{Deserialize, Serialize};
+
+use crate::stat::has_type;
 
 /// As many symbolic links as the kernel follows in one path (path_resolution(7)).
 const MOST_LINKS: u32 = 40;
@@ -38,12 +40,13 @@ impl Trust {
     }
 
     /// The reason against a file or directory, if there is one.
-    pub fn objection(&self, stat: &FileStat) -> Option<&'static str> {
-        let sticky = self.sticky && is(stat, SFlag::S_IFDIR) && stat.st_mode & libc::S_ISVTX != 0;
+    pub fn objection(&self, stat: &FileStat) -> Option<Distrust> {
+        let sticky =
+            self.sticky && has_type(stat, SFlag::S_IFDIR) && stat.st_mode & libc::S_ISVTX != 0;
         if !self.owner_is_trusted(stat) {
-            Some("belongs to an ordinary user")
+            Some(Distrust::OwnedByUser)
         } else if stat.st_mode & 0o022 != 0 && !sticky {
-            Some("can be written by others than its owner")
+            Some(Distrust::WritableByOthers)
         } else {
             None
         }
@@ -51,90 +54,97 @@ impl Trust {
 }
 
 /// Why a path is not trusted or cannot be opened: which part of it, and what about it.
-#[derive(Debug, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Untrusted {
-    pub at: PathBuf,
-    pub cause: String,
+    /// No `PathBuf`, because serde refuses one that is not UTF-8.
+    pub at: OsString,
+    pub why: Distrust,
 }
 
-impl fmt::Display for Untrusted {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{} {}", self.at.display(), self.cause)
-    }
-}
-
-impl std::error::Error for Untrusted {}
-
-/// Whether a file is of this type.
-pub fn is(stat: &FileStat, kind: SFlag) -> bool {
-    SFlag::from_bits_truncate(stat.st_mode & SFlag::S_IFMT.bits()) == kind
+/// What is wrong with one part of a path.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Distrust {
+    /// The whole path is not absolute.
+    Relative,
+    /// It cannot be opened or examined, with this errno.
+    Errno(i32),
+    /// A symbolic link that an ordinary user made.
+    LinkOfUser,
+    /// On a file system that an ordinary user may serve (FUSE), and so says what is in it and whom that belongs to.
+    ServedByUser,
+    OwnedByUser,
+    WritableByOthers,
 }
 
 /// Opens the directory at the absolute `path` (`O_PATH`), following only links that a trusted user made where only
 /// trusted users can.
+///
+/// # Errors
+/// The first part of the path that cannot be opened or is not trusted.
 pub fn open_directory(path: &Path, trust: &Trust) -> Result<OwnedFd, Untrusted> {
     if !path.is_absolute() {
-        return Err(Untrusted {
-            at: path.into(),
-            cause: "is not an absolute path".into(),
-        });
+        return Err(untrusted(path, Distrust::Relative));
     }
-    let flags = OFlag::O_PATH | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
     let mut at = PathBuf::from("/");
-    let mut directory = open("/", flags, Mode::empty()).map_err(untrusted(&at))?;
-    judge(&directory, &at, trust)?;
+    let mut directory = open_root(trust)?;
     let mut left = components(path);
     let mut links = 0;
     while let Some(name) = left.pop_front() {
         let next = at.join(&name);
         let entry =
-            openat(&directory, name.as_os_str(), flags, Mode::empty()).map_err(untrusted(&next))?;
-        let stat = fstat(&entry).map_err(untrusted(&next))?;
-        if is(&stat, SFlag::S_IFLNK) {
-            links += 1;
-            if links > MOST_LINKS {
-                return Err(untrusted(&next)(Errno::ELOOP));
-            }
-            if !trust.owner_is_trusted(&stat) {
-                return Err(Untrusted {
-                    at: next,
-                    cause: "is a symbolic link of an ordinary user".into(),
-                });
-            }
-            let target =
-                PathBuf::from(readlinkat(&entry, OsStr::new("")).map_err(untrusted(&next))?);
-            for name in components(&target).into_iter().rev() {
-                left.push_front(name);
-            }
-            if target.is_absolute() {
-                at = PathBuf::from("/");
-                directory = open("/", flags, Mode::empty()).map_err(untrusted(&at))?;
-            }
+            openat(&directory, name.as_os_str(), FLAGS, Mode::empty()).map_err(failed(&next))?;
+        let stat = fstat(&entry).map_err(failed(&next))?;
+        if !has_type(&stat, SFlag::S_IFLNK) {
+            check_directory(&entry, &stat, &next, trust)?;
+            (directory, at) = (entry, next);
             continue;
         }
-        judge(&entry, &next, trust)?;
-        (directory, at) = (entry, next);
+        links += 1;
+        if links > MOST_LINKS {
+            return Err(failed(&next)(Errno::ELOOP));
+        }
+        if !trust.owner_is_trusted(&stat) {
+            return Err(untrusted(&next, Distrust::LinkOfUser));
+        }
+        let target = PathBuf::from(readlinkat(&entry, OsStr::new("")).map_err(failed(&next))?);
+        for name in components(&target).into_iter().rev() {
+            left.push_front(name);
+        }
+        if target.is_absolute() {
+            at = PathBuf::from("/");
+            directory = open_root(trust)?;
+        }
     }
     Ok(directory)
 }
 
-fn judge(directory: &OwnedFd, at: &Path, trust: &Trust) -> Result<(), Untrusted> {
-    let stat = fstat(directory).map_err(untrusted(at))?;
-    if !is(&stat, SFlag::S_IFDIR) {
-        return Err(untrusted(at)(Errno::ENOTDIR));
+const FLAGS: OFlag = OFlag::O_PATH
+    .union(OFlag::O_NOFOLLOW)
+    .union(OFlag::O_CLOEXEC);
+
+fn open_root(trust: &Trust) -> Result<OwnedFd, Untrusted> {
+    let at = Path::new("/");
+    let root = open(at, FLAGS, Mode::empty()).map_err(failed(at))?;
+    let stat = fstat(&root).map_err(failed(at))?;
+    check_directory(&root, &stat, at, trust)?;
+    Ok(root)
+}
+
+fn check_directory(
+    directory: &OwnedFd,
+    stat: &FileStat,
+    at: &Path,
+    trust: &Trust,
+) -> Result<(), Untrusted> {
+    if !has_type(stat, SFlag::S_IFDIR) {
+        return Err(failed(at)(Errno::ENOTDIR));
     }
-    // Whoever mounted it says what is in it and whom that belongs to.
-    if fstatfs(directory).map_err(untrusted(at))?.filesystem_type() == FUSE_SUPER_MAGIC {
-        return Err(Untrusted {
-            at: at.into(),
-            cause: "is on a file system that an ordinary user may serve".into(),
-        });
+    let file_system = fstatfs(directory).map_err(failed(at))?.filesystem_type();
+    if file_system == FUSE_SUPER_MAGIC {
+        return Err(untrusted(at, Distrust::ServedByUser));
     }
-    match trust.objection(&stat) {
-        Some(cause) => Err(Untrusted {
-            at: at.into(),
-            cause: cause.into(),
-        }),
+    match trust.objection(stat) {
+        Some(why) => Err(untrusted(at, why)),
         None => Ok(()),
     }
 }
@@ -146,9 +156,11 @@ fn components(path: &Path) -> VecDeque<OsString> {
         .collect()
 }
 
-fn untrusted(at: &Path) -> impl Fn(Errno) -> Untrusted + '_ {
-    move |errno| Untrusted {
-        at: at.into(),
-        cause: format!("cannot be opened: {}", errno.desc()),
-    }
+fn untrusted(at: &Path, why: Distrust) -> Untrusted {
+    let at = at.into();
+    Untrusted { at, why }
+}
+
+fn failed(at: &Path) -> impl Fn(Errno) -> Untrusted + '_ {
+    move |errno| untrusted(at, Distrust::Errno(errno as i32))
 }

@@ -3,10 +3,8 @@
 //! Used by the binder where only root can write, and by the supervisor where its own user can.
 
 use std::ffi::{OsStr, OsString};
-use std::fs::File;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
-use std::time::{Duration, SystemTime};
 
 use nix::errno::Errno;
 use nix::fcntl::{AtFlags, OFlag, openat};
@@ -14,63 +12,54 @@ use nix::sys::socket::{AddressFamily, SockFlag, SockType, UnixAddr, bind, connec
 use nix::sys::stat::{FileStat, Mode, SFlag, fchmod, fstat, umask};
 use nix::unistd::{Gid, Uid, UnlinkatFlags, fchownat, unlinkat};
 
-use crate::entry::{self, look, same_file};
 use crate::message::Refusal;
-use crate::trusted_path::is;
+use crate::stat::{file_type_of, find, has_type, same_file};
 
-impl From<Errno> for Refusal {
-    fn from(errno: Errno) -> Refusal {
-        Refusal::Errno(errno as i32)
-    }
-}
-
-/// The cause where a server listens on the socket at the path.
-pub const SERVED: &str = "another server is listening on it";
-
-const REPLACED: &str = "it was replaced by something else during the start";
-
-fn refused(cause: impl Into<String>) -> Refusal {
-    Refusal::Because(cause.into())
-}
-
-/// The directory of a socket, by who can change what is in it.
-#[derive(Debug)]
-pub enum Directory {
-    /// Root alone: what was looked at is still there.
-    OfRoot(OwnedFd),
-    /// Somebody else may, at any moment.
-    Shared(OwnedFd),
-}
-
-impl AsFd for Directory {
-    fn as_fd(&self) -> BorrowedFd<'_> {
-        match self {
-            Directory::OfRoot(directory) | Directory::Shared(directory) => directory.as_fd(),
-        }
-    }
-}
-
-impl Directory {
+/// The directory of a socket: who can change what is in it decides how a file is removed, and how it is known.
+pub trait SocketDirectory: AsFd {
     /// Removes the entry of this file; returns whether the file had it.
+    ///
+    /// # Errors
+    /// When it cannot be removed.
+    fn remove(&self, name: &OsStr, file: &OwnedFd) -> nix::Result<bool>;
+
+    /// The file that has the name of a socket right after it was bound, if it can be the socket's own. `before` is what
+    /// fstat(2) said of the directory before that.
+    ///
+    /// # Errors
+    /// When it is something else.
+    fn made(&self, before: &FileStat, file: OwnedFd) -> Result<Option<OwnedFd>, Refusal>;
+}
+
+/// A directory that root alone can change: what was examined is still there, and what was bound.
+#[derive(Debug)]
+pub struct RootDirectory(pub OwnedFd);
+
+impl AsFd for RootDirectory {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.0.as_fd()
+    }
+}
+
+impl SocketDirectory for RootDirectory {
     fn remove(&self, name: &OsStr, file: &OwnedFd) -> nix::Result<bool> {
-        match self {
-            Directory::Shared(directory) => entry::remove(directory, name, file),
-            Directory::OfRoot(directory) => {
-                let ours = fstat(file)?;
-                let has_it = look(directory, name)?.is_some_and(|there| same_file(&there, &ours));
-                if has_it {
-                    unlinkat(directory, name, UnlinkatFlags::NoRemoveDir)?;
-                }
-                Ok(has_it)
-            }
+        let ours = fstat(file)?;
+        let has_it = find(&self.0, name)?.is_some_and(|there| same_file(&there, &ours));
+        if has_it {
+            unlinkat(&self.0, name, UnlinkatFlags::NoRemoveDir)?;
         }
+        Ok(has_it)
+    }
+
+    fn made(&self, _before: &FileStat, file: OwnedFd) -> Result<Option<OwnedFd>, Refusal> {
+        Ok(Some(file))
     }
 }
 
 /// A path at which a socket can be bound: nothing is there, or a socket that nobody serves any more.
 #[derive(Debug)]
-pub struct Place {
-    directory: Directory,
+pub struct Place<D> {
+    directory: D,
     name: OsString,
     path: PathBuf,
     // Open, so that the number of its inode cannot be given to another file meanwhile.
@@ -79,49 +68,47 @@ pub struct Place {
 
 /// A socket that was bound at a path.
 #[derive(Debug)]
-pub struct Made {
+pub struct Made<D> {
     pub socket: OwnedFd,
-    pub file: MadeFile,
+    pub file: MadeFile<D>,
     /// A socket that nobody served was removed before.
     pub replaced: bool,
 }
 
 /// The file of a bound socket.
 #[derive(Debug)]
-pub struct MadeFile {
-    directory: Directory,
+pub struct MadeFile<D> {
+    directory: D,
     name: OsString,
     /// Open, so that the number of the inode cannot be given to another file. None where another file has the name.
     file: Option<OwnedFd>,
 }
 
-impl Place {
-    /// Looks at what is at `path`, an entry of `directory`.
+impl<D: SocketDirectory> Place<D> {
+    /// Finds out what is at `path`, an entry of `directory`.
     ///
     /// # Errors
     /// When something is there that is not a socket, or a socket that a server still listens on.
-    pub fn examine(directory: Directory, path: &Path) -> Result<Place, Refusal> {
+    pub fn examine(directory: D, path: &Path) -> Result<Place<D>, Refusal> {
         let name = match (path.file_name(), path.as_os_str().as_encoded_bytes().last()) {
             (Some(name), Some(last)) if *last != b'/' => name.to_owned(),
-            _ => return Err(refused("it names a directory")),
+            _ => return Err(Refusal::NamesDirectory),
         };
-        let stale = match look(&directory, name.as_os_str())? {
+        let stale = match find(&directory, name.as_os_str())? {
             None => None,
-            Some(stat) if is(&stat, SFlag::S_IFSOCK) => {
+            Some(stat) if has_type(&stat, SFlag::S_IFSOCK) => {
                 let stale = open_entry(&directory, &name)?;
                 if !same_file(&stat, &fstat(&stale)?) {
-                    return Err(refused("it changes while it is looked at"));
+                    return Err(Refusal::Changing);
                 }
                 if is_served(path)? {
-                    return Err(refused(SERVED));
+                    return Err(Refusal::Served);
                 }
                 Some(stale)
             }
             Some(stat) => {
-                return Err(refused(format!(
-                    "it exists and is {}, not a socket",
-                    kind(&stat)
-                )));
+                let file_type = file_type_of(&stat);
+                return Err(Refusal::NotASocket { file_type });
             }
         };
         Ok(Place {
@@ -140,7 +127,7 @@ impl Place {
     /// Binds a stream socket there, with exactly these permission bits and owners; it does not listen yet.
     ///
     /// Changes the process's umask for a moment: the process must have one thread.
-    pub fn bind(self, mode: u32, uid: Option<u32>, gid: Option<u32>) -> Result<Made, Refusal> {
+    pub fn bind(self, mode: u32, uid: Option<u32>, gid: Option<u32>) -> Result<Made<D>, Refusal> {
         let replaced = self.remove_stale()?;
         let socket = socket(
             AddressFamily::Unix,
@@ -152,17 +139,17 @@ impl Place {
         // at no moment is it more open than asked for.
         fchmod(&socket, Mode::from_bits_truncate(mode & 0o777))?;
         let address = UnixAddr::new(&self.path)?;
-        // So that no lack of descriptors can come between the bind and the look at what it has made.
+        // So that a lack of descriptors cannot keep us from opening what the bind has made.
         let spare = open_entry(&self.directory, OsStr::new("."))?;
-        let changed = changed_at(&self.directory)?;
+        let before = fstat(&self.directory)?;
         let launchers = umask(Mode::empty());
         let bound = bind(socket.as_raw_fd(), &address);
         umask(launchers);
         bound?;
         drop(spare);
         let file = match open_entry(&self.directory, &self.name) {
-            Ok(file) => self.if_made_since(changed, file)?,
-            Err(Errno::ENOENT) => return Err(refused(REPLACED)),
+            Ok(file) => self.directory.made(&before, file)?,
+            Err(Errno::ENOENT) => return Err(Refusal::Replaced),
             Err(errno) => return Err(errno.into()),
         };
         let file = MadeFile {
@@ -180,28 +167,6 @@ impl Place {
         })
     }
 
-    /// This file, if it can be that of a socket which was bound after the directory had changed then. Linux tells nobody
-    /// but root which file a socket has (`SIOCUNIXFILE`).
-    fn if_made_since(
-        &self,
-        changed: SystemTime,
-        file: OwnedFd,
-    ) -> Result<Option<OwnedFd>, Refusal> {
-        /// File systems take the time from a clock that goes by ticks, of 10 ms at the most.
-        const TICK: Duration = Duration::from_millis(10);
-        if matches!(self.directory, Directory::OfRoot(_)) {
-            return Ok(Some(file));
-        }
-        if !is(&fstat(&file)?, SFlag::S_IFSOCK) {
-            return Err(refused(REPLACED));
-        }
-        let file = File::from(file);
-        // A file system without times of birth knows no better.
-        let born = file.metadata().and_then(|metadata| metadata.created());
-        let is_older = born.is_ok_and(|born| born + TICK < changed);
-        Ok((!is_older).then(|| file.into()))
-    }
-
     fn remove_stale(&self) -> Result<bool, Refusal> {
         let Some(stale) = &self.stale else {
             return Ok(false);
@@ -209,17 +174,17 @@ impl Place {
         if self.directory.remove(&self.name, stale)? {
             return Ok(true);
         }
-        match look(&self.directory, self.name.as_os_str())? {
-            Some(_) => Err(refused(REPLACED)),
+        match find(&self.directory, self.name.as_os_str())? {
+            Some(_) => Err(Refusal::Replaced),
             None => Ok(false),
         }
     }
 }
 
-impl MadeFile {
+impl<D: SocketDirectory> MadeFile<D> {
     fn give_to(&self, uid: Option<u32>, gid: Option<u32>) -> Result<(), Refusal> {
         let (uid, gid) = (uid.map(Uid::from_raw), gid.map(Gid::from_raw));
-        let file = self.file.as_ref().ok_or_else(|| refused(REPLACED))?;
+        let file = self.file.as_ref().ok_or(Refusal::Replaced)?;
         Ok(fchownat(file, "", uid, gid, AtFlags::AT_EMPTY_PATH)?)
     }
 
@@ -232,36 +197,13 @@ impl MadeFile {
     }
 }
 
-/// The last change of a directory by the clock of its file system, which can be another machine's.
-fn changed_at(directory: &Directory) -> nix::Result<SystemTime> {
-    let stat = fstat(directory)?;
-    let seconds = Duration::from_secs(u64::try_from(stat.st_mtime).unwrap_or(0));
-    let rest = Duration::from_nanos(u64::try_from(stat.st_mtime_nsec).unwrap_or(0));
-    Ok(SystemTime::UNIX_EPOCH + seconds + rest)
-}
-
-fn open_entry(directory: &Directory, name: &OsStr) -> nix::Result<OwnedFd> {
+fn open_entry(directory: impl AsFd, name: &OsStr) -> nix::Result<OwnedFd> {
     openat(
         directory,
         name,
         OFlag::O_PATH | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC,
         Mode::empty(),
     )
-}
-
-fn kind(stat: &FileStat) -> &'static str {
-    let kinds = [
-        (SFlag::S_IFREG, "a regular file"),
-        (SFlag::S_IFDIR, "a directory"),
-        (SFlag::S_IFLNK, "a symbolic link"),
-        (SFlag::S_IFIFO, "a fifo"),
-        (SFlag::S_IFCHR, "a device"),
-        (SFlag::S_IFBLK, "a device"),
-    ];
-    kinds
-        .iter()
-        .find(|(flag, _)| is(stat, *flag))
-        .map_or("something else", |(_, name)| name)
 }
 
 /// Whether somebody accepts on the socket at `path`, of whatever type it is.
@@ -272,9 +214,6 @@ pub fn is_served(path: &Path) -> Result<bool, Refusal> {
     match connect(probe.as_raw_fd(), &UnixAddr::new(path)?) {
         Ok(()) | Err(Errno::EAGAIN | Errno::EPROTOTYPE) => Ok(true),
         Err(Errno::ECONNREFUSED | Errno::ENOENT) => Ok(false),
-        Err(errno) => Err(refused(format!(
-            "cannot tell whether a server listens on it: {}",
-            errno.desc()
-        ))),
+        Err(errno) => Err(Refusal::MaybeServed(errno as i32)),
     }
 }

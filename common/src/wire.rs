@@ -3,14 +3,12 @@
 //! A datagram is one version byte and one value. Whatever is not exactly that is refused: another version, a length
 //! over the limit, bytes left over.
 
-use std::fmt;
-
 use bincode::config::{Configuration, Limit, LittleEndian, Varint};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
 /// Both programs are installed together; this catches an upgrade that replaced only one of them.
-const VERSION: u8 = 2;
+const VERSION: u8 = 3;
 
 /// The largest datagram, in bytes.
 pub const LARGEST: usize = 64 * 1024;
@@ -19,61 +17,54 @@ pub const LARGEST: usize = 64 * 1024;
 const CONFIGURATION: Configuration<LittleEndian, Varint, Limit<LARGEST>> =
     bincode::config::standard().with_limit::<LARGEST>();
 
-/// Why bytes are not a message, or a message cannot become bytes.
-#[derive(Debug, PartialEq, Eq)]
-pub struct WireError(String);
-
-impl fmt::Display for WireError {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(&self.0)
-    }
-}
-
-impl std::error::Error for WireError {}
-
 /// The datagram for `message`; an error if it is larger than [`LARGEST`], because encoding ignores the limit.
-pub fn encode<T: Serialize>(message: &T) -> Result<Vec<u8>, WireError> {
+pub fn encode<T: Serialize>(message: &T) -> Result<Vec<u8>, String> {
     let mut datagram = vec![VERSION];
     bincode::serde::encode_into_std_write(message, &mut datagram, CONFIGURATION)
-        .map_err(|error| WireError(format!("cannot encode a message: {error}")))?;
+        .map_err(|error| format!("cannot encode a message: {error}"))?;
     if datagram.len() > LARGEST {
-        return Err(WireError(format!(
+        return Err(format!(
             "a message of {} bytes is over the limit of {LARGEST}",
             datagram.len()
-        )));
+        ));
     }
     Ok(datagram)
 }
 
 /// The message that `datagram` is, and nothing beside it.
-pub fn decode<T: DeserializeOwned>(datagram: &[u8]) -> Result<T, WireError> {
+pub fn decode<T: DeserializeOwned>(datagram: &[u8]) -> Result<T, String> {
     match datagram {
-        [] => Err(WireError("an empty message".into())),
-        _ if datagram.len() > LARGEST => Err(WireError(format!(
+        [] => Err("an empty message".into()),
+        _ if datagram.len() > LARGEST => Err(format!(
             "a message of {} bytes is over the limit of {LARGEST}",
             datagram.len()
-        ))),
+        )),
         [VERSION, value @ ..] => {
             let (message, used) = bincode::serde::decode_from_slice(value, CONFIGURATION)
-                .map_err(|error| WireError(format!("not a message: {error}")))?;
+                .map_err(|error| format!("not a message: {error}"))?;
             match value.len() - used {
                 0 => Ok(message),
-                left => Err(WireError(format!("a message with {left} bytes left over"))),
+                left => Err(format!("a message with {left} bytes left over")),
             }
         }
-        [version, ..] => Err(WireError(format!(
+        [version, ..] => Err(format!(
             "a message of version {version}, not {VERSION}: start_server and start_server-binder differ"
-        ))),
+        )),
     }
 }
 
 #[cfg(test)]
 #[allow(clippy::unwrap_used, reason = "tests fail by panicking")]
 mod tests {
+    use std::ffi::OsString;
+    use std::os::unix::ffi::OsStringExt;
+
     use super::*;
     use crate::message::{
-        Address, Allow, Ask, Grant, Identity, Refusal, Reply, Request, SocketFile, Transport,
+        Address, Allow, Ask, BadPolicy, Escape, Grant, Identity, LineFault, Refusal, Reply,
+        Request, SocketFile, Transport,
     };
+    use crate::trusted_path::{Distrust, Untrusted};
 
     fn requests() -> Vec<Request> {
         let identity = Identity {
@@ -82,7 +73,7 @@ mod tests {
             groups: vec![33, 4242],
         };
         let path = SocketFile {
-            path: "/run/app.sock".into(),
+            path: OsString::from_vec(b"/run/app\xff.sock".into()),
             mode: 0o660,
             uid: None,
             gid: Some(33),
@@ -101,11 +92,13 @@ mod tests {
             Request::Allow(Allow {
                 identity: None,
                 grants: vec![],
+                escapes: vec![],
                 more: false,
             }),
             Request::Allow(Allow {
                 identity: Some(identity),
                 grants: vec![port, Grant::Path(path)],
+                escapes: vec![Escape::Fork],
                 more: true,
             }),
             Request::Bind(vec![]),
@@ -113,6 +106,7 @@ mod tests {
                 Ask::Port { grant: 0, address },
                 Ask::Path { grant: u32::MAX },
             ]),
+            Request::TryEscape(Escape::SignalParent),
         ]
     }
 
@@ -134,8 +128,19 @@ mod tests {
             },
             Reply::Refused {
                 ask: 0,
-                refusal: Refusal::Because("no".into()),
+                refusal: Refusal::BadPolicy(BadPolicy::Line {
+                    number: 7,
+                    fault: LineFault::Ports,
+                }),
             },
+            Reply::Refused {
+                ask: 0,
+                refusal: Refusal::Untrusted(Untrusted {
+                    at: OsString::from_vec(b"/\xff".into()),
+                    why: Distrust::OwnedByUser,
+                }),
+            },
+            Reply::EscapeTried { errno: Some(1) },
         ] {
             assert_eq!(decode::<Reply>(&encode(&reply).unwrap()).unwrap(), reply);
         }
@@ -170,13 +175,13 @@ mod tests {
         datagram[0] = VERSION + 1;
         assert_eq!(
             decode::<Request>(&datagram).unwrap_err().to_string(),
-            "a message of version 3, not 2: start_server and start_server-binder differ"
+            "a message of version 4, not 3: start_server and start_server-binder differ"
         );
     }
 
     #[test]
     fn an_unknown_variant_is_refused() {
-        assert!(decode::<Request>(&[VERSION, 2]).is_err());
+        assert!(decode::<Request>(&[VERSION, 3]).is_err());
         assert!(decode::<Request>(&[VERSION, 250]).is_err());
     }
 
@@ -197,6 +202,7 @@ mod tests {
         let request = Request::Allow(Allow {
             identity: None,
             grants: vec![grant; LARGEST],
+            escapes: vec![],
             more: false,
         });
         assert!(encode(&request).is_err());

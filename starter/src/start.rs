@@ -11,8 +11,9 @@ use crate::host::confinement::{InForce, OfSupervisor};
 use crate::host::daemon::{self, Side, Waiting};
 use crate::host::open_files::OpenFiles;
 use crate::host::{identity, terminal};
-use crate::listeners::bind::{Bound, Plan, Prepared, SocketFiles};
+use crate::listeners::bind::{Bound, SocketFiles};
 use crate::listeners::dialects::{self, Dialect};
+use crate::listeners::plan::{Plan, Prepared};
 use crate::log::Log;
 use crate::machine::{self, Outcome};
 use crate::options::Options;
@@ -135,11 +136,20 @@ fn bind(options: Options, dropped: Dropped, log: &mut Log) -> Result<Ready, Fail
         .as_deref()
         .map(|path| PidFile::lock(path, std::process::id()))
         .transpose()?;
+    let mut notices = Vec::new();
+    let bound = resolved.bind(
+        listening.backlog,
+        options.is_strict,
+        dropped.open_files,
+        &mut notices,
+    );
+    // Also where it has failed: they tell how far it came.
+    notices.iter().for_each(|notice| log.say(notice));
     let Bound {
         listeners,
         files,
         binders,
-    } = resolved.bind(listening.backlog, options.is_strict, dropped.open_files)?;
+    } = bound?;
     dialects::prepare(&listeners, &listening.dialects)?;
     let shown = Shown {
         files: &options.status,
@@ -214,7 +224,7 @@ fn drop_privileges(
 ) -> Result<(OfSupervisor, Option<Notice>), Failure> {
     let cannot = |error| Failure::failed(format!("cannot drop privileges: {error}"));
     let Some(identity) = identity else {
-        privileges::keep_only(&[]).map_err(cannot)?;
+        privileges::retain_only(&[]).map_err(cannot)?;
         return Ok((OfSupervisor::ORDINARY, None));
     };
     let bounding = privileges::become_user(identity, &[]).map_err(cannot)?;

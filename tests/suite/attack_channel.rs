@@ -8,7 +8,7 @@ use std::os::unix::fs::{FileTypeExt, MetadataExt, OpenOptionsExt, symlink};
 use std::os::unix::process::ExitStatusExt;
 use std::path::Path;
 
-use common::message::{Ask, Attempt, Confinement, Grant, Refusal, Reply, Request, Transport};
+use common::message::{Ask, Confinement, Escape, Grant, Reply, Request, Transport};
 use e2e::skip::{missing, needs_program, needs_root};
 use e2e::{client, ports, proc, wait};
 use nix::errno::Errno;
@@ -22,8 +22,8 @@ use nix::sys::stat::Mode;
 use nix::unistd::mkfifo;
 
 use crate::channel::{
-    LOOPBACK, Peer, Random, allow, ask, ask_at, assert_is_free, encoded, file, is_ours, nobody,
-    only_socket, ordinary, rooted, tcp,
+    LOOPBACK, Peer, Random, allow, allow_with, ask, ask_at, assert_is_free, encoded, file, is_ours,
+    nobody, only_socket, ordinary, rooted, tcp,
 };
 use crate::launch::{RootFolder, launch, make_directory};
 use crate::policy::Etc;
@@ -53,9 +53,13 @@ impl Launcher {
 
     /// A list of the ports, for the user whom root names.
     fn list(self, grants: Vec<Grant>) -> Request {
+        self.list_with(grants, vec![])
+    }
+
+    fn list_with(self, grants: Vec<Grant>, escapes: Vec<Escape>) -> Request {
         match self {
-            Launcher::Ordinary => allow(None, grants),
-            Launcher::Root => allow(nobody(), grants),
+            Launcher::Ordinary => allow_with(None, grants, escapes),
+            Launcher::Root => allow_with(nobody(), grants, escapes),
         }
     }
 }
@@ -237,11 +241,13 @@ fn converse(launcher: Launcher, ports: [u16; 3], random: &mut Random) {
                 let grant = u32::try_from(pick(4)).expect("small");
                 match pick(8) {
                     0 => Ask::Path { grant },
-                    1 => Ask::Attempt { grant },
                     _ => ask(grant, ports[pick(3)]),
                 }
             };
-            Request::Bind((0..pick(4)).map(|_| ask(&mut pick)).collect())
+            match pick(16) {
+                0 => Request::TryEscape(ESCAPES[pick(ESCAPES.len())].0),
+                _ => Request::Bind((0..pick(4)).map(|_| ask(&mut pick)).collect()),
+            }
         };
         requests.push((request, pick(12) == 0));
     }
@@ -280,24 +286,24 @@ fn converse(launcher: Launcher, ports: [u16; 3], random: &mut Random) {
     }
 }
 
-/// How a binder has answered the last request.
+/// What has become of an escape.
 #[derive(Debug, PartialEq, Eq)]
 enum Outcome {
-    Bound,
+    Succeeded,
     Refused(Errno),
     /// By the kernel: the sandbox knows no such system call.
     Killed,
 }
 
-use Attempt::{
+use Escape::{
     BecomeRoot, BindAnotherPath, BindAnotherPort, Execute, Fork, OpenAnotherSocket, OpenFile,
     RaiseCapabilities, SignalParent, TraceParent,
 };
 
 const NO: Outcome = Outcome::Killed;
 
-/// What an attempt comes to: in a binder of ports; in one of paths; and in one of paths once everything is made.
-const ATTEMPTS: [(Attempt, [Outcome; 3]); 10] = [
+/// What an escape comes to: in a binder of ports; in one of paths; and in one of paths once everything is made.
+const ESCAPES: [(Escape, [Outcome; 3]); 10] = [
     (BecomeRoot, [NO, NO, NO]),
     (
         RaiseCapabilities,
@@ -340,17 +346,17 @@ fn is_confined(peer: &Peer) -> bool {
 }
 
 #[test]
-fn no_attempt_in_a_binder_of_ports_comes_to_anything() {
+fn no_escape_from_a_binder_of_ports_comes_to_anything() {
     if !is_ours() {
         return;
     }
     for launcher in launchers() {
-        for (attempt, [expected, _, _]) in &ATTEMPTS {
+        for (escape, [expected, _, _]) in &ESCAPES {
             // While something is still to be bound, and after that.
             for last in [false, true] {
                 let port = ports::tcp();
                 let peer = launcher.start();
-                peer.send(&launcher.list(vec![tcp(port), Grant::Attempt(*attempt)]));
+                peer.send(&launcher.list_with(vec![tcp(port)], vec![*escape]));
                 if !is_confined(&peer) {
                     return;
                 }
@@ -358,30 +364,24 @@ fn no_attempt_in_a_binder_of_ports_comes_to_anything() {
                     peer.send(&Request::Bind(vec![ask(0, port)]));
                     drop(only_socket(&peer));
                 }
-                let outcome = try_it(peer, 1);
-                assert_eq!(
-                    outcome, *expected,
-                    "{attempt:?}, {launcher:?}, last: {last}"
-                );
+                let outcome = try_it(peer, *escape);
+                assert_eq!(outcome, *expected, "{escape:?}, {launcher:?}, last: {last}");
             }
         }
     }
 }
 
 #[test]
-fn no_attempt_in_a_binder_of_paths_comes_to_anything() {
+fn no_escape_from_a_binder_of_paths_comes_to_anything() {
     if !is_ours() || !needs_root() {
         return;
     }
-    for (attempt, [_, serving, waiting]) in &ATTEMPTS {
+    for (escape, [_, serving, waiting]) in &ESCAPES {
         for (last, expected) in [(false, serving), (true, waiting)] {
             let folder = RootFolder::new();
             let path = folder.join("socket");
             let peer = rooted();
-            peer.send(&allow(
-                nobody(),
-                vec![file(&path), Grant::Attempt(*attempt)],
-            ));
+            peer.send(&allow_with(nobody(), vec![file(&path)], vec![*escape]));
             if !is_confined(&peer) {
                 return;
             }
@@ -389,29 +389,28 @@ fn no_attempt_in_a_binder_of_paths_comes_to_anything() {
                 peer.send(&Request::Bind(vec![Ask::Path { grant: 0 }]));
                 drop(only_socket(&peer));
             }
-            let outcome = try_it(peer, 1);
-            assert_eq!(outcome, *expected, "{attempt:?}, last: {last}");
+            let outcome = try_it(peer, *escape);
+            assert_eq!(outcome, *expected, "{escape:?}, last: {last}");
             // Who is killed leaves what it made.
-            assert_eq!(Path::new(&path).exists(), last, "{attempt:?}");
+            assert_eq!(Path::new(&path).exists(), last, "{escape:?}");
         }
     }
 }
 
-/// Asks for the attempt of this grant.
+/// Has the binder try it.
 #[track_caller]
-fn try_it(peer: Peer, grant: u32) -> Outcome {
-    peer.send(&Request::Bind(vec![Ask::Attempt { grant }]));
+fn try_it(peer: Peer, escape: Escape) -> Outcome {
+    peer.send(&Request::TryEscape(escape));
     let answer = peer.channel.receive().ok().flatten();
     let end = peer.close();
     match answer {
-        Some(Reply::Refused { ask: 0, refusal }) => {
+        Some(Reply::EscapeTried { errno }) => {
             end.assert_quiet();
-            match refusal {
-                Refusal::Errno(errno) => Outcome::Refused(Errno::from_raw(errno)),
-                Refusal::Because(cause) => panic!("refused because {cause}"),
+            match errno {
+                Some(errno) => Outcome::Refused(Errno::from_raw(errno)),
+                None => Outcome::Succeeded,
             }
         }
-        Some(Reply::Bound { .. }) => Outcome::Bound,
         Some(other) => panic!("{other:?}"),
         None => {
             assert_eq!(end.status.signal(), Some(libc_sigsys()), "{}", end.stderr);
@@ -423,6 +422,32 @@ fn try_it(peer: Peer, grant: u32) -> Outcome {
 
 fn libc_sigsys() -> i32 {
     Signal::SIGSYS as i32
+}
+
+fn not_listed() -> String {
+    "the escape is not in the list or was tried already".to_owned()
+}
+
+#[test]
+fn an_escape_is_tried_once_and_only_where_the_list_has_it() {
+    if !is_ours() {
+        return;
+    }
+    for launcher in launchers() {
+        let list = || launcher.list_with(vec![tcp(ports::tcp())], vec![RaiseCapabilities]);
+        let peer = launcher.start();
+        peer.send(&list());
+        peer.send(&Request::TryEscape(BindAnotherPort));
+        peer.end().assert_refused(&not_listed());
+        let peer = launcher.start();
+        peer.send(&list());
+        peer.send(&Request::TryEscape(RaiseCapabilities));
+        let (tried, sockets) = peer.answer();
+        assert!(matches!(tried, Reply::EscapeTried { .. }), "{tried:?}");
+        assert!(sockets.is_empty());
+        peer.send(&Request::TryEscape(RaiseCapabilities));
+        peer.end().assert_refused(&not_listed());
+    }
 }
 
 /// The sealed list was root's; from here on the supervisor is somebody else's.
@@ -485,12 +510,9 @@ fn a_supervisor_that_was_taken_over_gains_no_port() {
         ),
         // What was never granted, of each kind.
         (Request::Bind(vec![ask(3, other)]), missing(3)),
-        (Request::Bind(vec![Ask::Attempt { grant: 3 }]), missing(3)),
+        (Request::TryEscape(BecomeRoot), not_listed()),
         (Request::Bind(vec![Ask::Path { grant: 3 }]), missing(3)),
-        (
-            Request::Bind(vec![Ask::Attempt { grant: 0 }]),
-            not_allowed(0),
-        ),
+        (Request::TryEscape(OpenFile), not_listed()),
         (Request::Bind(vec![Ask::Path { grant: 1 }]), not_allowed(1)),
         // A longer list.
         (
@@ -498,7 +520,7 @@ fn a_supervisor_that_was_taken_over_gains_no_port() {
             "Allow came after the list was sealed".to_owned(),
         ),
         (
-            allow(None, vec![Grant::Attempt(BecomeRoot)]),
+            allow_with(None, vec![], vec![BecomeRoot]),
             "Allow came after the list was sealed".to_owned(),
         ),
     ];
@@ -567,8 +589,8 @@ fn a_supervisor_that_was_taken_over_gains_no_path() {
     let cases: Vec<(Request, String)> = vec![
         (Request::Bind(vec![Ask::Path { grant: 1 }]), missing(1)),
         (Request::Bind(vec![once, once]), missing(0)),
-        (Request::Bind(vec![ask(0, 80)]), not_allowed.clone()),
-        (Request::Bind(vec![Ask::Attempt { grant: 0 }]), not_allowed),
+        (Request::Bind(vec![ask(0, 80)]), not_allowed),
+        (Request::TryEscape(SignalParent), not_listed()),
         (
             allow(nobody(), vec![file(&foreign)]),
             "Allow came after the list was sealed".to_owned(),

@@ -1,9 +1,11 @@
 //! The boundary between the two processes, with a hostile or broken program on either side.
 
+use std::ffi::OsStr;
 use std::fs::{self, File};
 use std::io::Read;
 use std::net::{IpAddr, Ipv4Addr, TcpListener, UdpSocket};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::os::unix::ffi::OsStrExt;
 use std::os::unix::net::UnixListener;
 use std::os::unix::process::{CommandExt, ExitStatusExt};
 use std::path::Path;
@@ -11,8 +13,8 @@ use std::process::{Child, Command, ExitStatus, Stdio};
 
 use common::channel::Channel;
 use common::message::{
-    Address, Allow, Ask, Grant, Identity, MOST_DESCRIPTORS, MOST_GRANTS, Refusal, Reply, Request,
-    SocketFile, Transport,
+    Address, Allow, Ask, Escape, Grant, Identity, MOST_DESCRIPTORS, MOST_GRANTS, Refusal, Reply,
+    Request, SocketFile, Transport,
 };
 use common::wire;
 use e2e::folder::Folder;
@@ -201,9 +203,9 @@ pub fn tcp(port: u16) -> Grant {
 }
 
 pub fn file(path: impl AsRef<Path>) -> Grant {
-    let path = path.as_ref().to_owned();
+    let path = path.as_ref();
     Grant::Path(SocketFile {
-        path,
+        path: path.into(),
         mode: 0o600,
         uid: None,
         gid: None,
@@ -211,9 +213,15 @@ pub fn file(path: impl AsRef<Path>) -> Grant {
 }
 
 pub fn allow(identity: Option<Identity>, grants: Vec<Grant>) -> Request {
+    allow_with(identity, grants, vec![])
+}
+
+/// With what the binder is to try, as a self-test has it.
+pub fn allow_with(identity: Option<Identity>, grants: Vec<Grant>, escapes: Vec<Escape>) -> Request {
     Request::Allow(Allow {
         identity,
         grants,
+        escapes,
         more: false,
     })
 }
@@ -293,13 +301,14 @@ fn malformed(valid: &[u8]) -> Vec<(Vec<u8>, &'static str)> {
         (valid[..valid.len() - 1].to_vec(), "not a message: "),
         (valid[..1].to_vec(), "not a message: "),
         (longer, "a message with 1 bytes left over"),
-        (of_version(0), "a message of version 0, not 2"),
-        (of_version(3), "a message of version 3, not 2"),
-        (vec![2, 2], "not a message: "),
-        (vec![2, 250], "not a message: "),
+        (of_version(0), "a message of version 0, not 3"),
+        (of_version(2), "a message of version 2, not 3"),
+        (of_version(4), "a message of version 4, not 3"),
+        (vec![3, 3], "not a message: "),
+        (vec![3, 250], "not a message: "),
         // A list of 2^63 entries.
         (
-            vec![2, 1, 253, 0, 0, 0, 0, 0, 0, 0, 0x80],
+            vec![3, 1, 253, 0, 0, 0, 0, 0, 0, 0, 0x80],
             "not a message: ",
         ),
         (oversized(wire::LARGEST), "a message with "),
@@ -386,6 +395,7 @@ fn a_list_that_is_wrong_ends_the_binder() {
         Request::Allow(Allow {
             identity,
             grants,
+            escapes: vec![],
             more: true,
         })
     };
@@ -399,6 +409,10 @@ fn a_list_that_is_wrong_ends_the_binder() {
         (
             vec![more(None, many(1)), Request::Bind(vec![ask(0, port)])],
             "Bind came before the list was sealed",
+        ),
+        (
+            vec![Request::TryEscape(Escape::OpenFile)],
+            "TryEscape came before the list was sealed",
         ),
         (vec![allow(None, many(MOST_GRANTS + 1))], &too_many),
         (vec![more(None, vec![])], "a list of 0 grants"),
@@ -531,6 +545,7 @@ fn a_channel_that_closes_before_the_list_is_sealed_is_an_error() {
     peer.send(&Request::Allow(Allow {
         identity: None,
         grants,
+        escapes: vec![],
         more: true,
     }));
     peer.close().assert_refused(cause);
@@ -573,11 +588,11 @@ fn random_bytes_never_make_the_binder_panic() {
         let mut bytes: Vec<u8> = (0..length).map(|_| random.byte()).collect();
         // Mostly of the right version, else nothing behind it is ever looked at.
         if round % 8 != 0 {
-            bytes[0] = 2;
+            bytes[0] = 3;
         }
         // Half of them with a variant that exists.
         if round % 3 != 0 && bytes.len() > 1 {
-            bytes[1] %= 2;
+            bytes[1] %= 3;
         }
         assert_survives(&list, sealed, &bytes, port);
     }
@@ -856,6 +871,22 @@ fn a_port_cannot_be_asked_for_with_the_grant_of_a_path() {
 }
 
 #[test]
+fn a_path_need_not_be_utf_8() {
+    if !is_ours() || !needs_root() {
+        return;
+    }
+    let folder = RootFolder::new();
+    let path = folder.path().join(OsStr::from_bytes(b"socket-\xff"));
+    let peer = rooted();
+    peer.send(&allow(nobody(), vec![file(&path)]));
+    peer.send(&Request::Bind(vec![Ask::Path { grant: 0 }]));
+    drop(only_socket(&peer));
+    assert!(path.exists());
+    peer.close().assert_quiet();
+    assert!(!path.exists());
+}
+
+#[test]
 fn ports_and_paths_are_not_bound_by_the_same_process() {
     if !is_ours() || !needs_root() {
         return;
@@ -893,7 +924,10 @@ fn a_path_that_root_must_not_touch_is_refused_by_the_binder_too() {
         let (reply, sockets) = peer.answer();
         let refused = matches!(
             &reply,
-            Reply::Refused { ask: 0, refusal: Refusal::Because(cause) } if !cause.is_empty()
+            Reply::Refused {
+                ask: 0,
+                refusal: Refusal::Untrusted(_) | Refusal::NamesDirectory
+            }
         );
         assert!(refused, "{path:?}: {reply:?}");
         assert!(sockets.is_empty());
@@ -972,11 +1006,11 @@ fn a_broken_binder_is_one_clear_line_and_no_worker() {
         ("exits without an answer", vec![too_early("")]),
         (
             "answers garbage",
-            vec!["a message of version 103, not 2".to_owned()],
+            vec!["a message of version 103, not 3".to_owned()],
         ),
         (
             "answers of another version",
-            vec!["a message of version 3, not 2".to_owned()],
+            vec!["a message of version 4, not 3".to_owned()],
         ),
         ("answers half", vec!["not a message: ".to_owned()]),
         (
@@ -1138,8 +1172,9 @@ fn a_sandbox_that_lacks_something_is_said_once() {
     for (mode, lack) in HALF {
         let (_folder, launched) = launch_beside(mode, &[]);
         launched.wait_for_report();
-        let line =
-            format!("start_server: cannot confine the binder fully: {lack} cannot be had here");
+        let line = format!(
+            "start_server: cannot confine the binder fully: this kernel or container lacks {lack}"
+        );
         let log = launched.log();
         let said = log.lines().filter(|it| it.contains("confine"));
         assert_eq!(said.collect::<Vec<_>>(), [line]);
@@ -1155,7 +1190,7 @@ fn strict_refuses_a_sandbox_that_lacks_something() {
         let (_folder, mut launched) = launch_beside(mode, &["--strict"]);
         assert_eq!(launched.wait_exit(), 1, "{}", launched.log());
         let line = format!(
-            "start_server: cannot confine the binder: {lack} cannot be had here, and --strict is given"
+            "start_server: cannot confine the binder: this kernel or container lacks {lack}, and --strict is given"
         );
         let log = launched.log();
         let hint = "hint: Linux 6.12 has all of it, where `landlock` is in /sys/kernel/security/lsm and no container or \

@@ -1,10 +1,12 @@
 //! Less usual circumstances, each of which once made a difference that it must not make.
 
 use std::ffi::CString;
+use std::fmt::Display;
 use std::fs;
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::net::UnixListener;
 use std::os::unix::process::CommandExt;
+use std::path::Path;
 use std::process::{Command, Stdio};
 
 use common::channel::Channel;
@@ -22,6 +24,7 @@ use nix::sys::socket::{
 };
 
 use crate::attack_worker::attacker;
+use crate::channel::{self, allow, file, nobody};
 use crate::launch::{RootFolder, as_ordinary_user, launch, ordinary_folder};
 use crate::privileges::can_drop;
 
@@ -94,6 +97,7 @@ fn a_list_with_root_as_the_user_is_refused_with_paths_too() {
             &Request::Allow(Allow {
                 identity,
                 grants,
+                escapes: vec![],
                 more: false,
             }),
             &[],
@@ -517,9 +521,28 @@ fn as_pid_1_it_reaps_strangers_silently_and_obeys_its_signals() {
 }
 
 /// What refuses a system call to a program, and so to everything that it starts: see the fixture.
-fn refusing(number: libc::c_long, how: &str) -> [String; 4] {
+fn refusing(call: impl Display, how: &str) -> [String; 4] {
     let attacker = attacker().to_str().expect("UTF-8").to_owned();
-    [attacker, "refuse".into(), number.to_string(), how.into()]
+    [attacker, "refuse".into(), call.to_string(), how.into()]
+}
+
+/// The kernel says that they are locked, and they are not.
+#[test]
+fn securebits_that_did_not_hold_end_the_binder() {
+    if !can_drop() {
+        return;
+    }
+    let folder = RootFolder::new();
+    let path = folder.join("socket");
+    let call = format!("{}:{}", libc::SYS_prctl, libc::PR_SET_SECUREBITS);
+    let [program, arguments @ ..] = refusing(call, "0");
+    let mut command = Command::new(program);
+    command.args(arguments).arg(programs::binder());
+    let peer = channel::start(command);
+    peer.send(&allow(nobody(), vec![file(&path)]));
+    peer.end()
+        .assert_refused("the locked securebits did not hold");
+    assert!(!Path::new(&path).exists());
 }
 
 #[test]

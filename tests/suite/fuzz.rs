@@ -6,9 +6,10 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use common::message::{
-    Address, Allow, Ask, Attempt, Confinement, Grant, Identity, Refusal, Reply, Request,
-    SocketFile, Transport,
+    Address, Allow, Ask, BadPolicy, Confinement, Escape, Grant, Identity, LineFault, Refusal,
+    Reply, Request, SocketFile, Transport,
 };
+use common::trusted_path::{Distrust, Untrusted};
 use common::wire::encode;
 use proptest::collection::vec;
 use proptest::prelude::{Strategy, any, prop_oneof};
@@ -256,10 +257,11 @@ fn the_seeds_of_messages_are_what_the_programs_send_today() {
         gid: 65534,
         groups: vec![33, 4242],
     };
-    let allow = |identity, grants, more| {
+    let allow = |identity, grants, escapes, more| {
         Request::Allow(Allow {
             identity,
             grants,
+            escapes,
             more,
         })
     };
@@ -270,34 +272,37 @@ fn the_seeds_of_messages_are_what_the_programs_send_today() {
     };
     let refused = |refusal| Reply::Refused { ask: 1, refusal };
     let whole = [
-        allow(None, vec![port(Some(ip))], true),
-        allow(None, vec![port(None), Grant::Attempt(Attempt::Fork)], false),
+        allow(None, vec![port(Some(ip))], vec![Escape::OpenFile], true),
+        allow(None, vec![port(None)], vec![Escape::Fork], false),
         Request::Bind(vec![Ask::Port { grant: 1, address }]),
-        Request::Bind(vec![
-            Ask::Attempt { grant: 2 },
-            Ask::Port { grant: 0, address },
-        ]),
+        Request::TryEscape(Escape::OpenFile),
+        Request::Bind(vec![Ask::Port { grant: 0, address }]),
+        Request::TryEscape(Escape::Fork),
     ];
     let twice = [
-        allow(None, vec![Grant::Path(file.clone())], false),
+        allow(None, vec![Grant::Path(file.clone())], vec![], false),
         Request::Bind(vec![Ask::Path { grant: 0 }]),
         Request::Bind(vec![Ask::Path { grant: 0 }]),
     ];
     for (name, seed) in [
         ("conversation/whole", Ok(conversation(&whole))),
         ("conversation/twice", Ok(conversation(&twice))),
-        ("request/allow_nothing", encode(&allow(None, vec![], false))),
+        (
+            "request/allow_nothing",
+            encode(&allow(None, vec![], vec![], false)),
+        ),
         (
             "request/allow_ports",
             encode(&allow(
                 Some(identity),
                 vec![port(Some(ip)), port(None)],
+                vec![],
                 true,
             )),
         ),
         (
             "request/allow_path",
-            encode(&allow(None, vec![Grant::Path(file)], false)),
+            encode(&allow(None, vec![Grant::Path(file)], vec![], false)),
         ),
         (
             "request/bind",
@@ -308,16 +313,12 @@ fn the_seeds_of_messages_are_what_the_programs_send_today() {
         ),
         ("request/bind_nothing", encode(&Request::Bind(vec![]))),
         (
-            "request/allow_attempt",
-            encode(&allow(
-                None,
-                vec![Grant::Attempt(Attempt::TraceParent)],
-                false,
-            )),
+            "request/allow_escape",
+            encode(&allow(None, vec![], vec![Escape::TraceParent], false)),
         ),
         (
-            "request/attempt",
-            encode(&Request::Bind(vec![Ask::Attempt { grant: 0 }])),
+            "request/try_escape",
+            encode(&Request::TryEscape(Escape::TraceParent)),
         ),
         (
             "reply/confined",
@@ -334,8 +335,22 @@ fn the_seeds_of_messages_are_what_the_programs_send_today() {
         ),
         ("reply/errno", encode(&refused(Refusal::Errno(98)))),
         (
-            "reply/because",
-            encode(&refused(Refusal::Because("it names a directory".into()))),
+            "reply/untrusted",
+            encode(&refused(Refusal::Untrusted(Untrusted {
+                at: "/run".into(),
+                why: Distrust::WritableByOthers,
+            }))),
+        ),
+        (
+            "reply/bad_policy",
+            encode(&refused(Refusal::BadPolicy(BadPolicy::Line {
+                number: 3,
+                fault: LineFault::Ports,
+            }))),
+        ),
+        (
+            "reply/escape_tried",
+            encode(&Reply::EscapeTried { errno: Some(1) }),
         ),
     ] {
         let seed = seed.expect("it is small");

@@ -44,7 +44,7 @@ fn name(file: &Path) -> String {
 #[test]
 fn unsafe_code_appears_only_where_it_is_known() {
     let known = [
-        "binder/src/attempt.rs",
+        "binder/src/escape.rs",
         "binder/src/lib.rs",
         "common/src/channel.rs",
         "common/src/descriptors.rs",

@@ -666,7 +666,7 @@ fn an_asker_who_speaks_to_the_binder_itself_gets_no_more() {
         peer.send(&Request::Bind(vec![ask(0, other)]));
         let refused = Reply::Refused {
             ask: 0,
-            refusal: Refusal::Because(not_allowed("tcp", other)),
+            refusal: Refusal::NotAllowed,
         };
         assert_eq!(peer.answer().0, refused);
         peer.end().assert_quiet();

@@ -126,7 +126,7 @@ const BESIDE: &[&str] = &[
 ];
 
 /// What a binder of ports tries, in both phases.
-const ATTEMPTS_OF_PORTS: [&str; 10] = [
+const ESCAPES_OF_PORTS: [&str; 10] = [
     "it is ended when it tries to change its user to root",
     "it cannot raise a capability",
     "it cannot bind another port",
@@ -317,7 +317,7 @@ fn a_self_test_as_root_finds_every_row_of_the_table_as_it_must_be() {
             tested.assert_ok(process, what);
         }
     }
-    for what in ATTEMPTS_OF_PORTS {
+    for what in ESCAPES_OF_PORTS {
         for moment in ["while it serves", "once all is bound"] {
             tested.assert_ok("binder of ports", &format!("{moment}, {what}"));
         }
@@ -362,7 +362,7 @@ fn a_self_test_of_an_ordinary_user_says_what_does_not_apply() {
         tested.assert_ok("worker 2", what);
     }
     tested.assert_ok("binder of ports", "Landlock 6 is in force");
-    for what in ATTEMPTS_OF_PORTS {
+    for what in ESCAPES_OF_PORTS {
         let what = format!("while it serves, {what}");
         tested.assert_ok("binder of ports", &what);
     }
@@ -452,7 +452,7 @@ fn a_self_test_fails_beside_a_binder_that_nothing_confines() {
             "Landlock 6 is in force: this kernel or container has none for it",
         );
         tested.assert_failed("binder of ports", "no_new_privs is set: it is not");
-        for what in ATTEMPTS_OF_PORTS {
+        for what in ESCAPES_OF_PORTS {
             for moment in ["while it serves", "once all is bound"] {
                 let what = format!("{moment}, {what}: it can");
                 tested.assert_failed("binder of ports", &what);

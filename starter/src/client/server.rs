@@ -18,6 +18,7 @@ use super::status::Status;
 use crate::host::process::Process;
 use crate::status::file::json_path;
 use crate::status::pid_file::{is_at, recorded_pid};
+use crate::words::distrust;
 use crate::words::failure::{self, Failure};
 
 /// A server that runs.
@@ -151,12 +152,14 @@ impl Server {
             |cause: &dyn fmt::Display| cannot(&format!("it belongs to root, but {cause}"));
         let path = std::path::absolute(path).map_err(|error| cannot(&failure::cause(&error)))?;
         let directory = path.parent().unwrap_or(Path::new("/"));
-        let opened = open_directory(directory, &ABOVE).map_err(|untrusted| of_root(&untrusted))?;
+        let opened = open_directory(directory, &ABOVE)
+            .map_err(|untrusted| of_root(&distrust::of_path(&untrusted)))?;
         let stat = fstat(&opened).map_err(|errno| cannot(errno.desc()))?;
         if let Some(objection) = Trust::ROOT.objection(&stat) {
             return Err(of_root(&format_args!(
-                "{} {objection}",
-                directory.display()
+                "{} {}",
+                directory.display(),
+                distrust::predicate(objection)
             )));
         }
         // From here on nobody else can change what the path leads to.

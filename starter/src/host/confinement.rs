@@ -1,14 +1,13 @@
 //! What is in force of each process's confinement: for the notice, `--strict` and `FILE.json`.
 
-use std::fmt;
-
 use common::message::Confinement;
 use common::privileges::Bounding;
 use serde::Serialize;
 
-use crate::log;
 use crate::words::failure::Failure;
+use crate::words::lack::Lack;
 use crate::words::notice::Notice;
+use crate::words::remedy;
 
 /// Of all processes, as `FILE.json` shows it.
 #[derive(Debug, Serialize)]
@@ -61,64 +60,16 @@ impl OfBinder {
     }
 }
 
-/// What a kernel, or a container around it, lacks of the confinement of a binder.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Lack(Confinement);
-
-impl fmt::Display for Lack {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Lack(Confinement { seccomp, landlock }) = self;
-        let landlock = match landlock {
-            0 => Some("Landlock"),
-            // Since Linux 6.7.
-            1..4 => Some("Landlock's rules for ports and signals"),
-            // Since Linux 6.12.
-            4..Confinement::LANDLOCK => Some("Landlock's rules for signals"),
-            _ => None,
-        };
-        let seccomp = (!seccomp).then_some("seccomp filters");
-        let lacks: Vec<&str> = seccomp.into_iter().chain(landlock).collect();
-        f.write_str(&lacks.join(" and "))
-    }
-}
-
-/// Says once what lacks, or refuses to go on where that was asked for. All binders run on the same kernel.
-pub fn judge(confinements: &[Confinement], strict: bool) -> Result<(), Failure> {
-    let Some(lack) = confinements.iter().find(|one| !one.is_whole()) else {
-        return Ok(());
+/// What is missing, to be said once; an error where `strict` asks for everything. All binders run on the same kernel.
+pub fn check(confinements: &[Confinement], strict: bool) -> Result<Option<Notice>, Failure> {
+    let Some(lack) = confinements.iter().copied().find_map(Lack::of) else {
+        return Ok(None);
     };
-    let lack = Lack(*lack);
-    if strict {
-        return Err(Failure::failed(format!(
-            "cannot confine the binder: {lack} cannot be had here, and --strict is given"
+    match strict {
+        false => Ok(Some(Notice::Unconfined(lack))),
+        true => Err(Failure::failed(format!(
+            "cannot confine the binder: this kernel or container lacks {lack}, and --strict is given"
         ))
-        .hint(
-            "Linux 6.12 has all of it, where `landlock` is in /sys/kernel/security/lsm and no container or unit keeps \
-             it away (SystemCallFilter=@system-service does); without --strict this is a notice",
-        ));
-    }
-    log::say(Notice::Unconfined(lack));
-    Ok(())
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn what_lacks_is_named() {
-        for (seccomp, landlock, words) in [
-            (true, 6, ""),
-            (true, 5, "Landlock's rules for signals"),
-            (true, 4, "Landlock's rules for signals"),
-            (true, 3, "Landlock's rules for ports and signals"),
-            (true, 0, "Landlock"),
-            (false, 6, "seccomp filters"),
-            (false, 0, "seccomp filters and Landlock"),
-        ] {
-            let confinement = Confinement { seccomp, landlock };
-            assert_eq!(Lack(confinement).to_string(), words);
-            assert_eq!(confinement.is_whole(), words.is_empty());
-        }
+        .hint(remedy::CONFINE_FULLY)),
     }
 }

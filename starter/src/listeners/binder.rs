@@ -8,16 +8,16 @@ use std::process::{Child, Command, ExitStatus, Stdio};
 
 use common::channel::Channel;
 use common::message::{
-    Allow, Ask, Confinement, Grant, Identity, MOST_GRANTS, Refusal, Reply, Request,
+    Allow, Ask, Confinement, Escape, Grant, Identity, MOST_GRANTS, Refusal, Reply, Request,
 };
 use common::trusted_path::{Trust, open_directory};
 use common::wire;
 use nix::unistd::Pid;
 
+use crate::words::distrust;
 use crate::words::failure::{self, Failure};
-
-/// The name of the second program, which is looked for beside this one.
-pub const BINDER: &str = "start_server-binder";
+use crate::words::remedy::{self, BINDER};
+use crate::words::text::printable;
 
 type ToBinder = Channel<Request, Reply>;
 
@@ -38,8 +38,8 @@ pub enum Answer {
     Refused { ask: u32, refusal: Refusal },
 }
 
-/// What comes from a binder.
-pub enum Heard {
+/// What a binder sends.
+pub enum Received {
     Reply(Reply, Vec<OwnedFd>),
     /// It has closed the channel and ended.
     End(ExitStatus),
@@ -49,20 +49,21 @@ impl Binder {
     /// Starts it, with nothing of ours but its end of the channel and standard error, and sends it the sealed list while
     /// we still have the launcher's rights.
     pub fn start(identity: Option<Identity>, grants: &[Grant]) -> Result<Binder, Failure> {
-        Binder::start_with_stderr(identity, grants, Stdio::inherit())
+        Binder::start_to_test(identity, grants, &[], Stdio::inherit())
     }
 
-    /// The same, with another standard error than ours.
-    pub fn start_with_stderr(
+    /// The same, with escapes that it is to try when it is told to, and another standard error than ours.
+    pub fn start_to_test(
         identity: Option<Identity>,
         grants: &[Grant],
+        escapes: &[Escape],
         stderr: Stdio,
     ) -> Result<Binder, Failure> {
         let program = program_beside_us()?;
         let cannot = |cause: &dyn std::fmt::Display| {
             Failure::failed(format!(
                 "cannot run the binder {}: {cause}",
-                program.display()
+                printable(&program)
             ))
         };
         let (channel, theirs) = ToBinder::pair().map_err(|error| cannot(&error))?;
@@ -75,23 +76,28 @@ impl Binder {
             .spawn()
             .map_err(|error| cannot(&failure::cause(&error)))?;
         let binder = Binder { child, channel };
-        binder.allow(identity, grants)?;
+        binder.allow(identity, grants, escapes)?;
         Ok(binder)
     }
 
-    fn allow(&self, identity: Option<Identity>, grants: &[Grant]) -> Result<(), Failure> {
+    fn allow(
+        &self,
+        identity: Option<Identity>,
+        grants: &[Grant],
+        escapes: &[Escape],
+    ) -> Result<(), Failure> {
         let mut left = grants.chunks(MOST_GRANTS).peekable();
         while let Some(part) = left.next() {
             let more = left.peek().is_some();
             let request = Request::Allow(Allow {
                 identity: identity.clone(),
                 grants: part.to_vec(),
+                escapes: if more { vec![] } else { escapes.to_vec() },
                 more,
             });
             // Nothing else in it can be that long. Unsent, it would be waited for without end.
-            wire::encode(&request).map_err(|error| {
-                channel_failed(error).hint("the user to become is in too many groups")
-            })?;
+            wire::encode(&request)
+                .map_err(|error| channel_failed(error).hint(remedy::TOO_MANY_GROUPS))?;
             // Where the binder has ended already, what is received next finds out how.
             drop(self.channel.send(&request, &[]));
         }
@@ -102,7 +108,7 @@ impl Binder {
     pub fn confinement(&mut self) -> Result<Confinement, Failure> {
         match self.receive()? {
             (Reply::Confined(confinement), _) => Ok(confinement),
-            (Reply::Bound { .. } | Reply::Refused { .. }, _) => {
+            (Reply::Bound { .. } | Reply::Refused { .. } | Reply::EscapeTried { .. }, _) => {
                 Err(channel_failed("it answered before it was asked"))
             }
         }
@@ -111,7 +117,7 @@ impl Binder {
     /// Asks for at most `MOST_DESCRIPTORS` sockets.
     pub fn bind(&mut self, asks: Vec<Ask>) -> Result<Answer, Failure> {
         let wanted = asks.len();
-        self.ask(asks);
+        self.send(&Request::Bind(asks));
         match self.receive()? {
             (Reply::Bound { replaced }, sockets) if sockets.len() == wanted => {
                 Ok(Answer::Sockets { sockets, replaced })
@@ -122,40 +128,36 @@ impl Binder {
             ))),
             (Reply::Refused { ask, refusal }, _) => Ok(Answer::Refused { ask, refusal }),
             (Reply::Confined(_), _) => Err(channel_failed("it said twice what confines it")),
+            (Reply::EscapeTried { .. }, _) => Err(channel_failed("it tried to escape")),
         }
     }
 
-    /// Sends one request; what comes of it is heard.
-    pub fn ask(&self, asks: Vec<Ask>) {
+    /// Sends one request; the answer is received next.
+    pub fn send(&self, request: &Request) {
         // Where the binder has ended already, its last answer or its exit status says more than this error.
-        drop(self.channel.send(&Request::Bind(asks), &[]));
+        drop(self.channel.send(request, &[]));
     }
 
     /// The next message, or the end.
-    pub fn hear(&mut self) -> Result<Heard, Failure> {
+    pub fn receive_or_end(&mut self) -> Result<Received, Failure> {
         let received = self.channel.receive_with_descriptors();
         if let Some((reply, descriptors)) = received.map_err(channel_failed)? {
-            return Ok(Heard::Reply(reply, descriptors));
+            return Ok(Received::Reply(reply, descriptors));
         }
         self.hang_up();
-        self.wait().map(Heard::End).map_err(channel_failed)
+        self.wait().map(Received::End).map_err(channel_failed)
     }
 
     fn receive(&mut self) -> Result<(Reply, Vec<OwnedFd>), Failure> {
-        let ended = match self.hear()? {
-            Heard::Reply(reply, descriptors) => return Ok((reply, descriptors)),
-            Heard::End(ended) => ended,
+        let ended = match self.receive_or_end()? {
+            Received::Reply(reply, descriptors) => return Ok((reply, descriptors)),
+            Received::End(ended) => ended,
         };
         let failure = channel_failed(format!("it ended too early, {ended}"));
         match ended.signal() {
             Some(libc::SIGSYS) => Err(failure.hint(match launcher_filters() {
-                true => {
-                    "a seccomp filter around it forbids what it needs: in a unit, add to SystemCallFilter= \
-                     seccomp landlock_create_ruleset landlock_add_rule landlock_restrict_self"
-                }
-                false => {
-                    "its sandbox knows no such system call: please report the version of the C library"
-                }
+                true => remedy::FOREIGN_FILTER,
+                false => remedy::OWN_FILTER,
             })),
             _ => Err(failure),
         }
@@ -223,12 +225,11 @@ fn program_beside_us() -> Result<PathBuf, Failure> {
     let cannot = |cause: &dyn std::fmt::Display| {
         Failure::failed(format!(
             "cannot run the binder {}: {cause}",
-            program.display()
+            printable(&program)
         ))
     };
     let binder = program.symlink_metadata().map_err(|error| {
-        cannot(&failure::cause(&error))
-            .hint(format!("install {BINDER} beside {}", ourselves.display()))
+        cannot(&failure::cause(&error)).hint(remedy::of_missing_binder(&ourselves))
     })?;
     if !binder.is_file() {
         return Err(cannot(&"it is not a regular file"));
@@ -244,12 +245,14 @@ fn program_beside_us() -> Result<PathBuf, Failure> {
         owner: Some(owner),
         sticky: true,
     };
-    let hint = "as root every file and directory on its path must belong to root or to the owner of start_server, \
-                and be writable by nobody else";
-    open_directory(directory, &trust).map_err(|untrusted| cannot(&untrusted).hint(hint))?;
+    open_directory(directory, &trust)
+        .map_err(|untrusted| cannot(&distrust::of_path(&untrusted)).hint(remedy::TRUSTED_BINDER))?;
     let stat = nix::sys::stat::lstat(&program).map_err(|errno| cannot(&errno.desc()))?;
     match trust.objection(&stat) {
-        Some(objection) => Err(cannot(&format_args!("it {objection}")).hint(hint)),
+        Some(objection) => Err(
+            cannot(&format_args!("it {}", distrust::predicate(objection)))
+                .hint(remedy::TRUSTED_BINDER),
+        ),
         None => Ok(program),
     }
 }

@@ -12,6 +12,7 @@ use std::path::{Path, PathBuf};
 
 use common::message::Transport;
 
+use crate::words::remedy;
 use crate::words::text::printable;
 
 /// The most that is read of a table of sockets, in bytes: some hundred thousand of them.
@@ -76,7 +77,7 @@ struct Holder {
 fn hint(holders: &[Holder]) -> Option<String> {
     let ourselves = std::process::id();
     if !holders.is_empty() && holders.iter().all(|holder| holder.pid == ourselves) {
-        return Some("another one of the same command line takes it".to_owned());
+        return Some(remedy::HELD_BY_OURSELVES.to_owned());
     }
     let mut named: Vec<String> = holders
         .iter()
@@ -92,9 +93,7 @@ fn hint(holders: &[Holder]) -> Option<String> {
         true => last,
         false => format!("{} and {last}", named.join(", ")),
     };
-    Some(format!(
-        "it is held by {all}; a killed start_server leaves its workers"
-    ))
+    Some(remedy::of_holders(&all))
 }
 
 /// The processes with an open socket that is wanted, by number. What this user may not look into is left out.

@@ -12,7 +12,7 @@ use nix::unistd::Pid;
 use super::Test;
 use super::proc::{self, Status};
 use super::server::Server;
-use super::worker::Trial;
+use super::worker::WorkerEscape;
 use crate::status::file::read_text;
 use crate::words::failure::{self, Failure};
 
@@ -26,7 +26,7 @@ const BESIDE: &str = "supervisor beside a binder";
 type Descriptors<'a> = (&'a [(i32, &'a str)], Vec<String>);
 
 /// What /proc must say of a process.
-pub struct Looks {
+pub struct Profile {
     pub uid: u32,
     pub gid: u32,
     pub groups: Vec<u32>,
@@ -36,7 +36,7 @@ pub struct Looks {
     pub sealed: bool,
     /// More filters than this process has.
     pub filters: u32,
-    /// No one may look into it; `None` where that is not seen or not meant.
+    /// Nobody may look into it; false where that cannot be seen or is not meant.
     pub undumpable: bool,
 }
 
@@ -46,7 +46,7 @@ impl Test<'_> {
         let socket = self.scratch.of_user("socket");
         let mut server = self.start_server(&socket, "")?;
         let worker = server.worker(1, &self.patience, &self.scratch)?;
-        // It is held until it has its trials: whatever else is there was there before it.
+        // It waits until it has its escapes: whatever else is there was there before it.
         let children = proc::children(server.pid())?;
         self.report.check(
             "binder of ports",
@@ -67,9 +67,9 @@ impl Test<'_> {
             let why = "low ports are for everybody on this host";
             self.report.not_here("worker", why)?;
         }
-        let mut trials = self.trials_of_every_worker();
-        trials.extend(self.trials_at("its supervisor", server.pid()));
-        self.generations(&mut server, worker, &trials, "")?;
+        let mut escapes = self.escapes_of_every_worker();
+        escapes.extend(self.escapes_at("its supervisor", server.pid()));
+        self.generations(&mut server, worker, &escapes, "")?;
         self.end(server, None)
     }
 
@@ -92,7 +92,7 @@ impl Test<'_> {
             return self.end(server, None);
         };
         // Two layers: for making the socket, and for removing it.
-        let looks = Looks {
+        let profile = Profile {
             uid: 0,
             gid: 0,
             groups: Vec::new(),
@@ -101,21 +101,21 @@ impl Test<'_> {
             filters: 2,
             undumpable: false,
         };
-        self.looks(LASTING, binder, &looks)?;
+        self.check_profile(LASTING, binder, &profile)?;
         let rest = vec![text(self.scratch.directory()), text(&socket)];
         self.binder_has(LASTING, binder, rest)?;
         // The third socket is the channel.
         self.supervisor(BESIDE, &server, 3, Vec::new())?;
-        let mut trials = self.trials_at("the lasting binder", binder);
-        trials.push((
-            Trial::Signal(binder.as_raw()),
+        let mut escapes = self.escapes_at("the lasting binder", binder);
+        escapes.push((
+            WorkerEscape::Signal(binder.as_raw()),
             "it cannot signal the lasting binder".into(),
         ));
-        trials.push((
-            Trial::RemoveFile(socket),
+        escapes.push((
+            WorkerEscape::RemoveFile(socket),
             "it cannot remove the socket of root".into(),
         ));
-        self.generations(&mut server, worker, &trials, " beside a binder")?;
+        self.generations(&mut server, worker, &escapes, " beside a binder")?;
         self.end(server, Some(binder))
     }
 
@@ -127,8 +127,8 @@ impl Test<'_> {
         mut rest: Vec<String>,
     ) -> Result<(), Failure> {
         let pid = server.pid();
-        let looks = self.looks_of_user(self.identity.is_some());
-        self.looks(process, pid, &looks)?;
+        let profile = self.profile_of_user(self.identity.is_some());
+        self.check_profile(process, pid, &profile)?;
         let status = Status::of(pid)?;
         self.report.check(
             process,
@@ -171,21 +171,21 @@ impl Test<'_> {
         )
     }
 
-    /// The first worker and the one after a HUP, each looked at and each with these trials.
+    /// The first worker and the one after a HUP, each examined and each with these escapes.
     fn generations(
         &mut self,
         server: &mut Server,
         first: Pid,
-        trials: &[(Trial, String)],
+        escapes: &[(WorkerEscape, String)],
         where_: &str,
     ) -> Result<(), Failure> {
         let mut pid = first;
         for generation in [1, 2] {
             let process = format!("worker {generation}{where_}");
             self.worker(&process, pid)?;
-            let all: Vec<Trial> = trials.iter().map(|(trial, _)| trial.clone()).collect();
-            let outcomes = server.make(&all, &self.patience, &self.scratch)?;
-            for ((_, what), outcome) in trials.iter().zip(outcomes) {
+            let all: Vec<WorkerEscape> = escapes.iter().map(|(escape, _)| escape.clone()).collect();
+            let outcomes = server.try_escapes(&all, &self.patience, &self.scratch)?;
+            for ((_, what), outcome) in escapes.iter().zip(outcomes) {
                 let refused = matches!(outcome, Some(Errno::EPERM | Errno::EACCES));
                 let found = match outcome {
                     None => "it can",
@@ -202,12 +202,12 @@ impl Test<'_> {
     }
 
     fn worker(&mut self, process: &str, pid: Pid) -> Result<(), Failure> {
-        let looks = Looks {
+        let profile = Profile {
             // An ordinary process of its user.
             undumpable: false,
-            ..self.looks_of_user(self.identity.is_some())
+            ..self.profile_of_user(self.identity.is_some())
         };
-        self.looks(process, pid, &looks)?;
+        self.check_profile(process, pid, &profile)?;
         let status = Status::of(pid)?;
         self.report.check(
             process,
@@ -242,49 +242,52 @@ impl Test<'_> {
         )
     }
 
-    fn trials_of_every_worker(&mut self) -> Vec<(Trial, String)> {
-        let mut trials: Vec<(Trial, String)> = [
-            (Trial::BecomeRoot, "it cannot become uid 0"),
-            (Trial::BecomeRootGroup, "it cannot become gid 0"),
-            (Trial::TakeGroups, "it cannot take the group of root"),
-            (Trial::RaiseCapabilities, "it cannot raise a capability"),
+    fn escapes_of_every_worker(&mut self) -> Vec<(WorkerEscape, String)> {
+        let mut escapes: Vec<(WorkerEscape, String)> = [
+            (WorkerEscape::BecomeRoot, "it cannot become uid 0"),
+            (WorkerEscape::BecomeRootGroup, "it cannot become gid 0"),
+            (WorkerEscape::TakeGroups, "it cannot take the group of root"),
+            (
+                WorkerEscape::RaiseCapabilities,
+                "it cannot raise a capability",
+            ),
         ]
         .into_iter()
-        .map(|(trial, what)| (trial, what.to_owned()))
+        .map(|(escape, what)| (escape, what.to_owned()))
         .collect();
         if let Some(port) = self.ports.forbidden {
             let what = format!("it cannot bind the low port {port}");
-            trials.push((Trial::BindPort(self.ports.address, port), what));
+            escapes.push((WorkerEscape::BindPort(self.ports.address, port), what));
         }
         if self.identity.is_some() {
             let what = "it cannot open a file of root".to_owned();
-            trials.push((Trial::ReadFile(self.scratch.log_path()), what));
+            escapes.push((WorkerEscape::ReadFile(self.scratch.log_path()), what));
         }
-        trials
+        escapes
     }
 
     /// Against a process that the user must not get at. An ordinary user's supervisor has nothing that its worker lacks.
-    fn trials_at(&self, whom: &str, pid: Pid) -> Vec<(Trial, String)> {
+    fn escapes_at(&self, whom: &str, pid: Pid) -> Vec<(WorkerEscape, String)> {
         if self.identity.is_none() {
             return Vec::new();
         }
         let pid = pid.as_raw();
         vec![
-            (Trial::Trace(pid), format!("it cannot trace {whom}")),
+            (WorkerEscape::Trace(pid), format!("it cannot trace {whom}")),
             (
-                Trial::ReadMemory(pid),
+                WorkerEscape::ReadMemory(pid),
                 format!("it cannot open the memory of {whom}"),
             ),
             (
-                Trial::TakeDescriptor(pid),
+                WorkerEscape::TakeDescriptor(pid),
                 format!("it cannot take a descriptor from {whom}"),
             ),
         ]
     }
 
     /// What a supervisor is, and but for the last a worker.
-    fn looks_of_user(&self, dropped: bool) -> Looks {
-        Looks {
+    fn profile_of_user(&self, dropped: bool) -> Profile {
+        Profile {
             uid: self.user.uid,
             gid: self.user.gid,
             groups: self.user.groups.clone(),
@@ -341,16 +344,21 @@ impl Test<'_> {
     }
 
     /// The user, the capabilities and the confinement of a process.
-    pub fn looks(&mut self, process: &str, pid: Pid, looks: &Looks) -> Result<(), Failure> {
+    pub fn check_profile(
+        &mut self,
+        process: &str,
+        pid: Pid,
+        profile: &Profile,
+    ) -> Result<(), Failure> {
         let status = Status::of(pid)?;
-        let Looks { uid, gid, .. } = looks;
+        let Profile { uid, gid, .. } = profile;
         self.report.check(
             process,
             format_args!("its uids are {uid}"),
             status.uids == [*uid; 4],
             words(&status.uids),
         )?;
-        let mut groups = looks.groups.clone();
+        let mut groups = profile.groups.clone();
         groups.sort_unstable();
         groups.dedup();
         self.report.check(
@@ -359,14 +367,14 @@ impl Test<'_> {
             status.gids == [*gid; 4] && status.groups == groups,
             format_args!("{}, and {}", words(&status.gids), words(&status.groups)),
         )?;
-        let set = looks.capability.map_or(0, |one| one.bitmask());
+        let set = profile.capability.map_or(0, |one| one.bitmask());
         let found = [
             status.permitted,
             status.effective,
             status.inheritable,
             status.ambient,
         ];
-        let named = match looks.capability {
+        let named = match profile.capability {
             Some(capability) => format!("it has {capability} and no other capability"),
             None => "it has no capability".to_owned(),
         };
@@ -379,7 +387,7 @@ impl Test<'_> {
                 found[0], found[1], found[2], found[3]
             ),
         )?;
-        if looks.sealed {
+        if profile.sealed {
             self.report.check(
                 process,
                 "its bounding set is empty",
@@ -387,7 +395,7 @@ impl Test<'_> {
                 format_args!("{:x}", status.bounding),
             )?;
         }
-        if looks.sealed || looks.filters > 0 {
+        if profile.sealed || profile.filters > 0 {
             self.report.check(
                 process,
                 "no_new_privs is set",
@@ -395,8 +403,8 @@ impl Test<'_> {
                 "it is not",
             )?;
         }
-        let filters = self.launcher.seccomp_filters + looks.filters;
-        let what = match looks.filters {
+        let filters = self.launcher.seccomp_filters + profile.filters;
+        let what = match profile.filters {
             0 => "it has the seccomp filters of its launcher".to_owned(),
             1 => "it has one seccomp filter of its own".to_owned(),
             more => format!("it has {more} seccomp filters of its own"),
@@ -407,7 +415,7 @@ impl Test<'_> {
             status.seccomp_filters == filters,
             format_args!("{} instead of {filters}", status.seccomp_filters),
         )?;
-        if looks.undumpable {
+        if profile.undumpable {
             let found = match proc::is_dumpable(pid) {
                 // Everything of root's belongs to root there.
                 Ok(_) if status.uids.contains(&0) => Some("its user is root".to_owned()),

@@ -1,18 +1,18 @@
 //! `--self-test`: starts both programs on this host as a server would, and holds every process against the table of
-//! processes in the README, from outside by /proc and from inside by attempts that must fail.
+//! processes in the README, from outside by /proc and from inside by escapes that must fail.
 //!
 //! - [`server`]: a real server. Its worker is this program in another role ([`worker`]), which tries what it is told to.
-//! - [`played`]: real binders, with this process in the place of the supervisor. A binder waits until it is asked, so that
-//!   it can be looked at in each phase, and it executes the attempts that are in its sealed list.
+//! - [`binders`]: real binders, with this process in the place of the supervisor. A binder waits until it is asked, so that
+//!   it can be examined in each phase, and it tries the escapes that are in its sealed list.
 //! - [`checks`]: what each process must be.
 //!
-//! This process keeps the rights of its launcher, so that it may look at everything, and is a hostile launcher on purpose:
+//! This process keeps the rights of its launcher, so that it may examine everything, and is a hostile launcher on purpose:
 //! the others inherit blocked and ignored signals and an open file from it. It decides nothing about confinement: what
 //! does not hold is a line and exit code 1, and the next check goes on.
 
+mod binders;
 mod checks;
 mod patience;
-mod played;
 mod proc;
 mod report;
 mod scratch;
@@ -88,7 +88,7 @@ pub fn run(settings: &Settings) -> Result<bool, Failure> {
     test.report.summary()
 }
 
-/// Root is not always able to look into the processes of a user and to end them, which no server needs.
+/// Root is not always able to examine the processes of a user and to end them, which no server needs.
 fn can_examine() -> Result<(), Failure> {
     let cannot = |cause: String| Failure::failed(format!("cannot test as root: {cause}"));
     let needed = [

@@ -16,7 +16,7 @@ use super::Test;
 use super::patience::Patience;
 use super::proc;
 use super::scratch::Scratch;
-use super::worker::{ROLE, Said, Trial};
+use super::worker::{ROLE, Said, WorkerEscape};
 use crate::host::process::Process;
 use crate::words::failure::{self, Failure};
 
@@ -25,7 +25,7 @@ pub struct Server {
     child: Child,
     process: Process,
     /// Standard input of all workers.
-    trials: ChildStdin,
+    escapes: ChildStdin,
     /// Standard output of all workers.
     said: Lines,
     /// What it must not leave behind.
@@ -74,7 +74,7 @@ impl Test<'_> {
             .spawn()
             .map_err(|error| cannot(failure::cause(&error)))?;
         let process = Process::open(pid_of(&child)).map_err(|errno| cannot(errno.desc().into()))?;
-        let (Some(trials), Some(said)) = (child.stdin.take(), child.stdout.take()) else {
+        let (Some(escapes), Some(said)) = (child.stdin.take(), child.stdout.take()) else {
             return Err(cannot("it has no pipes".into()));
         };
         let beside = |path: &Path| path.with_extension("json");
@@ -88,10 +88,10 @@ impl Test<'_> {
         Ok(Server {
             child,
             process,
-            trials,
+            escapes,
             said: Lines {
                 pipe: File::from(OwnedFd::from(said)),
-                come: Vec::new(),
+                unread: Vec::new(),
             },
             files,
             inherited: self.inherited.clone(),
@@ -115,7 +115,7 @@ impl Server {
         })
     }
 
-    /// Waits for the worker of this generation, which then waits for its trials.
+    /// Waits for the worker of this generation, which then waits for its escapes.
     pub fn worker(
         &mut self,
         expected: u32,
@@ -129,22 +129,22 @@ impl Server {
         }
     }
 
-    /// Has the newest worker make these trials: an errno for each, or none where it succeeded.
-    pub fn make(
+    /// Has the newest worker try these escapes: an errno for each, or none where it succeeded.
+    pub fn try_escapes(
         &mut self,
-        trials: &[Trial],
+        escapes: &[WorkerEscape],
         patience: &Patience,
         scratch: &Scratch,
     ) -> Result<Vec<Option<Errno>>, Failure> {
         let cannot = |error: io::Error| {
             Failure::failed(format!("cannot tell the worker what to try: {error}"))
         };
-        let mut line = serde_json::to_vec(trials).map_err(|error| cannot(error.into()))?;
+        let mut line = serde_json::to_vec(escapes).map_err(|error| cannot(error.into()))?;
         line.push(b'\n');
-        self.trials.write_all(&line).map_err(cannot)?;
+        self.escapes.write_all(&line).map_err(cannot)?;
         let mut outcomes = Vec::new();
-        for trial in trials {
-            let what = format!("the worker has tried {trial:?}");
+        for escape in escapes {
+            let what = format!("the worker has tried {escape:?}");
             match self.said.next(patience, scratch, &what)? {
                 Said::Tried(errno) => outcomes.push(errno.map(Errno::from_raw)),
                 other => return Err(unexpected(&what, &other)),
@@ -218,8 +218,8 @@ fn unexpected(what: &str, said: &Said) -> Failure {
 /// What the workers say.
 struct Lines {
     pipe: File,
-    /// Not read as lines yet.
-    come: Vec<u8>,
+    /// What is no whole line yet.
+    unread: Vec<u8>,
 }
 
 impl Lines {
@@ -232,8 +232,8 @@ impl Lines {
         let cannot =
             |cause: String| Failure::failed(format!("cannot hear what the worker says: {cause}"));
         loop {
-            if let Some(end) = self.come.iter().position(|byte| *byte == b'\n') {
-                let line: Vec<u8> = self.come.drain(..=end).collect();
+            if let Some(end) = self.unread.iter().position(|byte| *byte == b'\n') {
+                let line: Vec<u8> = self.unread.drain(..=end).collect();
                 return serde_json::from_slice(&line).map_err(|error| cannot(error.to_string()));
             }
             patience.readable(self.pipe.as_fd(), what)?;
@@ -245,7 +245,7 @@ impl Lines {
                         .unwrap_or_else(|| "without a word".into());
                     return Err(Failure::failed(format!("it ended before {what}: {cause}")));
                 }
-                Ok(length) => self.come.extend(&buffer[..length]),
+                Ok(length) => self.unread.extend(&buffer[..length]),
                 Err(error) => return Err(cannot(failure::cause(&error))),
             }
         }

@@ -1,7 +1,7 @@
 //! The worker of a self-test: this program in another role. It says that it is there, tries what it is told to, says what
 //! became of that, and stays until it is signalled.
 //!
-//! It changes nothing about itself before it is looked at. What it is told comes from its standard input, with no more
+//! It changes nothing about itself before it is examined. What it is told comes from its standard input, with no more
 //! rights than whoever started it has.
 
 use std::ffi::OsStr;
@@ -27,7 +27,7 @@ pub const ROLE: &str = "--self-test-worker";
 
 /// Something that a worker must not be able to do. Each is harmless where it succeeds.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub enum Trial {
+pub enum WorkerEscape {
     BecomeRoot,
     BecomeRootGroup,
     TakeGroups,
@@ -44,9 +44,9 @@ pub enum Trial {
 /// What a worker says, one line each.
 #[derive(Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Said {
-    /// It runs, and waits for its trials.
+    /// It runs, and waits for its escapes.
     Here { generation: u32, pid: i32 },
-    /// What became of the next trial: an errno, or nothing where it succeeded.
+    /// What became of the next escape: an errno, or nothing where it succeeded.
     Tried(Option<i32>),
 }
 
@@ -76,8 +76,10 @@ pub fn run() -> Result<(), Failure> {
 fn try_all(generation: u32) -> io::Result<()> {
     let pid = getpid().as_raw();
     say(&Said::Here { generation, pid })?;
-    for trial in hear()? {
-        say(&Said::Tried(trial.make().err().map(|errno| errno as i32)))?;
+    for escape in read_escapes()? {
+        say(&Said::Tried(
+            escape.attempt().err().map(|errno| errno as i32),
+        ))?;
     }
     Ok(())
 }
@@ -90,8 +92,8 @@ fn say(said: &Said) -> io::Result<()> {
     out.flush()
 }
 
-/// The list of trials, and not one byte more: the next generation reads the same pipe.
-fn hear() -> io::Result<Vec<Trial>> {
+/// The list of escapes, and not one byte more: the next generation reads the same pipe.
+fn read_escapes() -> io::Result<Vec<WorkerEscape>> {
     let stdin = io::stdin();
     let mut line = Vec::new();
     let mut byte = [0];
@@ -108,31 +110,33 @@ fn stay() {
     while let Err(Errno::EINTR) = poll(&mut end, PollTimeout::NONE) {}
 }
 
-impl Trial {
-    fn make(&self) -> nix::Result<()> {
+impl WorkerEscape {
+    fn attempt(&self) -> nix::Result<()> {
         let (user, group) = (Uid::from_raw(0), Gid::from_raw(0));
         let errno_of = |error: io::Error| Errno::from_raw(error.raw_os_error().unwrap_or(0));
         match self {
-            Trial::BecomeRoot => setresuid(user, user, user),
-            Trial::BecomeRootGroup => setresgid(group, group, group),
-            Trial::TakeGroups => setgroups(&[group]),
-            Trial::RaiseCapabilities => {
+            WorkerEscape::BecomeRoot => setresuid(user, user, user),
+            WorkerEscape::BecomeRootGroup => setresgid(group, group, group),
+            WorkerEscape::TakeGroups => setgroups(&[group]),
+            WorkerEscape::RaiseCapabilities => {
                 let every: CapsHashSet = caps::all();
                 caps::set(None, CapSet::Permitted, &every).map_err(|_| Errno::last())
             }
-            Trial::BindPort(address, port) => TcpListener::bind((*address, *port))
+            WorkerEscape::BindPort(address, port) => TcpListener::bind((*address, *port))
                 .map(drop)
                 .map_err(errno_of),
-            Trial::ReadFile(path) => File::open(path).map(drop).map_err(errno_of),
-            Trial::RemoveFile(path) => unlink(path),
-            Trial::Trace(pid) => ptrace::seize(Pid::from_raw(*pid), ptrace::Options::empty()),
-            Trial::ReadMemory(pid) => File::open(format!("/proc/{pid}/mem"))
+            WorkerEscape::ReadFile(path) => File::open(path).map(drop).map_err(errno_of),
+            WorkerEscape::RemoveFile(path) => unlink(path),
+            WorkerEscape::Trace(pid) => {
+                ptrace::seize(Pid::from_raw(*pid), ptrace::Options::empty())
+            }
+            WorkerEscape::ReadMemory(pid) => File::open(format!("/proc/{pid}/mem"))
                 .map(drop)
                 .map_err(errno_of),
-            Trial::TakeDescriptor(pid) => {
+            WorkerEscape::TakeDescriptor(pid) => {
                 Process::open(Pid::from_raw(*pid))?.descriptor(0).map(drop)
             }
-            Trial::Signal(pid) => kill(Pid::from_raw(*pid), None),
+            WorkerEscape::Signal(pid) => kill(Pid::from_raw(*pid), None),
         }
     }
 }

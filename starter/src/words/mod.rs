@@ -1,6 +1,8 @@
 //! Every sentence that this program says at run time, and what makes text safe to be shown.
 
+pub mod distrust;
 pub mod failure;
+pub mod lack;
 pub mod notice;
 pub mod number;
 pub mod remedy;

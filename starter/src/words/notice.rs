@@ -10,8 +10,8 @@ use nix::errno::Errno;
 use nix::sys::signal::Signal;
 use nix::unistd::Pid;
 
-use crate::host::confinement::Lack;
 use crate::words::failure::Failure;
+use crate::words::lack::Lack;
 use crate::words::text::printable;
 
 /// How much a line matters, as syslog has it (syslog(3)).
@@ -420,7 +420,9 @@ impl Notice {
                     .into()
             }
             Notice::Unconfined(lack) => {
-                format!("start_server: cannot confine the binder fully: {lack} cannot be had here")
+                format!(
+                    "start_server: cannot confine the binder fully: this kernel or container lacks {lack}"
+                )
             }
             Notice::BoundingSetKept => {
                 "start_server: cannot empty the capability bounding set: CAP_SETPCAP is missing; \

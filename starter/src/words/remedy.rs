@@ -4,6 +4,7 @@ use std::ffi::OsStr;
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 
+use common::message::POLICY_FILE;
 use nix::errno::Errno;
 
 use crate::words::text::printable;
@@ -17,6 +18,90 @@ const READ_ONLY: &str =
 
 /// Where the limit of open files is too low.
 pub const RAISE_OPEN_FILES: &str = "raise it with ulimit -n (LimitNOFILE= of systemd)";
+
+/// Where the kernel, or what is around it, lacks a means of confinement.
+pub const CONFINE_FULLY: &str = "Linux 6.12 has all of it, where `landlock` is in /sys/kernel/security/lsm and no \
+     container or unit keeps it away (SystemCallFilter=@system-service does); without --strict this is a notice";
+
+/// The name of the second program, beside this one.
+pub const BINDER: &str = "start_server-binder";
+
+/// Where a user's sandboxed binder was ended for a system call, and a filter of the launcher's is in force.
+pub const FOREIGN_FILTER: &str = "a seccomp filter around it forbids what it needs: in a unit, add to SystemCallFilter= \
+     seccomp landlock_create_ruleset landlock_add_rule landlock_restrict_self";
+
+/// The same, without a filter but the binder's own.
+pub const OWN_FILTER: &str =
+    "its sandbox knows no such system call: please report the version of the C library";
+
+/// Where the binder, or what leads to it, could have been changed by somebody whom root does not trust.
+pub const TRUSTED_BINDER: &str = "as root every file and directory on its path must belong to root or to the owner of \
+     start_server, and be writable by nobody else";
+
+/// Where a list is too long for one message.
+pub const TOO_MANY_GROUPS: &str = "the user to become is in too many groups";
+
+/// Where no interface has the address of a port.
+pub const NO_SUCH_ADDRESS: &str = "no interface of this machine has that address: see `ip address`";
+
+/// Where root may not give a socket file away.
+pub const CHOWN_AS_ROOT: &str =
+    "root lacks CAP_CHOWN here: give the unit or container that capability";
+
+/// Where a user may not give a socket file away.
+pub const CHOWN_AS_USER: &str =
+    "an ordinary user can give the socket only to a group that it is in";
+
+/// Where a user may not make a socket.
+pub const WRITABLE_DIRECTORY: &str = "the directory must be writable by this user";
+
+/// Where a line of the policy is not understood.
+pub const POLICY_LINE: &str = "a right line is like `user alice tcp 80,443` or `group dns udp 53`";
+
+/// Where another listener of this very process has the address.
+pub const HELD_BY_OURSELVES: &str = "another one of the same command line takes it";
+
+/// Where the binder is missing. The program is this one.
+pub fn of_missing_binder(program: &Path) -> String {
+    format!("install {BINDER} beside {}", printable(program))
+}
+
+/// Where somebody has the port, and nobody is seen who has it.
+pub fn of_port_in_use(port: u16) -> String {
+    format!(
+        "`ss -anp 'sport = :{port}'`, as root, shows who has it: maybe a worker that a killed start_server has left"
+    )
+}
+
+/// Where these processes hold an address: `pid 1 (init) and pid 2 (x)`.
+pub fn of_holders(holders: &str) -> String {
+    format!("it is held by {holders}; a killed start_server leaves its workers")
+}
+
+/// Where an ordinary user asks for a low port.
+pub fn of_low_port(port: u16) -> String {
+    format!(
+        "port {port} is reserved for root: start as root, with --user=NAME for the server program; or let root \
+         `setcap cap_net_bind_service=ep` on {BINDER} and allow it in {POLICY_FILE} (no use below no_new_privs or on \
+         a nosuid file system); or, in a unit with User=, add AmbientCapabilities=CAP_NET_BIND_SERVICE"
+    )
+}
+
+/// Where the policy does not allow a port, or cannot be trusted.
+pub fn of_policy(uid: u32, transport: &str, port: u16) -> String {
+    format!(
+        "root allows it to a user by a line such as `user {uid} {transport} {port}` in {POLICY_FILE}, which must \
+         belong to root, be readable by everybody and writable by root alone"
+    )
+}
+
+/// Where root left a socket to the user, and the user may not make it either.
+pub fn of_directory_of_others(objection: &str) -> String {
+    format!(
+        "root makes sockets only where nobody else can write, but {objection}; elsewhere the directory must be \
+         writable by --user"
+    )
+}
 
 /// What helps when a file of the server cannot be opened or made, by the error.
 pub fn of_file(path: &Path, errno: Errno) -> Option<String> {

@@ -9,7 +9,8 @@
 //! * `bind PORT`: bind a TCP port of the loopback interface
 //!
 //! Two other deeds have no result: `filter PROGRAM ..` executes the program with a seccomp filter that allows everything,
-//! `refuse NUMBER HOW PROGRAM ..` with one that refuses this system call: HOW is the errno, or `kill`.
+//! `refuse NUMBER HOW PROGRAM ..` with one that refuses this system call, or as `NUMBER:FIRST` only with this first
+//! argument: HOW is the errno, where 0 is a success without an effect, or `kill`.
 
 #![allow(
     clippy::unwrap_used,
@@ -62,7 +63,7 @@ fn main() {
         let [number, how, program @ ..] = &rest[..] else {
             panic!("refuse NUMBER HOW PROGRAM ..");
         };
-        refuse(number.parse().expect("a system call"), how);
+        refuse(number, how);
         become_program(program);
     }
     let result = match (deed.as_str(), &rest[..]) {
@@ -291,20 +292,33 @@ const fn instruction(code: u16, skip_if_not: u8, k: u32) -> libc::sock_filter {
 }
 
 /// As a kernel, a container or a unit without this system call does.
-fn refuse(number: u32, how: &str) {
+fn refuse(call: &str, how: &str) {
     let refusal = match how {
         "kill" => libc::SECCOMP_RET_KILL_PROCESS,
         errno => libc::SECCOMP_RET_ERRNO | errno.parse::<u32>().expect("an errno"),
     };
-    filter(&mut [
-        // BPF_LD | BPF_W | BPF_ABS: the number of the call comes first in what a filter sees.
-        instruction(0x20, 0, 0),
-        // BPF_JMP | BPF_JEQ | BPF_K
-        instruction(0x15, 1, number),
-        instruction(0x06, 0, refusal),
-        FILTER_ALLOWS,
-    ]);
+    let (number, first) = match call.split_once(':') {
+        Some((number, first)) => (number, Some(first)),
+        None => (call, None),
+    };
+    let mut conditions = vec![(NUMBER, number)];
+    conditions.extend(first.map(|first| (FIRST_ARGUMENT, first)));
+    let mut program = Vec::new();
+    for (done, (place, value)) in (1..).zip(&conditions) {
+        // Else to the end, over the other conditions and the refusal.
+        let left = u8::try_from(2 * (conditions.len() - done) + 1).expect("a short program");
+        // BPF_LD | BPF_W | BPF_ABS, BPF_JMP | BPF_JEQ | BPF_K
+        program.push(instruction(0x20, 0, *place));
+        program.push(instruction(0x15, left, value.parse().expect("a number")));
+    }
+    program.extend([instruction(0x06, 0, refusal), FILTER_ALLOWS]);
+    filter(&mut program);
 }
+
+/// Where a filter finds them in struct seccomp_data (seccomp(2)); of the argument the lower half, on a machine that is
+/// little-endian.
+const NUMBER: u32 = 0;
+const FIRST_ARGUMENT: u32 = 16;
 
 /// Without no_new_privs, which takes root.
 #[expect(unsafe_code, reason = "nix has no seccomp")]

@@ -1,10 +1,10 @@
-//! What a self-test has this process try, to show that it cannot. Each is harmless where it succeeds.
+//! What a self-test has this process try, to show that its confinement holds. Each is harmless where it succeeds.
 
 use std::net::{Ipv4Addr, SocketAddrV4};
 use std::os::fd::AsRawFd;
 
 use caps::{CapSet, CapsHashSet};
-use common::message::Attempt;
+use common::message::Escape;
 use nix::errno::Errno;
 use nix::fcntl::{AT_FDCWD, OFlag, open};
 use nix::sys::ptrace;
@@ -13,39 +13,39 @@ use nix::sys::socket::{AddressFamily, SockFlag, SockType, SockaddrIn, UnixAddr, 
 use nix::sys::stat::Mode;
 use nix::unistd::{Pid, Uid, UnlinkatFlags, execv, setresuid, unlinkat};
 
-/// Tries it. `Ok` is what must not be; and where a sandbox does not just refuse, this does not return. The parent is known
-/// from before the sandbox, which would end this process for the question, and not for what is tried.
-pub fn make(attempt: Attempt, parent: Pid) -> nix::Result<()> {
+/// Tries it. `Ok` is what must not be; and where a sandbox does not just refuse, this does not return. The parent is
+/// known from before the sandbox, which would end this process for asking who it is, and not for what is tried.
+pub fn attempt(escape: Escape, parent: Pid) -> nix::Result<()> {
     let root = Uid::from_raw(0);
-    match attempt {
-        Attempt::BecomeRoot => setresuid(root, root, root),
-        Attempt::RaiseCapabilities => {
+    match escape {
+        Escape::BecomeRoot => setresuid(root, root, root),
+        Escape::RaiseCapabilities => {
             let every: CapsHashSet = caps::all();
             caps::set(None, CapSet::Permitted, &every).map_err(|_| Errno::EPERM)
         }
-        Attempt::BindAnotherPort => {
+        Escape::BindAnotherPort => {
             let any = SockaddrIn::from(SocketAddrV4::new(Ipv4Addr::LOCALHOST, 0));
             bind(open_socket(AddressFamily::Inet)?.as_raw_fd(), &any)
         }
-        Attempt::BindAnotherPath => {
+        Escape::BindAnotherPath => {
             let path = format!("/start_server-self-test-{}", parent);
             let socket = open_socket(AddressFamily::Unix)?;
             bind(socket.as_raw_fd(), &UnixAddr::new(path.as_str())?)?;
             // As a sandbox may know it: where it could be made, it must not stay.
             unlinkat(AT_FDCWD, path.as_str(), UnlinkatFlags::NoRemoveDir)
         }
-        Attempt::OpenAnotherSocket => open_socket(AddressFamily::Netlink).map(drop),
-        Attempt::OpenFile => open(
+        Escape::OpenAnotherSocket => open_socket(AddressFamily::Netlink).map(drop),
+        Escape::OpenFile => open(
             "/etc/passwd",
             OFlag::O_RDONLY | OFlag::O_CLOEXEC,
             Mode::empty(),
         )
         .map(drop),
-        Attempt::Execute => execv::<&std::ffi::CStr>(c"/bin/true", &[c"true"]).map(drop),
-        Attempt::Fork => fork(),
+        Escape::Execute => execv::<&std::ffi::CStr>(c"/bin/true", &[c"true"]).map(drop),
+        Escape::Fork => fork(),
         // Unlike PTRACE_ATTACH it does not stop the parent where it succeeds.
-        Attempt::TraceParent => ptrace::seize(parent, ptrace::Options::empty()),
-        Attempt::SignalParent => kill(parent, None),
+        Escape::TraceParent => ptrace::seize(parent, ptrace::Options::empty()),
+        Escape::SignalParent => kill(parent, None),
     }
 }
 

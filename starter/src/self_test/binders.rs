@@ -1,6 +1,7 @@
-//! Real binders, with the self-test in the place of the supervisor. As its list is the launcher's, it may hold attempts:
+//! Real binders, with the self-test in the place of the supervisor. As its list is the launcher's, it may name escapes:
 //! things that the binder must not be able to do, and tries to.
 
+use std::fmt;
 use std::net::{IpAddr, Ipv4Addr, TcpListener};
 use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::process::ExitStatusExt;
@@ -8,33 +9,33 @@ use std::process::ExitStatus;
 
 use caps::Capability;
 use common::message::{
-    Address, Ask, Attempt, Confinement, Grant, Refusal, Reply, SocketFile, Transport,
+    Address, Ask, Confinement, Escape, Grant, Reply, Request, SocketFile, Transport,
 };
 use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::signal::Signal;
 
 use super::Test;
-use super::checks::Looks;
+use super::checks::Profile;
 use crate::host::process::Process;
-use crate::listeners::binder::{Binder, Heard, channel_failed};
+use crate::listeners::binder::{Binder, Received, channel_failed};
 use crate::words::failure::Failure;
 
 const PORTS: &str = "binder of ports";
 const PATH: &str = "binder of a path";
 
 /// All of them, as what a binder cannot do.
-const ATTEMPTS: [(Attempt, &str); 10] = [
-    (Attempt::BecomeRoot, "change its user to root"),
-    (Attempt::RaiseCapabilities, "raise a capability"),
-    (Attempt::BindAnotherPort, "bind another port"),
-    (Attempt::BindAnotherPath, "bind another path"),
-    (Attempt::OpenAnotherSocket, "open a socket of another kind"),
-    (Attempt::OpenFile, "open a file"),
-    (Attempt::Execute, "execute a program"),
-    (Attempt::Fork, "fork"),
-    (Attempt::TraceParent, "trace its parent"),
-    (Attempt::SignalParent, "signal its parent"),
+const ESCAPES: [(Escape, &str); 10] = [
+    (Escape::BecomeRoot, "change its user to root"),
+    (Escape::RaiseCapabilities, "raise a capability"),
+    (Escape::BindAnotherPort, "bind another port"),
+    (Escape::BindAnotherPath, "bind another path"),
+    (Escape::OpenAnotherSocket, "open a socket of another kind"),
+    (Escape::OpenFile, "open a file"),
+    (Escape::Execute, "execute a program"),
+    (Escape::Fork, "fork"),
+    (Escape::TraceParent, "trace its parent"),
+    (Escape::SignalParent, "signal its parent"),
 ];
 
 /// What a binder has to do yet.
@@ -47,12 +48,12 @@ enum Phase {
 }
 
 /// A running binder. Dropping it ends it.
-struct Played {
+struct TestBinder {
     binder: Binder,
     process: Process,
 }
 
-impl Drop for Played {
+impl Drop for TestBinder {
     fn drop(&mut self) {
         self.binder.kill();
     }
@@ -63,11 +64,11 @@ impl Test<'_> {
     pub fn binder_of_ports(&mut self) -> Result<(), Failure> {
         let grant = self.port();
         let (ask, address) = (self.ask_port(0), self.ports.address);
-        let (mut played, _) = self.start_confined(PORTS, std::slice::from_ref(&grant))?;
+        let (mut test_binder, _) = self.start_confined(PORTS, std::slice::from_ref(&grant))?;
         // It waits to be asked.
-        let pid = played.binder.pid();
+        let pid = test_binder.binder.pid();
         let needed = Capability::CAP_NET_BIND_SERVICE;
-        let looks = Looks {
+        let profile = Profile {
             uid: self.user.uid,
             gid: self.user.gid,
             groups: self.user.groups.clone(),
@@ -76,7 +77,7 @@ impl Test<'_> {
             filters: 1,
             undumpable: true,
         };
-        self.looks(PORTS, pid, &looks)?;
+        self.check_profile(PORTS, pid, &profile)?;
         match &self.identity {
             Some(_) => self.binder_has(PORTS, pid, Vec::new())?,
             None => self.report.not_here(
@@ -88,13 +89,13 @@ impl Test<'_> {
             self.report.not_here(
                 PORTS,
                 format_args!(
-                    "no low port can be had here: port {} stands for one",
+                    "no low port is available here: port {} stands in for one",
                     self.ports.served
                 ),
             )?;
         }
-        let bound = match self.ask(&mut played, vec![ask])? {
-            Heard::Reply(Reply::Bound { .. }, sockets) => sockets
+        let bound = match self.bind(&mut test_binder, ask)? {
+            Received::Reply(Reply::Bound { .. }, sockets) => sockets
                 .into_iter()
                 .filter_map(|socket| TcpListener::from(socket).local_addr().ok())
                 .collect(),
@@ -106,7 +107,7 @@ impl Test<'_> {
             bound == [(address, self.ports.served).into()],
             "it does not",
         )?;
-        let ended = self.end_of(&mut played)?;
+        let ended = self.end_of(&mut test_binder)?;
         self.report.check(
             PORTS,
             "it ends when its list is used up",
@@ -121,22 +122,22 @@ impl Test<'_> {
                 scope: 0,
             },
         };
-        self.surprise(PORTS, &grant, elsewhere, "asked for another address")?;
+        self.ask_beyond(PORTS, &grant, elsewhere, "asked for another address")?;
         let beyond = self.ask_port(7);
-        self.surprise(PORTS, &grant, beyond, "asked for more than its list holds")?;
-        self.surprise_after(PORTS, &grant, ask)?;
-        self.attempts(PORTS, |_, _| grant.clone(), ask)
+        self.ask_beyond(PORTS, &grant, beyond, "asked for more than its list holds")?;
+        self.ask_twice(PORTS, &grant, ask)?;
+        self.escapes(PORTS, |_, _| grant.clone(), ask)
     }
 
     /// The binder that stays root by number.
     pub fn binder_of_a_path(&mut self) -> Result<(), Failure> {
         for (number, owner) in [(0, None), (1, Some(self.user.uid))] {
             let grant = self.path(number, owner);
-            let (mut played, has_landlock) =
+            let (mut test_binder, has_landlock) =
                 self.start_confined(PATH, std::slice::from_ref(&grant))?;
-            let pid = played.binder.pid();
+            let pid = test_binder.binder.pid();
             let needed = Capability::CAP_CHOWN;
-            let looks = Looks {
+            let profile = Profile {
                 uid: 0,
                 gid: 0,
                 groups: Vec::new(),
@@ -145,16 +146,16 @@ impl Test<'_> {
                 filters: 1,
                 undumpable: false,
             };
-            self.looks(PATH, pid, &looks)?;
+            self.check_profile(PATH, pid, &profile)?;
             let directory = self.scratch.directory().display().to_string();
             let mut rest = vec![directory];
             // The second layer, ready to be put over the first.
             rest.extend(has_landlock.then(|| "anon_inode:[landlock-ruleset]".to_owned()));
             self.binder_has(PATH, pid, rest)?;
-            self.ask(&mut played, vec![Ask::Path { grant: 0 }])?;
+            self.bind(&mut test_binder, Ask::Path { grant: 0 })?;
             let socket = self.scratch.path(&format!("socket-{number}"));
             let is_there = socket.symlink_metadata().is_ok();
-            let ended = self.end_of(&mut played)?;
+            let ended = self.end_of(&mut test_binder)?;
             let left = socket.symlink_metadata().is_ok();
             self.report.check(
                 PATH,
@@ -169,11 +170,11 @@ impl Test<'_> {
         )?;
         let (grant, ask) = (self.path(2, None), Ask::Path { grant: 0 });
         let port = self.ask_port(0);
-        self.surprise(PATH, &grant, port, "asked for a port")?;
+        self.ask_beyond(PATH, &grant, port, "asked for a port")?;
         let beyond = Ask::Path { grant: 7 };
-        self.surprise(PATH, &grant, beyond, "asked for more than its list holds")?;
-        self.surprise_after(PATH, &grant, ask)?;
-        self.attempts(PATH, |test, number| test.path(3 + number, None), ask)
+        self.ask_beyond(PATH, &grant, beyond, "asked for more than its list holds")?;
+        self.ask_twice(PATH, &grant, ask)?;
+        self.escapes(PATH, |test, number| test.path(3 + number, None), ask)
     }
 
     fn port(&self) -> Grant {
@@ -196,7 +197,7 @@ impl Test<'_> {
     /// Each binder has a path of its own: one that is ended by its sandbox cannot remove it.
     fn path(&self, number: usize, uid: Option<u32>) -> Grant {
         Grant::Path(SocketFile {
-            path: self.scratch.path(&format!("socket-{number}")),
+            path: self.scratch.path(&format!("socket-{number}")).into(),
             mode: 0o600,
             uid,
             gid: None,
@@ -209,8 +210,8 @@ impl Test<'_> {
         &mut self,
         process: &str,
         grants: &[Grant],
-    ) -> Result<(Played, bool), Failure> {
-        let (played, confinement) = self.start_binder(grants)?;
+    ) -> Result<(TestBinder, bool), Failure> {
+        let (test_binder, confinement) = self.start_binder(grants, &[])?;
         self.report.check(
             process,
             "seccomp is in force",
@@ -226,78 +227,90 @@ impl Test<'_> {
                 version => format!("this kernel has version {version}"),
             },
         )?;
-        Ok((played, confinement.landlock > 0))
+        Ok((test_binder, confinement.landlock > 0))
     }
 
-    fn start_binder(&self, grants: &[Grant]) -> Result<(Played, Confinement), Failure> {
+    fn start_binder(
+        &self,
+        grants: &[Grant],
+        escapes: &[Escape],
+    ) -> Result<(TestBinder, Confinement), Failure> {
         let stderr = self.scratch.log()?;
-        let binder = Binder::start_with_stderr(self.identity.clone(), grants, stderr)?;
+        let binder = Binder::start_to_test(self.identity.clone(), grants, escapes, stderr)?;
         let process = Process::open(binder.pid()).map_err(|errno| channel_failed(errno.desc()))?;
-        let mut played = Played { binder, process };
-        self.wait_for_word(&played, "the binder says what confines it")?;
-        let confinement = played.binder.confinement()?;
-        Ok((played, confinement))
+        let mut test_binder = TestBinder { binder, process };
+        self.wait_for_message(&test_binder, "the binder says what confines it")?;
+        let confinement = test_binder.binder.confinement()?;
+        Ok((test_binder, confinement))
     }
 
-    fn ask(&self, played: &mut Played, asks: Vec<Ask>) -> Result<Heard, Failure> {
-        played.binder.ask(asks);
-        self.wait_for_word(played, "the binder answers")?;
-        played.binder.hear()
+    fn bind(&self, test_binder: &mut TestBinder, ask: Ask) -> Result<Received, Failure> {
+        self.request(test_binder, &Request::Bind(vec![ask]))
+    }
+
+    fn request(
+        &self,
+        test_binder: &mut TestBinder,
+        request: &Request,
+    ) -> Result<Received, Failure> {
+        test_binder.binder.send(request);
+        self.wait_for_message(test_binder, "the binder answers")?;
+        test_binder.binder.receive_or_end()
     }
 
     /// Until it has said something, or has ended: so that nothing waits without end for it.
-    fn wait_for_word(&self, played: &Played, what: &str) -> Result<(), Failure> {
-        self.patience.readable(played.binder.as_fd(), what)?;
-        if has_hung_up(played.binder.as_fd()) {
-            let process = played.process.as_fd();
+    fn wait_for_message(&self, test_binder: &TestBinder, what: &str) -> Result<(), Failure> {
+        self.patience.readable(test_binder.binder.as_fd(), what)?;
+        if has_hung_up(test_binder.binder.as_fd()) {
+            let process = test_binder.process.as_fd();
             self.patience.readable(process, "the binder ends")?;
         }
         Ok(())
     }
 
     /// Closes the channel, and waits for the end of the binder.
-    fn end_of(&self, played: &mut Played) -> Result<ExitStatus, Failure> {
-        played.binder.hang_up();
-        let process = played.process.as_fd();
+    fn end_of(&self, test_binder: &mut TestBinder) -> Result<ExitStatus, Failure> {
+        test_binder.binder.hang_up();
+        let process = test_binder.process.as_fd();
         self.patience
             .readable(process, "the binder ends with its channel")?;
-        played.binder.wait().map_err(channel_failed)
+        test_binder.binder.wait().map_err(channel_failed)
     }
 
     /// It is asked for something that is not in its list.
-    fn surprise(
+    fn ask_beyond(
         &mut self,
         process: &str,
         grant: &Grant,
         ask: Ask,
         asked: &str,
     ) -> Result<(), Failure> {
-        let (mut played, _) = self.start_binder(std::slice::from_ref(grant))?;
-        let heard = self.ask(&mut played, vec![ask])?;
-        self.ends(process, heard, asked)
+        let (mut test_binder, _) = self.start_binder(std::slice::from_ref(grant), &[])?;
+        let received = self.bind(&mut test_binder, ask)?;
+        self.ends(process, received, asked)
     }
 
-    /// It is asked twice for the same. Another grant keeps it from having ended by then.
-    fn surprise_after(&mut self, process: &str, grant: &Grant, ask: Ask) -> Result<(), Failure> {
-        let list = [grant.clone(), Grant::Attempt(Attempt::OpenFile)];
-        let (mut played, _) = self.start_binder(&list)?;
-        self.ask(&mut played, vec![ask])?;
-        let heard = self.ask(&mut played, vec![ask])?;
-        self.ends(process, heard, "asked for the same twice")
+    /// It is asked twice for the same. An escape that is never tried keeps it from having ended by then.
+    fn ask_twice(&mut self, process: &str, grant: &Grant, ask: Ask) -> Result<(), Failure> {
+        let grants = std::slice::from_ref(grant);
+        let (mut test_binder, _) = self.start_binder(grants, &[Escape::OpenFile])?;
+        self.bind(&mut test_binder, ask)?;
+        let received = self.bind(&mut test_binder, ask)?;
+        self.ends(process, received, "asked for the same twice")
     }
 
-    fn ends(&mut self, process: &str, heard: Heard, asked: &str) -> Result<(), Failure> {
-        let (holds, found) = match heard {
-            Heard::End(ended) => (ended.code() == Some(1), ended.to_string()),
-            Heard::Reply(Reply::Bound { .. }, _) => (false, "it does it".to_owned()),
-            Heard::Reply(..) => (false, "it answers".to_owned()),
+    fn ends(&mut self, process: &str, received: Received, asked: &str) -> Result<(), Failure> {
+        let (holds, found) = match received {
+            Received::End(ended) => (ended.code() == Some(1), ended.to_string()),
+            Received::Reply(Reply::Bound { .. }, _) => (false, "it does it".to_owned()),
+            Received::Reply(..) => (false, "it answers".to_owned()),
         };
         let what = format_args!("it gives nothing and ends when it is {asked}");
         self.report.check(process, what, holds, found)
     }
 
-    /// Every attempt in both phases, each by a binder of its own.
-    fn attempts(
+    /// Every escape in both phases, each from a binder of its own.
+    fn escapes(
         &mut self,
         process: &str,
         grant: impl Fn(&Self, usize) -> Grant,
@@ -305,19 +318,19 @@ impl Test<'_> {
     ) -> Result<(), Failure> {
         let done = match ask {
             Ask::Path { .. } => "once it waits",
-            Ask::Port { .. } | Ask::Attempt { .. } => "once all is bound",
+            Ask::Port { .. } => "once all is bound",
         };
         let mut number = 0;
         for (phase, moment) in [(Phase::Serving, "while it serves"), (Phase::Done, done)] {
-            for (attempt, what) in ATTEMPTS {
-                let grants = [grant(self, number), Grant::Attempt(attempt)];
+            for (escape, what) in ESCAPES {
+                let grant = grant(self, number);
                 number += 1;
-                let outcome = match self.attempt(&grants, ask, phase) {
+                let outcome = match self.escape(grant, ask, phase, escape) {
                     Err(failure) if self.patience.is_interrupted() => return Err(failure),
                     Err(failure) => Outcome::Other(failure.to_string().replace('\n', "; ")),
                     Ok(outcome) => outcome,
                 };
-                let (what, holds) = match knows_the_call(&ask, phase, attempt) {
+                let (what, holds) = match makes_the_call_itself(&ask, phase, escape) {
                     true => (
                         format!("{moment}, it cannot {what}"),
                         matches!(outcome, Outcome::Forbidden(_)),
@@ -328,41 +341,48 @@ impl Test<'_> {
                         matches!(outcome, Outcome::Ended),
                     ),
                 };
-                let found = match outcome {
-                    Outcome::Ended => "its sandbox has ended it".to_owned(),
-                    Outcome::Forbidden(errno) => {
-                        format!("it is not ended but refused: {}", errno.desc())
-                    }
-                    Outcome::Other(found) => found,
-                };
-                self.report.check(process, what, holds, found)?;
+                self.report.check(process, what, holds, outcome)?;
             }
         }
         Ok(())
     }
 
-    /// What becomes of one attempt.
-    fn attempt(&self, grants: &[Grant], ask: Ask, phase: Phase) -> Result<Outcome, Failure> {
-        let (mut played, _) = self.start_binder(grants)?;
-        let attempt = Ask::Attempt { grant: 1 };
-        let asks = match phase {
-            Phase::Serving => vec![attempt],
-            Phase::Done => vec![ask, attempt],
-        };
-        let heard = self.ask(&mut played, asks)?;
-        Ok(match heard {
-            Heard::End(ended) if ended.signal() == Some(Signal::SIGSYS as i32) => Outcome::Ended,
-            Heard::End(ended) => Outcome::Other(format!("it ended, {ended}")),
-            Heard::Reply(Reply::Refused { refusal, .. }, _) => Outcome::of(refusal),
-            Heard::Reply(Reply::Bound { .. }, _) => Outcome::Other("it can".into()),
-            Heard::Reply(Reply::Confined(_), _) => {
+    /// What becomes of one escape.
+    fn escape(
+        &self,
+        grant: Grant,
+        ask: Ask,
+        phase: Phase,
+        escape: Escape,
+    ) -> Result<Outcome, Failure> {
+        let (mut test_binder, _) = self.start_binder(&[grant], &[escape])?;
+        if phase == Phase::Done {
+            match self.bind(&mut test_binder, ask)? {
+                Received::Reply(Reply::Bound { .. }, _) => {}
+                Received::Reply(..) => return Ok(Outcome::Other("it does not bind".into())),
+                Received::End(ended) => return Ok(Outcome::of_end(ended)),
+            }
+        }
+        let received = self.request(&mut test_binder, &Request::TryEscape(escape))?;
+        Ok(match received {
+            Received::End(ended) => Outcome::of_end(ended),
+            Received::Reply(Reply::EscapeTried { errno: None }, _) => {
+                Outcome::Other("it can".into())
+            }
+            Received::Reply(Reply::EscapeTried { errno: Some(errno) }, _) => {
+                Outcome::of_errno(Errno::from_raw(errno))
+            }
+            Received::Reply(Reply::Bound { .. } | Reply::Refused { .. }, _) => {
+                Outcome::Other("it answers something else".into())
+            }
+            Received::Reply(Reply::Confined(_), _) => {
                 Outcome::Other("it says twice what confines it".into())
             }
         })
     }
 }
 
-/// What became of an attempt.
+/// What became of an escape.
 enum Outcome {
     /// seccomp has ended the process.
     Ended,
@@ -373,34 +393,46 @@ enum Outcome {
 }
 
 impl Outcome {
-    fn of(refusal: Refusal) -> Outcome {
-        match refusal {
-            Refusal::Errno(errno) => match Errno::from_raw(errno) {
-                errno @ (Errno::EPERM | Errno::EACCES) => Outcome::Forbidden(errno),
-                // No attempt at all: what it needs is not there.
-                errno => Outcome::Other(errno.desc().into()),
-            },
-            Refusal::Because(cause) => Outcome::Other(cause),
+    fn of_end(ended: ExitStatus) -> Outcome {
+        match ended.signal() == Some(Signal::SIGSYS as i32) {
+            true => Outcome::Ended,
+            false => Outcome::Other(format!("it ended, {ended}")),
+        }
+    }
+
+    fn of_errno(errno: Errno) -> Outcome {
+        match errno {
+            Errno::EPERM | Errno::EACCES => Outcome::Forbidden(errno),
+            // Nothing was tried: what it needs is not there.
+            _ => Outcome::Other(errno.desc().into()),
         }
     }
 }
 
-/// Whether a binder makes this system call itself, with these arguments, so that only Landlock or the capabilities keep it
-/// from that.
-fn knows_the_call(ask: &Ask, phase: Phase, attempt: Attempt) -> bool {
+impl fmt::Display for Outcome {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Outcome::Ended => f.write_str("its sandbox has ended it"),
+            Outcome::Forbidden(errno) => {
+                write!(f, "it is not ended but refused: {}", errno.desc())
+            }
+            Outcome::Other(found) => f.write_str(found),
+        }
+    }
+}
+
+/// Whether a binder makes this system call itself, with these arguments, so that only Landlock or the capabilities stand
+/// against it.
+fn makes_the_call_itself(ask: &Ask, phase: Phase, escape: Escape) -> bool {
     match ask {
         Ask::Path { .. } => {
             phase == Phase::Serving
-                && matches!(
-                    attempt,
-                    Attempt::RaiseCapabilities | Attempt::BindAnotherPath
-                )
+                && matches!(escape, Escape::RaiseCapabilities | Escape::BindAnotherPath)
         }
         // It does not wait afterwards, and has no second layer for that.
-        Ask::Port { .. } | Ask::Attempt { .. } => matches!(
-            attempt,
-            Attempt::RaiseCapabilities | Attempt::BindAnotherPort
-        ),
+        Ask::Port { .. } => {
+            matches!(escape, Escape::RaiseCapabilities | Escape::BindAnotherPort)
+        }
     }
 }
 

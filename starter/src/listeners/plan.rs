@@ -1,0 +1,248 @@
+//! Who makes which socket: a binder what only root can make, and this process everything else.
+//!
+//! All of it is done with the launcher's rights, before they are dropped.
+
+use std::ffi::OsString;
+use std::os::fd::RawFd;
+use std::path::Path;
+
+use common::message::{Grant, Identity, MOST_DESCRIPTORS, SocketFile, Transport};
+use common::trusted_path::{Trust, Untrusted, open_directory};
+
+use crate::host::identity;
+use crate::host::open_files::OpenFiles;
+use crate::listeners::binder::Binder;
+use crate::listeners::spec::{Host, PathSpec, PortSpec};
+use crate::words::failure::Failure;
+use crate::words::text::printable;
+
+/// Descriptors that the supervisor may need beside the listeners.
+pub const SPARE_DESCRIPTORS: usize = 64;
+
+/// Who makes which socket.
+pub struct Plan {
+    sockets: Vec<Planned>,
+    /// For the binder that becomes the user.
+    ports: Vec<Grant>,
+    /// For the binder that stays root: another process, so that no socket of a port is root's.
+    files: Vec<Grant>,
+    identity: Option<Identity>,
+}
+
+/// One socket, and who makes it.
+pub struct Planned {
+    pub wanted: Wanted,
+    pub maker: Maker,
+}
+
+/// One socket of the command line.
+pub enum Wanted {
+    Port(PortSpec),
+    Path {
+        spec: PathSpec,
+        uid: Option<u32>,
+        gid: Option<u32>,
+    },
+}
+
+/// Who makes a socket.
+pub enum Maker {
+    /// With this grant of the ports.
+    PortBinder(u32),
+    /// With this grant of the files.
+    FileBinder(u32),
+    /// After the drop; with the reason why root does not, if it was root.
+    Ourselves { objection: Option<Untrusted> },
+}
+
+/// The binders have their lists.
+pub struct Prepared {
+    pub sockets: Vec<Planned>,
+    pub port_binder: Option<Binder>,
+    pub file_binder: Option<Binder>,
+}
+
+impl Plan {
+    /// Decides who makes which socket, and looks up the owners of the files.
+    pub fn new(
+        ports: Vec<PortSpec>,
+        paths: Vec<PathSpec>,
+        identity: Option<Identity>,
+    ) -> Result<Plan, Failure> {
+        let mut plan = Plan {
+            sockets: Vec::new(),
+            ports: Vec::new(),
+            files: Vec::new(),
+            identity,
+        };
+        for spec in ports {
+            // Host names are resolved later, by the ordinary user; a literal address is pinned now.
+            let ip = match &spec.host {
+                Host::Address(ip) => Some(*ip),
+                Host::Name(_) => None,
+            };
+            let grant = Grant::Port {
+                transport: spec.transport,
+                port: spec.port,
+                ip,
+            };
+            let maker = Maker::PortBinder(number_of_next(&plan.ports)?);
+            plan.ports.push(grant);
+            plan.sockets.push(Planned {
+                wanted: Wanted::Port(spec),
+                maker,
+            });
+        }
+        for spec in paths {
+            let (uid, gid) = owners(&spec)?;
+            let maker = plan.maker_of(&spec, uid, gid)?;
+            plan.sockets.push(Planned {
+                wanted: Wanted::Path { spec, uid, gid },
+                maker,
+            });
+        }
+        Ok(plan)
+    }
+
+    /// Root never works in a directory that somebody else can write; everywhere else the user does it.
+    fn maker_of(
+        &mut self,
+        spec: &PathSpec,
+        uid: Option<u32>,
+        gid: Option<u32>,
+    ) -> Result<Maker, Failure> {
+        if self.identity.is_none() {
+            return Ok(Maker::Ourselves { objection: None });
+        }
+        let path = std::path::absolute(&spec.path).map_err(|error| {
+            Failure::failed(format!(
+                "cannot bind to {}: {error}",
+                printable(&spec.given)
+            ))
+        })?;
+        match open_directory(path.parent().unwrap_or(Path::new("/")), &Trust::ROOT) {
+            Ok(_) => {
+                let maker = Maker::FileBinder(number_of_next(&self.files)?);
+                self.files.push(Grant::Path(SocketFile {
+                    path: path.into(),
+                    mode: spec.mode,
+                    uid,
+                    gid,
+                }));
+                Ok(maker)
+            }
+            Err(untrusted) => Ok(Maker::Ourselves {
+                objection: Some(untrusted),
+            }),
+        }
+    }
+
+    /// Starts the binders of which anything is asked, and sends them their sealed lists.
+    pub fn start_binders(self, open_files: OpenFiles) -> Result<Prepared, Failure> {
+        open_files.check(self.sockets.len())?;
+        // Also for the binders, which inherit the limit: a file takes its socket, itself and its directory.
+        open_files.make_room_for(MOST_DESCRIPTORS + SPARE_DESCRIPTORS + 3 * self.sockets.len())?;
+        let start = |grants: Vec<Grant>| match grants.is_empty() {
+            true => Ok(None),
+            false => Binder::start(self.identity.clone(), &grants).map(Some),
+        };
+        let (port_binder, file_binder) = (start(self.ports)?, start(self.files)?);
+        Ok(Prepared {
+            sockets: self.sockets,
+            port_binder,
+            file_binder,
+        })
+    }
+}
+
+fn number_of_next(grants: &[Grant]) -> Result<u32, Failure> {
+    u32::try_from(grants.len()).map_err(|_| Failure::usage("cannot bind so many sockets"))
+}
+
+fn owners(spec: &PathSpec) -> Result<(Option<u32>, Option<u32>), Failure> {
+    let cannot = |option: &str, name: &str, cause: String| {
+        Failure::failed(format!(
+            "cannot use {option}={name} of --path={}: {cause}",
+            printable(&spec.given)
+        ))
+    };
+    let uid = spec
+        .user
+        .as_deref()
+        .map(|name| owner(identity::uid(name)).map_err(|cause| cannot("user", name, cause)));
+    let gid = spec
+        .group
+        .as_deref()
+        .map(|name| owner(identity::gid(name)).map_err(|cause| cannot("group", name, cause)));
+    Ok((uid.transpose()?, gid.transpose()?))
+}
+
+/// The highest number is nobody's: chown(2) takes it for "as it is".
+fn owner(number: Result<u32, String>) -> Result<u32, String> {
+    number.and_then(|number| match number {
+        u32::MAX => Err("no file can belong to this number".into()),
+        number => Ok(number),
+    })
+}
+
+/// As the policy and `FILE.json` write it.
+pub fn kind_of(transport: Transport) -> &'static str {
+    match transport {
+        Transport::Tcp => "tcp",
+        Transport::Udp => "udp",
+    }
+}
+
+impl Wanted {
+    pub fn fixed_number(&self) -> Option<RawFd> {
+        match self {
+            Wanted::Port(spec) => spec.descriptor,
+            Wanted::Path { .. } => None,
+        }
+    }
+
+    pub fn owner_is_asked(&self) -> bool {
+        matches!(
+            self,
+            Wanted::Path { uid, gid, .. } if uid.is_some() || gid.is_some()
+        )
+    }
+
+    pub fn listens(&self) -> bool {
+        match self {
+            Wanted::Port(spec) => spec.transport == Transport::Tcp,
+            Wanted::Path { .. } => true,
+        }
+    }
+
+    pub fn kind(&self) -> &'static str {
+        match self {
+            Wanted::Port(spec) => kind_of(spec.transport),
+            Wanted::Path { .. } => "unix",
+        }
+    }
+
+    /// What a policy would have to allow.
+    pub fn in_policy(&self) -> String {
+        match self {
+            Wanted::Port(spec) => format!("{} port {}", self.kind(), spec.port),
+            Wanted::Path { .. } => "a path".to_owned(),
+        }
+    }
+
+    /// The key in `SERVER_STARTER_PORT`.
+    pub fn name(&self) -> OsString {
+        match self {
+            Wanted::Port(spec) => spec.name.clone().into(),
+            Wanted::Path { spec, .. } => spec.path.clone().into(),
+        }
+    }
+
+    /// What the user typed.
+    pub fn given(&self) -> String {
+        match self {
+            Wanted::Port(spec) => format!("--port={}", spec.given),
+            Wanted::Path { spec, .. } => format!("--path={}", printable(&spec.given)),
+        }
+    }
+}

@@ -1,0 +1,161 @@
+//! Why a socket was refused, in words, and the remedy where one is known. It decides nothing.
+
+use std::net::IpAddr;
+
+use common::message::{BadPolicy, LARGEST_POLICY, LineFault, POLICY_FILE, Refusal};
+use common::trusted_path::Untrusted;
+use nix::errno::Errno;
+use nix::sys::stat::SFlag;
+use nix::unistd::getuid;
+
+use crate::listeners::holders;
+use crate::listeners::plan::{Wanted, kind_of};
+use crate::listeners::spec::PortSpec;
+use crate::words::failure::Failure;
+use crate::words::{distrust, remedy};
+
+/// Why a socket was refused, by a binder or by the kernel. `ip` is the literal address of a port, also where a name was
+/// typed.
+pub fn cannot_bind(wanted: &Wanted, refusal: &Refusal, ip: Option<IpAddr>) -> Failure {
+    let hint = match wanted {
+        Wanted::Port(spec) => hint_of_port(spec, refusal, ip),
+        Wanted::Path { spec, .. } => match refusal {
+            Refusal::Served => holders::hint_of_path(&spec.path),
+            // Of a change of owner, which is the only thing there that root needs a capability for.
+            Refusal::Errno(libc::EPERM) if wanted.owner_is_asked() => {
+                Some(remedy::CHOWN_AS_ROOT.to_owned())
+            }
+            _ => None,
+        },
+    };
+    cannot_listen(wanted, &cause(wanted, refusal)).hint_if(hint)
+}
+
+/// Why the user was refused a socket at a path; `objection` is why root did not make it, if it was root.
+pub fn cannot_bind_ourselves(
+    wanted: &Wanted,
+    refusal: &Refusal,
+    objection: Option<&Untrusted>,
+) -> Failure {
+    match refusal {
+        Refusal::Errno(libc::EACCES) => {
+            let hint = match objection {
+                Some(objection) => remedy::of_directory_of_others(&distrust::of_path(objection)),
+                None => remedy::WRITABLE_DIRECTORY.to_owned(),
+            };
+            cannot_bind(wanted, refusal, None).hint(hint)
+        }
+        Refusal::Errno(libc::ENOENT) => cannot_listen(wanted, "its directory does not exist"),
+        // Of a change of owner; without one it is a sticky directory that holds a stale socket of another user.
+        Refusal::Errno(libc::EPERM) if wanted.owner_is_asked() => {
+            cannot_bind(wanted, refusal, None).hint(remedy::CHOWN_AS_USER)
+        }
+        _ => cannot_bind(wanted, refusal, None),
+    }
+}
+
+fn cannot_listen(wanted: &Wanted, cause: &str) -> Failure {
+    Failure::failed(format!("cannot listen on {}: {cause}", wanted.given()))
+}
+
+fn hint_of_port(spec: &PortSpec, refusal: &Refusal, ip: Option<IpAddr>) -> Option<String> {
+    match refusal {
+        Refusal::Errno(libc::EADDRINUSE) => ip
+            .and_then(|ip| holders::hint_of_port(spec.transport, ip, spec.port))
+            .or_else(|| Some(remedy::of_port_in_use(spec.port))),
+        Refusal::Errno(libc::EACCES) => Some(remedy::of_low_port(spec.port)),
+        Refusal::Errno(libc::EADDRNOTAVAIL) => Some(remedy::NO_SUCH_ADDRESS.to_owned()),
+        Refusal::BadPolicy(BadPolicy::Line { .. }) => Some(remedy::POLICY_LINE.to_owned()),
+        Refusal::BadPolicy(_) | Refusal::NotAllowed => {
+            let (uid, kind) = (getuid().as_raw(), kind_of(spec.transport));
+            Some(remedy::of_policy(uid, kind, spec.port))
+        }
+        _ => None,
+    }
+}
+
+fn cause(wanted: &Wanted, refusal: &Refusal) -> String {
+    match refusal {
+        Refusal::Errno(errno) => description(*errno).to_owned(),
+        Refusal::NamesDirectory => "it names a directory".to_owned(),
+        Refusal::NotASocket { file_type } => {
+            let kind = name_of_type(*file_type);
+            format!("it exists and is {kind}, not a socket")
+        }
+        Refusal::Changing => "it changes while it is looked at".to_owned(),
+        Refusal::Served => "another server is listening on it".to_owned(),
+        Refusal::MaybeServed(errno) => {
+            let cause = description(*errno);
+            format!("cannot tell whether a server listens on it: {cause}")
+        }
+        Refusal::Replaced => "it was replaced by something else during the start".to_owned(),
+        Refusal::Untrusted(untrusted) => distrust::of_path(untrusted),
+        Refusal::NotAllowed => {
+            let (what, uid) = (wanted.in_policy(), getuid());
+            format!("{POLICY_FILE} does not allow {what} to uid {uid} or its groups")
+        }
+        Refusal::BadPolicy(bad) => {
+            format!("{POLICY_FILE} grants nothing: {}", cause_of_policy(bad))
+        }
+    }
+}
+
+fn cause_of_policy(bad: &BadPolicy) -> String {
+    match bad {
+        BadPolicy::Untrusted(untrusted) => distrust::of_path(untrusted),
+        BadPolicy::Distrusted(why) => format!("it {}", distrust::predicate(*why)),
+        // It is opened without following links.
+        BadPolicy::Unopened(libc::ELOOP) => "it is a symbolic link".to_owned(),
+        BadPolicy::Unopened(libc::ENOENT) => "it does not exist".to_owned(),
+        BadPolicy::Unopened(errno) => format!("it cannot be opened: {}", description(*errno)),
+        BadPolicy::Unread(errno) => format!("it cannot be read: {}", description(*errno)),
+        BadPolicy::NotARegularFile => "it is not a regular file".to_owned(),
+        BadPolicy::TooLarge => format!("it is larger than {LARGEST_POLICY} bytes"),
+        BadPolicy::NotUtf8 => "it cannot be read: stream did not contain valid UTF-8".to_owned(),
+        BadPolicy::Line { number, fault } => {
+            let fault = match fault {
+                LineFault::Words => "is not like `user NAME tcp 80,443`",
+                LineFault::Kind => "does not begin with `user` or `group`",
+                LineFault::Transport => "has neither `tcp` nor `udp` after the name",
+                LineFault::Ports => "has a list of ports that is not like `53,8000-8010`",
+            };
+            format!("line {number} {fault}")
+        }
+    }
+}
+
+fn description(errno: i32) -> &'static str {
+    Errno::from_raw(errno).desc()
+}
+
+fn name_of_type(file_type: u32) -> &'static str {
+    match SFlag::from_bits_retain(file_type) {
+        SFlag::S_IFREG => "a regular file",
+        SFlag::S_IFDIR => "a directory",
+        SFlag::S_IFLNK => "a symbolic link",
+        SFlag::S_IFIFO => "a fifo",
+        SFlag::S_IFCHR | SFlag::S_IFBLK => "a device",
+        _ => "something else",
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_in_the_way_is_named_by_its_type() {
+        for (file_type, name) in [
+            (libc::S_IFREG, "a regular file"),
+            (libc::S_IFDIR, "a directory"),
+            (libc::S_IFLNK, "a symbolic link"),
+            (libc::S_IFIFO, "a fifo"),
+            (libc::S_IFCHR, "a device"),
+            (libc::S_IFBLK, "a device"),
+            // What another program than the binder could say.
+            (u32::MAX, "something else"),
+        ] {
+            assert_eq!(name_of_type(file_type), name);
+        }
+    }
+}

@@ -10,7 +10,7 @@ use std::time::Instant;
 
 use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, ppoll};
-use nix::sys::inotify::{AddWatchFlags, InitFlags, Inotify};
+use nix::sys::inotify::Inotify;
 use nix::sys::signal::Signal;
 use nix::sys::time::TimeSpec;
 
@@ -18,6 +18,7 @@ pub use self::status::Status;
 
 use self::follower::{Follower, no_status};
 use self::server::Server;
+use crate::host::watch;
 use crate::log;
 use crate::options::ClientOptions;
 use crate::status::file::json_path;
@@ -150,15 +151,13 @@ pub fn reopen(options: &ClientOptions) -> Result<(), Failure> {
 fn watch(files: &[PathBuf]) -> Result<Inotify, Failure> {
     let cannot =
         |errno: Errno| Failure::failed(format!("cannot watch the status files: {}", errno.desc()));
-    let inotify = Inotify::init(InitFlags::IN_CLOEXEC | InitFlags::IN_NONBLOCK).map_err(cannot)?;
+    let inotify = watch::new().map_err(cannot)?;
     for file in files {
         let folder = match file.parent() {
             Some(folder) if folder != Path::new("") => folder,
             _ => Path::new("."),
         };
-        let changes =
-            AddWatchFlags::IN_MOVED_TO | AddWatchFlags::IN_CLOSE_WRITE | AddWatchFlags::IN_DELETE;
-        inotify.add_watch(folder, changes).map_err(cannot)?;
+        watch::add(&inotify, folder).map_err(cannot)?;
     }
     Ok(inotify)
 }

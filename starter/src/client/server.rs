@@ -15,6 +15,7 @@ use nix::sys::stat::fstat;
 use nix::unistd::{Pid, geteuid};
 
 use super::status::Status;
+use crate::host::proc::Fields;
 use crate::host::process::Process;
 use crate::status::file::json_path;
 use crate::status::pid_file::{is_at, recorded_pid};
@@ -115,7 +116,9 @@ impl Server {
         if owner == 0 {
             self.refuse_moved(path, cannot)?;
         }
-        let user = real_user(self.pid)
+        let user = Fields::of(self.pid).ok();
+        let user = user
+            .and_then(|fields| fields.real_user())
             .ok_or_else(|| cannot(&format!("cannot find out whose pid {} is", self.pid)))?;
         match owner == 0 || owner == user {
             true => Ok(()),
@@ -128,11 +131,8 @@ impl Server {
 
     /// What to do about a server that a signal has stopped, if this is one: it follows no order until it goes on.
     pub fn is_stopped(&self) -> Option<String> {
-        let status = std::fs::read_to_string(format!("/proc/{}/status", self.pid)).ok()?;
-        let state = status
-            .lines()
-            .find_map(|line| line.strip_prefix("State:"))?;
-        state.trim_start().starts_with(['T', 't']).then(|| {
+        let fields = Fields::of(self.pid).ok()?;
+        fields.is_stopped().then(|| {
             format!(
                 "pid {0} is stopped: `kill -CONT {0}` lets it go on",
                 self.pid
@@ -201,13 +201,6 @@ impl Server {
 /// Whether there is a process with the pid that somebody has written into a file.
 fn is_alive(pid: i64) -> bool {
     i32::try_from(pid).is_ok_and(|pid| Process::open(Pid::from_raw(pid)).is_ok())
-}
-
-/// The real uid of a process: whoever has it may send signals to it.
-fn real_user(pid: Pid) -> Option<u32> {
-    let status = std::fs::read_to_string(format!("/proc/{pid}/status")).ok()?;
-    let uids = status.lines().find_map(|line| line.strip_prefix("Uid:"))?;
-    uids.split_whitespace().next()?.parse().ok()
 }
 
 /// Whether a server holds the exclusive lock. A shared one is held for a moment, which a starting server waits out.

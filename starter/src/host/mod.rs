@@ -4,5 +4,7 @@ pub mod confinement;
 pub mod daemon;
 pub mod identity;
 pub mod open_files;
+pub mod proc;
 pub mod process;
 pub mod terminal;
+pub mod watch;

@@ -13,7 +13,6 @@
 mod checks;
 mod patience;
 mod played;
-mod proc;
 mod report;
 mod scratch;
 mod server;
@@ -28,11 +27,11 @@ use nix::unistd::{getegid, geteuid, getgroups};
 pub use self::worker::{is_worker, run as run_worker};
 
 use self::patience::Patience;
-use self::proc::Status;
 use self::report::Report;
 use self::scratch::{Ports, Scratch};
 use self::server::Inherited;
 use crate::host::identity;
+use crate::host::proc::Status;
 use crate::options::SelfTestOptions;
 use crate::words::failure::Failure;
 

@@ -56,11 +56,12 @@ fn run() -> Result<Outcome, Failure> {
     // Before the first child: whoever ignores CHLD cannot wait for one.
     signals::reset().map_err(cannot_set_up_signals)?;
     let done = |()| Outcome::Stopped;
+    let mut say = log::say;
     match options::parse(std::env::args_os().skip(1))? {
         Invocation::Start(options) => start::run(*options),
-        Invocation::Restart(options) => client::restart(&options).map(done),
-        Invocation::Stop(options) => client::stop(&options).map(done),
-        Invocation::Reopen(options) => client::reopen(&options).map(done),
+        Invocation::Restart(options) => client::restart(&options, &mut say).map(done),
+        Invocation::Stop(options) => client::stop(&options, &mut say).map(done),
+        Invocation::Reopen(options) => client::reopen(&options, &mut say).map(done),
         Invocation::SelfTest(options) => self_test::run(&options).map(|holds| match holds {
             true => Outcome::Stopped,
             false => Outcome::GivenUp,

@@ -17,7 +17,7 @@ use crate::listeners::bind::{Bound, Plan};
 use crate::listeners::dialects;
 use crate::log::{self, Log};
 use crate::machine::{Knobs, Outcome, Settings};
-use crate::options::{FdStyle, Options};
+use crate::options::{FdStyle, Options, status_settings};
 use crate::status::file::StatusFile;
 use crate::status::pid_file::PidFile;
 use crate::supervisor::signals::Signals;
@@ -93,7 +93,7 @@ fn start(mut options: Options, waiting: &mut Option<Waiting>) -> Result<Outcome,
     } = resolved.bind(options.backlog, options.strict, open_files)?;
     dialects::prepare(&listeners, &options.fd_env)?;
     let status_file = StatusFile::create(
-        &options,
+        status_settings(&options),
         &listeners,
         InForce {
             supervisor,

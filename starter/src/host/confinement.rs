@@ -4,14 +4,13 @@ use std::fmt;
 
 use common::message::Confinement;
 use common::privileges::Bounding;
-use serde::Serialize;
 
 use crate::log;
 use crate::words::failure::Failure;
 use crate::words::notice::Notice;
 
 /// Of all processes, as `FILE.json` shows it.
-#[derive(Debug, Serialize)]
+#[derive(Debug)]
 pub struct InForce {
     /// Of the supervisor, and of every worker.
     pub supervisor: OfSupervisor,
@@ -20,14 +19,14 @@ pub struct InForce {
 }
 
 /// Of the supervisor; an ordinary user's has nothing to give up, and its workers may run setuid programs.
-#[derive(Debug, Clone, Copy, Serialize)]
+#[derive(Debug, Clone, Copy)]
 pub struct OfSupervisor {
     pub no_new_privs: bool,
     pub bounding_set_empty: bool,
 }
 
 /// Of one binder.
-#[derive(Debug, Serialize)]
+#[derive(Debug)]
 pub struct OfBinder {
     pub makes: &'static str,
     pub seccomp: bool,

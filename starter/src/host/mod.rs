@@ -3,6 +3,7 @@
 pub mod confinement;
 pub mod daemon;
 pub mod identity;
+pub mod locks;
 pub mod open_files;
 pub mod proc;
 pub mod process;

@@ -2,6 +2,8 @@
 //!
 //! Nothing is opened, resolved or looked up here: a user or a host that does not exist is found out later.
 
+mod shown;
+
 use std::ffi::{OsStr, OsString};
 use std::num::NonZeroU32;
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
@@ -15,6 +17,8 @@ use clap::parser::ValueSource;
 use clap::{Arg, ArgAction, ArgMatches, Command};
 use common::message::Transport;
 use nix::sys::signal::Signal;
+
+pub use self::shown::status_settings;
 
 use crate::listeners::spec::{PathSpec, PortSpec, check_duplicates, parse_paths, parse_ports};
 use crate::log::{Address, DEFAULT_ADDRESS, Format, LogTarget, Stream, SyslogOptions, facility};

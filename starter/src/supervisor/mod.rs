@@ -131,9 +131,7 @@ impl Supervisor {
         for signal in come {
             match signal {
                 Signal::SIGHUP => {
-                    if let Some(pid_file) = &mut self.resources.pid_file {
-                        pid_file.restore();
-                    }
+                    self.restore_pid_file();
                     self.read_knobs();
                     self.on(Event::Restart);
                 }
@@ -143,7 +141,7 @@ impl Supervisor {
                     } = &mut self.resources;
                     log.reopen();
                     status_file.log_reopened(log.reopened().clone());
-                    status_file.save(&self.generations, Instant::now());
+                    self.save_status();
                 }
                 Signal::SIGUSR2 => log::say(Notice::Ignored(signal)),
                 _ => {}
@@ -167,7 +165,7 @@ impl Supervisor {
             .deadline()
             .is_some_and(|deadline| deadline <= now)
         {
-            self.resources.status_file.save(&self.generations, now);
+            self.save_status();
         }
         self.resources.log.take_turn(now);
         Ok(())
@@ -190,16 +188,14 @@ impl Supervisor {
                     }
                 }
                 Action::Serving => {
+                    // By now the worker has written its pid wherever it writes one.
+                    self.restore_pid_file();
                     log::is_up();
                     if let Some(waiting) = self.resources.waiting.take() {
                         waiting.tell_success();
                     }
                 }
-                Action::SaveStatus => {
-                    self.resources
-                        .status_file
-                        .save(&self.generations, Instant::now());
-                }
+                Action::SaveStatus => self.save_status(),
                 Action::Say(notice) => {
                     if let Some(failure) = notice.as_failure() {
                         self.failure = Some(match &notice {
@@ -296,6 +292,21 @@ impl Supervisor {
             }
         }
         self.on(Event::Exited { pid, status });
+        // Server programs that write a pid file remove it at their end.
+        self.restore_pid_file();
+    }
+
+    fn save_status(&mut self) {
+        let status_file = &mut self.resources.status_file;
+        let notices = status_file.save(&self.generations, Instant::now());
+        notices.into_iter().for_each(log::say);
+    }
+
+    fn restore_pid_file(&mut self) {
+        let pid_file = &mut self.resources.pid_file;
+        if let Some(notice) = pid_file.as_mut().and_then(PidFile::restore) {
+            log::say(notice);
+        }
     }
 
     fn end(mut self) {

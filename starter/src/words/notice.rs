@@ -12,6 +12,7 @@ use nix::unistd::Pid;
 
 use crate::host::confinement::Lack;
 use crate::words::failure::Failure;
+use crate::words::text::printable;
 
 /// How much a line matters, as syslog has it (syslog(3)).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -140,6 +141,11 @@ pub enum Notice {
     PidFileWrittenAgain {
         path: PathBuf,
     },
+    /// With the pid that stood in it, where it was one.
+    PidFileOverwritten {
+        path: PathBuf,
+        by: Option<u32>,
+    },
     LogCommandDied {
         status: i32,
     },
@@ -170,6 +176,12 @@ pub enum Notice {
     ReopenAsked {
         pid: Pid,
     },
+    /// With the pid in the file, where it is one.
+    LockHeldByAnother {
+        path: PathBuf,
+        written: Option<u32>,
+        holder: Pid,
+    },
 }
 
 impl Notice {
@@ -196,6 +208,8 @@ impl Notice {
             | Notice::NeverSent(_)
             | Notice::PidFileGone { .. }
             | Notice::PidFileWrittenAgain { .. }
+            | Notice::PidFileOverwritten { .. }
+            | Notice::LockHeldByAnother { .. }
             | Notice::LogCommandDied { .. }
             | Notice::NothingToReopen
             | Notice::SyslogUnreachable { .. } => Severity::Warning,
@@ -389,6 +403,15 @@ impl fmt::Display for Notice {
                     path.display()
                 )
             }
+            Notice::PidFileOverwritten { path, by } => {
+                let with = by.map(|pid| format!(" with pid {pid}"));
+                write!(
+                    f,
+                    "start_server: {} was overwritten{} and is written again; give the server program a pid file of its own",
+                    printable(path),
+                    with.unwrap_or_default()
+                )
+            }
             Notice::LogCommandDied { status } => {
                 write!(
                     f,
@@ -444,6 +467,21 @@ impl fmt::Display for Notice {
                 write!(
                     f,
                     "sent HUP to start_server (pid:{pid}), waiting for the new generation..."
+                )
+            }
+            Notice::LockHeldByAnother {
+                path,
+                written,
+                holder,
+            } => {
+                let written = match written {
+                    Some(pid) => format!("pid {pid}"),
+                    None => "no pid".into(),
+                };
+                write!(
+                    f,
+                    "start_server: {} holds {written}, but {holder} holds its lock: that one is the server",
+                    printable(path)
                 )
             }
             Notice::ReopenAsked { pid } => {

@@ -14,7 +14,7 @@ use crate::listeners::spec::{
     parse_ports,
 };
 use crate::log::lines::{LONGEST, Lines};
-use crate::status::{file as status_file, pid_file};
+use crate::status::{lines, pid_file, view};
 use crate::worker::environment;
 
 /// The value of `--port` and of `--path`.
@@ -90,18 +90,18 @@ pub fn status_file(bytes: &[u8]) {
     let Ok(text) = std::str::from_utf8(bytes) else {
         return;
     };
-    let generations = status_file::parse_lines(text);
+    let generations = lines::parse_lines(text);
     assert!(generations.len() <= text.lines().count());
     // What is not replaced as ours has some line that is none.
-    if status_file::is_status_lines(text) {
+    if lines::is_status_lines(text) {
         assert!(text.lines().all(|line| line.contains(':')));
     }
     let written: String = generations
         .iter()
         .map(|generation| format!("{generation}:1\n"))
         .collect();
-    assert!(status_file::is_status_lines(&written));
-    assert_eq!(status_file::parse_lines(&written), generations);
+    assert!(lines::is_status_lines(&written));
+    assert_eq!(lines::parse_lines(&written), generations);
 }
 
 /// `F.json`, as `--restart` reads it.
@@ -109,7 +109,7 @@ pub fn status_json(bytes: &[u8]) {
     let Ok(text) = std::str::from_utf8(bytes) else {
         return;
     };
-    let is_stale = status_file::is_status_json(text);
+    let is_stale = view::is_status_json(text);
     let Some(status) = Status::parse(text) else {
         return;
     };

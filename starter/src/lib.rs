@@ -26,6 +26,7 @@ use crate::host::{dispositions, identity};
 use crate::options::Invocation;
 use crate::supervisor::signals;
 use crate::words::failure::{Failure, Status};
+use crate::words::notice::Notice;
 
 /// The whole program, from its command line to its exit code.
 pub fn main() -> ExitCode {
@@ -54,9 +55,11 @@ fn run() -> Result<Status, Failure> {
     signals::hold().map_err(start::cannot_set_up_signals)?;
     match options::parse(std::env::args_os().skip(1))? {
         Invocation::Start(options) => start::run(*options),
-        Invocation::Restart(settings) => client::restart(&settings).map(done),
-        Invocation::Stop(settings) => client::stop(&settings).map(done),
-        Invocation::Reopen(settings) => client::reopen(&settings).map(done),
+        Invocation::Restart(settings) => {
+            client::restart(&settings, &mut teller(&settings)).map(done)
+        }
+        Invocation::Stop(settings) => client::stop(&settings, &mut teller(&settings)).map(done),
+        Invocation::Reopen(settings) => client::reopen(&settings, &mut teller(&settings)).map(done),
         Invocation::SelfTest(settings) => self_test::run(&settings).map(|holds| match holds {
             true => Status::Done,
             false => Status::Failed,
@@ -65,5 +68,15 @@ fn run() -> Result<Status, Failure> {
             .write_all(text.as_bytes())
             .map(done)
             .map_err(|error| Failure::failed(format!("cannot write to standard output: {error}"))),
+    }
+}
+
+/// What a client says while it waits, unless nobody wants to know.
+fn teller(settings: &client::Settings) -> impl FnMut(Notice) + use<> {
+    let is_quiet = settings.is_quiet;
+    move |notice| {
+        if !is_quiet {
+            log::show(&notice);
+        }
     }
 }

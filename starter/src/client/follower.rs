@@ -1,29 +1,34 @@
 //! How a restart goes, as the running server writes it down.
 
-use std::io;
 use std::path::{Path, PathBuf};
 
 use super::server::Server;
 use super::settings::Settings;
-use super::status::{Status, Verdict};
-use crate::status::file::{json_path, read_lines, read_text};
-use crate::words::failure::{self, Failure};
+use super::status::{Status, Verdict, no_status};
+use crate::status::file::json_path;
+use crate::status::lines::read_lines;
+use crate::words::failure::Failure;
+use crate::words::text::printable;
 
-/// Sees the verdict in what the server writes.
+/// Finds the verdict in what the server writes.
 pub enum Follower {
     /// A server of ours: by the number of the restart that was asked for.
     ByRequest {
         json: PathBuf,
         /// The restart that was asked for, by its number.
         request: u64,
-        /// The generation that answers it, once that is known: later decisions push the first one out.
+        /// The generation that answers it, once that is known: the decision itself is forgotten after some more.
         answer: Option<u64>,
     },
-    /// A server of another make: one generation left, newer than all before.
+    /// A server of another make: one generation is left, and it is newer than all before.
     ByGenerations { lines: PathBuf, newest: u32 },
 }
 
 impl Follower {
+    /// What is to be known before the restart is asked for.
+    ///
+    /// # Errors
+    /// When the server cannot be followed, or is stopping.
     pub fn before(server: &Server, settings: &Settings) -> Result<Follower, Failure> {
         let jsons = [
             Some(json_path(&settings.pid_file)),
@@ -31,8 +36,11 @@ impl Follower {
         ];
         for json in jsons.into_iter().flatten() {
             if let Some(status) = Status::read(&json)
-                && status.supervisor == i64::from(server.pid.as_raw())
+                && status.is_of(server.pid)
             {
+                if let Some(stopping) = status.stopping() {
+                    return Err(stopping);
+                }
                 return Ok(Follower::ByRequest {
                     json,
                     request: status.next_request(),
@@ -40,58 +48,48 @@ impl Follower {
                 });
             }
         }
-        let Some(lines) = settings.status_file.clone() else {
-            let json = json_path(&settings.pid_file);
-            let failure = Failure::failed(format!(
-                "cannot follow a restart of pid {}: {}",
-                server.pid,
-                no_status(&json)
-            ));
-            return Err(match json.exists() {
-                true => failure,
-                false => failure
-                    .hint("a server of another make is followed by its --status-file: name it too"),
-            });
-        };
-        let newest = read_lines(&lines).map_err(|cause| {
-            Failure::failed(format!(
-                "cannot read --status-file={}: {cause}",
-                lines.display()
-            ))
+        match settings.status_file.clone() {
+            Some(lines) => Follower::by_generations(lines),
+            None => Err(cannot_follow(server, &json_path(&settings.pid_file))),
+        }
+    }
+
+    fn by_generations(lines: PathBuf) -> Result<Follower, Failure> {
+        let generations = read_lines(&lines).map_err(|cause| {
+            let lines = printable(&lines);
+            Failure::failed(format!("cannot read --status-file={lines}: {cause}"))
         })?;
-        let newest = newest.into_iter().max().unwrap_or(0);
+        let newest = generations.into_iter().max().unwrap_or(0);
         Ok(Follower::ByGenerations { lines, newest })
     }
 
     /// The verdict, if there is one yet.
-    pub fn look(&mut self) -> Result<Option<Verdict>, Failure> {
+    pub fn verdict(&mut self, server: &Server) -> Option<Verdict> {
         match self {
             Follower::ByGenerations { lines, newest } => {
                 // Between two writes there may be nothing to read.
                 let generations = read_lines(lines).unwrap_or_default();
-                let only = generations.iter().min() == generations.iter().max();
-                Ok(generations
-                    .first()
-                    .filter(|one| only && *one > newest)
-                    .map(|_| Ok(())))
+                let is_only = generations.iter().min() == generations.iter().max();
+                let is_new = generations.first().is_some_and(|one| *one > *newest);
+                (is_only && is_new).then_some(Ok(()))
             }
             Follower::ByRequest {
                 json,
                 request,
                 answer,
             } => {
-                let Some(status) = Status::read(json) else {
-                    return Ok(None);
-                };
+                let status = Status::read(json).filter(|status| status.is_of(server.pid))?;
                 *answer = answer.or_else(|| status.answer_to(*request));
-                Ok(answer.and_then(|generation| status.verdict_on(generation)))
+                let verdict = answer.and_then(|generation| status.verdict_on(generation));
+                // A server that is told to stop starts nothing more: without a verdict by now there will be none.
+                verdict.or_else(|| status.stopping().map(Err))
             }
         }
     }
 
-    /// What a restart waits for that has no verdict yet.
-    pub fn how_far(&self, server: &Server, json: &Path) -> String {
-        let waits_for = || match self {
+    /// What a restart without a verdict waits for.
+    pub fn waits_for(&self, server: &Server, json: &Path) -> String {
+        let old_workers = || match self {
             Follower::ByRequest {
                 json,
                 answer: Some(generation),
@@ -99,21 +97,23 @@ impl Follower {
             } => Status::read(json)?.waits_for(*generation),
             _ => None,
         };
-        server.is_stopped().or_else(waits_for).unwrap_or_else(|| {
-            format!(
-                "{} shows how far it is, unless its disk is full",
-                json.display()
-            )
+        server.is_stopped().or_else(old_workers).unwrap_or_else(|| {
+            let json = printable(json);
+            format!("{json} shows how far it is, unless its disk is full")
         })
     }
 }
 
-/// What is wrong with the file that a server's status should be in.
-pub fn no_status(json: &Path) -> String {
-    let cause = match read_text(json) {
-        Ok(_) => "is not the status of that server".to_owned(),
-        Err(error) if error.kind() == io::ErrorKind::NotFound => "is missing".to_owned(),
-        Err(error) => format!("cannot be read: {}", failure::cause(&error)),
-    };
-    format!("{} {cause}", json.display())
+fn cannot_follow(server: &Server, json: &Path) -> Failure {
+    let failure = Failure::failed(format!(
+        "cannot follow a restart of pid {}: {}",
+        server.pid,
+        no_status(json)
+    ));
+    match json.exists() {
+        true => failure,
+        false => {
+            failure.hint("a server of another make is followed by its --status-file: name it too")
+        }
+    }
 }

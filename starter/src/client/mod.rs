@@ -1,201 +1,115 @@
-//! `--restart`, `--stop` and `--reopen`: another start_server is asked, and waited for until the matter is decided.
+//! `--restart`, `--stop` and `--reopen`: each asks a running start_server, and waits until the outcome is known.
 
 mod follower;
+mod reopen;
+mod restart;
 mod server;
 mod settings;
 mod status;
+mod stop;
 
 use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, ppoll};
-use nix::sys::inotify::{AddWatchFlags, InitFlags, Inotify};
-use nix::sys::signal::Signal;
+use nix::sys::inotify::Inotify;
 use nix::sys::time::TimeSpec;
 
+pub use self::reopen::reopen;
+pub use self::restart::restart;
 pub use self::settings::Settings;
 pub use self::status::Status;
+pub use self::stop::stop;
 
-use self::follower::{Follower, no_status};
 use self::server::Server;
-use crate::log;
-use crate::status::file::json_path;
+use crate::host::watch;
 use crate::words::failure::Failure;
 use crate::words::notice::Notice;
-use crate::words::text::printable;
+
+/// Tells the person at the terminal what is going on.
+pub type Say<'a> = &'a mut dyn FnMut(Notice);
 
 /// Why a wait is over.
 enum Woken {
-    Changed,
-    ServerExited,
+    FilesChanged,
+    ServerEnded,
     TimedOut,
 }
 
-/// Sends TERM and waits for the end.
-pub fn stop(settings: &Settings) -> Result<(), Failure> {
-    let server = Server::find(&settings.pid_file)?;
-    let ours = nix::unistd::getpid();
-    let theirs = server.pid;
-    say(settings, Notice::StopServer { ours, theirs });
-    server.send(Signal::SIGTERM)?;
-    let deadline = settings.timeout.map(|timeout| Instant::now() + timeout);
-    match wait(&server, None, deadline)? {
-        Woken::ServerExited | Woken::Changed => Ok(()),
-        Woken::TimedOut => Err(Failure::undecided(format!(
-            "cannot wait longer for the end of pid {}: --timeout has passed",
-            server.pid
-        ))
-        .hint(server.is_stopped().unwrap_or_else(|| {
-            "workers that do not end hold it up; --stop-timeout would kill them".into()
-        }))),
-    }
-}
-
-/// Sends HUP and waits for the verdict: committed and the old generation gone, or failed.
-pub fn restart(settings: &Settings) -> Result<(), Failure> {
-    let server = Server::find(&settings.pid_file)?;
-    let deadline = settings.timeout.map(|timeout| Instant::now() + timeout);
-    // Both before the signal, so that nothing that follows from it can be missed.
-    let mut files = vec![json_path(&settings.pid_file)];
-    files.extend(settings.status_file.as_deref().map(json_path));
-    files.extend(settings.status_file.clone());
-    let watch = watch(&files)?;
-    let mut follower = Follower::before(&server, settings)?;
-    server.send(Signal::SIGHUP)?;
-    say(settings, Notice::RestartAsked { pid: server.pid });
-    loop {
-        if let Some(verdict) = follower.look()? {
-            return verdict;
-        }
-        match wait(&server, Some(&watch), deadline)? {
-            Woken::Changed => {}
-            Woken::ServerExited => {
-                return Err(Failure::failed(format!(
-                    "cannot restart: pid {} has ended",
-                    server.pid
-                )));
-            }
-            Woken::TimedOut => {
-                return Err(Failure::undecided(format!(
-                    "cannot wait longer for the restart of pid {}: --timeout has passed",
-                    server.pid
-                ))
-                .hint(follower.how_far(&server, &json_path(&settings.pid_file))));
-            }
-        }
-    }
-}
-
-/// Sends USR1 and waits until the log file is open again.
-pub fn reopen(settings: &Settings) -> Result<(), Failure> {
-    let server = Server::find(&settings.pid_file)?;
-    let deadline = settings.timeout.map(|timeout| Instant::now() + timeout);
-    let json = json_path(&settings.pid_file);
-    let watch = watch(std::slice::from_ref(&json))?;
-    let read =
-        || Status::read(&json).filter(|status| status.supervisor == i64::from(server.pid.as_raw()));
-    let before = read().ok_or_else(|| {
-        Failure::failed(format!(
-            "cannot follow the log file of pid {}: {}",
-            server.pid,
-            no_status(&json)
-        ))
-    })?;
-    server.send(Signal::SIGUSR1)?;
-    say(settings, Notice::ReopenAsked { pid: server.pid });
-    loop {
-        match read() {
-            Some(now) if now.reopened > before.reopened => {
-                return match now.reopen_failure {
-                    None => Ok(()),
-                    Some(cause) => {
-                        let file = now.log_file.filter(|file| !file.starts_with('|'));
-                        let file = file.map(|file| format!("{}, ", printable(&file)));
-                        Err(Failure::failed(format!(
-                            "cannot reopen {}the log file of pid {}: {}",
-                            file.unwrap_or_default(),
-                            server.pid,
-                            printable(&cause)
-                        )))
-                    }
-                };
-            }
-            _ => {}
-        }
-        match wait(&server, Some(&watch), deadline)? {
-            Woken::Changed => {}
-            Woken::ServerExited => {
-                return Err(Failure::failed(format!(
-                    "cannot reopen the log file: pid {} has ended",
-                    server.pid
-                )));
-            }
-            Woken::TimedOut => {
-                let failure = Failure::undecided(format!(
-                    "cannot wait longer for the log file of pid {}: --timeout has passed",
-                    server.pid
-                ));
-                return Err(match server.is_stopped() {
-                    Some(hint) => failure.hint(hint),
-                    None => failure,
-                });
-            }
-        }
-    }
-}
-
-/// Says what is being done, unless nobody wants to hear it.
-fn say(settings: &Settings, notice: Notice) {
-    if !settings.is_quiet {
-        log::say(notice);
-    }
-}
-
-/// Watches the folders of files that are replaced by rename.
-fn watch(files: &[PathBuf]) -> Result<Inotify, Failure> {
-    let cannot =
-        |errno: Errno| Failure::failed(format!("cannot watch the status files: {}", errno.desc()));
-    let inotify = Inotify::init(InitFlags::IN_CLOEXEC | InitFlags::IN_NONBLOCK).map_err(cannot)?;
-    for file in files {
-        let folder = match file.parent() {
-            Some(folder) if folder != Path::new("") => folder,
-            _ => Path::new("."),
-        };
-        let changes =
-            AddWatchFlags::IN_MOVED_TO | AddWatchFlags::IN_CLOSE_WRITE | AddWatchFlags::IN_DELETE;
-        inotify.add_watch(folder, changes).map_err(cannot)?;
-    }
-    Ok(inotify)
-}
-
-fn wait(
-    server: &Server,
-    watch: Option<&Inotify>,
+/// What a client waits for: the end of the server, a change of its files, or the end of its patience.
+struct Wait<'a> {
+    server: &'a Server,
+    watch: Option<Inotify>,
     deadline: Option<Instant>,
-) -> Result<Woken, Failure> {
-    loop {
-        let left = deadline.map(|deadline| deadline.saturating_duration_since(Instant::now()));
-        let mut sources = vec![PollFd::new(server.process.as_fd(), PollFlags::POLLIN)];
+}
+
+impl<'a> Wait<'a> {
+    fn new(server: &'a Server, timeout: Option<Duration>) -> Wait<'a> {
+        Wait {
+            server,
+            watch: None,
+            deadline: timeout.map(|timeout| Instant::now() + timeout),
+        }
+    }
+
+    /// Watches the directories of these files too, which are replaced by rename.
+    fn watch(self, files: &[PathBuf]) -> Result<Wait<'a>, Failure> {
+        let cannot = |errno: Errno| {
+            Failure::failed(format!("cannot watch the status files: {}", errno.desc()))
+        };
+        let inotify = watch::new().map_err(cannot)?;
+        for file in files {
+            let directory = match file.parent() {
+                Some(directory) if directory != Path::new("") => directory,
+                _ => Path::new("."),
+            };
+            watch::add(&inotify, directory).map_err(cannot)?;
+        }
+        Ok(Wait {
+            watch: Some(inotify),
+            ..self
+        })
+    }
+
+    fn next(&self) -> Result<Woken, Failure> {
+        let left = || {
+            let left = self.deadline?.saturating_duration_since(Instant::now());
+            Some(TimeSpec::from_duration(left))
+        };
+        let mut sources = vec![PollFd::new(self.server.process.as_fd(), PollFlags::POLLIN)];
+        let watch = self.watch.as_ref();
         sources.extend(watch.map(|watch| PollFd::new(watch.as_fd(), PollFlags::POLLIN)));
-        match ppoll(&mut sources, left.map(TimeSpec::from_duration), None) {
-            Err(Errno::EINTR) => continue,
-            Err(errno) => {
-                return Err(Failure::failed(format!(
-                    "cannot wait for pid {}: {}",
-                    server.pid,
-                    errno.desc()
-                )));
+        let ready = loop {
+            match ppoll(&mut sources, left(), None) {
+                Err(Errno::EINTR) => {}
+                Err(errno) => {
+                    return Err(Failure::failed(format!(
+                        "cannot wait for pid {}: {}",
+                        self.server.pid,
+                        errno.desc()
+                    )));
+                }
+                Ok(ready) => break ready,
             }
-            Ok(0) => return Ok(Woken::TimedOut),
-            Ok(_) => {}
+        };
+        if ready == 0 {
+            return Ok(Woken::TimedOut);
         }
         if sources[0].any() == Some(true) {
-            return Ok(Woken::ServerExited);
+            return Ok(Woken::ServerEnded);
         }
-        // What has changed is seen by looking at the files, however many events there are.
+        // However many events there are: the files are looked at anew.
         drop(watch.map(Inotify::read_events));
-        return Ok(Woken::Changed);
+        Ok(Woken::FilesChanged)
+    }
+
+    /// `--timeout` is over, and `what` has not come.
+    fn timed_out(&self, what: &str) -> Failure {
+        Failure::undecided(format!(
+            "cannot wait longer for {what} of pid {}: --timeout has passed",
+            self.server.pid
+        ))
     }
 }

@@ -1,9 +1,9 @@
-//! The running server: the one that holds the lock on the pid file. From then on it is known by a pidfd, so that no other
-//! process is ever signalled, whatever number it has.
+//! The running server: the process that holds the lock on the pid file, whatever is written there. From then on it is known
+//! by a pidfd, so that no other process is ever signalled, whatever pid it has.
 
 use std::fmt;
 use std::fs::{File, OpenOptions};
-use std::io::{self, Seek};
+use std::io;
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::Path;
 
@@ -14,67 +14,42 @@ use nix::sys::signal::Signal;
 use nix::sys::stat::fstat;
 use nix::unistd::{Pid, geteuid};
 
+use super::Say;
 use super::status::Status;
+use crate::host::locks;
+use crate::host::proc::Fields;
 use crate::host::process::Process;
 use crate::status::file::json_path;
-use crate::status::pid_file::{is_at, recorded_pid};
+use crate::status::pid_file::{as_pid, is_at, recorded_pid};
 use crate::words::distrust;
 use crate::words::failure::{self, Failure};
+use crate::words::notice::Notice;
+use crate::words::text::printable;
 
 /// A server that runs.
 pub struct Server {
     pub pid: Pid,
     pub process: Process,
-    pid_file: File,
 }
 
 impl Server {
-    /// The server that holds the lock on this file.
+    /// The server that holds the lock on this file. Where that is not the pid in it, this is said.
     ///
     /// # Errors
-    /// "Not running" where the file is missing, or nobody holds its lock.
-    pub fn find(path: &Path) -> Result<Server, Failure> {
-        let cannot = |cause: &str| {
-            Failure::failed(format!(
-                "cannot read --pid-file={}: {cause}",
-                path.display()
-            ))
-        };
-        let not_running =
-            |cause: &str| Failure::not_running(format!("not running: {} {cause}", path.display()));
-        // Not for writing: whoever may send signals need not be able to change the file.
-        let flags = OFlag::O_NOFOLLOW | OFlag::O_NONBLOCK | OFlag::O_CLOEXEC;
-        let mut file = OpenOptions::new()
-            .read(true)
-            .custom_flags(flags.bits())
-            .open(path)
-            .map_err(|error| match error.kind() {
-                                io::ErrorKind::NotFound => match Status::read(&json_path(path)) {
-                    Some(status) if is_alive(status.supervisor) => not_running("does not exist").hint(format!(
-                        "{} names pid {}: if that is a start_server, HUP makes it write the file again",
-                        json_path(path).display(),
-                        status.supervisor
-                    )),
-                    _ => not_running("does not exist"),
-                },
-                _ if error.raw_os_error() == Some(Errno::ELOOP as i32) => {
-                    cannot("it is a symbolic link")
-                }
-                _ => cannot(&failure::cause(&error)),
-            })?;
-        if !is_locked(&file).map_err(|errno| cannot(errno.desc()))? {
-            return Err(not_running("is locked by nobody"));
+    /// "Not running" where the file is missing, or nobody holds its lock; and where root must not signal the holder.
+    pub fn find(path: &Path, say: Say<'_>) -> Result<Server, Failure> {
+        let pid_file = PidFile::open(path)?;
+        if !pid_file.is_locked()? {
+            return Err(pid_file.not_running("is locked by nobody"));
         }
-        let pid = match recorded_pid(&mut file) {
-            Ok(Some(pid)) => {
-                Pid::from_raw(i32::try_from(pid).map_err(|_| cannot("it holds no pid"))?)
-            }
-            Ok(None) => return Err(cannot("the server has not written its pid yet")),
-            Err(()) => return Err(cannot("it holds no pid")),
-        };
+        let written = recorded_pid(&pid_file.file);
+        let pid = pid_file
+            .holder()?
+            .ok_or_else(|| pid_file.unknown_holder(written))?;
+        let written = written.ok().flatten();
         let process = match Process::open(pid) {
             Ok(process) => process,
-            Err(Errno::ESRCH) => return Err(not_running("names a process that has ended")),
+            Err(Errno::ESRCH) => return Err(pid_file.given_up()),
             Err(errno) => {
                 return Err(Failure::failed(format!(
                     "cannot find pid {pid}: {}",
@@ -82,103 +57,24 @@ impl Server {
                 )));
             }
         };
-        let server = Server {
-            pid,
-            process,
-            pid_file: file,
-        };
-        // The number belonged to the holder of the lock as long as the lock is held: if it still is, the process
-        // that was opened in between is the holder.
-        if !server.still_holds_its_lock(path) {
-            return Err(not_running("was given up a moment ago"));
+        // The pid was the holder's as long as the lock was held: if it still is, the process that was opened in between is
+        // the holder.
+        if !is_at(&pid_file.file, path) || !pid_file.is_locked()? || pid_file.holder()? != Some(pid)
+        {
+            return Err(pid_file.given_up());
         }
-        server.refuse_foreign(path, &cannot)?;
-        Ok(server)
+        pid_file.refuse_foreign(pid, written)?;
+        if written.and_then(as_pid) != Some(pid) {
+            say(Notice::LockHeldByAnother {
+                path: path.to_owned(),
+                written,
+                holder: pid,
+            });
+        }
+        Ok(Server { pid, process })
     }
 
-    /// Whoever can write the file can also lock it and name any process: root must not send a signal for them that they
-    /// could not send themselves.
-    fn refuse_foreign(
-        &self,
-        path: &Path,
-        cannot: &impl Fn(&str) -> Failure,
-    ) -> Result<(), Failure> {
-        if !geteuid().is_root() {
-            // The kernel asks who sends it.
-            return Ok(());
-        }
-        let there = self.pid_file.metadata();
-        let there = there.map_err(|error| cannot(&failure::cause(&error)))?;
-        let owner = there.uid();
-        if there.mode() & 0o022 != 0 {
-            return Err(cannot("it can be written by others than its owner"));
-        }
-        if owner == 0 {
-            self.refuse_moved(path, cannot)?;
-        }
-        let user = real_user(self.pid)
-            .ok_or_else(|| cannot(&format!("cannot find out whose pid {} is", self.pid)))?;
-        match owner == 0 || owner == user {
-            true => Ok(()),
-            false => Err(cannot(&format!(
-                "it belongs to uid {owner}, but pid {} in it is a process of uid {user}",
-                self.pid
-            ))),
-        }
-    }
-
-    /// What to do about a server that a signal has stopped, if this is one: it follows no order until it goes on.
-    pub fn is_stopped(&self) -> Option<String> {
-        let status = std::fs::read_to_string(format!("/proc/{}/status", self.pid)).ok()?;
-        let state = status
-            .lines()
-            .find_map(|line| line.strip_prefix("State:"))?;
-        state.trim_start().starts_with(['T', 't']).then(|| {
-            format!(
-                "pid {0} is stopped: `kill -CONT {0}` lets it go on",
-                self.pid
-            )
-        })
-    }
-
-    /// A file of root's can hold what another user wants (it is the output of a server program, for example), and whoever
-    /// may write the directory can give it this name. A sticky one keeps nobody from bringing it there.
-    fn refuse_moved(&self, path: &Path, cannot: &impl Fn(&str) -> Failure) -> Result<(), Failure> {
-        const ABOVE: Trust = Trust {
-            sticky: true,
-            ..Trust::ROOT
-        };
-        let of_root =
-            |cause: &dyn fmt::Display| cannot(&format!("it belongs to root, but {cause}"));
-        let path = std::path::absolute(path).map_err(|error| cannot(&failure::cause(&error)))?;
-        let directory = path.parent().unwrap_or(Path::new("/"));
-        let opened = open_directory(directory, &ABOVE)
-            .map_err(|untrusted| of_root(&distrust::of_path(&untrusted)))?;
-        let stat = fstat(&opened).map_err(|errno| cannot(errno.desc()))?;
-        if let Some(objection) = Trust::ROOT.objection(&stat) {
-            return Err(of_root(&format_args!(
-                "{} {}",
-                directory.display(),
-                distrust::predicate(objection)
-            )));
-        }
-        // From here on nobody else can change what the path leads to.
-        match is_at(&self.pid_file, &path) {
-            true => Ok(()),
-            false => Err(cannot("it changes while it is looked at")),
-        }
-    }
-
-    fn still_holds_its_lock(&self, path: &Path) -> bool {
-        let Ok(mut file) = self.pid_file.try_clone() else {
-            return false;
-        };
-        let same = file.rewind().is_ok()
-            && recorded_pid(&mut file) == Ok(u32::try_from(self.pid.as_raw()).ok())
-            && is_at(&file, path);
-        same && is_locked(&self.pid_file) == Ok(true)
-    }
-
+    /// Sends a signal to it and to no other process.
     pub fn send(&self, signal: Signal) -> Result<(), Failure> {
         match self.process.signal(signal) {
             Ok(()) => Ok(()),
@@ -199,29 +95,176 @@ impl Server {
             }
         }
     }
+
+    /// What to do about a server that a signal has stopped, if this is one: it obeys nothing until it goes on.
+    pub fn is_stopped(&self) -> Option<String> {
+        let fields = Fields::of(self.pid).ok()?;
+        fields.is_stopped().then(|| {
+            format!(
+                "pid {0} is stopped: `kill -CONT {0}` lets it go on",
+                self.pid
+            )
+        })
+    }
+}
+
+/// A pid file that somebody else may have written.
+struct PidFile<'a> {
+    path: &'a Path,
+    file: File,
+}
+
+impl PidFile<'_> {
+    fn open(path: &Path) -> Result<PidFile<'_>, Failure> {
+        // Not for writing: whoever may send signals need not be able to change the file.
+        let flags = OFlag::O_NOFOLLOW | OFlag::O_NONBLOCK | OFlag::O_CLOEXEC;
+        let opened = OpenOptions::new()
+            .read(true)
+            .custom_flags(flags.bits())
+            .open(path);
+        match opened {
+            Ok(file) => Ok(PidFile { path, file }),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Err(missing(path)),
+            Err(error) if error.raw_os_error() == Some(libc::ELOOP) => {
+                Err(cannot_read(path, "it is a symbolic link"))
+            }
+            Err(error) => Err(cannot_read(path, &failure::cause(&error))),
+        }
+    }
+
+    /// Whether a server holds the exclusive lock. A shared one is held for a moment, which a starting server waits out.
+    fn is_locked(&self) -> Result<bool, Failure> {
+        let file = self.file.try_clone();
+        let file = file.map_err(|error| self.cannot(&failure::cause(&error)))?;
+        match Flock::lock(file, FlockArg::LockSharedNonblock) {
+            // Dropped, and with that unlocked.
+            Ok(_) => Ok(false),
+            Err((_, Errno::EWOULDBLOCK)) => Ok(true),
+            Err((_, errno)) => Err(self.cannot(errno.desc())),
+        }
+    }
+
+    /// Who holds it, as far as that can be known.
+    fn holder(&self) -> Result<Option<Pid>, Failure> {
+        let written = recorded_pid(&self.file).ok().flatten().and_then(as_pid);
+        locks::holder(&self.file, written).map_err(|error| self.cannot(&failure::cause(&error)))
+    }
+
+    fn cannot(&self, cause: &str) -> Failure {
+        cannot_read(self.path, cause)
+    }
+
+    fn not_running(&self, cause: &str) -> Failure {
+        not_running(self.path, cause)
+    }
+
+    fn given_up(&self) -> Failure {
+        self.not_running("was given up a moment ago")
+    }
+
+    fn unknown_holder(&self, written: Result<Option<u32>, ()>) -> Failure {
+        let path = printable(self.path);
+        let what = match written {
+            Ok(Some(pid)) => format!("pid {pid} in it does not hold its lock"),
+            Ok(None) => "it is empty".to_owned(),
+            Err(()) => "it holds no pid".to_owned(),
+        };
+        Failure::failed(format!(
+            "cannot find the server of --pid-file={path}: {what}, and who does cannot be found"
+        ))
+        .hint(format!("`fuser {path}` as root shows who has it open"))
+    }
+
+    /// Whoever can write the file can also lock it: root must not send a signal for them that they could not send
+    /// themselves. A process that the file's owner started is one that its owner may signal; and a lock is no proof of who
+    /// took it, as a descriptor can be passed on and a pid be used again.
+    fn refuse_foreign(&self, pid: Pid, written: Option<u32>) -> Result<(), Failure> {
+        if !geteuid().is_root() {
+            // The kernel asks who sends it.
+            return Ok(());
+        }
+        let there = self.file.metadata();
+        let there = there.map_err(|error| self.cannot(&failure::cause(&error)))?;
+        if there.mode() & 0o022 != 0 {
+            return Err(self.cannot("it can be written by others than its owner"));
+        }
+        if there.uid() == 0 {
+            return self.refuse_moved().and_then(|()| {
+                match written.and_then(as_pid) == Some(pid) {
+                    true => Ok(()),
+                    // Whoever can read it can lock it. What root has written there is known, and nothing else.
+                    false => Err(self.cannot(&format!(
+                        "it belongs to root, but pid {pid} holds its lock, which is not the pid in it"
+                    ))),
+                }
+            });
+        }
+        let user = Fields::of(pid).ok();
+        let user = user
+            .and_then(|fields| fields.real_user())
+            .ok_or_else(|| self.cannot(&format!("cannot find out whose pid {pid} is")))?;
+        match there.uid() == user {
+            true => Ok(()),
+            false => Err(self.cannot(&format!(
+                "it belongs to uid {}, but pid {pid}, which holds its lock, is a process of uid {user}",
+                there.uid()
+            ))),
+        }
+    }
+
+    /// A file of root's can hold what another user wants (the output of a server program, for example), and whoever may
+    /// write the directory can move it to this name. A sticky directory keeps nobody from moving it there.
+    fn refuse_moved(&self) -> Result<(), Failure> {
+        const ABOVE: Trust = Trust {
+            sticky: true,
+            ..Trust::ROOT
+        };
+        let of_root =
+            |cause: &dyn fmt::Display| self.cannot(&format!("it belongs to root, but {cause}"));
+        let path = std::path::absolute(self.path);
+        let path = path.map_err(|error| self.cannot(&failure::cause(&error)))?;
+        let directory = path.parent().unwrap_or(Path::new("/"));
+        let opened = open_directory(directory, &ABOVE)
+            .map_err(|untrusted| of_root(&distrust::of_path(&untrusted)))?;
+        let stat = fstat(&opened).map_err(|errno| self.cannot(errno.desc()))?;
+        if let Some(objection) = Trust::ROOT.objection(&stat) {
+            let directory = printable(directory);
+            return Err(of_root(&format_args!(
+                "{directory} {}",
+                distrust::predicate(objection)
+            )));
+        }
+        // From here on nobody else can change what the path leads to.
+        match is_at(&self.file, &path) {
+            true => Ok(()),
+            false => Err(self.cannot("it changes while it is looked at")),
+        }
+    }
+}
+
+fn cannot_read(path: &Path, cause: &str) -> Failure {
+    let path = printable(path);
+    Failure::failed(format!("cannot read --pid-file={path}: {cause}"))
+}
+
+fn not_running(path: &Path, cause: &str) -> Failure {
+    Failure::not_running(format!("not running: {} {cause}", printable(path)))
+}
+
+/// There is no such file; its server may run all the same.
+fn missing(path: &Path) -> Failure {
+    let failure = not_running(path, "does not exist");
+    let json = json_path(path);
+    match Status::read(&json).map(|status| status.supervisor()) {
+        Some(pid) if is_alive(pid) => failure.hint(format!(
+            "{} names pid {pid}: if that is a start_server, HUP makes it write the file again",
+            printable(json)
+        )),
+        _ => failure,
+    }
 }
 
 /// Whether there is a process with the pid that somebody has written into a file.
 fn is_alive(pid: i64) -> bool {
     i32::try_from(pid).is_ok_and(|pid| Process::open(Pid::from_raw(pid)).is_ok())
-}
-
-/// The real uid of a process: whoever has it may send signals to it.
-fn real_user(pid: Pid) -> Option<u32> {
-    let status = std::fs::read_to_string(format!("/proc/{pid}/status")).ok()?;
-    let uids = status.lines().find_map(|line| line.strip_prefix("Uid:"))?;
-    uids.split_whitespace().next()?.parse().ok()
-}
-
-/// Whether a server holds the exclusive lock. A shared one is held for a moment, which a starting server waits out.
-fn is_locked(file: &File) -> nix::Result<bool> {
-    match Flock::lock(
-        file.try_clone().map_err(|_| Errno::EMFILE)?,
-        FlockArg::LockSharedNonblock,
-    ) {
-        // Dropped, and with that unlocked.
-        Ok(_) => Ok(false),
-        Err((_, Errno::EWOULDBLOCK)) => Ok(true),
-        Err((_, errno)) => Err(errno),
-    }
 }

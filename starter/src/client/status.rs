@@ -1,253 +1,177 @@
 //! What `F.json` says, as far as a client must know it.
 
+use std::io;
 use std::path::Path;
 
-use serde::Deserialize;
+use nix::unistd::Pid;
 
 use crate::status::file::read_text;
-use crate::words::failure::Failure;
+use crate::status::view::{self, Outcome, State, View, Worker};
+use crate::words::failure::{self, Failure};
 use crate::words::notice::WithMeaning;
 use crate::words::text::printable;
 
 /// What became of a restart.
 pub type Verdict = Result<(), Failure>;
 
-/// The part of the status that a verdict is made of.
-#[derive(Debug, PartialEq, Eq)]
-pub struct Status {
-    pub supervisor: i64,
-    restarts: u64,
-    stopping: bool,
-    /// Whether a generation that has committed is left.
-    serves: bool,
-    /// The generations that have workers.
-    living: Vec<u64>,
-    /// The workers with their generations.
-    workers: Vec<(u64, i64)>,
-    /// As the option was given.
-    pub log_file: Option<String>,
-    verdicts: Vec<Decided>,
-    /// How often it was told to open its log file again.
-    pub reopened: u64,
-    /// Why it could not, the last time.
-    pub reopen_failure: Option<String>,
-}
-
-#[derive(Debug, PartialEq, Eq)]
-struct Decided {
-    request: u64,
-    generation: u64,
-    committed: bool,
-    status: Option<i64>,
-    /// Why no program ran.
-    cause: Option<String>,
-    /// What can be done about that.
-    hint: Option<String>,
-    /// The last lines on standard error of the worker that has failed.
-    stderr: Vec<String>,
-}
+/// What a server, or whoever may write in its place, has put into the file.
+#[derive(Debug, PartialEq)]
+pub struct Status(View);
 
 impl Status {
     pub fn read(path: &Path) -> Option<Status> {
         Status::parse(&read_text(path).ok()?)
     }
 
-    /// What a server has written into its status file, or somebody else in its place.
     pub fn parse(text: &str) -> Option<Status> {
-        let View {
-            supervisor,
-            stopping,
-            counters,
-            generations,
-            verdicts,
-            log,
-            options,
-        } = serde_json::from_str(text).ok()?;
-        let log = log.unwrap_or_default();
-        let is_current = |one: &GenerationView| one.state.as_deref() == Some("current");
-        Some(Status {
-            supervisor: supervisor.pid,
-            stopping,
-            serves: generations.iter().any(is_current),
-            restarts: counters.restarts,
-            living: generations.iter().filter_map(|one| one.number).collect(),
-            workers: generations.iter().flat_map(GenerationView::pids).collect(),
-            log_file: options.and_then(|options| options.log_file),
-            verdicts: verdicts.into_iter().map(Decided::from).collect(),
-            reopened: log.reopened.unwrap_or(0),
-            reopen_failure: log.failure,
-        })
+        View::parse(text).map(Status)
+    }
+
+    /// Whether that server has written it.
+    pub fn is_of(&self, server: Pid) -> bool {
+        self.supervisor() == i64::from(server.as_raw())
+    }
+
+    pub fn supervisor(&self) -> i64 {
+        self.0.supervisor.pid
+    }
+
+    /// How often it was told to open its log file again.
+    pub fn reopened(&self) -> u64 {
+        self.0.log.reopened
+    }
+
+    /// Why it could not, the last time.
+    pub fn reopen_failure(&self) -> Option<&str> {
+        self.0.log.failure.as_deref()
+    }
+
+    /// The log file, where it is no command.
+    pub fn log_file(&self) -> Option<&str> {
+        let file = self.0.options.log_file.as_deref();
+        file.filter(|file| !file.starts_with('|'))
     }
 
     /// The number of the restart that is asked for next.
     pub fn next_request(&self) -> u64 {
         // The server's user can write anything there, and this may be root.
-        self.restarts.saturating_add(1)
+        self.0.counters.restarts.saturating_add(1)
+    }
+
+    /// Why nothing can be restarted any more, if the server is stopping.
+    pub fn stopping(&self) -> Option<Failure> {
+        if !self.0.stopping {
+            return None;
+        }
+        let failure = Failure::failed(format!(
+            "cannot restart: pid {} is stopping",
+            self.supervisor()
+        ));
+        let workers = self.workers(|_| true);
+        Some(match workers.is_empty() {
+            true => failure,
+            false => failure.hint(format!("it waits for the end of its workers: {workers}")),
+        })
     }
 
     /// The generation that answers a restart. A start that was under way when it was asked for does not.
     pub fn answer_to(&self, request: u64) -> Option<u64> {
-        let first = self.verdicts.iter().find(|one| one.request >= request)?;
+        let mut verdicts = self.0.verdicts.iter();
+        let first = verdicts.find(|one| one.request >= request)?;
         Some(first.generation)
     }
 
     /// What became of the restart that this generation answers: it was committed when nothing else is known any more.
     pub fn verdict_on(&self, generation: u64) -> Option<Verdict> {
-        // A generation that died before the old one was signalled has both decisions.
-        let last = self
-            .verdicts
-            .iter()
-            .rev()
-            .find(|one| one.generation == generation);
-        if let Some(Decided {
-            committed: false,
-            status,
-            cause,
-            hint,
-            stderr,
-            ..
-        }) = last
-        {
-            let status = status.and_then(|status| i32::try_from(status).ok());
-            let how = match (cause, status) {
-                // A status that no program has given would mislead.
-                (Some(cause), _) => format!(": {}", printable(cause)),
-                (None, Some(status)) => format!(", exit status:{}", WithMeaning(status)),
-                (None, None) => String::new(),
-            };
-            // Whoever may write the file may have written anything.
-            let said: Vec<String> = stderr.iter().map(printable).collect();
-            let serving = if self.serves {
-                "the old one serves on"
-            } else {
-                "no worker serves"
-            };
-            return Some(Err(Failure::failed(format!(
-                "cannot restart: generation {generation} has failed to start{how}; {serving}"
-            ))
-            .stderr(&said)
-            .hint(format!(
-                "{}; it is tried again until it comes up, or --start-limit is reached",
-                self.advice(hint.as_deref(), status.filter(|_| cause.is_none()))
-            ))));
+        match self.last_decision(generation) {
+            Some(decision) if decision.result != Outcome::Committed => {
+                Some(Err(self.failure(decision)))
+            }
+            _ => {
+                let mut living = self.0.generations.iter();
+                let old_left = living.any(|one| one.number < generation);
+                // A server that stops has not restarted.
+                (!old_left && !self.0.stopping).then_some(Ok(()))
+            }
         }
-        let old_left = self.living.iter().any(|number| *number < generation);
-        // A server that stops has not restarted: its end will tell.
-        (!old_left && !self.stopping).then_some(Ok(()))
+    }
+
+    /// A generation that died before the old one was signalled has two: it committed, and it failed.
+    fn last_decision(&self, generation: u64) -> Option<&view::Verdict> {
+        let mut decisions = self.0.verdicts.iter().rev();
+        decisions.find(|one| one.generation == generation)
+    }
+
+    fn failure(&self, decision: &view::Verdict) -> Failure {
+        let generation = decision.generation;
+        let status = decision
+            .status
+            .and_then(|status| i32::try_from(status).ok());
+        let how = match (&decision.cause, status) {
+            // A status that no program has given would mislead.
+            (Some(cause), _) => format!(": {}", printable(cause)),
+            (None, Some(status)) => format!(", exit status:{}", WithMeaning(status)),
+            (None, None) => String::new(),
+        };
+        let mut living = self.0.generations.iter();
+        let serving = match living.any(|one| one.state == State::Current) {
+            true => "the old one serves on",
+            false => "no worker serves",
+        };
+        // Whoever may write the file may have written anything.
+        let said: Vec<String> = decision.stderr.iter().map(printable).collect();
+        let own_status = status.filter(|_| decision.cause.is_none());
+        Failure::failed(format!(
+            "cannot restart: generation {generation} has failed to start{how}; {serving}"
+        ))
+        .stderr(&said)
+        .hint(format!(
+            "{}; it is tried again until it comes up, or --start-limit is reached",
+            self.advice(decision.hint.as_deref(), own_status)
+        ))
     }
 
     /// What helps against a failed start, with the status that the program itself has given.
     fn advice(&self, hint: Option<&str>, status: Option<i32>) -> String {
-        match (hint, status, &self.log_file) {
+        match (hint, status, self.log_file()) {
             (Some(hint), ..) => printable(hint),
             (None, Some(0), _) => {
                 "a server that puts itself into the background has ended for start_server: keep it in the foreground".into()
             }
-            (None, _, Some(file)) if !file.starts_with('|') => {
-                format!("{} says more", printable(file))
-            }
+            (None, _, Some(file)) => format!("{} says more", printable(file)),
             _ => "the log says more".into(),
         }
     }
 
-    /// The old workers that a restart waits for whose generation serves.
+    /// The old workers that hold up a restart whose generation serves.
     pub fn waits_for(&self, generation: u64) -> Option<String> {
-        let committed = self
-            .verdicts
-            .iter()
-            .rev()
-            .find(|one| one.generation == generation)?
-            .committed;
-        let old = self
-            .workers
-            .iter()
-            .filter(|(number, _)| *number < generation);
-        let old: Vec<String> = old.map(|(_, pid)| pid.to_string()).collect();
-        (committed && !old.is_empty()).then(|| {
-            format!(
-                "generation {generation} serves; old workers that have not ended yet: {}",
-                old.join(", ")
-            )
+        let is_committed = self.last_decision(generation)?.result == Outcome::Committed;
+        let old = self.workers(|number| number < generation);
+        (is_committed && !old.is_empty()).then(|| {
+            format!("generation {generation} serves; old workers that have not ended yet: {old}")
         })
     }
-}
 
-/// The file as far as it is asked for. What else is in it costs no memory, which another user could make root's.
-#[derive(Deserialize)]
-struct View {
-    supervisor: SupervisorView,
-    stopping: bool,
-    counters: CountersView,
-    generations: Vec<GenerationView>,
-    verdicts: Vec<VerdictView>,
-    log: Option<LogView>,
-    options: Option<OptionsView>,
-}
-
-#[derive(Deserialize)]
-struct OptionsView {
-    log_file: Option<String>,
-}
-
-#[derive(Deserialize)]
-struct WorkerView {
-    pid: i64,
-}
-
-#[derive(Deserialize)]
-struct SupervisorView {
-    pid: i64,
-}
-
-#[derive(Deserialize)]
-struct CountersView {
-    restarts: u64,
-}
-
-#[derive(Deserialize)]
-struct GenerationView {
-    number: Option<u64>,
-    state: Option<String>,
-    workers: Option<Vec<WorkerView>>,
-}
-
-impl GenerationView {
-    /// The workers, each with the number of the generation.
-    fn pids(&self) -> Vec<(u64, i64)> {
-        let pid = |worker: &WorkerView| Some((self.number?, worker.pid));
-        self.workers.iter().flatten().filter_map(pid).collect()
+    /// The pids of the workers of these generations.
+    fn workers(&self, are_meant: impl Fn(u64) -> bool) -> String {
+        let generations = self.0.generations.iter();
+        let pids: Vec<String> = generations
+            .filter(|one| are_meant(one.number))
+            .flat_map(|one| one.workers.iter())
+            .map(|Worker { pid, .. }| pid.to_string())
+            .collect();
+        pids.join(", ")
     }
 }
 
-#[derive(Deserialize)]
-struct VerdictView {
-    request: u64,
-    generation: u64,
-    result: String,
-    status: Option<i64>,
-    cause: Option<String>,
-    hint: Option<String>,
-    stderr: Option<Vec<String>>,
-}
-
-#[derive(Default, Deserialize)]
-struct LogView {
-    reopened: Option<u64>,
-    failure: Option<String>,
-}
-
-impl From<VerdictView> for Decided {
-    fn from(view: VerdictView) -> Decided {
-        Decided {
-            request: view.request,
-            generation: view.generation,
-            committed: view.result == "committed",
-            status: view.status,
-            cause: view.cause,
-            hint: view.hint,
-            stderr: view.stderr.unwrap_or_default(),
-        }
-    }
+/// What is wrong with the file that a server's status should be in.
+pub fn no_status(json: &Path) -> String {
+    let cause = match read_text(json) {
+        Ok(_) => "is not the status of that server".to_owned(),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => "is missing".to_owned(),
+        Err(error) => format!("cannot be read: {}", failure::cause(&error)),
+    };
+    format!("{} {cause}", printable(json))
 }
 
 #[cfg(test)]
@@ -256,30 +180,27 @@ mod tests {
     use super::*;
 
     fn status(living: &[u64], verdicts: &[(u64, u64, bool)]) -> Status {
-        let verdicts = verdicts
-            .iter()
-            .map(|&(request, generation, committed)| Decided {
-                request,
-                generation,
-                committed,
-                status: Some(256),
-                cause: None,
-                hint: None,
-                stderr: vec!["the reason".into()],
-            })
-            .collect();
-        Status {
-            supervisor: 1,
-            restarts: 9,
-            stopping: false,
-            serves: true,
-            living: living.to_vec(),
-            workers: Vec::new(),
-            log_file: None,
-            verdicts,
-            reopened: 0,
-            reopen_failure: None,
-        }
+        let verdict = |&(request, generation, is_committed): &_| view::Verdict {
+            request,
+            generation,
+            result: match is_committed {
+                true => Outcome::Committed,
+                false => Outcome::Failed,
+            },
+            status: Some(256),
+            stderr: ["the reason".to_owned()].into_iter().collect(),
+            ..view::Verdict::default()
+        };
+        let generation = |&number: &u64| view::Generation {
+            number,
+            state: State::Current,
+            ..view::Generation::default()
+        };
+        Status(View {
+            generations: living.iter().map(generation).collect(),
+            verdicts: verdicts.iter().map(verdict).collect(),
+            ..View::default()
+        })
     }
 
     impl Status {
@@ -352,10 +273,32 @@ mod tests {
 
     #[test]
     fn a_server_that_is_about_to_end_has_not_restarted() {
-        let stopping = Status {
-            stopping: true,
-            ..status(&[2], &[(0, 1, true), (1, 2, true)])
-        };
+        let mut stopping = status(&[2], &[(0, 1, true), (1, 2, true)]);
+        stopping.0.stopping = true;
         assert!(stopping.verdict(1).is_none());
+    }
+
+    #[test]
+    fn a_server_that_is_stopping_is_named_with_the_workers_that_it_waits_for() {
+        let mut status = status(&[2], &[(0, 1, true), (1, 2, true)]);
+        status.0.supervisor.pid = 7;
+        assert_eq!(status.stopping(), None);
+        status.0.stopping = true;
+        let failure = Failure::failed("cannot restart: pid 7 is stopping");
+        assert_eq!(status.stopping(), Some(failure));
+        let workers = [8, 9].map(|pid| Worker {
+            pid,
+            started_at: 0.0,
+        });
+        status.0.generations = [view::Generation {
+            workers: workers.into_iter().collect(),
+            ..view::Generation::default()
+        }]
+        .into_iter()
+        .collect();
+        assert_eq!(
+            status.stopping().unwrap().to_string(),
+            "cannot restart: pid 7 is stopping\nhint: it waits for the end of its workers: 8, 9"
+        );
     }
 }

@@ -2,7 +2,6 @@
 
 use common::message::Confinement;
 use common::privileges::Bounding;
-use serde::Serialize;
 
 use crate::words::failure::Failure;
 use crate::words::lack::Lack;
@@ -10,7 +9,7 @@ use crate::words::notice::Notice;
 use crate::words::remedy;
 
 /// Of all processes, as `FILE.json` shows it.
-#[derive(Debug, Serialize)]
+#[derive(Debug)]
 pub struct InForce {
     /// Of the supervisor, and of every worker.
     pub supervisor: OfSupervisor,
@@ -19,14 +18,14 @@ pub struct InForce {
 }
 
 /// Of the supervisor; an ordinary user's has nothing to give up, and its workers may run setuid programs.
-#[derive(Debug, Clone, Copy, Serialize)]
+#[derive(Debug, Clone, Copy)]
 pub struct OfSupervisor {
     pub no_new_privs: bool,
     pub bounding_set_empty: bool,
 }
 
 /// Of one binder.
-#[derive(Debug, Serialize)]
+#[derive(Debug)]
 pub struct OfBinder {
     pub makes: &'static str,
     pub seccomp: bool,

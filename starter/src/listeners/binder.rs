@@ -14,6 +14,7 @@ use common::trusted_path::{Trust, open_directory};
 use common::wire;
 use nix::unistd::Pid;
 
+use crate::host::proc::Fields;
 use crate::words::distrust;
 use crate::words::failure::{self, Failure};
 use crate::words::remedy::{self, BINDER};
@@ -205,8 +206,7 @@ pub fn channel_failed(cause: impl std::fmt::Display) -> Failure {
 
 /// Whether this process, and so every binder, runs below a seccomp filter of its launcher.
 fn launcher_filters() -> bool {
-    let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
-    status.lines().any(|line| line == "Seccomp:\t2")
+    Fields::of_this_process().is_ok_and(|status| status.is_filtered())
 }
 
 /// The binder's path, found by the file that runs here and by nothing that the launcher can set.

@@ -76,10 +76,6 @@ pub fn show(sentence: &dyn std::fmt::Display) {
     drop(io::stderr().write_all(format!("{sentence}\n").as_bytes()));
 }
 
-pub fn say(notice: Notice) {
-    show(&notice);
-}
-
 impl Log {
     /// From here on our own sentences go to standard error and to syslog. Streams stay as they are until [`Log::open`].
     ///

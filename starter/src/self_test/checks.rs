@@ -10,9 +10,9 @@ use nix::sys::signal::Signal;
 use nix::unistd::Pid;
 
 use super::Test;
-use super::proc::{self, Status};
 use super::server::Server;
 use super::worker::WorkerEscape;
+use crate::host::proc::{self, Status};
 use crate::status::file::read_text;
 use crate::words::failure::{self, Failure};
 

@@ -13,7 +13,6 @@
 mod binders;
 mod checks;
 mod patience;
-mod proc;
 mod report;
 mod scratch;
 mod server;
@@ -30,11 +29,11 @@ pub use self::settings::Settings;
 pub use self::worker::{is_worker, run as run_worker};
 
 use self::patience::Patience;
-use self::proc::Status;
 use self::report::Report;
 use self::scratch::{Ports, Scratch};
 use self::server::Inherited;
 use crate::host::identity;
+use crate::host::proc::Status;
 use crate::words::failure::Failure;
 
 /// What all parts of the self-test know.

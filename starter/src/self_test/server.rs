@@ -14,9 +14,9 @@ use nix::unistd::{Pid, getpid};
 
 use super::Test;
 use super::patience::Patience;
-use super::proc;
 use super::scratch::Scratch;
 use super::worker::{ROLE, Said, WorkerEscape};
+use crate::host::proc;
 use crate::host::process::Process;
 use crate::words::failure::{self, Failure};
 

@@ -1,28 +1,31 @@
 //! `--status-file=F`: `F` in Server::Starter's format for programs that know it, and `F.json` with everything. Beside
 //! a pid file `P` there is the same as `P.json`, where `--restart` finds its verdict.
 //!
-//! All are removed at the end if they are still ours. A disk that is full does not end the service: it is said once, and tried again until it works.
+//! All are removed at the end if they are still ours. A full disk does not end the service: the caller gets one notice of it,
+//! and the files are written as soon as that works again.
 
 use std::collections::VecDeque;
 use std::ffi::OsString;
 use std::path::{Path, PathBuf};
-use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+use std::rc::Rc;
+use std::time::{Duration, Instant};
 
 use nix::unistd::Pid;
-use serde::Serialize;
 
-use crate::host::confinement::InForce;
+use super::from_machine::{self, Clock};
+use super::lines::is_status_lines;
+use super::replaced::{Replaced, remove_drafts_of_the_dead};
+use super::view::{self, View, is_status_json};
+use crate::host::confinement::{InForce, OfBinder};
 use crate::listeners::bind::Listener;
-use crate::log::{Address, LogTarget, Reopened};
-use crate::machine::{
-    Counters, Decision, Departed, Generation, Generations, REMEMBERED, State, Verdict,
-};
+use crate::log::Reopened;
+use crate::machine::{Generations, REMEMBERED};
 use crate::words::failure::Failure;
-use crate::words::notice::ExecFailure;
+use crate::words::notice::Notice;
 
 pub use super::replaced::read_text;
-use super::replaced::{Replaced, remove_drafts_of_the_dead};
 use super::settings::Shown;
+use super::shown::shown;
 
 /// How long after a failed write it is tried again.
 const RETRY: Duration = Duration::from_secs(1);
@@ -30,8 +33,8 @@ const RETRY: Duration = Duration::from_secs(1);
 /// The mode of `F`, whatever the umask is: it holds nothing but numbers.
 const READ_BY_ALL: u32 = 0o644;
 
-/// The least mode of `F.json`, so that workers and clients read it. More is up to the umask: it may hold lines of the log,
-/// and no more users are to read these there than in the log itself.
+/// The least mode of `F.json`, so that workers and clients of the same user read it. More is up to the umask: it may hold
+/// lines of the log, which no more users are to read there than in the log itself.
 const READ_BY_USER: u32 = 0o600;
 
 /// All these files.
@@ -39,140 +42,11 @@ const READ_BY_USER: u32 = 0o600;
 pub struct StatusFile {
     lines: Option<Replaced>,
     json: Vec<Replaced>,
-    fixed: Fixed,
-    log: LogView,
+    /// What they show; brought up to date with each save.
+    view: View,
     /// The last lines on standard error of workers that are gone, where these are captured; oldest first.
     last_lines: VecDeque<(Pid, Vec<String>)>,
     retry_at: Option<Instant>,
-}
-
-/// What does not change while the superdaemon runs.
-#[derive(Debug, Serialize)]
-struct Fixed {
-    supervisor: SupervisorView,
-    options: OptionsView,
-    confinement: InForce,
-    listeners: Vec<ListenerView>,
-}
-
-#[derive(Debug, Serialize)]
-struct SupervisorView {
-    pid: u32,
-    version: &'static str,
-    started_at: f64,
-}
-
-#[derive(Debug, Serialize)]
-struct OptionsView {
-    program: String,
-    arguments: Vec<String>,
-    dir: Option<String>,
-    interval: f64,
-    signal_on_hup: &'static str,
-    signal_on_term: &'static str,
-    kill_old_delay: Option<f64>,
-    stop_timeout: Option<f64>,
-    start_limit: Option<u32>,
-    pid_file: Option<String>,
-    status_file: Option<String>,
-    /// As it was given: a file, or a command behind `|`.
-    log_file: Option<String>,
-    log_timestamps: bool,
-    syslog: Option<SyslogView>,
-    user: Option<String>,
-    group: Option<String>,
-}
-
-#[derive(Debug, Serialize)]
-struct SyslogView {
-    facility: String,
-    tag: String,
-    address: String,
-}
-
-#[derive(Debug, Serialize)]
-struct ListenerView {
-    name: String,
-    kind: &'static str,
-    fd: i32,
-}
-
-/// `F.json`. Times are seconds since 1970, statuses as wait(2) gives them.
-#[derive(Debug, Serialize)]
-struct View<'a> {
-    #[serde(flatten)]
-    fixed: &'a Fixed,
-    log: &'a LogView,
-    stopping: bool,
-    generations: Vec<GenerationView>,
-    /// The last workers that are gone, oldest first.
-    departed: Vec<DepartedView<'a>>,
-    counters: CountersView,
-    /// What became of the last starts, oldest first.
-    verdicts: Vec<VerdictView<'a>>,
-}
-
-#[derive(Debug, Serialize)]
-struct GenerationView {
-    number: u32,
-    state: &'static str,
-    workers: Vec<WorkerView>,
-}
-
-#[derive(Debug, Serialize)]
-struct WorkerView {
-    pid: i32,
-    started_at: f64,
-}
-
-#[derive(Debug, Serialize)]
-struct DepartedView<'a> {
-    generation: u32,
-    pid: i32,
-    at: f64,
-    #[serde(flatten)]
-    status: StatusView,
-    /// The last lines of its standard error, where they are captured.
-    stderr: &'a [String],
-}
-
-/// The orders to open the log file again.
-#[derive(Debug, Default, Serialize)]
-struct LogView {
-    reopened: u32,
-    failure: Option<String>,
-}
-
-/// A wait status, raw and in its parts.
-#[derive(Debug, Serialize)]
-struct StatusView {
-    status: i32,
-    exit_code: Option<i32>,
-    signal: Option<i32>,
-}
-
-#[derive(Debug, Serialize)]
-struct CountersView {
-    restarts: u32,
-    failed_starts: u32,
-    crashes: u32,
-}
-
-#[derive(Debug, Serialize)]
-struct VerdictView<'a> {
-    /// The restart that it answers, with all before it: counted by `counters.restarts`.
-    request: u32,
-    generation: u32,
-    result: &'static str,
-    at: f64,
-    #[serde(flatten)]
-    status: Option<StatusView>,
-    /// Why no program ran.
-    cause: Option<String>,
-    /// What can be done about that, where it is known.
-    hint: Option<&'a str>,
-    /// The last lines on standard error of the worker that has failed, where they are captured.
-    stderr: &'a [String],
 }
 
 impl StatusFile {
@@ -185,27 +59,36 @@ impl StatusFile {
         listeners: &[Listener],
         confinement: InForce,
     ) -> Result<StatusFile, Failure> {
+        let now = Instant::now();
+        let view = View {
+            supervisor: view::Supervisor {
+                pid: std::process::id().into(),
+                version: env!("CARGO_PKG_VERSION").to_owned(),
+                started_at: Clock::new(now).seconds(now),
+            },
+            options: shown(settings),
+            confinement: confinement.into(),
+            listeners: listeners.iter().map(view::Listener::from).collect(),
+            ..View::default()
+        };
         let lines = settings.files.status_file.as_deref();
         let mut status = StatusFile {
             lines: lines
                 .map(|path| Replaced::new(path.to_owned(), READ_BY_ALL, is_status_lines))
                 .transpose()?,
             json: Vec::new(),
-            fixed: Fixed::new(settings, listeners, confinement),
-            log: LogView::default(),
+            view,
             last_lines: VecDeque::new(),
             retry_at: None,
         };
         lines.into_iter().for_each(remove_drafts);
-        let text = status.json_text(None);
-        for beside in [lines, settings.files.pid_file.as_deref()]
-            .into_iter()
-            .flatten()
-        {
+        let text: Rc<str> = status.view.text().into();
+        let pid_file = settings.files.pid_file.as_deref();
+        for beside in [lines, pid_file].into_iter().flatten() {
             let path = json_path(beside);
             let mut json = Replaced::new(path.clone(), READ_BY_USER, is_status_json)?;
             remove_drafts(&path);
-            json.create(text.clone())?;
+            json.create(&text)?;
             status.json.push(json);
         }
         if let Some(lines) = &mut status.lines {
@@ -215,23 +98,31 @@ impl StatusFile {
         Ok(status)
     }
 
-    /// Writes what has changed. An error is said once and tried again.
-    pub fn save(&mut self, generations: &Generations, now: Instant) {
-        let mut saved = true;
+    /// Writes what has changed. An error is in the notices once, and the write is tried again until it works.
+    #[must_use]
+    pub fn save(&mut self, generations: &Generations, now: Instant) -> Vec<Notice> {
+        let mut saved = Vec::new();
         if let Some(file) = &mut self.lines {
-            let text = lines(generations);
+            let text = from_machine::lines(generations);
             // Before anything has settled there is no `F`, as in Server::Starter.
             if !text.is_empty() || file.is_written() {
-                saved &= file.save(text);
+                saved.push(file.save(&text.into()));
             }
         }
         if !self.json.is_empty() {
-            let text = self.json_text(Some((generations, now)));
-            for file in &mut self.json {
-                saved &= file.save(text.clone());
-            }
+            let last_lines = |pid| {
+                last_lines_of(&self.last_lines, pid)
+                    .iter()
+                    .cloned()
+                    .collect()
+            };
+            from_machine::update(&mut self.view, generations, &Clock::new(now), last_lines);
+            let text = self.view.text().into();
+            saved.extend(self.json.iter_mut().map(|file| file.save(&text)));
         }
-        self.retry_at = (!saved).then(|| now + RETRY);
+        let is_done = saved.iter().all(|one| one.is_done);
+        self.retry_at = (!is_done).then(|| now + RETRY);
+        saved.into_iter().filter_map(|one| one.notice).collect()
     }
 
     /// What a worker that has ended has said last; to be written with the next change.
@@ -247,74 +138,20 @@ impl StatusFile {
 
     /// What became of the orders to open the log file again; to be written with the next change.
     pub fn log_reopened(&mut self, Reopened { orders, failure }: Reopened) {
-        self.log = LogView {
-            reopened: orders,
+        self.view.log = view::Log {
+            reopened: orders.into(),
             failure,
         };
     }
 
     /// What a worker that is gone has said last, where that is captured.
     pub fn last_lines_of(&self, pid: Pid) -> &[String] {
-        // The last of that number: numbers come again.
-        let found = self.last_lines.iter().rev().find(|(one, _)| *one == pid);
-        found.map_or(&[], |(_, lines)| lines)
-    }
-
-    fn last_lines_for(&self, decision: &Decision, generations: &Generations) -> &[String] {
-        let failed = matches!(decision.verdict, Verdict::Failed { .. });
-        let departed = generations.departed.iter().rev();
-        let worker = departed
-            .filter(|_| failed)
-            .find(|one| one.generation == decision.generation);
-        worker.map_or(&[], |one| self.last_lines_of(one.pid))
+        last_lines_of(&self.last_lines, pid)
     }
 
     /// When [`StatusFile::save`] is to be called again because it has failed.
     pub fn deadline(&self) -> Option<Instant> {
         self.retry_at
-    }
-
-    fn json_text(&self, live: Option<(&Generations, Instant)>) -> String {
-        let clock = Clock::new(live.map_or_else(Instant::now, |(_, now)| now));
-        let none = View {
-            fixed: &self.fixed,
-            log: &self.log,
-            stopping: false,
-            generations: Vec::new(),
-            departed: Vec::new(),
-            counters: CountersView {
-                restarts: 0,
-                failed_starts: 0,
-                crashes: 0,
-            },
-            verdicts: Vec::new(),
-        };
-        let view = match live {
-            None => none,
-            Some((generations, _)) => View {
-                stopping: generations.is_stopping(),
-                generations: generations
-                    .generations()
-                    .map(|one| generation_view(one, &clock))
-                    .collect(),
-                departed: generations
-                    .departed
-                    .iter()
-                    .map(|one| departed_view(one, &clock, self.last_lines_of(one.pid)))
-                    .collect(),
-                counters: counters_view(generations.counters),
-                verdicts: generations
-                    .decisions
-                    .iter()
-                    .map(|one| verdict_view(one, &clock, self.last_lines_for(one, generations)))
-                    .collect(),
-                ..none
-            },
-        };
-        // Nothing in it can fail to be JSON: its keys are strings, and its numbers finite.
-        let mut text = serde_json::to_string_pretty(&view).unwrap_or_default();
-        text.push('\n');
-        text
     }
 }
 
@@ -334,48 +171,10 @@ pub fn json_path(beside: &Path) -> PathBuf {
     path.into()
 }
 
-/// The generations in a status file of Server::Starter's format, in its order; the cause in words where there is none.
-pub fn read_lines(path: &Path) -> Result<Vec<u32>, String> {
-    let text = read_text(path).map_err(|error| crate::words::failure::cause(&error))?;
-    Ok(parse_lines(&text))
-}
-
-/// What is no line of that format is left out.
-pub fn parse_lines(text: &str) -> Vec<u32> {
-    text.lines()
-        .filter_map(|line| line.split_once(':')?.0.parse().ok())
-        .collect()
-}
-
-/// `GENERATION:PID` for every worker that has settled and lives, by number.
-fn lines(generations: &Generations) -> String {
-    generations
-        .generations()
-        .filter(|generation| !matches!(generation.state, State::Starting { .. }))
-        .flat_map(|generation| {
-            generation
-                .workers
-                .iter()
-                .map(move |worker| format!("{}:{}\n", generation.number, worker.pid))
-        })
-        .collect()
-}
-
-/// Whether a status file may be replaced: it is one in Server::Starter's format.
-pub fn is_status_lines(text: &str) -> bool {
-    let number = |part: &str| !part.is_empty() && part.bytes().all(|byte| byte.is_ascii_digit());
-    text.lines().all(|line| {
-        line.split_once(':')
-            .is_some_and(|(generation, pid)| number(generation) && number(pid))
-    })
-}
-
-/// The same for `F.json`.
-pub fn is_status_json(text: &str) -> bool {
-    text.is_empty()
-        || serde_json::from_str::<serde_json::Value>(text).is_ok_and(|value| {
-            value.get("supervisor").is_some() && value.get("generations").is_some()
-        })
+fn last_lines_of(all: &VecDeque<(Pid, Vec<String>)>, pid: Pid) -> &[String] {
+    // The last of that number: numbers are used again.
+    let found = all.iter().rev().find(|(one, _)| *one == pid);
+    found.map_or(&[], |(_, lines)| lines)
 }
 
 fn remove_drafts(path: &Path) {
@@ -384,193 +183,34 @@ fn remove_drafts(path: &Path) {
     });
 }
 
-/// Instants as seconds since 1970.
-struct Clock {
-    instant: Instant,
-    since_1970: Duration,
-}
-
-impl Clock {
-    fn new(instant: Instant) -> Clock {
-        let passed = instant.elapsed();
-        let now = SystemTime::now()
-            .duration_since(UNIX_EPOCH)
-            .unwrap_or_default();
-        Clock {
-            instant,
-            since_1970: now.saturating_sub(passed),
-        }
-    }
-
-    /// Rounded to milliseconds.
-    fn seconds(&self, instant: Instant) -> f64 {
-        let at = self
-            .since_1970
-            .saturating_sub(self.instant.saturating_duration_since(instant));
-        (at.as_secs_f64() * 1000.0).round() / 1000.0
-    }
-}
-
-impl Fixed {
-    fn new(settings: &Shown<'_>, listeners: &[Listener], confinement: InForce) -> Fixed {
-        let Shown {
-            files,
-            worker,
-            environment,
-            machine,
-            log,
-            identity,
-        } = settings;
-        let text = |path: &PathBuf| path.display().to_string();
-        let now = Instant::now();
-        Fixed {
-            supervisor: SupervisorView {
-                pid: std::process::id(),
-                version: env!("CARGO_PKG_VERSION"),
-                started_at: Clock::new(now).seconds(now),
+impl From<InForce> for view::Confinement {
+    fn from(confinement: InForce) -> view::Confinement {
+        view::Confinement {
+            supervisor: view::ConfinedSupervisor {
+                no_new_privs: confinement.supervisor.no_new_privs,
+                bounding_set_empty: confinement.supervisor.bounding_set_empty,
             },
-            options: OptionsView {
-                program: worker.program.to_string_lossy().into_owned(),
-                arguments: worker
-                    .arguments
-                    .iter()
-                    .map(|one| one.to_string_lossy().into_owned())
-                    .collect(),
-                dir: worker.directory.as_ref().map(text),
-                interval: machine.interval.as_secs_f64(),
-                signal_on_hup: machine.signal_on_hup.as_str(),
-                signal_on_term: machine.signal_on_term.as_str(),
-                kill_old_delay: environment.kill_old_delay.map(|one| one.as_secs_f64()),
-                stop_timeout: machine.stop_timeout.map(|one| one.as_secs_f64()),
-                start_limit: machine.start_limit.map(Into::into),
-                pid_file: files.pid_file.as_ref().map(text),
-                status_file: files.status_file.as_ref().map(text),
-                log_file: log.target.as_ref().map(|target| match target {
-                    LogTarget::File(path) => text(path),
-                    LogTarget::Command(command) => format!("| {}", command.display()),
-                }),
-                log_timestamps: log.has_timestamps,
-                syslog: log.syslog.as_ref().map(|syslog| SyslogView {
-                    facility: syslog.facility.clone(),
-                    tag: syslog.tag.clone(),
-                    address: match &syslog.address {
-                        Address::Socket(path) => text(path),
-                        Address::Udp(address) => format!("udp:{address}"),
-                    },
-                }),
-                user: identity.user.clone(),
-                group: identity.group.clone(),
-            },
-            confinement,
-            listeners: listeners
-                .iter()
-                .map(|one| ListenerView {
-                    name: one.name.to_string_lossy().into_owned(),
-                    kind: one.kind,
-                    fd: one.number,
-                })
-                .collect(),
+            binders: confinement.binders.into_iter().map(Into::into).collect(),
         }
     }
 }
 
-fn generation_view(generation: &Generation, clock: &Clock) -> GenerationView {
-    GenerationView {
-        number: generation.number,
-        state: match generation.state {
-            State::Starting { .. } => "starting",
-            State::Current => "current",
-            State::Retiring { .. } => "retiring",
-            State::Old => "old",
-        },
-        workers: generation
-            .workers
-            .iter()
-            .map(|worker| WorkerView {
-                pid: worker.pid.as_raw(),
-                started_at: clock.seconds(worker.spawned_at),
-            })
-            .collect(),
-    }
-}
-
-fn departed_view<'a>(departed: &Departed, clock: &Clock, stderr: &'a [String]) -> DepartedView<'a> {
-    DepartedView {
-        generation: departed.generation,
-        pid: departed.pid.as_raw(),
-        at: clock.seconds(departed.at),
-        status: status_view(departed.status),
-        stderr,
-    }
-}
-
-fn counters_view(
-    Counters {
-        restarts,
-        failed_starts,
-        crashes,
-    }: Counters,
-) -> CountersView {
-    CountersView {
-        restarts,
-        failed_starts,
-        crashes,
-    }
-}
-
-fn verdict_view<'a>(
-    decision: &'a Decision,
-    clock: &Clock,
-    stderr: &'a [String],
-) -> VerdictView<'a> {
-    let (result, status, cause) = match &decision.verdict {
-        Verdict::Committed => ("committed", None, None),
-        Verdict::Failed { status, cause } => ("failed", status.map(status_view), cause.as_ref()),
-    };
-    VerdictView {
-        request: decision.request,
-        generation: decision.generation,
-        result,
-        at: clock.seconds(decision.at),
-        status,
-        cause: cause.map(ExecFailure::line),
-        hint: cause.and_then(|cause| cause.hint.as_deref()),
-        stderr,
-    }
-}
-
-fn status_view(status: i32) -> StatusView {
-    StatusView {
-        status,
-        exit_code: libc::WIFEXITED(status).then(|| libc::WEXITSTATUS(status)),
-        signal: libc::WIFSIGNALED(status).then(|| libc::WTERMSIG(status)),
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn only_a_status_may_be_replaced() {
-        for ours in ["", "1:23\n", "9:100\n10:101\n", "1:23"] {
-            assert!(is_status_lines(ours), "{ours:?}");
+impl From<OfBinder> for view::ConfinedBinder {
+    fn from(binder: OfBinder) -> view::ConfinedBinder {
+        view::ConfinedBinder {
+            makes: binder.makes.to_owned(),
+            seccomp: binder.seccomp,
+            landlock: binder.landlock,
         }
-        for foreign in ["\n", "hello\n", "1:23\nhello\n", "1:\n", ":1\n", "a:1\n"] {
-            assert!(!is_status_lines(foreign), "{foreign:?}");
-        }
-        assert!(is_status_json(
-            r#"{"supervisor":{"pid":1},"generations":[]}"#
-        ));
-        assert!(!is_status_json(r#"{"name":"package"}"#));
-        assert!(!is_status_json("[1]"));
     }
+}
 
-    #[test]
-    fn a_wait_status_is_shown_in_its_parts() {
-        let exited = status_view(256);
-        assert_eq!((exited.exit_code, exited.signal), (Some(1), None));
-        let killed = status_view(9);
-        assert_eq!((killed.exit_code, killed.signal), (None, Some(9)));
+impl From<&Listener> for view::Listener {
+    fn from(listener: &Listener) -> view::Listener {
+        view::Listener {
+            name: listener.name.to_string_lossy().into_owned(),
+            kind: listener.kind.to_owned(),
+            fd: listener.number,
+        }
     }
 }

@@ -1,8 +1,13 @@
-//! What is written down about the running superdaemon, for programs and people.
+//! The files that tell what runs: pid file, status file, and `FILE.json` beside each.
 
 pub mod file;
+mod from_machine;
+pub mod lines;
+mod list;
 pub mod pid_file;
 mod replaced;
 mod settings;
+mod shown;
+pub mod view;
 
 pub use self::settings::{Settings, Shown};

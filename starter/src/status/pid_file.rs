@@ -3,19 +3,19 @@
 //! The lock is what counts: a file without it is stale, whatever number it holds.
 
 use std::fs::{File, OpenOptions};
-use std::io::{Read, Seek, Write};
+use std::io;
+use std::mem;
 use std::os::fd::AsFd;
-use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
+use std::os::unix::fs::{FileExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
 use common::entry;
 use nix::errno::Errno;
 use nix::fcntl::{AT_FDCWD, Flock, FlockArg, OFlag};
-use nix::sys::signal::kill;
 use nix::unistd::Pid;
 
-use crate::log;
-use crate::words::failure::Failure;
+use crate::host::locks;
+use crate::words::failure::{self, Failure};
 use crate::words::notice::Notice;
 use crate::words::remedy;
 use crate::words::text::printable;
@@ -25,93 +25,128 @@ use crate::words::text::printable;
 pub struct PidFile {
     path: PathBuf,
     file: Flock<File>,
+    /// What is in it, unless somebody else writes there.
+    pid: u32,
+    /// It was said that others write into it.
+    is_shared: bool,
+    /// It was said that it cannot be written again.
+    is_lost: bool,
 }
 
 impl PidFile {
     /// Locks the file first and writes `pid` into it then, so that a running instance's file is never touched.
     pub fn lock(path: &Path, pid: u32) -> Result<PidFile, Failure> {
-        let cannot = |cause: &dyn std::fmt::Display| {
+        loop {
+            match PidFile::try_lock(path, pid)? {
+                Some(locked) => return Ok(locked),
+                // Whoever is in the way is gone in a moment.
+                None => continue,
+            }
+        }
+    }
+
+    /// The same, but where somebody only looks at the file, or is about to remove it, it is for the caller to try again.
+    fn try_lock(path: &Path, pid: u32) -> Result<Option<PidFile>, Failure> {
+        let cannot = |cause: &str| {
             Failure::failed(format!(
                 "cannot use --pid-file={}: {cause}",
                 printable(path)
             ))
         };
-        loop {
-            let file = open(path).map_err(|error| {
-                let errno = error.raw_os_error().map(Errno::from_raw);
-                let failure = match errno {
-                    Some(Errno::ELOOP) => cannot(&"it is a symbolic link"),
-                    Some(Errno::ENOENT) => cannot(&"its directory does not exist"),
-                    _ => cannot(&crate::words::failure::cause(&error)),
-                };
-                failure.hint_if(errno.and_then(|errno| remedy::of_file(path, errno)))
-            })?;
-            if !file.metadata().is_ok_and(|metadata| metadata.is_file()) {
-                return Err(cannot(&"it is not a regular file"));
-            }
-            let mut file = match Flock::lock(file, FlockArg::LockExclusiveNonblock) {
-                Ok(file) => file,
-                // Not a server, but somebody who looks for one: over in a moment.
-                Err((file, Errno::EWOULDBLOCK)) if is_read_locked(&file) => continue,
-                Err((mut file, Errno::EWOULDBLOCK)) => {
-                    let holder = match recorded_pid(&mut file) {
-                        Ok(Some(pid)) if !is_alive(pid) => {
-                            format!(
-                                "it is locked by a process that is not the pid in it, {pid}; fuser(1) shows which"
-                            )
-                        }
-                        Ok(Some(pid)) => format!("it is locked by a running instance, pid {pid}"),
-                        _ => "it is locked by a running instance".into(),
-                    };
-                    return Err(cannot(&holder));
-                }
-                Err((_, errno)) => return Err(cannot(&errno.desc())),
+        let file = open(path).map_err(|error| {
+            let errno = error.raw_os_error().map(Errno::from_raw);
+            let failure = match errno {
+                Some(Errno::ELOOP) => cannot("it is a symbolic link"),
+                Some(Errno::ENOENT) => cannot("its directory does not exist"),
+                _ => cannot(&failure::cause(&error)),
             };
-            // Whoever held the lock a moment ago may have removed the file at its end: then the lock is on a file
-            // without a name, and another instance could lock a new one.
-            if !is_at(&file, path) {
-                continue;
-            }
-            if recorded_pid(&mut file).is_err() {
-                return Err(cannot(
-                    &"it holds something else than a pid; it is left as it is",
-                ));
-            }
-            let locked = PidFile {
-                path: path.to_owned(),
-                file,
-            };
-            locked
-                .write(pid)
-                .map_err(|error| cannot(&crate::words::failure::cause(&error)))?;
-            return Ok(locked);
+            failure.hint_if(errno.and_then(|errno| remedy::of_file(path, errno)))
+        })?;
+        if !file.metadata().is_ok_and(|metadata| metadata.is_file()) {
+            return Err(cannot("it is not a regular file"));
         }
+        let file = match Flock::lock(file, FlockArg::LockExclusiveNonblock) {
+            Ok(file) => file,
+            // Not a server, but somebody who looks for one.
+            Err((file, Errno::EWOULDBLOCK)) if is_read_locked(&file) => return Ok(None),
+            Err((file, Errno::EWOULDBLOCK)) => return Err(cannot(&locked_by(&file))),
+            Err((_, errno)) => return Err(cannot(errno.desc())),
+        };
+        // Whoever held the lock a moment ago may have removed the file at its end: then the lock is on a file
+        // without a name, and another instance could lock a new one.
+        if !is_at(&file, path) {
+            return Ok(None);
+        }
+        if recorded_pid(&file).is_err() {
+            return Err(cannot(
+                "it holds something else than a pid; it is left as it is",
+            ));
+        }
+        let locked = PidFile {
+            path: path.to_owned(),
+            file,
+            pid,
+            is_shared: false,
+            is_lost: false,
+        };
+        locked
+            .write()
+            .map_err(|error| cannot(&failure::cause(&error)))?;
+        Ok(Some(locked))
     }
 
-    /// Writes and locks the file again if somebody has removed it.
-    pub fn restore(&mut self) {
-        if self.path.symlink_metadata().is_ok() {
-            return;
+    /// Writes the file again if somebody has removed, replaced or overwritten it; returns what is new about that. A few
+    /// system calls where nothing is wrong, and it never waits.
+    #[must_use]
+    pub fn restore(&mut self) -> Option<Notice> {
+        if is_at(&self.file, &self.path) {
+            return match recorded_pid(&self.file) {
+                Ok(Some(pid)) if pid == self.pid => None,
+                found => match self.write() {
+                    Ok(()) => self.overwritten(found.unwrap_or_default()),
+                    Err(_) => self.lost(|path| Notice::PidFileGone { path }),
+                },
+            };
         }
-        match PidFile::lock(&self.path, std::process::id()) {
-            Ok(again) => {
-                // The old one has no name any more: its end removes nothing.
+        let is_gone = self
+            .path
+            .symlink_metadata()
+            .is_err_and(|error| error.kind() == io::ErrorKind::NotFound);
+        match PidFile::try_lock(&self.path, self.pid) {
+            Ok(Some(mut again)) => {
+                again.is_shared = self.is_shared;
+                // The old one does not have this name any more: its end removes nothing.
                 *self = again;
-                log::say(Notice::PidFileWrittenAgain {
-                    path: self.path.clone(),
-                });
+                let path = self.path.clone();
+                match is_gone {
+                    true => Some(Notice::PidFileWrittenAgain { path }),
+                    false => self.overwritten(None),
+                }
             }
-            Err(_) => log::say(Notice::PidFileGone {
-                path: self.path.clone(),
-            }),
+            // It is tried again at the next event.
+            Ok(None) => None,
+            Err(_) if is_gone => self.lost(|path| Notice::PidFileGone { path }),
+            Err(_) => self.lost(|path| Notice::TakenOver { path }),
         }
     }
 
-    fn write(&self, pid: u32) -> std::io::Result<()> {
-        let mut file: &File = &self.file;
-        file.set_len(0)?;
-        file.rewind()?;
-        file.write_all(format!("{pid}\n").as_bytes())
+    /// It was mended; the same will happen with every generation, and is said once.
+    fn overwritten(&mut self, by: Option<u32>) -> Option<Notice> {
+        self.is_lost = false;
+        let is_known = mem::replace(&mut self.is_shared, true);
+        let path = self.path.clone();
+        (!is_known).then_some(Notice::PidFileOverwritten { path, by })
+    }
+
+    fn lost(&mut self, notice: impl FnOnce(PathBuf) -> Notice) -> Option<Notice> {
+        let is_known = mem::replace(&mut self.is_lost, true);
+        (!is_known).then(|| notice(self.path.clone()))
+    }
+
+    fn write(&self) -> io::Result<()> {
+        self.file.set_len(0)?;
+        self.file
+            .write_all_at(format!("{}\n", self.pid).as_bytes(), 0)
     }
 }
 
@@ -122,7 +157,16 @@ impl Drop for PidFile {
     }
 }
 
-fn open(path: &Path) -> std::io::Result<File> {
+/// Whoever holds the lock of a file.
+fn locked_by(file: &File) -> String {
+    let written = recorded_pid(file).ok().flatten();
+    match locks::holder(file, written.and_then(as_pid)) {
+        Ok(Some(pid)) => format!("it is locked by a running instance, pid {pid}"),
+        _ => "it is locked by another process; fuser(1) shows by which".into(),
+    }
+}
+
+fn open(path: &Path) -> io::Result<File> {
     // Not truncated: it may be another instance's, or no pid file at all. Non-blocking only for a fifo's sake.
     let flags = OFlag::O_NOFOLLOW | OFlag::O_NONBLOCK;
     OpenOptions::new()
@@ -135,31 +179,28 @@ fn open(path: &Path) -> std::io::Result<File> {
         .open(path)
 }
 
-fn is_alive(pid: u32) -> bool {
-    i32::try_from(pid).is_ok_and(|pid| kill(Pid::from_raw(pid), None) != Err(Errno::ESRCH))
+/// The number as the kernel has it.
+pub fn as_pid(number: u32) -> Option<Pid> {
+    i32::try_from(number).ok().map(Pid::from_raw)
 }
 
 /// The longest content that is a pid, in bytes.
-const LONGEST: u64 = 16;
+const LONGEST: usize = 16;
 
 /// The pid in the file, none if it is empty; an error if it holds anything else.
-pub fn recorded_pid(file: &mut File) -> Result<Option<u32>, ()> {
-    let mut content = Vec::new();
-    file.rewind().map_err(drop)?;
-    Read::by_ref(file)
-        .take(LONGEST + 1)
-        .read_to_end(&mut content)
-        .map_err(drop)?;
-    parse(&content)
+pub fn recorded_pid(file: &File) -> Result<Option<u32>, ()> {
+    let mut content = [0; LONGEST + 1];
+    let length = file.read_at(&mut content, 0).map_err(drop)?;
+    parse(&content[..length])
 }
 
 /// The same of the content, of which one byte more than the longest is enough.
 pub fn parse(content: &[u8]) -> Result<Option<u32>, ()> {
-    if content.len() as u64 > LONGEST {
+    if content.len() > LONGEST {
         return Err(());
     }
     let text = std::str::from_utf8(content).map_err(drop)?;
-    // Files without a newline at the end are written by others of this kind.
+    // Other programs of this kind write no newline.
     match text.strip_suffix('\n').unwrap_or(text) {
         "" => Ok(None),
         pid => pid.parse().map(Some).map_err(drop),

@@ -1,18 +1,20 @@
 //! A file that is replaced as a whole by rename, so that a reader never sees half of it.
 //!
-//! Whatever foreign thing comes to its path, before the first time or after, stays there.
+//! Anything else that appears at its path, before the first write or after it, is left there.
 
 use std::fs::{File, OpenOptions, Permissions};
 use std::io::{self, Read, Write};
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
+use std::rc::Rc;
 
 use common::entry::{self, same_file};
 use nix::errno::Errno;
 use nix::fcntl::{AT_FDCWD, OFlag};
 use nix::sys::stat::{FileStat, fstat};
+use nix::unistd::Pid;
 
-use crate::log;
+use crate::host::proc;
 use crate::words::failure::{self, Failure};
 use crate::words::notice::Notice;
 use crate::words::remedy;
@@ -21,7 +23,7 @@ use crate::words::text::printable;
 /// The largest file that is read, in bytes.
 const LARGEST: u64 = 16 * 1024 * 1024;
 
-/// As many drafts as may be left of processes that had our number.
+/// The most drafts that may be left behind by processes that had our pid.
 const MOST_DRAFTS: u32 = 100;
 
 /// Such a file.
@@ -34,8 +36,17 @@ pub struct Replaced {
     /// inode's number cannot be given to another file.
     there: Option<File>,
     /// The last text that was written.
-    text: Option<String>,
-    failing: bool,
+    text: Option<Rc<str>>,
+    is_failing: bool,
+}
+
+/// What became of a save.
+#[derive(Debug)]
+pub struct Saved {
+    /// Nothing is left to do.
+    pub is_done: bool,
+    /// When saves begin to fail, and when they work again.
+    pub notice: Option<Notice>,
 }
 
 impl Replaced {
@@ -54,7 +65,7 @@ impl Replaced {
             least_mode,
             there,
             text: None,
-            failing: false,
+            is_failing: false,
         })
     }
 
@@ -67,11 +78,11 @@ impl Replaced {
     ///
     /// # Errors
     /// When that is not possible here.
-    pub fn create(&mut self, text: String) -> Result<(), Failure> {
+    pub fn create(&mut self, text: &Rc<str>) -> Result<(), Failure> {
         let path = self.path.clone();
         match self.write(text) {
             Ok(true) => Ok(()),
-            Ok(false) => Err(cannot(&path, "something else has come there")),
+            Ok(false) => Err(cannot(&path, "something else has appeared there")),
             Err(error) => {
                 let failure = match error.kind() {
                     io::ErrorKind::NotFound => cannot(&path, "its directory does not exist"),
@@ -97,14 +108,17 @@ impl Replaced {
         }
     }
 
-    /// Writes a text that differs from the last one; says when that begins to fail and when it works again. A file
-    /// that another instance has put in the place of ours is left to it. Returns whether nothing is left to do.
-    pub fn save(&mut self, text: String) -> bool {
-        if self.text.as_ref() == Some(&text) {
-            return true;
+    /// Writes a text that differs from the last one. A file that another instance has put in the place of ours is left to
+    /// it.
+    pub fn save(&mut self, text: &Rc<str>) -> Saved {
+        if self.text.as_ref() == Some(text) {
+            return Saved {
+                is_done: true,
+                notice: None,
+            };
         }
         let path = self.path.clone();
-        let (notice, fails, done) = match self.write(text) {
+        let (notice, fails, is_done) = match self.write(text) {
             Ok(true) => (Notice::SavedAgain { path }, false, true),
             Ok(false) => (Notice::TakenOver { path }, true, true),
             Err(error) => {
@@ -112,10 +126,11 @@ impl Replaced {
                 (Notice::CannotSave { path, cause }, true, false)
             }
         };
-        if std::mem::replace(&mut self.failing, fails) != fails {
-            log::say(notice);
+        let is_news = std::mem::replace(&mut self.is_failing, fails) != fails;
+        Saved {
+            is_done,
+            notice: is_news.then_some(notice),
         }
-        done
     }
 
     /// Removes it if it is still ours.
@@ -126,8 +141,8 @@ impl Replaced {
         }
     }
 
-    /// Whether it was written: something foreign is not replaced.
-    fn write(&mut self, text: String) -> io::Result<bool> {
+    /// Whether it was written: nothing that is not ours is replaced.
+    fn write(&mut self, text: &Rc<str>) -> io::Result<bool> {
         let (draft, mut file) = create_beside(&self.path)?;
         let ours = self.there.as_ref().map(fstat).transpose()?;
         let may_go = |there: &FileStat| ours.as_ref().is_some_and(|ours| same_file(ours, there));
@@ -141,8 +156,8 @@ impl Replaced {
                 Ok(entry::replace(AT_FDCWD, draft, path, may_go)?)
             });
         match replaced {
-            Ok(true) => (self.text, self.there) = (Some(text), Some(file)),
-            // What became of the text is the one thing to tell.
+            Ok(true) => (self.text, self.there) = (Some(Rc::clone(text)), Some(file)),
+            // The error that matters is that of the write.
             _ => {
                 let _ = entry::remove(AT_FDCWD, draft.as_os_str(), &file);
             }
@@ -152,7 +167,7 @@ impl Replaced {
 }
 
 /// The text of a status file, or of a pid file. Whatever somebody has put there instead is neither waited for nor read
-/// without end; and no link is followed, because root asks servers of other users, and to open a device is a deed.
+/// without end. No link is followed: root asks servers of other users, and merely opening a device can have an effect.
 pub fn read_text(path: &Path) -> io::Result<String> {
     open_text(path).map(|(text, _)| text)
 }
@@ -203,10 +218,14 @@ fn refuse_foreign(path: &Path, is_stale: impl Fn(&str) -> bool) -> Result<Option
     }
 }
 
-/// Removes what a superdaemon has left that was killed between the making and the renaming of such a file.
+/// Removes the drafts of a superdaemon that was killed between making and renaming one.
 pub fn remove_drafts_of_the_dead(path: &Path, is_draft: impl Fn(&str) -> bool) {
     let (Some(name), Some(directory)) = (path.file_name(), directory_of(path)) else {
         return;
+    };
+    let is_alive = |pid: &str| {
+        let pid = pid.parse().map(Pid::from_raw);
+        pid.is_ok_and(proc::exists)
     };
     for entry in std::fs::read_dir(directory).into_iter().flatten().flatten() {
         let draft = entry.path();
@@ -217,13 +236,13 @@ pub fn remove_drafts_of_the_dead(path: &Path, is_draft: impl Fn(&str) -> bool) {
             .and_then(|rest| rest.split_once('.'))
             .is_some_and(|(pid, attempt)| {
                 let is_number = |text: &str| text.parse::<u32>().is_ok();
-                is_number(pid) && is_number(attempt) && !Path::new("/proc").join(pid).exists()
+                is_number(pid) && is_number(attempt) && !is_alive(pid)
             });
         if is_left
             && let Ok((text, file)) = open_text(&draft)
             && is_draft(&text)
         {
-            // It is in nobody's way.
+            // It does no harm where it stays.
             let _ = entry::remove(AT_FDCWD, draft.as_os_str(), file);
         }
     }

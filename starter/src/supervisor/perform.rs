@@ -6,6 +6,7 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
 use crate::machine::{Action, Event, Generations};
+use crate::status::pid_file::PidFile;
 use crate::supervisor::resources::Resources;
 use crate::supervisor::sources::{Duty, executed};
 use crate::words::failure::Failure;
@@ -19,12 +20,14 @@ impl Resources {
             Action::Spawn { generation } => return Some(self.spawn(generation, machine)),
             Action::Signal { pid, signal } => self.signal(pid, signal),
             Action::Serving => {
+                // By now the worker has written its pid wherever it writes one.
+                self.restore_pid_file();
                 self.log.release_launcher();
                 if let Some(waiting) = self.waiting.take() {
                     waiting.tell_success();
                 }
             }
-            Action::SaveStatus => self.status_file.save(machine, Instant::now()),
+            Action::SaveStatus => self.save_status(machine),
             Action::Say(notice) => self.log.say(&notice),
             // The loop looks for that.
             Action::Finish(_) => {}
@@ -36,21 +39,30 @@ impl Resources {
     pub fn fulfil(&mut self, duty: Duty, machine: &Generations) -> Vec<Event> {
         match duty {
             Duty::Bury { pid, status } => return self.bury(pid, status),
-            Duty::RestorePidFile => {
-                if let Some(pid_file) = &mut self.pid_file {
-                    pid_file.restore();
-                }
-            }
+            Duty::RestorePidFile => self.restore_pid_file(),
             Duty::ReopenLog => {
                 self.log.reopen();
                 self.status_file.log_reopened(self.log.reopened().clone());
-                self.status_file.save(machine, Instant::now());
+                self.save_status(machine);
             }
             Duty::Ignore(signal) => self.log.say(&Notice::Ignored(signal)),
-            Duty::SaveStatus => self.status_file.save(machine, Instant::now()),
+            Duty::SaveStatus => self.save_status(machine),
             Duty::WorkOnLog => self.log.work(Instant::now()),
         }
         Vec::new()
+    }
+
+    fn save_status(&mut self, machine: &Generations) {
+        for notice in self.status_file.save(machine, Instant::now()) {
+            self.log.say(&notice);
+        }
+    }
+
+    fn restore_pid_file(&mut self) {
+        let pid_file = self.pid_file.as_mut();
+        if let Some(notice) = pid_file.and_then(PidFile::restore) {
+            self.log.say(&notice);
+        }
     }
 
     fn spawn(&mut self, generation: u32, machine: &mut Generations) -> Event {

@@ -38,7 +38,7 @@ pub enum Input {
 pub enum Duty {
     /// A child is gone that is the binder, the log command or a worker.
     Bury { pid: Pid, status: i32 },
-    /// HUP is also the order to look after the pid file.
+    /// The pid file may have been removed or overwritten.
     RestorePidFile,
     /// USR1.
     ReopenLog,
@@ -175,7 +175,10 @@ impl Inbox {
     fn exit(&mut self) -> Step {
         match reap() {
             Ok(Some((pid, status))) => {
-                self.next.push_back(Input::Duty(Duty::Bury { pid, status }));
+                let bury = Duty::Bury { pid, status };
+                self.next.push_back(Input::Duty(bury));
+                // A server program that writes a pid file removes it at its end.
+                self.next.push_back(Input::Duty(Duty::RestorePidFile));
                 Step::Exits
             }
             Ok(None) => Step::Requests,

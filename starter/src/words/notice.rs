@@ -141,6 +141,11 @@ pub enum Notice {
     PidFileWrittenAgain {
         path: PathBuf,
     },
+    /// With the pid that stood in it, where it was one.
+    PidFileOverwritten {
+        path: PathBuf,
+        by: Option<u32>,
+    },
     LogCommandDied {
         status: i32,
     },
@@ -171,6 +176,12 @@ pub enum Notice {
     ReopenAsked {
         pid: Pid,
     },
+    /// With the pid in the file, where it is one.
+    LockHeldByAnother {
+        path: PathBuf,
+        written: Option<u32>,
+        holder: Pid,
+    },
 }
 
 impl Notice {
@@ -197,6 +208,8 @@ impl Notice {
             | Notice::NeverSent(_)
             | Notice::PidFileGone { .. }
             | Notice::PidFileWrittenAgain { .. }
+            | Notice::PidFileOverwritten { .. }
+            | Notice::LockHeldByAnother { .. }
             | Notice::LogCommandDied { .. }
             | Notice::NothingToReopen
             | Notice::SyslogUnreachable { .. } => Severity::Warning,
@@ -368,6 +381,13 @@ impl Notice {
                     printable(path)
                 )
             }
+            Notice::PidFileOverwritten { path, by } => {
+                let with = by.map(|pid| format!(" with pid {pid}"));
+                format!("start_server: {} was overwritten{} and is written again; give the server program a pid file of its own",
+                    printable(path),
+                    with.unwrap_or_default()
+                )
+            }
             Notice::LogCommandDied { status } => {
                 format!("start_server: the log command died, status:{status}; starting it again")
             }
@@ -411,6 +431,19 @@ impl Notice {
             }
             Notice::RestartAsked { pid } => {
                 format!("sent HUP to start_server (pid:{pid}), waiting for the new generation...")
+            }
+            Notice::LockHeldByAnother {
+                path,
+                written,
+                holder,
+            } => {
+                let written = match written {
+                    Some(pid) => format!("pid {pid}"),
+                    None => "no pid".into(),
+                };
+                format!("start_server: {} holds {written}, but {holder} holds its lock: that one is the server",
+                    printable(path)
+                )
             }
             Notice::ReopenAsked { pid } => {
                 format!("sent USR1 to start_server (pid:{pid}), waiting for the log file...")

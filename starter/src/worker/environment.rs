@@ -14,8 +14,9 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use nix::fcntl::OFlag;
-use nix::sys::inotify::{AddWatchFlags, InitFlags, Inotify};
+use nix::sys::inotify::Inotify;
 
+use crate::host::watch;
 use crate::machine::Knobs;
 use crate::words::failure;
 use crate::words::notice::Notice;
@@ -330,17 +331,9 @@ fn first_line(path: &Path) -> io::Result<Vec<u8>> {
 fn watch(directory: &Path, before: Option<Inotify>) -> Option<Inotify> {
     let inotify = match before {
         Some(inotify) => inotify,
-        None => Inotify::init(InitFlags::IN_CLOEXEC | InitFlags::IN_NONBLOCK).ok()?,
+        None => watch::new().ok()?,
     };
-    let changes = AddWatchFlags::IN_CREATE
-        | AddWatchFlags::IN_CLOSE_WRITE
-        | AddWatchFlags::IN_MOVED_TO
-        | AddWatchFlags::IN_MOVED_FROM
-        | AddWatchFlags::IN_DELETE
-        | AddWatchFlags::IN_DELETE_SELF
-        | AddWatchFlags::IN_MOVE_SELF
-        | AddWatchFlags::IN_ATTRIB;
-    // The same directory a second time changes nothing. Without a watch it is still read for each generation.
-    let _ = inotify.add_watch(directory, changes);
+    // Without a watch it is still read for each generation.
+    let _ = watch::add(&inotify, directory);
     Some(inotify)
 }

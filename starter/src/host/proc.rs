@@ -32,24 +32,57 @@ pub struct Status {
     parent: i32,
 }
 
-impl Status {
-    pub fn of(pid: Pid) -> Result<Status, Failure> {
-        let path = format!("/proc/{pid}/status");
-        let cannot = |cause: String| Failure::failed(format!("cannot read {path}: {cause}"));
-        let text = fs::read_to_string(&path).map_err(|error| cannot(failure::cause(&error)))?;
-        Status::parse(&text).ok_or_else(|| cannot("it is not understood".to_owned()))
+/// The lines of /proc/PID/status, for whoever needs one or two of them: kernels differ in which they write.
+pub struct Fields(String);
+
+impl Fields {
+    pub fn of(pid: Pid) -> io::Result<Fields> {
+        fs::read_to_string(path(pid, "status")).map(Fields)
     }
 
-    fn parse(text: &str) -> Option<Status> {
-        let fields: BTreeMap<&str, &str> = text
-            .lines()
-            .filter_map(|line| line.split_once(':'))
-            .collect();
-        let field = |name: &str| fields.get(name).map(|value| value.trim());
-        let numbers = |name: &str| -> Option<Vec<u32>> {
-            let words = field(name)?.split_whitespace();
-            words.map(|word| word.parse().ok()).collect()
-        };
+    pub fn of_this_process() -> io::Result<Fields> {
+        fs::read_to_string("/proc/self/status").map(Fields)
+    }
+
+    fn field(&self, name: &str) -> Option<&str> {
+        let mut lines = self.0.lines();
+        let value = lines.find_map(|line| line.strip_prefix(name)?.strip_prefix(':'));
+        value.map(str::trim)
+    }
+
+    fn numbers(&self, name: &str) -> Option<Vec<u32>> {
+        let words = self.field(name)?.split_whitespace();
+        words.map(|word| word.parse().ok()).collect()
+    }
+
+    /// The user who may send signals to it, as the user who started it.
+    pub fn real_user(&self) -> Option<u32> {
+        self.numbers("Uid")?.first().copied()
+    }
+
+    /// Whether a signal, or a debugger, has stopped it.
+    pub fn is_stopped(&self) -> bool {
+        self.field("State")
+            .is_some_and(|state| state.starts_with(['T', 't']))
+    }
+
+    /// Whether a seccomp filter decides on its system calls.
+    pub fn is_filtered(&self) -> bool {
+        self.field("Seccomp") == Some("2")
+    }
+}
+
+impl Status {
+    pub fn of(pid: Pid) -> Result<Status, Failure> {
+        let cannot =
+            |cause: &str| Failure::failed(format!("cannot read {}: {cause}", path(pid, "status")));
+        let fields = Fields::of(pid).map_err(|error| cannot(&failure::cause(&error)))?;
+        Status::parse(&fields).ok_or_else(|| cannot("it is not understood"))
+    }
+
+    fn parse(fields: &Fields) -> Option<Status> {
+        let field = |name: &str| fields.field(name);
+        let numbers = |name: &str| fields.numbers(name);
         let mask = |name: &str| u64::from_str_radix(field(name)?, 16).ok();
         let mut groups = numbers("Groups")?;
         groups.sort_unstable();
@@ -75,9 +108,13 @@ impl Status {
     }
 }
 
+fn path(pid: Pid, file: &str) -> String {
+    format!("/proc/{pid}/{file}")
+}
+
 /// Whether there is such a process, running or not reaped yet.
 pub fn exists(pid: Pid) -> bool {
-    fs::exists(format!("/proc/{pid}")).unwrap_or(true)
+    fs::exists(path(pid, "")).unwrap_or(true)
 }
 
 /// The children of a process, ascending.
@@ -97,7 +134,7 @@ pub fn children(parent: Pid) -> Result<Vec<Pid>, Failure> {
 /// The open descriptors and what they lead to; of a socket or pipe only that it is one.
 pub fn descriptors(pid: Pid) -> io::Result<BTreeMap<i32, String>> {
     let mut open = BTreeMap::new();
-    for entry in fs::read_dir(format!("/proc/{pid}/fd"))?.flatten() {
+    for entry in fs::read_dir(path(pid, "fd"))?.flatten() {
         let Some(number) = entry
             .file_name()
             .to_str()
@@ -120,7 +157,7 @@ pub fn descriptors(pid: Pid) -> io::Result<BTreeMap<i32, String>> {
 
 /// The names of the variables that the process was executed with, in order.
 pub fn variables(pid: Pid) -> io::Result<Vec<String>> {
-    let bytes = fs::read(format!("/proc/{pid}/environ"))?;
+    let bytes = fs::read(path(pid, "environ"))?;
     let text = String::from_utf8_lossy(&bytes);
     let mut names: Vec<String> = text
         .split_terminator('\0')
@@ -131,13 +168,13 @@ pub fn variables(pid: Pid) -> io::Result<Vec<String>> {
 }
 
 pub fn directory(pid: Pid) -> io::Result<PathBuf> {
-    fs::read_link(format!("/proc/{pid}/cwd"))
+    fs::read_link(path(pid, "cwd"))
 }
 
 /// Whether its own user may look into it. What belongs to root there is closed to others (proc(5)); of a process of
 /// root's this says nothing.
 pub fn is_dumpable(pid: Pid) -> io::Result<bool> {
-    Ok(fs::metadata(format!("/proc/{pid}/environ"))?.uid() != 0)
+    Ok(fs::metadata(path(pid, "environ"))?.uid() != 0)
 }
 
 #[cfg(test)]
@@ -150,7 +187,8 @@ mod tests {
         let text = "Name:\tx\nPPid:\t7\nUid:\t1\t2\t3\t4\nGid:\t5\t6\t7\t8\nGroups:\t20 4 20 \nThreads:\t2\n\
                     SigBlk:\t0000000000000200\nSigIgn:\t0000000000001000\nCapInh:\t1\nCapPrm:\t400\nCapEff:\t2\n\
                     CapBnd:\t000001ffffffffff\nCapAmb:\t4\nNoNewPrivs:\t1\nSeccomp:\t2\nSeccomp_filters:\t3\n";
-        let status = Status::parse(text).unwrap();
+        let parse = |text: &str| Status::parse(&Fields(text.to_owned()));
+        let status = parse(text).unwrap();
         assert_eq!(
             status,
             Status {
@@ -170,9 +208,22 @@ mod tests {
                 parent: 7,
             }
         );
-        assert_eq!(Status::parse(&text.replace("CapBnd", "Else")), None);
+        assert_eq!(parse(&text.replace("CapBnd", "Else")), None);
         let without = text.replace("Seccomp_filters:\t3\n", "");
-        assert_eq!(Status::parse(&without).unwrap().seccomp_filters, 0);
+        assert_eq!(parse(&without).unwrap().seccomp_filters, 0);
+    }
+
+    #[test]
+    fn single_fields_are_read() {
+        let fields = |text: &str| Fields(text.to_owned());
+        let running =
+            fields("State:\tS (sleeping)\nUid:\t1\t2\t3\t4\nSeccomp:\t0\nSeccomp_filters:\t2\n");
+        assert_eq!(running.real_user(), Some(1));
+        assert!(!running.is_stopped() && !running.is_filtered());
+        assert!(fields("State:\tT (stopped)\n").is_stopped());
+        assert!(fields("State:\tt (tracing stop)\n").is_stopped());
+        assert!(fields("Seccomp:\t2\n").is_filtered());
+        assert_eq!(fields("").real_user(), None);
     }
 
     #[test]

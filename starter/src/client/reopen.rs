@@ -1,0 +1,66 @@
+//! `--reopen`: USR1, and the log file that is open again.
+
+use std::path::Path;
+
+use nix::sys::signal::Signal;
+
+use super::server::Server;
+use super::settings::Settings;
+use super::status::{Status, no_status};
+use super::{Say, Wait, Woken};
+use crate::status::file::json_path;
+use crate::words::failure::Failure;
+use crate::words::notice::Notice;
+use crate::words::text::printable;
+
+/// Sends USR1 and waits until the log file is open again.
+pub fn reopen(settings: &Settings, say: Say<'_>) -> Result<(), Failure> {
+    let server = Server::find(&settings.pid_file, say)?;
+    let json = json_path(&settings.pid_file);
+    let wait = Wait::new(&server, settings.timeout).watch(std::slice::from_ref(&json))?;
+    let before = status(&server, &json).ok_or_else(|| {
+        Failure::failed(format!(
+            "cannot follow the log file of pid {}: {}",
+            server.pid,
+            no_status(&json)
+        ))
+    })?;
+    server.send(Signal::SIGUSR1)?;
+    say(Notice::ReopenAsked { pid: server.pid });
+    loop {
+        if let Some(now) = status(&server, &json)
+            && now.reopened() > before.reopened()
+        {
+            return outcome(&server, &now);
+        }
+        match wait.next()? {
+            Woken::FilesChanged => {}
+            Woken::ServerEnded => {
+                return Err(Failure::failed(format!(
+                    "cannot reopen the log file: pid {} has ended",
+                    server.pid
+                )));
+            }
+            Woken::TimedOut => {
+                return Err(wait.timed_out("the log file").hint_if(server.is_stopped()));
+            }
+        }
+    }
+}
+
+fn status(server: &Server, json: &Path) -> Option<Status> {
+    Status::read(json).filter(|status| status.is_of(server.pid))
+}
+
+fn outcome(server: &Server, now: &Status) -> Result<(), Failure> {
+    let Some(cause) = now.reopen_failure() else {
+        return Ok(());
+    };
+    let file = now.log_file().map(|file| format!("{}, ", printable(file)));
+    Err(Failure::failed(format!(
+        "cannot reopen {}the log file of pid {}: {}",
+        file.unwrap_or_default(),
+        server.pid,
+        printable(cause)
+    )))
+}

@@ -1,0 +1,29 @@
+//! `--stop`: TERM, and the end of the server.
+
+use nix::sys::signal::Signal;
+use nix::unistd::getpid;
+
+use super::server::Server;
+use super::settings::Settings;
+use super::{Say, Wait, Woken};
+use crate::words::failure::Failure;
+use crate::words::notice::Notice;
+
+/// Sends TERM and waits for the end.
+pub fn stop(settings: &Settings, say: Say<'_>) -> Result<(), Failure> {
+    let server = Server::find(&settings.pid_file, say)?;
+    say(Notice::StopServer {
+        ours: getpid(),
+        theirs: server.pid,
+    });
+    server.send(Signal::SIGTERM)?;
+    let wait = Wait::new(&server, settings.timeout);
+    match wait.next()? {
+        Woken::ServerEnded | Woken::FilesChanged => Ok(()),
+        Woken::TimedOut => Err(wait
+            .timed_out("the end")
+            .hint(server.is_stopped().unwrap_or_else(|| {
+                "workers that do not end hold it up; --stop-timeout would kill them".into()
+            }))),
+    }
+}

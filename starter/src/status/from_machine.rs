@@ -1,0 +1,164 @@
+//! What the machine knows, as the status files show it.
+
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+
+use nix::unistd::Pid;
+
+use super::view::{self, LastLines, View};
+use crate::machine::{
+    Counters, Decision, Departed, Generation, Generations, State, Verdict as Found,
+};
+use crate::words::notice::ExecFailure;
+
+/// Brings what changes while the superdaemon runs up to date.
+pub fn update(
+    view: &mut View,
+    generations: &Generations,
+    clock: &Clock,
+    last_lines: impl Fn(Pid) -> LastLines,
+) {
+    let last_lines_for = |decision: &Decision| match &decision.verdict {
+        Found::Committed => LastLines::default(),
+        Found::Failed { .. } => {
+            let mut departed = generations.departed.iter().rev();
+            let failed = departed.find(|one| one.generation == decision.generation);
+            failed.map(|one| last_lines(one.pid)).unwrap_or_default()
+        }
+    };
+    view.stopping = generations.is_stopping();
+    view.generations = generations
+        .generations()
+        .map(|one| generation(one, clock))
+        .collect();
+    view.departed = generations
+        .departed
+        .iter()
+        .map(|one| departed(one, clock, last_lines(one.pid)))
+        .collect();
+    view.counters = counters(generations.counters);
+    view.verdicts = generations
+        .decisions
+        .iter()
+        .map(|one| verdict(one, clock, last_lines_for(one)))
+        .collect();
+}
+
+/// `GENERATION:PID` for every worker that has settled and lives, by number.
+pub fn lines(generations: &Generations) -> String {
+    generations
+        .generations()
+        .filter(|generation| !matches!(generation.state, State::Starting { .. }))
+        .flat_map(|generation| {
+            generation
+                .workers
+                .iter()
+                .map(move |worker| format!("{}:{}\n", generation.number, worker.pid))
+        })
+        .collect()
+}
+
+/// Instants as seconds since 1970.
+pub struct Clock {
+    instant: Instant,
+    since_1970: Duration,
+}
+
+impl Clock {
+    /// What the time of day was at this instant, which has passed.
+    pub fn new(instant: Instant) -> Clock {
+        let passed = instant.elapsed();
+        let now = SystemTime::now()
+            .duration_since(UNIX_EPOCH)
+            .unwrap_or_default();
+        Clock {
+            instant,
+            since_1970: now.saturating_sub(passed),
+        }
+    }
+
+    /// Rounded to milliseconds.
+    pub fn seconds(&self, instant: Instant) -> f64 {
+        let at = self
+            .since_1970
+            .saturating_sub(self.instant.saturating_duration_since(instant));
+        (at.as_secs_f64() * 1000.0).round() / 1000.0
+    }
+}
+
+fn generation(generation: &Generation, clock: &Clock) -> view::Generation {
+    view::Generation {
+        number: generation.number.into(),
+        state: match generation.state {
+            State::Starting { .. } => view::State::Starting,
+            State::Current => view::State::Current,
+            State::Retiring { .. } => view::State::Retiring,
+            State::Old => view::State::Old,
+        },
+        workers: generation
+            .workers
+            .iter()
+            .map(|worker| view::Worker {
+                pid: worker.pid.as_raw().into(),
+                started_at: clock.seconds(worker.spawned_at),
+            })
+            .collect(),
+    }
+}
+
+fn departed(departed: &Departed, clock: &Clock, stderr: LastLines) -> view::Departed {
+    view::Departed {
+        generation: departed.generation.into(),
+        pid: departed.pid.as_raw().into(),
+        at: clock.seconds(departed.at),
+        status: departed.status.into(),
+        exit_code: exit_code(departed.status),
+        signal: signal(departed.status),
+        stderr,
+    }
+}
+
+fn counters(counters: Counters) -> view::Counters {
+    view::Counters {
+        restarts: counters.restarts.into(),
+        failed_starts: counters.failed_starts.into(),
+        crashes: counters.crashes.into(),
+    }
+}
+
+fn verdict(decision: &Decision, clock: &Clock, stderr: LastLines) -> view::Verdict {
+    let (result, status, cause) = match &decision.verdict {
+        Found::Committed => (view::Outcome::Committed, None, None),
+        Found::Failed { status, cause } => (view::Outcome::Failed, *status, cause.as_ref()),
+    };
+    view::Verdict {
+        request: decision.request.into(),
+        generation: decision.generation.into(),
+        result,
+        at: clock.seconds(decision.at),
+        status: status.map(Into::into),
+        exit_code: status.map(exit_code),
+        signal: status.map(signal),
+        cause: cause.map(ExecFailure::line),
+        hint: cause.and_then(|cause| cause.hint.clone()),
+        stderr,
+    }
+}
+
+fn exit_code(status: i32) -> Option<i64> {
+    libc::WIFEXITED(status).then(|| libc::WEXITSTATUS(status).into())
+}
+
+fn signal(status: i32) -> Option<i64> {
+    libc::WIFSIGNALED(status).then(|| libc::WTERMSIG(status).into())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_wait_status_is_shown_in_its_parts() {
+        assert_eq!((exit_code(256), signal(256)), (Some(1), None));
+        assert_eq!((exit_code(9), signal(9)), (None, Some(9)));
+    }
+}

@@ -1,0 +1,356 @@
+//! `FILE.json`: its one schema, which the server writes and every client reads.
+//!
+//! A reader takes what it does not know for nothing, and what is missing for the default: the server may be older or newer
+//! than the client. And it keeps within bounds: root asks servers of other users, who can write there what they like. So
+//! nothing here is flattened (serde would keep all that it does not know until the end), every list is a [`List`], and
+//! whatever may stand there a million times has a field that must not be missing.
+//!
+//! Times are seconds since 1970, statuses as wait(2) gives them.
+
+use serde::{Deserialize, Serialize};
+
+use super::list::List;
+
+/// More than the elements of any list that a server writes, where they are as many as its processes or sockets.
+const MANY: usize = 65_536;
+
+/// More than a server remembers of what is over.
+const REMEMBERED: usize = 256;
+
+/// More than the last lines that are kept of a worker.
+const LAST_LINES: usize = 64;
+
+/// What a worker has written last to standard error, oldest first; empty where that is not captured.
+pub type LastLines = List<String, LAST_LINES>;
+
+/// The whole file.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+pub struct View {
+    pub supervisor: Supervisor,
+    #[serde(default)]
+    pub options: Options,
+    #[serde(default)]
+    pub confinement: Confinement,
+    #[serde(default)]
+    pub listeners: List<Listener, MANY>,
+    #[serde(default)]
+    pub log: Log,
+    /// It was told to stop, or gives up.
+    #[serde(default)]
+    pub stopping: bool,
+    /// Those that have workers, oldest first.
+    pub generations: List<Generation, MANY>,
+    /// The last workers that are gone, oldest first.
+    #[serde(default)]
+    pub departed: List<Departed, REMEMBERED>,
+    #[serde(default)]
+    pub counters: Counters,
+    /// What became of the last starts, oldest first.
+    #[serde(default)]
+    pub verdicts: List<Verdict, REMEMBERED>,
+}
+
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+pub struct Supervisor {
+    pub pid: i64,
+    #[serde(default)]
+    pub version: String,
+    #[serde(default)]
+    pub started_at: f64,
+}
+
+/// What the command line says; times in seconds.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Options {
+    pub program: String,
+    pub arguments: List<String, MANY>,
+    pub dir: Option<String>,
+    pub interval: f64,
+    pub signal_on_hup: String,
+    pub signal_on_term: String,
+    pub kill_old_delay: Option<f64>,
+    pub stop_timeout: Option<f64>,
+    pub start_limit: Option<u32>,
+    pub pid_file: Option<String>,
+    pub status_file: Option<String>,
+    /// As it was given: a file, or a command behind `|`.
+    pub log_file: Option<String>,
+    pub log_timestamps: bool,
+    pub syslog: Option<Syslog>,
+    pub user: Option<String>,
+    pub group: Option<String>,
+}
+
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Syslog {
+    pub facility: String,
+    pub tag: String,
+    pub address: String,
+}
+
+/// What confines each process.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Confinement {
+    /// The supervisor and every worker.
+    pub supervisor: ConfinedSupervisor,
+    /// Only where binders were needed; that of the ports is gone by now.
+    pub binders: List<ConfinedBinder, 16>,
+}
+
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct ConfinedSupervisor {
+    pub no_new_privs: bool,
+    pub bounding_set_empty: bool,
+}
+
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct ConfinedBinder {
+    /// `ports` or `paths`.
+    pub makes: String,
+    pub seccomp: bool,
+    /// The version of Landlock's interface, 0 without it.
+    pub landlock: u8,
+}
+
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Listener {
+    /// The key in `SERVER_STARTER_PORT`.
+    pub name: String,
+    /// `tcp`, `udp` or `unix`.
+    pub kind: String,
+    pub fd: i32,
+}
+
+/// The orders to open the log file again.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Log {
+    pub reopened: u64,
+    /// Why the last one could not be carried out.
+    pub failure: Option<String>,
+}
+
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+pub struct Generation {
+    pub number: u64,
+    #[serde(default)]
+    pub state: State,
+    #[serde(default)]
+    pub workers: List<Worker, MANY>,
+}
+
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum State {
+    Starting,
+    Current,
+    /// A newer one serves, but it was not signalled yet.
+    Retiring,
+    /// Told to stop.
+    Old,
+    /// What another version may write.
+    #[default]
+    #[serde(other)]
+    Unknown,
+}
+
+#[derive(Debug, Clone, Copy, Default, PartialEq, Serialize, Deserialize)]
+pub struct Worker {
+    pub pid: i64,
+    #[serde(default)]
+    pub started_at: f64,
+}
+
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Departed {
+    pub generation: u64,
+    pub pid: i64,
+    pub at: f64,
+    pub status: i64,
+    pub exit_code: Option<i64>,
+    pub signal: Option<i64>,
+    pub stderr: LastLines,
+}
+
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Counters {
+    /// Restarts that were asked for.
+    pub restarts: u64,
+    pub failed_starts: u64,
+    /// Workers that died while they served.
+    pub crashes: u64,
+}
+
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+pub struct Verdict {
+    /// The restart that it answers, with all before it: counted by [`Counters::restarts`].
+    pub request: u64,
+    pub generation: u64,
+    #[serde(default)]
+    pub result: Outcome,
+    #[serde(default)]
+    pub at: f64,
+    /// The wait status of the worker that has failed. It and its parts are written only where there was such a worker.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub status: Option<i64>,
+    /// The inner one is null where a signal ended the worker.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub exit_code: Option<Option<i64>>,
+    /// The inner one is null where the worker exited by itself.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub signal: Option<Option<i64>>,
+    /// Why no program ran.
+    #[serde(default)]
+    pub cause: Option<String>,
+    /// What can be done about that, where it is known.
+    #[serde(default)]
+    pub hint: Option<String>,
+    /// Those of the worker that has failed.
+    #[serde(default)]
+    pub stderr: LastLines,
+}
+
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Outcome {
+    Committed,
+    Failed,
+    /// What another version may write.
+    #[default]
+    #[serde(other)]
+    Unknown,
+}
+
+impl View {
+    /// What a server has written into its status file, or somebody else in its place.
+    pub fn parse(text: &str) -> Option<View> {
+        is_object(text)
+            .then(|| serde_json::from_str(text).ok())
+            .flatten()
+    }
+
+    /// The text of the file.
+    pub fn text(&self) -> String {
+        // Nothing in it can fail to be JSON: its keys are strings, and its numbers finite.
+        let mut text = serde_json::to_string_pretty(self).unwrap_or_default();
+        text.push('\n');
+        text
+    }
+}
+
+/// Whether this may be the status of a server, of whatever version: then another one may replace it.
+pub fn is_status_json(text: &str) -> bool {
+    #[derive(Deserialize)]
+    struct Sketch {
+        #[serde(rename = "supervisor")]
+        _supervisor: serde::de::IgnoredAny,
+        #[serde(rename = "generations")]
+        _generations: serde::de::IgnoredAny,
+    }
+    text.is_empty() || is_object(text) && serde_json::from_str::<Sketch>(text).is_ok()
+}
+
+/// serde takes an array of the right values for a struct as well.
+fn is_object(text: &str) -> bool {
+    text.trim_start().starts_with('{')
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used, reason = "tests fail by panicking")]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_a_status_may_be_replaced() {
+        for ours in [
+            "",
+            r#"{"supervisor":{"pid":1},"generations":[]}"#,
+            r#" {"supervisor":{},"generations":[],"later":{"a":[1]}}"#,
+        ] {
+            assert!(is_status_json(ours), "{ours}");
+        }
+        for foreign in [
+            r#"{"name":"package"}"#,
+            "[1]",
+            "[1,2]",
+            r#"{"supervisor":1}"#,
+        ] {
+            assert!(!is_status_json(foreign), "{foreign}");
+        }
+    }
+
+    #[test]
+    fn what_an_older_server_lacks_and_what_a_newer_one_adds_hinders_no_reader() {
+        let text = r#"{"supervisor":{"pid":7,"room":1},"generations":[{"number":2},{"number":3,"state":"melting",
+            "workers":[{"pid":9,"slot":0}]}],"verdicts":[{"request":1,"generation":2,"result":"postponed"}],"later":{}}"#;
+        let view = View::parse(text).unwrap();
+        assert_eq!(view.supervisor.pid, 7);
+        assert_eq!(view.generations[1].state, State::Unknown);
+        assert_eq!(view.generations[1].workers[0].pid, 9);
+        assert_eq!(view.verdicts[0].result, Outcome::Unknown);
+        assert!(!view.stopping);
+        for lacks in [
+            "",
+            "{}",
+            r#"{"supervisor":{"pid":1}}"#,
+            r#"{"supervisor":{},"generations":[]}"#,
+            r#"[{"pid":1},{},{},[],{},false,[],[],{},[]]"#,
+        ] {
+            assert_eq!(View::parse(lacks), None, "{lacks}");
+        }
+    }
+
+    #[test]
+    fn what_is_written_is_read_again() {
+        let view = View {
+            supervisor: Supervisor {
+                pid: 1,
+                ..Supervisor::default()
+            },
+            generations: [Generation {
+                state: State::Retiring,
+                ..Generation::default()
+            }]
+            .into_iter()
+            .collect(),
+            verdicts: [Verdict {
+                status: Some(256),
+                exit_code: Some(Some(1)),
+                stderr: ["the reason".to_owned()].into_iter().collect(),
+                ..Verdict::default()
+            }]
+            .into_iter()
+            .collect(),
+            ..View::default()
+        };
+        assert_eq!(View::parse(&view.text()), Some(view));
+    }
+
+    #[test]
+    fn the_parts_of_a_wait_status_are_written_only_where_there_is_one() {
+        let text = |verdict: Verdict| {
+            let text = serde_json::to_string(&verdict).unwrap();
+            text.split_once("\"at\":0.0,").unwrap().1.to_owned()
+        };
+        let without = Verdict::default();
+        assert_eq!(text(without), r#""cause":null,"hint":null,"stderr":[]}"#);
+        let killed = Verdict {
+            status: Some(9),
+            exit_code: Some(None),
+            signal: Some(Some(9)),
+            ..Verdict::default()
+        };
+        assert_eq!(
+            text(killed),
+            r#""status":9,"exit_code":null,"signal":9,"cause":null,"hint":null,"stderr":[]}"#
+        );
+    }
+}

@@ -153,7 +153,7 @@ impl<'a> Given<'a> {
     pub fn syslog_tag(&self, option: &str) -> Result<Option<String>, Failure> {
         let read = |tag: &str| is_tag(tag).then(|| tag.to_owned());
         self.read(option, read, || {
-            format!("a tag has 1 to {LONGEST_TAG} characters, which are letters, digits or any of . _ - /")
+            format!("a tag has 1 to {LONGEST_TAG} letters, digits and any of . _ - /")
         })
     }
 

@@ -77,7 +77,7 @@ fn syslog_has_a_facility_a_tag_an_address_a_format_and_streams() {
 fn a_log_that_cannot_be_is_refused_with_the_cause() {
     let facilities = "the facilities are kern, user, mail, daemon, auth, syslog, lpr, news, uucp, cron, authpriv, ftp and local0 to local7";
     let address = "the address is an absolute path, or udp:HOST:PORT";
-    let tag = "a tag has 1 to 32 characters, which are letters, digits or any of . _ - /";
+    let tag = "a tag has 1 to 32 letters, digits and any of . _ - /";
     let long = format!("--syslog-tag={}", "x".repeat(33));
     for (words, cause) in [
         (vec!["--syslog=local8"], facilities),

@@ -18,14 +18,18 @@ use nix::unistd::{Gid, Pid, Uid, getpgid, getsid};
 
 use crate::holders::hint_of_port_held_here;
 use crate::launch::{as_ordinary_user, launch_program, ordinary_folder};
+use crate::lock_holder::locking;
 
 /// Whoever is neither root nor the user of the server.
 const FOREIGN: u32 = 4242;
 
 /// Server::Starter prints other messages, has other exit codes and gives no verdicts.
-fn is_ours() -> bool {
+pub fn is_ours() -> bool {
     !original_differs("its commands have other messages and exit codes")
 }
+
+/// As much of a status file as any client reads, in bytes.
+const LARGEST_STATUS: usize = 16 * 1024 * 1024;
 
 /// How soon after a fact whoever waits for it must have been told.
 const SOON: Duration = Duration::from_secs(1);
@@ -33,15 +37,15 @@ const SOON: Duration = Duration::from_secs(1);
 // What the tests have in common.
 
 /// A command that runs beside the test. Dropping it kills it.
-struct Client {
-    child: Child,
+pub struct Client {
+    pub child: Child,
     output: PathBuf,
     code: Option<i32>,
 }
 
 impl Client {
     #[track_caller]
-    fn start(mut command: Command, folder: &Path) -> Client {
+    pub fn start(mut command: Command, folder: &Path) -> Client {
         static NUMBER: AtomicU32 = AtomicU32::new(1);
         let number = NUMBER.fetch_add(1, Ordering::Relaxed);
         let output = folder.join(format!("client-{number}"));
@@ -60,7 +64,7 @@ impl Client {
         }
     }
 
-    fn said(&self) -> String {
+    pub fn said(&self) -> String {
         fs::read_to_string(&self.output).unwrap_or_default()
     }
 
@@ -69,13 +73,13 @@ impl Client {
         self.said().lines().skip(1).map(str::to_owned).collect()
     }
 
-    fn is_waiting(&mut self) -> bool {
+    pub fn is_waiting(&mut self) -> bool {
         self.child.try_wait().expect("cannot wait").is_none()
     }
 
     /// Its exit code.
     #[track_caller]
-    fn wait(&mut self) -> i32 {
+    pub fn wait(&mut self) -> i32 {
         let status = wait::until(
             "the client ended",
             || fs::read_to_string(&self.output).unwrap_or_default(),
@@ -96,7 +100,7 @@ impl Drop for Client {
     }
 }
 
-fn run(server: &Server, words: &[&str]) -> Client {
+pub fn run(server: &Server, words: &[&str]) -> Client {
     Client::start(server.client(words.iter().copied()), server.folder())
 }
 
@@ -123,7 +127,7 @@ fn graceful(setup: Setup) -> (Server, u16, Worker) {
 
 /// The first generation, when the server has accepted it.
 #[track_caller]
-fn accepted(server: &Server) -> Worker {
+pub fn accepted(server: &Server) -> Worker {
     server.wait_until("the first generation is accepted", |server| {
         json(server).is_some_and(|json| json["verdicts"][0]["result"] == "committed")
     });
@@ -174,13 +178,13 @@ fn processes_in(folder: &Path) -> Vec<Pid> {
 }
 
 /// A process that writes down every TERM and HUP.
-struct Innocent {
+pub struct Innocent {
     child: Child,
     journal: PathBuf,
 }
 
 impl Innocent {
-    fn start(folder: &Path) -> Innocent {
+    pub fn start(folder: &Path) -> Innocent {
         let journal = folder.join("innocent");
         let child = Command::new(programs::worker())
             .arg(format!("--journal={}", journal.display()))
@@ -194,7 +198,7 @@ impl Innocent {
         innocent
     }
 
-    fn pid(&self) -> Pid {
+    pub fn pid(&self) -> Pid {
         Pid::from_raw(self.child.id().cast_signed())
     }
 
@@ -208,7 +212,7 @@ impl Innocent {
         })
     }
 
-    fn assert_was_not_signalled(&self) {
+    pub fn assert_was_not_signalled(&self) {
         // Pending signals are caught in the order of their numbers, and this is the last of the three.
         kill(self.pid(), Signal::SIGWINCH).expect("it is dead");
         let text = self.wait_for("SIGWINCH");
@@ -690,11 +694,12 @@ fn root_signals_no_process_for_somebody_who_could_not() {
     }
     let setup = Server::setup();
     let (pid_file, folder) = (setup.folder().join("pid"), setup.folder().to_owned());
-    // A process of root, which this test holds the lock for as if it were a server.
+    // A process of root that the file names; this test holds the lock.
     let mut victim = Command::new("sleep")
         .arg("600")
         .spawn_in_turn()
         .expect("cannot run sleep");
+    let holder = std::process::id();
     for (owner, mode, link) in [
         (e2e::server::NOBODY, 0o644, false),
         (0, 0o666, false),
@@ -731,7 +736,9 @@ fn root_signals_no_process_for_somebody_who_could_not() {
                     "it belongs to root, but {} belongs to an ordinary user",
                     folder.display()
                 ),
-                _ => format!("it belongs to uid {owner}, but pid {} in it", victim.id()),
+                _ => format!(
+                    "it belongs to uid {owner}, but pid {holder}, which holds its lock, is a process of uid 0"
+                ),
             };
             assert!(said.contains(&cause), "{said}");
         }
@@ -744,20 +751,36 @@ fn root_signals_no_process_for_somebody_who_could_not() {
     // A sticky directory keeps nobody from bringing it there; into one of root's only root can have brought it.
     let root = Folder::new(Uid::from_raw(0), Gid::from_raw(0));
     let pid_file = root.path().join("pid");
-    fs::write(&pid_file, format!("{}\n", victim.id())).expect("cannot write");
-    let file = File::open(&pid_file).expect("cannot open the pid file");
-    let _lock = Flock::lock(file, FlockArg::LockExclusiveNonblock).expect("cannot lock");
-    for (mode, code) in [(0o1777, 1), (0o755, 0)] {
-        fs::set_permissions(root.path(), fs::Permissions::from_mode(mode)).expect("cannot chmod");
-        let output = Command::new(programs::start_server())
+    let stop = || {
+        Command::new(programs::start_server())
             .args(["--stop", "--timeout=10"])
             .arg(format!("--pid-file={}", pid_file.display()))
             .output_in_turn()
-            .expect("cannot run the client");
+            .expect("cannot run the client")
+    };
+    fs::write(&pid_file, format!("{}\n", victim.id())).expect("cannot write");
+    let file = File::open(&pid_file).expect("cannot open the pid file");
+    let lock = Flock::lock(file, FlockArg::LockExclusiveNonblock).expect("cannot lock");
+    fs::set_permissions(root.path(), fs::Permissions::from_mode(0o755)).expect("cannot chmod");
+    // Everybody who can read it can lock it: then what root has written must be the holder.
+    let output = stop();
+    let said = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert_eq!(output.status.code(), Some(1), "{said}");
+    let cause =
+        format!("it belongs to root, but pid {holder} holds its lock, which is not the pid in it");
+    assert!(said.contains(&cause), "{said}");
+    drop(lock);
+    let mut server = locking(&pid_file, &[]);
+    fs::write(&pid_file, format!("{}\n", server.pid())).expect("cannot write");
+    for (mode, code) in [(0o1777, 1), (0o755, 0)] {
+        fs::set_permissions(root.path(), fs::Permissions::from_mode(mode)).expect("cannot chmod");
+        let output = stop();
         assert_eq!(output.status.code(), Some(code), "{output:?}");
-        let ended = victim.try_wait().expect("cannot look").is_some();
-        assert_eq!(ended, code == 0, "{mode:o}");
+        assert_eq!(server.has_ended(), code == 0, "{mode:o}");
     }
+    assert!(victim.try_wait().expect("cannot look").is_none());
+    drop(victim.kill());
+    drop(victim.wait());
 }
 
 #[test]
@@ -827,20 +850,48 @@ fn a_forged_status_file_costs_a_client_little_memory() {
     let (mut server, ..) = graceful(Server::setup());
     let path = server.folder().join("pid.json");
     fs::remove_file(&path).expect("cannot remove the status");
-    // Each of the objects would take some hundred bytes, if it were kept.
-    let forged = format!(r#"{{"options":[{}0]}}"#, r#"{"":0},"#.repeat(600_000));
-    fs::write(&path, forged).expect("cannot forge the status");
-    let client = server.client(["--reopen", "--pid-file=pid", "--timeout=20"]);
-    let mut limited = Command::new("prlimit");
-    limited
-        .arg("--as=134217728")
-        .arg(client.get_program())
-        .args(client.get_args())
-        .current_dir(server.folder());
-    let mut client = Client::start(limited, server.folder());
-    assert_eq!(client.wait(), 1, "{}", client.said());
-    let cause = "pid.json is not the status of that server";
-    assert!(client.said().contains(cause), "{}", client.said());
+    // Each element takes many times its text in memory, if it is kept: those that no reader knows, and those that it does.
+    let of_no_server = r#""supervisor":{"pid":1}"#;
+    for (before, element, after) in [
+        (r#"{"options":["#, r#"{"":0},"#, "0]}"),
+        (r#"{"later":["#, "{},", "0]}"),
+        (r#"{"departed":["#, "{},", "{}]"),
+        (r#"{"listeners":["#, "{},", "{}]"),
+        (r#"{"options":{"arguments":["#, r#""","#, r#"""]}"#),
+        (r#"{"departed":[{"stderr":["#, r#""","#, r#"""]}]"#),
+        (
+            r#"{"generations":["#,
+            r#"{"number":1},"#,
+            r#"{"number":1}]"#,
+        ),
+        (
+            r#"{"verdicts":["#,
+            r#"{"request":1,"generation":1},"#,
+            r#"{"request":1,"generation":1}]"#,
+        ),
+    ] {
+        let elements = element.repeat((LARGEST_STATUS - 256) / element.len());
+        let generations = match before.contains("generations") {
+            true => "",
+            false => r#","generations":[]"#,
+        };
+        let forged = match after.ends_with('}') {
+            true => format!("{before}{elements}{after}"),
+            false => format!("{before}{elements}{after},{of_no_server}{generations}}}"),
+        };
+        fs::write(&path, forged).expect("cannot forge the status");
+        let client = server.client(["--reopen", "--pid-file=pid", "--timeout=20"]);
+        let mut limited = Command::new("prlimit");
+        limited
+            .arg("--as=67108864")
+            .arg(client.get_program())
+            .args(client.get_args())
+            .current_dir(server.folder());
+        let mut client = Client::start(limited, server.folder());
+        assert_eq!(client.wait(), 1, "{before}: {}", client.said());
+        let cause = "pid.json is not the status of that server";
+        assert!(client.said().contains(cause), "{}", client.said());
+    }
     assert!(server.stop().success());
 }
 
@@ -1220,15 +1271,40 @@ fn restart_ends_with_1_when_the_server_stops_meanwhile() {
     let held = client::hold(port);
     server.signal(Signal::SIGTERM);
     server.wait_for_log("received TERM");
-    assert!(restart.is_waiting(), "{}", restart.said());
-    held.finish();
-    assert!(server.wait_exit().success());
     assert_eq!(restart.wait(), 1, "{}", restart.said());
+    assert!(proc::alive(server.pid()), "it waited for the end");
     let expected = format!(
-        "start_server: cannot restart: pid {} has ended",
+        "start_server: cannot restart: pid {} is stopping",
         server.pid()
     );
-    assert_eq!(restart.verdict(), [expected]);
+    assert_eq!(restart.verdict()[0], expected);
+    held.finish();
+    assert!(server.wait_exit().success());
+}
+
+#[test]
+fn restart_of_a_server_that_is_stopping_fails_at_once_and_says_what_it_waits_for() {
+    if !is_ours() {
+        return;
+    }
+    let (server, _, worker) = serving(Server::setup().worker(["--ignore=TERM"]));
+    server.signal(Signal::SIGTERM);
+    server.wait_until("its status says that it stops", |server| {
+        json(server).is_some_and(|json| json["stopping"] == true)
+    });
+    let mut restart = restart(&server);
+    assert_eq!(restart.wait(), 1, "{}", restart.said());
+    assert_eq!(
+        restart.said(),
+        format!(
+            "start_server: cannot restart: pid {} is stopping\n\
+             hint: it waits for the end of its workers: {}\n",
+            server.pid(),
+            worker.pid
+        )
+    );
+    assert_eq!(server.count_in_log("received HUP"), 0);
+    assert!(proc::alive(worker.pid));
 }
 
 #[test]

@@ -31,6 +31,7 @@ mod holders;
 mod house_rules;
 mod launch;
 mod listeners;
+mod lock_holder;
 mod logging;
 mod policy;
 mod privileges;

@@ -1,0 +1,360 @@
+//! The process that holds the lock on the pid file is the server, whatever is written in the file: for every command, and
+//! for the server itself, which writes its pid again.
+
+use std::fs;
+use std::os::unix::fs::{MetadataExt, PermissionsExt, chown};
+use std::os::unix::process::CommandExt;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+
+use e2e::server::NOBODY;
+use e2e::skip::needs_root;
+use e2e::start::InTurn;
+use e2e::{Server, Setup, proc, programs, wait};
+use nix::sys::signal::{Signal, kill, killpg};
+use nix::unistd::{Pid, Uid};
+
+use crate::commands::{Client, Innocent, accepted, is_ours, run};
+use crate::launch::{as_ordinary_user, ordinary_folder};
+
+/// Whoever is neither root nor the user of the server.
+const FOREIGN: u32 = 4242;
+
+/// `sleep`, with the lock on a pid file that a server would have. Dropping it kills it.
+pub struct Locking(Child);
+
+/// It took the lock itself, and was run by these words before it.
+pub fn locking(pid_file: &Path, before: &[&str]) -> Locking {
+    let flock = ["flock", "--nonblock", "--no-fork"];
+    let words: Vec<&str> = before.iter().copied().chain(flock).collect();
+    let mut command = Command::new(words[0]);
+    command
+        .args(&words[1..])
+        .arg(pid_file)
+        .args(["sleep", "600"]);
+    Locking::start(command)
+}
+
+/// Of an ordinary user: another process took the lock, left it to as many as this, and is gone.
+fn left_the_lock(pid_file: &Path, sleepers: usize) -> Locking {
+    let others = "sleep 600 & ".repeat(sleepers - 1);
+    let script = format!("exec 9<\"$0\"; flock --nonblock 9 || exit; {others} exec sleep 600");
+    let before = as_ordinary_user();
+    let words: Vec<&str> = before.iter().copied().chain(["sh", "-c"]).collect();
+    let mut command = Command::new(words[0]);
+    command.args(&words[1..]).arg(script).arg(pid_file);
+    Locking::start(command)
+}
+
+impl Locking {
+    fn start(mut command: Command) -> Locking {
+        command.stdin(Stdio::null()).process_group(0);
+        let locking = Locking(command.spawn_in_turn().expect("cannot run the command"));
+        let comm = format!("/proc/{}/comm", locking.pid());
+        let name = || fs::read_to_string(&comm).unwrap_or_default();
+        wait::until("it has the lock and sleeps", name, || {
+            (name() == "sleep\n").then_some(())
+        });
+        locking
+    }
+
+    pub fn pid(&self) -> Pid {
+        Pid::from_raw(self.0.id().cast_signed())
+    }
+
+    pub fn has_ended(&mut self) -> bool {
+        self.0.try_wait().expect("cannot look").is_some()
+    }
+}
+
+impl Drop for Locking {
+    fn drop(&mut self) {
+        // It may have ended by itself.
+        let _ = killpg(self.pid(), Signal::SIGKILL);
+        drop(self.0.wait());
+    }
+}
+
+fn as_user(uid: u32) -> [String; 4] {
+    [
+        "setpriv".to_owned(),
+        format!("--reuid={uid}"),
+        format!("--regid={uid}"),
+        "--clear-groups".to_owned(),
+    ]
+}
+
+/// A command to the server of this pid file, as the user who runs the tests, or as another.
+#[track_caller]
+fn command(words: &[&str], folder: &Path, user: Option<u32>) -> Client {
+    let mut command = match user.map(as_user) {
+        None => Command::new(programs::start_server()),
+        Some(before) => {
+            let mut command = Command::new(&before[0]);
+            command.args(&before[1..]).arg(programs::start_server());
+            command
+        }
+    };
+    command
+        .args(words)
+        .args(["--pid-file=pid", "--timeout=20"])
+        .current_dir(folder);
+    Client::start(command, folder)
+}
+
+/// The line of a command that finds another pid in the file.
+fn line(written: impl std::fmt::Display, holder: Pid) -> String {
+    format!(
+        "start_server: pid holds {written}, but {holder} holds its lock: that one is the server\n"
+    )
+}
+
+fn logging() -> Setup {
+    let setup = Server::setup().pid_file().option("--log-file=log.file");
+    setup.worker(["--graceful"])
+}
+
+/// What the server itself has said.
+fn log_file(server: &Server) -> String {
+    fs::read_to_string(server.folder().join("log.file")).unwrap_or_default()
+}
+
+/// A worker has written its own pid into the pid file, and each command, of this user, reaches the server.
+#[track_caller]
+fn assert_commands_reach_the_server(mut server: Server, user: Option<u32>) {
+    let mut worker = accepted(&server);
+    let (path, pid) = (server.folder().join("pid"), server.pid());
+    let overwrite = |worker: Pid| fs::write(&path, format!("{worker}\n")).expect("cannot write");
+    overwrite(worker.pid);
+    let mut reopen = command(&["--reopen"], server.folder(), user);
+    assert_eq!(reopen.wait(), 0, "{}", reopen.said());
+    let said = line(format_args!("pid {}", worker.pid), pid);
+    assert!(reopen.said().starts_with(&said), "{}", reopen.said());
+
+    let mut restart = command(&["--restart"], server.folder(), user);
+    assert_eq!(restart.wait(), 0, "{}", restart.said());
+    assert!(restart.said().starts_with(&said), "{}", restart.said());
+    worker = server.wait_for_generations(&[2])[0];
+    assert_eq!(server.pid_file(), Some(pid));
+
+    overwrite(worker.pid);
+    let mut stop = command(&["--stop"], server.folder(), user);
+    assert_eq!(stop.wait(), 0, "{}", stop.said());
+    let expected = format!(
+        "{}stop_server (pid:{}) stopping now (pid:{pid})...\n",
+        line(format_args!("pid {}", worker.pid), pid),
+        stop.child.id()
+    );
+    assert_eq!(stop.said(), expected);
+    assert!(server.wait_exit().success());
+    assert!(!path.exists());
+    let log = log_file(&server);
+    assert!(!log.contains("died unexpectedly"), "{log}");
+}
+
+#[test]
+fn a_worker_that_has_overwritten_the_pid_file_is_not_taken_for_the_server() {
+    if is_ours() {
+        let server = logging().start();
+        // The harness runs it as an ordinary user: so does this.
+        let user = Uid::effective().is_root().then_some(NOBODY);
+        assert_commands_reach_the_server(server, user);
+    }
+}
+
+#[test]
+fn root_does_not_take_a_worker_for_the_server_either() {
+    if is_ours() && needs_root() {
+        assert_commands_reach_the_server(logging().start(), None);
+    }
+}
+
+#[test]
+fn a_worker_of_a_server_from_root_is_not_taken_for_the_server() {
+    if !is_ours() || !needs_root() {
+        return;
+    }
+    // Such a server's descriptors can be seen by root alone.
+    for user in [None, Some(NOBODY)] {
+        let setup = logging().as_root().option("--user=nobody");
+        assert_commands_reach_the_server(setup.start(), user);
+    }
+}
+
+#[test]
+fn the_pid_of_a_daemon_is_found_by_its_lock() {
+    if !is_ours() {
+        return;
+    }
+    let mut server = logging().option("--daemonize").start();
+    assert!(server.wait_exit().success());
+    let daemon = server.pid_file().expect("no pid file");
+    // What it holds is no pid at all.
+    for text in ["", "nginx\n"] {
+        fs::write(server.folder().join("pid"), text).expect("cannot write");
+        let mut reopen = run(&server, &["--reopen", "--pid-file=pid", "--timeout=20"]);
+        assert_eq!(reopen.wait(), 0, "{}", reopen.said());
+        let said = line("no pid", daemon);
+        assert!(reopen.said().starts_with(&said), "{}", reopen.said());
+    }
+    let mut stop = run(&server, &["--stop", "--pid-file=pid"]);
+    assert_eq!(stop.wait(), 0, "{}", stop.said());
+    assert!(!proc::alive(daemon));
+}
+
+#[test]
+fn a_pid_file_that_the_program_writes_is_written_again_and_this_is_said_once() {
+    if !is_ours() {
+        return;
+    }
+    for write in [
+        "echo $$ >pid",
+        "echo $$ >new; mv new pid",
+        "echo nginx >pid",
+    ] {
+        let setup = Server::setup().pid_file();
+        let journal = setup.folder().join("journal");
+        let script = format!(
+            "{write}; exec '{}' --journal='{}' --graceful",
+            programs::worker().display(),
+            journal.display()
+        );
+        let mut server = setup.program(["sh", "-c", &script]).start();
+        for generation in [1, 2, 3] {
+            let worker = server.wait_for_service(generation);
+            server.wait_until("the pid file names the server", |server| {
+                server.pid_file() == Some(server.pid())
+                    && server.log().contains("pid was overwritten")
+            });
+            if generation == 1 && write == "echo $$ >pid" {
+                let said = format!(
+                    "start_server: pid was overwritten with pid {} and is written again; \
+                     give the server program a pid file of its own",
+                    worker.pid
+                );
+                server.wait_for_log(&said);
+            }
+            server.wait_for_generations(&[generation]);
+            let mut restart = run(&server, &["--restart", "--pid-file=pid", "--timeout=20"]);
+            assert_eq!(restart.wait(), 0, "{write}: {}", restart.said());
+        }
+        assert_eq!(server.count_in_log("pid was overwritten"), 1, "{write}");
+        let mut stop = run(&server, &["--stop", "--pid-file=pid"]);
+        assert_eq!(stop.wait(), 0, "{write}: {}", stop.said());
+        assert!(server.wait_exit().success());
+        assert!(!server.folder().join("pid").exists(), "{write}");
+    }
+}
+
+#[test]
+fn a_pid_file_that_a_worker_removes_at_its_end_is_written_again() {
+    if !is_ours() {
+        return;
+    }
+    let server = Server::setup().pid_file().start();
+    let worker = accepted(&server);
+    fs::remove_file(server.folder().join("pid")).expect("cannot remove the pid file");
+    kill(worker.pid, Signal::SIGKILL).expect("cannot kill the worker");
+    server.wait_for_log("pid was gone and is written again");
+    assert_eq!(server.pid_file(), Some(server.pid()));
+}
+
+#[test]
+fn a_pid_file_that_another_server_has_taken_is_left_to_it() {
+    if !is_ours() {
+        return;
+    }
+    let server = Server::setup().pid_file().start();
+    let mut worker = accepted(&server);
+    let path = server.folder().join("pid");
+    fs::remove_file(&path).expect("cannot remove the pid file");
+    let other = Server::setup()
+        .option(format!("--pid-file={}", path.display()))
+        .start();
+    let is_theirs = || server.pid_file() == Some(other.pid());
+    server.wait_until("the other one has it", |_| is_theirs());
+    for generation in [2, 3] {
+        kill(worker.pid, Signal::SIGKILL).expect("cannot kill the worker");
+        worker = server.wait_for_service(generation);
+        server.wait_for_log("pid was replaced by another process and is left to it");
+        assert!(is_theirs());
+    }
+    let said = server.count_in_log("pid was replaced by another process");
+    assert_eq!(said, 1);
+}
+
+/// A pid file of an ordinary user, which names somebody who has nothing to do with it.
+fn naming(innocent: &Innocent, folder: &Path) -> PathBuf {
+    let path = folder.join("pid");
+    fs::write(&path, format!("{}\n", innocent.pid())).expect("cannot write");
+    fs::set_permissions(&path, fs::Permissions::from_mode(0o644)).expect("cannot chmod");
+    let owner = fs::metadata(folder).expect("no folder").uid();
+    chown(&path, Some(owner), None).expect("cannot chown");
+    path
+}
+
+#[test]
+fn a_lock_that_was_left_to_a_child_is_that_childs() {
+    if !is_ours() {
+        return;
+    }
+    let folder = ordinary_folder();
+    let innocent = Innocent::start(folder.path());
+    let mut server = left_the_lock(&naming(&innocent, folder.path()), 1);
+    let mut stop = command(&["--stop"], folder.path(), None);
+    assert_eq!(stop.wait(), 0, "{}", stop.said());
+    let said = line(format_args!("pid {}", innocent.pid()), server.pid());
+    assert!(stop.said().starts_with(&said), "{}", stop.said());
+    assert!(server.has_ended());
+    innocent.assert_was_not_signalled();
+}
+
+#[test]
+fn where_the_holder_of_the_lock_cannot_be_found_nobody_is_signalled() {
+    if !is_ours() {
+        return;
+    }
+    let folder = ordinary_folder();
+    let innocent = Innocent::start(folder.path());
+    let path = naming(&innocent, folder.path());
+    // Which of the two is the server?
+    let mut servers = left_the_lock(&path, 2);
+    for command_word in ["--stop", "--restart", "--reopen"] {
+        let mut client = command(&[command_word], folder.path(), None);
+        assert_eq!(client.wait(), 1, "{}", client.said());
+        assert_eq!(
+            client.said(),
+            format!(
+                "start_server: cannot find the server of --pid-file=pid: pid {} in it does not hold its lock, \
+                 and who does cannot be found\n\
+                 hint: `fuser pid` as root shows who has it open\n",
+                innocent.pid()
+            )
+        );
+    }
+    assert!(!servers.has_ended());
+    innocent.assert_was_not_signalled();
+}
+
+#[test]
+fn root_signals_whoever_has_locked_the_file_of_a_user_and_not_whom_it_names() {
+    if !is_ours() || !needs_root() {
+        return;
+    }
+    let folder = ordinary_folder();
+    let innocent = Innocent::start(folder.path());
+    let path = naming(&innocent, folder.path());
+    // The owner's own process may be ended for the owner, and another user's may not.
+    for (user, code) in [(FOREIGN, 1), (NOBODY, 0)] {
+        let words = as_user(user);
+        let mut attacker = locking(&path, &words.each_ref().map(String::as_str));
+        let mut stop = command(&["--stop"], folder.path(), None);
+        assert_eq!(stop.wait(), code, "{}", stop.said());
+        assert_eq!(attacker.has_ended(), code == 0, "{}", stop.said());
+        if code == 0 {
+            let said = line(format_args!("pid {}", innocent.pid()), attacker.pid());
+            assert!(stop.said().starts_with(&said), "{}", stop.said());
+        }
+    }
+    innocent.assert_was_not_signalled();
+}

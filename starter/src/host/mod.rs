@@ -3,6 +3,7 @@
 pub mod confinement;
 pub mod daemon;
 pub mod identity;
+pub mod moment;
 pub mod open_files;
 pub mod process;
 pub mod terminal;

@@ -6,16 +6,17 @@
 use std::collections::VecDeque;
 use std::ffi::OsString;
 use std::path::{Path, PathBuf};
-use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use nix::unistd::Pid;
 use serde::Serialize;
 
 use crate::host::confinement::InForce;
+use crate::host::moment::Moment;
 use crate::listeners::bind::Listener;
 use crate::log::{Address, LogTarget, Reopened};
 use crate::machine::{
-    Counters, Decision, Departed, Generation, Generations, REMEMBERED, State, Verdict,
+    Counters, Decision, Departed, Generation, Machine, REMEMBERED, State, Verdict,
 };
 use crate::options::Options;
 use crate::words::failure::Failure;
@@ -43,7 +44,7 @@ pub struct StatusFile {
     log: LogView,
     /// The last lines on standard error of workers that are gone, where these are captured; oldest first.
     last_lines: VecDeque<(Pid, Vec<String>)>,
-    retry_at: Option<Instant>,
+    retry_at: Option<Moment>,
 }
 
 /// What does not change while the superdaemon runs.
@@ -213,17 +214,17 @@ impl StatusFile {
     }
 
     /// Writes what has changed. An error is said once and tried again.
-    pub fn save(&mut self, generations: &Generations, now: Instant) {
+    pub fn save(&mut self, machine: &Machine, now: Moment) {
         let mut saved = true;
         if let Some(file) = &mut self.lines {
-            let text = lines(generations);
+            let text = lines(machine);
             // Before anything has settled there is no `F`, as in Server::Starter.
             if !text.is_empty() || file.is_written() {
                 saved &= file.save(text);
             }
         }
         if !self.json.is_empty() {
-            let text = self.json_text(Some((generations, now)));
+            let text = self.json_text(Some((machine, now)));
             for file in &mut self.json {
                 saved &= file.save(text.clone());
             }
@@ -257,9 +258,9 @@ impl StatusFile {
         found.map_or(&[], |(_, lines)| lines)
     }
 
-    fn last_lines_for(&self, decision: &Decision, generations: &Generations) -> &[String] {
+    fn last_lines_for(&self, decision: &Decision, machine: &Machine) -> &[String] {
         let failed = matches!(decision.verdict, Verdict::Failed { .. });
-        let departed = generations.departed.iter().rev();
+        let departed = machine.history().departed.iter().rev();
         let worker = departed
             .filter(|_| failed)
             .find(|one| one.generation == decision.generation);
@@ -267,12 +268,12 @@ impl StatusFile {
     }
 
     /// When [`StatusFile::save`] is to be called again because it has failed.
-    pub fn deadline(&self) -> Option<Instant> {
+    pub fn deadline(&self) -> Option<Moment> {
         self.retry_at
     }
 
-    fn json_text(&self, live: Option<(&Generations, Instant)>) -> String {
-        let clock = Clock::new(live.map_or_else(Instant::now, |(_, now)| now));
+    fn json_text(&self, live: Option<(&Machine, Moment)>) -> String {
+        let clock = Clock::new(live.map_or_else(Moment::now, |(_, now)| now));
         let none = View {
             fixed: &self.fixed,
             log: &self.log,
@@ -288,22 +289,24 @@ impl StatusFile {
         };
         let view = match live {
             None => none,
-            Some((generations, _)) => View {
-                stopping: generations.is_stopping(),
-                generations: generations
+            Some((machine, _)) => View {
+                stopping: machine.is_stopping(),
+                generations: machine
                     .generations()
                     .map(|one| generation_view(one, &clock))
                     .collect(),
-                departed: generations
+                departed: machine
+                    .history()
                     .departed
                     .iter()
                     .map(|one| departed_view(one, &clock, self.last_lines_of(one.pid)))
                     .collect(),
-                counters: counters_view(generations.counters),
-                verdicts: generations
+                counters: counters_view(machine.history().counters),
+                verdicts: machine
+                    .history()
                     .decisions
                     .iter()
-                    .map(|one| verdict_view(one, &clock, self.last_lines_for(one, generations)))
+                    .map(|one| verdict_view(one, &clock, self.last_lines_for(one, machine)))
                     .collect(),
                 ..none
             },
@@ -345,14 +348,13 @@ pub fn parse_lines(text: &str) -> Vec<u32> {
 }
 
 /// `GENERATION:PID` for every worker that has settled and lives, by number.
-fn lines(generations: &Generations) -> String {
-    generations
+fn lines(machine: &Machine) -> String {
+    machine
         .generations()
-        .filter(|generation| !matches!(generation.state, State::Starting { .. }))
+        .filter(|generation| generation.state() != State::Starting)
         .flat_map(|generation| {
             generation
-                .workers
-                .iter()
+                .workers()
                 .map(move |worker| format!("{}:{}\n", generation.number, worker.pid))
         })
         .collect()
@@ -381,29 +383,29 @@ fn remove_drafts(path: &Path) {
     });
 }
 
-/// Instants as seconds since 1970.
+/// Moments as seconds since 1970.
 struct Clock {
-    instant: Instant,
+    moment: Moment,
     since_1970: Duration,
 }
 
 impl Clock {
-    fn new(instant: Instant) -> Clock {
-        let passed = instant.elapsed();
+    fn new(moment: Moment) -> Clock {
+        let passed = Moment::now().saturating_since(moment);
         let now = SystemTime::now()
             .duration_since(UNIX_EPOCH)
             .unwrap_or_default();
         Clock {
-            instant,
+            moment,
             since_1970: now.saturating_sub(passed),
         }
     }
 
     /// Rounded to milliseconds.
-    fn seconds(&self, instant: Instant) -> f64 {
+    fn seconds(&self, moment: Moment) -> f64 {
         let at = self
             .since_1970
-            .saturating_sub(self.instant.saturating_duration_since(instant));
+            .saturating_sub(self.moment.saturating_since(moment));
         (at.as_secs_f64() * 1000.0).round() / 1000.0
     }
 }
@@ -411,7 +413,7 @@ impl Clock {
 impl Fixed {
     fn new(options: &Options, listeners: &[Listener], confinement: InForce) -> Fixed {
         let text = |path: &PathBuf| path.display().to_string();
-        let now = Instant::now();
+        let now = Moment::now();
         Fixed {
             supervisor: SupervisorView {
                 pid: std::process::id(),
@@ -466,15 +468,14 @@ impl Fixed {
 fn generation_view(generation: &Generation, clock: &Clock) -> GenerationView {
     GenerationView {
         number: generation.number,
-        state: match generation.state {
-            State::Starting { .. } => "starting",
+        state: match generation.state() {
+            State::Starting => "starting",
             State::Current => "current",
-            State::Retiring { .. } => "retiring",
+            State::Retiring => "retiring",
             State::Old => "old",
         },
         workers: generation
-            .workers
-            .iter()
+            .workers()
             .map(|worker| WorkerView {
                 pid: worker.pid.as_raw(),
                 started_at: clock.seconds(worker.spawned_at),

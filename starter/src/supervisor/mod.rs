@@ -12,10 +12,11 @@ use nix::sys::time::TimeSpec;
 use nix::unistd::Pid;
 
 use crate::host::daemon::Waiting;
+use crate::host::moment::Moment;
 use crate::host::process::reap;
 use crate::listeners::bind::SocketFiles;
 use crate::log::{self, Log};
-use crate::machine::{Action, Event, Generations, Outcome, Settings};
+use crate::machine::{Action, Event, Machine, Outcome, Settings};
 use crate::status::file::StatusFile;
 use crate::status::pid_file::PidFile;
 use crate::supervisor::signals::{STOPS, Signals};
@@ -40,7 +41,7 @@ pub struct Resources {
 /// The running superdaemon.
 struct Supervisor {
     resources: Resources,
-    generations: Generations,
+    machine: Machine,
     /// Workers that have neither executed the program nor failed to.
     reports: Vec<(Pid, Report)>,
     /// Why the last start has failed.
@@ -55,10 +56,10 @@ pub fn run(mut resources: Resources, settings: Settings) -> Result<Outcome, Fail
         knobs: resources.environment.load().knobs,
         ..settings
     };
-    let (generations, actions) = Generations::start(settings, Instant::now());
+    let (machine, actions) = Machine::start(settings, Moment::now());
     let mut supervisor = Supervisor {
         resources,
-        generations,
+        machine,
         reports: Vec::new(),
         failure: None,
         finished: None,
@@ -83,13 +84,14 @@ impl Supervisor {
             environment,
             ..
         } = &self.resources;
-        let deadlines = [
-            self.generations.deadline(),
-            status_file.deadline(),
-            log.deadline(),
-        ];
-        let deadline = deadlines.into_iter().flatten().min();
-        let timeout = deadline.map(|deadline| deadline.saturating_duration_since(Instant::now()));
+        let now = Moment::now();
+        let deadlines = [self.machine.deadline(), status_file.deadline()];
+        let deadlines = deadlines.into_iter().flatten();
+        let of_log = log.deadline();
+        let timeout = deadlines
+            .map(|deadline| deadline.saturating_since(now))
+            .chain(of_log.map(|deadline| deadline.saturating_duration_since(Instant::now())))
+            .min();
         let readable = |source| PollFd::new(source, PollFlags::POLLIN);
         let mut sources = vec![readable(signals.as_fd())];
         sources.extend(environment.watched().map(readable));
@@ -143,7 +145,7 @@ impl Supervisor {
                     } = &mut self.resources;
                     log.reopen();
                     status_file.log_reopened(log.reopened().clone());
-                    status_file.save(&self.generations, Instant::now());
+                    status_file.save(&self.machine, Moment::now());
                 }
                 Signal::SIGUSR2 => log::say(Notice::Ignored(signal)),
                 _ => {}
@@ -152,9 +154,9 @@ impl Supervisor {
         if self.resources.environment.has_changed() {
             self.read_knobs();
         }
-        let now = Instant::now();
+        let now = Moment::now();
         if self
-            .generations
+            .machine
             .deadline()
             .is_some_and(|deadline| deadline <= now)
         {
@@ -167,14 +169,14 @@ impl Supervisor {
             .deadline()
             .is_some_and(|deadline| deadline <= now)
         {
-            self.resources.status_file.save(&self.generations, now);
+            self.resources.status_file.save(&self.machine, now);
         }
-        self.resources.log.take_turn(now);
+        self.resources.log.take_turn(Instant::now());
         Ok(())
     }
 
     fn on(&mut self, event: Event) {
-        let actions = self.generations.on(event, Instant::now());
+        let actions = self.machine.on(event, Moment::now());
         self.perform(actions);
     }
 
@@ -182,7 +184,7 @@ impl Supervisor {
     fn perform(&mut self, actions: Vec<Action>) {
         for action in actions {
             match action {
-                Action::Spawn { generation } => self.spawn(generation),
+                Action::Spawn { generation, slot } => self.spawn(generation, slot),
                 // The pid is still the worker's: it is a child that was not reaped yet.
                 Action::Signal { pid, signal } => {
                     if let Err(errno) = kill(pid, signal) {
@@ -198,7 +200,7 @@ impl Supervisor {
                 Action::SaveStatus => {
                     self.resources
                         .status_file
-                        .save(&self.generations, Instant::now());
+                        .save(&self.machine, Moment::now());
                 }
                 Action::Say(notice) => {
                     if let Some(failure) = notice.as_failure() {
@@ -216,15 +218,23 @@ impl Supervisor {
         }
     }
 
-    fn spawn(&mut self, generation: u32) {
+    fn spawn(&mut self, generation: u32, slot: usize) {
         let loaded = self.resources.environment.load();
-        self.generations.turn(loaded.knobs);
+        self.machine.set_knobs(loaded.knobs);
         let event = match self.spawn_captured(generation, &loaded.changes) {
             Ok((pid, report)) => {
                 self.reports.push((pid, report));
-                Event::Spawned { generation, pid }
+                Event::Spawned {
+                    generation,
+                    slot,
+                    pid,
+                }
             }
-            Err(cause) => Event::SpawnFailed { generation, cause },
+            Err(cause) => Event::SpawnFailed {
+                generation,
+                slot,
+                cause,
+            },
         };
         self.on(event);
     }
@@ -244,7 +254,7 @@ impl Supervisor {
     fn read_knobs(&mut self) {
         if self.resources.environment.can_change() {
             let knobs = self.resources.environment.load().knobs;
-            self.generations.turn(knobs);
+            self.machine.set_knobs(knobs);
         }
     }
 

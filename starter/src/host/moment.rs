@@ -68,6 +68,9 @@ mod tests {
         let later = Moment::now();
         assert!(later.saturating_since(moment) <= instant.elapsed());
         assert!(moment > Moment::of_test(Duration::ZERO));
+        // It counts from the boot, and not from 1970.
+        let years = |count: u64| Duration::from_secs(count * 365 * 24 * 3600);
+        assert!(moment < Moment::of_test(years(30)));
     }
 
     #[test]

@@ -99,8 +99,6 @@ fn numbers_that_mean_nothing_are_refused() {
 #[test]
 fn states_that_no_machine_can_be_in_are_refused() {
     let machine = three_generations().machine;
-    let empty = json!({"asked_at": 0, "failures": 0, "content": "Empty"});
-    let asked = json!({"asked_at": 0, "failures": 0, "content": "AskedFor"});
     for (place, other, why) in [
         (
             "/machine/generations/0/stage",
@@ -123,6 +121,32 @@ fn states_that_no_machine_can_be_in_are_refused() {
             "generation 3 is starting, and the last one was 4",
         ),
         (
+            "/machine/planned",
+            json!({"at": 0, "why": "Asked"}),
+            "a start is under way, and another one is planned",
+        ),
+        (
+            "/machine/has_served",
+            json!(false),
+            "a generation is current, and none has ever committed",
+        ),
+        (
+            "/machine/phase",
+            json!("Finished"),
+            "it has finished, and workers are left",
+        ),
+    ] {
+        assert_eq!(refusal(&machine, place, other), why);
+    }
+}
+
+#[test]
+fn slots_that_no_generation_can_have_are_refused() {
+    let machine = three_generations().machine;
+    let empty = json!({"asked_at": 0, "failures": 0, "content": "Empty"});
+    let asked = json!({"asked_at": 0, "failures": 0, "content": "AskedFor"});
+    for (place, other, why) in [
+        (
             "/machine/generations/2/slots/1",
             empty.clone(),
             "generation 3 is starting without a worker in slot 1",
@@ -141,21 +165,6 @@ fn states_that_no_machine_can_be_in_are_refused() {
             "/machine/generations/1/slots/0",
             asked,
             "a worker was asked for in slot 0 of generation 2, and nobody has said what became of it",
-        ),
-        (
-            "/machine/planned",
-            json!({"at": 0, "why": "Asked"}),
-            "a start is under way, and another one is planned",
-        ),
-        (
-            "/machine/has_served",
-            json!(false),
-            "a generation is current, and none has ever committed",
-        ),
-        (
-            "/machine/phase",
-            json!("Finished"),
-            "it has finished, and workers are left",
         ),
     ] {
         assert_eq!(refusal(&machine, place, other), why);

@@ -12,7 +12,7 @@
 //! | old | told to stop | its last worker is gone |
 //!
 //! It has a slot for each of its workers. A worker is *proved* (`Ready`) when it has lived for the interval since it was
-//! asked for, and a moment since it executed the program ([`PROOF_OF_LIFE`]). What is not proved is never a reason to give
+//! asked for, and a moment since it executed the program ([`start::PROOF_OF_LIFE`]). What is not proved is never a reason to give
 //! up something that serves: not to commit, nor to signal a retiring generation, which waits until the current one has a
 //! proved worker.
 //!

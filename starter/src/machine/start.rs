@@ -51,8 +51,8 @@ struct FailedStart {
 }
 
 impl Why {
-    /// Whether it replaces workers that nothing is wrong with: as in Server::Starter they are the old ones from its start
-    /// on, whatever becomes of them, and its commit is said to be theirs to go.
+    /// Whether it replaces workers that nothing is wrong with. As in Server::Starter, these are the old ones as soon as
+    /// it begins: should one die, it has not crashed. Its commit is announced together with the signal to them.
     pub fn is_restart(self) -> bool {
         match self {
             Why::Asked | Why::Timed => true,
@@ -60,7 +60,7 @@ impl Why {
         }
     }
 
-    /// What one start is for that was to be two.
+    /// What a start is for that takes the place of a planned one: the restart among the two, if only one of them is.
     fn instead_of(self, planned: Option<Why>) -> Why {
         match planned {
             Some(planned) if planned.is_restart() && !self.is_restart() => planned,
@@ -150,7 +150,7 @@ impl Machine {
     }
 }
 
-// Its proof, its commit, and the way of the older ones.
+// Its proof and its commit, and how the older ones retire.
 
 impl Machine {
     /// How long a worker must have lived to be proved, and the shortest time between two starts.
@@ -344,7 +344,7 @@ impl Machine {
         });
     }
 
-    /// The start has failed; when there is another one, and whether.
+    /// Records the failure, and decides whether there is another start, and when.
     fn try_again(&mut self, failed: &FailedStart, now: Moment) {
         self.failures = self.failures.saturating_add(1);
         self.record_failure(failed, now);

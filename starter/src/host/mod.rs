@@ -6,6 +6,7 @@ pub mod dispositions;
 pub mod identity;
 pub mod locks;
 pub mod manager;
+pub mod moment;
 pub mod open_files;
 pub mod proc;
 pub mod process;

@@ -8,7 +8,7 @@ use std::collections::VecDeque;
 use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 use std::rc::Rc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use nix::unistd::Pid;
 
@@ -17,9 +17,10 @@ use super::lines::is_status_lines;
 use super::replaced::{Replaced, remove_drafts_of_the_dead};
 use super::view::{self, View, is_status_json};
 use crate::host::confinement::{InForce, OfBinder};
+use crate::host::moment::Moment;
 use crate::listeners::bind::Listener;
 use crate::log::Reopened;
-use crate::machine::{Generations, REMEMBERED};
+use crate::machine::{Machine, REMEMBERED};
 use crate::words::failure::Failure;
 use crate::words::notice::Notice;
 
@@ -46,7 +47,7 @@ pub struct StatusFile {
     view: View,
     /// The last lines on standard error of workers that are gone, where these are captured; oldest first.
     last_lines: VecDeque<(Pid, Vec<String>)>,
-    retry_at: Option<Instant>,
+    retry_at: Option<Moment>,
 }
 
 impl StatusFile {
@@ -59,7 +60,7 @@ impl StatusFile {
         listeners: &[Listener],
         confinement: InForce,
     ) -> Result<StatusFile, Failure> {
-        let now = Instant::now();
+        let now = Moment::now();
         let view = View {
             supervisor: view::Supervisor {
                 pid: std::process::id().into(),
@@ -100,10 +101,10 @@ impl StatusFile {
 
     /// Writes what has changed. An error is in the notices once, and the write is tried again until it works.
     #[must_use]
-    pub fn save(&mut self, generations: &Generations, now: Instant) -> Vec<Notice> {
+    pub fn save(&mut self, machine: &Machine, now: Moment) -> Vec<Notice> {
         let mut saved = Vec::new();
         if let Some(file) = &mut self.lines {
-            let text = from_machine::lines(generations);
+            let text = from_machine::lines(machine);
             // Before anything has settled there is no `F`, as in Server::Starter.
             if !text.is_empty() || file.is_written() {
                 saved.push(file.save(&text.into()));
@@ -116,7 +117,7 @@ impl StatusFile {
                     .cloned()
                     .collect()
             };
-            from_machine::update(&mut self.view, generations, &Clock::new(now), last_lines);
+            from_machine::update(&mut self.view, machine, &Clock::new(now), last_lines);
             let text = self.view.text().into();
             saved.extend(self.json.iter_mut().map(|file| file.save(&text)));
         }
@@ -150,7 +151,7 @@ impl StatusFile {
     }
 
     /// When [`StatusFile::save`] is to be called again because it has failed.
-    pub fn deadline(&self) -> Option<Instant> {
+    pub fn deadline(&self) -> Option<Moment> {
         self.retry_at
     }
 }

@@ -1,42 +1,43 @@
 //! What the machine knows, as the status files show it.
 
-use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use nix::unistd::Pid;
 
 use super::view::{self, LastLines, View};
-use crate::machine::{
-    Counters, Decision, Departed, Generation, Generations, State, Verdict as Found,
-};
+use crate::host::moment::Moment;
+use crate::machine::{Counters, Decision, Departed, Generation, Machine, State, Verdict as Found};
 use crate::words::notice::ExecFailure;
 
 /// Brings what changes while the superdaemon runs up to date.
 pub fn update(
     view: &mut View,
-    generations: &Generations,
+    machine: &Machine,
     clock: &Clock,
     last_lines: impl Fn(Pid) -> LastLines,
 ) {
     let last_lines_for = |decision: &Decision| match &decision.verdict {
         Found::Committed => LastLines::default(),
         Found::Failed { .. } => {
-            let mut departed = generations.departed.iter().rev();
+            let mut departed = machine.history().departed.iter().rev();
             let failed = departed.find(|one| one.generation == decision.generation);
             failed.map(|one| last_lines(one.pid)).unwrap_or_default()
         }
     };
-    view.stopping = generations.is_stopping();
-    view.generations = generations
+    view.stopping = machine.is_stopping();
+    view.generations = machine
         .generations()
         .map(|one| generation(one, clock))
         .collect();
-    view.departed = generations
+    view.departed = machine
+        .history()
         .departed
         .iter()
         .map(|one| departed(one, clock, last_lines(one.pid)))
         .collect();
-    view.counters = counters(generations.counters);
-    view.verdicts = generations
+    view.counters = counters(machine.history().counters);
+    view.verdicts = machine
+        .history()
         .decisions
         .iter()
         .map(|one| verdict(one, clock, last_lines_for(one)))
@@ -44,43 +45,42 @@ pub fn update(
 }
 
 /// `GENERATION:PID` for every worker that has settled and lives, by number.
-pub fn lines(generations: &Generations) -> String {
-    generations
+pub fn lines(machine: &Machine) -> String {
+    machine
         .generations()
-        .filter(|generation| !matches!(generation.state, State::Starting { .. }))
+        .filter(|generation| generation.state() != State::Starting)
         .flat_map(|generation| {
             generation
-                .workers
-                .iter()
+                .workers()
                 .map(move |worker| format!("{}:{}\n", generation.number, worker.pid))
         })
         .collect()
 }
 
-/// Instants as seconds since 1970.
+/// Moments as seconds since 1970.
 pub struct Clock {
-    instant: Instant,
+    moment: Moment,
     since_1970: Duration,
 }
 
 impl Clock {
-    /// What the time of day was at this instant, which has passed.
-    pub fn new(instant: Instant) -> Clock {
-        let passed = instant.elapsed();
+    /// What the time of day was at this moment, which has passed.
+    pub fn new(moment: Moment) -> Clock {
+        let passed = Moment::now().saturating_since(moment);
         let now = SystemTime::now()
             .duration_since(UNIX_EPOCH)
             .unwrap_or_default();
         Clock {
-            instant,
+            moment,
             since_1970: now.saturating_sub(passed),
         }
     }
 
     /// Rounded to milliseconds.
-    pub fn seconds(&self, instant: Instant) -> f64 {
+    pub fn seconds(&self, moment: Moment) -> f64 {
         let at = self
             .since_1970
-            .saturating_sub(self.instant.saturating_duration_since(instant));
+            .saturating_sub(self.moment.saturating_since(moment));
         (at.as_secs_f64() * 1000.0).round() / 1000.0
     }
 }
@@ -88,15 +88,14 @@ impl Clock {
 fn generation(generation: &Generation, clock: &Clock) -> view::Generation {
     view::Generation {
         number: generation.number.into(),
-        state: match generation.state {
-            State::Starting { .. } => view::State::Starting,
+        state: match generation.state() {
+            State::Starting => view::State::Starting,
             State::Current => view::State::Current,
-            State::Retiring { .. } => view::State::Retiring,
+            State::Retiring => view::State::Retiring,
             State::Old => view::State::Old,
         },
         workers: generation
-            .workers
-            .iter()
+            .workers()
             .map(|worker| view::Worker {
                 pid: worker.pid.as_raw().into(),
                 started_at: clock.seconds(worker.spawned_at),

@@ -10,11 +10,10 @@ pub mod resources;
 pub mod signals;
 mod sources;
 
-use std::time::Instant;
-
 use nix::sys::signal::Signal;
 
-use crate::machine::{Action, Event, Generations, Outcome, Settings, Verdict};
+use crate::host::moment::Moment;
+use crate::machine::{Action, Event, Machine, Outcome, Settings, Verdict};
 use crate::supervisor::resources::Resources;
 use crate::supervisor::sources::{Inbox, Input, wait, wait_blindly};
 use crate::words::failure::Failure;
@@ -23,7 +22,7 @@ use crate::words::notice::WithMeaning;
 /// The running superdaemon.
 struct Supervisor {
     resources: Resources,
-    machine: Generations,
+    machine: Machine,
     /// A system call has failed without which nothing can be supervised: it only stops what runs.
     is_broken: bool,
     finished: Option<Outcome>,
@@ -32,7 +31,7 @@ struct Supervisor {
 /// Runs until no worker is left, and everything that was made for them is gone.
 pub fn run(mut resources: Resources, settings: Settings) -> Outcome {
     let (_, knobs) = resources.load_environment();
-    let (machine, actions) = Generations::start(Settings { knobs, ..settings }, Instant::now());
+    let (machine, actions) = Machine::start(Settings { knobs, ..settings }, Moment::now());
     let mut supervisor = Supervisor {
         resources,
         machine,
@@ -64,7 +63,7 @@ impl Supervisor {
     fn act_on(&mut self, input: Input) {
         match input {
             Input::Event(event) => self.decide(event),
-            Input::Knobs(knobs) => self.machine.turn(knobs),
+            Input::Knobs(knobs) => self.machine.set_knobs(knobs),
             Input::Duty(duty) => {
                 let events = self.resources.fulfil(duty, &self.machine);
                 events.into_iter().for_each(|event| self.decide(event));
@@ -74,7 +73,7 @@ impl Supervisor {
     }
 
     fn decide(&mut self, event: Event) {
-        let actions = self.machine.on(event, Instant::now());
+        let actions = self.machine.on(event, Moment::now());
         self.perform(actions);
     }
 
@@ -115,7 +114,7 @@ impl Supervisor {
         if let Some(reason) = self.resources.reason.take() {
             return reason;
         }
-        let last = self.machine.decisions.back();
+        let last = self.machine.history().decisions.back();
         match (last.map(|decision| &decision.verdict), outcome) {
             (
                 Some(Verdict::Failed {
@@ -136,7 +135,7 @@ impl Supervisor {
     }
 
     fn failed_with(&self, status: i32) -> Failure {
-        let worker = self.machine.departed.back();
+        let worker = self.machine.history().departed.back();
         let status_file = &self.resources.status_file;
         Failure::failed(format!(
             "cannot start: the new worker has failed, exit status:{}",

@@ -5,7 +5,8 @@ use std::time::Instant;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
-use crate::machine::{Action, Event, Generations};
+use crate::host::moment::Moment;
+use crate::machine::{Action, Event, Machine};
 use crate::status::pid_file::PidFile;
 use crate::supervisor::resources::Resources;
 use crate::supervisor::sources::{Duty, executed};
@@ -15,9 +16,11 @@ use crate::worker::{Change, Report, cannot_spawn};
 
 impl Resources {
     /// Carries one action out. Returns what has happened by that.
-    pub fn perform(&mut self, action: Action, machine: &mut Generations) -> Option<Event> {
+    pub fn perform(&mut self, action: Action, machine: &mut Machine) -> Option<Event> {
         match action {
-            Action::Spawn { generation } => return Some(self.spawn(generation, machine)),
+            Action::Spawn { generation, slot } => {
+                return Some(self.spawn(generation, slot, machine));
+            }
             Action::Signal { pid, signal } => self.signal(pid, signal),
             Action::Serving => {
                 // By now the worker has written its pid wherever it writes one.
@@ -36,7 +39,7 @@ impl Resources {
     }
 
     /// Does one duty. Returns what the machine is to hear of it.
-    pub fn fulfil(&mut self, duty: Duty, machine: &Generations) -> Vec<Event> {
+    pub fn fulfil(&mut self, duty: Duty, machine: &Machine) -> Vec<Event> {
         match duty {
             Duty::Bury { pid, status } => return self.bury(pid, status),
             Duty::RestorePidFile => self.restore_pid_file(),
@@ -52,8 +55,8 @@ impl Resources {
         Vec::new()
     }
 
-    fn save_status(&mut self, machine: &Generations) {
-        for notice in self.status_file.save(machine, Instant::now()) {
+    fn save_status(&mut self, machine: &Machine) {
+        for notice in self.status_file.save(machine, Moment::now()) {
             self.log.say(&notice);
         }
     }
@@ -65,15 +68,23 @@ impl Resources {
         }
     }
 
-    fn spawn(&mut self, generation: u32, machine: &mut Generations) -> Event {
+    fn spawn(&mut self, generation: u32, slot: usize, machine: &mut Machine) -> Event {
         let (changes, knobs) = self.load_environment();
-        machine.turn(knobs);
+        machine.set_knobs(knobs);
         match self.spawn_captured(generation, &changes) {
             Ok((pid, report)) => {
                 self.reports.push((pid, report));
-                Event::Spawned { generation, pid }
+                Event::Spawned {
+                    generation,
+                    slot,
+                    pid,
+                }
             }
-            Err(cause) => Event::SpawnFailed { generation, cause },
+            Err(cause) => Event::SpawnFailed {
+                generation,
+                slot,
+                cause,
+            },
         }
     }
 

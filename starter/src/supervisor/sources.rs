@@ -10,8 +10,9 @@ use nix::sys::signal::Signal;
 use nix::sys::time::TimeSpec;
 use nix::unistd::Pid;
 
+use crate::host::moment::Moment;
 use crate::host::process::reap;
-use crate::machine::{Event, Generations, Knobs};
+use crate::machine::{Event, Knobs, Machine};
 use crate::supervisor::resources::Resources;
 use crate::supervisor::signals::STOPS;
 use crate::words::failure::Failure;
@@ -80,7 +81,7 @@ enum Step {
 ///
 /// # Errors
 /// Of poll(2), after which nothing is known about any descriptor.
-pub fn wait(resources: &Resources, machine: &Generations) -> Result<(), Failure> {
+pub fn wait(resources: &Resources, machine: &Machine) -> Result<(), Failure> {
     let Resources {
         signals,
         log,
@@ -89,9 +90,14 @@ pub fn wait(resources: &Resources, machine: &Generations) -> Result<(), Failure>
         reports,
         ..
     } = resources;
-    let deadlines = [machine.deadline(), status_file.deadline(), log.deadline()];
-    let deadline = deadlines.into_iter().flatten().min();
-    let timeout = deadline.map(|deadline| deadline.saturating_duration_since(Instant::now()));
+    let (now, instant) = (Moment::now(), Instant::now());
+    let moments = [machine.deadline(), status_file.deadline()];
+    let moments = moments.into_iter().flatten();
+    let timeouts = moments.map(|deadline| deadline.saturating_since(now));
+    let of_log = log
+        .deadline()
+        .map(|at| at.saturating_duration_since(instant));
+    let timeout = timeouts.chain(of_log).min();
     let log = log.sources();
     let reports = reports.iter().map(|(_, report)| report.as_fd());
     let readable = [signals.as_fd()]
@@ -131,7 +137,7 @@ impl Inbox {
     }
 
     /// The next of it.
-    pub fn next(&mut self, resources: &mut Resources, machine: &Generations) -> Option<Input> {
+    pub fn next(&mut self, resources: &mut Resources, machine: &Machine) -> Option<Input> {
         while self.next.is_empty() {
             self.step = match self.step {
                 Step::Stop => self.stop(),
@@ -215,9 +221,9 @@ impl Inbox {
         Step::Deadlines
     }
 
-    fn deadlines(&mut self, resources: &mut Resources, machine: &Generations) -> Step {
-        let now = Instant::now();
-        let is_due = |deadline: Option<Instant>| deadline.is_some_and(|deadline| deadline <= now);
+    fn deadlines(&mut self, resources: &mut Resources, machine: &Machine) -> Step {
+        let now = Moment::now();
+        let is_due = |deadline: Option<Moment>| deadline.is_some_and(|deadline| deadline <= now);
         if is_due(machine.deadline()) {
             self.knobs(resources);
             self.next.push_back(Input::Event(Event::DeadlinePassed));

@@ -9,6 +9,7 @@ use std::time::Duration;
 use nix::errno::Errno;
 use nix::sys::signal::Signal;
 use nix::unistd::Pid;
+use serde::{Deserialize, Serialize};
 
 use crate::words::failure::Failure;
 use crate::words::lack::Lack;
@@ -24,10 +25,11 @@ pub enum Severity {
 }
 
 /// Why a worker does not run the server program.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ExecFailure {
     /// What could not be done: `execute ./server`.
     pub action: String,
+    #[serde(with = "errno_as_number")]
     pub errno: Errno,
     /// What the user can do about it, where that is known.
     pub hint: Option<String>,
@@ -46,6 +48,27 @@ impl From<&ExecFailure> for Failure {
         match &failure.hint {
             Some(hint) => Failure::failed(text).hint(hint),
             None => Failure::failed(text),
+        }
+    }
+}
+
+mod errno_as_number {
+    use nix::errno::Errno;
+    use serde::de::Error;
+    use serde::{Deserialize, Deserializer, Serialize, Serializer};
+
+    pub fn serialize<S: Serializer>(errno: &Errno, serializer: S) -> Result<S::Ok, S::Error> {
+        (*errno as i32).serialize(serializer)
+    }
+
+    pub fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Errno, D::Error> {
+        let number = i32::deserialize(deserializer)?;
+        match Errno::from_raw(number) {
+            // Its own number is 0.
+            Errno::UnknownErrno if number != 0 => {
+                Err(D::Error::custom(format_args!("{number} is no errno")))
+            }
+            errno => Ok(errno),
         }
     }
 }

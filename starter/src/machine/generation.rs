@@ -1,0 +1,231 @@
+//! Generations, their slots, and the workers in these. What follows from it is decided elsewhere.
+
+use std::time::Duration;
+
+use nix::unistd::Pid;
+use serde::{Deserialize, Serialize};
+
+use super::start::{PROOF_OF_LIFE, Why};
+use crate::host::moment::Moment;
+use crate::words::notice::ExecFailure;
+
+/// The workers that were started together, and those that replace them one by one.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Generation {
+    pub number: u32,
+    /// What it was started for.
+    pub(super) why: Why,
+    /// How many restarts had been asked for when it was started.
+    pub(super) request: u32,
+    pub(super) stage: Stage,
+    /// One for each worker that it is to have, numbered from 0.
+    pub(super) slots: Vec<Slot>,
+}
+
+/// How far a generation has come, as the head of [`super`] explains it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum State {
+    Starting,
+    Current,
+    Retiring,
+    Old,
+}
+
+/// What its workers do not show of a generation's state.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) enum Stage {
+    Uncommitted,
+    Current,
+    Retiring { signal_at: Moment },
+    Old,
+}
+
+/// The place of one worker.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) struct Slot {
+    /// When a worker was asked for last.
+    pub asked_at: Moment,
+    /// Replacements in a row that failed before they were proved.
+    pub failures: u32,
+    pub content: Content,
+}
+
+/// What is in a slot.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) enum Content {
+    /// Nothing, but while its generation is current there will be a replacement.
+    Empty,
+    /// A worker is asked for, and whether there is one is not known yet.
+    AskedFor,
+    Occupied(Worker),
+    /// Nothing, and no further replacement is tried.
+    GivenUp,
+}
+
+/// One process of the server program.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Worker {
+    #[serde(with = "super::snapshot::pid_as_number")]
+    pub pid: Pid,
+    /// The number of its generation.
+    pub generation: u32,
+    /// The number of its slot, from 0.
+    pub slot: usize,
+    pub spawned_at: Moment,
+    pub(super) standing: Standing,
+}
+
+/// How far a worker has come.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Standing {
+    /// There is a process.
+    Spawned,
+    /// It runs the server program.
+    Executed { at: Moment },
+    /// It cannot run the server program, and its exit follows.
+    NotExecuted(ExecFailure),
+    /// It has proved that it lives, and serves.
+    Ready,
+}
+
+impl Generation {
+    /// All its workers are asked for.
+    pub(super) fn new(
+        number: u32,
+        why: Why,
+        request: u32,
+        workers: usize,
+        now: Moment,
+    ) -> Generation {
+        let slot = Slot {
+            asked_at: now,
+            failures: 0,
+            content: Content::AskedFor,
+        };
+        Generation {
+            number,
+            why,
+            request,
+            stage: Stage::Uncommitted,
+            slots: vec![slot; workers],
+        }
+    }
+
+    pub fn state(&self) -> State {
+        match self.stage {
+            Stage::Uncommitted => State::Starting,
+            Stage::Current => State::Current,
+            Stage::Retiring { .. } => State::Retiring,
+            Stage::Old => State::Old,
+        }
+    }
+
+    /// Its living workers, by slot.
+    pub fn workers(&self) -> impl Iterator<Item = &Worker> {
+        self.slots.iter().filter_map(Slot::worker)
+    }
+
+    pub(super) fn pids(&self) -> Vec<Pid> {
+        self.workers().map(|worker| worker.pid).collect()
+    }
+
+    /// Whether each of its slots has a worker that is proved: then it can commit.
+    pub(super) fn is_proved(&self) -> bool {
+        self.slots
+            .iter()
+            .all(|slot| slot.worker().is_some_and(Worker::is_proved))
+    }
+
+    /// Whether any of its workers is proved: then connections are served.
+    pub(super) fn serves(&self) -> bool {
+        self.workers().any(Worker::is_proved)
+    }
+
+    /// Whether it has no worker and is about to get none.
+    pub(super) fn is_gone(&self) -> bool {
+        self.slots.iter().all(|slot| match slot.content {
+            Content::Empty | Content::GivenUp => true,
+            Content::AskedFor | Content::Occupied(_) => false,
+        })
+    }
+
+    /// When a worker of it was asked for last.
+    pub(super) fn asked_at(&self) -> Option<Moment> {
+        self.slots.iter().map(|slot| slot.asked_at).max()
+    }
+
+    pub(super) fn worker_mut(&mut self, pid: Pid) -> Option<&mut Worker> {
+        self.slots
+            .iter_mut()
+            .filter_map(Slot::worker_mut)
+            .find(|worker| worker.pid == pid)
+    }
+
+    /// Every worker that has lived long enough is proved.
+    pub(super) fn prove_workers(&mut self, settle_time: Duration, now: Moment) {
+        for slot in &mut self.slots {
+            if slot.proved_at(settle_time).is_some_and(|at| at <= now) {
+                slot.failures = 0;
+                if let Some(worker) = slot.worker_mut() {
+                    worker.standing = Standing::Ready;
+                }
+            }
+        }
+    }
+
+    /// Empties the slot of this worker.
+    pub(super) fn take_worker(&mut self, pid: Pid) -> Option<Worker> {
+        let is_its = |slot: &&mut Slot| slot.worker().is_some_and(|worker| worker.pid == pid);
+        self.slots.iter_mut().find(is_its)?.take_worker()
+    }
+}
+
+impl Slot {
+    pub fn worker(&self) -> Option<&Worker> {
+        match &self.content {
+            Content::Occupied(worker) => Some(worker),
+            Content::Empty | Content::AskedFor | Content::GivenUp => None,
+        }
+    }
+
+    pub fn worker_mut(&mut self) -> Option<&mut Worker> {
+        match &mut self.content {
+            Content::Occupied(worker) => Some(worker),
+            Content::Empty | Content::AskedFor | Content::GivenUp => None,
+        }
+    }
+
+    /// When its worker is proved, if only time is missing.
+    pub fn proved_at(&self, settle_time: Duration) -> Option<Moment> {
+        match self.worker()?.standing {
+            Standing::Executed { at } => {
+                Some((self.asked_at + settle_time).max(at + PROOF_OF_LIFE))
+            }
+            Standing::Spawned | Standing::NotExecuted(_) | Standing::Ready => None,
+        }
+    }
+
+    fn take_worker(&mut self) -> Option<Worker> {
+        match std::mem::replace(&mut self.content, Content::Empty) {
+            Content::Occupied(worker) => Some(worker),
+            content @ (Content::Empty | Content::AskedFor | Content::GivenUp) => {
+                self.content = content;
+                None
+            }
+        }
+    }
+}
+
+impl Worker {
+    pub(super) fn is_proved(&self) -> bool {
+        self.standing == Standing::Ready
+    }
+
+    /// Why it does not run the server program, if that is known.
+    pub(super) fn failure(&self) -> Option<&ExecFailure> {
+        match &self.standing {
+            Standing::NotExecuted(failure) => Some(failure),
+            Standing::Spawned | Standing::Executed { .. } | Standing::Ready => None,
+        }
+    }
+}

@@ -1,0 +1,99 @@
+//! What has happened so far, for whoever reads the status: nothing is decided by it.
+
+use std::collections::VecDeque;
+
+use nix::unistd::Pid;
+use serde::{Deserialize, Serialize};
+
+use crate::host::moment::Moment;
+use crate::words::notice::ExecFailure;
+
+/// How many decisions and workers that are gone are remembered.
+pub const REMEMBERED: usize = 10;
+
+/// What is remembered.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct History {
+    pub counters: Counters,
+    /// The last decisions, oldest first.
+    pub decisions: VecDeque<Decision>,
+    /// The last workers that are gone, oldest first.
+    pub departed: VecDeque<Departed>,
+}
+
+/// How often something has happened since the start.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Counters {
+    /// Restarts that were asked for.
+    pub restarts: u32,
+    /// Starts that failed, of a generation or of a worker that was to replace another within its generation.
+    pub failed_starts: u32,
+    /// Workers that died while they served.
+    pub crashes: u32,
+}
+
+/// What became of the start of a generation.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Decision {
+    /// It answers every restart that had been asked for up to this one, counted from 1.
+    pub request: u32,
+    pub generation: u32,
+    pub verdict: Verdict,
+    pub at: Moment,
+}
+
+/// Whether a start has led to a generation that serves.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Verdict {
+    Committed,
+    Failed {
+        /// The wait status of the worker that failed, if there was a process.
+        status: Option<i32>,
+        /// Why it did not run the program, if that is so: then the status says nothing.
+        cause: Option<ExecFailure>,
+    },
+}
+
+/// A worker that is gone.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Departed {
+    pub generation: u32,
+    #[serde(with = "super::snapshot::pid_as_number")]
+    pub pid: Pid,
+    /// As wait(2) gives it.
+    pub status: i32,
+    pub at: Moment,
+}
+
+impl History {
+    pub(super) fn add_decision(&mut self, decision: Decision) {
+        push_the_last(&mut self.decisions, decision);
+    }
+
+    pub(super) fn add_departed(&mut self, departed: Departed) {
+        push_the_last(&mut self.departed, departed);
+    }
+}
+
+impl Counters {
+    // A counter that cannot count any further is no reason to end.
+
+    pub(super) fn count_restart(&mut self) {
+        self.restarts = self.restarts.saturating_add(1);
+    }
+
+    pub(super) fn count_failed_start(&mut self) {
+        self.failed_starts = self.failed_starts.saturating_add(1);
+    }
+
+    pub(super) fn count_crash(&mut self) {
+        self.crashes = self.crashes.saturating_add(1);
+    }
+}
+
+fn push_the_last<T>(remembered: &mut VecDeque<T>, last: T) {
+    remembered.push_back(last);
+    if remembered.len() > REMEMBERED {
+        remembered.pop_front();
+    }
+}

@@ -1,0 +1,276 @@
+//! The whole machine as plain data and back, so that another program, or another run of this one, can go on where it
+//! stopped.
+//!
+//! What comes back is checked: data that no machine could have been in is refused, because a machine that believes it
+//! could wait for ever, or send signals to processes that are none of its workers.
+
+use std::collections::BTreeSet;
+
+use nix::unistd::Pid;
+use serde::{Deserialize, Serialize};
+
+use super::generation::{Content, Generation, Slot, State};
+use super::history::{History, REMEMBERED};
+use super::stop::Phase;
+use super::{Machine, Settings};
+
+/// Counts every change of the data: of another version nothing is known.
+const VERSION: u32 = 1;
+
+/// Everything of a machine. The moments in it mean something until the host boots again.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Snapshot {
+    /// First, so that the data of another version is refused for that reason.
+    version: Version,
+    machine: Machine,
+}
+
+/// The only version that is known.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(try_from = "u32", into = "u32")]
+struct Version;
+
+impl TryFrom<u32> for Version {
+    type Error = String;
+
+    fn try_from(version: u32) -> Result<Version, String> {
+        match version {
+            VERSION => Ok(Version),
+            other => Err(format!(
+                "it is of version {other}, and this program knows version {VERSION} alone"
+            )),
+        }
+    }
+}
+
+impl From<Version> for u32 {
+    fn from(Version: Version) -> u32 {
+        VERSION
+    }
+}
+
+#[cfg_attr(
+    not(test),
+    expect(dead_code, reason = "nothing hands a machine over yet but its tests")
+)]
+impl Machine {
+    /// To be taken between events, when all actions of the last one are performed: what is still to be done is not in it.
+    pub fn snapshot(&self) -> Snapshot {
+        Snapshot {
+            version: Version,
+            machine: self.clone(),
+        }
+    }
+
+    /// The machine as it was.
+    ///
+    /// # Errors
+    /// Why no machine can have been like that.
+    pub fn restore(snapshot: Snapshot) -> Result<Machine, String> {
+        let machine = snapshot.machine;
+        check_settings(&machine.settings)?;
+        check_numbers(&machine)?;
+        for generation in &machine.generations {
+            check_slots(generation, &machine.settings)?;
+            // While it is stopping, they end in any order.
+            if !machine.is_stopping() {
+                check_start(generation)?;
+            }
+        }
+        check_pids(&machine)?;
+        check_states(&machine)?;
+        check_phase(&machine)?;
+        let History {
+            decisions,
+            departed,
+            ..
+        } = &machine.history;
+        refuse_if(
+            decisions.len() > REMEMBERED || departed.len() > REMEMBERED,
+            || format!("more than the last {REMEMBERED} decisions or workers are remembered"),
+        )?;
+        Ok(machine)
+    }
+}
+
+fn check_settings(settings: &Settings) -> Result<(), String> {
+    refuse_if(settings.workers == 0, || {
+        "a generation has no slot".to_owned()
+    })
+}
+
+/// Numbers rise from 1 to that of the last generation.
+fn check_numbers(machine: &Machine) -> Result<(), String> {
+    let mut before = 0;
+    for Generation { number, .. } in &machine.generations {
+        refuse_if(*number <= before, || {
+            format!("generation {number} comes after generation {before}")
+        })?;
+        before = *number;
+    }
+    let last = machine.last_number;
+    refuse_if(before > last, || {
+        format!("there is a generation {before}, and the last one was {last}")
+    })
+}
+
+fn check_slots(generation: &Generation, settings: &Settings) -> Result<(), String> {
+    let (number, workers) = (generation.number, settings.workers);
+    let slots = &generation.slots;
+    refuse_if(slots.len() != workers, || {
+        let slots = slots.len();
+        format!("generation {number} has {slots} slots, where each is to have {workers}")
+    })?;
+    for (place, slot) in slots.iter().enumerate() {
+        check_slot(generation, place, slot)?;
+    }
+    refuse_if(generation.is_gone(), || {
+        format!("generation {number} has no worker")
+    })
+}
+
+fn check_slot(generation: &Generation, place: usize, slot: &Slot) -> Result<(), String> {
+    let number = generation.number;
+    match &slot.content {
+        Content::Occupied(worker) => {
+            refuse_if((worker.generation, worker.slot) != (number, place), || {
+                let (pid, of, its) = (worker.pid, worker.generation, worker.slot);
+                format!(
+                    "worker {pid} of slot {its} of generation {of} is in slot {place} of generation {number}"
+                )
+            })
+        }
+        Content::AskedFor => Err(format!(
+            "a worker was asked for in slot {place} of generation {number}, and nobody has said what became of it"
+        )),
+        Content::Empty | Content::GivenUp => Ok(()),
+    }
+}
+
+/// Without one of its workers a start has failed.
+fn check_start(generation: &Generation) -> Result<(), String> {
+    let (number, slots) = (generation.number, &generation.slots);
+    let empty = slots.iter().position(|slot| slot.worker().is_none());
+    match empty.filter(|_| generation.state() == State::Starting) {
+        Some(place) => Err(format!(
+            "generation {number} is starting without a worker in slot {place}"
+        )),
+        None => Ok(()),
+    }
+}
+
+/// A signal goes to each of them sooner or later: 0 and what is below stands for many processes (kill(2)), and 1 is no
+/// child of ours.
+fn check_pids(machine: &Machine) -> Result<(), String> {
+    let mut known = BTreeSet::new();
+    for pid in machine.all_pids().into_iter().map(Pid::as_raw) {
+        refuse_if(pid <= 1, || format!("{pid} is no pid of a worker"))?;
+        refuse_if(!known.insert(pid), || {
+            format!("two workers have the pid {pid}")
+        })?;
+    }
+    Ok(())
+}
+
+/// One generation at most is current, one at most is starting, and what is retiring has a successor.
+fn check_states(machine: &Machine) -> Result<(), String> {
+    let numbers = |state: State| -> Vec<u32> {
+        machine
+            .generations()
+            .filter(|generation| generation.state() == state)
+            .map(|generation| generation.number)
+            .collect()
+    };
+    for (state, name) in [(State::Current, "current"), (State::Starting, "starting")] {
+        if let [first, second, ..] = numbers(state)[..] {
+            return Err(format!("generations {first} and {second} are both {name}"));
+        }
+    }
+    let current = machine.current().map(|generation| generation.number);
+    // While it is stopping, they end in any order.
+    if !machine.is_stopping() {
+        for number in numbers(State::Retiring) {
+            refuse_if(current.is_none_or(|current| current < number), || {
+                format!("generation {number} is retiring, and no newer one serves")
+            })?;
+        }
+    }
+    if let Some(starting) = machine.starting() {
+        let (number, last) = (starting.number, machine.last_number);
+        refuse_if(number != last, || {
+            format!("generation {number} is starting, and the last one was {last}")
+        })?;
+    }
+    refuse_if(current.is_some() && !machine.has_served, || {
+        "a generation is current, and none has ever committed".to_owned()
+    })
+}
+
+/// Something is going on, and it fits what else there is.
+fn check_phase(machine: &Machine) -> Result<(), String> {
+    let is_empty = machine.generations.is_empty();
+    let (is_starting, is_planned) = (machine.is_starting(), machine.planned.is_some());
+    match machine.phase {
+        Phase::Serving => {
+            refuse_if(is_starting && is_planned, || {
+                "a start is under way, and another one is planned".to_owned()
+            })?;
+            refuse_if(machine.restart_wanted && !is_starting, || {
+                "a restart waits for the end of a start, and none is under way".to_owned()
+            })?;
+            let is_hopeless = machine.current().is_none() && !is_starting && !is_planned;
+            refuse_if(is_hopeless, || {
+                "nothing serves, and nothing will".to_owned()
+            })
+        }
+        Phase::Stopping { .. } => {
+            refuse_if(is_planned || machine.restart_wanted, || {
+                "it is stopping, and a start is planned".to_owned()
+            })?;
+            refuse_if(is_empty, || {
+                "it is stopping, and no worker is left".to_owned()
+            })
+        }
+        Phase::Finished => refuse_if(!is_empty, || {
+            "it has finished, and workers are left".to_owned()
+        }),
+    }
+}
+
+fn refuse_if(is_wrong: bool, why: impl FnOnce() -> String) -> Result<(), String> {
+    match is_wrong {
+        true => Err(why()),
+        false => Ok(()),
+    }
+}
+
+/// For `serde(with)`.
+pub(super) mod pid_as_number {
+    use nix::unistd::Pid;
+    use serde::{Deserialize, Deserializer, Serialize, Serializer};
+
+    pub fn serialize<S: Serializer>(pid: &Pid, serializer: S) -> Result<S::Ok, S::Error> {
+        pid.as_raw().serialize(serializer)
+    }
+
+    pub fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Pid, D::Error> {
+        i32::deserialize(deserializer).map(Pid::from_raw)
+    }
+}
+
+/// For `serde(with)`.
+pub(super) mod signal_as_number {
+    use nix::sys::signal::Signal;
+    use serde::de::Error;
+    use serde::{Deserialize, Deserializer, Serialize, Serializer};
+
+    pub fn serialize<S: Serializer>(signal: &Signal, serializer: S) -> Result<S::Ok, S::Error> {
+        (*signal as i32).serialize(serializer)
+    }
+
+    pub fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Signal, D::Error> {
+        let number = i32::deserialize(deserializer)?;
+        Signal::try_from(number)
+            .map_err(|_| D::Error::custom(format_args!("{number} is the number of no signal")))
+    }
+}

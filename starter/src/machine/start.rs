@@ -1,0 +1,523 @@
+//! Starting: a generation and its commit, what follows when it fails, replacements within it, and restarts by time.
+
+use std::num::NonZeroU32;
+use std::time::Duration;
+
+use serde::{Deserialize, Serialize};
+
+use super::generation::{Content, Generation, Slot, Stage, State, Worker};
+use super::history::{Decision, Verdict};
+use super::stop::Outcome;
+use super::{Action, Machine};
+use crate::host::moment::Moment;
+use crate::words::notice::{ExecFailure, Notice};
+
+/// How long a worker must have lived after its exec to count as started, however short the interval.
+pub(super) const PROOF_OF_LIFE: Duration = Duration::from_millis(50);
+
+/// The longest wait between two failed starts, unless the interval itself is longer.
+const LONGEST_BACKOFF: Duration = Duration::from_secs(30);
+
+/// What a generation is started for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) enum Why {
+    /// Nothing has served yet.
+    First,
+    /// A restart was asked for.
+    Asked,
+    /// The time for an automatic restart has come.
+    Timed,
+    /// All workers of the generation before it died, and nothing serves.
+    Replacement,
+}
+
+/// A start that is due later.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) struct Planned {
+    pub at: Moment,
+    pub why: Why,
+}
+
+/// The start of a generation that did not succeed.
+struct FailedStart {
+    number: u32,
+    request: u32,
+    why: Why,
+    /// When its last worker was asked for: the next try counts from there.
+    asked_at: Moment,
+    /// The wait status of the worker that failed, if there was a process.
+    status: Option<i32>,
+    cause: Option<ExecFailure>,
+}
+
+impl Why {
+    /// Whether it replaces workers that nothing is wrong with. As in Server::Starter, these are the old ones as soon as
+    /// it begins: should one die, it has not crashed. Its commit is announced together with the signal to them.
+    pub fn is_restart(self) -> bool {
+        match self {
+            Why::Asked | Why::Timed => true,
+            Why::First | Why::Replacement => false,
+        }
+    }
+
+    /// What a start is for that takes the place of a planned one: the restart among the two, if only one of them is.
+    fn instead_of(self, planned: Option<Why>) -> Why {
+        match planned {
+            Some(planned) if planned.is_restart() && !self.is_restart() => planned,
+            Some(_) | None => self,
+        }
+    }
+}
+
+// The start of a generation.
+
+impl Machine {
+    /// All workers of the next generation are asked for.
+    pub(super) fn start_generation(&mut self, why: Why, now: Moment) {
+        self.planned = None;
+        // Numbers are never reused: a worker that died while starting leaves a gap, as in Server::Starter.
+        self.last_number = self.last_number.saturating_add(1);
+        self.last_started_at = now;
+        let workers = self.settings.workers;
+        self.generations.push(Generation::new(
+            self.last_number,
+            why,
+            self.history.counters.restarts,
+            workers,
+            now,
+        ));
+        self.actions.extend((0..workers).map(|slot| Action::Spawn {
+            generation: self.last_number,
+            slot,
+        }));
+    }
+
+    fn start_at(&mut self, at: Moment, why: Why, now: Moment) {
+        let why = why.instead_of(self.planned.map(|planned| planned.why));
+        match at <= now {
+            true => self.start_generation(why, now),
+            false => self.planned = Some(Planned { at, why }),
+        }
+    }
+
+    /// HUP.
+    pub(super) fn restart(&mut self, now: Moment) {
+        if self.is_stopping() {
+            return;
+        }
+        self.history.counters.count_restart();
+        if self.is_starting() {
+            // However often it is asked for during one start, one more restart follows.
+            self.restart_wanted = true;
+            self.save_status();
+            return;
+        }
+        // Whoever asks has probably mended what failed: the next try is not put off any more.
+        self.failures = 0;
+        let earliest = match self.planned {
+            Some(_) => self.last_started_at + self.settle_time(),
+            None => now,
+        };
+        self.say(Notice::ReceivedHup);
+        self.start_at(earliest, Why::Asked, now);
+        self.save_status();
+    }
+
+    /// As in Server::Starter: once the interval has passed since the last start and no old worker is left; with old ones
+    /// left, once it has passed twice.
+    pub(super) fn restart_by_itself(&mut self, now: Moment) {
+        let Some((_, forced)) = self.next_auto_restart().filter(|(at, _)| *at <= now) else {
+            return;
+        };
+        let interval = self.settings.knobs.auto_restart.unwrap_or_default();
+        self.say(Notice::AutoRestart { interval, forced });
+        self.start_generation(Why::Timed, now);
+    }
+
+    /// When the next automatic restart is due, and whether it is forced.
+    pub(super) fn next_auto_restart(&self) -> Option<(Moment, bool)> {
+        let interval = self.settings.knobs.auto_restart?;
+        if self.current().is_none() || self.is_starting() || self.planned.is_some() {
+            return None;
+        }
+        let forced = self.generations.len() > 1;
+        let wait = if forced {
+            interval.saturating_mul(2)
+        } else {
+            interval
+        };
+        Some((self.auto_restart_since + wait, forced))
+    }
+}
+
+// Its proof and its commit, and how the older ones retire.
+
+impl Machine {
+    /// How long a worker must have lived to be proved, and the shortest time between two starts.
+    fn settle_time(&self) -> Duration {
+        self.settings.interval.max(PROOF_OF_LIFE)
+    }
+
+    /// When the worker of this slot is proved, if only time is missing.
+    pub(super) fn proved_at(&self, slot: &Slot) -> Option<Moment> {
+        slot.proved_at(self.settle_time())
+    }
+
+    pub(super) fn prove_workers(&mut self, now: Moment) {
+        let settle_time = self.settle_time();
+        for generation in &mut self.generations {
+            // Whoever is told to stop has nothing to prove any more.
+            if generation.state() != State::Old {
+                generation.prove_workers(settle_time, now);
+            }
+        }
+    }
+
+    /// Every slot of the starting generation has a proved worker: from now on it serves, and the one before it retires.
+    pub(super) fn commit_if_proved(&mut self, now: Moment) {
+        let Some(proved) = self.starting().filter(|starting| starting.is_proved()) else {
+            return;
+        };
+        let (number, request, why) = (proved.number, proved.request, proved.why);
+        let signal_at = now + self.settings.knobs.kill_old_delay;
+        for generation in &mut self.generations {
+            if generation.number == number {
+                generation.stage = Stage::Current;
+            } else if generation.state() == State::Current {
+                generation.stage = Stage::Retiring { signal_at };
+            }
+        }
+        self.has_served = true;
+        self.auto_restart_since = now;
+        self.history.add_decision(Decision {
+            request,
+            generation: number,
+            verdict: Verdict::Committed,
+            at: now,
+        });
+        self.actions.push(Action::Serving);
+        self.save_status();
+        self.announce_commit(why);
+        self.signal_retiring(now);
+        if std::mem::take(&mut self.restart_wanted) {
+            self.say(Notice::ReceivedHup);
+            self.start_generation(Why::Asked, now);
+        }
+    }
+
+    fn announce_commit(&mut self, why: Why) {
+        let retiring: Vec<&Generation> = self
+            .generations
+            .iter()
+            .filter(|generation| generation.state() == State::Retiring)
+            .collect();
+        let is_alone = retiring.is_empty();
+        let pids = retiring.into_iter().flat_map(Generation::pids).collect();
+        if why.is_restart() {
+            let signal = self.settings.signal_on_hup;
+            self.say(Notice::NewWorkerRunning { signal, pids });
+            let delay = self.settings.knobs.kill_old_delay;
+            if !delay.is_zero() {
+                self.say(Notice::Sleeping { delay });
+            }
+            if is_alone {
+                self.say(Notice::KillingOldWorkers);
+            }
+        }
+        if is_alone {
+            self.failures = 0;
+        }
+    }
+
+    /// The delay is over and the newer generation still serves: there is no way back any more.
+    pub(super) fn signal_retiring(&mut self, now: Moment) {
+        if !self.current_serves() {
+            return;
+        }
+        let mut due = Vec::new();
+        for generation in &mut self.generations {
+            if matches!(generation.stage, Stage::Retiring { signal_at } if signal_at <= now) {
+                generation.stage = Stage::Old;
+                due.extend(generation.pids());
+            }
+        }
+        if due.is_empty() {
+            return;
+        }
+        self.failures = 0;
+        self.say(Notice::KillingOldWorkers);
+        for pid in due {
+            self.signal(pid, self.settings.signal_on_hup);
+        }
+        self.save_status();
+    }
+}
+
+// Its failure.
+
+impl Machine {
+    pub(super) fn starting_worker_died(&mut self, worker: &Worker, status: i32, now: Moment) {
+        // Nothing serves that could be kept, and the next try would find the same program.
+        let is_hopeless = worker.generation == 1 && worker.failure().is_some();
+        if !is_hopeless {
+            let pid = worker.pid;
+            self.say(Notice::FailedToStart { pid, status });
+        }
+        let cause = worker.failure().cloned();
+        self.start_failed(worker.generation, Some(status), cause, now);
+        if is_hopeless && !self.is_stopping() {
+            self.stop_all(self.settings.signal_on_term, Outcome::GivenUp, now);
+        }
+    }
+
+    /// A start that did not succeed: what is left of it is stopped, and another follows, later each time.
+    pub(super) fn start_failed(
+        &mut self,
+        number: u32,
+        status: Option<i32>,
+        cause: Option<ExecFailure>,
+        now: Moment,
+    ) {
+        let Some(generation) = self.generation_mut(number) else {
+            return;
+        };
+        generation.stage = Stage::Old;
+        let failed = FailedStart::of(generation, status, cause, now);
+        for pid in generation.pids() {
+            self.signal(pid, self.settings.signal_on_term);
+        }
+        self.drop_gone();
+        self.try_again(&failed, now);
+    }
+
+    /// The last worker of the current generation is gone. If the one before it was not signalled yet, that one is current
+    /// again: this is the rollback.
+    fn current_died(
+        &mut self,
+        number: u32,
+        status: Option<i32>,
+        cause: Option<ExecFailure>,
+        now: Moment,
+    ) {
+        let Some(generation) = self.generation(number) else {
+            return;
+        };
+        let failed = FailedStart::of(generation, status, cause, now);
+        self.drop_gone();
+        let is_starting = self.is_starting();
+        let previous = self
+            .generations
+            .iter_mut()
+            .rev()
+            .find(|generation| generation.state() == State::Retiring);
+        match previous {
+            Some(generation) => {
+                generation.stage = Stage::Current;
+                let pids = generation.pids();
+                self.say(Notice::RolledBack { pids });
+                match is_starting {
+                    // What is starting is the next try.
+                    true => self.record_failure(&failed, now),
+                    false => self.try_again(&failed, now),
+                }
+                self.fill_slots(now);
+            }
+            // What is starting becomes current.
+            None if is_starting => {}
+            None => {
+                let at = self.last_started_at + self.settle_time();
+                self.start_at(at, Why::Replacement, now);
+            }
+        }
+    }
+
+    fn record_failure(&mut self, failed: &FailedStart, now: Moment) {
+        self.history.counters.count_failed_start();
+        self.history.add_decision(Decision {
+            request: failed.request,
+            generation: failed.number,
+            verdict: Verdict::Failed {
+                status: failed.status,
+                cause: failed.cause.clone(),
+            },
+            at: now,
+        });
+    }
+
+    /// Records the failure, and decides whether there is another start, and when.
+    fn try_again(&mut self, failed: &FailedStart, now: Moment) {
+        self.failures = self.failures.saturating_add(1);
+        self.record_failure(failed, now);
+        let is_asked_again = std::mem::take(&mut self.restart_wanted);
+        let limit = match self.has_served {
+            true => self.settings.start_limit,
+            false => self.settings.first_start_limit,
+        };
+        if is_asked_again {
+            self.failures = 0;
+            self.say(Notice::ReceivedHup);
+            self.start_at(failed.asked_at + self.settle_time(), Why::Asked, now);
+        } else if is_reached(limit, self.failures) {
+            self.give_up(now);
+        } else {
+            self.start_at(
+                failed.asked_at + self.backoff(self.failures),
+                failed.why,
+                now,
+            );
+        }
+        let is_down = self.has_served && self.current().is_none();
+        if let Some(planned) = self.planned.filter(|_| is_down) {
+            self.say(Notice::NothingServes {
+                next: planned.at.saturating_since(now),
+            });
+        }
+        self.save_status();
+    }
+
+    /// No further try: what serves goes on; without it there is nothing to do any more.
+    fn give_up(&mut self, now: Moment) {
+        let failures = std::mem::take(&mut self.failures);
+        // The next automatic restart is an interval away again.
+        self.auto_restart_since = now;
+        self.planned = None;
+        let serving = self.current().map(Generation::pids);
+        let is_down = serving.is_none();
+        self.say(Notice::GivingUp {
+            failures,
+            serving: serving.unwrap_or_default(),
+        });
+        if is_down {
+            self.stop_all(self.settings.signal_on_term, Outcome::GivenUp, now);
+        }
+    }
+
+    /// From the last try to the next one after so many failures: the interval, then 1.5 times longer each time.
+    fn backoff(&self, failures: u32) -> Duration {
+        let first = self.settle_time();
+        let longest = first.max(LONGEST_BACKOFF);
+        let mut delay = first;
+        for _ in 1..failures {
+            delay = delay.saturating_add(delay / 2).min(longest);
+            if delay == longest {
+                break;
+            }
+        }
+        delay
+    }
+}
+
+// Replacements within the current generation.
+
+impl Machine {
+    pub(super) fn current_worker_died(&mut self, worker: &Worker, status: i32, now: Moment) {
+        let (pid, cause) = (worker.pid, worker.failure().cloned());
+        let is_restarting = self.is_restarting();
+        // While a restart is under way, its successor may well have told it to stop: unicorn's does. As in
+        // Server::Starter, the worker that is being replaced is an old one already.
+        if !worker.is_proved() && (cause.is_some() || !is_restarting) {
+            self.say(Notice::FailedToStart { pid, status });
+            self.replacement_failed(worker.generation, worker.slot);
+        } else if is_restarting {
+            self.say(Notice::OldWorkerDied { pid, status });
+        } else {
+            self.say(Notice::DiedUnexpectedly { pid, status });
+            self.history.counters.count_crash();
+        }
+        self.current_lost_worker(worker.generation, Some(status), cause, now);
+    }
+
+    /// A replacement is gone, or could not even be spawned, before it was proved.
+    pub(super) fn replacement_failed(&mut self, number: u32, slot: usize) {
+        self.history.counters.count_failed_start();
+        self.save_status();
+        let limit = self.settings.start_limit;
+        let Some(generation) = self.generation_mut(number) else {
+            return;
+        };
+        // Nothing serves that could go on without it.
+        if generation.is_gone() {
+            return;
+        }
+        let serving = generation.pids();
+        let Some(slot) = generation.slots.get_mut(slot) else {
+            return;
+        };
+        slot.failures = slot.failures.saturating_add(1);
+        let failures = slot.failures;
+        if is_reached(limit, failures) {
+            slot.content = Content::GivenUp;
+            self.say(Notice::GivingUp { failures, serving });
+        }
+    }
+
+    /// The current generation has one worker less, or even none any more.
+    pub(super) fn current_lost_worker(
+        &mut self,
+        number: u32,
+        status: Option<i32>,
+        cause: Option<ExecFailure>,
+        now: Moment,
+    ) {
+        match self.generation(number).is_some_and(Generation::is_gone) {
+            true => self.current_died(number, status, cause, now),
+            false => self.fill_slots(now),
+        }
+    }
+
+    /// When a worker is asked for again for this slot of the current generation, if it needs one.
+    pub(super) fn filled_at(&self, slot: &Slot) -> Option<Moment> {
+        match slot.content {
+            Content::Empty => Some(slot.asked_at + self.backoff(slot.failures)),
+            Content::AskedFor | Content::Occupied(_) | Content::GivenUp => None,
+        }
+    }
+
+    /// Workers that died while others of their generation serve: new ones in their slots, with the same number.
+    pub(super) fn fill_slots(&mut self, now: Moment) {
+        let Some(generation) = self.current() else {
+            return;
+        };
+        let number = generation.number;
+        let slots = generation.slots.iter().enumerate();
+        let due: Vec<usize> = slots
+            .filter(|(_, slot)| self.filled_at(slot).is_some_and(|at| at <= now))
+            .map(|(place, _)| place)
+            .collect();
+        for place in due {
+            if let Some(slot) = self
+                .generation_mut(number)
+                .and_then(|generation| generation.slots.get_mut(place))
+            {
+                slot.asked_at = now;
+                slot.content = Content::AskedFor;
+            }
+            self.actions.push(Action::Spawn {
+                generation: number,
+                slot: place,
+            });
+        }
+    }
+}
+
+impl FailedStart {
+    fn of(
+        generation: &Generation,
+        status: Option<i32>,
+        cause: Option<ExecFailure>,
+        now: Moment,
+    ) -> FailedStart {
+        FailedStart {
+            number: generation.number,
+            request: generation.request,
+            why: generation.why,
+            asked_at: generation.asked_at().unwrap_or(now),
+            status,
+            cause,
+        }
+    }
+}
+
+fn is_reached(limit: Option<NonZeroU32>, failures: u32) -> bool {
+    limit.is_some_and(|limit| failures >= limit.get())
+}

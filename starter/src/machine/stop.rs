@@ -1,0 +1,92 @@
+//! Stopping: every worker is told to, those that do not follow are killed, and the end comes with the last of them.
+
+use nix::sys::signal::Signal;
+use serde::{Deserialize, Serialize};
+
+use super::{Action, Machine};
+use crate::host::moment::Moment;
+use crate::words::notice::Notice;
+
+/// What the machine is about.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) enum Phase {
+    Serving,
+    Stopping {
+        /// When what is left is killed, if that is to happen and has not.
+        kill_at: Option<Moment>,
+        outcome: Outcome,
+    },
+    Finished,
+}
+
+/// How it ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Outcome {
+    /// As it was told to.
+    Stopped,
+    /// There was nothing left that could serve.
+    GivenUp,
+}
+
+impl Machine {
+    /// The first order to stop counts; later ones change nothing.
+    pub(super) fn stop(&mut self, received: Signal, now: Moment) {
+        if self.phase != Phase::Serving {
+            return;
+        }
+        // As in Server::Starter, --signal-on-term is for TERM alone.
+        let sent = if received == Signal::SIGTERM {
+            self.settings.signal_on_term
+        } else {
+            Signal::SIGTERM
+        };
+        self.say(Notice::Stopping {
+            received,
+            sent,
+            pids: self.all_pids(),
+        });
+        self.stop_all(sent, Outcome::Stopped, now);
+    }
+
+    pub(super) fn stop_all(&mut self, signal: Signal, outcome: Outcome, now: Moment) {
+        let kill_at = self.settings.stop_timeout.map(|timeout| now + timeout);
+        self.phase = Phase::Stopping { kill_at, outcome };
+        self.planned = None;
+        self.restart_wanted = false;
+        for pid in self.all_pids() {
+            self.signal(pid, signal);
+        }
+        self.save_status();
+        self.finish_if_empty();
+    }
+
+    /// `--stop-timeout` has passed: whatever is left is killed, once.
+    pub(super) fn kill_all(&mut self, outcome: Outcome) {
+        self.phase = Phase::Stopping {
+            kill_at: None,
+            outcome,
+        };
+        let left = self.all_pids();
+        self.say(Notice::KillingWorkers { pids: left.clone() });
+        for pid in left {
+            // A stopped process that is killed leaves nothing to wait for, but CONT first lets tools that
+            // watch it (a shell, a debugger) see it run again.
+            self.signal(pid, Signal::SIGCONT);
+            self.signal(pid, Signal::SIGKILL);
+        }
+    }
+
+    pub(super) fn finish_if_empty(&mut self) {
+        let Phase::Stopping { outcome, .. } = self.phase else {
+            return;
+        };
+        if !self.generations.is_empty() {
+            return;
+        }
+        if outcome == Outcome::Stopped {
+            self.say(Notice::Exiting);
+        }
+        self.phase = Phase::Finished;
+        self.actions.push(Action::Finish(outcome));
+    }
+}

@@ -1,0 +1,370 @@
+//! The machine is driven by hand: single rules, then every short history of events, then what a snapshot holds.
+
+mod replacement;
+mod rules;
+mod snapshot;
+mod walk;
+
+use nix::errno::Errno;
+
+use super::snapshot::Snapshot;
+use super::start::PROOF_OF_LIFE;
+use super::*;
+
+fn settings() -> Settings {
+    Settings {
+        workers: 1,
+        interval: Duration::from_secs(1),
+        signal_on_hup: Signal::SIGUSR1,
+        signal_on_term: Signal::SIGUSR2,
+        stop_timeout: None,
+        start_limit: None,
+        first_start_limit: None,
+        knobs: Knobs {
+            kill_old_delay: Duration::ZERO,
+            auto_restart: None,
+        },
+    }
+}
+
+fn with_workers(workers: usize) -> Settings {
+    Settings {
+        workers,
+        ..settings()
+    }
+}
+
+/// With so many seconds of `--kill-old-delay`.
+fn delayed(seconds: u64) -> Knobs {
+    Knobs {
+        kill_old_delay: Duration::from_secs(seconds),
+        auto_restart: None,
+    }
+}
+
+fn cannot_execute() -> ExecFailure {
+    ExecFailure {
+        action: "execute x".into(),
+        errno: Errno::ENOENT,
+        hint: None,
+    }
+}
+
+/// A process that the world knows of, by its own account and not the machine's.
+#[derive(Debug, Clone)]
+struct Process {
+    pid: Pid,
+    generation: u32,
+    slot: usize,
+    spawned_at: Moment,
+    executed_at: Option<Moment>,
+    /// A restart has told it to stop.
+    is_signalled: bool,
+}
+
+/// The machine and the processes that it believes in, with the invariants checked at every step.
+#[derive(Clone)]
+struct World {
+    machine: Machine,
+    now: Moment,
+    /// Oldest first.
+    living: Vec<Process>,
+    next_pid: i32,
+    /// Whether new workers run the program at once, or what they do is left to the test.
+    execute: bool,
+    /// Whether there will be no process for the workers that are asked for.
+    fail_to_spawn: bool,
+    highest: u32,
+    said: Vec<Notice>,
+    finished: Option<Outcome>,
+    stopping: bool,
+    /// A restart that was asked for and that no start since has served.
+    owed: bool,
+}
+
+impl World {
+    fn new(settings: Settings) -> World {
+        World::with(settings, true)
+    }
+
+    fn with(settings: Settings, execute: bool) -> World {
+        let now = Moment::of_test(Duration::from_secs(1000));
+        let (machine, actions) = Machine::start(settings, now);
+        let mut world = World {
+            machine,
+            now,
+            living: Vec::new(),
+            next_pid: 100,
+            execute,
+            fail_to_spawn: false,
+            highest: 0,
+            said: Vec::new(),
+            finished: None,
+            stopping: false,
+            owed: false,
+        };
+        world.perform(actions);
+        world.check();
+        world
+    }
+
+    fn on(&mut self, event: Event) {
+        let actions = self.machine.on(event, self.now);
+        self.perform(actions);
+    }
+
+    fn perform(&mut self, actions: Vec<Action>) {
+        for action in actions {
+            match action {
+                Action::Spawn { generation, slot } => self.spawn(generation, slot),
+                Action::Signal { pid, signal } => self.signal(pid, signal),
+                Action::SaveStatus | Action::Serving => {}
+                Action::Say(notice) => self.said.push(notice),
+                Action::Finish(outcome) => {
+                    assert_eq!(self.finished, None, "it finishes once");
+                    assert!(self.living.is_empty(), "it finishes while workers live");
+                    self.finished = Some(outcome);
+                }
+            }
+        }
+    }
+
+    fn spawn(&mut self, generation: u32, slot: usize) {
+        assert!(!self.stopping, "a worker is started while stopping");
+        assert!(slot < self.machine.settings.workers, "there is no {slot}");
+        if generation > self.highest {
+            assert_eq!(generation, self.highest + 1, "numbers follow each other");
+            self.highest = generation;
+            self.owed = false;
+        }
+        let known = self.machine.generation(generation);
+        assert!(known.is_some(), "number {generation} was used before");
+        let is_occupied = |one: &Process| (one.generation, one.slot) == (generation, slot);
+        assert!(
+            !self.living.iter().any(is_occupied),
+            "slot {slot} of {generation} is occupied"
+        );
+        if self.fail_to_spawn {
+            self.on(Event::SpawnFailed {
+                generation,
+                slot,
+                cause: cannot_execute(),
+            });
+            return;
+        }
+        let pid = Pid::from_raw(self.next_pid);
+        self.next_pid += 1;
+        self.living.push(Process {
+            pid,
+            generation,
+            slot,
+            spawned_at: self.now,
+            executed_at: None,
+            is_signalled: false,
+        });
+        self.on(Event::Spawned {
+            generation,
+            slot,
+            pid,
+        });
+        if self.execute {
+            self.execute(pid);
+        }
+    }
+
+    fn execute(&mut self, pid: Pid) {
+        let process = self.living.iter_mut().find(|one| one.pid == pid).unwrap();
+        process.executed_at = Some(self.now);
+        self.on(Event::Executed(pid));
+    }
+
+    fn signal(&mut self, pid: Pid, signal: Signal) {
+        let Some(process) = self.living.iter().find(|one| one.pid == pid) else {
+            panic!("{signal} to the dead {pid}");
+        };
+        if signal != self.machine.settings.signal_on_hup {
+            return;
+        }
+        assert!(
+            !process.is_signalled,
+            "{pid} is signalled a second time by a restart"
+        );
+        let number = process.generation;
+        let successor = self
+            .machine
+            .generations
+            .iter()
+            .find(|one| one.number > number && one.state() == State::Current);
+        let Some(successor) = successor.map(|one| one.number) else {
+            panic!("{pid} is stopped though nothing newer is current");
+        };
+        let serves = |one: &Process| one.generation == successor && self.has_proved_itself(one);
+        assert!(
+            self.living.iter().any(serves),
+            "{pid} is stopped though nothing newer has proved that it serves"
+        );
+        for process in &mut self.living {
+            process.is_signalled |= process.pid == pid;
+        }
+    }
+
+    fn has_proved_itself(&self, process: &Process) -> bool {
+        let interval = self.machine.settings.interval;
+        process.executed_at.is_some_and(|at| {
+            self.now >= at + PROOF_OF_LIFE && self.now >= process.spawned_at + interval
+        })
+    }
+
+    fn pass(&mut self, seconds: f64) {
+        self.now = self.now + Duration::from_secs_f64(seconds);
+    }
+
+    /// Time passes until the deadline, and it is told.
+    fn pass_deadline(&mut self) -> bool {
+        let Some(deadline) = self.machine.deadline() else {
+            return false;
+        };
+        self.now = self.now.max(deadline);
+        self.on(Event::DeadlinePassed);
+        true
+    }
+
+    fn exit(&mut self, pid: Pid, status: i32) {
+        self.living.retain(|one| one.pid != pid);
+        self.on(Event::Exited { pid, status });
+    }
+
+    fn exit_newest(&mut self, status: i32) {
+        let pid = self.living.last().unwrap().pid;
+        self.exit(pid, status);
+    }
+
+    fn fail_to_execute(&mut self, pid: Pid) {
+        self.on(Event::NotExecuted {
+            pid,
+            cause: cannot_execute(),
+        });
+        self.exit(pid, 255 << 8);
+    }
+
+    fn restart(&mut self) {
+        self.owed = !self.stopping;
+        self.on(Event::Restart);
+    }
+
+    fn stop(&mut self, signal: Signal) {
+        self.stopping = true;
+        self.owed = false;
+        self.on(Event::Stop(signal));
+    }
+
+    fn pids(&self) -> Vec<i32> {
+        self.living.iter().map(|one| one.pid.as_raw()).collect()
+    }
+
+    fn state_of(&self, number: u32) -> Option<State> {
+        self.machine.state_of(number)
+    }
+
+    fn said(&self, text: &str) -> bool {
+        self.count_said(text) > 0
+    }
+
+    fn count_said(&self, text: &str) -> usize {
+        let said = self.said.iter();
+        said.filter(|notice| notice.to_string().contains(text))
+            .count()
+    }
+
+    /// How long it is until the deadline, in seconds.
+    fn wait(&self) -> Option<f64> {
+        let deadline = self.machine.deadline()?;
+        Some(deadline.saturating_since(self.now).as_secs_f64())
+    }
+
+    /// What holds after every event of every history.
+    fn check(&self) {
+        self.check_promises();
+        self.check_snapshot(&written(&self.machine));
+    }
+
+    /// The text is the machine's snapshot.
+    fn check_snapshot(&self, text: &str) {
+        let restored = read(text);
+        let expected = Ok(&self.machine);
+        assert_eq!(restored.as_ref(), expected, "a snapshot holds everything");
+    }
+
+    fn check_promises(&self) {
+        self.check_workers();
+        if self.machine.phase == Phase::Serving {
+            self.check_serving();
+        }
+        if self.finished.is_none() && self.living.is_empty() {
+            assert!(self.machine.deadline().is_some(), "it waits for nothing");
+        }
+        if let Some(outcome) = self.finished {
+            assert_eq!(self.machine.phase, Phase::Finished);
+            assert!(self.stopping || outcome == Outcome::GivenUp);
+            assert_eq!(self.machine.deadline(), None);
+        }
+    }
+
+    fn check_workers(&self) {
+        let mut known: Vec<i32> = self
+            .machine
+            .all_pids()
+            .into_iter()
+            .map(Pid::as_raw)
+            .collect();
+        let mut living = self.pids();
+        known.sort_unstable();
+        living.sort_unstable();
+        assert_eq!(known, living, "no worker is lost, and none is invented");
+        for generation in self.machine.generations() {
+            let number = generation.number;
+            let living = self.living.iter().filter(|one| one.generation == number);
+            assert!(
+                living.count() <= self.machine.settings.workers,
+                "generation {number} has more workers than slots"
+            );
+        }
+    }
+
+    fn check_serving(&self) {
+        let count = |state: State| {
+            let generations = self.machine.generations();
+            generations.filter(|one| one.state() == state).count()
+        };
+        let (starting, current) = (count(State::Starting), count(State::Current));
+        assert!(current <= 1, "one generation is current");
+        assert!(starting <= 1, "one generation starts at a time");
+        let is_planned = self.machine.planned.is_some();
+        assert!(
+            starting > 0 || is_planned || current > 0,
+            "nothing serves and nothing will"
+        );
+        assert!(
+            !self.owed || starting > 0 || is_planned,
+            "a restart is forgotten"
+        );
+        if count(State::Retiring) > 0 {
+            let why = self.machine.current().map(|one| one.why);
+            assert!(
+                why.is_some_and(Why::is_restart),
+                "only a restart makes another generation retire"
+            );
+        }
+    }
+}
+
+/// The snapshot as it would be handed to another program.
+fn written(machine: &Machine) -> String {
+    serde_json::to_string(&machine.snapshot()).unwrap()
+}
+
+/// What that one would make of it.
+fn read(text: &str) -> Result<Machine, String> {
+    let snapshot: Snapshot = serde_json::from_str(text).map_err(|error| error.to_string())?;
+    Machine::restore(snapshot)
+}

@@ -1,0 +1,336 @@
+//! Every short history of events, and some long ones.
+
+use super::*;
+use std::collections::HashMap;
+
+#[derive(Debug, Clone, Copy)]
+enum Step {
+    OldestExits,
+    SecondNewestExits,
+    NewestExits,
+    NewestExecutes,
+    NewestCannotExecute,
+    /// From now on, or no longer.
+    SpawningFails,
+    TimePasses,
+    Restart,
+    Stop,
+    StrangersAct,
+    /// There and back.
+    KnobsChange,
+}
+
+const STEPS: [Step; 11] = [
+    Step::OldestExits,
+    Step::SecondNewestExits,
+    Step::NewestExits,
+    Step::NewestExecutes,
+    Step::NewestCannotExecute,
+    Step::SpawningFails,
+    Step::TimePasses,
+    Step::Restart,
+    Step::Stop,
+    Step::StrangersAct,
+    Step::KnobsChange,
+];
+
+const OTHER_KNOBS: Knobs = Knobs {
+    kill_old_delay: Duration::from_secs(4),
+    auto_restart: Some(Duration::from_secs(3)),
+};
+
+impl World {
+    /// False where the step cannot happen or is the same as another.
+    fn take(&mut self, step: Step) -> bool {
+        let unexecuted = self
+            .living
+            .iter()
+            .rfind(|one| one.executed_at.is_none())
+            .map(|one| one.pid);
+        match step {
+            Step::OldestExits if self.living.len() < 2 => return false,
+            Step::OldestExits => self.exit(self.living[0].pid, 0),
+            Step::SecondNewestExits if self.living.len() < 3 => return false,
+            Step::SecondNewestExits => self.exit(self.living[self.living.len() - 2].pid, 256),
+            Step::NewestExits if self.living.is_empty() => return false,
+            Step::NewestExits => self.exit_newest(256),
+            Step::NewestExecutes | Step::NewestCannotExecute => match (step, unexecuted) {
+                (_, None) => return false,
+                (Step::NewestExecutes, Some(pid)) => self.execute(pid),
+                (_, Some(pid)) => self.fail_to_execute(pid),
+            },
+            Step::SpawningFails if self.stopping => return false,
+            Step::SpawningFails => self.fail_to_spawn ^= true,
+            Step::TimePasses => return self.pass_time(unexecuted.is_some()),
+            Step::Restart if self.stopping => return false,
+            Step::Restart => self.restart(),
+            Step::Stop if self.stopping => return false,
+            Step::Stop => self.stop(Signal::SIGTERM),
+            Step::StrangersAct => {
+                self.strangers_act();
+                return false;
+            }
+            Step::KnobsChange if self.stopping => return false,
+            Step::KnobsChange => self.change_knobs(),
+        }
+        true
+    }
+
+    /// Until the next deadline, or without one as long as a program takes to start that takes long.
+    fn pass_time(&mut self, is_executing: bool) -> bool {
+        if !self.pass_deadline() {
+            self.pass(60.0);
+            return is_executing;
+        }
+        let due = self
+            .machine
+            .deadline()
+            .is_some_and(|deadline| deadline <= self.now);
+        assert!(!due, "a deadline that stays due would be a busy loop");
+        true
+    }
+
+    fn strangers_act(&mut self) {
+        let before = self.machine.clone();
+        let stranger = Pid::from_raw(9);
+        let generation = self.highest;
+        for event in [
+            // Nobody has asked for them: between two steps all that was asked for is answered.
+            Event::Spawned {
+                generation,
+                slot: 0,
+                pid: stranger,
+            },
+            Event::SpawnFailed {
+                generation,
+                slot: 0,
+                cause: cannot_execute(),
+            },
+            Event::Executed(stranger),
+            Event::NotExecuted {
+                pid: stranger,
+                cause: cannot_execute(),
+            },
+            Event::Exited {
+                pid: stranger,
+                status: 0,
+            },
+        ] {
+            let actions = self.machine.on(event, self.now);
+            assert_eq!(actions, [], "a stranger is no reason to act");
+        }
+        assert_eq!(before, self.machine, "a stranger changes nothing");
+    }
+
+    fn change_knobs(&mut self) {
+        let knobs = match self.machine.settings.knobs == OTHER_KNOBS {
+            true => delayed(0),
+            false => OTHER_KNOBS,
+        };
+        self.machine.set_knobs(knobs);
+    }
+
+    /// Told to stop, it ends when the last worker has.
+    fn stops_in_the_end(mut self) {
+        if self.finished.is_none() {
+            if !self.stopping {
+                self.stop(Signal::SIGTERM);
+            }
+            while !self.living.is_empty() {
+                self.exit_newest(0);
+                self.check_promises();
+            }
+            assert!(
+                self.finished.is_some(),
+                "told to stop, and no worker is left"
+            );
+        }
+    }
+}
+
+/// Walks every history of so many steps, but no way twice that starts at the same point.
+struct Walk {
+    /// Every point that was visited, with the number of steps that were walked from there.
+    visited: HashMap<String, usize>,
+    history: Vec<Step>,
+}
+
+impl Walk {
+    fn visit(&mut self, world: &World, length: usize) {
+        let snapshot = written(&world.machine);
+        let World {
+            now,
+            living,
+            fail_to_spawn,
+            owed,
+            ..
+        } = world;
+        let point = format!("{snapshot}{now:?}{living:?}{fail_to_spawn}{owed}");
+        let walked = self.visited.get(&point);
+        if walked.is_some_and(|walked| *walked >= length) {
+            return;
+        }
+        if walked.is_none() {
+            self.unless_it_panics(|| {
+                world.check_promises();
+                world.check_snapshot(&snapshot);
+                world.clone().stops_in_the_end();
+            });
+        }
+        self.visited.insert(point, length);
+        if length > 0 && world.finished.is_none() {
+            for step in STEPS {
+                self.take(step, world, length - 1);
+            }
+        }
+    }
+
+    fn take(&mut self, step: Step, world: &World, length: usize) {
+        let mut next = world.clone();
+        next.said.clear();
+        self.history.push(step);
+        if self.unless_it_panics(|| next.take(step)) {
+            self.visit(&next, length);
+        }
+        self.history.pop();
+    }
+
+    fn unless_it_panics<T>(&self, promise: impl FnOnce() -> T) -> T {
+        let kept = std::panic::catch_unwind(std::panic::AssertUnwindSafe(promise));
+        kept.unwrap_or_else(|_| panic!("after {:?}", self.history))
+    }
+}
+
+/// From each of these on, with so many steps.
+fn walk_all(beginnings: Vec<(World, usize)>) {
+    for (world, length) in beginnings {
+        let mut walk = Walk {
+            visited: HashMap::new(),
+            history: Vec::new(),
+        };
+        walk.visit(&world, length);
+        let visited = walk.visited.len();
+        assert!(visited > 1000, "only {visited} points were visited");
+    }
+}
+
+fn limited(limit: u32, settings: Settings) -> Settings {
+    Settings {
+        start_limit: NonZeroU32::new(limit),
+        first_start_limit: NonZeroU32::new(limit),
+        ..settings
+    }
+}
+
+fn slow(settings: Settings) -> Settings {
+    Settings {
+        knobs: delayed(5),
+        ..settings
+    }
+}
+
+/// Where workers execute the program only when it is a step of the history.
+fn slow_to_execute(settings: Settings) -> World {
+    World::with(settings, false)
+}
+
+/// Where the first generation has committed.
+fn serving(settings: Settings) -> World {
+    let mut world = World::new(settings);
+    world.pass_deadline();
+    world
+}
+
+/// Where the second one has, and the delay before the first one is signalled is over before a replacement is proved.
+fn retiring_soon(settings: Settings) -> World {
+    let mut world = serving(Settings {
+        knobs: Knobs {
+            kill_old_delay: settings.interval / 2,
+            auto_restart: None,
+        },
+        ..settings
+    });
+    world.restart();
+    world.pass_deadline();
+    world
+}
+
+#[test]
+fn every_short_history_of_one_worker_keeps_the_promises() {
+    let restarts_by_itself = Settings {
+        knobs: Knobs {
+            auto_restart: Some(Duration::from_secs(3)),
+            ..delayed(5)
+        },
+        ..settings()
+    };
+    let kills = Settings {
+        stop_timeout: Some(Duration::from_secs(5)),
+        ..limited(1, settings())
+    };
+    walk_all(vec![
+        (World::new(settings()), 7),
+        (slow_to_execute(settings()), 6),
+        (World::new(slow(settings())), 7),
+        (slow_to_execute(slow(settings())), 6),
+        (World::new(limited(2, slow(settings()))), 6),
+        (World::new(kills), 6),
+        (World::new(restarts_by_itself), 6),
+    ]);
+}
+
+#[test]
+fn every_short_history_of_two_workers_keeps_the_promises() {
+    let hasty = Settings {
+        interval: Duration::ZERO,
+        ..limited(1, with_workers(2))
+    };
+    let serving_slowly = World {
+        execute: false,
+        ..serving(slow(with_workers(2)))
+    };
+    walk_all(vec![
+        (slow_to_execute(with_workers(2)), 4),
+        (serving_slowly, 5),
+        (retiring_soon(with_workers(2)), 4),
+        (World::new(with_workers(2)), 5),
+        (serving(limited(2, slow(with_workers(2)))), 5),
+        (World::new(hasty), 5),
+    ]);
+}
+
+/// As a history of many steps cannot be one of all, these are chosen by a generator that always chooses the same.
+#[test]
+fn some_long_histories_keep_the_promises() {
+    let kinds = [
+        limited(3, slow(with_workers(2))),
+        with_workers(3),
+        slow(settings()),
+    ];
+    let mut state: u64 = 1;
+    let mut chosen = |from: usize| {
+        // Knuth's constants of a linear congruential generator modulo 2^64: the high bits are the good ones.
+        state = state
+            .wrapping_mul(6_364_136_223_846_793_005)
+            .wrapping_add(1_442_695_040_888_963_407);
+        usize::try_from(state >> 33).unwrap() % from
+    };
+    for number in 0..60 {
+        let mut world = World::with(kinds[number % kinds.len()].clone(), number % 2 == 0);
+        let mut history = Vec::new();
+        for _ in 0..60 {
+            let step = STEPS[chosen(STEPS.len())];
+            // Otherwise most of them were short again.
+            if matches!(step, Step::Stop) || world.finished.is_some() {
+                continue;
+            }
+            history.push(step);
+            let kept = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
+                world.take(step);
+                world.check();
+            }));
+            assert!(kept.is_ok(), "after {history:?}");
+        }
+        world.stops_in_the_end();
+    }
+}

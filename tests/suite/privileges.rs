@@ -193,7 +193,18 @@ fn the_launchers_signals_and_closed_descriptors_do_not_reach_the_supervisor() {
     let supervisor = status(server.pid());
     assert_eq!(
         signals(supervisor.ignored),
-        [Signal::SIGPIPE, Signal::SIGALRM, Signal::SIGXFSZ]
+        [
+            Signal::SIGPIPE,
+            Signal::SIGALRM,
+            Signal::SIGSTKFLT,
+            Signal::SIGCONT,
+            Signal::SIGURG,
+            Signal::SIGXFSZ,
+            Signal::SIGVTALRM,
+            Signal::SIGPROF,
+            Signal::SIGIO,
+            Signal::SIGPWR,
+        ]
     );
     // Those that it reads from a descriptor are blocked by itself.
     for signal in signals(supervisor.blocked) {

@@ -5,9 +5,46 @@ use std::time::Duration;
 use nix::unistd::Pid;
 use serde::{Deserialize, Serialize};
 
-use super::start::{PROOF_OF_LIFE, Why};
 use crate::host::moment::Moment;
 use crate::words::notice::ExecFailure;
+
+/// How long a worker must have lived after its exec to count as started, however short the interval.
+pub(super) const PROOF_OF_LIFE: Duration = Duration::from_millis(50);
+
+/// How long a worker may take to execute the program.
+pub(super) const LONGEST_EXEC: Duration = Duration::from_secs(30);
+
+/// What a generation is started for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) enum Why {
+    /// Nothing has served yet.
+    First,
+    /// A restart was asked for.
+    Asked,
+    /// The time for an automatic restart has come.
+    Timed,
+    /// All workers of the generation before it died, and nothing serves.
+    Replacement,
+}
+
+impl Why {
+    /// Whether it replaces workers that nothing is wrong with. As in Server::Starter, these are the old ones as soon as
+    /// it begins: should one die, it has not crashed. Its commit is announced together with the signal to them.
+    pub fn is_restart(self) -> bool {
+        match self {
+            Why::Asked | Why::Timed => true,
+            Why::First | Why::Replacement => false,
+        }
+    }
+
+    /// What a start is for that takes the place of a planned one: the restart among the two, if only one of them is.
+    pub(super) fn instead_of(self, planned: Option<Why>) -> Why {
+        match planned {
+            Some(planned) if planned.is_restart() && !self.is_restart() => planned,
+            Some(_) | None => self,
+        }
+    }
+}
 
 /// The workers that were started together, and those that replace them one by one.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -65,7 +102,7 @@ pub(super) enum Content {
 /// One process of the server program.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Worker {
-    #[serde(with = "super::snapshot::pid_as_number")]
+    #[serde(with = "super::as_number::pid")]
     pub pid: Pid,
     /// The number of its generation.
     pub generation: u32,
@@ -181,6 +218,16 @@ impl Generation {
 }
 
 impl Slot {
+    /// When the worker of this slot has taken too long to execute the program, if it has not yet.
+    pub fn hangs_at(&self) -> Option<Moment> {
+        match &self.content {
+            Content::Occupied(worker) if worker.standing == Standing::Spawned => {
+                Some(worker.spawned_at + LONGEST_EXEC)
+            }
+            Content::Occupied(_) | Content::Empty | Content::AskedFor | Content::GivenUp => None,
+        }
+    }
+
     pub fn worker(&self) -> Option<&Worker> {
         match &self.content {
             Content::Occupied(worker) => Some(worker),

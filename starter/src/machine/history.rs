@@ -58,7 +58,7 @@ pub enum Verdict {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Departed {
     pub generation: u32,
-    #[serde(with = "super::snapshot::pid_as_number")]
+    #[serde(with = "super::as_number::pid")]
     pub pid: Pid,
     /// As wait(2) gives it.
     pub status: i32,

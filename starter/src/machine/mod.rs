@@ -11,8 +11,11 @@
 //! | retiring | a newer one serves, not yet signalled | `--kill-old-delay` is over: old; the newer one dies: current again |
 //! | old | told to stop | its last worker is gone |
 //!
+//! A worker that has not executed the program after [`generation::LONGEST_EXEC`], because a file system does not answer for
+//! example, is killed and has failed.
+//!
 //! It has a slot for each of its workers. A worker is *proved* (`Ready`) when it has lived for the interval since it was
-//! asked for, and a moment since it executed the program ([`start::PROOF_OF_LIFE`]). What is not proved is never a reason to give
+//! asked for, and a moment since it executed the program ([`generation::PROOF_OF_LIFE`]). What is not proved is never a reason to give
 //! up something that serves: not to commit, nor to signal a retiring generation, which waits until the current one has a
 //! proved worker.
 //!
@@ -36,131 +39,24 @@
     reason = "a new state or event must be thought of in every decision"
 )]
 
+mod as_number;
 mod generation;
 mod history;
+mod model;
 mod snapshot;
 mod start;
 mod stop;
 
-use std::num::NonZeroU32;
-use std::time::Duration;
-
-use nix::sys::signal::Signal;
 use nix::unistd::Pid;
-use serde::{Deserialize, Serialize};
 
 pub use self::generation::{Generation, State};
 pub use self::history::{Counters, Decision, Departed, History, REMEMBERED, Verdict};
-pub use self::stop::Outcome;
+pub use self::model::{Action, Event, Knobs, Machine, Outcome, Settings};
 
-use self::generation::{Content, Slot, Stage, Standing, Worker};
-use self::start::{Planned, Why};
-use self::stop::Phase;
+use self::generation::{Content, Slot, Stage, Standing, Why, Worker};
+use self::model::Phase;
 use crate::host::moment::Moment;
 use crate::words::notice::{ExecFailure, Notice};
-
-/// What the command line says about restarts.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Settings {
-    /// The number of slots of a generation, at least 1.
-    pub workers: usize,
-    pub interval: Duration,
-    #[serde(with = "snapshot::signal_as_number")]
-    pub signal_on_hup: Signal,
-    #[serde(with = "snapshot::signal_as_number")]
-    pub signal_on_term: Signal,
-    pub stop_timeout: Option<Duration>,
-    pub start_limit: Option<NonZeroU32>,
-    /// The limit that holds until the first generation has committed.
-    pub first_start_limit: Option<NonZeroU32>,
-    /// How it begins; [`Machine::set_knobs`] changes it later.
-    pub knobs: Knobs,
-}
-
-/// What may change while the superdaemon runs.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Knobs {
-    pub kill_old_delay: Duration,
-    /// Restart by itself so long after the last start; `None` does not.
-    pub auto_restart: Option<Duration>,
-}
-
-/// What has happened.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Event {
-    /// The process of a worker that was asked for exists.
-    Spawned {
-        generation: u32,
-        slot: usize,
-        pid: Pid,
-    },
-    /// There is no process for a worker that was asked for.
-    SpawnFailed {
-        generation: u32,
-        slot: usize,
-        cause: ExecFailure,
-    },
-    /// The worker runs the server program.
-    Executed(Pid),
-    /// The worker could not run the server program; its exit follows.
-    NotExecuted { pid: Pid, cause: ExecFailure },
-    /// A child of ours is gone, with its wait status as wait(2) gives it.
-    Exited { pid: Pid, status: i32 },
-    /// The deadline that was asked for has passed.
-    DeadlinePassed,
-    /// HUP.
-    Restart,
-    /// TERM, INT or QUIT.
-    Stop(Signal),
-}
-
-/// What is to be done, in this order.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Action {
-    /// Start a worker, and answer with [`Event::Spawned`] or [`Event::SpawnFailed`].
-    Spawn {
-        generation: u32,
-        slot: usize,
-    },
-    Signal {
-        pid: Pid,
-        signal: Signal,
-    },
-    /// A generation has committed.
-    Serving,
-    /// What the status files show has changed.
-    SaveStatus,
-    Say(Notice),
-    /// No worker is left: end.
-    Finish(Outcome),
-}
-
-/// The machine.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Machine {
-    settings: Settings,
-    phase: Phase,
-    /// Every generation that has a worker or is about to get one, oldest first.
-    generations: Vec<Generation>,
-    /// The number of the last generation.
-    last_number: u32,
-    /// When the last generation was started.
-    last_started_at: Moment,
-    /// A restart was asked for while a start was under way.
-    restart_wanted: bool,
-    /// The next start, where it has to wait.
-    planned: Option<Planned>,
-    /// Failed starts of generations in a row.
-    failures: u32,
-    /// Whether any generation has ever committed.
-    has_served: bool,
-    /// Since when the next automatic restart is waited for.
-    auto_restart_since: Moment,
-    history: History,
-    /// What an event has led to so far; empty between events.
-    #[serde(skip)]
-    actions: Vec<Action>,
-}
 
 impl Machine {
     /// The machine, and the actions that start the first generation.
@@ -184,11 +80,6 @@ impl Machine {
         (machine, actions)
     }
 
-    /// Changes what may change. Nothing is started by that: only the deadline may be another one.
-    pub fn set_knobs(&mut self, knobs: Knobs) {
-        self.settings.knobs = knobs;
-    }
-
     /// What is to be done about an event. Events of processes that are no workers change nothing.
     pub fn on(&mut self, event: Event, now: Moment) -> Vec<Action> {
         match event {
@@ -208,6 +99,7 @@ impl Machine {
             Event::DeadlinePassed => self.deadline_passed(now),
             Event::Restart => self.restart(now),
             Event::Stop(signal) => self.stop(signal, now),
+            Event::Broken => self.give_up_everything(now),
         }
         std::mem::take(&mut self.actions)
     }
@@ -227,21 +119,6 @@ impl Machine {
             Phase::Stopping { kill_at, .. } => kill_at,
             Phase::Finished => None,
         }
-    }
-
-    /// Whether it was told to stop, or has given up.
-    pub fn is_stopping(&self) -> bool {
-        self.phase != Phase::Serving
-    }
-
-    /// Every generation that has a worker, oldest first.
-    pub fn generations(&self) -> impl Iterator<Item = &Generation> {
-        self.generations.iter()
-    }
-
-    /// What has happened so far.
-    pub fn history(&self) -> &History {
-        &self.history
     }
 
     // Events.
@@ -344,6 +221,7 @@ impl Machine {
             } if at <= now => self.kill_all(outcome),
             Phase::Stopping { .. } | Phase::Finished => {}
             Phase::Serving => {
+                self.fail_hanging(now);
                 self.prove_workers(now);
                 self.commit_if_proved(now);
                 self.signal_retiring(now);
@@ -360,18 +238,14 @@ impl Machine {
 
     /// When something is due about this generation, while it is not told to stop.
     fn deadline_of(&self, generation: &Generation) -> Option<Moment> {
-        let proofs = generation
-            .slots
-            .iter()
-            .filter_map(|slot| self.proved_at(slot));
+        let slots = || generation.slots.iter();
+        let proofs = slots().filter_map(|slot| self.proved_at(slot));
+        let hanging = slots().filter_map(Slot::hangs_at);
         match generation.stage {
-            Stage::Uncommitted => proofs.min(),
+            Stage::Uncommitted => proofs.chain(hanging).min(),
             Stage::Current => {
-                let empty = generation
-                    .slots
-                    .iter()
-                    .filter_map(|slot| self.filled_at(slot));
-                proofs.chain(empty).min()
+                let empty = slots().filter_map(|slot| self.filled_at(slot));
+                proofs.chain(hanging).chain(empty).min()
             }
             Stage::Retiring { signal_at } => {
                 let signal_at = self.current_serves().then_some(signal_at);
@@ -379,78 +253,6 @@ impl Machine {
             }
             Stage::Old => None,
         }
-    }
-
-    fn current(&self) -> Option<&Generation> {
-        self.generations
-            .iter()
-            .find(|generation| generation.state() == State::Current)
-    }
-
-    /// Whether the current generation has a worker that is proved.
-    fn current_serves(&self) -> bool {
-        self.current().is_some_and(Generation::serves)
-    }
-
-    fn starting(&self) -> Option<&Generation> {
-        self.generations
-            .iter()
-            .find(|generation| generation.state() == State::Starting)
-    }
-
-    fn is_starting(&self) -> bool {
-        self.starting().is_some()
-    }
-
-    fn is_restarting(&self) -> bool {
-        self.starting()
-            .is_some_and(|generation| generation.why.is_restart())
-    }
-
-    fn generation(&self, number: u32) -> Option<&Generation> {
-        self.generations
-            .iter()
-            .find(|generation| generation.number == number)
-    }
-
-    fn generation_mut(&mut self, number: u32) -> Option<&mut Generation> {
-        self.generations
-            .iter_mut()
-            .find(|generation| generation.number == number)
-    }
-
-    fn state_of(&self, number: u32) -> Option<State> {
-        self.generation(number).map(Generation::state)
-    }
-
-    /// The slot, if a worker was asked for there and there is none yet.
-    fn asked_for(&mut self, number: u32, slot: usize) -> Option<&mut Slot> {
-        let slot = self.generation_mut(number)?.slots.get_mut(slot)?;
-        (slot.content == Content::AskedFor).then_some(slot)
-    }
-
-    fn all_pids(&self) -> Vec<Pid> {
-        self.generations.iter().flat_map(Generation::pids).collect()
-    }
-
-    // Small changes.
-
-    fn drop_gone(&mut self) {
-        self.generations.retain(|generation| !generation.is_gone());
-    }
-
-    fn say(&mut self, notice: Notice) {
-        self.actions.push(Action::Say(notice));
-    }
-
-    fn signal(&mut self, pid: Pid, signal: Signal) {
-        self.actions.push(Action::Signal { pid, signal });
-    }
-
-    /// One save after all that an event has changed is enough.
-    fn save_status(&mut self) {
-        self.actions.retain(|action| *action != Action::SaveStatus);
-        self.actions.push(Action::SaveStatus);
     }
 }
 

@@ -11,8 +11,7 @@ use serde::{Deserialize, Serialize};
 
 use super::generation::{Content, Generation, Slot, State};
 use super::history::{History, REMEMBERED};
-use super::stop::Phase;
-use super::{Machine, Settings};
+use super::model::{Machine, Phase, Settings};
 
 /// Counts every change of the data: of another version nothing is known.
 const VERSION: u32 = 1;
@@ -241,36 +240,5 @@ fn refuse_if(is_wrong: bool, why: impl FnOnce() -> String) -> Result<(), String>
     match is_wrong {
         true => Err(why()),
         false => Ok(()),
-    }
-}
-
-/// For `serde(with)`.
-pub(super) mod pid_as_number {
-    use nix::unistd::Pid;
-    use serde::{Deserialize, Deserializer, Serialize, Serializer};
-
-    pub fn serialize<S: Serializer>(pid: &Pid, serializer: S) -> Result<S::Ok, S::Error> {
-        pid.as_raw().serialize(serializer)
-    }
-
-    pub fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Pid, D::Error> {
-        i32::deserialize(deserializer).map(Pid::from_raw)
-    }
-}
-
-/// For `serde(with)`.
-pub(super) mod signal_as_number {
-    use nix::sys::signal::Signal;
-    use serde::de::Error;
-    use serde::{Deserialize, Deserializer, Serialize, Serializer};
-
-    pub fn serialize<S: Serializer>(signal: &Signal, serializer: S) -> Result<S::Ok, S::Error> {
-        (*signal as i32).serialize(serializer)
-    }
-
-    pub fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Signal, D::Error> {
-        let number = i32::deserialize(deserializer)?;
-        Signal::try_from(number)
-            .map_err(|_| D::Error::custom(format_args!("{number} is the number of no signal")))
     }
 }

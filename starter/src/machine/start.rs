@@ -3,40 +3,18 @@
 use std::num::NonZeroU32;
 use std::time::Duration;
 
-use serde::{Deserialize, Serialize};
+use nix::sys::signal::Signal;
 
-use super::generation::{Content, Generation, Slot, Stage, State, Worker};
+use super::generation::{
+    Content, Generation, LONGEST_EXEC, PROOF_OF_LIFE, Slot, Stage, Standing, State, Why, Worker,
+};
 use super::history::{Decision, Verdict};
-use super::stop::Outcome;
-use super::{Action, Machine};
+use super::model::{Action, Machine, Outcome, Planned};
 use crate::host::moment::Moment;
 use crate::words::notice::{ExecFailure, Notice};
 
-/// How long a worker must have lived after its exec to count as started, however short the interval.
-pub(super) const PROOF_OF_LIFE: Duration = Duration::from_millis(50);
-
 /// The longest wait between two failed starts, unless the interval itself is longer.
 const LONGEST_BACKOFF: Duration = Duration::from_secs(30);
-
-/// What a generation is started for.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-pub(super) enum Why {
-    /// Nothing has served yet.
-    First,
-    /// A restart was asked for.
-    Asked,
-    /// The time for an automatic restart has come.
-    Timed,
-    /// All workers of the generation before it died, and nothing serves.
-    Replacement,
-}
-
-/// A start that is due later.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-pub(super) struct Planned {
-    pub at: Moment,
-    pub why: Why,
-}
 
 /// The start of a generation that did not succeed.
 struct FailedStart {
@@ -48,25 +26,6 @@ struct FailedStart {
     /// The wait status of the worker that failed, if there was a process.
     status: Option<i32>,
     cause: Option<ExecFailure>,
-}
-
-impl Why {
-    /// Whether it replaces workers that nothing is wrong with. As in Server::Starter, these are the old ones as soon as
-    /// it begins: should one die, it has not crashed. Its commit is announced together with the signal to them.
-    pub fn is_restart(self) -> bool {
-        match self {
-            Why::Asked | Why::Timed => true,
-            Why::First | Why::Replacement => false,
-        }
-    }
-
-    /// What a start is for that takes the place of a planned one: the restart among the two, if only one of them is.
-    fn instead_of(self, planned: Option<Why>) -> Why {
-        match planned {
-            Some(planned) if planned.is_restart() && !self.is_restart() => planned,
-            Some(_) | None => self,
-        }
-    }
 }
 
 // The start of a generation.
@@ -267,6 +226,33 @@ impl Machine {
         self.start_failed(worker.generation, Some(status), cause, now);
         if is_hopeless && !self.is_stopping() {
             self.stop_all(self.settings.signal_on_term, Outcome::GivenUp, now);
+        }
+    }
+
+    /// Workers that have not executed the program in time are killed. Their exit is not waited for: whatever keeps them from
+    /// the program may keep them from that too.
+    pub(super) fn fail_hanging(&mut self, now: Moment) {
+        let hanging: Vec<Worker> = self
+            .generations
+            .iter()
+            .filter(|generation| matches!(generation.stage, Stage::Uncommitted | Stage::Current))
+            .flat_map(|generation| &generation.slots)
+            .filter(|slot| slot.hangs_at().is_some_and(|at| at <= now))
+            .filter_map(Slot::worker)
+            .cloned()
+            .collect();
+        for worker in hanging {
+            let cause = ExecFailure::hanging(worker.pid, LONGEST_EXEC);
+            self.signal(worker.pid, Signal::SIGKILL);
+            if self.state_of(worker.generation) == Some(State::Starting) {
+                self.say(Notice::CannotStartWorker(cause.clone()));
+                self.start_failed(worker.generation, None, Some(cause), now);
+            } else if let Some(generation) = self.generation_mut(worker.generation)
+                && let Some(worker) = generation.worker_mut(worker.pid)
+            {
+                // Its exit is the failure of its slot, which nobody else can have.
+                worker.standing = Standing::NotExecuted(cause);
+            }
         }
     }
 

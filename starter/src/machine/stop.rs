@@ -1,32 +1,10 @@
 //! Stopping: every worker is told to, those that do not follow are killed, and the end comes with the last of them.
 
 use nix::sys::signal::Signal;
-use serde::{Deserialize, Serialize};
 
-use super::{Action, Machine};
+use super::model::{Action, Machine, Outcome, Phase};
 use crate::host::moment::Moment;
 use crate::words::notice::Notice;
-
-/// What the machine is about.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-pub(super) enum Phase {
-    Serving,
-    Stopping {
-        /// When what is left is killed, if that is to happen and has not.
-        kill_at: Option<Moment>,
-        outcome: Outcome,
-    },
-    Finished,
-}
-
-/// How it ended.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-pub enum Outcome {
-    /// As it was told to.
-    Stopped,
-    /// There was nothing left that could serve.
-    GivenUp,
-}
 
 impl Machine {
     /// The first order to stop counts; later ones change nothing.
@@ -46,6 +24,13 @@ impl Machine {
             pids: self.all_pids(),
         });
         self.stop_all(sent, Outcome::Stopped, now);
+    }
+
+    /// Every worker is stopped, because nobody can look after them any more.
+    pub(super) fn give_up_everything(&mut self, now: Moment) {
+        if self.phase == Phase::Serving {
+            self.stop_all(self.settings.signal_on_term, Outcome::GivenUp, now);
+        }
     }
 
     pub(super) fn stop_all(&mut self, signal: Signal, outcome: Outcome, now: Moment) {

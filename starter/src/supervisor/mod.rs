@@ -10,8 +10,6 @@ pub mod resources;
 pub mod signals;
 mod sources;
 
-use nix::sys::signal::Signal;
-
 use crate::host::moment::Moment;
 use crate::machine::{Action, Event, Machine, Outcome, Settings, Verdict};
 use crate::supervisor::resources::Resources;
@@ -97,16 +95,13 @@ impl Supervisor {
         }
         self.resources.log.complain(&failure);
         self.resources.reason = Some(failure);
-        self.decide(Event::Stop(Signal::SIGTERM));
+        self.decide(Event::Broken);
     }
 
     fn end(mut self, outcome: Outcome) -> Outcome {
         let failure = self.why_nothing_serves(outcome);
         self.resources.let_go(&failure);
-        match self.is_broken {
-            true => Outcome::GivenUp,
-            false => outcome,
-        }
+        outcome
     }
 
     /// For whoever has waited for the first generation until now.

@@ -13,6 +13,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::words::failure::Failure;
 use crate::words::lack::Lack;
+use crate::words::remedy;
 use crate::words::text::printable;
 
 /// How much a line matters, as syslog has it (syslog(3)).
@@ -36,6 +37,16 @@ pub struct ExecFailure {
 }
 
 impl ExecFailure {
+    /// A worker that has not executed the program for so long.
+    pub fn hanging(pid: Pid, longest: Duration) -> ExecFailure {
+        let seconds = longest.as_secs();
+        ExecFailure {
+            action: format!("execute the program in worker {pid} within {seconds} seconds"),
+            errno: Errno::ETIME,
+            hint: Some(remedy::HANGING.into()),
+        }
+    }
+
     /// In one line, without the hint.
     pub fn line(&self) -> String {
         format!("cannot {}: {}", self.action, self.errno.desc())

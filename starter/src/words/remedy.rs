@@ -173,3 +173,7 @@ pub fn missing_interpreter(name: &OsStr) -> String {
         false => format!("the interpreter in its first line does not exist: {shown}"),
     }
 }
+
+/// Where a worker does not get as far as to the program.
+pub const HANGING: &str =
+    "a file system that does not answer holds it up: that of the program, of --dir or of a library";

@@ -5,10 +5,14 @@ mod rules;
 mod snapshot;
 mod walk;
 
-use nix::errno::Errno;
+use std::num::NonZeroU32;
+use std::time::Duration;
 
+use nix::errno::Errno;
+use nix::sys::signal::Signal;
+
+use super::generation::PROOF_OF_LIFE;
 use super::snapshot::Snapshot;
-use super::start::PROOF_OF_LIFE;
 use super::*;
 
 fn settings() -> Settings {

@@ -72,8 +72,8 @@ fn a_replacement_is_proved_by_its_own_time_and_only_once_it_has_executed() {
     let mut world = serving(settings());
     world.execute = false;
     world.exit_newest(9);
-    assert_eq!(world.machine.deadline(), None);
-    world.pass(60.0);
+    assert_eq!(world.wait(), Some(30.0));
+    world.pass(29.0);
     world.execute(Pid::from_raw(102));
     assert_eq!(world.wait(), Some(PROOF_OF_LIFE.as_secs_f64()));
     world.exit_newest(9);
@@ -185,6 +185,19 @@ fn a_replacement_that_its_successor_stops_has_not_failed() {
 }
 
 #[test]
+fn a_replacement_that_hangs_before_the_program_is_killed_and_its_end_is_a_failure_of_its_slot() {
+    let mut world = serving(settings());
+    world.execute = false;
+    world.exit_newest(9);
+    world.pass_deadline();
+    assert_eq!(world.state_of(1), Some(State::Current));
+    assert!(!world.said("within 30 seconds"));
+    world.exit(Pid::from_raw(102), 9);
+    assert!(world.said("cannot execute the program in worker 102 within 30 seconds"));
+    assert_eq!(world.machine.history().counters.failed_starts, 1);
+}
+
+#[test]
 fn a_retiring_generation_is_not_signalled_before_its_successor_has_a_proved_worker() {
     let mut world = serving(Settings {
         knobs: delayed(5),
@@ -201,7 +214,7 @@ fn a_retiring_generation_is_not_signalled_before_its_successor_has_a_proved_work
     world.pass(1.0);
     world.on(Event::DeadlinePassed);
     assert_eq!(world.state_of(1), Some(State::Retiring));
-    assert_eq!(world.machine.deadline(), None);
+    assert_eq!(world.wait(), Some(29.0));
     world.execute(Pid::from_raw(104));
     world.pass_deadline();
     assert_eq!(world.state_of(1), Some(State::Old));

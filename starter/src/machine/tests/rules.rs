@@ -29,17 +29,53 @@ fn an_interval_of_zero_still_asks_for_a_proof_of_life() {
 }
 
 #[test]
-fn a_worker_that_has_not_executed_the_program_does_not_commit_however_long_it_takes() {
+fn a_worker_that_has_not_executed_the_program_does_not_commit_though_it_lives_for_the_interval() {
     let mut world = World::with(settings(), false);
-    world.pass(3600.0);
+    world.pass(29.0);
     world.on(Event::DeadlinePassed);
     assert_eq!(world.state_of(1), Some(State::Starting));
-    assert_eq!(world.machine.deadline(), None);
+    assert_eq!(world.wait(), Some(1.0));
     world.on(Event::Executed(Pid::from_raw(100)));
     world.on(Event::DeadlinePassed);
     assert_eq!(world.state_of(1), Some(State::Starting));
     world.pass_deadline();
     assert_eq!(world.state_of(1), Some(State::Current));
+}
+
+#[test]
+fn a_worker_that_hangs_before_the_program_is_killed_and_its_start_has_failed() {
+    let mut world = World::new(settings());
+    world.pass_deadline();
+    world.execute = false;
+    world.restart();
+    let hanging = world.living[1].pid;
+    world.execute = true;
+    world.pass_deadline();
+    assert_eq!(world.state_of(2), Some(State::Old));
+    assert_eq!(world.state_of(1), Some(State::Current));
+    assert!(world.said(&format!(
+        "cannot execute the program in worker {hanging} within 30 seconds"
+    )));
+    assert_eq!(world.machine.history().counters.failed_starts, 1);
+    // The next try does not wait for the end of a process that may have none.
+    world.pass_deadline();
+    assert_eq!(world.state_of(3), Some(State::Current));
+    world.exit(hanging, 9);
+    assert!(world.said(&format!("old worker {hanging} died, status:9")));
+}
+
+#[test]
+fn a_supervisor_that_is_broken_stops_everything_and_has_failed() {
+    let mut world = World::new(settings());
+    world.pass_deadline();
+    world.restart();
+    world.stopping = true;
+    world.owed = false;
+    world.on(Event::Broken);
+    while !world.living.is_empty() {
+        world.exit_newest(15);
+    }
+    assert_eq!(world.finished, Some(Outcome::GivenUp));
 }
 
 #[test]

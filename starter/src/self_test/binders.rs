@@ -63,7 +63,7 @@ impl Test<'_> {
     /// The binder that becomes the user.
     pub fn binder_of_ports(&mut self) -> Result<(), Failure> {
         let grant = self.port();
-        let (ask, address) = (self.ask_port(0), self.ports.address);
+        let ask = self.ask_port(0);
         let (mut test_binder, _) = self.start_confined(PORTS, std::slice::from_ref(&grant))?;
         // It waits to be asked.
         let pid = test_binder.binder.pid();
@@ -94,26 +94,7 @@ impl Test<'_> {
                 ),
             )?;
         }
-        let bound = match self.bind(&mut test_binder, ask)? {
-            Received::Reply(Reply::Bound { .. }, sockets) => sockets
-                .into_iter()
-                .filter_map(|socket| TcpListener::from(socket).local_addr().ok())
-                .collect(),
-            _ => Vec::new(),
-        };
-        self.report.check(
-            PORTS,
-            format_args!("it binds {address}:{}", self.ports.served),
-            bound == [(address, self.ports.served).into()],
-            "it does not",
-        )?;
-        let ended = self.end_of(&mut test_binder)?;
-        self.report.check(
-            PORTS,
-            "it ends when its list is used up",
-            ended.success(),
-            ended,
-        )?;
+        self.serves_its_port(&mut test_binder, ask)?;
         let elsewhere = Ask::Port {
             grant: 0,
             address: Address {
@@ -127,6 +108,31 @@ impl Test<'_> {
         self.ask_beyond(PORTS, &grant, beyond, "asked for more than its list holds")?;
         self.ask_twice(PORTS, &grant, ask)?;
         self.escapes(PORTS, |_, _| grant.clone(), ask)
+    }
+
+    /// It binds what it was started for, and ends.
+    fn serves_its_port(&mut self, test_binder: &mut TestBinder, ask: Ask) -> Result<(), Failure> {
+        let (address, port) = (self.ports.address, self.ports.served);
+        let bound = match self.bind(test_binder, ask)? {
+            Received::Reply(Reply::Bound { .. }, sockets) => sockets
+                .into_iter()
+                .filter_map(|socket| TcpListener::from(socket).local_addr().ok())
+                .collect(),
+            _ => Vec::new(),
+        };
+        self.report.check(
+            PORTS,
+            format_args!("it binds {address}:{port}"),
+            bound == [(address, port).into()],
+            "it does not",
+        )?;
+        let ended = self.end_of(test_binder)?;
+        self.report.check(
+            PORTS,
+            "it ends when its list is used up",
+            ended.success(),
+            ended,
+        )
     }
 
     /// The binder that stays root by number.

@@ -39,32 +39,7 @@ impl Test<'_> {
         let cannot = |cause: String| Failure::failed(format!("cannot run start_server: {cause}"));
         let program = std::env::current_exe().map_err(|error| cannot(failure::cause(&error)))?;
         let (pid_file, status_file) = (self.scratch.of_user("pid"), self.scratch.of_user("status"));
-        let mut command = Command::new(&program);
-        let options = [
-            ("--user", &self.options.user),
-            ("--group", &self.options.group),
-        ];
-        for (name, value) in options {
-            if let Some(value) = value {
-                command.arg(format!("{name}={value}"));
-            }
-        }
-        command.args(self.options.strict.then_some("--strict"));
-        command.arg(format!(
-            "--port={}:{}",
-            self.ports.address, self.ports.served
-        ));
-        for (name, path, more) in [
-            ("--path=", socket, attributes),
-            ("--pid-file=", &pid_file, ""),
-            ("--status-file=", &status_file, ""),
-        ] {
-            let mut word = OsString::from(name);
-            word.push(path);
-            word.push(more);
-            command.arg(word);
-        }
-        command.args(["--interval=0", "--"]).arg(&program).arg(ROLE);
+        let mut command = self.server_command(&program, socket, attributes);
         let mut child = command
             .env_clear()
             .current_dir("/")
@@ -96,6 +71,36 @@ impl Test<'_> {
             files,
             inherited: self.inherited.clone(),
         })
+    }
+    /// The command line that an operator would type.
+    fn server_command(&self, program: &Path, socket: &Path, attributes: &str) -> Command {
+        let mut command = Command::new(program);
+        let options = [
+            ("--user", &self.options.user),
+            ("--group", &self.options.group),
+        ];
+        for (name, value) in options {
+            if let Some(value) = value {
+                command.arg(format!("{name}={value}"));
+            }
+        }
+        command.args(self.options.strict.then_some("--strict"));
+        command.arg(format!(
+            "--port={}:{}",
+            self.ports.address, self.ports.served
+        ));
+        for (name, path, more) in [
+            ("--path=", socket, attributes),
+            ("--pid-file=", &self.scratch.of_user("pid"), ""),
+            ("--status-file=", &self.scratch.of_user("status"), ""),
+        ] {
+            let mut word = OsString::from(name);
+            word.push(path);
+            word.push(more);
+            command.arg(word);
+        }
+        command.args(["--interval=0", "--"]).arg(program).arg(ROLE);
+        command
     }
 }
 

@@ -1,7 +1,7 @@
 //! What the kernel is to refuse from the drop on, as tables: seccomp(2) and landlock(7).
 //!
-//! A system call that is not in the table ends the process. Where a kernel lacks one of the two, the supervisor is told;
-//! it decides whether that will do.
+//! A system call that is not in the table ends the process. The supervisor is told where a kernel has only one of
+//! the two or none, and decides whether that will do.
 
 use std::collections::BTreeMap;
 use std::os::fd::BorrowedFd;
@@ -27,7 +27,7 @@ use seccompiler::{
     SeccompRule, TargetArch,
 };
 
-/// What the process has to do yet.
+/// What the process has yet to do.
 #[derive(Default)]
 pub struct Work<'a> {
     pub tcp_ports: Vec<u16>,
@@ -87,7 +87,7 @@ impl<'a> Work<'a> {
     }
 }
 
-/// The newest interface of the kernel that is asked for: what comes later is neither needed nor known.
+/// The newest version of the interface that is used: what later ones add is neither needed nor known.
 const LANDLOCK: ABI = ABI::V6;
 const _: () = assert!(LANDLOCK as u8 == Confinement::LANDLOCK);
 
@@ -133,13 +133,13 @@ fn install(filter: Option<&BpfProgram>) -> Result<bool, String> {
     };
     match seccompiler::apply_filter(filter) {
         Ok(()) => Ok(true),
-        Err(seccompiler::Error::Seccomp(error)) if lacks(&error) => Ok(false),
+        Err(seccompiler::Error::Seccomp(error)) if is_unavailable(&error) => Ok(false),
         Err(error) => Err(format!("cannot be confined by seccomp: {error}")),
     }
 }
 
-/// A kernel without seccomp, or a container or unit that keeps everybody from it.
-fn lacks(error: &std::io::Error) -> bool {
+/// A kernel without seccomp, or a container or unit that allows nobody to use it.
+fn is_unavailable(error: &std::io::Error) -> bool {
     [Errno::ENOSYS, Errno::EINVAL, Errno::EPERM, Errno::EACCES]
         .iter()
         .any(|errno| error.raw_os_error() == Some(*errno as i32))
@@ -173,7 +173,7 @@ const ALWAYS: &[Call] = &[
     (SYS_write, &[Is(0, STDERR)]),
     // Sockets that were sent, and the channel.
     (SYS_close, &[]),
-    // Before that, in builds with debug assertions, the standard library looks whether it is open.
+    // Before that, in builds with debug assertions, the standard library checks whether it is open.
     #[cfg(debug_assertions)]
     (libc::SYS_fcntl, &[Is(1, libc::F_GETFD)]),
     // The allocator. Nothing that can be written is ever executed.

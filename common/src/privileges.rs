@@ -24,7 +24,7 @@ fn cannot_set(what: &str) -> impl Fn(caps::errors::CapsError) -> String + '_ {
 pub enum Bounding {
     /// All of it.
     Empty,
-    /// Nothing: the process lacks `CAP_SETPCAP`.
+    /// Nothing: the process does not have `CAP_SETPCAP`.
     Kept,
 }
 
@@ -65,7 +65,7 @@ pub fn become_user(identity: &Identity, retained: &[Capability]) -> Result<Bound
 pub fn stay_root_with(retained: &[Capability]) -> Result<Bounding, String> {
     only_thread()?;
     let bounding = empty_bounding_set()?;
-    // Also a matter of CAP_SETPCAP. Without it no_new_privs is what keeps an exec from giving anything back.
+    // Also a matter of CAP_SETPCAP. Without it, no_new_privs ensures that an exec gives nothing back.
     if bounding == Bounding::Empty {
         lock_securebits()?;
     }
@@ -221,7 +221,7 @@ fn leave_session_keyring() -> nix::Result<()> {
         )
     };
     match Errno::result(joined) {
-        // A kernel without keyrings, or a container that keeps everybody from them, also from reading.
+        // A kernel without keyrings, or a container in which nobody can use them, nor read them.
         Err(Errno::ENOSYS | Errno::EPERM) => Ok(()),
         result => result.map(drop),
     }

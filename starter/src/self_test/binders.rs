@@ -38,7 +38,7 @@ const ESCAPES: [(Escape, &str); 10] = [
     (Escape::SignalParent, "signal its parent"),
 ];
 
-/// What a binder has to do yet.
+/// What a binder has yet to do.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Phase {
     /// A grant of its list is unused.
@@ -153,7 +153,7 @@ impl Test<'_> {
                 undumpable: false,
             };
             self.check_profile(PATH, pid, &profile)?;
-            let directory = self.scratch.directory().display().to_string();
+            let directory = self.scratch.directory().to_string_lossy().into_owned();
             let mut rest = vec![directory];
             // The second layer, ready to be put over the first.
             rest.extend(has_landlock.then(|| "anon_inode:[landlock-ruleset]".to_owned()));
@@ -222,14 +222,14 @@ impl Test<'_> {
             process,
             "seccomp is in force",
             confinement.seccomp,
-            "this kernel or container has none for it",
+            "this kernel or container lacks it",
         )?;
         self.report.check(
             process,
             format_args!("Landlock {} is in force", Confinement::LANDLOCK),
             confinement.landlock >= Confinement::LANDLOCK,
             match confinement.landlock {
-                0 => "this kernel or container has none for it".to_owned(),
+                0 => "this kernel or container lacks it".to_owned(),
                 version => format!("this kernel has version {version}"),
             },
         )?;
@@ -264,7 +264,7 @@ impl Test<'_> {
         test_binder.binder.receive_or_end()
     }
 
-    /// Until it has said something, or has ended: so that nothing waits without end for it.
+    /// Waits until it has sent something or has ended, so that nothing waits for it without end.
     fn wait_for_message(&self, test_binder: &TestBinder, what: &str) -> Result<(), Failure> {
         self.patience.readable(test_binder.binder.as_fd(), what)?;
         if has_hung_up(test_binder.binder.as_fd()) {
@@ -296,7 +296,7 @@ impl Test<'_> {
         self.ends(process, received, asked)
     }
 
-    /// It is asked twice for the same. An escape that is never tried keeps it from having ended by then.
+    /// It is asked twice for the same. Without an escape that is never tried it would have ended by then.
     fn ask_twice(&mut self, process: &str, grant: &Grant, ask: Ask) -> Result<(), Failure> {
         let grants = std::slice::from_ref(grant);
         let (mut test_binder, _) = self.start_binder(grants, &[Escape::OpenFile])?;

@@ -266,7 +266,7 @@ impl Test<'_> {
         escapes
     }
 
-    /// Against a process that the user must not get at. An ordinary user's supervisor has nothing that its worker lacks.
+    /// Against a process that the user must not reach. An ordinary user's supervisor has nothing that its worker does not have.
     fn escapes_at(&self, whom: &str, pid: Pid) -> Vec<(WorkerEscape, String)> {
         if self.identity.is_none() {
             return Vec::new();
@@ -564,5 +564,5 @@ fn words(numbers: &[u32]) -> String {
 }
 
 fn text(path: &Path) -> String {
-    path.display().to_string()
+    path.to_string_lossy().into_owned()
 }

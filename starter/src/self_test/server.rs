@@ -185,7 +185,7 @@ impl Inherited {
         proc::children(getpid()).map(Inherited)
     }
 
-    /// Those that have come since and are there still, running or not waited for.
+    /// Those that are newer and still there, running or not yet waited for.
     pub fn newer(&self) -> Result<Vec<Pid>, Failure> {
         let mut children = proc::children(getpid())?;
         children.retain(|child| !self.0.contains(child));

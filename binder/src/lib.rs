@@ -41,11 +41,23 @@ pub fn main() -> ExitCode {
         Err(cause) => {
             // At once, because the sandbox may end a process that writes in parts. Nobody is left to tell where stderr is
             // closed.
-            let line = format!("start_server-binder: {cause}\n");
+            let line = format!("start_server-binder: {}\n", printable(&cause));
             drop(io::stderr().write_all(line.as_bytes()));
             ExitCode::FAILURE
         }
     }
+}
+
+/// One line that is safe to show, whatever others have put into it.
+fn printable(cause: &str) -> String {
+    let mut line = String::new();
+    for character in cause.chars() {
+        match character {
+            ' '..='~' => line.push(character),
+            other => line.extend(other.escape_default()),
+        }
+    }
+    line
 }
 
 fn run() -> Result<(), String> {
@@ -77,4 +89,16 @@ fn inherited_channel() -> Result<Channel<Reply, Request>, String> {
     let socket = unsafe { OwnedFd::from_raw_fd(0) };
     Channel::from_socket(socket)
         .map_err(|error| format!("this program is run by start_server only: {error}"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_others_wrote_stays_in_one_line_and_drives_no_terminal() {
+        let cause = "cannot do `it`: a\nforged: line\x1b[2J\u{9b}\u{202e}";
+        let line = r"cannot do `it`: a\nforged: line\u{1b}[2J\u{9b}\u{202e}";
+        assert_eq!(printable(cause), line);
+    }
 }

@@ -1,7 +1,7 @@
 //! What the kernel is to refuse from the drop on, as tables: seccomp(2) and landlock(7).
 //!
-//! A system call that is not in the table ends the process. Where a kernel lacks one of the two, the supervisor is told;
-//! it decides whether that will do.
+//! A system call that is not in the table ends the process. The supervisor is told where a kernel has only one of
+//! the two or none, and decides whether that will do.
 
 use std::collections::BTreeMap;
 use std::os::fd::BorrowedFd;
@@ -11,13 +11,23 @@ use landlock::{
     ABI, Access, AccessFs, AccessNet, BitFlags, LandlockStatus, NetPort, PathBeneath, Ruleset,
     RulesetAttr, RulesetCreated, RulesetCreatedAttr, RulesetStatus, Scope,
 };
+use libc::{
+    AF_INET, AF_INET6, AF_UNIX, AT_EMPTY_PATH, IPPROTO_IPV6, IPV6_V6ONLY, MSG_CMSG_CLOEXEC,
+    MSG_NOSIGNAL, O_CLOEXEC, O_NOFOLLOW, O_PATH, PR_CAP_AMBIENT, PR_CAP_AMBIENT_CLEAR_ALL,
+    PR_SET_NO_NEW_PRIVS, PROT_EXEC, SECCOMP_SET_MODE_FILTER, SO_REUSEADDR, SOCK_CLOEXEC,
+    SOCK_DGRAM, SOCK_STREAM, SOL_SOCKET, SYS_bind, SYS_brk, SYS_capget, SYS_capset, SYS_close,
+    SYS_exit_group, SYS_fchmod, SYS_fchownat, SYS_fstat, SYS_landlock_restrict_self, SYS_madvise,
+    SYS_mmap, SYS_mremap, SYS_munmap, SYS_newfstatat, SYS_openat, SYS_prctl, SYS_recvfrom,
+    SYS_recvmsg, SYS_seccomp, SYS_sendmsg, SYS_setsockopt, SYS_sigaltstack, SYS_socket, SYS_umask,
+    SYS_unlinkat, SYS_write, c_int, c_long,
+};
 use nix::errno::Errno;
 use seccompiler::{
     BpfProgram, SeccompAction, SeccompCmpArgLen, SeccompCmpOp, SeccompCondition, SeccompFilter,
     SeccompRule, TargetArch,
 };
 
-/// What the process has to do yet.
+/// What the process has yet to do.
 #[derive(Default)]
 pub struct Work<'a> {
     pub tcp_ports: Vec<u16>,
@@ -77,7 +87,7 @@ impl<'a> Work<'a> {
     }
 }
 
-/// The newest interface of the kernel that is asked for: what comes later is neither needed nor known.
+/// The newest version of the interface that is used: what later ones add is neither needed nor known.
 const LANDLOCK: ABI = ABI::V6;
 const _: () = assert!(LANDLOCK as u8 == Confinement::LANDLOCK);
 
@@ -123,187 +133,116 @@ fn install(filter: Option<&BpfProgram>) -> Result<bool, String> {
     };
     match seccompiler::apply_filter(filter) {
         Ok(()) => Ok(true),
-        Err(seccompiler::Error::Seccomp(error)) if lacks(&error) => Ok(false),
+        Err(seccompiler::Error::Seccomp(error)) if is_unavailable(&error) => Ok(false),
         Err(error) => Err(format!("cannot be confined by seccomp: {error}")),
     }
 }
 
-/// A kernel without seccomp, or a container or unit that keeps everybody from it.
-fn lacks(error: &std::io::Error) -> bool {
+/// A kernel without seccomp, or a container or unit that allows nobody to use it.
+fn is_unavailable(error: &std::io::Error) -> bool {
     [Errno::ENOSYS, Errno::EINVAL, Errno::EPERM, Errno::EACCES]
         .iter()
         .any(|errno| error.raw_os_error() == Some(*errno as i32))
 }
 
-/// A system call that may be made, with what its arguments must be.
-#[derive(Clone, Copy)]
-struct Call {
-    number: libc::c_long,
-    arguments: &'static [Argument],
-}
+/// A system call that may be made, by its number, and what its arguments must be.
+type Call = (c_long, &'static [Argument]);
 
 #[derive(Clone, Copy)]
 enum Argument {
     /// Of 32 bits: the number of the argument, and its value.
-    Is(u8, libc::c_int),
+    Is(u8, c_int),
     /// None of these bits is set.
-    Lacks(u8, libc::c_int),
+    Lacks(u8, c_int),
     /// Not less than this.
-    IsAtLeast(u8, libc::c_int),
+    IsAtLeast(u8, c_int),
 }
 
 use Argument::{Is, IsAtLeast, Lacks};
 
-const fn call(number: libc::c_long, arguments: &'static [Argument]) -> Call {
-    Call { number, arguments }
-}
-
-const CHANNEL: libc::c_int = 0;
-const STDERR: libc::c_int = 2;
+const CHANNEL: c_int = 0;
+const STDERR: c_int = 2;
+const STREAM: c_int = SOCK_STREAM | SOCK_CLOEXEC;
+const DATAGRAM: c_int = SOCK_DGRAM | SOCK_CLOEXEC;
 
 /// In every phase.
 const ALWAYS: &[Call] = &[
     // The answer. Other flags could connect to a port (MSG_FASTOPEN), which Landlock does not see.
-    call(
-        libc::SYS_sendmsg,
-        &[Is(0, CHANNEL), Is(2, libc::MSG_NOSIGNAL)],
-    ),
+    (SYS_sendmsg, &[Is(0, CHANNEL), Is(2, MSG_NOSIGNAL)]),
     // What was wrong, in one line.
-    call(libc::SYS_write, &[Is(0, STDERR)]),
+    (SYS_write, &[Is(0, STDERR)]),
     // Sockets that were sent, and the channel.
-    call(libc::SYS_close, &[]),
-    // Before that, in builds with debug assertions, the standard library looks whether it is open.
+    (SYS_close, &[]),
+    // Before that, in builds with debug assertions, the standard library checks whether it is open.
     #[cfg(debug_assertions)]
-    call(libc::SYS_fcntl, &[Is(1, libc::F_GETFD)]),
+    (libc::SYS_fcntl, &[Is(1, libc::F_GETFD)]),
     // The allocator. Nothing that can be written is ever executed.
-    call(libc::SYS_brk, &[]),
-    call(libc::SYS_mmap, &[Lacks(2, libc::PROT_EXEC)]),
-    call(libc::SYS_munmap, &[]),
-    call(libc::SYS_mremap, &[]),
-    call(libc::SYS_madvise, &[]),
+    (SYS_brk, &[]),
+    (SYS_mmap, &[Lacks(2, PROT_EXEC)]),
+    (SYS_munmap, &[]),
+    (SYS_mremap, &[]),
+    (SYS_madvise, &[]),
     // The end: the standard library puts the stack for its handlers away.
-    call(libc::SYS_sigaltstack, &[]),
-    call(libc::SYS_exit_group, &[]),
+    (SYS_sigaltstack, &[]),
+    (SYS_exit_group, &[]),
 ];
 
 /// While requests are answered.
 const SERVING: &[Call] = &[
     // Requests.
-    call(
-        libc::SYS_recvmsg,
-        &[Is(0, CHANNEL), Is(2, libc::MSG_CMSG_CLOEXEC)],
-    ),
-    call(libc::SYS_bind, &[]),
+    (SYS_recvmsg, &[Is(0, CHANNEL), Is(2, MSG_CMSG_CLOEXEC)]),
+    (SYS_bind, &[]),
     // Capabilities, which can only be given up: the last ones are, before the last answer.
-    call(libc::SYS_capget, &[]),
-    call(libc::SYS_capset, &[]),
-    call(
-        libc::SYS_prctl,
-        &[
-            Is(0, libc::PR_CAP_AMBIENT),
-            Is(1, libc::PR_CAP_AMBIENT_CLEAR_ALL),
-        ],
+    (SYS_capget, &[]),
+    (SYS_capset, &[]),
+    (
+        SYS_prctl,
+        &[Is(0, PR_CAP_AMBIENT), Is(1, PR_CAP_AMBIENT_CLEAR_ALL)],
     ),
 ];
 
 /// Where a TCP port is asked for. The protocol is the default one: MPTCP is not confined to ports.
 const TCP: &[Call] = &[
-    call(
-        libc::SYS_socket,
-        &[
-            Is(0, libc::AF_INET),
-            Is(1, libc::SOCK_STREAM | libc::SOCK_CLOEXEC),
-            Is(2, 0),
-        ],
-    ),
-    call(
-        libc::SYS_socket,
-        &[
-            Is(0, libc::AF_INET6),
-            Is(1, libc::SOCK_STREAM | libc::SOCK_CLOEXEC),
-            Is(2, 0),
-        ],
-    ),
-    call(
-        libc::SYS_setsockopt,
-        &[Is(1, libc::SOL_SOCKET), Is(2, libc::SO_REUSEADDR)],
-    ),
-    call(
-        libc::SYS_setsockopt,
-        &[Is(1, libc::IPPROTO_IPV6), Is(2, libc::IPV6_V6ONLY)],
-    ),
+    (SYS_socket, &[Is(0, AF_INET), Is(1, STREAM), Is(2, 0)]),
+    (SYS_socket, &[Is(0, AF_INET6), Is(1, STREAM), Is(2, 0)]),
+    (SYS_setsockopt, &[Is(1, SOL_SOCKET), Is(2, SO_REUSEADDR)]),
+    (SYS_setsockopt, &[Is(1, IPPROTO_IPV6), Is(2, IPV6_V6ONLY)]),
 ];
 
 /// Where a UDP port is asked for.
 const UDP: &[Call] = &[
-    call(
-        libc::SYS_socket,
-        &[
-            Is(0, libc::AF_INET),
-            Is(1, libc::SOCK_DGRAM | libc::SOCK_CLOEXEC),
-            Is(2, 0),
-        ],
-    ),
-    call(
-        libc::SYS_socket,
-        &[
-            Is(0, libc::AF_INET6),
-            Is(1, libc::SOCK_DGRAM | libc::SOCK_CLOEXEC),
-            Is(2, 0),
-        ],
-    ),
-    call(
-        libc::SYS_setsockopt,
-        &[Is(1, libc::IPPROTO_IPV6), Is(2, libc::IPV6_V6ONLY)],
-    ),
+    (SYS_socket, &[Is(0, AF_INET), Is(1, DATAGRAM), Is(2, 0)]),
+    (SYS_socket, &[Is(0, AF_INET6), Is(1, DATAGRAM), Is(2, 0)]),
+    (SYS_setsockopt, &[Is(1, IPPROTO_IPV6), Is(2, IPV6_V6ONLY)]),
 ];
 
 /// Where a socket file is to be made. No connect(2): other services would take whoever connects for root.
 const FILES: &[Call] = &[
-    call(
-        libc::SYS_socket,
-        &[
-            Is(0, libc::AF_UNIX),
-            Is(1, libc::SOCK_STREAM | libc::SOCK_CLOEXEC),
-            Is(2, 0),
-        ],
-    ),
+    (SYS_socket, &[Is(0, AF_UNIX), Is(1, STREAM), Is(2, 0)]),
     // The mode of the file, which it has from its socket. Not that of the files that it was started with, and no
     // setuid bit.
-    call(
-        libc::SYS_fchmod,
-        &[IsAtLeast(0, STDERR + 1), Lacks(1, !0o777)],
-    ),
-    call(libc::SYS_umask, &[]),
+    (SYS_fchmod, &[IsAtLeast(0, STDERR + 1), Lacks(1, !0o777)]),
+    (SYS_umask, &[]),
     // The new file, only to know it again: it cannot be read by this descriptor.
-    call(
-        libc::SYS_openat,
-        &[Is(2, libc::O_PATH | libc::O_NOFOLLOW | libc::O_CLOEXEC)],
-    ),
+    (SYS_openat, &[Is(2, O_PATH | O_NOFOLLOW | O_CLOEXEC)]),
     // The second layers.
-    call(
-        libc::SYS_prctl,
-        &[Is(0, libc::PR_SET_NO_NEW_PRIVS), Is(1, 1)],
-    ),
-    call(libc::SYS_landlock_restrict_self, &[]),
-    call(
-        libc::SYS_seccomp,
-        &[Is(0, libc::SECCOMP_SET_MODE_FILTER as libc::c_int)],
-    ),
+    (SYS_prctl, &[Is(0, PR_SET_NO_NEW_PRIVS), Is(1, 1)]),
+    (SYS_landlock_restrict_self, &[]),
+    (SYS_seccomp, &[Is(0, SECCOMP_SET_MODE_FILTER as c_int)]),
 ];
 
 /// Where such a file gets an owner: by its descriptor.
-const OWNERS: &[Call] = &[call(libc::SYS_fchownat, &[Is(4, libc::AT_EMPTY_PATH)])];
+const OWNERS: &[Call] = &[(SYS_fchownat, &[Is(4, AT_EMPTY_PATH)])];
 
 /// Where socket files are removed: what is still there, and is it what was made.
 const REMOVING: &[Call] = &[
-    call(libc::SYS_newfstatat, &[]),
-    call(libc::SYS_fstat, &[]),
-    call(libc::SYS_unlinkat, &[Is(2, 0)]),
+    (SYS_newfstatat, &[]),
+    (SYS_fstat, &[]),
+    (SYS_unlinkat, &[Is(2, 0)]),
 ];
 
 /// The supervisor's end.
-const WAITS: &[Call] = &[call(libc::SYS_recvfrom, &[Is(0, CHANNEL)])];
+const WAITS: &[Call] = &[(SYS_recvfrom, &[Is(0, CHANNEL)])];
 
 /// When all is bound, and files are to be removed at the end.
 const WAITING: &[&[Call]] = &[ALWAYS, REMOVING, WAITS];
@@ -334,15 +273,11 @@ fn program(calls: &[Call]) -> Result<Option<BpfProgram>, String> {
     };
     let compile = || {
         let mut rules: BTreeMap<i64, Vec<SeccompRule>> = BTreeMap::new();
-        for call in calls {
+        for (number, arguments) in calls {
             // Without a rule every argument will do.
-            let alternatives = rules.entry(call.number).or_default();
-            if !call.arguments.is_empty() {
-                let conditions = call
-                    .arguments
-                    .iter()
-                    .map(condition)
-                    .collect::<Result<_, _>>()?;
+            let alternatives = rules.entry(*number).or_default();
+            if !arguments.is_empty() {
+                let conditions = arguments.iter().map(condition).collect::<Result<_, _>>()?;
                 alternatives.push(SeccompRule::new(conditions)?);
             }
         }

@@ -1,6 +1,6 @@
 //! One message and its descriptors at a time over a SEQPACKET socket pair.
 //!
-//! It judges shape only (size, truncation, number of descriptors); what a message means is the receiver's matter.
+//! It checks the form alone (size, truncation, number of descriptors); what a message means is up to the receiver.
 
 use std::io::{IoSlice, IoSliceMut};
 use std::marker::PhantomData;
@@ -88,7 +88,7 @@ impl<Send: Serialize, Receive: DeserializeOwned> Channel<Send, Receive> {
         Ok(())
     }
 
-    /// Waits until the other end is closed, or sends anything more: what it says is not looked at.
+    /// Waits until the other end is closed, or sends anything more: what it sends is not read.
     pub fn wait_for_end(&self) {
         // An error is an end as well.
         let _ = again(|| recv(self.socket.as_raw_fd(), &mut [0], MsgFlags::empty()));
@@ -100,9 +100,9 @@ impl<Send: Serialize, Receive: DeserializeOwned> Channel<Send, Receive> {
         let _ = shutdown(self.socket.as_raw_fd(), Shutdown::Both);
     }
 
-    /// Waits for one message that comes without descriptors; `None` when the other end is closed.
+    /// Waits for one message without descriptors; `None` when the other end is closed.
     ///
-    /// Descriptors that come all the same are never installed here, because there is no room for them, and the
+    /// Descriptors that are sent all the same are never installed here, because there is no room for them, and the
     /// message is refused.
     pub fn receive(&self) -> Result<Option<Receive>, String> {
         Ok(self.receive_datagram(None)?.map(|(message, _)| message))
@@ -128,7 +128,7 @@ impl<Send: Serialize, Receive: DeserializeOwned> Channel<Send, Receive> {
                     MsgFlags::MSG_CMSG_CLOEXEC,
                 )
                 .map(|received| {
-                    // Every descriptor gets its owner before anything is judged. nix shows none when the control
+                    // Every descriptor gets its owner before anything is checked. nix shows none when the control
                     // data was cut; as there is room for the most that the kernel sends, that happens only where
                     // none was expected (then none is installed) or where this process is out of descriptors
                     // (then the error ends it).

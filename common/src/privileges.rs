@@ -24,7 +24,7 @@ fn cannot_set(what: &str) -> impl Fn(caps::errors::CapsError) -> String + '_ {
 pub enum Bounding {
     /// All of it.
     Empty,
-    /// Nothing: the process lacks `CAP_SETPCAP`.
+    /// Nothing: the process does not have `CAP_SETPCAP`.
     Kept,
 }
 
@@ -50,7 +50,7 @@ pub fn become_user(identity: &Identity, retained: &[Capability]) -> Result<Bound
     setresuid(uid, uid, uid).map_err(cannot("set the user"))?;
     confine(retained)?;
     prove_identity(uid, gid, &groups)?;
-    prove_capabilities(retained, bounding)?;
+    prove_bounding_set(bounding)?;
     // The way back must be closed.
     if setresuid(Uid::from_raw(0), Uid::from_raw(0), Uid::from_raw(0)).is_ok()
         || setgroups(&[]).is_ok()
@@ -65,7 +65,7 @@ pub fn become_user(identity: &Identity, retained: &[Capability]) -> Result<Bound
 pub fn stay_root_with(retained: &[Capability]) -> Result<Bounding, String> {
     only_thread()?;
     let bounding = empty_bounding_set()?;
-    // Also a matter of CAP_SETPCAP. Without it no_new_privs is what keeps an exec from giving anything back.
+    // Also a matter of CAP_SETPCAP. Without it, no_new_privs ensures that an exec gives nothing back.
     if bounding == Bounding::Empty {
         lock_securebits()?;
     }
@@ -75,7 +75,7 @@ pub fn stay_root_with(retained: &[Capability]) -> Result<Bounding, String> {
     setresuid(uid, uid, uid).map_err(cannot("set the user"))?;
     confine(retained)?;
     prove_identity(uid, gid, &[])?;
-    prove_capabilities(retained, bounding)?;
+    prove_bounding_set(bounding)?;
     Ok(bounding)
 }
 
@@ -102,27 +102,36 @@ pub fn become_undumpable() -> Result<(), String> {
     }
 }
 
+/// Gives up every capability but these, and proves it.
 fn reduce_to(retained: &[Capability]) -> Result<(), String> {
-    set_capabilities(retained)?;
     let retained: CapsHashSet = retained.iter().copied().collect();
-    for (name, set, allowed) in [
+    let none = CapsHashSet::new();
+    // Effective before permitted: the other order leaves an effective capability that is not permitted (EPERM).
+    let sets = [
+        ("inheritable", CapSet::Inheritable, &none),
         ("effective", CapSet::Effective, &retained),
         ("permitted", CapSet::Permitted, &retained),
-        ("inheritable", CapSet::Inheritable, &CapsHashSet::new()),
-    ] {
-        prove_set(name, set, allowed)?;
+    ];
+    caps::clear(None, CapSet::Ambient).map_err(cannot_set("give up capabilities"))?;
+    for (_, set, allowed) in sets {
+        caps::set(None, set, allowed).map_err(cannot_set("give up capabilities"))?;
+    }
+    // The ambient set is empty with the inheritable one: the kernel keeps it within that (capabilities(7)).
+    for (name, set, allowed) in sets {
+        let have = caps::read(None, set).map_err(cannot_set("read capabilities"))?;
+        if have != *allowed {
+            return Err(format!("the {name} capabilities did not hold"));
+        }
     }
     Ok(())
 }
 
 /// Those of `wanted` that this process has.
 pub fn available(wanted: &[Capability]) -> Result<Vec<Capability>, String> {
-    let permitted = permitted()?;
-    Ok(wanted
-        .iter()
-        .copied()
-        .filter(|capability| permitted.contains(capability))
-        .collect())
+    let permitted = caps::read(None, CapSet::Permitted)
+        .map_err(cannot_set("read the permitted capabilities"))?;
+    let is_permitted = |capability: &Capability| permitted.contains(capability);
+    Ok(wanted.iter().copied().filter(is_permitted).collect())
 }
 
 /// Whether the kernel has given this process more than its launcher has, by a setuid bit or file capabilities
@@ -136,32 +145,13 @@ pub fn were_raised_by_exec() -> bool {
     unsafe { libc::getauxval(libc::AT_SECURE) != 0 }
 }
 
-/// The capabilities that this process could use now.
-fn permitted() -> Result<CapsHashSet, String> {
-    caps::read(None, CapSet::Permitted).map_err(cannot_set("read the permitted capabilities"))
-}
-
 fn confine(retained: &[Capability]) -> Result<(), String> {
-    set_capabilities(retained)?;
+    reduce_to(retained)?;
     prctl::set_no_new_privs().map_err(cannot("set no_new_privs"))?;
     match prctl::get_no_new_privs() {
         Ok(true) => become_undumpable(),
         _ => Err("no_new_privs did not hold".into()),
     }
-}
-
-fn set_capabilities(retained: &[Capability]) -> Result<(), String> {
-    let retained: CapsHashSet = retained.iter().copied().collect();
-    // Effective before permitted: the other order leaves an effective capability that is not permitted (EPERM).
-    caps::clear(None, CapSet::Ambient).map_err(cannot_set("give up capabilities"))?;
-    for (set, value) in [
-        (CapSet::Inheritable, &CapsHashSet::new()),
-        (CapSet::Effective, &retained),
-        (CapSet::Permitted, &retained),
-    ] {
-        caps::set(None, set, value).map_err(cannot_set("give up capabilities"))?;
-    }
-    Ok(())
 }
 
 fn prove_identity(uid: Uid, gid: Gid, groups: &[Gid]) -> Result<(), String> {
@@ -181,24 +171,10 @@ fn prove_identity(uid: Uid, gid: Gid, groups: &[Gid]) -> Result<(), String> {
     }
 }
 
-fn prove_capabilities(retained: &[Capability], bounding: Bounding) -> Result<(), String> {
-    let retained: CapsHashSet = retained.iter().copied().collect();
-    let none = CapsHashSet::new();
-    prove_set("effective", CapSet::Effective, &retained)?;
-    prove_set("permitted", CapSet::Permitted, &retained)?;
-    // With it the ambient set is empty as well: the kernel keeps that within the inheritable one (capabilities(7)).
-    prove_set("inheritable", CapSet::Inheritable, &none)?;
-    if bounding == Bounding::Empty && capability_numbers().any(bounding_set_has) {
-        return Err("the bounding set did not become empty".into());
-    }
-    Ok(())
-}
-
-fn prove_set(name: &str, set: CapSet, allowed: &CapsHashSet) -> Result<(), String> {
-    let have = caps::read(None, set).map_err(cannot_set("read capabilities"))?;
-    match have == *allowed {
-        true => Ok(()),
-        false => Err(format!("the {name} capabilities did not hold")),
+fn prove_bounding_set(bounding: Bounding) -> Result<(), String> {
+    match bounding == Bounding::Empty && capability_numbers().any(bounding_set_has) {
+        true => Err("the bounding set did not become empty".into()),
+        false => Ok(()),
     }
 }
 
@@ -245,7 +221,7 @@ fn leave_session_keyring() -> nix::Result<()> {
         )
     };
     match Errno::result(joined) {
-        // A kernel without keyrings, or a container that keeps everybody from them, also from reading.
+        // A kernel without keyrings, or a container in which nobody can use them, nor read them.
         Err(Errno::ENOSYS | Errno::EPERM) => Ok(()),
         result => result.map(drop),
     }

@@ -139,7 +139,7 @@ impl<D: SocketDirectory> Place<D> {
         // at no moment is it more open than asked for.
         fchmod(&socket, Mode::from_bits_truncate(mode & 0o777))?;
         let address = UnixAddr::new(&self.path)?;
-        // So that a lack of descriptors cannot keep us from opening what the bind has made.
+        // So that a lack of descriptors cannot prevent us from opening what the bind has made.
         let spare = open_entry(&self.directory, OsStr::new("."))?;
         let before = fstat(&self.directory)?;
         let launchers = umask(Mode::empty());

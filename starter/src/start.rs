@@ -1,4 +1,14 @@
 //! The start of the superdaemon, phase by phase, up to the loop that is its life.
+//!
+//! | phase | with whose rights | what |
+//! |---|---|---|
+//! | [`drop_to_user`] | the launcher's | who the user is, binders with their lists, the drop |
+//! | [`Log::begin`] | the user's | our own sentences have a place |
+//! | [`lock_and_bind`] | the user's | host names, the lock on the pid file, sockets |
+//! | [`make_ready`] | the user's | status files, the streams of the workers, what each worker gets |
+//! | [`supervisor::run`] | the user's | workers |
+//!
+//! Everything that an attacker could have a hand in comes after the drop: host names, files, the server program.
 
 use std::io;
 
@@ -11,7 +21,7 @@ use crate::host::confinement::{InForce, OfSupervisor};
 use crate::host::daemon::{self, Side, Waiting};
 use crate::host::open_files::OpenFiles;
 use crate::host::{identity, terminal};
-use crate::listeners::bind::{Bound, SocketFiles};
+use crate::listeners::bind::{Bound, Listener, SocketFiles};
 use crate::listeners::dialects::{self, Dialect};
 use crate::listeners::plan::{Plan, Prepared};
 use crate::log::Log;
@@ -45,8 +55,7 @@ pub fn run(options: Options) -> Result<Status, Failure> {
     }
 }
 
-/// The phases of a start. What comes after the drop is all that an attacker could have a hand in: host names, files, the
-/// server program.
+/// The phases of a start, each a function that is given what the one before has left.
 fn start(options: Options, waiting: Option<Waiting>) -> Result<Status, Failure> {
     let begun = drop_to_user(&options).and_then(|dropped| {
         let log = Log::begin(&options.log)?;
@@ -57,8 +66,10 @@ fn start(options: Options, waiting: Option<Waiting>) -> Result<Status, Failure> 
         (Err(failure), true) => return Ok(tell_launcher(waiting, &failure)),
         (Err(failure), false) => return Err(failure),
     };
-    match bind(options, dropped, &mut log) {
-        Ok(bound) => Ok(match bound.run(log, waiting) {
+    let ready = lock_and_bind(&options, dropped, &mut log)
+        .and_then(|held| make_ready(options, held, &mut log));
+    match ready {
+        Ok(ready) => Ok(match ready.run(log, waiting) {
             Outcome::Stopped => Status::Done,
             Outcome::GivenUp => Status::Failed,
         }),
@@ -87,7 +98,7 @@ struct Dropped {
     supervisor: OfSupervisor,
     own_session: bool,
     open_files: OpenFiles,
-    notices: Vec<Notice>,
+    notice: Option<Notice>,
 }
 
 /// Everything that is done with the launcher's rights, root's maybe: the binders are started, and nothing else.
@@ -107,7 +118,53 @@ fn drop_to_user(options: &Options) -> Result<Dropped, Failure> {
         supervisor,
         own_session,
         open_files,
-        notices: notice.into_iter().collect(),
+        notice,
+    })
+}
+
+/// What only one superdaemon can have: the lock on the pid file, and the sockets.
+struct Held {
+    signals: Signals,
+    pid_file: Option<PidFile>,
+    listeners: Vec<Listener>,
+    socket_files: SocketFiles,
+    in_force: InForce,
+    own_session: bool,
+    open_files: OpenFiles,
+}
+
+/// Resolves host names, locks the pid file, and binds, as the user from here on.
+fn lock_and_bind(options: &Options, dropped: Dropped, log: &mut Log) -> Result<Held, Failure> {
+    dropped.notice.iter().for_each(|notice| log.say(notice));
+    log.say(&Notice::StartingNow(getpid()));
+    let resolved = dropped.prepared.resolve()?;
+    let signals = Signals::take().map_err(cannot_set_up_signals)?;
+    // Before anything is bound: a second instance must not come as far as the first one's sockets.
+    let pid_file = options.status.pid_file.as_deref();
+    let pid_file = pid_file
+        .map(|path| PidFile::lock(path, std::process::id()))
+        .transpose()?;
+    let (backlog, open_files) = (options.listeners.backlog, dropped.open_files);
+    let mut notices = Vec::new();
+    let bound = resolved.bind(backlog, options.is_strict, open_files, &mut notices);
+    // Also where it has failed: they tell how far it came.
+    notices.iter().for_each(|notice| log.say(notice));
+    let Bound {
+        listeners,
+        files,
+        binders,
+    } = bound?;
+    Ok(Held {
+        signals,
+        pid_file,
+        listeners,
+        socket_files: files,
+        in_force: InForce {
+            supervisor: dropped.supervisor,
+            binders,
+        },
+        own_session: dropped.own_session,
+        open_files,
     })
 }
 
@@ -122,35 +179,10 @@ struct Ready {
     machine: machine::Settings,
 }
 
-/// Resolves, locks and binds as the user, and turns the streams to where they belong.
-fn bind(options: Options, dropped: Dropped, log: &mut Log) -> Result<Ready, Failure> {
-    dropped.notices.iter().for_each(|notice| log.say(notice));
-    log.say(&Notice::StartingNow(getpid()));
-    let listening = &options.listeners;
-    let resolved = dropped.prepared.resolve()?;
-    let signals = Signals::take().map_err(cannot_set_up_signals)?;
-    // Before anything is bound: a second instance must not come as far as the first one's sockets.
-    let pid_file = options
-        .status
-        .pid_file
-        .as_deref()
-        .map(|path| PidFile::lock(path, std::process::id()))
-        .transpose()?;
-    let mut notices = Vec::new();
-    let bound = resolved.bind(
-        listening.backlog,
-        options.is_strict,
-        dropped.open_files,
-        &mut notices,
-    );
-    // Also where it has failed: they tell how far it came.
-    notices.iter().for_each(|notice| log.say(notice));
-    let Bound {
-        listeners,
-        files,
-        binders,
-    } = bound?;
-    dialects::prepare(&listeners, &listening.dialects)?;
+/// Writes the first status files, turns the streams to where they belong, and plans what every worker gets.
+fn make_ready(options: Options, held: Held, log: &mut Log) -> Result<Ready, Failure> {
+    let (listeners, dialects) = (held.listeners, &options.listeners.dialects);
+    dialects::prepare(&listeners, dialects)?;
     let shown = Shown {
         files: &options.status,
         worker: &options.worker,
@@ -159,32 +191,28 @@ fn bind(options: Options, dropped: Dropped, log: &mut Log) -> Result<Ready, Fail
         log: &options.log,
         identity: &options.identity,
     };
-    let in_force = InForce {
-        supervisor: dropped.supervisor,
-        binders,
-    };
-    let status_file = StatusFile::create(&shown, &listeners, in_force)?;
+    let status_file = StatusFile::create(&shown, &listeners, held.in_force)?;
     log.open(&options.log)?;
     Ok(Ready {
-        machine: options.machine,
         environment: Environment::new(&options.environment),
         blueprint: Blueprint {
             program: options.worker.program,
             arguments: options.worker.arguments,
             directory: options.worker.directory,
-            variables: dialects::variables(&listeners, &listening.dialects),
-            listen_pid: listening.dialects.contains(&Dialect::Systemd),
-            own_session: dropped.own_session,
+            variables: dialects::variables(&listeners, dialects),
+            listen_pid: dialects.contains(&Dialect::Systemd),
+            own_session: held.own_session,
             sockets: listeners
                 .into_iter()
                 .map(|listener| (listener.socket, listener.number))
                 .collect(),
-            open_files: dropped.open_files,
+            open_files: held.open_files,
         },
-        signals,
+        machine: options.machine,
+        signals: held.signals,
         status_file,
-        pid_file,
-        socket_files: files,
+        pid_file: held.pid_file,
+        socket_files: held.socket_files,
     })
 }
 

@@ -419,8 +419,8 @@ fn a_low_port_of_an_ordinary_user_is_refused_with_the_remedy() {
         let hint = format!(
             "hint: port {port} is reserved for root: start as root, with --user=NAME for the server program; or let \
              root `setcap cap_net_bind_service=ep` on start_server-binder and allow it in \
-             /etc/start_server/binder.conf (no use below no_new_privs or on a nosuid file system); or, in a unit with \
-             User=, add AmbientCapabilities=CAP_NET_BIND_SERVICE"
+             /etc/start_server/binder.conf (which has no effect under no_new_privs or on a nosuid file system); or, in a unit \
+             with User=, add AmbientCapabilities=CAP_NET_BIND_SERVICE"
         );
         let setup = with_files().option(format!("--port=127.0.0.1:{transport}{port}"));
         assert_refused(setup, FAILED, &[&line, &hint]);

@@ -13,14 +13,14 @@ use nix::unistd::{Pid, Uid};
 
 use crate::launch::RootFolder;
 
-const TAIL: &str = "a killed start_server leaves its workers";
+const TAIL: &str = "a killed start_server leaves its workers behind";
 
 /// The hint for a port that this very process holds: an ordinary user does not see into the tests of root.
 pub fn hint_of_port_held_here(port: u16) -> String {
     hint_of_path_held_here().unwrap_or_else(|| {
         format!(
             "hint: `ss -anp 'sport = :{port}'`, as root, shows who has it: \
-             maybe a worker that a killed start_server has left"
+             maybe a worker that a killed start_server left behind"
         )
     })
 }
@@ -180,7 +180,7 @@ fn an_overlap_within_one_command_line_is_told_from_a_port_that_somebody_else_hol
     }
     let port = ports::tcp();
     let setup = Server::setup().port(port);
-    let hint = "hint: another one of the same command line takes it";
+    let hint = "hint: another listener of the same command line has it";
     assert_refused(setup, &format!("--port={port}"), IN_USE, hint);
 }
 

@@ -1,6 +1,7 @@
 //! Rules about the repository itself that nobody would notice being broken.
 
 use std::collections::BTreeSet;
+use std::ffi::OsStr;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -80,6 +81,73 @@ fn every_package_obeys_the_lints() {
             "{package} has its own lints"
         );
     }
+}
+
+/// The lines of code of everything that runs with privilege. Whoever raises this number says in the commit what for.
+const MOST_PRIVILEGED_LINES: usize = 1960;
+
+#[test]
+fn what_runs_with_privilege_does_not_grow_unseen() {
+    let files = privileged_files();
+    let names: Vec<String> = files.iter().map(|file| name(file)).collect();
+    for expected in ["binder/src/serve.rs", "common/src/wire.rs"] {
+        assert!(names.iter().any(|it| it == expected), "{names:?}");
+    }
+    // What only start_server and its workers use.
+    for foreign in ["common/src/entry.rs", "common/src/server_ports.rs"] {
+        assert!(names.iter().all(|it| it != foreign), "{names:?}");
+    }
+    let lines: usize = files.iter().map(|file| lines_of_code(file)).sum();
+    let close = MOST_PRIVILEGED_LINES - 50..=MOST_PRIVILEGED_LINES;
+    assert!(close.contains(&lines), "{lines} lines of {names:?}");
+}
+
+/// The binder, and the modules of `common` that it uses, or that those use.
+fn privileged_files() -> BTreeSet<PathBuf> {
+    let is_code = |file: &PathBuf| {
+        let test_or_fuzz = ["tests.rs", "fuzz.rs"].map(OsStr::new);
+        file.file_name()
+            .is_some_and(|name| !test_or_fuzz.contains(&name))
+    };
+    let mut files: BTreeSet<PathBuf> = sources()
+        .into_iter()
+        .filter(|file| file.starts_with(top().join("binder/src")) && is_code(file))
+        .collect();
+    let mut unread: Vec<PathBuf> = files.iter().cloned().collect();
+    let common = top().join("common/src");
+    files.insert(common.join("lib.rs"));
+    while let Some(file) = unread.pop() {
+        let prefix = match file.starts_with(&common) {
+            true => "crate::",
+            false => "common::",
+        };
+        let text = fs::read_to_string(&file).expect("cannot read");
+        for rest in text.split(prefix).skip(1) {
+            let end = rest.find(|it: char| !it.is_alphanumeric() && it != '_');
+            let module = rest.split_at(end.expect("a name has an end")).0;
+            // Of several at once none would be seen.
+            assert!(
+                !module.is_empty(),
+                "{}: `{prefix}` without a name",
+                name(&file)
+            );
+            let used = common.join(module).with_extension("rs");
+            if used.exists() && files.insert(used.clone()) {
+                unread.push(used);
+            }
+        }
+    }
+    files
+}
+
+/// Without blank lines, comments and tests, which are the end of a file.
+fn lines_of_code(file: &Path) -> usize {
+    let text = fs::read_to_string(file).expect("cannot read");
+    let lines = text.lines().take_while(|line| *line != "#[cfg(test)]");
+    lines
+        .map(str::trim)
+        .filter(|line| !line.is_empty() && !line.starts_with("//"))
+        .count()
 }
 
 /// The packages that the binder is made of, by name and version, for these kinds of edges of `cargo tree`.

@@ -37,6 +37,7 @@ mod policy;
 mod privileges;
 mod real_servers;
 mod restart;
+mod rooms;
 mod rsyslog;
 mod scale;
 mod self_test;

@@ -219,7 +219,9 @@ fn assert_is_refused(etc: &Etc, transport: Transport, port: u16, cause: &str) {
         Transport::Udp => "udp",
     };
     let hint = match cause.contains("grants nothing: line ") {
-        true => "a right line is like `user alice tcp 80,443` or `group dns udp 53`".to_owned(),
+        true => {
+            "a valid line is, for example, `user alice tcp 80,443` or `group dns udp 53`".to_owned()
+        }
         false => format!(
             "root allows it to a user by a line such as `user 65534 {kind} {port}` in {FILE}, \
              which must belong to root, be readable by everybody and writable by root alone"
@@ -438,12 +440,12 @@ const SPOILED: &[Spoiled] = &[
             let old = fs::read(etc.policy()).expect("cannot read the policy");
             fs::write(etc.policy(), [&old[..], b"# \xe9\n"].concat()).expect("cannot write it");
         },
-        "it cannot be read: stream did not contain valid UTF-8",
+        "it is not valid UTF-8",
     ),
     (
         "a malformed line",
         |etc| append(&etc.policy(), "user alice tcp 80 443\n"),
-        "line 3 is not like `user NAME tcp 80,443`",
+        "line 3 is not of the form `user NAME tcp 80,443`",
     ),
     (
         "an unknown word",
@@ -458,7 +460,7 @@ const SPOILED: &[Spoiled] = &[
     (
         "a port that is none",
         |etc| append(&etc.policy(), "user alice tcp 80,65536\n"),
-        "line 3 has a list of ports that is not like `53,8000-8010`",
+        "line 3 has a list of ports that is not of the form `53,8000-8010`",
     ),
 ];
 

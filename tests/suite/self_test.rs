@@ -445,11 +445,11 @@ fn a_self_test_fails_beside_a_binder_that_nothing_confines() {
         let tested = Tested::new(launch_program(before, &program, arguments));
         tested.assert_failed(
             "binder of ports",
-            "seccomp is in force: this kernel or container has none for it",
+            "seccomp is in force: this kernel or container lacks it",
         );
         tested.assert_failed(
             "binder of ports",
-            "Landlock 6 is in force: this kernel or container has none for it",
+            "Landlock 6 is in force: this kernel or container lacks it",
         );
         tested.assert_failed("binder of ports", "no_new_privs is set: it is not");
         for what in ESCAPES_OF_PORTS {

@@ -89,8 +89,8 @@ const ONLY_UDP: [bool; 5] = [false, true, false, false, false];
 const ONLY_PATHS: [bool; 5] = [false, false, true, true, false];
 const PATHS_AND_WAITING: [bool; 5] = [false, false, true, true, true];
 
-const STREAM: i64 = (libc::SOCK_STREAM | libc::SOCK_CLOEXEC) as i64;
-const DATAGRAM: i64 = (libc::SOCK_DGRAM | libc::SOCK_CLOEXEC) as i64;
+const STREAM: i64 = super::STREAM as i64;
+const DATAGRAM: i64 = super::DATAGRAM as i64;
 const INET: i64 = libc::AF_INET as i64;
 const INET6: i64 = libc::AF_INET6 as i64;
 const UNIX: i64 = libc::AF_UNIX as i64;
@@ -214,7 +214,7 @@ fn no_number_beyond_the_table_passes() {
     let known: Vec<libc::c_long> = [ALWAYS, SERVING, TCP, UDP, FILES, OWNERS, REMOVING, WAITS]
         .concat()
         .iter()
-        .map(|call| call.number)
+        .map(|(number, _)| *number)
         .collect();
     for filter in filters() {
         for number in (0..1024).filter(|number| !known.contains(number)) {

@@ -4,10 +4,10 @@ use std::path::Path;
 
 use nix::sys::signal::Signal;
 
-use super::server::Server;
+use super::server::{Say, Server};
 use super::settings::Settings;
 use super::status::{Status, no_status};
-use super::{Say, Wait, Woken};
+use super::wait::{Wait, Woken};
 use crate::status::file::json_path;
 use crate::words::failure::Failure;
 use crate::words::notice::Notice;

@@ -3,9 +3,9 @@
 use nix::sys::signal::Signal;
 
 use super::follower::Follower;
-use super::server::Server;
+use super::server::{Say, Server};
 use super::settings::Settings;
-use super::{Say, Wait, Woken};
+use super::wait::{Wait, Woken};
 use crate::status::file::json_path;
 use crate::words::failure::Failure;
 use crate::words::notice::Notice;

@@ -14,7 +14,6 @@ use nix::sys::signal::Signal;
 use nix::sys::stat::fstat;
 use nix::unistd::{Pid, geteuid};
 
-use super::Say;
 use super::status::Status;
 use crate::host::locks;
 use crate::host::proc::Fields;
@@ -25,6 +24,9 @@ use crate::words::distrust;
 use crate::words::failure::{self, Failure};
 use crate::words::notice::Notice;
 use crate::words::text::printable;
+
+/// Tells the person at the terminal what is going on.
+pub type Say<'a> = &'a mut dyn FnMut(Notice);
 
 /// A server that runs.
 pub struct Server {

@@ -204,8 +204,8 @@ impl Resolved {
     }
 }
 
-/// Once more, because a socket may have been bound and not listened on yet when the binder looked, which must not connect
-/// any more by now. Where this user may not connect, what the binder saw counts.
+/// Once more, because a socket that was bound but did not listen yet when the binder examined it may listen now, and the
+/// binder must not connect any more. Where this user may not connect, what the binder found counts.
 fn refuse_served(sockets: &[Planned], asks: &[Asked]) -> Result<(), Failure> {
     for asked in asks {
         let wanted = &sockets[asked.place].wanted;
@@ -305,7 +305,7 @@ fn bind_ourselves(
 }
 
 /// Listens on every socket, gives it its number in the workers (the fixed ones first, the others from 3 on), and moves it
-/// out of the way of all these numbers, so that placing them in a child cannot overwrite one.
+/// above all these numbers, so that placing them in a child cannot overwrite one.
 fn listen_on(
     sockets: Vec<Planned>,
     made: Vec<Option<OwnedFd>>,

@@ -8,7 +8,6 @@ use nix::fcntl::{FcntlArg, OFlag, fcntl};
 use crate::listeners::bind::Listener;
 use crate::words::failure::Failure;
 use crate::words::text::printable;
-use crate::worker::environment::Variable;
 
 /// Whose environment variables tell a worker about its sockets, beside `SERVER_STARTER_PORT`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -20,6 +19,9 @@ pub enum Dialect {
     Nginx,
     Einhorn,
 }
+
+/// A variable and its value.
+type Variable = (OsString, OsString);
 
 /// The variables that are the same in every worker. `LISTEN_PID` is not among them: it is the worker's own.
 pub fn variables(listeners: &[Listener], dialects: &[Dialect]) -> Vec<Variable> {

@@ -1,6 +1,6 @@
-//! Who holds an address that cannot be bound, as far as this user may look into /proc.
+//! Who holds an address that cannot be bound, as far as this user can see in /proc.
 //!
-//! It is asked after something has failed, for the words of a hint: nothing is decided by what it finds.
+//! It is used after something has failed, for the words of a hint: nothing is decided by what it finds.
 
 use std::ffi::OsStr;
 use std::fs::{self, File};
@@ -56,7 +56,7 @@ pub fn hint_of_path(path: &Path) -> Option<String> {
         let found = process.join("cwd").join(bound);
         match (&wanted, found.metadata()) {
             (Some(wanted), Ok(found)) => (wanted.dev(), wanted.ino()) == (found.dev(), found.ino()),
-            // Where this user may not look there is the name alone.
+            // Where this user cannot see that, there is the name alone.
             _ => absolute.as_deref() == Some(bound),
         }
     };
@@ -96,7 +96,7 @@ fn hint(holders: &[Holder]) -> Option<String> {
     Some(remedy::of_holders(&all))
 }
 
-/// The processes with an open socket that is wanted, by number. What this user may not look into is left out.
+/// The processes with an open socket that is wanted, by number. Those that this user cannot examine are left out.
 fn processes(is_wanted: impl Fn(&Path, u64) -> bool) -> Vec<Holder> {
     let mut holders = Vec::new();
     for entry in fs::read_dir("/proc").into_iter().flatten().flatten() {
@@ -125,7 +125,7 @@ fn processes(is_wanted: impl Fn(&Path, u64) -> bool) -> Vec<Holder> {
 fn read(path: impl AsRef<Path>, most: u64) -> Vec<u8> {
     let mut bytes = Vec::new();
     if let Ok(file) = File::open(path) {
-        // What came before an error counts as well: the answer is as good as what can be seen.
+        // What was read before an error counts as well: the answer is as good as what can be seen.
         drop(file.take(most).read_to_end(&mut bytes));
     }
     bytes
@@ -422,7 +422,7 @@ mod tests {
             command: command(comm),
         };
         assert_eq!(hint(&[]), None);
-        let tail = "; a killed start_server leaves its workers";
+        let tail = "; a killed start_server leaves its workers behind";
         let hint_of = |holders: &[Holder]| {
             let hint = hint(holders).unwrap();
             hint.strip_suffix(tail).unwrap().to_owned()
@@ -440,7 +440,7 @@ mod tests {
         let ourselves = holder(std::process::id(), b"start_server");
         assert_eq!(
             hint(&[ourselves]).unwrap(),
-            "another one of the same command line takes it"
+            "another listener of the same command line has it"
         );
     }
 }

@@ -82,7 +82,7 @@ fn cause(wanted: &Wanted, refusal: &Refusal) -> String {
             let kind = name_of_type(*file_type);
             format!("it exists and is {kind}, not a socket")
         }
-        Refusal::Changing => "it changes while it is looked at".to_owned(),
+        Refusal::Changing => "it changed while it was being examined".to_owned(),
         Refusal::Served => "another server is listening on it".to_owned(),
         Refusal::MaybeServed(errno) => {
             let cause = description(*errno);
@@ -111,13 +111,13 @@ fn cause_of_policy(bad: &BadPolicy) -> String {
         BadPolicy::Unread(errno) => format!("it cannot be read: {}", description(*errno)),
         BadPolicy::NotARegularFile => "it is not a regular file".to_owned(),
         BadPolicy::TooLarge => format!("it is larger than {LARGEST_POLICY} bytes"),
-        BadPolicy::NotUtf8 => "it cannot be read: stream did not contain valid UTF-8".to_owned(),
+        BadPolicy::NotUtf8 => "it is not valid UTF-8".to_owned(),
         BadPolicy::Line { number, fault } => {
             let fault = match fault {
-                LineFault::Words => "is not like `user NAME tcp 80,443`",
+                LineFault::Words => "is not of the form `user NAME tcp 80,443`",
                 LineFault::Kind => "does not begin with `user` or `group`",
                 LineFault::Transport => "has neither `tcp` nor `udp` after the name",
-                LineFault::Ports => "has a list of ports that is not like `53,8000-8010`",
+                LineFault::Ports => "has a list of ports that is not of the form `53,8000-8010`",
             };
             format!("line {number} {fault}")
         }

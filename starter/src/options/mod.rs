@@ -1,9 +1,9 @@
 //! The command line: from its words to the settings of every room.
 //!
-//! - [`spelling`]: options in any case and abbreviated become the one spelling that clap knows.
-//! - [`definition`]: all options, and the help text.
-//! - [`values`]: the value of each option, read into its type.
-//! - [`checks`]: what one option asks of the others.
+//! - [`mod@spelling`]: options in any case and abbreviated become the one spelling that clap knows.
+//! - [`mod@definition`]: all options, and the help text.
+//! - [`mod@values`]: the value of each option, read into its type.
+//! - [`mod@checks`]: what one option asks of the others.
 //!
 //! Here they become an [`Invocation`]. Nothing is opened, resolved or looked up: that a user or a host does not exist is
 //! found out later.

@@ -38,7 +38,7 @@ const ESCAPES: [(Escape, &str); 10] = [
     (Escape::SignalParent, "signal its parent"),
 ];
 
-/// What a binder has to do yet.
+/// What a binder has yet to do.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Phase {
     /// A grant of its list is unused.
@@ -63,7 +63,7 @@ impl Test<'_> {
     /// The binder that becomes the user.
     pub fn binder_of_ports(&mut self) -> Result<(), Failure> {
         let grant = self.port();
-        let (ask, address) = (self.ask_port(0), self.ports.address);
+        let ask = self.ask_port(0);
         let (mut test_binder, _) = self.start_confined(PORTS, std::slice::from_ref(&grant))?;
         // It waits to be asked.
         let pid = test_binder.binder.pid();
@@ -94,26 +94,7 @@ impl Test<'_> {
                 ),
             )?;
         }
-        let bound = match self.bind(&mut test_binder, ask)? {
-            Received::Reply(Reply::Bound { .. }, sockets) => sockets
-                .into_iter()
-                .filter_map(|socket| TcpListener::from(socket).local_addr().ok())
-                .collect(),
-            _ => Vec::new(),
-        };
-        self.report.check(
-            PORTS,
-            format_args!("it binds {address}:{}", self.ports.served),
-            bound == [(address, self.ports.served).into()],
-            "it does not",
-        )?;
-        let ended = self.end_of(&mut test_binder)?;
-        self.report.check(
-            PORTS,
-            "it ends when its list is used up",
-            ended.success(),
-            ended,
-        )?;
+        self.serves_its_port(&mut test_binder, ask)?;
         let elsewhere = Ask::Port {
             grant: 0,
             address: Address {
@@ -127,6 +108,31 @@ impl Test<'_> {
         self.ask_beyond(PORTS, &grant, beyond, "asked for more than its list holds")?;
         self.ask_twice(PORTS, &grant, ask)?;
         self.escapes(PORTS, |_, _| grant.clone(), ask)
+    }
+
+    /// It binds what it was started for, and ends.
+    fn serves_its_port(&mut self, test_binder: &mut TestBinder, ask: Ask) -> Result<(), Failure> {
+        let (address, port) = (self.ports.address, self.ports.served);
+        let bound = match self.bind(test_binder, ask)? {
+            Received::Reply(Reply::Bound { .. }, sockets) => sockets
+                .into_iter()
+                .filter_map(|socket| TcpListener::from(socket).local_addr().ok())
+                .collect(),
+            _ => Vec::new(),
+        };
+        self.report.check(
+            PORTS,
+            format_args!("it binds {address}:{port}"),
+            bound == [(address, port).into()],
+            "it does not",
+        )?;
+        let ended = self.end_of(test_binder)?;
+        self.report.check(
+            PORTS,
+            "it ends when its list is used up",
+            ended.success(),
+            ended,
+        )
     }
 
     /// The binder that stays root by number.
@@ -147,7 +153,7 @@ impl Test<'_> {
                 undumpable: false,
             };
             self.check_profile(PATH, pid, &profile)?;
-            let directory = self.scratch.directory().display().to_string();
+            let directory = self.scratch.directory().to_string_lossy().into_owned();
             let mut rest = vec![directory];
             // The second layer, ready to be put over the first.
             rest.extend(has_landlock.then(|| "anon_inode:[landlock-ruleset]".to_owned()));
@@ -216,14 +222,14 @@ impl Test<'_> {
             process,
             "seccomp is in force",
             confinement.seccomp,
-            "this kernel or container has none for it",
+            "this kernel or container lacks it",
         )?;
         self.report.check(
             process,
             format_args!("Landlock {} is in force", Confinement::LANDLOCK),
             confinement.landlock >= Confinement::LANDLOCK,
             match confinement.landlock {
-                0 => "this kernel or container has none for it".to_owned(),
+                0 => "this kernel or container lacks it".to_owned(),
                 version => format!("this kernel has version {version}"),
             },
         )?;
@@ -258,7 +264,7 @@ impl Test<'_> {
         test_binder.binder.receive_or_end()
     }
 
-    /// Until it has said something, or has ended: so that nothing waits without end for it.
+    /// Waits until it has sent something or has ended, so that nothing waits for it without end.
     fn wait_for_message(&self, test_binder: &TestBinder, what: &str) -> Result<(), Failure> {
         self.patience.readable(test_binder.binder.as_fd(), what)?;
         if has_hung_up(test_binder.binder.as_fd()) {
@@ -290,7 +296,7 @@ impl Test<'_> {
         self.ends(process, received, asked)
     }
 
-    /// It is asked twice for the same. An escape that is never tried keeps it from having ended by then.
+    /// It is asked twice for the same. Without an escape that is never tried it would have ended by then.
     fn ask_twice(&mut self, process: &str, grant: &Grant, ask: Ask) -> Result<(), Failure> {
         let grants = std::slice::from_ref(grant);
         let (mut test_binder, _) = self.start_binder(grants, &[Escape::OpenFile])?;

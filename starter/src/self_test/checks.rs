@@ -266,7 +266,7 @@ impl Test<'_> {
         escapes
     }
 
-    /// Against a process that the user must not get at. An ordinary user's supervisor has nothing that its worker lacks.
+    /// Against a process that the user must not reach. An ordinary user's supervisor has nothing that its worker does not have.
     fn escapes_at(&self, whom: &str, pid: Pid) -> Vec<(WorkerEscape, String)> {
         if self.identity.is_none() {
             return Vec::new();
@@ -351,6 +351,27 @@ impl Test<'_> {
         profile: &Profile,
     ) -> Result<(), Failure> {
         let status = Status::of(pid)?;
+        self.check_identity(process, &status, profile)?;
+        self.check_capabilities(process, &status, profile)?;
+        self.check_filters(process, &status, profile)?;
+        if profile.undumpable {
+            self.check_undumpable(process, pid, &status)?;
+        }
+        self.report.check(
+            process,
+            "it has one thread",
+            status.threads == 1,
+            status.threads,
+        )
+    }
+
+    /// The user and the groups.
+    fn check_identity(
+        &mut self,
+        process: &str,
+        status: &Status,
+        profile: &Profile,
+    ) -> Result<(), Failure> {
         let Profile { uid, gid, .. } = profile;
         self.report.check(
             process,
@@ -366,7 +387,16 @@ impl Test<'_> {
             format_args!("its gids are {gid}, its groups {}", words(&groups)),
             status.gids == [*gid; 4] && status.groups == groups,
             format_args!("{}, and {}", words(&status.gids), words(&status.groups)),
-        )?;
+        )
+    }
+
+    /// The sets of capabilities, and what could fill them again.
+    fn check_capabilities(
+        &mut self,
+        process: &str,
+        status: &Status,
+        profile: &Profile,
+    ) -> Result<(), Failure> {
         let set = profile.capability.map_or(0, |one| one.bitmask());
         let found = [
             status.permitted,
@@ -403,6 +433,16 @@ impl Test<'_> {
                 "it is not",
             )?;
         }
+        Ok(())
+    }
+
+    /// As many seccomp filters as there must be.
+    fn check_filters(
+        &mut self,
+        process: &str,
+        status: &Status,
+        profile: &Profile,
+    ) -> Result<(), Failure> {
         let filters = self.launcher.seccomp_filters + profile.filters;
         let what = match profile.filters {
             0 => "it has the seccomp filters of its launcher".to_owned(),
@@ -414,27 +454,27 @@ impl Test<'_> {
             what,
             status.seccomp_filters == filters,
             format_args!("{} instead of {filters}", status.seccomp_filters),
-        )?;
-        if profile.undumpable {
-            let found = match proc::is_dumpable(pid) {
-                // Everything of root's belongs to root there.
-                Ok(_) if status.uids.contains(&0) => Some("its user is root".to_owned()),
-                Ok(true) => Some("it is dumpable".to_owned()),
-                Ok(false) => None,
-                Err(error) => Some(failure::cause(&error)),
-            };
-            self.report.check(
-                process,
-                "its user cannot look into it",
-                found.is_none(),
-                found.unwrap_or_default(),
-            )?;
-        }
+        )
+    }
+
+    fn check_undumpable(
+        &mut self,
+        process: &str,
+        pid: Pid,
+        status: &Status,
+    ) -> Result<(), Failure> {
+        let found = match proc::is_dumpable(pid) {
+            // Everything of root's belongs to root there.
+            Ok(_) if status.uids.contains(&0) => Some("its user is root".to_owned()),
+            Ok(true) => Some("it is dumpable".to_owned()),
+            Ok(false) => None,
+            Err(error) => Some(failure::cause(&error)),
+        };
         self.report.check(
             process,
-            "it has one thread",
-            status.threads == 1,
-            status.threads,
+            "its user cannot look into it",
+            found.is_none(),
+            found.unwrap_or_default(),
         )
     }
 
@@ -524,5 +564,5 @@ fn words(numbers: &[u32]) -> String {
 }
 
 fn text(path: &Path) -> String {
-    path.display().to_string()
+    path.to_string_lossy().into_owned()
 }

@@ -12,6 +12,7 @@
 
 mod binders;
 mod checks;
+mod inherited;
 mod patience;
 mod report;
 mod scratch;
@@ -28,10 +29,10 @@ use nix::unistd::{getegid, geteuid, getgroups};
 pub use self::settings::Settings;
 pub use self::worker::{is_worker, run as run_worker};
 
+use self::inherited::Inherited;
 use self::patience::Patience;
 use self::report::Report;
 use self::scratch::{Ports, Scratch};
-use self::server::Inherited;
 use crate::host::identity;
 use crate::host::proc::Status;
 use crate::words::failure::Failure;

@@ -11,10 +11,10 @@ use nix::sys::signalfd::{SfdFlags, SignalFd};
 
 use crate::words::failure::Failure;
 
-/// How long anything may take that takes milliseconds.
+/// The most time for anything that normally takes milliseconds.
 const DEADLINE: Duration = Duration::from_secs(10);
 
-/// How often it is looked at what cannot be waited for, in milliseconds.
+/// The pause between two probes of what cannot be polled, in milliseconds.
 const PAUSE: u16 = 5;
 
 /// What ends the self-test early. Blocked until then, so that nothing is left behind.
@@ -49,7 +49,7 @@ impl Patience {
         poll(&mut sources, PollTimeout::ZERO).is_ok_and(|ready| ready > 0)
     }
 
-    /// Waits until something can be read, or its end has come.
+    /// Waits until something can be read, or the end of it.
     pub fn readable(&self, source: BorrowedFd<'_>, what: &str) -> Result<(), Failure> {
         let deadline = Instant::now() + DEADLINE;
         loop {

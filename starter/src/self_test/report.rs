@@ -4,6 +4,7 @@ use std::fmt::Display;
 use std::io::{self, Write};
 
 use crate::words::failure::{self, Failure};
+use crate::words::text::printable;
 
 /// The counts so far.
 #[derive(Default)]
@@ -60,7 +61,8 @@ impl Report {
 
     fn line(&mut self, line: std::fmt::Arguments<'_>) -> Result<(), Failure> {
         let mut out = io::stdout().lock();
-        writeln!(out, "{line}")
+        // What was found may be a name or a path.
+        writeln!(out, "{}", printable(line.to_string()))
             .and_then(|()| out.flush())
             .map_err(|error| {
                 self.broken = true;

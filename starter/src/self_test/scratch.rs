@@ -12,6 +12,7 @@ use nix::fcntl::{FcntlArg, FdFlag, fcntl};
 use nix::unistd::mkdtemp;
 
 use crate::words::failure::{self, Failure};
+use crate::words::text::printable;
 
 /// The first port that needs no right.
 const FIRST_UNPRIVILEGED_PORT: &str = "/proc/sys/net/ipv4/ip_unprivileged_port_start";
@@ -37,7 +38,7 @@ impl Scratch {
         let cannot = |cause: String| {
             Failure::failed(format!(
                 "cannot prepare a directory in {}: {cause}",
-                place.display()
+                printable(&place)
             ))
         };
         let template = format!("start_server-self-test-{}-XXXXXX", std::process::id());
@@ -87,7 +88,7 @@ impl Scratch {
         let copy = self.log.try_clone().map_err(|error| {
             Failure::failed(format!(
                 "cannot open {}: {}",
-                self.log_path().display(),
+                printable(self.log_path()),
                 failure::cause(&error)
             ))
         })?;

@@ -8,15 +8,14 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStdin, Command, ExitStatus, Stdio};
 
 use nix::errno::Errno;
-use nix::sys::signal::{Signal, kill};
-use nix::sys::wait::waitpid;
-use nix::unistd::{Pid, getpid};
+use nix::sys::signal::Signal;
+use nix::unistd::Pid;
 
 use super::Test;
+use super::inherited::Inherited;
 use super::patience::Patience;
 use super::scratch::Scratch;
 use super::worker::{ROLE, Said, WorkerEscape};
-use crate::host::proc;
 use crate::host::process::Process;
 use crate::words::failure::{self, Failure};
 
@@ -39,32 +38,7 @@ impl Test<'_> {
         let cannot = |cause: String| Failure::failed(format!("cannot run start_server: {cause}"));
         let program = std::env::current_exe().map_err(|error| cannot(failure::cause(&error)))?;
         let (pid_file, status_file) = (self.scratch.of_user("pid"), self.scratch.of_user("status"));
-        let mut command = Command::new(&program);
-        let options = [
-            ("--user", &self.settings.identity.user),
-            ("--group", &self.settings.identity.group),
-        ];
-        for (name, value) in options {
-            if let Some(value) = value {
-                command.arg(format!("{name}={value}"));
-            }
-        }
-        command.args(self.settings.is_strict.then_some("--strict"));
-        command.arg(format!(
-            "--port={}:{}",
-            self.ports.address, self.ports.served
-        ));
-        for (name, path, more) in [
-            ("--path=", socket, attributes),
-            ("--pid-file=", &pid_file, ""),
-            ("--status-file=", &status_file, ""),
-        ] {
-            let mut word = OsString::from(name);
-            word.push(path);
-            word.push(more);
-            command.arg(word);
-        }
-        command.args(["--interval=0", "--"]).arg(&program).arg(ROLE);
+        let mut command = self.server_command(&program, socket, attributes);
         let mut child = command
             .env_clear()
             .current_dir("/")
@@ -96,6 +70,36 @@ impl Test<'_> {
             files,
             inherited: self.inherited.clone(),
         })
+    }
+    /// The command line that an operator would type.
+    fn server_command(&self, program: &Path, socket: &Path, attributes: &str) -> Command {
+        let mut command = Command::new(program);
+        let options = [
+            ("--user", &self.settings.identity.user),
+            ("--group", &self.settings.identity.group),
+        ];
+        for (name, value) in options {
+            if let Some(value) = value {
+                command.arg(format!("{name}={value}"));
+            }
+        }
+        command.args(self.settings.is_strict.then_some("--strict"));
+        command.arg(format!(
+            "--port={}:{}",
+            self.ports.address, self.ports.served
+        ));
+        for (name, path, more) in [
+            ("--path=", socket, attributes),
+            ("--pid-file=", &self.scratch.of_user("pid"), ""),
+            ("--status-file=", &self.scratch.of_user("status"), ""),
+        ] {
+            let mut word = OsString::from(name);
+            word.push(path);
+            word.push(more);
+            command.arg(word);
+        }
+        command.args(["--interval=0", "--"]).arg(program).arg(ROLE);
+        command
     }
 }
 
@@ -168,38 +172,6 @@ impl Drop for Server {
         drop(self.child.kill());
         drop(self.child.wait());
         self.inherited.end_newer();
-    }
-}
-
-/// The children that this process had already when its program was executed: they are nobody's business here.
-#[derive(Clone)]
-pub struct Inherited(Vec<Pid>);
-
-impl Inherited {
-    pub fn now() -> Result<Inherited, Failure> {
-        proc::children(getpid()).map(Inherited)
-    }
-
-    /// Those that have come since and are there still, running or not waited for.
-    pub fn newer(&self) -> Result<Vec<Pid>, Failure> {
-        let mut children = proc::children(getpid())?;
-        children.retain(|child| !self.0.contains(child));
-        Ok(children)
-    }
-
-    /// Ends what has become a child of this process, because it adopts what others leave behind.
-    fn end_newer(&self) {
-        while let Ok(children) = self.newer()
-            && !children.is_empty()
-        {
-            for child in children {
-                // Its own children are adopted then.
-                let _ = kill(child, Signal::SIGKILL);
-                if waitpid(child, None).is_err() {
-                    return;
-                }
-            }
-        }
     }
 }
 

@@ -1,7 +1,7 @@
 //! The worker of a self-test: this program in another role. It says that it is there, tries what it is told to, says what
 //! became of that, and stays until it is signalled.
 //!
-//! It changes nothing about itself before it is examined. What it is told comes from its standard input, with no more
+//! It changes nothing about itself before it is examined. What it is told arrives on its standard input, with no more
 //! rights than whoever started it has.
 
 use std::ffi::OsStr;

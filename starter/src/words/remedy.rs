@@ -56,10 +56,11 @@ pub const CHOWN_AS_USER: &str =
 pub const WRITABLE_DIRECTORY: &str = "the directory must be writable by this user";
 
 /// Where a line of the policy is not understood.
-pub const POLICY_LINE: &str = "a right line is like `user alice tcp 80,443` or `group dns udp 53`";
+pub const POLICY_LINE: &str =
+    "a valid line is, for example, `user alice tcp 80,443` or `group dns udp 53`";
 
 /// Where another listener of this very process has the address.
-pub const HELD_BY_OURSELVES: &str = "another one of the same command line takes it";
+pub const HELD_BY_OURSELVES: &str = "another listener of the same command line has it";
 
 /// Where the binder is missing. The program is this one.
 pub fn of_missing_binder(program: &Path) -> String {
@@ -69,21 +70,21 @@ pub fn of_missing_binder(program: &Path) -> String {
 /// Where somebody has the port, and nobody is seen who has it.
 pub fn of_port_in_use(port: u16) -> String {
     format!(
-        "`ss -anp 'sport = :{port}'`, as root, shows who has it: maybe a worker that a killed start_server has left"
+        "`ss -anp 'sport = :{port}'`, as root, shows who has it: maybe a worker that a killed start_server left behind"
     )
 }
 
 /// Where these processes hold an address: `pid 1 (init) and pid 2 (x)`.
 pub fn of_holders(holders: &str) -> String {
-    format!("it is held by {holders}; a killed start_server leaves its workers")
+    format!("it is held by {holders}; a killed start_server leaves its workers behind")
 }
 
 /// Where an ordinary user asks for a low port.
 pub fn of_low_port(port: u16) -> String {
     format!(
         "port {port} is reserved for root: start as root, with --user=NAME for the server program; or let root \
-         `setcap cap_net_bind_service=ep` on {BINDER} and allow it in {POLICY_FILE} (no use below no_new_privs or on \
-         a nosuid file system); or, in a unit with User=, add AmbientCapabilities=CAP_NET_BIND_SERVICE"
+         `setcap cap_net_bind_service=ep` on {BINDER} and allow it in {POLICY_FILE} (which has no effect under \
+         no_new_privs or on a nosuid file system); or, in a unit with User=, add AmbientCapabilities=CAP_NET_BIND_SERVICE"
     )
 }
 

@@ -1,4 +1,4 @@
-//! Every form of `--port` and `--path`, and everything that is none.
+//! Every form of `--port` and `--path`, and everything that is none. The long functions are tables.
 
 use super::*;
 use crate::words::failure::Status;

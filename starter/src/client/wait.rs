@@ -1,0 +1,97 @@
+//! Waiting for what a running server makes of an order.
+
+use std::os::fd::AsFd;
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use nix::errno::Errno;
+use nix::poll::{PollFd, PollFlags, ppoll};
+use nix::sys::inotify::Inotify;
+use nix::sys::time::TimeSpec;
+
+use super::server::Server;
+use crate::host::watch;
+use crate::words::failure::Failure;
+
+/// Why a wait is over.
+pub enum Woken {
+    FilesChanged,
+    ServerEnded,
+    TimedOut,
+}
+
+/// What a client waits for: the end of the server, a change of its files, or the end of its patience.
+pub struct Wait<'a> {
+    server: &'a Server,
+    watch: Option<Inotify>,
+    deadline: Option<Instant>,
+}
+
+impl<'a> Wait<'a> {
+    pub fn new(server: &'a Server, timeout: Option<Duration>) -> Wait<'a> {
+        Wait {
+            server,
+            watch: None,
+            deadline: timeout.map(|timeout| Instant::now() + timeout),
+        }
+    }
+
+    /// Watches the directories of these files too, which are replaced by rename.
+    pub fn watch(self, files: &[PathBuf]) -> Result<Wait<'a>, Failure> {
+        let cannot = |errno: Errno| {
+            Failure::failed(format!("cannot watch the status files: {}", errno.desc()))
+        };
+        let inotify = watch::new().map_err(cannot)?;
+        for file in files {
+            let directory = match file.parent() {
+                Some(directory) if directory != Path::new("") => directory,
+                _ => Path::new("."),
+            };
+            watch::add(&inotify, directory).map_err(cannot)?;
+        }
+        Ok(Wait {
+            watch: Some(inotify),
+            ..self
+        })
+    }
+
+    pub fn next(&self) -> Result<Woken, Failure> {
+        let left = || {
+            let left = self.deadline?.saturating_duration_since(Instant::now());
+            Some(TimeSpec::from_duration(left))
+        };
+        let mut sources = vec![PollFd::new(self.server.process.as_fd(), PollFlags::POLLIN)];
+        let watch = self.watch.as_ref();
+        sources.extend(watch.map(|watch| PollFd::new(watch.as_fd(), PollFlags::POLLIN)));
+        let ready = loop {
+            match ppoll(&mut sources, left(), None) {
+                Err(Errno::EINTR) => {}
+                Err(errno) => {
+                    return Err(Failure::failed(format!(
+                        "cannot wait for pid {}: {}",
+                        self.server.pid,
+                        errno.desc()
+                    )));
+                }
+                Ok(ready) => break ready,
+            }
+        };
+        if ready == 0 {
+            return Ok(Woken::TimedOut);
+        }
+        if sources[0].any() == Some(true) {
+            return Ok(Woken::ServerEnded);
+        }
+        // However many events there are: the files are looked at anew.
+        drop(watch.map(Inotify::read_events));
+        Ok(Woken::FilesChanged)
+    }
+
+    /// `--timeout` is over, and `what` has not come.
+    pub fn timed_out(&self, what: &str) -> Failure {
+        Failure::undecided(format!(
+            "cannot wait longer for {what} of pid {}: --timeout has passed",
+            self.server.pid
+        ))
+    }
+}

@@ -25,6 +25,7 @@ use crate::listeners::user_directory::UserDirectory;
 use crate::words::failure::{self, Failure};
 use crate::words::notice::Notice;
 use crate::words::remedy;
+use crate::words::text::printable;
 
 /// How many numbers above its listeners a worker must have left for its exec (the program, its loader, libraries).
 const DESCRIPTORS_TO_EXEC: u64 = 8;
@@ -120,7 +121,8 @@ fn resolve(spec: &PortSpec) -> Result<Address, Failure> {
     };
     let cannot = |cause: &str| {
         Failure::failed(format!(
-            "cannot resolve the host {name} of --port={}: {cause}",
+            "cannot resolve the host {} of --port={}: {cause}",
+            printable(name),
             spec.given
         ))
     };

@@ -162,7 +162,8 @@ fn number_of_next(grants: &[Grant]) -> Result<u32, Failure> {
 fn owners(spec: &PathSpec) -> Result<(Option<u32>, Option<u32>), Failure> {
     let cannot = |option: &str, name: &str, cause: String| {
         Failure::failed(format!(
-            "cannot use {option}={name} of --path={}: {cause}",
+            "cannot use {option}={} of --path={}: {cause}",
+            printable(name),
             printable(&spec.given)
         ))
     };
@@ -244,5 +245,20 @@ impl Wanted {
             Wanted::Port(spec) => format!("--port={}", spec.given),
             Wanted::Path { spec, .. } => format!("--path={}", printable(&spec.given)),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::listeners::spec::parse_paths;
+
+    #[test]
+    fn an_owner_that_nobody_is_stays_one_line_whatever_it_is_called() {
+        let mut specs = parse_paths("/a,user=x\nforged: line".as_ref()).unwrap_or_default();
+        let spec = specs.pop().map(|spec| owners(&spec));
+        let failure = spec.and_then(Result::err).map(|it| it.to_string());
+        let line = r"cannot use user=x\x0Aforged: line of --path=/a,user=x\x0Aforged: line: there is no such user";
+        assert_eq!(failure.as_deref(), Some(line));
     }
 }

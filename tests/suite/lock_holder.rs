@@ -1,7 +1,7 @@
 //! The process that holds the lock on the pid file is the server, whatever is written in the file: for every command, and
 //! for the server itself, which writes its pid again.
 
-use std::fs;
+use std::fs::{self, File};
 use std::os::unix::fs::{MetadataExt, PermissionsExt, chown};
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
@@ -11,6 +11,7 @@ use e2e::server::NOBODY;
 use e2e::skip::needs_root;
 use e2e::start::InTurn;
 use e2e::{Server, Setup, proc, programs, wait};
+use nix::fcntl::{Flock, FlockArg};
 use nix::sys::signal::{Signal, kill, killpg};
 use nix::unistd::{Pid, Uid};
 
@@ -69,9 +70,11 @@ impl Locking {
 
 impl Drop for Locking {
     fn drop(&mut self) {
-        // It may have ended by itself.
-        let _ = killpg(self.pid(), Signal::SIGKILL);
-        drop(self.0.wait());
+        // Until it is waited for, its pid is that of its group.
+        if !self.has_ended() {
+            let _ = killpg(self.pid(), Signal::SIGKILL);
+            drop(self.0.wait());
+        }
     }
 }
 
@@ -257,6 +260,30 @@ fn a_pid_file_that_a_worker_removes_at_its_end_is_written_again() {
     kill(worker.pid, Signal::SIGKILL).expect("cannot kill the worker");
     server.wait_for_log("pid was gone and is written again");
     assert_eq!(server.pid_file(), Some(server.pid()));
+}
+
+#[test]
+fn a_reader_that_locks_a_new_pid_file_does_not_hold_the_server_up() {
+    if !is_ours() {
+        return;
+    }
+    let server = Server::setup().pid_file().start();
+    let worker = accepted(&server);
+    let (path, new) = (server.folder().join("pid"), server.folder().join("new"));
+    let file = File::create(&new).expect("cannot make a file");
+    fs::set_permissions(&new, fs::Permissions::from_mode(0o666)).expect("cannot chmod");
+    fs::rename(&new, &path).expect("cannot replace the pid file");
+    let lock = Flock::lock(file, FlockArg::LockSharedNonblock).expect("cannot lock");
+    kill(worker.pid, Signal::SIGKILL).expect("cannot kill the worker");
+    let second = server.wait_for_service(2);
+    kill(second.pid, Signal::SIGKILL).expect("cannot kill the worker");
+    let third = server.wait_for_service(3);
+    assert_eq!(server.pid_file(), None);
+    drop(lock);
+    kill(third.pid, Signal::SIGKILL).expect("cannot kill the worker");
+    server.wait_until("the pid file names the server", |server| {
+        server.pid_file() == Some(server.pid())
+    });
 }
 
 #[test]

@@ -29,14 +29,14 @@ enum Finding {
     Hidden,
 }
 
-/// The process that has locked the file, as far as it can be known. `written` is the pid in the file: it counts only where
-/// nothing else is known.
+/// The process that has locked the file, if it can be found. `written` is the pid in the file: it counts only where nothing
+/// else is known.
 ///
 /// # Errors
 /// When the file's own numbers cannot be read.
 pub fn holder(file: &File, written: Option<Pid>) -> io::Result<Option<Pid>> {
     let file = file.metadata()?;
-    // Without it, all is up to the descriptors.
+    // Where there is none, the descriptors have to tell.
     let table = fs::read_to_string("/proc/locks").unwrap_or_default();
     let locks = || table.lines().filter_map(Lock::parse);
     Ok(decide(
@@ -61,7 +61,7 @@ fn decide(
     look_at: impl Fn(Pid) -> Finding,
 ) -> Option<Pid> {
     let holds = |pid: &Pid| matches!(look_at(*pid), Finding::Holds { .. });
-    // The kernel's word on this very file, unless the process can be seen not to have it any more.
+    // The kernel names it for this very file, and nothing shows that it does not have the lock any more.
     if let Some(taker) = takers.find(|pid| look_at(*pid) != Finding::HoldsNot) {
         return Some(taker);
     }
@@ -99,15 +99,17 @@ impl Lock {
         let mut words = line.split_whitespace().skip(1);
         let (kind, _, access) = (words.next()?, words.next()?, words.next()?);
         let is_exclusive = (kind, access) == ("FLOCK", "WRITE");
-        let taker = words.next()?.parse().ok().filter(|_| is_exclusive)?;
+        // Of a process in another pid namespace there is no pid here.
+        let taker = words.next()?.parse().ok().filter(|pid| *pid > 0)?;
         let mut place = words.next()?.split(':');
         let mut hexadecimal = || u64::from_str_radix(place.next()?, 16).ok();
         let device = (hexadecimal()?, hexadecimal()?);
-        Some(Lock {
+        let lock = Lock {
             taker: Pid::from_raw(taker),
             device,
             inode: place.next()?.parse().ok()?,
-        })
+        };
+        is_exclusive.then_some(lock)
     }
 
     fn is_on(&self, file: &Metadata) -> bool {
@@ -187,6 +189,8 @@ mod tests {
             "1: FLOCK  ADVISORY  READ  4711 fe:0a:131076 0 EOF",
             "1: -> FLOCK  ADVISORY  WRITE 4711 fe:0a:131076 0 EOF",
             "1: FLOCK  ADVISORY  WRITE 4711 fe:131076 0 EOF",
+            "1: FLOCK  ADVISORY  WRITE 0 fe:0a:131076 0 EOF",
+            "1: FLOCK  ADVISORY  WRITE -1 fe:0a:131076 0 EOF",
         ] {
             assert_eq!(Lock::parse(other), None, "{other}");
         }

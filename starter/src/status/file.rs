@@ -1,8 +1,8 @@
 //! `--status-file=F`: `F` in Server::Starter's format for programs that know it, and `F.json` with everything. Beside
 //! a pid file `P` there is the same as `P.json`, where `--restart` finds its verdict.
 //!
-//! All are removed at the end if they are still ours. A full disk does not end the service: the caller gets one notice of it,
-//! and the files are written as soon as that works again.
+//! All are removed at the end if they are still ours. A full disk does not end the service: the caller gets one notice, and
+//! the write is tried again until it works.
 
 use std::collections::VecDeque;
 use std::ffi::OsString;

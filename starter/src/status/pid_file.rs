@@ -45,7 +45,7 @@ impl PidFile {
         }
     }
 
-    /// The same, but where somebody only looks at the file, or is about to remove it, it is for the caller to try again.
+    /// The same, but `None` where somebody only looks at the file, or has just removed it: the caller may try again.
     fn try_lock(path: &Path, pid: u32) -> Result<Option<PidFile>, Failure> {
         let cannot = |cause: &str| {
             Failure::failed(format!(
@@ -101,7 +101,10 @@ impl PidFile {
     pub fn restore(&mut self) -> Option<Notice> {
         if is_at(&self.file, &self.path) {
             return match recorded_pid(&self.file) {
-                Ok(Some(pid)) if pid == self.pid => None,
+                Ok(Some(pid)) if pid == self.pid => {
+                    self.is_lost = false;
+                    None
+                }
                 found => match self.write() {
                     Ok(()) => self.overwritten(found.unwrap_or_default()),
                     Err(_) => self.lost(|path| Notice::PidFileGone { path }),
@@ -179,9 +182,10 @@ fn open(path: &Path) -> io::Result<File> {
         .open(path)
 }
 
-/// The number as the kernel has it.
+/// The process that such a number can be of.
 pub fn as_pid(number: u32) -> Option<Pid> {
-    i32::try_from(number).ok().map(Pid::from_raw)
+    let number = i32::try_from(number).ok().filter(|number| *number > 0)?;
+    Some(Pid::from_raw(number))
 }
 
 /// The longest content that is a pid, in bytes.

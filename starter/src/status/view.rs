@@ -1,9 +1,11 @@
 //! `FILE.json`: its one schema, which the server writes and every client reads.
 //!
-//! A reader takes what it does not know for nothing, and what is missing for the default: the server may be older or newer
-//! than the client. And it keeps within bounds: root asks servers of other users, who can write there what they like. So
-//! nothing here is flattened (serde would keep all that it does not know until the end), every list is a [`List`], and
-//! whatever may stand there a million times has a field that must not be missing.
+//! A reader ignores fields that it does not know and takes the default for fields that are missing: the server may be older
+//! or newer than the client.
+//!
+//! A reader's memory is bounded, because root asks servers of other users, who can write there what they like. So nothing
+//! here is flattened (serde would keep every unknown field until the end), every list is a [`List`], and the elements of
+//! long ones have a field that must not be missing: each then takes about as much text as memory.
 //!
 //! Times are seconds since 1970, statuses as wait(2) gives them.
 
@@ -11,13 +13,13 @@ use serde::{Deserialize, Serialize};
 
 use super::list::List;
 
-/// More than the elements of any list that a server writes, where they are as many as its processes or sockets.
+/// More processes or sockets than any server has.
 const MANY: usize = 65_536;
 
-/// More than a server remembers of what is over.
+/// More than a server remembers of what has ended.
 const REMEMBERED: usize = 256;
 
-/// More than the last lines that are kept of a worker.
+/// More than the last lines that a server keeps of a worker.
 const LAST_LINES: usize = 64;
 
 /// What a worker has written last to standard error, oldest first; empty where that is not captured.

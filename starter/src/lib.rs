@@ -1,5 +1,22 @@
 //! The superdaemon: starts server programs with bound sockets, and replaces them without refusing a connection.
 //!
+//! Its rooms from the ground up, of which each imports from those above it in this list alone:
+//!
+//! | room | what is there |
+//! |---|---|
+//! | [`words`] | every sentence and hint, and what makes text from outside safe to show |
+//! | [`host`] | this process and the system around it: identity, signals, locks, clocks, confinement |
+//! | [`log`] | where output goes; nobody else writes to it |
+//! | [`machine`] | all policy, and nothing but that: an event and the time go in, actions come out |
+//! | [`listeners`] | from `--port` and `--path` to sockets, by the binder or by ourselves |
+//! | [`worker`] | one child: its descriptors, its environment, its exec |
+//! | [`status`] | pid file, status file and `FILE.json` |
+//! | [`client`] | `--restart`, `--stop`, `--reopen`: another start_server is asked |
+//! | [`self_test`] | `--self-test`: everything that is promised of the processes, tried on this host |
+//! | [`supervisor`] | the loop: descriptors become events, actions become system calls |
+//! | [`options`] | the command line: it fills the settings that each room defines |
+//! | [`start`] | the phases of a start in their order |
+//!
 //! A library only so that its parsers can be fuzzed: nothing else of it is public, and the program is [`main`].
 
 mod client;

@@ -57,6 +57,46 @@ pub fn at_each_removal(pid: Pid, mut held: impl FnMut(&[PathBuf])) {
     ptrace::detach(pid, None).expect("cannot let it go");
 }
 
+/// Traces a process that was started with [`Setup::traced`](crate::Setup::traced) by this thread until it is about to
+/// exit, and holds each child that it forks before the child does anything. Returns these children.
+///
+/// # Panics
+/// If it cannot be traced, or is killed.
+pub fn holding_children(pid: Pid) -> Vec<Pid> {
+    wait(pid);
+    let options = Options::PTRACE_O_TRACEFORK
+        | Options::PTRACE_O_TRACEEXEC
+        | Options::PTRACE_O_TRACEEXIT
+        | Options::PTRACE_O_EXITKILL;
+    ptrace::setoptions(pid, options).expect("cannot set the options");
+    let mut children = Vec::new();
+    ptrace::cont(pid, None).expect("cannot go on");
+    loop {
+        let mut signal = None;
+        // Of this thread alone; and a child that was killed, its parent sees only when its tracer has seen it.
+        let flags = WaitPidFlag::__WALL | WaitPidFlag::__WNOTHREAD;
+        match waitpid(Pid::from_raw(-1), Some(flags)).expect("cannot wait for them") {
+            // Killed, it stops a last time.
+            WaitStatus::PtraceEvent(child, _, libc::PTRACE_EVENT_EXIT) if child != pid => {
+                ptrace::cont(child, None).expect("cannot let it end");
+                continue;
+            }
+            status if status.pid() != Some(pid) => continue,
+            WaitStatus::PtraceEvent(_, _, libc::PTRACE_EVENT_EXIT) => break,
+            WaitStatus::PtraceEvent(_, _, libc::PTRACE_EVENT_FORK) => {
+                let child = ptrace::getevent(pid).expect("no child");
+                children.push(Pid::from_raw(i32::try_from(child).expect("a pid")));
+            }
+            WaitStatus::PtraceEvent(..) | WaitStatus::Stopped(_, Signal::SIGTRAP) => {}
+            WaitStatus::Stopped(_, stopped_by) => signal = Some(stopped_by),
+            other => panic!("it is not held: {other:?}"),
+        }
+        ptrace::cont(pid, signal).expect("cannot go on");
+    }
+    ptrace::detach(pid, None).expect("cannot let it go");
+    children
+}
+
 fn wait(pid: Pid) -> WaitStatus {
     waitpid(pid, Some(WaitPidFlag::__WALL)).expect("cannot wait for it")
 }

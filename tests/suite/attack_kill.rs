@@ -225,7 +225,7 @@ impl Life<'_> {
             .map(|victim| kill_now(&self.server, *victim))
             .collect();
         if victims.contains(&Victim::Supervisor) {
-            self.supervisor_was_killed(random);
+            self.supervisor_was_killed(sent, random);
         } else {
             let binder_was_killed = victims[0] == Victim::Binder && hit[0]
                 || victims.get(1) == Some(&Victim::Binder) && hit[1];
@@ -234,7 +234,7 @@ impl Life<'_> {
     }
 
     #[track_caller]
-    fn supervisor_was_killed(mut self, random: &mut Random) {
+    fn supervisor_was_killed(mut self, sent: Option<Signal>, random: &mut Random) {
         let what = self.what.clone();
         self.server.wait_exit();
         let pid = self.server.pid();
@@ -248,7 +248,9 @@ impl Life<'_> {
         );
         self.site.assert_pid_file_is_free(&what);
         self.site.assert_files_name_nobody_else(&self.server, &what);
-        if random.below(2) == 0 && !proc::group(pid).is_empty() {
+        // Workers that it has told to stop before may end at any moment.
+        let serves_on = sent != Some(Signal::SIGTERM) && !proc::group(pid).is_empty();
+        if random.below(2) == 0 && serves_on {
             // Its workers serve on.
             let finished = self.site.setup().run();
             assert_eq!(finished.status.code(), Some(1), "{what}: {}", finished.log);

@@ -447,6 +447,8 @@ fn a_server_whose_binder_was_killed_says_so_and_serves_on() {
     kill(the_binder(&server), Signal::SIGKILL).expect("cannot kill the binder");
     server.wait_for_log("the binder died; its socket files will not be removed at the end");
     server.restart();
+    // Until then the old one may take a request with it.
+    server.wait_for_log("died, status:15");
     assert_eq!(client::ask(Path::new(&path)).generation, Some(2));
     assert!(server.stop().success());
 }

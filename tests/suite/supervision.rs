@@ -134,3 +134,29 @@ fn at_the_end_the_pid_file_goes_last_and_the_listeners_are_closed_before() {
     assert!(!accepts, "the listener is open when the lock is given up");
     assert!(log.contains("giving up after 1 failed starts"), "{log}");
 }
+
+/// As a file system does that does not answer. It takes as long as the supervisor is patient.
+#[test]
+fn a_worker_that_hangs_before_it_executes_the_program_is_a_failed_start() {
+    if original_differs("it takes whatever lives for a worker that serves") {
+        return;
+    }
+    let mut server = Server::setup()
+        .pid_file()
+        .option("--start-limit=1")
+        .traced()
+        .start();
+    let held = trace::holding_children(server.pid());
+    assert_eq!(server.wait_exit().code(), Some(1), "{}", server.log());
+    let [worker] = held[..] else {
+        panic!("{held:?} were held: {}", server.log());
+    };
+    let log = server.log();
+    let why = format!(
+        "start_server: cannot execute the program in worker {worker} within 30 seconds: Timer expired\n\
+         hint: a file system that does not answer holds it up"
+    );
+    assert!(log.contains(&why), "{log}");
+    assert!(log.contains("giving up after 1 failed starts"), "{log}");
+    assert!(!proc::alive(worker), "{log}");
+}

@@ -67,6 +67,17 @@ const PACE: Duration = Duration::from_millis(80);
 /// Where Debian has Server::Starter.
 const ORIGINAL: &str = "/usr/bin/start_server";
 
+/// The environment variable that names another start_server to measure in its place: that of a tree before a change.
+const BESIDE: &str = "BESIDE";
+
+/// What is measured beside ours: its program, and its name in the table.
+fn original() -> (PathBuf, &'static str) {
+    match env::var_os(BESIDE) {
+        Some(program) => (program.into(), "BESIDE"),
+        None => (ORIGINAL.into(), "Server::Starter"),
+    }
+}
+
 /// The argument that makes this program a worker: the fixture looks at each of its listeners for so long that a
 /// thousand of them would hide what a superdaemon takes.
 const SERVE_LAST: &str = "--serve-last";
@@ -134,7 +145,7 @@ impl Contestant {
         if Uid::effective().is_root() {
             all.push(Contestant::OursAsRoot);
         }
-        if Path::new(ORIGINAL).exists() {
+        if original().0.exists() {
             all.push(Contestant::Original);
         }
         all.push(Contestant::Bare);
@@ -145,7 +156,7 @@ impl Contestant {
         match self {
             Contestant::Ours => "start_server",
             Contestant::OursAsRoot => "from root, `--user`",
-            Contestant::Original => "Server::Starter",
+            Contestant::Original => original().1,
             Contestant::Bare => "bare worker",
         }
     }
@@ -387,7 +398,7 @@ impl Entrant {
             Contestant::OursAsRoot => {
                 self.run(&programs::start_server(), false, &["--user=nobody"])
             }
-            Contestant::Original => self.run(Path::new(ORIGINAL), true, &[]),
+            Contestant::Original => self.run(&original().0, true, &[]),
         };
         let (generation, worker) = course.wait_for_service_after(0);
         Running {
@@ -649,10 +660,10 @@ fn facts(load_before: &str) -> String {
         .map_or("unknown processor", |(_, model)| model);
     let cores = thread::available_parallelism().expect("cannot count the cores");
     let kernel = fs::read_to_string("/proc/sys/kernel/osrelease").expect("cannot read osrelease");
-    let version = Command::new(ORIGINAL).arg("--version").output();
+    let version = Command::new(original().0).arg("--version").output();
     let version = version.map_or(String::new(), |output| {
         let version = String::from_utf8_lossy(&output.stdout);
-        format!("Server::Starter {}, ", version.trim_end())
+        format!("{} {}, ", original().1, version.trim_end())
     });
     format!(
         "{model}, {cores} cores, Linux {}, load average {load_before} to {}. {version}`--interval=0`; medians of \

@@ -190,7 +190,10 @@ fn a_disk_that_fills_up_under_the_status_and_pid_file_is_said_once_and_the_servi
         server.wait_for_log(&text);
         assert_eq!(server.count_in_log(&text), 1, "{}", server.log());
     }
-    assert_eq!(disk.names(), ["pid", "pid.json", "status", "status.json"]);
+    // It is tried again and again, each time with a draft.
+    server.wait_until("there is no draft", |_| {
+        disk.names() == ["pid", "pid.json", "status", "status.json"]
+    });
 
     // With room, and nothing else that happens, they are right again.
     disk.make_room();

@@ -258,9 +258,11 @@ fn limit(pid: Pid) -> nix::Result<()> {
 
 #[expect(unsafe_code, reason = "nix has no setpriority")]
 fn renice(pid: Pid) -> nix::Result<()> {
+    // What everybody may do to their own processes, however nice these are already.
+    const NICEST: libc::c_int = 19;
+    let pid = pid.as_raw().cast_unsigned();
     // SAFETY: it takes numbers only.
-    Errno::result(unsafe { libc::setpriority(libc::PRIO_PROCESS, pid.as_raw().cast_unsigned(), 1) })
-        .map(drop)
+    Errno::result(unsafe { libc::setpriority(libc::PRIO_PROCESS, pid, NICEST) }).map(drop)
 }
 
 #[expect(unsafe_code, reason = "nix has no ioprio_set")]

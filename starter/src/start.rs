@@ -11,6 +11,8 @@
 //! Everything that an attacker could have a hand in comes after the drop: host names, files, the server program.
 
 use std::io;
+use std::path::Path;
+use std::time::Duration;
 
 use common::message::Identity;
 use common::privileges::{self, Bounding};
@@ -19,6 +21,7 @@ use nix::unistd::getpid;
 
 use crate::host::confinement::{InForce, OfSupervisor};
 use crate::host::daemon::{self, Side, Waiting};
+use crate::host::moment::Moment;
 use crate::host::open_files::OpenFiles;
 use crate::host::{identity, terminal};
 use crate::listeners::bind::{Bound, Listener, SocketFiles};
@@ -35,6 +38,8 @@ use crate::supervisor::resources::Resources;
 use crate::supervisor::signals::Signals;
 use crate::words::failure::{self, Failure, Status};
 use crate::words::notice::Notice;
+use crate::words::remedy;
+use crate::words::text::printable;
 use crate::worker::Blueprint;
 use crate::worker::environment::Environment;
 
@@ -142,7 +147,7 @@ fn lock_and_bind(options: &Options, dropped: Dropped, log: &mut Log) -> Result<H
     // Before anything is bound: a second instance must not come as far as the first one's sockets.
     let pid_file = options.status.pid_file.as_deref();
     let pid_file = pid_file
-        .map(|path| PidFile::lock(path, std::process::id()))
+        .map(|path| lock_pid_file(path, &signals))
         .transpose()?;
     let (backlog, open_files) = (options.listeners.backlog, dropped.open_files);
     let mut notices = Vec::new();
@@ -166,6 +171,34 @@ fn lock_and_bind(options: &Options, dropped: Dropped, log: &mut Log) -> Result<H
         own_session: dropped.own_session,
         open_files,
     })
+}
+
+/// Whoever only reads the file is gone in a moment: a client that looks for a server, for example. Whoever is not must not
+/// keep the server from being told to stop meanwhile.
+fn lock_pid_file(path: &Path, signals: &Signals) -> Result<PidFile, Failure> {
+    const LONGEST: Duration = Duration::from_secs(30);
+    const PAUSE: Duration = Duration::from_millis(10);
+    let until = Moment::now() + LONGEST;
+    loop {
+        if let Some(locked) = PidFile::try_lock(path, std::process::id())? {
+            return Ok(locked);
+        }
+        let stop = signals
+            .wait_for_stop(PAUSE)
+            .map_err(cannot_set_up_signals)?;
+        if let Some(signal) = stop {
+            return Err(Failure::failed(format!(
+                "cannot start: stopped by {signal}"
+            )));
+        }
+        if Moment::now() >= until {
+            let path = printable(path);
+            return Err(Failure::failed(format!(
+                "cannot use --pid-file={path}: another process holds a lock on it for reading"
+            ))
+            .hint(remedy::who_has_open(&path)));
+        }
+    }
 }
 
 /// All that is there before the first worker.

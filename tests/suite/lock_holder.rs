@@ -6,9 +6,12 @@ use std::os::unix::fs::{MetadataExt, PermissionsExt, chown};
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread;
+use std::time::{Duration, Instant};
 
 use e2e::server::NOBODY;
-use e2e::skip::needs_root;
+use e2e::skip::{needs_program, needs_root};
 use e2e::start::InTurn;
 use e2e::{Server, Setup, proc, programs, wait};
 use nix::fcntl::{Flock, FlockArg};
@@ -384,4 +387,80 @@ fn root_signals_whoever_has_locked_the_file_of_a_user_and_not_whom_it_names() {
         }
     }
     innocent.assert_was_not_signalled();
+}
+
+#[test]
+fn whoever_reads_the_pid_file_for_long_does_not_keep_a_start_from_being_stopped() {
+    if !is_ours() {
+        return;
+    }
+    let setup = Server::setup().pid_file();
+    let path = setup.folder().join("pid");
+    let file = File::create(&path).expect("cannot make the pid file");
+    chown(&path, Some(NOBODY), None).expect("cannot give the pid file away");
+    drop(file);
+    let file = File::open(&path).expect("cannot open the pid file");
+    let reader = Flock::lock(file, FlockArg::LockSharedNonblock).expect("cannot lock it");
+    let mut server = setup.start();
+    let pid = server.pid();
+    server.wait_until("it has taken its signals and tries to lock", |_| {
+        proc::status(pid).is_some_and(|status| {
+            proc::signals(status.blocked).contains(&Signal::SIGTERM)
+                && proc::descriptors(pid)
+                    .values()
+                    .any(|it| it.ends_with("[signalfd]"))
+        })
+    });
+    server.signal(Signal::SIGTERM);
+    let status = server.wait_exit();
+    assert_eq!(status.code(), Some(1), "{}", server.log());
+    server.wait_for_log("start_server: cannot start: stopped by SIGTERM");
+    drop(reader);
+}
+
+/// Whatever the server's user does in the directory of the files: with a status that takes long to read, and changes that
+/// never end.
+#[test]
+fn a_client_ends_at_its_timeout_however_busy_its_files_are() {
+    if !is_ours() || !needs_program("flock") {
+        return;
+    }
+    let folder = ordinary_folder();
+    let folder = folder.path();
+    let pid_file = folder.join("pid");
+    let deaf = [as_ordinary_user(), &["env", "--ignore-signal=HUP"]].concat();
+    let server = locking(&pid_file, &deaf);
+    fs::write(&pid_file, format!("{}\n", server.pid())).expect("cannot write the pid file");
+    let json = format!(
+        r#"{{"supervisor":{{"pid":{}}},"stopping":false,"counters":{{"restarts":0}},"generations":[],"verdicts":[],"padding":"{}"}}"#,
+        server.pid(),
+        "x".repeat(8_000_000)
+    );
+    let json_file = folder.join("pid.json");
+    fs::write(&json_file, json).expect("cannot write the status");
+    chown(&json_file, Some(NOBODY), None).expect("cannot give the status away");
+    let (is_over, began) = (AtomicBool::new(false), Instant::now());
+    thread::scope(|scope| {
+        scope.spawn(|| {
+            while !is_over.load(Ordering::Relaxed) && began.elapsed() < Duration::from_secs(60) {
+                let path = folder.join("new");
+                fs::write(&path, "").expect("cannot write");
+                fs::remove_file(&path).expect("cannot remove");
+            }
+        });
+        let mut client = Command::new(programs::start_server());
+        client
+            .args(["--restart", "--pid-file=pid", "--timeout=1"])
+            .current_dir(folder);
+        let mut client = Client::start(client, folder);
+        let code = client.wait();
+        is_over.store(true, Ordering::Relaxed);
+        assert_eq!(code, 4, "{}", client.said());
+        // A debug build takes a second to read such a status once or twice.
+        assert!(
+            began.elapsed() < Duration::from_secs(15),
+            "{:?}",
+            began.elapsed()
+        );
+    });
 }

@@ -11,7 +11,7 @@ use super::wait::{Wait, Woken};
 use crate::status::file::json_path;
 use crate::words::failure::Failure;
 use crate::words::notice::Notice;
-use crate::words::text::printable;
+use crate::words::text::shortened;
 
 /// Sends USR1 and waits until the log file is open again.
 pub fn reopen(settings: &Settings, say: Say<'_>) -> Result<(), Failure> {
@@ -56,11 +56,11 @@ fn outcome(server: &Server, now: &Status) -> Result<(), Failure> {
     let Some(cause) = now.reopen_failure() else {
         return Ok(());
     };
-    let file = now.log_file().map(|file| format!("{}, ", printable(file)));
+    let file = now.log_file().map(|file| format!("{}, ", shortened(file)));
     Err(Failure::failed(format!(
         "cannot reopen {}the log file of pid {}: {}",
         file.unwrap_or_default(),
         server.pid,
-        printable(cause)
+        shortened(cause)
     )))
 }

@@ -9,7 +9,7 @@ use crate::status::file::read_text;
 use crate::status::view::{self, Outcome, State, View, Worker};
 use crate::words::failure::{self, Failure};
 use crate::words::notice::WithMeaning;
-use crate::words::text::printable;
+use crate::words::text::{printable, shortened};
 
 /// What became of a restart.
 pub type Verdict = Result<(), Failure>;
@@ -109,7 +109,7 @@ impl Status {
             .and_then(|status| i32::try_from(status).ok());
         let how = match (&decision.cause, status) {
             // A status that no program has given would mislead.
-            (Some(cause), _) => format!(": {}", printable(cause)),
+            (Some(cause), _) => format!(": {}", shortened(cause)),
             (None, Some(status)) => format!(", exit status:{}", WithMeaning(status)),
             (None, None) => String::new(),
         };
@@ -119,7 +119,7 @@ impl Status {
             false => "no worker serves",
         };
         // Whoever may write the file may have written anything.
-        let said: Vec<String> = decision.stderr.iter().map(printable).collect();
+        let said: Vec<String> = decision.stderr.iter().map(shortened).collect();
         let own_status = status.filter(|_| decision.cause.is_none());
         Failure::failed(format!(
             "cannot restart: generation {generation} has failed to start{how}; {serving}"
@@ -134,11 +134,11 @@ impl Status {
     /// What helps against a failed start, with the status that the program itself has given.
     fn advice(&self, hint: Option<&str>, status: Option<i32>) -> String {
         match (hint, status, self.log_file()) {
-            (Some(hint), ..) => printable(hint),
+            (Some(hint), ..) => shortened(hint),
             (None, Some(0), _) => {
                 "a server that puts itself into the background has ended for start_server: keep it in the foreground".into()
             }
-            (None, _, Some(file)) => format!("{} says more", printable(file)),
+            (None, _, Some(file)) => format!("{} says more", shortened(file)),
             _ => "the log says more".into(),
         }
     }

@@ -76,15 +76,21 @@ impl<'a> Wait<'a> {
                 Ok(ready) => break ready,
             }
         };
-        if ready == 0 {
-            return Ok(Woken::TimedOut);
-        }
         if sources[0].any() == Some(true) {
             return Ok(Woken::ServerEnded);
         }
-        // However many events there are: the files are looked at anew.
-        drop(watch.map(Inotify::read_events));
+        // Also where something changes all the time, as the server's user can have it.
+        if ready == 0 || self.is_over() {
+            return Ok(Woken::TimedOut);
+        }
+        // The files are read anew however many events there are. An error is the end of the events.
+        while watch.is_some_and(|watch| watch.read_events().is_ok()) && !self.is_over() {}
         Ok(Woken::FilesChanged)
+    }
+
+    fn is_over(&self) -> bool {
+        self.deadline
+            .is_some_and(|deadline| deadline <= Instant::now())
     }
 
     /// `--timeout` is over, and `what` has not come.

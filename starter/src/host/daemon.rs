@@ -8,7 +8,7 @@ use nix::sys::wait::waitpid;
 use nix::unistd::{ForkResult, dup2_stdin, pipe2, setsid};
 
 use crate::host::process::{exit_child, fork_single_threaded};
-use crate::words::failure::Failure;
+use crate::words::failure::{Failure, Status};
 
 /// Which process this is now.
 pub enum Side {
@@ -70,7 +70,7 @@ impl Waiting {
 
 /// What a verdict can be long, with the last lines of a worker, in bytes. The daemon has not the rights of its launcher,
 /// whose memory is not for it.
-const LONGEST_VERDICT: u64 = 1 << 20;
+const LONGEST_VERDICT: u64 = 1 << 18;
 
 /// The verdict "no failure" in JSON: the first generation serves.
 const NO_FAILURE: &[u8] = b"null";
@@ -83,9 +83,12 @@ fn hear(from: File) -> Result<(), Failure> {
         .map_err(|error| Failure::failed(format!("cannot hear from the daemon: {error}")))?;
     match serde_json::from_slice::<Option<Failure>>(&message) {
         Ok(None) => Ok(()),
+        Ok(Some(failure)) if failure.status == Status::Done => Err(unheard()),
         Ok(Some(failure)) => Err(failure),
-        Err(_) => Err(Failure::failed(
-            "cannot start: the daemon ended without a word",
-        )),
+        Err(_) => Err(unheard()),
     }
+}
+
+fn unheard() -> Failure {
+    Failure::failed("cannot start: the daemon ended without a word")
 }

@@ -34,19 +34,9 @@ pub struct PidFile {
 }
 
 impl PidFile {
-    /// Locks the file first and writes `pid` into it then, so that a running instance's file is never touched.
-    pub fn lock(path: &Path, pid: u32) -> Result<PidFile, Failure> {
-        loop {
-            match PidFile::try_lock(path, pid)? {
-                Some(locked) => return Ok(locked),
-                // Whoever is in the way is gone in a moment.
-                None => continue,
-            }
-        }
-    }
-
-    /// The same, but `None` where somebody only looks at the file, or has just removed it: the caller may try again.
-    fn try_lock(path: &Path, pid: u32) -> Result<Option<PidFile>, Failure> {
+    /// Locks the file first and writes `pid` into it then, so that a running instance's file is never touched. `None`
+    /// where somebody only reads the file, or has just removed it: the caller may try again.
+    pub fn try_lock(path: &Path, pid: u32) -> Result<Option<PidFile>, Failure> {
         let cannot = |cause: &str| {
             Failure::failed(format!(
                 "cannot use --pid-file={}: {cause}",

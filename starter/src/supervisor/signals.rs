@@ -1,10 +1,13 @@
 //! The signals that the supervisor takes, one by one.
 
 use std::os::fd::{AsFd, BorrowedFd};
+use std::time::Duration;
 
 use nix::errno::Errno;
+use nix::poll::{PollFd, PollFlags, ppoll};
 use nix::sys::signal::{SigSet, SigmaskHow, Signal, sigprocmask};
 use nix::sys::signalfd::{SfdFlags, SignalFd};
+use nix::sys::time::TimeSpec;
 
 /// What the supervisor takes itself. As PID 1 it would not get them otherwise.
 const TAKEN: [Signal; 8] = [
@@ -41,6 +44,17 @@ impl Signals {
         let taken: SigSet = TAKEN.into_iter().collect();
         sigprocmask(SigmaskHow::SIG_SETMASK, Some(&taken), None)?;
         SignalFd::with_flags(&taken, SfdFlags::SFD_CLOEXEC | SfdFlags::SFD_NONBLOCK).map(Signals)
+    }
+
+    /// Waits so long for an order to stop. Other signals ask for nothing yet: there is no worker.
+    pub fn wait_for_stop(&self, longest: Duration) -> nix::Result<Option<Signal>> {
+        let mut source = [PollFd::new(self.as_fd(), PollFlags::POLLIN)];
+        match ppoll(&mut source, Some(TimeSpec::from_duration(longest)), None) {
+            Ok(_) | Err(Errno::EINTR) => {}
+            Err(errno) => return Err(errno),
+        }
+        let arrived = self.read()?;
+        Ok(arrived.into_iter().find(|signal| STOPS.contains(signal)))
     }
 
     /// The signals that have arrived since the last call.

@@ -178,3 +178,8 @@ pub fn missing_interpreter(name: &OsStr) -> String {
 /// Where a worker does not get as far as to the program.
 pub const HANGING: &str =
     "a file system that does not answer holds it up: that of the program, of --dir or of a library";
+
+/// Where somebody has a file open who cannot be named.
+pub fn who_has_open(path: &str) -> String {
+    format!("`fuser {path}` as root shows who has it open")
+}

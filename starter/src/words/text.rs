@@ -13,6 +13,17 @@ pub fn printable(text: impl AsRef<OsStr>) -> String {
     line
 }
 
+/// The same of text that somebody may have made long, so that a reader is not flooded: its first 4 KiB.
+pub fn shortened(text: impl AsRef<OsStr>) -> String {
+    const MOST: usize = 4096;
+    let mut line = String::new();
+    let (whole, _) = escape(text.as_ref().as_bytes(), MOST, &mut line);
+    if !whole {
+        line.push_str("[...]");
+    }
+    line
+}
+
 /// Appends escaped text while `line` stays within `most` bytes. Returns whether that was all of it, and how many bytes of it
 /// were taken.
 pub fn escape(bytes: &[u8], most: usize, line: &mut String) -> (bool, usize) {
@@ -77,6 +88,14 @@ mod tests {
         assert_eq!(printable("a\nb\tc\x1b[2J"), r"a\x0Ab\x09c\x1B[2J");
         assert_eq!(printable("\u{9b}2J\u{202e}"), r"\xC2\x9B2J\xE2\x80\xAE");
         assert_eq!(printable(OsStr::from_bytes(b"/\xff")), r"/\xFF");
+    }
+
+    #[test]
+    fn long_text_is_cut_where_that_is_asked_for() {
+        assert_eq!(shortened("a\n"), r"a\x0A");
+        let long = shortened("\u{20ac}".repeat(10_000));
+        assert_eq!(long.len(), 4095 + "[...]".len());
+        assert!(long.ends_with("[...]"));
     }
 
     #[test]

@@ -21,7 +21,7 @@ const USAGE: i32 = 2;
 
 /// The remedy for a file in a directory `missing`.
 const MISSING_DIRECTORY: &str =
-    "hint: `install -d -o USER missing` makes it, for the user that the server runs as";
+    "hint: create it for the server's user: `install -d -o USER missing`";
 
 /// Whoever is neither root nor the user of the server.
 const FOREIGN: u32 = 4242;
@@ -306,7 +306,7 @@ fn a_program_that_cannot_be_executed_is_said_and_leaves_nothing_behind() {
     make_file(&setup, "script", "#! /bin/sh\r\nexit 0\r\n", 0o755);
     let lines = [
         "start_server: cannot execute ./script: No such file or directory",
-        r"hint: its first line ends with a carriage return, which is taken for a part of the name: /bin/sh\x0D",
+        r"hint: its first line ends with a carriage return, which becomes part of the interpreter's name: /bin/sh\x0D",
     ];
     assert_refused(setup, FAILED, &lines);
 

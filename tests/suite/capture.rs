@@ -389,7 +389,7 @@ fn reopen_without_a_log_file_is_exit_code_1() {
         let output = reopen(&server, &["--timeout=20"]);
         assert_eq!(output.status.code(), Some(1), "{}", error_of(&output));
         let line = format!(
-            "start_server: cannot reopen the log file of pid {}: it writes to no log file\n",
+            "start_server: cannot reopen the log file of pid {}: it has no log file\n",
             server.pid()
         );
         assert!(error_of(&output).ends_with(&line), "{}", error_of(&output));
@@ -924,7 +924,7 @@ fn quiet_does_not_hide_why_a_start_has_failed() {
     assert_eq!(
         finished.log,
         "start_server: cannot open --log-file=missing/log: its directory does not exist\n\
-         hint: `install -d -o USER missing` makes it, for the user that the server runs as\n"
+         hint: create it for the server's user: `install -d -o USER missing`\n"
     );
     let (setup, _) = self::setup();
     let finished = run(setup.option("--backlog=x"));

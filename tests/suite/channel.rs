@@ -1193,8 +1193,8 @@ fn strict_refuses_a_sandbox_that_lacks_something() {
             "start_server: cannot confine the binder: this kernel or container lacks {lack}, and --strict is given"
         );
         let log = launched.log();
-        let hint = "hint: Linux 6.12 has all of it, where `landlock` is in /sys/kernel/security/lsm and no container or \
-                    unit keeps it away (SystemCallFilter=@system-service does); without --strict this is a notice";
+        let hint = "hint: it needs Linux 6.12 with `landlock` in /sys/kernel/security/lsm, and no container or unit \
+                    that blocks it (SystemCallFilter=@system-service does); without --strict this is a warning";
         let said = format!("{line}\n{hint}\n");
         assert!(log.contains(&said), "{log}");
         assert!(!log.contains("starting new worker"), "{log}");

@@ -318,8 +318,8 @@ fn a_daemon_whose_first_generation_fails_says_so_on_the_terminal() {
         daemon().interval("1000").worker(["--exit=3"]),
         1,
         &[
-            "start_server: cannot start: the new worker has failed, exit status:768 (exit code 3)",
-            "hint: what else it has to say about that is where its output goes",
+            "start_server: cannot start: the new worker failed, exit status:768 (exit code 3)",
+            "hint: see the worker's output for more",
         ],
     );
     assert!(!server.folder().join("pid").exists());
@@ -343,9 +343,9 @@ fn a_daemon_whose_output_is_captured_shows_what_the_worker_has_said() {
             .program(["/bin/sh", "-c", "echo the reason >&2; exit 3"]),
         1,
         &[
-            "start_server: cannot start: the new worker has failed, exit status:768 (exit code 3)",
+            "start_server: cannot start: the new worker failed, exit status:768 (exit code 3)",
             "stderr: the reason",
-            "hint: what else it has to say about that is where its output goes",
+            "hint: see the worker's output for more",
         ],
     );
 }
@@ -1549,7 +1549,7 @@ fn a_pid_file_that_was_removed_is_written_again_at_the_next_restart() {
     let hint = format!("pid.json names pid {}", server.pid());
     assert!(lost.said().contains(&hint), "{}", lost.said());
     server.signal(Signal::SIGHUP);
-    server.wait_for_log("pid was gone and is written again");
+    server.wait_for_log("pid was gone, rewrote it");
     let mut found = restart(&server);
     assert_eq!(found.wait(), 0, "{}", found.said());
     assert!(server.stop().success());
@@ -1564,11 +1564,11 @@ fn a_server_of_which_nothing_serves_any_more_says_so() {
     let (server, _, first) = serving(breakable(Server::setup().interval("0.3")));
     break_it(&server);
     kill(first.pid, Signal::SIGKILL).expect("cannot kill the worker");
-    server.wait_for_log("no worker serves, clients have to wait; the next start is in 0.");
+    server.wait_for_log("no worker is serving, clients have to wait; next start in 0.");
     let mut restart = restart(&server);
     assert_eq!(restart.wait(), 1, "{}", restart.said());
     assert!(
-        restart.said().contains("; no worker serves"),
+        restart.said().contains("; no worker is serving"),
         "{}",
         restart.said()
     );

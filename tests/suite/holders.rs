@@ -19,8 +19,8 @@ const TAIL: &str = "a killed start_server leaves its workers behind";
 pub fn hint_of_port_held_here(port: u16) -> String {
     hint_of_path_held_here().unwrap_or_else(|| {
         format!(
-            "hint: `ss -anp 'sport = :{port}'`, as root, shows who has it: \
-             maybe a worker that a killed start_server left behind"
+            "hint: `ss -anp 'sport = :{port}'`, as root, shows who holds it, \
+             perhaps a worker left behind by a killed start_server"
         )
     })
 }

@@ -233,7 +233,7 @@ fn usr1_opens_the_log_file_again() {
     write_by_worker(port, "before the rotation");
     fs::rename(&path, &rotated).expect("cannot rotate");
     server.signal(Signal::SIGUSR1);
-    wait_for_line(&server, "server.log", "server.log is open again");
+    wait_for_line(&server, "server.log", "start_server: reopened server.log");
     // A worker has what it was started with, until it is replaced.
     write_by_worker(port, "of the first generation");
     assert_eq!(count(&rotated, "of the first generation"), 1);
@@ -276,7 +276,7 @@ fn usr1_without_a_log_file_is_said_and_harmless() {
     let mut server = Server::setup().status_file().start();
     server.accepted();
     server.signal(Signal::SIGUSR1);
-    server.wait_for_log("received USR1, but there is no log file to open again");
+    server.wait_for_log("received USR1, but there is no log file to reopen");
     assert!(server.stop().success());
 }
 
@@ -285,14 +285,14 @@ fn a_log_file_that_cannot_be_opened_is_one_line_and_exit_code_1() {
     if original_differs("its messages are others") {
         return;
     }
-    let hint = "hint: the file is written by the user that the server runs as, in a directory that this user can write";
+    let hint = "hint: the user that the server runs as must be able to write the file and its directory";
     for (target, cause, hint) in [
         ("DIR/closed/log", "Permission denied", Some(hint)),
         (
             "DIR/missing/log",
             "its directory does not exist",
             Some(
-                "hint: `install -d -o USER DIR/missing` makes it, for the user that the server runs as",
+                "hint: create it for the server's user: `install -d -o USER DIR/missing`",
             ),
         ),
         ("DIR/link", "it is a symbolic link", None),
@@ -554,7 +554,7 @@ fn a_log_command_that_never_reads_neither_blocks_nor_ends_the_service() {
     let last = format!("old worker {} died, status:0", first.pid);
     server.wait_until("the last line was read", |_| count(&path, &last) == 1);
     assert_eq!(
-        count(&path, "received USR2, which has no meaning here"),
+        count(&path, "received USR2, ignoring it"),
         signals
     );
     let text = read(&path);

@@ -223,7 +223,7 @@ fn assert_is_refused(etc: &Etc, transport: Transport, port: u16, cause: &str) {
             "a valid line is, for example, `user alice tcp 80,443` or `group dns udp 53`".to_owned()
         }
         false => format!(
-            "root allows it to a user by a line such as `user 65534 {kind} {port}` in {FILE}, \
+            "root can allow it with a line such as `user 65534 {kind} {port}` in {FILE}, \
              which must belong to root, be readable by everybody and writable by root alone"
         ),
     };

@@ -445,7 +445,7 @@ fn a_server_whose_binder_was_killed_says_so_and_serves_on() {
     let mut server = for_nobody().option(format!("--path={path}")).start();
     server.wait_for_service(1);
     kill(the_binder(&server), Signal::SIGKILL).expect("cannot kill the binder");
-    server.wait_for_log("the binder died; its socket files will not be removed at the end");
+    server.wait_for_log("the binder died; its socket files will not be removed at exit");
     server.restart();
     // Until then the old one may take a request with it.
     server.wait_for_log("died, status:15");

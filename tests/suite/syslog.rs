@@ -702,7 +702,7 @@ fn what_a_stopped_daemon_loses_is_counted_and_the_order_is_kept() {
     const COUNT: usize = 400_000;
     // Nobody reads meanwhile.
     burst(port, COUNT, 100, "stdout");
-    let text = "received USR2, which has no meaning here";
+    let text = "received USR2, ignoring it";
     daemon.read();
     // Room again, so that this one finds its place behind the count.
     let (numbers, lost) =
@@ -769,7 +769,7 @@ fn a_socket_that_is_missing_at_the_start_is_said_once_and_found_later() {
     let server = setup.start();
     server.accepted();
     let notice = format!(
-        "start_server: cannot reach syslog at {}: No such file or directory; trying again until it works",
+        "start_server: cannot reach syslog at {}: No such file or directory; will keep trying",
         path.display()
     );
     server.wait_for_log(&notice);
@@ -884,7 +884,7 @@ fn a_udp_port_where_nobody_listens_is_said_once_and_found_later() {
         began.elapsed()
     );
     let said = format!(
-        "start_server: cannot reach syslog at udp:127.0.0.1:{log_port}: Connection refused; trying again until it works"
+        "start_server: cannot reach syslog at udp:127.0.0.1:{log_port}: Connection refused; will keep trying"
     );
     assert_eq!(server.count_in_log("cannot reach syslog"), 1);
     assert_eq!(server.count_in_log(&said), 1);

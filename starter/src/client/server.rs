@@ -169,7 +169,7 @@ impl PidFile<'_> {
         let what = match written {
             Ok(Some(pid)) => format!("pid {pid} in it does not hold its lock"),
             Ok(None) => "it is empty".to_owned(),
-            Err(()) => "it holds no pid".to_owned(),
+            Err(()) => "it contains no pid".to_owned(),
         };
         Failure::failed(format!(
             "cannot find the server of --pid-file={path}: {what}, and who does cannot be found"

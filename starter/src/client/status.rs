@@ -116,7 +116,7 @@ impl Status {
         let mut living = self.0.generations.iter();
         let serving = match living.any(|one| one.state == State::Current) {
             true => "the old one serves on",
-            false => "no worker serves",
+            false => "no worker is serving",
         };
         // Whoever may write the file may have written anything.
         let said: Vec<String> = decision.stderr.iter().map(printable).collect();

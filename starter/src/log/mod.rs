@@ -172,7 +172,7 @@ impl Log {
     pub fn reopen(&mut self) {
         self.reopened.orders += 1;
         let LogFile::File(path) = &self.target else {
-            self.reopened.failure = Some("it writes to no log file".into());
+            self.reopened.failure = Some("it has no log file".into());
             self.say(&Notice::NothingToReopen);
             return;
         };

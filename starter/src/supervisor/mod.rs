@@ -125,7 +125,7 @@ impl Supervisor {
                 _,
             ) => self.failed_with(*status),
             (_, Outcome::Stopped) => Failure::failed("cannot start: stopped by a signal"),
-            (_, Outcome::GivenUp) => Failure::failed("cannot start: nothing serves"),
+            (_, Outcome::GivenUp) => Failure::failed("cannot start: no worker is serving"),
         }
     }
 
@@ -133,10 +133,10 @@ impl Supervisor {
         let worker = self.machine.history().departed.back();
         let status_file = &self.resources.status_file;
         Failure::failed(format!(
-            "cannot start: the new worker has failed, exit status:{}",
+            "cannot start: the new worker failed, exit status:{}",
             WithMeaning(status)
         ))
         .stderr(worker.map_or(&[], |worker| status_file.last_lines_of(worker.pid)))
-        .hint("what else it has to say about that is where its output goes")
+        .hint("see the worker's output for more")
     }
 }

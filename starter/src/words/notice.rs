@@ -342,13 +342,13 @@ impl Notice {
             Notice::CannotStartWorker(failure) => failure.line(),
             Notice::RolledBack { pids } => {
                 format!(
-                    "the old workers were not signalled yet and serve again:{}",
+                    "the old workers were not yet signalled and are serving again:{}",
                     Pids(pids, "none")
                 )
             }
             Notice::GivingUp { failures, serving } if serving.is_empty() => {
                 format!(
-                    "start_server: giving up after {failures} failed starts, nothing is left that serves"
+                    "start_server: giving up after {failures} failed starts, no worker is left to serve"
                 )
             }
             Notice::GivingUp { failures, serving } => {
@@ -360,12 +360,12 @@ impl Notice {
             Notice::NothingServes { next } => {
                 let next = next.as_secs_f64();
                 format!(
-                    "start_server: no worker serves, clients have to wait; the next start is in {next:.1} secs"
+                    "start_server: no worker is serving, clients have to wait; next start in {next:.1} secs"
                 )
             }
             Notice::KillingWorkers { pids } => {
                 format!(
-                    "--stop-timeout has passed, sending KILL to all workers:{}",
+                    "--stop-timeout expired, sending KILL to all workers:{}",
                     Pids(pids, "")
                 )
             }
@@ -374,7 +374,7 @@ impl Notice {
                     .into()
             }
             Notice::Ignored(signal) => {
-                format!("received {}, which has no meaning here", name(*signal))
+                format!("received {}, ignoring it", name(*signal))
             }
             Notice::CannotSignal { pid, signal, errno } => {
                 format!(
@@ -385,14 +385,14 @@ impl Notice {
             }
             Notice::CannotSave { path, cause } => {
                 format!(
-                    "start_server: cannot write {}: {cause}; trying again until it works",
+                    "start_server: cannot write {}: {cause}; will keep trying",
                     printable(path)
                 )
             }
-            Notice::SavedAgain { path } => format!("{} is written again", printable(path)),
+            Notice::SavedAgain { path } => format!("{} is up to date again", printable(path)),
             Notice::TakenOver { path } => {
                 format!(
-                    "start_server: {} was replaced by another process and is left to it",
+                    "start_server: {} was replaced by another process, leaving it alone",
                     printable(path)
                 )
             }
@@ -405,19 +405,19 @@ impl Notice {
             }
             Notice::PidFileGone { path } => {
                 format!(
-                    "start_server: {} is gone and cannot be written again",
+                    "start_server: {} is gone and cannot be rewritten",
                     printable(path)
                 )
             }
             Notice::PidFileWrittenAgain { path } => {
                 format!(
-                    "start_server: {} was gone and is written again",
+                    "start_server: {} was gone, rewrote it",
                     printable(path)
                 )
             }
             Notice::PidFileOverwritten { path, by } => {
                 let with = by.map(|pid| format!(" with pid {pid}"));
-                format!("start_server: {} was overwritten{} and is written again; give the server program a pid file of its own",
+                format!("start_server: {} was overwritten{}, rewrote it; give the server program a pid file of its own",
                     printable(path),
                     with.unwrap_or_default()
                 )
@@ -433,7 +433,7 @@ impl Notice {
                 is_captured: false,
             } => {
                 format!(
-                    "start_server: {} is open again; workers from now on write to it",
+                    "start_server: reopened {}; new workers write to it",
                     printable(path)
                 )
             }
@@ -442,23 +442,23 @@ impl Notice {
                 is_captured: true,
             } => {
                 format!(
-                    "start_server: {} is open again; all lines go there from now on",
+                    "start_server: reopened {}; all lines now go there",
                     printable(path)
                 )
             }
             Notice::SyslogUnreachable { place, cause } => {
                 format!(
-                    "start_server: cannot reach syslog at {place}: {cause}; trying again until it works"
+                    "start_server: cannot reach syslog at {place}: {cause}; will keep trying"
                 )
             }
             Notice::CannotReopen { path, cause } => {
                 format!(
-                    "start_server: cannot open {} again: {cause}; the old one stays open",
+                    "start_server: cannot reopen {}: {cause}; keeping the old one open",
                     printable(path)
                 )
             }
             Notice::NothingToReopen => {
-                "received USR1, but there is no log file to open again".into()
+                "received USR1, but there is no log file to reopen".into()
             }
             Notice::StopServer { ours, theirs } => {
                 format!("stop_server (pid:{ours}) stopping now (pid:{theirs})...")
@@ -475,7 +475,7 @@ impl Notice {
                     Some(pid) => format!("pid {pid}"),
                     None => "no pid".into(),
                 };
-                format!("start_server: {} holds {written}, but {holder} holds its lock: that one is the server",
+                format!("start_server: {} contains {written}, but pid {holder} holds its lock and is the server",
                     printable(path)
                 )
             }
@@ -483,7 +483,7 @@ impl Notice {
                 format!("sent USR1 to start_server (pid:{pid}), waiting for the log file...")
             }
             Notice::BinderDied => {
-                "start_server: the binder died; its socket files will not be removed at the end"
+                "start_server: the binder died; its socket files will not be removed at exit"
                     .into()
             }
             Notice::Unconfined(lack) => {

@@ -10,7 +10,7 @@ use nix::errno::Errno;
 use crate::words::text::printable;
 
 /// Where the supervisor's user may not write a file.
-const WRITABLE: &str = "the file is written by the user that the server runs as, in a directory that this user can write";
+const WRITABLE: &str = "the user that the server runs as must be able to write the file and its directory";
 
 /// Where nobody may write a file, which is a service manager's doing more often than a disk's.
 const READ_ONLY: &str =
@@ -20,8 +20,8 @@ const READ_ONLY: &str =
 pub const RAISE_OPEN_FILES: &str = "raise it with ulimit -n (LimitNOFILE= of systemd)";
 
 /// Where the kernel, or what is around it, lacks a means of confinement.
-pub const CONFINE_FULLY: &str = "Linux 6.12 has all of it, where `landlock` is in /sys/kernel/security/lsm and no \
-     container or unit keeps it away (SystemCallFilter=@system-service does); without --strict this is a notice";
+pub const CONFINE_FULLY: &str = "it needs Linux 6.12 with `landlock` in /sys/kernel/security/lsm, and no container or \
+     unit that blocks it (SystemCallFilter=@system-service does); without --strict this is a warning";
 
 /// The name of the second program, beside this one.
 pub const BINDER: &str = "start_server-binder";
@@ -32,7 +32,7 @@ pub const FOREIGN_FILTER: &str = "a seccomp filter around it forbids what it nee
 
 /// The same, without a filter but the binder's own.
 pub const OWN_FILTER: &str =
-    "its sandbox knows no such system call: please report the version of the C library";
+    "its sandbox does not allow that system call: please report the version of the C library";
 
 /// Where the binder, or what leads to it, could have been changed by somebody whom root does not trust.
 pub const TRUSTED_BINDER: &str = "as root every file and directory on its path must belong to root or to the owner of \
@@ -70,7 +70,7 @@ pub fn of_missing_binder(program: &Path) -> String {
 /// Where somebody has the port, and nobody is seen who has it.
 pub fn of_port_in_use(port: u16) -> String {
     format!(
-        "`ss -anp 'sport = :{port}'`, as root, shows who has it: maybe a worker that a killed start_server left behind"
+        "`ss -anp 'sport = :{port}'`, as root, shows who holds it, perhaps a worker left behind by a killed start_server"
     )
 }
 
@@ -91,7 +91,7 @@ pub fn of_low_port(port: u16) -> String {
 /// Where the policy does not allow a port, or cannot be trusted.
 pub fn of_policy(uid: u32, transport: &str, port: u16) -> String {
     format!(
-        "root allows it to a user by a line such as `user {uid} {transport} {port}` in {POLICY_FILE}, which must \
+        "root can allow it with a line such as `user {uid} {transport} {port}` in {POLICY_FILE}, which must \
          belong to root, be readable by everybody and writable by root alone"
     )
 }
@@ -117,16 +117,16 @@ pub fn of_file(path: &Path, errno: Errno) -> Option<String> {
 /// Where the directory of a file does not exist.
 fn missing_directory(file: &Path) -> String {
     let directory = printable(file.parent().unwrap_or(file));
-    format!("`install -d -o USER {directory}` makes it, for the user that the server runs as")
+    format!("create it for the server's user: `install -d -o USER {directory}`")
 }
 
 /// Where a process cannot be made.
 pub fn of_spawning(errno: Errno) -> Option<&'static str> {
     match errno {
         Errno::EAGAIN => {
-            Some("this user may have no more processes: see `ulimit -u`, or TasksMax of systemd")
+            Some("this user has reached its process limit: see `ulimit -u`, or TasksMax of systemd")
         }
-        Errno::EMFILE => Some("the limit of open files is reached: see `ulimit -n`"),
+        Errno::EMFILE => Some("the limit on open files is reached: see `ulimit -n`"),
         _ => None,
     }
 }
@@ -139,7 +139,7 @@ pub const NOT_EXECUTABLE: &str = "it is not executable for this user: see chmod(
 
 /// Where the interpreter of a program that is no script is missing.
 pub const MISSING_LOADER: &str =
-    "the loader of shared libraries that it needs does not exist: it was built for another system";
+    "the dynamic loader that it needs does not exist: it was built for another system";
 
 /// Where a directory of PATH has the program, which this user may not execute.
 pub fn not_executable_in_path(found: &Path) -> String {
@@ -169,7 +169,7 @@ pub fn missing_interpreter(name: &OsStr) -> String {
     let shown = printable(name);
     match name.as_bytes().ends_with(b"\r") {
         true => format!(
-            "its first line ends with a carriage return, which is taken for a part of the name: {shown}"
+            "its first line ends with a carriage return, which becomes part of the interpreter's name: {shown}"
         ),
         false => format!("the interpreter in its first line does not exist: {shown}"),
     }
@@ -177,4 +177,4 @@ pub fn missing_interpreter(name: &OsStr) -> String {
 
 /// Where a worker does not get as far as to the program.
 pub const HANGING: &str =
-    "a file system that does not answer holds it up: that of the program, of --dir or of a library";
+    "a file system does not respond: that of the program, of --dir or of a library";

@@ -302,7 +302,7 @@ use Escape::{
 
 const NO: Outcome = Outcome::Killed;
 
-/// What an escape comes to: in a binder of ports; in one of paths; and in one of paths once everything is made.
+/// What an escape comes to: in a port binder; in one of paths; and in one of paths once everything is made.
 const ESCAPES: [(Escape, [Outcome; 3]); 10] = [
     (BecomeRoot, [NO, NO, NO]),
     (

@@ -550,7 +550,7 @@ fn too_few_open_files_are_one_line_with_the_number_that_is_needed() {
         let what = format!("{limit} files");
         let set = |setup: Setup| setup.limit(Resource::RLIMIT_NOFILE, limit, limit);
         starts_under(set, &what, |mut outcome| {
-            let needed = format!("descriptors, and the limit of open files is {limit}");
+            let needed = format!("descriptors, and the limit on open files is {limit}");
             outcome.assert_served_or_said(&what, &[&needed]);
             assert!(limit < 20 || outcome.status.is_none_or(|it| it.success()));
         });

@@ -284,8 +284,8 @@ fn reopen_tells_by_its_exit_code_what_became_of_it() {
     let output = reopen(&server, &["--timeout=0.2"]);
     assert_eq!(output.status.code(), Some(4));
     let line = format!(
-        "start_server: cannot wait longer for the log file of pid {pid}: --timeout has passed\n\
-         hint: pid {pid} is stopped: `kill -CONT {pid}` lets it go on\n"
+        "start_server: cannot wait longer for the log file of pid {pid}: --timeout expired\n\
+         hint: pid {pid} is stopped: `kill -CONT {pid}` resumes it\n"
     );
     assert!(error_of(&output).ends_with(&line), "{}", error_of(&output));
     kill(pid, Signal::SIGCONT).expect("cannot continue the server");
@@ -345,7 +345,7 @@ fn a_fifo_in_the_place_of_the_log_file_stops_nobody() {
     assert_eq!(finished.status.code(), Some(1));
     let line = format!(
         "cannot open --log-file={}: {cause}\n\
-         hint: a command that reads the log is given as --log-file='| COMMAND'\n",
+         hint: to pipe the log to a command, use --log-file='| COMMAND'\n",
         path.display()
     );
     assert!(finished.log.ends_with(&line), "{}", finished.log);

@@ -1000,7 +1000,7 @@ fn a_broken_binder_is_one_clear_line_and_no_worker() {
     if !is_ours() {
         return;
     }
-    let too_early = |how: &str| format!("it ended too early, exit status: 0{how}");
+    let too_early = |how: &str| format!("it exited too early, exit status: 0{how}");
     let option = format!("--port=127.0.0.1:{}", ports::tcp());
     for (mode, causes) in [
         ("exits without an answer", vec![too_early("")]),
@@ -1027,7 +1027,7 @@ fn a_broken_binder_is_one_clear_line_and_no_worker() {
         ),
         (
             "refuses what was not asked for",
-            vec!["it refused what was not asked for".to_owned()],
+            vec!["it refused something that was not requested".to_owned()],
         ),
         (
             "answers before it is asked",
@@ -1035,7 +1035,7 @@ fn a_broken_binder_is_one_clear_line_and_no_worker() {
         ),
         (
             "says twice what confines it",
-            vec!["it said twice what confines it".to_owned()],
+            vec!["it reported its confinement twice".to_owned()],
         ),
         (
             // It may be gone before or after what it does not read.

@@ -285,15 +285,14 @@ fn a_log_file_that_cannot_be_opened_is_one_line_and_exit_code_1() {
     if original_differs("its messages are others") {
         return;
     }
-    let hint = "hint: the user that the server runs as must be able to write the file and its directory";
+    let hint =
+        "hint: the user that the server runs as must be able to write the file and its directory";
     for (target, cause, hint) in [
         ("DIR/closed/log", "Permission denied", Some(hint)),
         (
             "DIR/missing/log",
             "its directory does not exist",
-            Some(
-                "hint: create it for the server's user: `install -d -o USER DIR/missing`",
-            ),
+            Some("hint: create it for the server's user: `install -d -o USER DIR/missing`"),
         ),
         ("DIR/link", "it is a symbolic link", None),
         ("DIR", "Is a directory", None),
@@ -553,10 +552,7 @@ fn a_log_command_that_never_reads_neither_blocks_nor_ends_the_service() {
     let path = server.folder().join("read");
     let last = format!("old worker {} died, status:0", first.pid);
     server.wait_until("the last line was read", |_| count(&path, &last) == 1);
-    assert_eq!(
-        count(&path, "received USR2, ignoring it"),
-        signals
-    );
+    assert_eq!(count(&path, "received USR2, ignoring it"), signals);
     let text = read(&path);
     assert_eq!(text.lines().count(), signals + 6, "{text}");
 }

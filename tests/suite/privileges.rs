@@ -508,7 +508,10 @@ fn root_makes_no_socket_in_a_directory_that_others_can_write() {
         // Below it: there the user cannot write itself.
         let below = open.join("below");
         make_directory(&below, 0o755, 0);
-        let objection = format!("{} can be written by others than its owner", open.display());
+        let objection = format!(
+            "{} is writable by users other than its owner",
+            open.display()
+        );
         assert_path_is_refused(&below.join("socket"), &objection);
         assert_is_empty(&below);
     }

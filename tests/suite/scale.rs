@@ -107,7 +107,7 @@ fn more_ports_than_the_launcher_allows_open_files_are_refused() {
         let finished = setup.limit(Resource::RLIMIT_NOFILE, limit, limit).run();
         assert_eq!(finished.status.code(), Some(1), "{}", finished.log);
         let message = format!(
-            "start_server: cannot open 1000 sockets: that takes 2016 descriptors, and the limit of open files is {limit}"
+            "start_server: cannot open 1000 sockets: that takes 2016 descriptors, and the limit on open files is {limit}"
         );
         assert!(
             finished.log.lines().any(|line| line == message),

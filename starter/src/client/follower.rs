@@ -99,7 +99,7 @@ impl Follower {
         };
         server.is_stopped().or_else(old_workers).unwrap_or_else(|| {
             let json = printable(json);
-            format!("{json} shows how far it is, unless its disk is full")
+            format!("{json} shows its progress, unless its disk is full")
         })
     }
 }
@@ -113,7 +113,7 @@ fn cannot_follow(server: &Server, json: &Path) -> Failure {
     match json.exists() {
         true => failure,
         false => {
-            failure.hint("a server of another make is followed by its --status-file: name it too")
+            failure.hint("to follow another implementation's server, give its --status-file too")
         }
     }
 }

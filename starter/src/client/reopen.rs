@@ -37,7 +37,7 @@ pub fn reopen(settings: &Settings, say: Say<'_>) -> Result<(), Failure> {
             Woken::FilesChanged => {}
             Woken::ServerEnded => {
                 return Err(Failure::failed(format!(
-                    "cannot reopen the log file: pid {} has ended",
+                    "cannot reopen the log file: pid {} has exited",
                     server.pid
                 )));
             }

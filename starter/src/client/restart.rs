@@ -29,7 +29,7 @@ pub fn restart(settings: &Settings, say: Say<'_>) -> Result<(), Failure> {
             Woken::FilesChanged => {}
             Woken::ServerEnded => {
                 return Err(Failure::failed(format!(
-                    "cannot restart: pid {} has ended",
+                    "cannot restart: pid {} has exited",
                     server.pid
                 )));
             }

@@ -42,7 +42,7 @@ impl Server {
     pub fn find(path: &Path, say: Say<'_>) -> Result<Server, Failure> {
         let pid_file = PidFile::open(path)?;
         if !pid_file.is_locked()? {
-            return Err(pid_file.not_running("is locked by nobody"));
+            return Err(pid_file.not_running("is not locked"));
         }
         let written = recorded_pid(&pid_file.file);
         let pid = pid_file
@@ -81,7 +81,7 @@ impl Server {
         match self.process.signal(signal) {
             Ok(()) => Ok(()),
             Err(Errno::ESRCH) => Err(Failure::not_running(format!(
-                "not running: pid {} has ended",
+                "not running: pid {} has exited",
                 self.pid
             ))),
             Err(errno) => {
@@ -101,12 +101,9 @@ impl Server {
     /// What to do about a server that a signal has stopped, if this is one: it obeys nothing until it goes on.
     pub fn is_stopped(&self) -> Option<String> {
         let fields = Fields::of(self.pid).ok()?;
-        fields.is_stopped().then(|| {
-            format!(
-                "pid {0} is stopped: `kill -CONT {0}` lets it go on",
-                self.pid
-            )
-        })
+        fields
+            .is_stopped()
+            .then(|| format!("pid {0} is stopped: `kill -CONT {0}` resumes it", self.pid))
     }
 }
 
@@ -161,7 +158,7 @@ impl PidFile<'_> {
     }
 
     fn given_up(&self) -> Failure {
-        self.not_running("was given up a moment ago")
+        self.not_running("was released a moment ago")
     }
 
     fn unknown_holder(&self, written: Result<Option<u32>, ()>) -> Failure {
@@ -172,7 +169,7 @@ impl PidFile<'_> {
             Err(()) => "it contains no pid".to_owned(),
         };
         Failure::failed(format!(
-            "cannot find the server of --pid-file={path}: {what}, and who does cannot be found"
+            "cannot find the server of --pid-file={path}: {what}, and the process that does cannot be found"
         ))
         .hint(format!("`fuser {path}` as root shows who has it open"))
     }
@@ -188,7 +185,7 @@ impl PidFile<'_> {
         let there = self.file.metadata();
         let there = there.map_err(|error| self.cannot(&failure::cause(&error)))?;
         if there.mode() & 0o022 != 0 {
-            return Err(self.cannot("it can be written by others than its owner"));
+            return Err(self.cannot("it is writable by users other than its owner"));
         }
         if there.uid() == 0 {
             return self.refuse_moved().and_then(|()| {
@@ -239,7 +236,7 @@ impl PidFile<'_> {
         // From here on nobody else can change what the path leads to.
         match is_at(&self.file, &path) {
             true => Ok(()),
-            false => Err(self.cannot("it changes while it is looked at")),
+            false => Err(self.cannot("it keeps changing")),
         }
     }
 }
@@ -259,7 +256,7 @@ fn missing(path: &Path) -> Failure {
     let json = json_path(path);
     match Status::read(&json).map(|status| status.supervisor()) {
         Some(pid) if is_alive(pid) => failure.hint(format!(
-            "{} names pid {pid}: if that is a start_server, HUP makes it write the file again",
+            "{} names pid {pid}: if that is a start_server, HUP makes it rewrite the file",
             printable(json)
         )),
         _ => failure,

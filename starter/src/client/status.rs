@@ -70,7 +70,7 @@ impl Status {
         let workers = self.workers(|_| true);
         Some(match workers.is_empty() {
             true => failure,
-            false => failure.hint(format!("it waits for the end of its workers: {workers}")),
+            false => failure.hint(format!("it is waiting for its workers to exit: {workers}")),
         })
     }
 
@@ -115,18 +115,18 @@ impl Status {
         };
         let mut living = self.0.generations.iter();
         let serving = match living.any(|one| one.state == State::Current) {
-            true => "the old one serves on",
+            true => "the old one keeps serving",
             false => "no worker is serving",
         };
         // Whoever may write the file may have written anything.
         let said: Vec<String> = decision.stderr.iter().map(printable).collect();
         let own_status = status.filter(|_| decision.cause.is_none());
         Failure::failed(format!(
-            "cannot restart: generation {generation} has failed to start{how}; {serving}"
+            "cannot restart: generation {generation} failed to start{how}; {serving}"
         ))
         .stderr(&said)
         .hint(format!(
-            "{}; it is tried again until it comes up, or --start-limit is reached",
+            "{}; it is retried until it comes up or --start-limit is reached",
             self.advice(decision.hint.as_deref(), own_status)
         ))
     }
@@ -136,10 +136,10 @@ impl Status {
         match (hint, status, self.log_file()) {
             (Some(hint), ..) => printable(hint),
             (None, Some(0), _) => {
-                "a server that puts itself into the background has ended for start_server: keep it in the foreground".into()
+                "a server that goes into the background looks as if it exited: keep it in the foreground".into()
             }
-            (None, _, Some(file)) => format!("{} says more", printable(file)),
-            _ => "the log says more".into(),
+            (None, _, Some(file)) => format!("see {} for more", printable(file)),
+            _ => "see the log for more".into(),
         }
     }
 
@@ -147,9 +147,8 @@ impl Status {
     pub fn waits_for(&self, generation: u64) -> Option<String> {
         let is_committed = self.last_decision(generation)?.result == Outcome::Committed;
         let old = self.workers(|number| number < generation);
-        (is_committed && !old.is_empty()).then(|| {
-            format!("generation {generation} serves; old workers that have not ended yet: {old}")
-        })
+        (is_committed && !old.is_empty())
+            .then(|| format!("generation {generation} serves; old workers still running: {old}"))
     }
 
     /// The pids of the workers of these generations.
@@ -241,7 +240,7 @@ mod tests {
             .unwrap()
             .unwrap_err();
         assert!(failure.to_string().contains(
-            "generation 2 has failed to start, exit status:256 (exit code 1); the old one serves on\nstderr: the reason\nhint: "
+            "generation 2 failed to start, exit status:256 (exit code 1); the old one keeps serving\nstderr: the reason\nhint: "
         ));
         // Also if the next try has succeeded meanwhile, and if it failed after it had committed.
         assert!(
@@ -298,7 +297,7 @@ mod tests {
         .collect();
         assert_eq!(
             status.stopping().unwrap().to_string(),
-            "cannot restart: pid 7 is stopping\nhint: it waits for the end of its workers: 8, 9"
+            "cannot restart: pid 7 is stopping\nhint: it is waiting for its workers to exit: 8, 9"
         );
     }
 }

@@ -23,7 +23,7 @@ pub fn stop(settings: &Settings, say: Say<'_>) -> Result<(), Failure> {
         Woken::TimedOut => Err(wait
             .timed_out("the end")
             .hint(server.is_stopped().unwrap_or_else(|| {
-                "workers that do not end hold it up; --stop-timeout would kill them".into()
+                "workers that do not exit hold it up; --stop-timeout would kill them".into()
             }))),
     }
 }

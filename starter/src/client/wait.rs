@@ -90,7 +90,7 @@ impl<'a> Wait<'a> {
     /// `--timeout` is over, and `what` has not come.
     pub fn timed_out(&self, what: &str) -> Failure {
         Failure::undecided(format!(
-            "cannot wait longer for {what} of pid {}: --timeout has passed",
+            "cannot wait longer for {what} of pid {}: --timeout expired",
             self.server.pid
         ))
     }

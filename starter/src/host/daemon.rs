@@ -80,12 +80,12 @@ fn hear(from: File) -> Result<(), Failure> {
     let mut message = Vec::new();
     from.take(LONGEST_VERDICT)
         .read_to_end(&mut message)
-        .map_err(|error| Failure::failed(format!("cannot hear from the daemon: {error}")))?;
+        .map_err(|error| Failure::failed(format!("cannot read from the daemon: {error}")))?;
     match serde_json::from_slice::<Option<Failure>>(&message) {
         Ok(None) => Ok(()),
         Ok(Some(failure)) => Err(failure),
         Err(_) => Err(Failure::failed(
-            "cannot start: the daemon ended without a word",
+            "cannot start: the daemon exited without giving a reason",
         )),
     }
 }

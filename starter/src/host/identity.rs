@@ -83,7 +83,7 @@ fn ordinary_user(name: &str, group: Option<&str>) -> Result<Identity, Failure> {
             "cannot look up the groups of --user={name}: {cause}"
         ))
     };
-    let login = CString::new(user.name).map_err(|_| cannot("its name holds a NUL"))?;
+    let login = CString::new(user.name).map_err(|_| cannot("its name contains a NUL"))?;
     let groups = getgrouplist(&login, Gid::from_raw(gid)).map_err(|errno| cannot(errno.desc()))?;
     let groups = groups.into_iter().map(Gid::as_raw).collect();
     Ok(Identity {

@@ -23,7 +23,7 @@ impl OpenFiles {
     pub fn of_launcher() -> Result<OpenFiles, Failure> {
         let (soft, hard) = getrlimit(Resource::RLIMIT_NOFILE).map_err(|errno| {
             Failure::failed(format!(
-                "cannot read the limit of open files: {}",
+                "cannot read the limit on open files: {}",
                 errno.desc()
             ))
         })?;
@@ -36,7 +36,7 @@ impl OpenFiles {
         match needed <= self.hard {
             true => Ok(()),
             false => Err(Failure::failed(format!(
-                "cannot open {sockets} sockets: that takes {needed} descriptors, and the limit of open files is {}",
+                "cannot open {sockets} sockets: that takes {needed} descriptors, and the limit on open files is {}",
                 self.hard
             ))
             .hint(remedy::RAISE_OPEN_FILES)),
@@ -55,7 +55,7 @@ impl OpenFiles {
         }
         setrlimit(Resource::RLIMIT_NOFILE, wanted, self.hard).map_err(|errno| {
             Failure::failed(format!(
-                "cannot raise the limit of open files: {}",
+                "cannot raise the limit on open files: {}",
                 errno.desc()
             ))
         })

@@ -77,7 +77,7 @@ impl Status {
         let cannot =
             |cause: &str| Failure::failed(format!("cannot read {}: {cause}", path(pid, "status")));
         let fields = Fields::of(pid).map_err(|error| cannot(&failure::cause(&error)))?;
-        Status::parse(&fields).ok_or_else(|| cannot("it is not understood"))
+        Status::parse(&fields).ok_or_else(|| cannot("its format is unknown"))
     }
 
     fn parse(fields: &Fields) -> Option<Status> {

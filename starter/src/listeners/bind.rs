@@ -242,7 +242,7 @@ fn ask_binder(
             Answer::Refused { ask, refusal } => {
                 return Err(match asked(ask) {
                     Some((wanted, ip)) => cannot_bind(wanted, &refusal, ip),
-                    None => channel_failed("it refused what was not asked for"),
+                    None => channel_failed("it refused something that was not requested"),
                 });
             }
             Answer::Sockets { sockets, replaced } => {
@@ -352,7 +352,7 @@ fn make_room(highest: RawFd, sockets: usize, open_files: OpenFiles) -> Result<()
     let soft = open_files.soft;
     if sockets > 0 && u64::from(highest.unsigned_abs()) + DESCRIPTORS_TO_EXEC > soft {
         return Err(Failure::failed(format!(
-            "cannot pass descriptor {highest} to workers: the limit of open files is {soft}"
+            "cannot pass descriptor {highest} to workers: the limit on open files is {soft}"
         ))
         .hint(remedy::RAISE_OPEN_FILES));
     }

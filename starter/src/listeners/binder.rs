@@ -124,11 +124,11 @@ impl Binder {
                 Ok(Answer::Sockets { sockets, replaced })
             }
             (Reply::Bound { .. }, sockets) => Err(channel_failed(format!(
-                "{} sockets came instead of {wanted}",
+                "it sent {} sockets instead of {wanted}",
                 sockets.len()
             ))),
             (Reply::Refused { ask, refusal }, _) => Ok(Answer::Refused { ask, refusal }),
-            (Reply::Confined(_), _) => Err(channel_failed("it said twice what confines it")),
+            (Reply::Confined(_), _) => Err(channel_failed("it reported its confinement twice")),
             (Reply::EscapeTried { .. }, _) => Err(channel_failed("it tried to escape")),
         }
     }
@@ -154,7 +154,7 @@ impl Binder {
             Received::Reply(reply, descriptors) => return Ok((reply, descriptors)),
             Received::End(ended) => ended,
         };
-        let failure = channel_failed(format!("it ended too early, {ended}"));
+        let failure = channel_failed(format!("it exited too early, {ended}"));
         match ended.signal() {
             Some(libc::SIGSYS) => Err(failure.hint(match launcher_filters() {
                 true => remedy::FOREIGN_FILTER,

@@ -187,11 +187,12 @@ fn parse_host(typed: &str) -> Result<Host, String> {
         return Ok(Host::Address(ip.into()));
     }
     if typed.contains([';', '=']) {
-        let cause = "a host name cannot hold ; or =, because SERVER_STARTER_PORT separates by them";
+        let cause =
+            "a host name cannot contain ; or =, which are separators in SERVER_STARTER_PORT";
         return Err(cause.to_owned());
     }
     if typed.contains(|character: char| character.is_whitespace() || character.is_control()) {
-        return Err("a host name cannot hold white space".to_owned());
+        return Err("a host name cannot contain white space".to_owned());
     }
     Ok(Host::Name(typed.to_owned()))
 }
@@ -240,7 +241,7 @@ pub fn parse_paths(value: &OsStr) -> Result<Vec<PathSpec>, Failure> {
             part.path.extend_from_slice(segment);
         } else {
             let cause =
-                "what follows the attributes is neither an attribute nor a path that starts with /";
+                "the attributes are followed by neither an attribute nor a path that starts with /";
             return Err(refused("--path", value, cause));
         }
     }
@@ -295,17 +296,17 @@ impl Part<'_> {
         }
         if path.iter().any(|byte| b";=".contains(byte)) {
             return Err(
-                "a path cannot hold ; or =, because SERVER_STARTER_PORT separates by them"
+                "a path cannot contain ; or =, which are separators in SERVER_STARTER_PORT"
                     .to_owned(),
             );
         }
         if path.contains(&b'\n') {
-            return Err("a path cannot hold a newline".to_owned());
+            return Err("a path cannot contain a newline".to_owned());
         }
         if path.len() > LONGEST_PATH {
             let length = path.len();
             return Err(format!(
-                "the path of a unix socket has at most {LONGEST_PATH} bytes, and this has {length}"
+                "the path of a unix socket has at most {LONGEST_PATH} bytes, this one has {length}"
             ));
         }
         let mut attributes = Attributes::default();

@@ -51,10 +51,10 @@ pub fn cannot_open(path: &Path, error: &io::Error) -> Failure {
     ));
     match error.raw_os_error().map(Errno::from_raw) {
         Some(Errno::ELOOP) if path.starts_with("/dev") => {
-            failure.hint("without --log-file all lines go to standard error and output")
+            failure.hint("without --log-file everything goes to standard error and output")
         }
         Some(Errno::ENXIO) => {
-            failure.hint("a command that reads the log is given as --log-file='| COMMAND'")
+            failure.hint("to pipe the log to a command, use --log-file='| COMMAND'")
         }
         Some(errno) => failure.hint_if(remedy::of_file(path, errno)),
         None => failure,

@@ -33,7 +33,7 @@ const OF_SELF_TEST: [&str; 4] = ["self-test", "user", "group", "strict"];
 pub fn check_program(given: &Given<'_>) -> Result<(), Failure> {
     match given.all("program").next() {
         None => Err(Failure::usage("server program not specified")
-            .hint("it comes last, after two dashes: see --help")),
+            .hint("put it last, after two dashes: see --help")),
         Some(program) if program.is_empty() => {
             Err(Failure::usage("the name of the server program is empty"))
         }

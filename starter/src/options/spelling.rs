@@ -213,7 +213,7 @@ fn no_value(option: &Arg, typed: &Typed, next: Option<&OsString>) -> Failure {
 fn refuse_facility_apart(next: &OsStr) -> Result<(), Failure> {
     match next.to_str().filter(|name| facility(name).is_some()) {
         Some(name) => Err(Failure::usage(format!(
-            "cannot use --syslog {name}: a facility needs an equals sign before it"
+            "cannot use --syslog {name}: a facility needs an equals sign"
         ))
         .hint(format!(
             "write --syslog={name}, or -- before a server program of that name"

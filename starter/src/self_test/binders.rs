@@ -21,8 +21,8 @@ use crate::host::process::Process;
 use crate::listeners::binder::{Binder, Received, channel_failed};
 use crate::words::failure::Failure;
 
-const PORTS: &str = "binder of ports";
-const PATH: &str = "binder of a path";
+const PORTS: &str = "port binder";
+const PATH: &str = "path binder";
 
 /// All of them, as what a binder cannot do.
 const ESCAPES: [(Escape, &str); 10] = [
@@ -89,7 +89,7 @@ impl Test<'_> {
             self.report.not_here(
                 PORTS,
                 format_args!(
-                    "no low port is available here: port {} stands in for one",
+                    "no low port is available here: testing with port {} instead",
                     self.ports.served
                 ),
             )?;
@@ -129,7 +129,7 @@ impl Test<'_> {
         let ended = self.end_of(test_binder)?;
         self.report.check(
             PORTS,
-            "it ends when its list is used up",
+            "it exits when its list is used up",
             ended.success(),
             ended,
         )
@@ -165,14 +165,14 @@ impl Test<'_> {
             let left = socket.symlink_metadata().is_ok();
             self.report.check(
                 PATH,
-                "it makes its socket, and removes it at the end",
+                "it creates its socket, and removes it at exit",
                 is_there && !left && ended.success(),
                 format_args!("made: {is_there}, left: {left}, {ended}"),
             )?;
         }
         self.report.not_here(
             PATH,
-            "its locked securebits cannot be seen from outside: it ends where it cannot lock them",
+            "its locked securebits cannot be seen from outside: it exits if it cannot lock them",
         )?;
         let (grant, ask) = (self.path(2, None), Ask::Path { grant: 0 });
         let port = self.ask_port(0);
@@ -245,7 +245,7 @@ impl Test<'_> {
         let binder = Binder::start_to_test(self.identity.clone(), grants, escapes, stderr)?;
         let process = Process::open(binder.pid()).map_err(|errno| channel_failed(errno.desc()))?;
         let mut test_binder = TestBinder { binder, process };
-        self.wait_for_message(&test_binder, "the binder says what confines it")?;
+        self.wait_for_message(&test_binder, "the binder reports its confinement")?;
         let confinement = test_binder.binder.confinement()?;
         Ok((test_binder, confinement))
     }
@@ -308,10 +308,10 @@ impl Test<'_> {
     fn ends(&mut self, process: &str, received: Received, asked: &str) -> Result<(), Failure> {
         let (holds, found) = match received {
             Received::End(ended) => (ended.code() == Some(1), ended.to_string()),
-            Received::Reply(Reply::Bound { .. }, _) => (false, "it does it".to_owned()),
+            Received::Reply(Reply::Bound { .. }, _) => (false, "it succeeds".to_owned()),
             Received::Reply(..) => (false, "it answers".to_owned()),
         };
-        let what = format_args!("it gives nothing and ends when it is {asked}");
+        let what = format_args!("it gives nothing and exits when it is {asked}");
         self.report.check(process, what, holds, found)
     }
 
@@ -343,7 +343,7 @@ impl Test<'_> {
                     ),
                     // Not just refused by something else: the first layer holds by itself.
                     false => (
-                        format!("{moment}, it is ended when it tries to {what}"),
+                        format!("{moment}, it is killed when it tries to {what}"),
                         matches!(outcome, Outcome::Ended),
                     ),
                 };
@@ -382,7 +382,7 @@ impl Test<'_> {
                 Outcome::Other("it answers something else".into())
             }
             Received::Reply(Reply::Confined(_), _) => {
-                Outcome::Other("it says twice what confines it".into())
+                Outcome::Other("it reports its confinement twice".into())
             }
         })
     }
@@ -418,9 +418,9 @@ impl Outcome {
 impl fmt::Display for Outcome {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Outcome::Ended => f.write_str("its sandbox has ended it"),
+            Outcome::Ended => f.write_str("its sandbox kills it"),
             Outcome::Forbidden(errno) => {
-                write!(f, "it is not ended but refused: {}", errno.desc())
+                write!(f, "it is refused, not killed: {}", errno.desc())
             }
             Outcome::Other(found) => f.write_str(found),
         }

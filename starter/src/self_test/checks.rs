@@ -17,7 +17,7 @@ use crate::status::file::read_text;
 use crate::words::failure::{self, Failure};
 
 /// The binder that stays to remove the sockets at paths.
-pub const LASTING: &str = "lasting binder";
+pub const LASTING: &str = "resident binder";
 
 /// Its supervisor.
 const BESIDE: &str = "supervisor beside a binder";
@@ -49,7 +49,7 @@ impl Test<'_> {
         // It waits until it has its escapes: whatever else is there was there before it.
         let children = proc::children(server.pid())?;
         self.report.check(
-            "binder of ports",
+            "port binder",
             "it is gone when the first worker starts",
             children == [worker],
             format_args!("{} processes are there", children.len()),
@@ -60,11 +60,11 @@ impl Test<'_> {
         if self.identity.is_none() {
             let why = "an ordinary user has nothing to give up: the bounding set stays, and setuid programs work";
             self.report.not_here("supervisor", why)?;
-            let why = "it may do to its supervisor what its user may";
+            let why = "it can do to its supervisor whatever its user can";
             self.report.not_here("worker", why)?;
         }
         if self.ports.forbidden.is_none() {
-            let why = "low ports are for everybody on this host";
+            let why = "low ports are open to everybody on this host";
             self.report.not_here("worker", why)?;
         }
         let mut escapes = self.escapes_of_every_worker();
@@ -86,7 +86,7 @@ impl Test<'_> {
             LASTING,
             "it is the only process beside the first worker",
             others.len() == 1,
-            format_args!("{} others are there", others.len()),
+            format_args!("there are {} others", others.len()),
         )?;
         let Some(binder) = others.first().copied() else {
             return self.end(server, None);
@@ -106,10 +106,10 @@ impl Test<'_> {
         self.binder_has(LASTING, binder, rest)?;
         // The third socket is the channel.
         self.supervisor(BESIDE, &server, 3, Vec::new())?;
-        let mut escapes = self.escapes_at("the lasting binder", binder);
+        let mut escapes = self.escapes_at("the resident binder", binder);
         escapes.push((
             WorkerEscape::Signal(binder.as_raw()),
-            "it cannot signal the lasting binder".into(),
+            "it cannot signal the resident binder".into(),
         ));
         escapes.push((
             WorkerEscape::RemoveFile(socket),
@@ -132,7 +132,7 @@ impl Test<'_> {
         let status = Status::of(pid)?;
         self.report.check(
             process,
-            "it ignores no signal that its launcher did",
+            "it ignores no signal that its launcher ignored",
             status.ignored & mask(&[Signal::SIGWINCH, Signal::SIGTSTP]) == 0,
             format_args!("it ignores {:x}", status.ignored),
         )?;
@@ -236,7 +236,7 @@ impl Test<'_> {
         let expected = ["SERVER_STARTER_GENERATION", "SERVER_STARTER_PORT"];
         self.report.check(
             process,
-            "its environment is its launcher's, and what tells of its sockets",
+            "its environment is its launcher's plus the variables for its sockets",
             names.as_ref().is_ok_and(|names| names == &expected),
             names.map_or_else(|error| failure::cause(&error), |names| names.join(" ")),
         )
@@ -308,7 +308,7 @@ impl Test<'_> {
         };
         self.report.check(
             process,
-            "it ends with exit code 0 after TERM",
+            "it exits with 0 after TERM",
             status.success(),
             status,
         )?;
@@ -335,7 +335,7 @@ impl Test<'_> {
         if let Some(binder) = binder {
             self.report.check(
                 LASTING,
-                "it has ended before its supervisor",
+                "it exits before its supervisor",
                 !proc::exists(binder),
                 "it is there",
             )?;
@@ -472,7 +472,7 @@ impl Test<'_> {
         };
         self.report.check(
             process,
-            "its user cannot look into it",
+            "its user cannot inspect it",
             found.is_none(),
             found.unwrap_or_default(),
         )
@@ -489,7 +489,7 @@ impl Test<'_> {
         let standard = [(0, "socket"), (1, "/dev/null"), (2, log.as_str())];
         let what = match rest.is_empty() {
             true => "the channel and standard error",
-            false => "the channel, standard error, and what it is to work on",
+            false => "the channel, standard error, and the files it works on",
         };
         self.descriptors(process, pid, what, &(&standard, rest))?;
         let names = proc::variables(pid);
@@ -518,7 +518,7 @@ impl Test<'_> {
         let open = proc::descriptors(pid);
         self.report.check(
             process,
-            format_args!("open are {what}, and nothing else"),
+            format_args!("only {what} are open"),
             open.as_ref()
                 .is_ok_and(|open| has_descriptors(open, expected)),
             listed(open),

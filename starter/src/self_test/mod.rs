@@ -100,7 +100,7 @@ fn can_examine() -> Result<(), Failure> {
     match needed.iter().find(|one| !available.contains(one)) {
         None => Ok(()),
         Some(missing) => Err(cannot(format!("{missing} is missing here")).hint(
-            "give the container or unit CAP_KILL, CAP_SYS_PTRACE and CAP_DAC_OVERRIDE for the self-test; the server itself does without",
+            "give the container or unit CAP_KILL, CAP_SYS_PTRACE and CAP_DAC_OVERRIDE for the self-test; the server itself does not need them",
         )),
     }
 }
@@ -116,11 +116,11 @@ impl Test<'_> {
                 "an ordinary user makes its sockets at paths itself",
             )?,
         }
-        self.part("binder of ports", Test::binder_of_ports)?;
+        self.part("port binder", Test::binder_of_ports)?;
         match &self.identity {
-            Some(_) => self.part("binder of a path", Test::binder_of_a_path),
+            Some(_) => self.part("path binder", Test::binder_of_a_path),
             None => self.report.not_here(
-                "binder of a path",
+                "path binder",
                 "an ordinary user makes its sockets at paths itself",
             ),
         }

@@ -98,7 +98,7 @@ impl Patience {
 
 fn in_vain(what: &str) -> Failure {
     Failure::failed(format!(
-        "waited {} s in vain until {what}",
+        "gave up after {} s waiting until {what}",
         DEADLINE.as_secs()
     ))
 }

@@ -202,7 +202,7 @@ impl Lines {
         what: &str,
     ) -> Result<Said, Failure> {
         let cannot =
-            |cause: String| Failure::failed(format!("cannot hear what the worker says: {cause}"));
+            |cause: String| Failure::failed(format!("cannot read from the worker: {cause}"));
         loop {
             if let Some(end) = self.unread.iter().position(|byte| *byte == b'\n') {
                 let line: Vec<u8> = self.unread.drain(..=end).collect();

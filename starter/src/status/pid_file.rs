@@ -79,7 +79,7 @@ impl PidFile {
         }
         if recorded_pid(&file).is_err() {
             return Err(cannot(
-                "it holds something else than a pid; it is left as it is",
+                "it contains something other than a pid and is left alone",
             ));
         }
         let locked = PidFile {
@@ -165,7 +165,7 @@ fn locked_by(file: &File) -> String {
     let written = recorded_pid(file).ok().flatten();
     match locks::holder(file, written.and_then(as_pid)) {
         Ok(Some(pid)) => format!("it is locked by a running instance, pid {pid}"),
-        _ => "it is locked by another process; fuser(1) shows by which".into(),
+        _ => "it is locked by another process; fuser(1) shows which".into(),
     }
 }
 

@@ -199,7 +199,7 @@ fn cannot(path: &Path, cause: &str) -> Failure {
 
 /// The stale status file that is there.
 fn refuse_foreign(path: &Path, is_stale: impl Fn(&str) -> bool) -> Result<Option<File>, Failure> {
-    const SOMETHING_ELSE: &str = "it holds something else than a status; it is left as it is";
+    const SOMETHING_ELSE: &str = "it contains something other than a status and is left alone";
     let there = match path.symlink_metadata() {
         Ok(there) => there,
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),

@@ -10,13 +10,14 @@ use nix::errno::Errno;
 use crate::words::text::printable;
 
 /// Where the supervisor's user may not write a file.
-const WRITABLE: &str = "the user that the server runs as must be able to write the file and its directory";
+const WRITABLE: &str =
+    "the user that the server runs as must be able to write the file and its directory";
 
 /// Where nobody may write a file, which is a service manager's doing more often than a disk's.
 const READ_ONLY: &str =
     "in a unit with ProtectSystem=strict, name its directory in ReadWritePaths=";
 
-/// Where the limit of open files is too low.
+/// Where the limit on open files is too low.
 pub const RAISE_OPEN_FILES: &str = "raise it with ulimit -n (LimitNOFILE= of systemd)";
 
 /// Where the kernel, or what is around it, lacks a means of confinement.

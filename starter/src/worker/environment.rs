@@ -120,7 +120,7 @@ impl Environment {
                         self.last.clear();
                     }
                     complaints.insert(format!(
-                        "start_server: cannot read --envdir={}: {}; workers start all the same",
+                        "start_server: cannot read --envdir={}: {}; workers start anyway",
                         printable(directory.as_os_str()),
                         failure::cause(&error)
                     ));
@@ -199,7 +199,7 @@ impl Environment {
             Some(value) => value.to_str().and_then(number::seconds).unwrap_or_else(|| {
                 let (value, seconds) = (printable(&value), default.as_secs());
                 complaints.insert(format!(
-                    "start_server: cannot use {name}={value}: it is no number of seconds; {seconds} is used"
+                    "start_server: cannot use {name}={value}: it is not a number of seconds; using {seconds}"
                 ));
                 default
             }),
@@ -247,7 +247,7 @@ fn is_true(value: &OsStr, complaints: &mut BTreeSet<String>) -> bool {
         "" | "0" => false,
         "false" | "no" | "off" => {
             complaints.insert(format!(
-                "start_server: {ENABLE}={} is taken for 0, unlike by Server::Starter",
+                "start_server: {ENABLE}={} is treated as 0, unlike in Server::Starter",
                 printable(value)
             ));
             false

@@ -1,6 +1,6 @@
-//! Every sentence that the running superdaemon writes, in one place.
+//! Every message that the running superdaemon logs, in one place.
 //!
-//! The wording is Server::Starter's, because scripts look for it; sentences that it does not have are marked.
+//! The wording is Server::Starter's, because scripts look for it; messages that it does not have are marked.
 
 use std::fmt;
 use std::path::PathBuf;
@@ -16,7 +16,7 @@ use crate::words::lack::Lack;
 use crate::words::remedy;
 use crate::words::text::printable;
 
-/// How much a line matters, as syslog has it (syslog(3)).
+/// How important a line is, in syslog's terms (syslog(3)).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Severity {
     Error,
@@ -28,16 +28,16 @@ pub enum Severity {
 /// Why a worker does not run the server program.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ExecFailure {
-    /// What could not be done: `execute ./server`.
+    /// What failed: `execute ./server`.
     pub action: String,
     #[serde(with = "errno_as_number")]
     pub errno: Errno,
-    /// What the user can do about it, where that is known.
+    /// What the user can do about it, if known.
     pub hint: Option<String>,
 }
 
 impl ExecFailure {
-    /// A worker that has not executed the program for so long.
+    /// A worker has not executed the program for this long.
     pub fn hanging(pid: Pid, longest: Duration) -> ExecFailure {
         let seconds = longest.as_secs();
         ExecFailure {
@@ -47,7 +47,7 @@ impl ExecFailure {
         }
     }
 
-    /// In one line, without the hint.
+    /// One line, without the hint.
     pub fn line(&self) -> String {
         format!("cannot {}: {}", self.action, self.errno.desc())
     }
@@ -75,7 +75,7 @@ mod errno_as_number {
     pub fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Errno, D::Error> {
         let number = i32::deserialize(deserializer)?;
         match Errno::from_raw(number) {
-            // Its own number is 0.
+            // UnknownErrno itself is 0.
             Errno::UnknownErrno if number != 0 => {
                 Err(D::Error::custom(format_args!("{number} is no errno")))
             }
@@ -165,7 +165,7 @@ pub enum Notice {
     BinderDied,
     BoundingSetKept,
     Unconfined(Lack),
-    /// A sentence of its own about something that is left out.
+    /// A message of its own about something that is skipped.
     Complaint(String),
     LinesLost(u64),
     NeverSent(u64),
@@ -175,7 +175,7 @@ pub enum Notice {
     PidFileWrittenAgain {
         path: PathBuf,
     },
-    /// With the pid that stood in it, where it was one.
+    /// With the pid that it contained, if any.
     PidFileOverwritten {
         path: PathBuf,
         by: Option<u32>,
@@ -188,7 +188,7 @@ pub enum Notice {
     },
     LogReopened {
         path: PathBuf,
-        /// Every line is written by us, so that all of them go there now.
+        /// We write every line, so all of them go there now.
         is_captured: bool,
     },
     SyslogUnreachable {
@@ -210,7 +210,7 @@ pub enum Notice {
     ReopenAsked {
         pid: Pid,
     },
-    /// With the pid in the file, where it is one.
+    /// With the pid in the file, if it contains one.
     LockHeldByAnother {
         path: PathBuf,
         written: Option<u32>,
@@ -219,7 +219,7 @@ pub enum Notice {
 }
 
 impl Notice {
-    /// Errors are what was asked for and is not done, warnings what nobody has asked for.
+    /// Errors are requests that failed, warnings are things that nobody requested.
     pub fn severity(&self) -> Severity {
         match self {
             Notice::FailedToStart { .. }
@@ -269,7 +269,7 @@ impl Notice {
         }
     }
 
-    /// Whether this is why a start has failed.
+    /// Whether this tells why a start failed.
     pub fn is_failed_start(&self) -> bool {
         matches!(
             self,
@@ -290,7 +290,7 @@ impl fmt::Display for Notice {
 }
 
 impl Notice {
-    /// In one match however long, so that whoever looks for a sentence, or writes one, sees all of them together.
+    /// One long match that keeps all messages in one place.
     fn sentence(&self) -> String {
         match self {
             Notice::StartingNow(pid) => format!("start_server (pid:{pid}) starting now..."),

@@ -611,8 +611,8 @@ fn what_is_in_the_place_of_the_pid_file_stays() {
     }
 }
 
-const WRITABLE: &str = "hint: the file is written by the user that the server runs as, \
-                        in a directory that this user can write";
+const WRITABLE: &str = "hint: the user that the server runs as must be able to \
+                        write the file and its directory";
 
 /// Gives the directory `closed` to nobody that may write there.
 fn with_closed_directory(option: &str) -> Setup {

@@ -1019,11 +1019,11 @@ fn a_broken_binder_is_one_clear_line_and_no_worker() {
         ),
         (
             "sends no socket",
-            vec!["0 sockets came instead of 1".to_owned()],
+            vec!["it sent 0 sockets instead of 1".to_owned()],
         ),
         (
             "sends a socket too much",
-            vec!["2 sockets came instead of 1".to_owned()],
+            vec!["it sent 2 sockets instead of 1".to_owned()],
         ),
         (
             "refuses what was not asked for",

@@ -231,7 +231,7 @@ fn a_second_time_the_disk_is_full_is_said_again() {
     for times in 1..=2 {
         disk.fill();
         server.restart();
-        server.wait_for_log_times(times, "status: No space left on device; trying again");
+        server.wait_for_log_times(times, "status: No space left on device; will keep trying");
         disk.make_room();
         server.wait_for_log_times(times, "status is up to date again");
         server.wait_for_log_times(times, "status.json is up to date again");

@@ -353,7 +353,7 @@ fn where_the_holder_of_the_lock_cannot_be_found_nobody_is_signalled() {
             client.said(),
             format!(
                 "start_server: cannot find the server of --pid-file=pid: pid {} in it does not hold its lock, \
-                 and who does cannot be found\n\
+                 and the process that does cannot be found\n\
                  hint: `fuser pid` as root shows who has it open\n",
                 innocent.pid()
             )

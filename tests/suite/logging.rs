@@ -261,7 +261,7 @@ fn a_log_file_that_cannot_be_opened_again_stays_the_old_one() {
     fs::rename(&path, &rotated).expect("cannot rotate");
     symlink("planted", &path).expect("cannot make a link");
     server.signal(Signal::SIGUSR1);
-    server.wait_until("it says why", |_| count(&rotated, "cannot open") > 0);
+    server.wait_until("it says why", |_| count(&rotated, "cannot reopen") > 0);
     server.restart();
     assert!(server.stop().success());
     assert_eq!(count(&rotated, "exiting"), 1, "{}", read(&rotated));

@@ -387,7 +387,7 @@ fn a_self_test_that_may_not_look_or_end_what_it_has_started_is_refused() {
         let lines = format!(
             "start_server: cannot test as root: {word} is missing here\n\
              hint: give the container or unit CAP_KILL, CAP_SYS_PTRACE and CAP_DAC_OVERRIDE for the self-test; the server \
-             itself does without\n"
+             itself does not need them\n"
         );
         assert_eq!(launched.log(), lines);
     }

@@ -12,10 +12,10 @@ use crate::words::failure::{self, Failure};
 use crate::words::remedy;
 use crate::words::text::printable;
 
-/// Opens it to append.
+/// Opens it for appending.
 pub fn open_file(path: &Path) -> io::Result<File> {
-    // Not through a link, which the server program could plant. Non-blocking only for a fifo's sake: nobody may ever
-    // read from it.
+    // Not through a symbolic link, which the server program could plant. Non-blocking only in case of a fifo: it may never
+    // have a reader.
     let flags = OFlag::O_NOFOLLOW | OFlag::O_NOCTTY | OFlag::O_NONBLOCK;
     let file = OpenOptions::new()
         .append(true)
@@ -24,7 +24,7 @@ pub fn open_file(path: &Path) -> io::Result<File> {
         .custom_flags(flags.bits())
         .open(path)?;
     if file.metadata()?.file_type().is_fifo() {
-        // A full one would stop the service.
+        // A full one would block the service.
         return Err(Errno::ENXIO.into());
     }
     // The workers share it, and do not expect EAGAIN.

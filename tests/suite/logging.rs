@@ -233,7 +233,7 @@ fn usr1_opens_the_log_file_again() {
     write_by_worker(port, "before the rotation");
     fs::rename(&path, &rotated).expect("cannot rotate");
     server.signal(Signal::SIGUSR1);
-    wait_for_line(&server, "server.log", "start_server: reopened server.log");
+    wait_for_line(&server, "server.log", "server.log; new workers write to it");
     // A worker has what it was started with, until it is replaced.
     write_by_worker(port, "of the first generation");
     assert_eq!(count(&rotated, "of the first generation"), 1);

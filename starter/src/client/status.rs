@@ -1,4 +1,4 @@
-//! What `F.json` says, as far as a client must know it.
+//! The parts of `F.json` that a client needs.
 
 use std::io;
 use std::path::Path;
@@ -11,10 +11,10 @@ use crate::words::failure::{self, Failure};
 use crate::words::notice::WithMeaning;
 use crate::words::text::printable;
 
-/// What became of a restart.
+/// The result of a restart.
 pub type Verdict = Result<(), Failure>;
 
-/// What a server, or whoever may write in its place, has put into the file.
+/// What a server, or somebody able to write in its place, has put into the file.
 #[derive(Debug, PartialEq)]
 pub struct Status(View);
 
@@ -36,29 +36,29 @@ impl Status {
         self.0.supervisor.pid
     }
 
-    /// How often it was told to open its log file again.
+    /// How often it was told to reopen its log file.
     pub fn reopened(&self) -> u64 {
         self.0.log.reopened
     }
 
-    /// Why it could not, the last time.
+    /// Why it failed the last time.
     pub fn reopen_failure(&self) -> Option<&str> {
         self.0.log.failure.as_deref()
     }
 
-    /// The log file, where it is no command.
+    /// The log file, unless it is a command.
     pub fn log_file(&self) -> Option<&str> {
         let file = self.0.options.log_file.as_deref();
         file.filter(|file| !file.starts_with('|'))
     }
 
-    /// The number of the restart that is asked for next.
+    /// The number of the next restart to be requested.
     pub fn next_request(&self) -> u64 {
-        // The server's user can write anything there, and this may be root.
+        // The server's user can write anything there, and this process may be root.
         self.0.counters.restarts.saturating_add(1)
     }
 
-    /// Why nothing can be restarted any more, if the server is stopping.
+    /// Why a restart is no longer possible, if the server is stopping.
     pub fn stopping(&self) -> Option<Failure> {
         if !self.0.stopping {
             return None;
@@ -74,14 +74,14 @@ impl Status {
         })
     }
 
-    /// The generation that answers a restart. A start that was under way when it was asked for does not.
+    /// The generation that answers a restart. A start already under way when it was requested does not.
     pub fn answer_to(&self, request: u64) -> Option<u64> {
         let mut verdicts = self.0.verdicts.iter();
         let first = verdicts.find(|one| one.request >= request)?;
         Some(first.generation)
     }
 
-    /// What became of the restart that this generation answers: it was committed when nothing else is known any more.
+    /// The result of the restart that this generation answers: committed if nothing else is known any more.
     pub fn verdict_on(&self, generation: u64) -> Option<Verdict> {
         match self.last_decision(generation) {
             Some(decision) if decision.result != Outcome::Committed => {
@@ -90,13 +90,13 @@ impl Status {
             _ => {
                 let mut living = self.0.generations.iter();
                 let old_left = living.any(|one| one.number < generation);
-                // A server that stops has not restarted.
+                // A server that is stopping has not restarted.
                 (!old_left && !self.0.stopping).then_some(Ok(()))
             }
         }
     }
 
-    /// A generation that died before the old one was signalled has two: it committed, and it failed.
+    /// A generation that died before the old one was signalled has two decisions: committed, then failed.
     fn last_decision(&self, generation: u64) -> Option<&view::Verdict> {
         let mut decisions = self.0.verdicts.iter().rev();
         decisions.find(|one| one.generation == generation)
@@ -108,7 +108,7 @@ impl Status {
             .status
             .and_then(|status| i32::try_from(status).ok());
         let how = match (&decision.cause, status) {
-            // A status that no program has given would mislead.
+            // A status that no program returned would mislead.
             (Some(cause), _) => format!(": {}", printable(cause)),
             (None, Some(status)) => format!(", exit status:{}", WithMeaning(status)),
             (None, None) => String::new(),
@@ -118,7 +118,7 @@ impl Status {
             true => "the old one keeps serving",
             false => "no worker is serving",
         };
-        // Whoever may write the file may have written anything.
+        // Someone else may have written anything into the file.
         let said: Vec<String> = decision.stderr.iter().map(printable).collect();
         let own_status = status.filter(|_| decision.cause.is_none());
         Failure::failed(format!(
@@ -131,7 +131,7 @@ impl Status {
         ))
     }
 
-    /// What helps against a failed start, with the status that the program itself has given.
+    /// The hint for a failed start, given the program's own exit status.
     fn advice(&self, hint: Option<&str>, status: Option<i32>) -> String {
         match (hint, status, self.log_file()) {
             (Some(hint), ..) => printable(hint),
@@ -163,7 +163,7 @@ impl Status {
     }
 }
 
-/// What is wrong with the file that a server's status should be in.
+/// What is wrong with the file that should contain a server's status.
 pub fn no_status(json: &Path) -> String {
     let cause = match read_text(json) {
         Ok(_) => "is not the status of that server".to_owned(),

@@ -1,4 +1,4 @@
-//! Waiting for what a running server makes of an order.
+//! Waiting for a running server to carry out a request.
 
 use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
@@ -20,7 +20,7 @@ pub enum Woken {
     TimedOut,
 }
 
-/// What a client waits for: the end of the server, a change of its files, or the end of its patience.
+/// What a client waits for: the server's exit, a change of its files, or the timeout.
 pub struct Wait<'a> {
     server: &'a Server,
     watch: Option<Inotify>,
@@ -82,12 +82,12 @@ impl<'a> Wait<'a> {
         if sources[0].any() == Some(true) {
             return Ok(Woken::ServerEnded);
         }
-        // However many events there are: the files are looked at anew.
+        // However many events there are: the files are read again.
         drop(watch.map(Inotify::read_events));
         Ok(Woken::FilesChanged)
     }
 
-    /// `--timeout` is over, and `what` has not come.
+    /// `--timeout` expired before `what` happened.
     pub fn timed_out(&self, what: &str) -> Failure {
         Failure::undecided(format!(
             "cannot wait longer for {what} of pid {}: --timeout expired",

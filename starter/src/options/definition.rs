@@ -206,12 +206,12 @@ fn valued(name: &'static str, value: &'static str) -> Arg {
         .value_parser(ValueParser::os_string())
 }
 
-/// An option with a value that may be given many times, and each of them counts.
+/// An option with a value that may be repeated; every occurrence counts.
 fn list(name: &'static str, value: &'static str) -> Arg {
     valued(name, value).action(ArgAction::Append)
 }
 
-/// An option that may stand alone: a value follows an equals sign, and is never the next word.
+/// An option with an optional value, which follows an equals sign and is never the next word.
 fn optionally_valued(name: &'static str, value: &'static str, default: &'static str) -> Arg {
     valued(name, value)
         .num_args(0..=1)
@@ -223,7 +223,7 @@ fn flag(name: &'static str) -> Arg {
     Arg::new(name).long(name).action(ArgAction::SetTrue)
 }
 
-/// Text whose lines are broken by hand: without its feature `wrap_help`, clap breaks none.
+/// Text with manual line breaks: without its feature `wrap_help`, clap inserts none.
 fn lines<const COUNT: usize>(lines: [&str; COUNT]) -> String {
     lines.join("\n")
 }

@@ -1,4 +1,4 @@
-//! What each process of a server must be: the rows of the table of processes.
+//! What each process of a server must be like: the rows of the README's process table.
 
 use std::collections::BTreeMap;
 use std::fmt::Display;
@@ -25,7 +25,7 @@ const BESIDE: &str = "supervisor beside a binder";
 /// The descriptors that a process must have, by number; the order of the others does not matter.
 type Descriptors<'a> = (&'a [(i32, &'a str)], Vec<String>);
 
-/// What /proc must say of a process.
+/// What /proc must show of a process.
 pub struct Profile {
     pub uid: u32,
     pub gid: u32,
@@ -34,19 +34,19 @@ pub struct Profile {
     pub capability: Option<Capability>,
     /// The bounding set is empty, and no exec gains anything.
     pub sealed: bool,
-    /// More filters than this process has.
+    /// The number of filters beyond this process's own.
     pub filters: u32,
-    /// Nobody may look into it; false where that cannot be seen or is not meant.
+    /// Nobody may inspect it; false if that cannot be seen or is not intended.
     pub undumpable: bool,
 }
 
 impl Test<'_> {
-    /// With ports, and with a socket at a path where the user may write: no privileged process is left.
+    /// With ports, and with a socket at a path that the user may write: no privileged process remains.
     pub fn server_of_ports(&mut self) -> Result<(), Failure> {
         let socket = self.scratch.of_user("socket");
         let mut server = self.start_server(&socket, "")?;
         let worker = server.worker(1, &self.patience, &self.scratch)?;
-        // It waits until it has its escapes: whatever else is there was there before it.
+        // It waits for its escapes: any other process was there before it.
         let children = proc::children(server.pid())?;
         self.report.check(
             "port binder",
@@ -54,7 +54,7 @@ impl Test<'_> {
             children == [worker],
             format_args!("{} processes are there", children.len()),
         )?;
-        // It has made the socket, and is to remove it.
+        // It has created the socket, and will remove it.
         let made = vec![text(&self.scratch.users_directory()), text(&socket)];
         self.supervisor("supervisor", &server, 2, made)?;
         if self.identity.is_none() {
@@ -73,10 +73,10 @@ impl Test<'_> {
         self.end(server, None)
     }
 
-    /// With a port, and with a socket at a path where only root may write: the binder stays to remove it.
+    /// With a port, and with a socket at a path that only root may write: the binder stays to remove it.
     pub fn server_of_a_path(&mut self) -> Result<(), Failure> {
         let socket = self.scratch.path("socket");
-        // To give it away, the binder needs a capability, and must have none afterwards.
+        // To change its owner the binder needs a capability, which must be gone afterwards.
         let owner = format!(",user={}", self.user.uid);
         let mut server = self.start_server(&socket, &owner)?;
         let worker = server.worker(1, &self.patience, &self.scratch)?;
@@ -91,7 +91,7 @@ impl Test<'_> {
         let Some(binder) = others.first().copied() else {
             return self.end(server, None);
         };
-        // Two layers: for making the socket, and for removing it.
+        // Two layers: for creating the socket, and for removing it.
         let profile = Profile {
             uid: 0,
             gid: 0,
@@ -171,7 +171,7 @@ impl Test<'_> {
         )
     }
 
-    /// The first worker and the one after a HUP, each examined and each with these escapes.
+    /// The first worker and the one after a HUP, each examined and told to try these escapes.
     fn generations(
         &mut self,
         server: &mut Server,
@@ -266,7 +266,7 @@ impl Test<'_> {
         escapes
     }
 
-    /// Against a process that the user must not reach. An ordinary user's supervisor has nothing that its worker does not have.
+    /// Against a process out of the user's reach. An ordinary user's supervisor has nothing that its worker does not have.
     fn escapes_at(&self, whom: &str, pid: Pid) -> Vec<(WorkerEscape, String)> {
         if self.identity.is_none() {
             return Vec::new();
@@ -285,7 +285,7 @@ impl Test<'_> {
         ]
     }
 
-    /// What a supervisor is, and but for the last a worker.
+    /// What a supervisor must be like and, except for the last point, a worker.
     fn profile_of_user(&self, dropped: bool) -> Profile {
         Profile {
             uid: self.user.uid,
@@ -298,7 +298,7 @@ impl Test<'_> {
         }
     }
 
-    /// TERM, and what is left then: nothing.
+    /// Sends TERM and checks that nothing is left behind.
     fn end(&mut self, mut server: Server, binder: Option<Pid>) -> Result<(), Failure> {
         server.signal(Signal::SIGTERM)?;
         let status = server.end(&self.patience)?;
@@ -324,7 +324,7 @@ impl Test<'_> {
             left.is_empty(),
             left.join(" "),
         )?;
-        // What has lost its parent is a child of this process by now.
+        // Orphans have become children of this process by now.
         let left = self.inherited.newer()?;
         self.report.check(
             process,
@@ -390,7 +390,7 @@ impl Test<'_> {
         )
     }
 
-    /// The sets of capabilities, and what could fill them again.
+    /// The capability sets, and what could fill them again.
     fn check_capabilities(
         &mut self,
         process: &str,
@@ -436,7 +436,7 @@ impl Test<'_> {
         Ok(())
     }
 
-    /// As many seccomp filters as there must be.
+    /// The required number of seccomp filters.
     fn check_filters(
         &mut self,
         process: &str,
@@ -464,7 +464,7 @@ impl Test<'_> {
         status: &Status,
     ) -> Result<(), Failure> {
         let found = match proc::is_dumpable(pid) {
-            // Everything of root's belongs to root there.
+            // Everything there belongs to root for a process of root's.
             Ok(_) if status.uids.contains(&0) => Some("its user is root".to_owned()),
             Ok(true) => Some("it is dumpable".to_owned()),
             Ok(false) => None,
@@ -478,7 +478,7 @@ impl Test<'_> {
         )
     }
 
-    /// What a binder has beside its channel and standard error.
+    /// What a binder has besides its channel and standard error.
     pub fn binder_has(
         &mut self,
         process: &str,

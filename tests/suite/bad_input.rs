@@ -379,7 +379,7 @@ fn a_host_that_does_not_exist_is_named() {
     if !is_ours() {
         return;
     }
-    // It is no host name for the resolver either, so that nobody else is asked.
+    // The resolver also rejects it as a host name, so no name server is asked.
     let host = format!("{}.invalid", "x".repeat(64));
     let setup = with_files().option(format!("--port={host}:{}", ports::tcp()));
     let finished = setup.run();
@@ -614,7 +614,7 @@ fn what_is_in_the_place_of_the_pid_file_stays() {
 const WRITABLE: &str = "hint: the user that the server runs as must be able to \
                         write the file and its directory";
 
-/// Gives the directory `closed` to nobody that may write there.
+/// Makes the directory `closed` unwritable for the user of the server.
 fn with_closed_directory(option: &str) -> Setup {
     let setup = Server::setup().option(option);
     make_directory_of_server(&setup, "closed");

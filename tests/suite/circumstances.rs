@@ -398,7 +398,7 @@ fn the_socket_of_a_port_is_the_users_also_where_root_makes_a_path() {
 }
 
 #[test]
-fn the_lasting_binder_outlives_every_signal_to_its_group() {
+fn the_resident_binder_outlives_every_signal_to_its_group() {
     if original_differs("it has no binder") || !needs_root() {
         return;
     }

@@ -31,7 +31,7 @@ pub fn is_ours() -> bool {
 /// As much of a status file as any client reads, in bytes.
 const LARGEST_STATUS: usize = 16 * 1024 * 1024;
 
-/// How soon after a fact whoever waits for it must have been told.
+/// How soon after an event a waiting client must know it.
 const SOON: Duration = Duration::from_secs(1);
 
 // What the tests have in common.
@@ -628,7 +628,7 @@ fn commands_that_find_no_server_end_with_3_and_signal_nobody() {
                 "start_server: not running: missing does not exist\n".to_owned()
             )
         );
-        // A number that is nobody's, and one that is somebody else's.
+        // An unused pid, and that of a foreign process.
         let innocent = Innocent::start(folder.path());
         for (name, pid) in [("stale", 4_194_304), ("recycled", innocent.pid().as_raw())] {
             for end in ["\n", ""] {
@@ -683,7 +683,7 @@ fn a_status_file_with_the_highest_count_of_restarts_does_not_end_the_client() {
     fs::remove_file(&path).expect("cannot remove the status");
     fs::write(&path, forged.to_string()).expect("cannot forge the status");
     let mut client = run(&server, &["--restart", "--pid-file=pid", "--timeout=0.3"]);
-    // The server leaves the file to whoever has put it there, so there is no verdict.
+    // The server leaves the foreign file alone, so there is no verdict.
     assert_eq!(client.wait(), 4, "{}", client.said());
 }
 
@@ -748,7 +748,7 @@ fn root_signals_no_process_for_somebody_who_could_not() {
         );
         fs::remove_file(&pid_file).expect("cannot remove the pid file");
     }
-    // A sticky directory keeps nobody from bringing it there; into one of root's only root can have brought it.
+    // A sticky directory does not prevent moving it there; into one of root's only root can have moved it.
     let root = Folder::new(Uid::from_raw(0), Gid::from_raw(0));
     let pid_file = root.path().join("pid");
     let stop = || {
@@ -1138,7 +1138,7 @@ fn each_of_two_overlapping_restarts_gets_its_own_verdict() {
     assert_eq!(second.wait(), 0, "{}", second.said());
     assert_eq!(server.generations(), [3]);
 
-    // The one that was asked for first comes up, the other does not.
+    // The first requested restart succeeds, the other fails.
     let mut first = restart(&server);
     server.wait_for_service(4);
     break_it(&server);
@@ -1162,7 +1162,7 @@ fn a_restart_that_is_asked_for_while_a_failed_start_waits_for_its_retry_is_not_a
     break_it(&server);
     let mut first = restart(&server);
     assert_eq!(first.wait(), 1, "{}", first.said());
-    // The next try waits for its time; who asks now gets the verdict on a start that is still to come.
+    // The next try is pending; a request made now gets the verdict on that one.
     mend_it(&server);
     let before = server.started().len();
     let mut second = restart(&server);

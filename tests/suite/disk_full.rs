@@ -291,7 +291,7 @@ fn a_disk_that_fills_up_under_the_log_file_loses_lines_and_counts_them() {
             proc::status(server.pid()).is_some_and(|status| status.pending == 0)
         });
     }
-    // Nobody is harmed: the worker that writes, the restart, whoever connects.
+    // Nothing else is affected: neither the worker that writes, nor the restart, nor clients.
     e2e::client::request(port, "stderr nobody reads this").expect("no answer");
     assert_eq!(server.ask(port).pid, first.pid.as_raw());
     let second = server.restart();

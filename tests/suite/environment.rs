@@ -333,7 +333,7 @@ fn what_cannot_be_a_variable_is_left_out_and_said_once() {
         fs::set_permissions(directory.join("CLOSED"), Permissions::from_mode(0o000))
             .expect("cannot close the file");
         fs::create_dir(directory.join("FOLDER")).expect("cannot make a directory");
-        // Nobody ever writes: whoever waits for it hangs.
+        // It never has a writer: a reader that waits for one hangs.
         mkfifo(&directory.join("FIFO"), Mode::from_bits_truncate(0o666)).expect("mkfifo");
         symlink("nowhere", directory.join("DANGLING")).expect("cannot make a link");
         let longest = LONGEST - "LONG=".len();

@@ -1,4 +1,4 @@
-//! Who holds a port or a path that cannot be bound: the processes are named, as far as the user of the start may look.
+//! Which processes hold a port or path that cannot be bound: named as far as the starting user can see them.
 
 use std::fs::{self, Permissions};
 use std::os::unix::fs::{PermissionsExt, symlink};

@@ -488,7 +488,7 @@ fn a_log_command_that_ends_at_once_is_started_again_not_more_than_once_a_second(
         u64::try_from(times).expect("few") <= passed + 1,
         "{times} starts in {passed} s"
     );
-    // It is in the log, which nobody reads: once it is said where somebody may look.
+    // It is in the log, which nobody reads: once it is also shown where somebody may look.
     let line = "start_server: the log command died, status:768; starting it again";
     assert_eq!(server.count_in_log(line), 1, "{}", server.log());
     // The service goes on as if nothing was.
@@ -650,7 +650,7 @@ fn a_log_command_that_is_gone_at_the_end_is_started_once_more_for_the_last_lines
     write_by_worker(port, "one more");
     wait_for_line(&server, "read", "one more");
     let reader = reader(&server);
-    // Stopped, so that what the server says next is nobody's yet; then killed together with the server's end.
+    // Stopped, so that nothing has read the server's next lines; then killed together with the server's end.
     proc::stop(reader);
     server.signal(Signal::SIGTERM);
     kill(reader, Signal::SIGKILL).expect("cannot kill the log command");

@@ -22,7 +22,7 @@ use crate::launch::{
 
 const NONE: [u64; 5] = [0; 5];
 
-/// A foreign ordinary user: nobody else's than the server's.
+/// A foreign ordinary user.
 const FOREIGN: u32 = 4242;
 
 /// Whether this can be tested: as root, against the program that has privileges to separate.
@@ -251,7 +251,7 @@ fn a_worker_of_any_generation_has_no_privilege_and_nothing_but_its_listeners() {
 }
 
 #[test]
-fn a_worker_beside_a_lasting_binder_has_no_privilege_and_nothing_but_its_listeners() {
+fn a_worker_beside_a_resident_binder_has_no_privilege_and_nothing_but_its_listeners() {
     if !can_drop() {
         return;
     }
@@ -304,7 +304,7 @@ fn only_ports_leave_no_binder_behind() {
 }
 
 #[test]
-fn a_lasting_binder_has_no_capability_and_nothing_open_but_its_directory() {
+fn a_resident_binder_has_no_capability_and_nothing_open_but_its_directory() {
     if !can_drop() {
         return;
     }
@@ -374,7 +374,7 @@ fn the_status_file_says_what_is_in_force() {
 }
 
 #[test]
-fn a_lasting_binder_ignores_signals_and_removes_the_socket_at_the_end() {
+fn a_resident_binder_ignores_signals_and_removes_the_socket_at_the_end() {
     if !can_drop() {
         return;
     }
@@ -403,7 +403,7 @@ fn a_lasting_binder_ignores_signals_and_removes_the_socket_at_the_end() {
 }
 
 #[test]
-fn a_lasting_binder_removes_the_socket_when_the_supervisor_was_killed() {
+fn a_resident_binder_removes_the_socket_when_the_supervisor_was_killed() {
     if !can_drop() {
         return;
     }
@@ -421,7 +421,7 @@ fn a_lasting_binder_removes_the_socket_when_the_supervisor_was_killed() {
 }
 
 #[test]
-fn a_lasting_binder_leaves_what_has_replaced_the_socket() {
+fn a_resident_binder_leaves_what_has_replaced_the_socket() {
     if !can_drop() {
         return;
     }

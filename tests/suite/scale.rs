@@ -81,7 +81,7 @@ fn a_thousand_ports_fit_into_the_usual_soft_limit_of_1024_open_files() {
     if Uid::effective().is_root() {
         chown(&gate, Some(NOBODY), Some(NOBODY)).expect("cannot give the FIFO away");
     }
-    // It never gets as far as to accept, see above.
+    // It never gets as far as accept, see above.
     let program = [
         programs::worker().into_os_string(),
         format!("--report={}", written.display()).into(),

@@ -90,8 +90,8 @@ fn an_error_of_the_loop_stops_the_workers_and_leaves_nothing_behind() {
     }
 }
 
-/// Status files, then sockets, then the listeners, then the log, then the pid file: whoever finds the lock free can start
-/// the next one.
+/// Status files, then sockets, then the listeners, then the log, then the pid file: once the lock is free, the next one can
+/// start.
 #[test]
 fn at_the_end_the_pid_file_goes_last_and_the_listeners_are_closed_before() {
     if original_differs("it has another order") {

@@ -744,7 +744,7 @@ fn a_daemon_that_is_too_slow_is_told_of_losses_now_and_then_and_not_at_every_lin
             let Socket::Unix(socket) = &daemon.socket else {
                 return None;
             };
-            // Never slower than it has to be, and yet too slow: it gets a share of each turn of the sender.
+            // At its own pace, and yet too slow: it reads a share each time the sender writes.
             for _ in 0..500 {
                 let Ok(length) = socket.recv(&mut buffer) else {
                     std::thread::yield_now();
@@ -871,7 +871,7 @@ fn a_udp_port_where_nobody_listens_is_said_once_and_found_later() {
     while began.elapsed() < Duration::from_millis(3500) {
         number += 1;
         write(port, "stdout", &format!("line {number}."));
-        // All of them find room in the socket of whoever comes.
+        // All of them fit into the socket of the next daemon.
         let_pass(Duration::from_millis(30));
     }
     let daemon = Daemon::udp(log_port);

@@ -1,4 +1,4 @@
-//! What a self-test has this process try, to show that its confinement holds. Each is harmless where it succeeds.
+//! What this process tries in a self-test, to show that its confinement holds. Each attempt is harmless if it succeeds.
 
 use std::net::{Ipv4Addr, SocketAddrV4};
 use std::os::fd::AsRawFd;
@@ -13,8 +13,8 @@ use nix::sys::socket::{AddressFamily, SockFlag, SockType, SockaddrIn, UnixAddr, 
 use nix::sys::stat::Mode;
 use nix::unistd::{Pid, Uid, UnlinkatFlags, execv, setresuid, unlinkat};
 
-/// Tries it. `Ok` is what must not be; and where a sandbox does not just refuse, this does not return. The parent is
-/// known from before the sandbox, which would end this process for asking who it is, and not for what is tried.
+/// Tries it. `Ok` means that the confinement failed; if the sandbox kills, this does not return. The parent's pid was read
+/// before the sandbox, which would kill this process for asking for it instead of for the attempt.
 pub fn attempt(escape: Escape, parent: Pid) -> nix::Result<()> {
     let root = Uid::from_raw(0);
     match escape {
@@ -31,7 +31,7 @@ pub fn attempt(escape: Escape, parent: Pid) -> nix::Result<()> {
             let path = format!("/start_server-self-test-{}", parent);
             let socket = open_socket(AddressFamily::Unix)?;
             bind(socket.as_raw_fd(), &UnixAddr::new(path.as_str())?)?;
-            // As a sandbox may know it: where it could be made, it must not stay.
+            // Of a kind that the sandbox may know: if it can be created, it must not stay.
             unlinkat(AT_FDCWD, path.as_str(), UnlinkatFlags::NoRemoveDir)
         }
         Escape::OpenAnotherSocket => open_socket(AddressFamily::Netlink).map(drop),
@@ -43,7 +43,7 @@ pub fn attempt(escape: Escape, parent: Pid) -> nix::Result<()> {
         .map(drop),
         Escape::Execute => execv::<&std::ffi::CStr>(c"/bin/true", &[c"true"]).map(drop),
         Escape::Fork => fork(),
-        // Unlike PTRACE_ATTACH it does not stop the parent where it succeeds.
+        // Unlike PTRACE_ATTACH it does not stop the parent if it succeeds.
         Escape::TraceParent => ptrace::seize(parent, ptrace::Options::empty()),
         Escape::SignalParent => kill(parent, None),
     }
@@ -59,8 +59,8 @@ fn open_socket(family: AddressFamily) -> nix::Result<std::os::fd::OwnedFd> {
 
 #[expect(unsafe_code, reason = "a self-test tries what a sandbox must refuse")]
 fn fork() -> nix::Result<()> {
-    // Not fork(3), which asks for other things first.
-    // SAFETY: this process has one thread, and the child ends at once without running anything of it.
+    // Not fork(3), which makes other system calls first.
+    // SAFETY: this process has one thread, and the child exits at once without running anything of it.
     let child = unsafe { libc::syscall(libc::SYS_clone, libc::SIGCHLD, 0, 0, 0, 0) };
     match Errno::result(child)? {
         // SAFETY: _exit(2) only ends the process.

@@ -1,4 +1,4 @@
-//! Entry points for fuzzing and property tests: what reads bytes that somebody else has written.
+//! Entry points for fuzzing and property tests: everything that reads bytes written by others.
 
 #![allow(
     clippy::panic,
@@ -12,8 +12,8 @@ use common::wire;
 use crate::grants::{List, Next, Order, Unused};
 use crate::policy;
 
-/// The whole conversation: datagrams, each after its length as two bytes, little-endian. Whatever it is, every grant and
-/// every escape is used once at most, and a grant only for what it says.
+/// The whole conversation: datagrams, each preceded by its length as two bytes, little-endian. Whatever they contain, every
+/// grant and every escape is used at most once, and a grant only for what it says.
 pub fn conversation(bytes: &[u8]) {
     let mut requests = datagrams(bytes).map_while(|one| wire::decode::<Request>(one).ok());
     let mut list = List::default();
@@ -82,7 +82,7 @@ fn datagrams(mut bytes: &[u8]) -> impl Iterator<Item = &[u8]> {
     })
 }
 
-/// The policy file: it is understood as a whole, or a line is named.
+/// The policy file: either it is understood as a whole, or the error names a line.
 pub fn policy(bytes: &[u8]) {
     let Ok(text) = std::str::from_utf8(bytes) else {
         return;

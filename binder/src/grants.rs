@@ -1,4 +1,4 @@
-//! The sealed list: what may be asked for, and each of it once. Messages are checked here; nothing is opened or bound.
+//! The sealed list: what may be requested, each item once. Messages are checked here; nothing is opened or bound.
 
 #![deny(
     clippy::wildcard_enum_match_arm,
@@ -20,7 +20,7 @@ pub struct List {
     escapes: Vec<Escape>,
 }
 
-/// What a message makes of a list.
+/// The state of a list after a message.
 #[derive(Debug)]
 pub enum Next {
     More(List),
@@ -42,7 +42,7 @@ pub struct Unused<T> {
     escapes: Vec<Escape>,
 }
 
-/// What a request orders, each with what the list has for it.
+/// The contents of a request, each item with what the list has for it.
 #[derive(Debug)]
 pub enum Order<T> {
     Bind(Vec<(Ask, T)>),
@@ -50,7 +50,7 @@ pub enum Order<T> {
 }
 
 impl List {
-    /// Takes the next message. An error in words ends the process, here and below.
+    /// Takes the next message. An error, in words, ends the process, here and below.
     pub fn with(mut self, request: Request) -> Result<Next, String> {
         let allow = match request {
             Request::Allow(allow) => allow,
@@ -91,7 +91,7 @@ impl List {
             escapes: self.escapes,
         };
         if sealed.has_ports() && sealed.has_paths() {
-            // A port that root binds is root's socket for good, whoever uses it.
+            // A port bound by root is root's socket for good, whoever uses it.
             return Err("ports and paths are not for one process".into());
         }
         Ok(sealed)
@@ -125,7 +125,7 @@ impl<T> Unused<T> {
         self.grants.iter().flatten().map(|(_, prepared)| prepared)
     }
 
-    /// What a request orders; all of it is used by that.
+    /// What a request asks for; this uses up all of it.
     pub fn order(&mut self, request: Request) -> Result<Order<T>, String> {
         match request {
             Request::Allow(_) => Err("Allow came after the list was sealed".into()),
@@ -144,7 +144,7 @@ impl<T> Unused<T> {
         }
     }
 
-    /// The grant must be there still, and allow just this.
+    /// The grant must be unused, and allow exactly this.
     fn take(&mut self, ask: &Ask) -> Result<T, String> {
         let (Ask::Port { grant: number, .. } | Ask::Path { grant: number }) = *ask;
         let (grant, prepared) = usize::try_from(number)

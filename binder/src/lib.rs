@@ -1,16 +1,16 @@
-//! The privileged half of start_server: it opens the sockets that were asked for, and nothing else.
+//! The privileged half of start_server: it opens the requested sockets, and does nothing else.
 //!
 //! Run by start_server alone, with the channel as descriptor 0. The phases, each of which consumes the one before:
 //!
-//! 1. `receive`: the sealed list of what may be bound, sent by start_server while it still had root itself.
-//! 2. `examine`: the directories of the paths are opened and what is in them is examined, with the launcher's rights.
-//!    Where this program has more than its launcher, a policy file says what that launcher may have.
-//! 3. `drop_privileges`: for good, with proof; no other capability is left than binding needs.
+//! 1. `receive`: the sealed list of what may be bound, sent by start_server while it still was root itself.
+//! 2. `examine`: opens the directories of the paths and examines their contents, with the launcher's privileges.
+//!    If this program has more than its launcher, a policy file says what that launcher may have.
+//! 3. `drop_privileges`: for good, with proof; no capability is left except what binding needs.
 //! 4. `confine`: a sandbox takes the rest of the system away.
-//! 5. `serve`: one answer for each request. Before the last answer the rest of the privileges goes too.
-//! 6. `wait`: only where socket files are to be removed at the end. The channel's end is the order to do so.
+//! 5. `serve`: one answer for each request. Before the last answer the remaining privileges go too.
+//! 6. `wait`: only if socket files must be removed at the end. The end of the channel is the order to do so.
 //!
-//! Anything unexpected ends the process with one line and status 1, or by the sandbox.
+//! Anything unexpected ends the process, with one line and status 1 or by the sandbox.
 
 mod escape;
 #[doc(hidden)]
@@ -39,8 +39,8 @@ pub fn main() -> ExitCode {
     match run() {
         Ok(()) => ExitCode::SUCCESS,
         Err(cause) => {
-            // At once, because the sandbox may end a process that writes in parts. Nobody is left to tell where stderr is
-            // closed.
+            // In one write, because the sandbox may kill a process that writes in parts. If stderr is closed, nobody is
+            // left to tell.
             let line = format!("start_server-binder: {}\n", printable(&cause));
             drop(io::stderr().write_all(line.as_bytes()));
             ExitCode::FAILURE
@@ -65,8 +65,8 @@ fn run() -> Result<(), String> {
         .map_err(|errno| format!("cannot close inherited descriptors: {}", errno.desc()))?;
     become_undumpable()?;
     // A terminal's signals reach the whole process group, a service manager's TERM the whole control group; but socket
-    // files are to be removed when the supervisor ends, not before it. Its end closes the channel, also when it is
-    // killed, so that nothing else needs to end this process.
+    // files must be removed when the supervisor exits, not before. Its exit closes the channel, even if it is killed, so
+    // nothing else needs to end this process.
     ignore_all();
     sigprocmask(SigmaskHow::SIG_SETMASK, Some(&SigSet::empty()), None)
         .map_err(|errno| format!("cannot unblock signals: {}", errno.desc()))?;
@@ -84,7 +84,7 @@ fn run() -> Result<(), String> {
 /// Descriptor 0, where start_server puts its end of the channel.
 #[expect(unsafe_code, reason = "the channel is inherited as a number")]
 fn inherited_channel() -> Result<Channel<Reply, Request>, String> {
-    // SAFETY: it is open, because the standard library opens 0 to 2 at start where they are closed, and this is the
+    // SAFETY: it is open, because the standard library opens 0 to 2 at startup if they are closed, and this is the
     // only use of standard input in this program.
     let socket = unsafe { OwnedFd::from_raw_fd(0) };
     Channel::from_socket(socket)

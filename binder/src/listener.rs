@@ -1,4 +1,4 @@
-//! An inet endpoint becomes a bound socket. It does not listen: that is the supervisor's call.
+//! Turns an inet endpoint into a bound socket. It does not listen: that is up to the supervisor.
 
 use std::net::{IpAddr, SocketAddrV4, SocketAddrV6};
 use std::os::fd::{AsRawFd, OwnedFd};
@@ -9,7 +9,7 @@ use nix::sys::socket::{
     socket, sockopt,
 };
 
-/// Binds a blocking socket: O_NONBLOCK would be a property of the socket that all workers share.
+/// Binds a blocking socket: O_NONBLOCK would apply to all workers that share it.
 pub fn bind(transport: Transport, address: Address) -> nix::Result<OwnedFd> {
     let family = match address.ip {
         IpAddr::V4(_) => AddressFamily::Inet,
@@ -20,7 +20,7 @@ pub fn bind(transport: Transport, address: Address) -> nix::Result<OwnedFd> {
         Transport::Udp => SockType::Datagram,
     };
     let socket = socket(family, kind, SockFlag::SOCK_CLOEXEC, None)?;
-    // Connections of the last run in TIME_WAIT must not hinder this one. Unlike Server::Starter not for UDP, where
+    // Connections of the last run in TIME_WAIT must not block this one. Unlike Server::Starter not for UDP, where
     // it would let a second server share the port and take datagrams away from the first.
     if transport == Transport::Tcp {
         setsockopt(&socket, sockopt::ReuseAddr, &true)?;

@@ -1,4 +1,4 @@
-//! See the library: a program of its own only in name, so that its parts can be fuzzed.
+//! See the library, which exists separately only to let its parts be fuzzed.
 
 fn main() -> std::process::ExitCode {
     binder::main()

@@ -1,7 +1,7 @@
-//! Who may have which low port, where this program has more than its launcher: its file carries capabilities.
+//! Who may have which low port, if this program has more privileges than its launcher: its file carries capabilities.
 //!
-//! Then the launcher is an ordinary user whom nobody has to believe. What it may ask for stands in a file that only root
-//! can write, and it is known by its real uid and groups alone.
+//! Then the launcher is an untrusted ordinary user. What it may request is in a file that only root can write, and it is
+//! identified by its real uid and groups alone.
 
 use std::fs::File;
 use std::io::Read;
@@ -19,7 +19,7 @@ use nix::unistd::{Gid, Group, Uid, User, getegid, geteuid, getgid, getgroups, ge
 /// The first port that anybody may bind (ip(7)).
 const FIRST_UNPRIVILEGED_PORT: &str = "/proc/sys/net/ipv4/ip_unprivileged_port_start";
 
-/// Whose rights the requests are answered with.
+/// Whose privileges the requests are answered with.
 pub enum Authority {
     /// The launcher has all of them itself.
     Launcher,
@@ -27,7 +27,7 @@ pub enum Authority {
     Policy(Box<Policy>),
 }
 
-/// The policy, as far as it concerns the asker.
+/// The policy, as far as it concerns the launcher.
 pub struct Policy {
     asker: Asker,
     first_unprivileged_port: u32,
@@ -35,7 +35,7 @@ pub struct Policy {
     rules: Result<Vec<Rule>, BadPolicy>,
 }
 
-/// The process that asks is this one, before it drops anything.
+/// The launcher's ids are those of this process, before it drops anything.
 struct Asker {
     uid: Uid,
     groups: Vec<Gid>,
@@ -49,7 +49,7 @@ pub struct Rule {
     pub ports: Vec<RangeInclusive<u16>>,
 }
 
-/// A name, or a number where nobody has that name.
+/// A name, or a number if nobody has that name.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Who {
     User(String),
@@ -57,7 +57,7 @@ pub enum Who {
 }
 
 impl Authority {
-    /// Whose rights this process was executed with. It reads no environment.
+    /// Whose privileges this process was executed with. It reads no environment.
     ///
     /// # Errors
     /// A setuid or setgid bit: there is no policy for these.
@@ -85,7 +85,7 @@ impl Authority {
         })))
     }
 
-    /// Whether this port is bound with more than the launcher's own rights, or with all that these are.
+    /// Whether binding this port takes more than the launcher's own privileges, or those already include everything.
     pub fn is_needed_for(&self, port: u16) -> bool {
         match self {
             Authority::Launcher => true,
@@ -103,7 +103,7 @@ impl Authority {
 }
 
 impl Policy {
-    /// Port 0 is one that the kernel chooses: never a low one.
+    /// Port 0 lets the kernel choose: never a low port.
     fn is_low(&self, port: u16) -> bool {
         port != 0 && u32::from(port) < self.first_unprivileged_port
     }
@@ -129,7 +129,7 @@ impl Rule {
 }
 
 impl Asker {
-    /// A name that nobody has is nobody's.
+    /// An unknown name matches nobody.
     fn is_meant_by(&self, who: &Who) -> bool {
         match who {
             Who::User(name) => match User::from_name(name) {
@@ -155,7 +155,7 @@ fn first_unprivileged_port() -> Result<u32, String> {
     text.trim().parse().map_err(|error| cannot(&error))
 }
 
-/// The text of the policy file, where there is one that can be trusted.
+/// The text of the policy file, if there is one that can be trusted.
 fn read() -> Result<String, BadPolicy> {
     let path = Path::new(POLICY_FILE);
     let directory = open_directory(path.parent().unwrap_or(path), &Trust::ROOT)
@@ -183,8 +183,7 @@ fn read() -> Result<String, BadPolicy> {
     }
 }
 
-/// The rules in a policy file. One line that cannot be understood makes the whole file worth nothing: nobody knows what
-/// it was to say.
+/// The rules in a policy file. One invalid line invalidates the whole file: nobody knows what it was meant to say.
 pub fn parse(text: &str) -> Result<Vec<Rule>, BadPolicy> {
     let mut rules = Vec::new();
     for (number, line) in (1..).zip(text.lines()) {

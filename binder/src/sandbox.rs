@@ -1,7 +1,7 @@
-//! What the kernel is to refuse from the drop on, as tables: seccomp(2) and landlock(7).
+//! What the kernel refuses after the drop, as tables: seccomp(2) and landlock(7).
 //!
-//! A system call that is not in the table ends the process. The supervisor is told where a kernel has only one of
-//! the two or none, and decides whether that will do.
+//! A system call that is not in the table ends the process. The supervisor is told if a kernel supports only one of
+//! the two or none, and decides whether that is enough.
 
 use std::collections::BTreeMap;
 use std::os::fd::BorrowedFd;
@@ -27,28 +27,28 @@ use seccompiler::{
     SeccompRule, TargetArch,
 };
 
-/// What the process has yet to do.
+/// The remaining work of the process.
 #[derive(Default)]
 pub struct Work<'a> {
     pub tcp_ports: Vec<u16>,
     pub udp: bool,
-    /// Where socket files are to be made, and removed at the end.
+    /// Where socket files will be created, and removed at the end.
     pub directories: Vec<BorrowedFd<'a>>,
     /// Whether these files get another owner.
     pub owners: bool,
 }
 
-/// The second layers, for the process that only waits: ready to be put over the first ones.
+/// The second layers, for the process that only waits: ready to be added to the first ones.
 pub struct Narrower {
     ruleset: RulesetCreated,
     filter: Option<BpfProgram>,
 }
 
-/// Confines the process to this work for good. A second, narrower confinement is for after the work, where files are to be
-/// removed then.
+/// Confines the process to this work for good. A second, narrower confinement follows the work if files must be removed at
+/// the end.
 ///
 /// # Errors
-/// Anything but a kernel that does not have it.
+/// Anything but a kernel without support.
 pub fn confine(work: &Work<'_>) -> Result<(Confinement, Option<Narrower>), String> {
     let lasts = !work.directories.is_empty();
     let binding = ruleset(work, AccessFs::MakeSock | AccessFs::RemoveFile)?;
@@ -68,7 +68,7 @@ pub fn confine(work: &Work<'_>) -> Result<(Confinement, Option<Narrower>), Strin
 }
 
 impl Narrower {
-    /// From here on nothing can be done but to answer once, to wait, and to remove files.
+    /// From here on it can only answer once, wait, and remove files.
     pub fn confine(self) -> Result<(), String> {
         restrict(self.ruleset)?;
         install(self.filter.as_ref()).map(drop)
@@ -76,7 +76,7 @@ impl Narrower {
 }
 
 impl<'a> Work<'a> {
-    /// What is left when everything is bound.
+    /// What is left once everything is bound.
     fn afterwards(&self) -> Work<'a> {
         Work {
             tcp_ports: Vec::new(),
@@ -87,12 +87,12 @@ impl<'a> Work<'a> {
     }
 }
 
-/// The newest version of the interface that is used: what later ones add is neither needed nor known.
+/// The newest ABI version that is used: what later ones add is neither needed nor known.
 const LANDLOCK: ABI = ABI::V6;
 const _: () = assert!(LANDLOCK as u8 == Confinement::LANDLOCK);
 
-/// No file, no port, no signal to a process outside, no abstract socket outside; but the ports of the work, and this in
-/// its directories.
+/// No file, no port, no signal to an outside process, no outside abstract socket, except the ports of the work and the
+/// given rights in its directories.
 fn ruleset(work: &Work<'_>, in_directories: BitFlags<AccessFs>) -> Result<RulesetCreated, String> {
     let build = || {
         let mut ruleset = Ruleset::default()
@@ -111,12 +111,12 @@ fn ruleset(work: &Work<'_>, in_directories: BitFlags<AccessFs>) -> Result<Rulese
     build().map_err(|error: landlock::RulesetError| format!("cannot set Landlock up: {error}"))
 }
 
-/// The version that is in force, 0 where the kernel has none.
+/// The version in force, 0 if the kernel has none.
 fn restrict(ruleset: RulesetCreated) -> Result<u8, String> {
     let status = ruleset
         .restrict_self()
         .map_err(|error| format!("cannot be confined by Landlock: {error}"))?;
-    // It succeeds as well where nothing is enforced.
+    // It also succeeds if nothing is enforced.
     match (status.ruleset, status.landlock) {
         (RulesetStatus::NotEnforced, _) => Ok(0),
         (_, LandlockStatus::Available { effective_abi, .. }) => {
@@ -126,7 +126,7 @@ fn restrict(ruleset: RulesetCreated) -> Result<u8, String> {
     }
 }
 
-/// Whether the kernel took it. Nothing to install is a machine for which no filter can be made.
+/// Whether the kernel accepted it. `None` means that no filter can be built for this machine.
 fn install(filter: Option<&BpfProgram>) -> Result<bool, String> {
     let Some(filter) = filter else {
         return Ok(false);
@@ -138,14 +138,14 @@ fn install(filter: Option<&BpfProgram>) -> Result<bool, String> {
     }
 }
 
-/// A kernel without seccomp, or a container or unit that allows nobody to use it.
+/// A kernel without seccomp, or a container or unit that forbids its use.
 fn is_unavailable(error: &std::io::Error) -> bool {
     [Errno::ENOSYS, Errno::EINVAL, Errno::EPERM, Errno::EACCES]
         .iter()
         .any(|errno| error.raw_os_error() == Some(*errno as i32))
 }
 
-/// A system call that may be made, by its number, and what its arguments must be.
+/// A system call that is allowed, by number, and conditions on its arguments.
 type Call = (c_long, &'static [Argument]);
 
 #[derive(Clone, Copy)]
@@ -169,20 +169,20 @@ const DATAGRAM: c_int = SOCK_DGRAM | SOCK_CLOEXEC;
 const ALWAYS: &[Call] = &[
     // The answer. Other flags could connect to a port (MSG_FASTOPEN), which Landlock does not see.
     (SYS_sendmsg, &[Is(0, CHANNEL), Is(2, MSG_NOSIGNAL)]),
-    // What was wrong, in one line.
+    // The error message, in one line.
     (SYS_write, &[Is(0, STDERR)]),
     // Sockets that were sent, and the channel.
     (SYS_close, &[]),
     // Before that, in builds with debug assertions, the standard library checks whether it is open.
     #[cfg(debug_assertions)]
     (libc::SYS_fcntl, &[Is(1, libc::F_GETFD)]),
-    // The allocator. Nothing that can be written is ever executed.
+    // The allocator. No writable memory is ever executable.
     (SYS_brk, &[]),
     (SYS_mmap, &[Lacks(2, PROT_EXEC)]),
     (SYS_munmap, &[]),
     (SYS_mremap, &[]),
     (SYS_madvise, &[]),
-    // The end: the standard library puts the stack for its handlers away.
+    // Exit: the standard library frees the stack for its handlers.
     (SYS_sigaltstack, &[]),
     (SYS_exit_group, &[]),
 ];
@@ -201,7 +201,7 @@ const SERVING: &[Call] = &[
     ),
 ];
 
-/// Where a TCP port is asked for. The protocol is the default one: MPTCP is not confined to ports.
+/// If a TCP port is requested. The protocol is the default one: MPTCP is not restricted to ports.
 const TCP: &[Call] = &[
     (SYS_socket, &[Is(0, AF_INET), Is(1, STREAM), Is(2, 0)]),
     (SYS_socket, &[Is(0, AF_INET6), Is(1, STREAM), Is(2, 0)]),
@@ -209,21 +209,20 @@ const TCP: &[Call] = &[
     (SYS_setsockopt, &[Is(1, IPPROTO_IPV6), Is(2, IPV6_V6ONLY)]),
 ];
 
-/// Where a UDP port is asked for.
+/// If a UDP port is requested.
 const UDP: &[Call] = &[
     (SYS_socket, &[Is(0, AF_INET), Is(1, DATAGRAM), Is(2, 0)]),
     (SYS_socket, &[Is(0, AF_INET6), Is(1, DATAGRAM), Is(2, 0)]),
     (SYS_setsockopt, &[Is(1, IPPROTO_IPV6), Is(2, IPV6_V6ONLY)]),
 ];
 
-/// Where a socket file is to be made. No connect(2): other services would take whoever connects for root.
+/// If a socket file will be created. No connect(2): other services would take a client for root.
 const FILES: &[Call] = &[
     (SYS_socket, &[Is(0, AF_UNIX), Is(1, STREAM), Is(2, 0)]),
-    // The mode of the file, which it has from its socket. Not that of the files that it was started with, and no
-    // setuid bit.
+    // The mode of the file, by way of its socket. Not that of the files that it was started with, and no setuid bit.
     (SYS_fchmod, &[IsAtLeast(0, STDERR + 1), Lacks(1, !0o777)]),
     (SYS_umask, &[]),
-    // The new file, only to know it again: it cannot be read by this descriptor.
+    // The new file, only to identify it: this descriptor cannot read it.
     (SYS_openat, &[Is(2, O_PATH | O_NOFOLLOW | O_CLOEXEC)]),
     // The second layers.
     (SYS_prctl, &[Is(0, PR_SET_NO_NEW_PRIVS), Is(1, 1)]),
@@ -231,20 +230,20 @@ const FILES: &[Call] = &[
     (SYS_seccomp, &[Is(0, SECCOMP_SET_MODE_FILTER as c_int)]),
 ];
 
-/// Where such a file gets an owner: by its descriptor.
+/// If such a file gets an owner: by its descriptor.
 const OWNERS: &[Call] = &[(SYS_fchownat, &[Is(4, AT_EMPTY_PATH)])];
 
-/// Where socket files are removed: what is still there, and is it what was made.
+/// If socket files are removed: what is still there, and is it what was created.
 const REMOVING: &[Call] = &[
     (SYS_newfstatat, &[]),
     (SYS_fstat, &[]),
     (SYS_unlinkat, &[Is(2, 0)]),
 ];
 
-/// The supervisor's end.
+/// The supervisor's exit.
 const WAITS: &[Call] = &[(SYS_recvfrom, &[Is(0, CHANNEL)])];
 
-/// When all is bound, and files are to be removed at the end.
+/// Once everything is bound, if files must be removed at the end.
 const WAITING: &[&[Call]] = &[ALWAYS, REMOVING, WAITS];
 
 fn binding_calls(work: &Work<'_>) -> Vec<Call> {
@@ -274,7 +273,7 @@ fn program(calls: &[Call]) -> Result<Option<BpfProgram>, String> {
     let compile = || {
         let mut rules: BTreeMap<i64, Vec<SeccompRule>> = BTreeMap::new();
         for (number, arguments) in calls {
-            // Without a rule every argument will do.
+            // Without a rule any argument is allowed.
             let alternatives = rules.entry(*number).or_default();
             if !arguments.is_empty() {
                 let conditions = arguments.iter().map(condition).collect::<Result<_, _>>()?;

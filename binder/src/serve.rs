@@ -32,7 +32,7 @@ pub struct Asked {
     list: Sealed,
 }
 
-/// Phase 2 is done: what is at the paths is known, and what the policy says of the ports.
+/// Phase 2 is done: the contents of the paths are known, and what the policy says about the ports.
 pub struct Examined {
     channel: ToSupervisor,
     identity: Option<Identity>,
@@ -41,13 +41,13 @@ pub struct Examined {
     unused: Unused<Task>,
 }
 
-/// Phase 3 is done: no other user and no other capability than binding needs.
+/// Phase 3 is done: no other user and no capability except what binding needs.
 pub struct Dropped {
     channel: ToSupervisor,
     unused: Unused<Task>,
 }
 
-/// Phase 4 is done: only what binding needs can be done any more.
+/// Phase 4 is done: only what binding needs is still possible.
 pub struct Confined {
     channel: ToSupervisor,
     unused: Unused<Task>,
@@ -56,20 +56,20 @@ pub struct Confined {
     parent: Pid,
 }
 
-/// Phase 5 is done: no privilege is left, and these files are to be removed.
+/// Phase 5 is done: no privilege is left, and these files must be removed.
 pub struct Served {
     channel: ToSupervisor,
     files: Vec<MadeFile<RootDirectory>>,
 }
 
-/// What is to be done for a grant when it is asked for.
+/// What to do for a grant when it is requested.
 enum Task {
     Port(Transport, u16),
     Path(Box<Place<RootDirectory>>, SocketFile),
     Refuse(Refusal),
 }
 
-/// The sockets of one request, in its order, and which of them have replaced a stale one.
+/// The sockets of one request, in order, and which of them have replaced a stale one.
 #[derive(Default)]
 struct Batch {
     sockets: Vec<OwnedFd>,
@@ -90,9 +90,9 @@ pub fn receive(channel: ToSupervisor) -> Result<Asked, String> {
 }
 
 impl Asked {
-    /// Opens the directories of the paths and finds out whether a server is still behind an existing socket: with
-    /// the launcher's rights, because nothing but the launcher's own list has been heard yet. What is wrong with a
-    /// path, or with a port for this launcher, is answered when it is asked for.
+    /// Opens the directories of the paths and finds out whether an existing socket is still served: with the launcher's
+    /// privileges, because nothing but the launcher's own list has been read yet. An objection to a path, or to a port for
+    /// this launcher, is answered when it is requested.
     pub fn examine(self, authority: &Authority) -> Examined {
         let Asked { channel, list } = self;
         let has_paths = list.has_paths();
@@ -120,7 +120,7 @@ fn task(grant: &Grant, authority: &Authority) -> Result<Task, Refusal> {
             authority.check(*transport, *port)?;
             Ok(Task::Port(*transport, *port))
         }
-        // Only root may ask for it: the next phase ends the process, and nothing is touched before.
+        // Only root may request it: the next phase ends the process, and nothing is touched before.
         Grant::Path(_) if !geteuid().is_root() => Err(Errno::EPERM.into()),
         Grant::Path(file) => {
             let path = Path::new(&file.path);
@@ -148,8 +148,8 @@ fn needed_capabilities(unused: &Unused<Task>, authority: &Authority) -> Vec<Capa
 }
 
 impl Examined {
-    /// For ports, root becomes the user and retains the right to bind low ones; for paths, it stays root by number,
-    /// because only root may write in their directories. One process does one of the two.
+    /// For ports, root becomes the user and retains the right to bind low ones; for paths, it keeps uid 0, because only
+    /// root may write in their directories. One process does one of the two.
     pub fn drop_privileges(self) -> Result<Dropped, String> {
         // A launcher without the right to bind low ports can still have high ones.
         let retained = privileges::available(&self.needed)?;
@@ -170,11 +170,12 @@ impl Examined {
 }
 
 impl Dropped {
-    /// Takes away what the capabilities and the user still leave, and tells the supervisor what this kernel has of that.
+    /// Takes away what the capabilities and the user still leave, and tells the supervisor what this kernel supports of
+    /// that.
     pub fn confine(self) -> Result<Confined, String> {
         let parent = getppid();
         let (confinement, narrower) = sandbox::confine(&work(&self.unused))?;
-        // Where the supervisor is gone by now, the next phase finds that out.
+        // If the supervisor is gone by now, the next phase finds out.
         drop(self.channel.send(&Reply::Confined(confinement), &[]));
         Ok(Confined {
             channel: self.channel,
@@ -185,7 +186,7 @@ impl Dropped {
     }
 }
 
-/// What the sandbox must leave for the tasks.
+/// What the sandbox must allow for the tasks.
 fn work(unused: &Unused<Task>) -> Work<'_> {
     let mut work = Work::default();
     for task in unused.prepared() {
@@ -203,7 +204,7 @@ fn work(unused: &Unused<Task>) -> Work<'_> {
 }
 
 impl Confined {
-    /// Answers requests until the list is used up, an ask is refused, or the channel is closed.
+    /// Answers requests until the list is used up, a request is refused, or the channel is closed.
     pub fn serve(mut self) -> Result<Served, String> {
         let mut files = Vec::new();
         let result = self.answer_all(&mut files);
@@ -229,7 +230,7 @@ impl Confined {
                         self.answer_with(batch)?;
                     }
                     Err(refused) => {
-                        // The last answer: what was made so far is not used.
+                        // The last answer: what was created so far is not used.
                         files.drain(..).for_each(|file| file.remove());
                         return self.channel.send(&refused, &[]);
                     }
@@ -243,8 +244,8 @@ impl Confined {
         Ok(())
     }
 
-    /// Before the last answer, so that no worker can start while anything is left that is not needed; and before the last
-    /// escape, which is to find what a binder is that has done its work.
+    /// Before the last answer, so that no worker can start while an unneeded privilege is left; and before the last escape,
+    /// which tests a binder that has done its work.
     fn give_up_rest_if_done(&mut self) -> Result<(), String> {
         if !self.unused.is_empty() {
             return Ok(());
@@ -266,7 +267,7 @@ impl Confined {
     }
 }
 
-/// Makes the sockets of one request; where one cannot be made, the answer that says so.
+/// Creates the sockets of one request; if one cannot be created, returns the answer that says so.
 fn make_all(
     granted: Vec<(Ask, Task)>,
     files: &mut Vec<MadeFile<RootDirectory>>,
@@ -303,7 +304,7 @@ fn make(ask: Ask, task: Task) -> Result<Socket, Refusal> {
             Ok(Socket::Unix(place.bind(file.mode, file.uid, file.gid)?))
         }
         (_, Task::Refuse(refusal)) => Err(refusal),
-        // The list allows no such ask.
+        // The list allows no such request.
         (Ask::Port { .. }, Task::Path(..)) | (Ask::Path { .. }, Task::Port(..)) => {
             Err(Errno::EINVAL.into())
         }
@@ -311,8 +312,8 @@ fn make(ask: Ask, task: Task) -> Result<Socket, Refusal> {
 }
 
 impl Served {
-    /// Where nothing is to be removed, returns at once. Otherwise waits until the supervisor closes the channel,
-    /// deliberately or by its death, and removes the socket files that are still the ones that were made.
+    /// Returns at once if nothing must be removed. Otherwise waits until the supervisor closes the channel, deliberately or
+    /// by its death, and removes the socket files that are still the ones it created.
     pub fn wait(self) {
         if self.files.is_empty() {
             return;

@@ -1,6 +1,6 @@
 //! One message and its descriptors at a time over a SEQPACKET socket pair.
 //!
-//! It checks the form alone (size, truncation, number of descriptors); what a message means is up to the receiver.
+//! It checks only the form (size, truncation, number of descriptors); what a message means is up to the receiver.
 
 use std::io::{IoSlice, IoSliceMut};
 use std::marker::PhantomData;
@@ -51,7 +51,7 @@ impl<Send: Serialize, Receive: DeserializeOwned> Channel<Send, Receive> {
     /// The end that a process was started with.
     ///
     /// # Errors
-    /// When the descriptor is anything but a unix SEQPACKET socket without a name.
+    /// If the descriptor is anything but an unnamed unix SEQPACKET socket.
     pub fn from_socket(socket: OwnedFd) -> Result<Self, String> {
         let kind = getsockopt(&socket, sockopt::SockType);
         let name = getsockname::<UnixAddr>(socket.as_raw_fd());
@@ -88,27 +88,27 @@ impl<Send: Serialize, Receive: DeserializeOwned> Channel<Send, Receive> {
         Ok(())
     }
 
-    /// Waits until the other end is closed, or sends anything more: what it sends is not read.
+    /// Waits until the other end is closed, or sends anything more, which is not read.
     pub fn wait_for_end(&self) {
-        // An error is an end as well.
+        // An error is an end too.
         let _ = again(|| recv(self.socket.as_raw_fd(), &mut [0], MsgFlags::empty()));
     }
 
-    /// Nothing more is sent or received: for the other end this is the end of the channel.
+    /// Stops sending and receiving: for the other end this is the end of the channel.
     pub fn hang_up(&self) {
-        // It fails only where the other end has done the same.
+        // It fails only if the other end has done the same.
         let _ = shutdown(self.socket.as_raw_fd(), Shutdown::Both);
     }
 
-    /// Waits for one message without descriptors; `None` when the other end is closed.
+    /// Waits for one message without descriptors; `None` if the other end is closed.
     ///
-    /// Descriptors that are sent all the same are never installed here, because there is no room for them, and the
-    /// message is refused.
+    /// Descriptors that are sent anyway are never installed here, because there is no room for them, and the message is
+    /// refused.
     pub fn receive(&self) -> Result<Option<Receive>, String> {
         Ok(self.receive_datagram(None)?.map(|(message, _)| message))
     }
 
-    /// Waits for one message and its descriptors, all close-on-exec; `None` when the other end is closed.
+    /// Waits for one message and its descriptors, all close-on-exec; `None` if the other end is closed.
     pub fn receive_with_descriptors(&self) -> Result<Option<(Receive, Vec<OwnedFd>)>, String> {
         self.receive_datagram(Some(cmsg_space!([RawFd; MOST_DESCRIPTORS])))
     }
@@ -128,10 +128,9 @@ impl<Send: Serialize, Receive: DeserializeOwned> Channel<Send, Receive> {
                     MsgFlags::MSG_CMSG_CLOEXEC,
                 )
                 .map(|received| {
-                    // Every descriptor gets its owner before anything is checked. nix shows none when the control
-                    // data was cut; as there is room for the most that the kernel sends, that happens only where
-                    // none was expected (then none is installed) or where this process is out of descriptors
-                    // (then the error ends it).
+                    // Every descriptor gets its owner before anything is checked. nix returns none if the control data
+                    // was cut; since there is room for the most that the kernel sends, that happens only if none was
+                    // expected (then none is installed) or this process is out of descriptors (then the error ends it).
                     let descriptors: Vec<OwnedFd> = received
                         .cmsgs()
                         .into_iter()

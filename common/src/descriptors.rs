@@ -1,4 +1,4 @@
-//! Descriptors that a process was started with, or is about to hand on.
+//! Descriptors that a process was started with, or is about to pass on.
 
 use std::os::fd::RawFd;
 
@@ -7,8 +7,8 @@ use nix::errno::Errno;
 /// The first one that is not standard input, output or error.
 const FIRST: RawFd = 3;
 
-/// Closes every descriptor but 0, 1 and 2 (close_range(2)): whatever the launcher leaked is nobody's business here.
-/// Call it before anything is opened.
+/// Closes every descriptor but 0, 1 and 2 (close_range(2)), which the launcher may have leaked. Call it before anything is
+/// opened.
 #[expect(
     unsafe_code,
     reason = "what the launcher leaked has no owner in this process"
@@ -41,8 +41,8 @@ fn close_range(flags: libc::c_uint) -> nix::Result<()> {
         .map(drop)
 }
 
-/// One by one, where close_range(2) or its flag is missing: before Linux 5.11, and in containers whose filter does not
-/// know it.
+/// One by one, if close_range(2) or its flag is missing: before Linux 5.11, and in containers whose filter does not know
+/// it.
 fn for_each_open(refused: Errno, act: impl Fn(RawFd) -> libc::c_int) -> nix::Result<()> {
     // All numbers first, so that the list itself is not changed while it is read.
     let listed = std::fs::read_dir("/proc/self/fd").and_then(|entries| {
@@ -55,7 +55,7 @@ fn for_each_open(refused: Errno, act: impl Fn(RawFd) -> libc::c_int) -> nix::Res
             })
             .collect::<std::io::Result<Vec<Option<RawFd>>>>()
     });
-    // Without /proc nothing is known about them: then the first refusal counts.
+    // Without /proc nothing is known about them: then the first error counts.
     for number in listed.map_err(|_| refused)?.into_iter().flatten() {
         if number >= FIRST {
             match Errno::result(act(number)) {

@@ -1,10 +1,10 @@
-//! A name in a directory where others can write as well: it is taken from the file that it was given to, and from
-//! nothing else that has appeared there meanwhile. The binder works in no such directory.
+//! Removing and replacing a name in a directory where others can write too: only the file that is meant loses its name,
+//! never one that has appeared there meanwhile. The binder works in no such directory.
 //!
-//! Linux knows no such call. unlink(2) and rename(2) take whatever has the name in that moment, which another process
-//! may have put there after the last check. So what has the name is moved aside or exchanged in one step (rename(2),
+//! Linux has no such call. unlink(2) and rename(2) act on whatever has the name at that moment, which another process
+//! may have put there after the last check. So what has the name is moved aside or exchanged atomically (rename(2),
 //! `RENAME_NOREPLACE` and `RENAME_EXCHANGE`), examined where nobody else expects it, and put back if it is foreign.
-//! Where a file system cannot do that, the last check is what counts.
+//! If a file system cannot do that, the last check has to do.
 //!
 //! `directory` is a directory or `AT_FDCWD`, `name` a name in it or a path from there.
 
@@ -19,7 +19,7 @@ use nix::unistd::{UnlinkatFlags, unlinkat};
 use crate::stat::find;
 pub use crate::stat::same_file;
 
-/// As often as somebody may be faster than we are, and as many names as may be taken already.
+/// How often another process may be faster, and how many names may be taken already.
 const MOST_TRIES: u32 = 100;
 
 /// A name beside `name` that nobody else expects.
@@ -33,7 +33,7 @@ pub fn beside(name: &OsStr, attempt: u32) -> OsString {
 /// Removes the name of this file; returns whether the file had it.
 ///
 /// # Errors
-/// When it cannot be removed. Then it is where it was, or beside it if somebody took the name in that moment.
+/// If it cannot be removed. Then it is where it was, or beside it if somebody took the name at that moment.
 pub fn remove(directory: impl AsFd, name: &OsStr, file: impl AsFd) -> nix::Result<bool> {
     let ours = fstat(file)?;
     let is_ours = |name: &OsStr| -> nix::Result<bool> {
@@ -57,11 +57,11 @@ pub fn remove(directory: impl AsFd, name: &OsStr, file: impl AsFd) -> nix::Resul
     Err(Errno::EEXIST)
 }
 
-/// Gives `name` to the file that is named `draft`, if nobody has it or somebody who `may_go`, whose file is removed;
-/// returns whether that was so. If not, both are as they were.
+/// Gives `name` to the file that is named `draft`, if nothing has it or a file that `may_go`, which is removed; returns
+/// whether that was so. If not, both are as they were.
 ///
 /// # Errors
-/// When it cannot be renamed.
+/// If it cannot be renamed.
 pub fn replace(
     directory: impl AsFd,
     draft: &OsStr,
@@ -115,7 +115,7 @@ fn rename_to_free(directory: impl AsFd, from: &OsStr, to: &OsStr) -> nix::Result
     )
 }
 
-/// The file system knows no such rename, or the name has no room for a number.
+/// The file system does not support this rename, or the name has no room for a number.
 fn is_unknown_here(errno: Errno) -> bool {
     matches!(
         errno,

@@ -1,4 +1,4 @@
-//! What fuzzers call: each takes any bytes as a datagram and asserts what must hold for all of them.
+//! Entry points for fuzzers: each takes any bytes as a datagram and asserts what must hold for all of them.
 
 use std::fmt::Debug;
 
@@ -30,10 +30,10 @@ fn assert_stable<T: Serialize + DeserializeOwned + PartialEq + Debug>(datagram: 
     let written = encode(&message);
     assert!(written.is_ok(), "{message:?}: {written:?}");
     let written = written.unwrap_or_default();
-    // The decoder takes numbers that are written longer than they need be; the encoder writes none.
+    // The decoder accepts numbers in longer forms than necessary; the encoder writes none.
     assert!(written.len() <= datagram.len(), "{message:?}");
     assert_eq!(decode(&written), Ok(message));
-    // Whatever is a message is one as a whole only.
+    // No proper part of a message is a message.
     let (_, shorter) = written.split_last().unwrap_or((&0, &[]));
     assert!(decode::<T>(shorter).is_err(), "{written:?}");
     let longer = [written.as_slice(), &[0]].concat();

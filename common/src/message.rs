@@ -1,10 +1,10 @@
 //! The messages between start_server and its binder: plain data, already parsed, nothing to interpret.
 //!
 //! The order is `Allow` (while the sender is still privileged; the last one seals the list), then `Confined` from the
-//! binder, then `Bind` with an answer each. What `Allow` did not list cannot even be named in `Bind`: an ask is an index
-//! into that list. In a self-test, and only there, the list also names what the binder is to try (`Escape`).
+//! binder, then `Bind` with an answer each. What `Allow` did not list cannot even be named in `Bind`: a request is an
+//! index into that list. In a self-test, and only there, the list also names what the binder must try (`Escape`).
 //!
-//! What went wrong is a variant, never a sentence: the words are start_server's.
+//! Failures are variants, never sentences: the words are start_server's.
 
 use std::ffi::OsString;
 use std::net::IpAddr;
@@ -14,19 +14,19 @@ use serde::{Deserialize, Serialize};
 
 use crate::trusted_path::{Distrust, Untrusted};
 
-/// The most descriptors that the kernel passes in one message (`SCM_MAX_FD`, unix(7)); a `Bind` holds no more asks.
+/// The most descriptors that the kernel passes in one message (`SCM_MAX_FD`, unix(7)); a `Bind` has no more requests.
 pub const MOST_DESCRIPTORS: usize = 253;
 
-/// The most grants that one `Allow` carries; more are sent in several.
+/// The most grants in one `Allow`; more are sent in several.
 pub const MOST_GRANTS: usize = 256;
 
-/// The policy: which low ports an ordinary user may have, where the binder's file has a capability.
+/// The policy: which low ports an ordinary user may have if the binder's file has a capability.
 pub const POLICY_FILE: &str = "/etc/start_server/binder.conf";
 
 /// The largest policy file that is read, in bytes.
 pub const LARGEST_POLICY: usize = 64 * 1024;
 
-/// The kinds of inet sockets that can be asked for.
+/// The kinds of inet sockets that can be requested.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub enum Transport {
     Tcp,
@@ -43,7 +43,7 @@ pub struct Address {
     pub scope: u32,
 }
 
-/// The user that both processes become when they were started by root.
+/// The user that both processes become if they were started by root.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Identity {
     pub uid: u32,
@@ -52,7 +52,7 @@ pub struct Identity {
     pub groups: Vec<u32>,
 }
 
-/// A unix socket to be made in a directory that only root can write.
+/// A unix socket to be created in a directory that only root can write.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct SocketFile {
     /// An absolute path. No `PathBuf`, because serde refuses one that is not UTF-8.
@@ -69,13 +69,13 @@ pub enum Grant {
     Port {
         transport: Transport,
         port: u16,
-        /// The only address that may be bound; `None` where a host name is still to be resolved.
+        /// The only address that may be bound; `None` if a host name is yet to be resolved.
         ip: Option<IpAddr>,
     },
     Path(SocketFile),
 }
 
-/// Something that the binder must not be able to do. It tries to, once, where a self-test has put this into the list.
+/// Something that the binder must not be able to do. It tries it, once, if a self-test has put it into the list.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Escape {
     /// setresuid(2) to 0.
@@ -86,7 +86,7 @@ pub enum Escape {
     BindAnotherPort,
     /// bind(2) to a path in the root directory.
     BindAnotherPath,
-    /// socket(2) for anything but what was asked for: netlink.
+    /// socket(2) for anything but what was requested: netlink.
     OpenAnotherSocket,
     /// open(2) of a file that everybody may read.
     OpenFile,
@@ -100,19 +100,19 @@ pub enum Escape {
     SignalParent,
 }
 
-/// What may be asked for later. Sent before the sender drops its privileges.
+/// What may be requested later. Sent before the sender drops its privileges.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Allow {
-    /// Whom to become; `None` when there is nothing to drop.
+    /// The user to become; `None` if there is nothing to drop.
     pub identity: Option<Identity>,
     pub grants: Vec<Grant>,
-    /// What the binder is to try when it is told to, each once; empty but in a self-test.
+    /// What the binder must try on request, each once; empty except in a self-test.
     pub escapes: Vec<Escape>,
     /// Another `Allow` follows; without it the list is sealed.
     pub more: bool,
 }
 
-/// The use of one grant, by its place in the sealed list.
+/// The use of one grant, by its index in the sealed list.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Ask {
     Port { grant: u32, address: Address },
@@ -123,24 +123,24 @@ pub enum Ask {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Request {
     Allow(Allow),
-    /// At most [`MOST_DESCRIPTORS`] asks; answered by one [`Reply`].
+    /// At most [`MOST_DESCRIPTORS`] requests; answered by one [`Reply`].
     Bind(Vec<Ask>),
-    /// One escape of the list; answered by [`Reply::EscapeTried`], if the sandbox does not end the binder for it.
+    /// One escape of the list; answered by [`Reply::EscapeTried`], unless the sandbox kills the binder for it.
     TryEscape(Escape),
 }
 
-/// What the kernel enforces on the binder from now on, beside its user and its capabilities.
+/// What the kernel enforces on the binder from now on, besides its user and its capabilities.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Confinement {
     /// Any system call that it does not need ends it (seccomp(2)).
     pub seccomp: bool,
-    /// The version of Landlock's interface that is in force (landlock(7)), 0 without Landlock.
+    /// The Landlock ABI version in force (landlock(7)), 0 without Landlock.
     pub landlock: u8,
 }
 
 impl Confinement {
-    /// The version of Landlock that has everything that is asked for: files since 1, TCP ports since 4, signals and
-    /// abstract sockets since 6.
+    /// The Landlock version that has everything that is used: files since 1, TCP ports since 4, signals and abstract
+    /// sockets since 6.
     pub const LANDLOCK: u8 = 6;
 
     /// Whether nothing is missing.
@@ -152,20 +152,20 @@ impl Confinement {
 /// Everything that the binder sends.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Reply {
-    /// The list is sealed, and what is not needed for it cannot be done any more. Sent once, before anything is asked.
+    /// The list is sealed, and the binder can do nothing else any more. Sent once, before any request.
     Confined(Confinement),
-    /// The sockets, one descriptor for each ask in its order.
+    /// The sockets, one descriptor for each request in order.
     Bound {
-        /// The asks whose path held a socket that nobody served any more, and that was replaced.
+        /// The requests whose path held a stale socket that was replaced.
         replaced: Vec<u32>,
     },
-    /// This ask could not be fulfilled, and no descriptor is passed; the binder ends.
+    /// This request could not be fulfilled, and no descriptor is passed; the binder exits.
     Refused { ask: u32, refusal: Refusal },
-    /// The escape failed with this errno; with none it has succeeded.
+    /// The escape failed with this errno; `None` means that it succeeded.
     EscapeTried { errno: Option<i32> },
 }
 
-/// Why an ask could not be fulfilled.
+/// Why a request could not be fulfilled.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Refusal {
     /// The kernel said no, with this errno.
@@ -174,17 +174,17 @@ pub enum Refusal {
     NamesDirectory,
     /// Something is there that is not a socket: its type, as the bits `S_IFMT` of a mode (inode(7)).
     NotASocket { file_type: u32 },
-    /// What is there is not what was there a moment before.
+    /// What is there now is not what was there a moment before.
     Changing,
     /// A server listens on the socket there.
     Served,
     /// connect(2) has failed with this errno, which does not tell whether a server listens there.
     MaybeServed(i32),
-    /// During the start something else has taken the place of the socket.
+    /// During the start something else has taken the socket's place.
     Replaced,
     /// Somebody whom root does not trust could change what the path leads to.
     Untrusted(Untrusted),
-    /// The policy does not allow this port to whoever asks.
+    /// The policy does not allow the launcher this port.
     NotAllowed,
     /// The policy grants nothing to anybody.
     BadPolicy(BadPolicy),
@@ -215,7 +215,7 @@ pub enum BadPolicy {
 /// What is wrong with a line of the policy.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub enum LineFault {
-    /// It has not four words.
+    /// It does not have four words.
     Words,
     /// The first one is neither `user` nor `group`.
     Kind,

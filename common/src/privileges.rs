@@ -1,8 +1,7 @@
 //! Giving up privileges for good, and the proof afterwards.
 //!
-//! Every function here ends in a proof: the state is read back from the kernel, and the way back is tried and must
-//! be closed. A caller that gets an error, which is in words, must end the process: it may
-//! be half-way.
+//! Every function here ends in a proof: the state is read back from the kernel, and the way back is tried and must be
+//! closed. A caller that gets an error, which is in words, must exit: its privileges may be half dropped.
 
 use caps::{CapSet, Capability, CapsHashSet};
 use nix::errno::Errno;
@@ -31,8 +30,8 @@ pub enum Bounding {
 /// From root to `identity`, with no capability but `retained`.
 ///
 /// The order: the bounding set first, because emptying it takes `CAP_SETPCAP`; groups before the user, because
-/// changing them takes root; the session keyring before the user, because whoever has the user can use its quota of
-/// keys up; the capabilities last, because the change of user clears the effective ones.
+/// changing them takes root; the session keyring before the user, because any process of the user can exhaust its key
+/// quota; the capabilities last, because the change of user clears the effective ones.
 pub fn become_user(identity: &Identity, retained: &[Capability]) -> Result<Bounding, String> {
     if identity.uid == 0 {
         return Err("the user to become is root".into());
@@ -60,12 +59,12 @@ pub fn become_user(identity: &Identity, retained: &[Capability]) -> Result<Bound
     Ok(bounding)
 }
 
-/// Stays root by number, without groups and with no capability but `retained`, and locks that state: no exec and no
-/// change of user gives a capability back.
+/// Keeps uid 0, without groups and with no capability but `retained`, and locks that state: no exec and no change of user
+/// gives a capability back.
 pub fn stay_root_with(retained: &[Capability]) -> Result<Bounding, String> {
     only_thread()?;
     let bounding = empty_bounding_set()?;
-    // Also a matter of CAP_SETPCAP. Without it, no_new_privs ensures that an exec gives nothing back.
+    // That takes CAP_SETPCAP too. Without it, no_new_privs ensures that an exec gives nothing back.
     if bounding == Bounding::Empty {
         lock_securebits()?;
     }
@@ -79,7 +78,7 @@ pub fn stay_root_with(retained: &[Capability]) -> Result<Bounding, String> {
     Ok(bounding)
 }
 
-/// Gives up every capability but `retained`, where an ordinary user was given some; the user stays.
+/// Gives up every capability but `retained`, for an ordinary user who was given some; the user stays.
 ///
 /// Unlike the ways from root it leaves the process able to gain privileges by exec: a worker of an ordinary user
 /// may run setuid programs, as it could without us.
@@ -88,12 +87,12 @@ pub fn retain_only(retained: &[Capability]) -> Result<(), String> {
     reduce_to(retained)
 }
 
-/// Gives up the last capabilities, in a process that has done one of the above. It opens nothing: a sandbox lets it.
+/// Gives up the last capabilities, in a process that has done one of the above. It opens no file, so a sandbox allows it.
 pub fn give_up_rest() -> Result<(), String> {
     reduce_to(&[])
 }
 
-/// Nobody of the same user may trace this process or read its memory from now on, as long as its user stays the same.
+/// No other process of the same user may trace this one or read its memory from now on, as long as its user stays the same.
 pub fn become_undumpable() -> Result<(), String> {
     prctl::set_dumpable(false).map_err(cannot("become undumpable"))?;
     match prctl::get_dumpable() {
@@ -191,7 +190,7 @@ fn only_thread() -> Result<(), String> {
     }
 }
 
-/// Every number that a capability can have, known to this program or not: later kernels have more.
+/// Every possible capability number, known to this program or not: later kernels have more.
 fn capability_numbers() -> impl Iterator<Item = libc::c_ulong> {
     0..=63
 }
@@ -208,7 +207,7 @@ fn empty_bounding_set() -> Result<Bounding, String> {
     Ok(Bounding::Empty)
 }
 
-/// A new, empty session keyring: whoever possesses root's can read the keys in it, whatever its uid (keyrings(7)).
+/// A new, empty session keyring: a process that possesses root's can read its keys, whatever its uid (keyrings(7)).
 #[expect(unsafe_code, reason = "nix has no keyctl")]
 fn leave_session_keyring() -> nix::Result<()> {
     let anonymous = std::ptr::null::<libc::c_char>();
@@ -221,7 +220,7 @@ fn leave_session_keyring() -> nix::Result<()> {
         )
     };
     match Errno::result(joined) {
-        // A kernel without keyrings, or a container in which nobody can use them, nor read them.
+        // A kernel without keyrings, or a container in which nobody can use or read them.
         Err(Errno::ENOSYS | Errno::EPERM) => Ok(()),
         result => result.map(drop),
     }
@@ -246,7 +245,7 @@ fn drop_from_bounding_set(number: libc::c_ulong) -> nix::Result<()> {
     Errno::result(unsafe { libc::prctl(libc::PR_CAPBSET_DROP, number, 0, 0, 0) }).map(drop)
 }
 
-/// Root's number means nothing any more, and nothing can change that (capabilities(7), "securebits").
+/// Uid 0 has no special meaning any more, and nothing can change that (capabilities(7), "securebits").
 #[expect(unsafe_code, reason = "neither nix nor caps knows securebits")]
 fn lock_securebits() -> Result<(), String> {
     const SECURE: libc::c_int = libc::SECBIT_NOROOT

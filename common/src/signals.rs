@@ -1,12 +1,12 @@
-//! Signal dispositions by number: every one that the kernel has, also those that nix has no name for and those that
-//! the C library keeps for itself.
+//! Signal dispositions by number: of every signal that the kernel has, including those that nix has no name for and those
+//! that the C library reserves for itself.
 
 use nix::sys::signal::Signal;
 
 /// The highest signal number (signal(7)).
 const HIGHEST: libc::c_int = 64;
 
-/// Faults of the process itself: to ignore them means nothing.
+/// Faults of the process itself, which it is pointless to ignore.
 const FAULTS: [Signal; 8] = [
     Signal::SIGILL,
     Signal::SIGTRAP,
@@ -18,12 +18,12 @@ const FAULTS: [Signal; 8] = [
     Signal::SIGCHLD,
 ];
 
-/// Gives every signal its default action: exec hands on what the launcher ignored.
+/// Resets every signal to its default disposition: exec preserves what the launcher ignored.
 pub fn reset_all() {
     (1..=HIGHEST).for_each(|number| set(number, libc::SIG_DFL));
 }
 
-/// Ignores every signal that can be, but faults (and CHLD, which says nothing unless it is asked).
+/// Ignores every signal that can be, except faults (and CHLD, which means nothing unless it is requested).
 pub fn ignore_all() {
     let fault = |number: &libc::c_int| FAULTS.iter().any(|fault| *fault as libc::c_int == *number);
     (1..=HIGHEST)
@@ -36,12 +36,13 @@ pub fn ignore(signal: Signal) {
     set(signal as libc::c_int, libc::SIG_IGN);
 }
 
-/// Gives one signal its default action.
+/// Resets one signal to its default disposition.
 pub fn reset(signal: Signal) {
     set(signal as libc::c_int, libc::SIG_DFL);
 }
 
-/// Stops the interval timers (setitimer(2)), which exec hands on as well: the signal of one ends whoever does not know it.
+/// Stops the interval timers (setitimer(2)), which exec preserves too: their signals kill a process that does not expect
+/// them.
 #[expect(unsafe_code, reason = "nix has no setitimer")]
 pub fn stop_timers() {
     let zero = libc::timeval {
@@ -58,7 +59,7 @@ pub fn stop_timers() {
     }
 }
 
-/// SIG_DFL or SIG_IGN for one signal. It fails for KILL and STOP alone, which cannot be changed.
+/// SIG_DFL or SIG_IGN for one signal. It fails only for KILL and STOP, which cannot be changed.
 #[expect(
     unsafe_code,
     reason = "neither nix nor the C library reaches every signal"

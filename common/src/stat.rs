@@ -1,4 +1,4 @@
-//! What fstat(2) says of a file.
+//! Results of fstat(2).
 
 use std::os::fd::AsFd;
 
@@ -7,7 +7,7 @@ use nix::errno::Errno;
 use nix::fcntl::AtFlags;
 use nix::sys::stat::{FileStat, SFlag, fstatat};
 
-/// What has this name, without following it; `None` where nothing has it.
+/// The file with this name, without following it; `None` if there is none.
 ///
 /// # Errors
 /// As fstatat(2).
@@ -19,7 +19,7 @@ pub fn find<P: ?Sized + NixPath>(directory: impl AsFd, name: &P) -> nix::Result<
     }
 }
 
-/// Whether both are the same file. It must be held open: the number of an inode that is gone is given to the next file.
+/// Whether both are the same file. One must be held open: the inode number of a deleted file is reused.
 #[must_use]
 pub fn same_file(one: &FileStat, other: &FileStat) -> bool {
     (one.st_dev, one.st_ino) == (other.st_dev, other.st_ino)

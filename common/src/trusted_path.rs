@@ -1,7 +1,7 @@
-//! Opening a directory only where nobody untrusted can change what its path leads to.
+//! Opening a directory only if nobody untrusted can change what its path leads to.
 //!
-//! The path is walked one component at a time and each is checked by its open descriptor, so that nothing can be
-//! swapped between the check and the use.
+//! The path is walked one component at a time and each is checked by its open descriptor: nothing can be swapped between
+//! the check and the use.
 
 use std::collections::VecDeque;
 use std::ffi::{OsStr, OsString};
@@ -19,7 +19,7 @@ use crate::stat::has_type;
 /// As many symbolic links as the kernel follows in one path (path_resolution(7)).
 const MOST_LINKS: u32 = 40;
 
-/// Who may own what is on the way. Nobody else may be able to write there.
+/// Who may own the components. Nobody else may be able to write there.
 #[derive(Debug, Clone)]
 pub struct Trust {
     /// Root is always trusted.
@@ -39,7 +39,7 @@ impl Trust {
         stat.st_uid == 0 || Some(stat.st_uid) == self.owner
     }
 
-    /// The reason against a file or directory, if there is one.
+    /// The objection to a file or directory, if there is one.
     pub fn objection(&self, stat: &FileStat) -> Option<Distrust> {
         let sticky =
             self.sticky && has_type(stat, SFlag::S_IFDIR) && stat.st_mode & libc::S_ISVTX != 0;
@@ -70,7 +70,7 @@ pub enum Distrust {
     Errno(i32),
     /// A symbolic link that an ordinary user made.
     LinkOfUser,
-    /// On a file system that an ordinary user may serve (FUSE), and so says what is in it and whom that belongs to.
+    /// On a file system that an ordinary user may serve (FUSE), and thus determines contents and ownership.
     ServedByUser,
     OwnedByUser,
     WritableByOthers,

@@ -1,4 +1,4 @@
-//! A unix socket at a path: made without following or deleting anything foreign, removed only if it is still ours.
+//! A unix socket at a path: created without following or deleting anything foreign, removed only if it is still ours.
 //!
 //! Used by the binder where only root can write, and by the supervisor where its own user can.
 
@@ -15,23 +15,23 @@ use nix::unistd::{Gid, Uid, UnlinkatFlags, fchownat, unlinkat};
 use crate::message::Refusal;
 use crate::stat::{file_type_of, find, has_type, same_file};
 
-/// The directory of a socket: who can change what is in it decides how a file is removed, and how it is known.
+/// The directory of a socket: who can change its contents decides how a file is removed and identified.
 pub trait SocketDirectory: AsFd {
     /// Removes the entry of this file; returns whether the file had it.
     ///
     /// # Errors
-    /// When it cannot be removed.
+    /// If it cannot be removed.
     fn remove(&self, name: &OsStr, file: &OwnedFd) -> nix::Result<bool>;
 
-    /// The file that has the name of a socket right after it was bound, if it can be the socket's own. `before` is what
-    /// fstat(2) said of the directory before that.
+    /// The file that has the name of a socket right after it was bound, if it can be the socket's own. `before` is
+    /// fstat(2) of the directory before that.
     ///
     /// # Errors
-    /// When it is something else.
+    /// If it is something else.
     fn made(&self, before: &FileStat, file: OwnedFd) -> Result<Option<OwnedFd>, Refusal>;
 }
 
-/// A directory that root alone can change: what was examined is still there, and what was bound.
+/// A directory that only root can change: what was examined is still there, and so is what was bound.
 #[derive(Debug)]
 pub struct RootDirectory(pub OwnedFd);
 
@@ -56,13 +56,13 @@ impl SocketDirectory for RootDirectory {
     }
 }
 
-/// A path at which a socket can be bound: nothing is there, or a socket that nobody serves any more.
+/// A path at which a socket can be bound: nothing is there, or a stale socket.
 #[derive(Debug)]
 pub struct Place<D> {
     directory: D,
     name: OsString,
     path: PathBuf,
-    // Open, so that the number of its inode cannot be given to another file meanwhile.
+    // Kept open, so that its inode number cannot be reused meanwhile.
     stale: Option<OwnedFd>,
 }
 
@@ -71,7 +71,7 @@ pub struct Place<D> {
 pub struct Made<D> {
     pub socket: OwnedFd,
     pub file: MadeFile<D>,
-    /// A socket that nobody served was removed before.
+    /// A stale socket was removed before.
     pub replaced: bool,
 }
 
@@ -80,7 +80,7 @@ pub struct Made<D> {
 pub struct MadeFile<D> {
     directory: D,
     name: OsString,
-    /// Open, so that the number of the inode cannot be given to another file. None where another file has the name.
+    /// Kept open, so that its inode number cannot be reused. `None` if another file has the name.
     file: Option<OwnedFd>,
 }
 
@@ -88,7 +88,7 @@ impl<D: SocketDirectory> Place<D> {
     /// Finds out what is at `path`, an entry of `directory`.
     ///
     /// # Errors
-    /// When something is there that is not a socket, or a socket that a server still listens on.
+    /// If something is there that is not a socket, or a socket that a server still listens on.
     pub fn examine(directory: D, path: &Path) -> Result<Place<D>, Refusal> {
         let name = match (path.file_name(), path.as_os_str().as_encoded_bytes().last()) {
             (Some(name), Some(last)) if *last != b'/' => name.to_owned(),
@@ -119,7 +119,7 @@ impl<D: SocketDirectory> Place<D> {
         })
     }
 
-    /// The directory that the socket is to be made in.
+    /// The directory in which the socket will be created.
     pub fn directory(&self) -> BorrowedFd<'_> {
         self.directory.as_fd()
     }
@@ -136,10 +136,10 @@ impl<D: SocketDirectory> Place<D> {
             None,
         )?;
         // The file takes the mode of its socket at bind, less the umask (unix(7) does not say so, Linux does it):
-        // at no moment is it more open than asked for.
+        // it is never more permissive than requested.
         fchmod(&socket, Mode::from_bits_truncate(mode & 0o777))?;
         let address = UnixAddr::new(&self.path)?;
-        // So that a lack of descriptors cannot prevent us from opening what the bind has made.
+        // A lack of descriptors must not prevent us from opening what the bind has created.
         let spare = open_entry(&self.directory, OsStr::new("."))?;
         let before = fstat(&self.directory)?;
         let launchers = umask(Mode::empty());
@@ -188,10 +188,10 @@ impl<D: SocketDirectory> MadeFile<D> {
         Ok(fchownat(file, "", uid, gid, AtFlags::AT_EMPTY_PATH)?)
     }
 
-    /// Removes the file if it is still the one that was bound; whatever else is there by now stays.
+    /// Removes the file if it is still the one that was bound; anything else is left alone.
     pub fn remove(&self) {
         if let Some(file) = &self.file {
-            // Nothing is left to do where that fails: the next start replaces the socket.
+            // If that fails nothing is left to do: the next start replaces the socket.
             let _ = self.directory.remove(&self.name, file);
         }
     }
@@ -206,9 +206,9 @@ fn open_entry(directory: impl AsFd, name: &OsStr) -> nix::Result<OwnedFd> {
     )
 }
 
-/// Whether somebody accepts on the socket at `path`, of whatever type it is.
+/// Whether a process accepts on the socket at `path`, of whatever type it is.
 pub fn is_served(path: &Path) -> Result<bool, Refusal> {
-    // Without waiting: a server whose queue is full answers EAGAIN.
+    // Non-blocking: a server whose queue is full answers EAGAIN.
     let flags = SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK;
     let probe = socket(AddressFamily::Unix, SockType::Stream, flags, None)?;
     match connect(probe.as_raw_fd(), &UnixAddr::new(path)?) {

@@ -1,7 +1,7 @@
-//! How a message becomes bytes and a message again; the only file that knows bincode.
+//! Encoding and decoding of messages; the only file that knows bincode.
 //!
-//! A datagram is one version byte and one value. Whatever is not exactly that is refused: another version, a length
-//! over the limit, bytes left over.
+//! A datagram is one version byte and one value. Anything else is refused: another version, a length over the limit, bytes
+//! left over.
 
 use bincode::config::{Configuration, Limit, LittleEndian, Varint};
 use serde::Serialize;
@@ -13,7 +13,7 @@ const VERSION: u8 = 3;
 /// The largest datagram, in bytes.
 pub const LARGEST: usize = 64 * 1024;
 
-// Without a limit one claimed length makes the decoder ask for that much memory, and a failed allocation aborts.
+// Without a limit one claimed length makes the decoder allocate that much memory, and a failed allocation aborts.
 const CONFIGURATION: Configuration<LittleEndian, Varint, Limit<LARGEST>> =
     bincode::config::standard().with_limit::<LARGEST>();
 
@@ -31,7 +31,7 @@ pub fn encode<T: Serialize>(message: &T) -> Result<Vec<u8>, String> {
     Ok(datagram)
 }
 
-/// The message that `datagram` is, and nothing beside it.
+/// The message in `datagram`, which must contain nothing else.
 pub fn decode<T: DeserializeOwned>(datagram: &[u8]) -> Result<T, String> {
     match datagram {
         [] => Err("an empty message".into()),

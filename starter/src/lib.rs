@@ -1,23 +1,23 @@
-//! The superdaemon: starts server programs with bound sockets, and replaces them without refusing a connection.
+//! The superdaemon: starts server programs with bound sockets and replaces them without refusing a connection.
 //!
-//! Its rooms from the ground up, of which each imports from those above it in this list alone:
+//! Its rooms, from the ground up; each imports only from those above it in this list:
 //!
 //! | room | what is there |
 //! |---|---|
-//! | [`words`] | every sentence and hint, and what makes text from outside safe to show |
+//! | [`words`] | every message and hint, and what makes text from outside safe to show |
 //! | [`host`] | this process and the system around it: identity, signals, locks, clocks, confinement |
-//! | [`log`] | where output goes; nobody else writes to it |
-//! | [`machine`] | all policy, and nothing but that: an event and the time go in, actions come out |
-//! | [`listeners`] | from `--port` and `--path` to sockets, by the binder or by ourselves |
+//! | [`log`] | where output goes; nothing else writes to it |
+//! | [`machine`] | all policy, and nothing else: an event and the time go in, actions come out |
+//! | [`listeners`] | from `--port` and `--path` to sockets, by way of the binder or directly |
 //! | [`worker`] | one child: its descriptors, its environment, its exec |
 //! | [`status`] | pid file, status file and `FILE.json` |
-//! | [`client`] | `--restart`, `--stop`, `--reopen`: another start_server is asked |
-//! | [`self_test`] | `--self-test`: everything that is promised of the processes, tried on this host |
+//! | [`client`] | `--restart`, `--stop`, `--reopen`: requests to another start_server |
+//! | [`self_test`] | `--self-test`: everything promised about the processes, tried on this host |
 //! | [`supervisor`] | the loop: descriptors become events, actions become system calls |
-//! | [`options`] | the command line: it fills the settings that each room defines |
+//! | [`options`] | the command line, which fills in the settings that each room defines |
 //! | [`start`] | the phases of a start in their order |
 //!
-//! A library only so that its parsers can be fuzzed: nothing else of it is public, and the program is [`main`].
+//! It is a library only to let its parsers be fuzzed: nothing else is public, and the program is [`main`].
 
 mod client;
 #[doc(hidden)]
@@ -55,7 +55,7 @@ pub fn main() -> ExitCode {
 }
 
 fn run() -> Result<Status, Failure> {
-    // First, for the clients and the worker of a self-test as well.
+    // First, because it applies to the clients and the worker of a self-test too.
     identity::refuse_rights_of_another()?;
     let done = |()| Status::Done;
     if self_test::is_worker() {
@@ -67,7 +67,7 @@ fn run() -> Result<Status, Failure> {
             errno.desc()
         ))
     })?;
-    // Before the first child: whoever ignores CHLD cannot wait for one.
+    // Before the first child: a process that ignores CHLD cannot wait for one.
     dispositions::reset();
     signals::hold().map_err(start::cannot_set_up_signals)?;
     match options::parse(std::env::args_os().skip(1))? {
@@ -88,7 +88,7 @@ fn run() -> Result<Status, Failure> {
     }
 }
 
-/// What a client says while it waits, unless nobody wants to know.
+/// Shows what a client reports while it waits, unless it is quiet.
 fn teller(settings: &client::Settings) -> impl FnMut(Notice) + use<> {
     let is_quiet = settings.is_quiet;
     move |notice| {

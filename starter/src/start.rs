@@ -1,14 +1,14 @@
 //! The start of the superdaemon, phase by phase, up to the loop that is its life.
 //!
-//! | phase | with whose rights | what |
+//! | phase | privileges | what |
 //! |---|---|---|
-//! | [`drop_to_user`] | the launcher's | who the user is, binders with their lists, the drop |
-//! | [`Log::begin`] | the user's | our own sentences have a place |
+//! | [`drop_to_user`] | the launcher's | look up the user, give binders their lists, drop privileges |
+//! | [`Log::begin`] | the user's | open the log for our own messages |
 //! | [`lock_and_bind`] | the user's | host names, the lock on the pid file, sockets |
-//! | [`make_ready`] | the user's | status files, the streams of the workers, what each worker gets |
+//! | [`make_ready`] | the user's | status files, the workers' output, what each worker gets |
 //! | [`supervisor::run`] | the user's | workers |
 //!
-//! Everything that an attacker could have a hand in comes after the drop: host names, files, the server program.
+//! Everything that an attacker could influence comes after the drop: host names, files, the server program.
 
 use std::io;
 use std::path::Path;
@@ -43,7 +43,7 @@ use crate::words::text::printable;
 use crate::worker::Blueprint;
 use crate::worker::environment::Environment;
 
-/// Runs the superdaemon, here or as a daemon.
+/// Runs the superdaemon, in the foreground or as a daemon.
 pub fn run(options: Options) -> Result<Status, Failure> {
     if !options.is_daemon {
         return start(options, None);
@@ -54,13 +54,13 @@ pub fn run(options: Options) -> Result<Status, Failure> {
         .iter()
         .any(|port| port.descriptor == Some(0));
     match daemon::detach(stdin_is_a_socket)? {
-        // The process that was started waits for the verdict on the first start, and ends with it.
+        // The launched process waits for the verdict on the first start and exits with it.
         Side::Launcher(verdict) => verdict.map(|()| Status::Done),
         Side::Daemon(waiting) => start(options, Some(waiting)),
     }
 }
 
-/// The phases of a start, each a function that is given what the one before has left.
+/// Runs the phases of a start; each gets what the one before produced.
 fn start(options: Options, waiting: Option<Waiting>) -> Result<Status, Failure> {
     let begun = drop_to_user(&options).and_then(|dropped| {
         let log = Log::begin(&options.log)?;
@@ -97,7 +97,7 @@ fn tell_launcher(waiting: Option<Waiting>, failure: &Failure) -> Status {
     failure.status
 }
 
-/// What is left of the launcher's rights: binders that run, each with its sealed list.
+/// What remains of the launcher's privileges: running binders, each with its sealed list.
 struct Dropped {
     prepared: Prepared,
     supervisor: OfSupervisor,
@@ -106,14 +106,14 @@ struct Dropped {
     notice: Option<Notice>,
 }
 
-/// Everything that is done with the launcher's rights, root's maybe: the binders are started, and nothing else.
+/// Does everything that needs the launcher's privileges, possibly root's: starts the binders, and nothing else.
 fn drop_to_user(options: &Options) -> Result<Dropped, Failure> {
     let open_files = OpenFiles::of_launcher()?;
     let identity = identity::identify(&options.identity)?;
     let listening = &options.listeners;
     let (ports, paths) = (listening.ports.clone(), listening.paths.clone());
     let plan = Plan::new(ports, paths, identity.clone())?;
-    // Before the binders, which are not to have it either.
+    // Before the binders, which must not have it either.
     let own_session =
         identity.is_some() && terminal::keep_from_user().map_err(cannot_keep_terminal)?;
     let prepared = plan.start_binders(open_files)?;
@@ -127,7 +127,7 @@ fn drop_to_user(options: &Options) -> Result<Dropped, Failure> {
     })
 }
 
-/// What only one superdaemon can have: the lock on the pid file, and the sockets.
+/// What only one superdaemon at a time can hold: the lock on the pid file, and the sockets.
 struct Held {
     signals: Signals,
     pid_file: Option<PidFile>,
@@ -138,13 +138,13 @@ struct Held {
     open_files: OpenFiles,
 }
 
-/// Resolves host names, locks the pid file, and binds, as the user from here on.
+/// Resolves host names, locks the pid file and binds; from here on everything runs as the user.
 fn lock_and_bind(options: &Options, dropped: Dropped, log: &mut Log) -> Result<Held, Failure> {
     dropped.notice.iter().for_each(|notice| log.say(notice));
     log.say(&Notice::StartingNow(getpid()));
     let resolved = dropped.prepared.resolve()?;
     let signals = Signals::take().map_err(cannot_set_up_signals)?;
-    // Before anything is bound: a second instance must not come as far as the first one's sockets.
+    // Before anything is bound: a second instance must not get at the first one's sockets.
     let pid_file = options.status.pid_file.as_deref();
     let pid_file = pid_file
         .map(|path| lock_pid_file(path, &signals))
@@ -152,7 +152,7 @@ fn lock_and_bind(options: &Options, dropped: Dropped, log: &mut Log) -> Result<H
     let (backlog, open_files) = (options.listeners.backlog, dropped.open_files);
     let mut notices = Vec::new();
     let bound = resolved.bind(backlog, options.is_strict, open_files, &mut notices);
-    // Also where it has failed: they tell how far it came.
+    // Even after a failure: they tell how far it got.
     notices.iter().for_each(|notice| log.say(notice));
     let Bound {
         listeners,
@@ -173,8 +173,8 @@ fn lock_and_bind(options: &Options, dropped: Dropped, log: &mut Log) -> Result<H
     })
 }
 
-/// Whoever only reads the file is gone in a moment: a client that looks for a server, for example. Whoever is not must not
-/// keep the server from being told to stop meanwhile.
+/// A process that only reads the file, such as a client looking for a server, will be gone in a moment. One that is not
+/// must neither block the start for good nor keep it from being told to stop.
 fn lock_pid_file(path: &Path, signals: &Signals) -> Result<PidFile, Failure> {
     const LONGEST: Duration = Duration::from_secs(30);
     const PAUSE: Duration = Duration::from_millis(10);
@@ -201,7 +201,7 @@ fn lock_pid_file(path: &Path, signals: &Signals) -> Result<PidFile, Failure> {
     }
 }
 
-/// All that is there before the first worker.
+/// Everything that must exist before the first worker.
 struct Ready {
     blueprint: Blueprint,
     environment: Environment,
@@ -212,7 +212,7 @@ struct Ready {
     machine: machine::Settings,
 }
 
-/// Writes the first status files, turns the streams to where they belong, and plans what every worker gets.
+/// Writes the first status files, redirects the streams, and prepares what every worker gets.
 fn make_ready(options: Options, held: Held, log: &mut Log) -> Result<Ready, Failure> {
     let (listeners, dialects) = (held.listeners, &options.listeners.dialects);
     dialects::prepare(&listeners, dialects)?;
@@ -278,7 +278,7 @@ fn cannot_keep_terminal(error: io::Error) -> Failure {
     ))
 }
 
-/// From here on there is nothing to regain, and no worker can inherit anything.
+/// Drops privileges for good: they cannot be regained, and no worker can inherit any.
 fn drop_privileges(
     identity: Option<&Identity>,
     is_strict: bool,

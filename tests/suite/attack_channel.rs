@@ -79,7 +79,7 @@ fn a_channel_of_which_one_direction_is_closed_ends_the_binder() {
         let port = ports::tcp();
         let list = launcher.list(vec![tcp(port)]);
         let request = Request::Bind(vec![ask(0, port)]);
-        // It hears no more.
+        // It no longer reads.
         for direction in [Shutdown::Write, Shutdown::Both] {
             let peer = launcher.start();
             hang_up(&peer, direction);
@@ -90,7 +90,7 @@ fn a_channel_of_which_one_direction_is_closed_ends_the_binder() {
             hang_up(&peer, direction);
             peer.end().assert_quiet();
         }
-        // It is not heard any more.
+        // Nothing reads from it any more.
         let peer = launcher.start();
         peer.send(&list);
         peer.send(&request);
@@ -286,7 +286,7 @@ fn converse(launcher: Launcher, ports: [u16; 3], random: &mut Random) {
     }
 }
 
-/// What has become of an escape.
+/// The outcome of an escape.
 #[derive(Debug, PartialEq, Eq)]
 enum Outcome {
     Succeeded,
@@ -302,7 +302,7 @@ use Escape::{
 
 const NO: Outcome = Outcome::Killed;
 
-/// What an escape comes to: in a binder of ports; in one of paths; and in one of paths once everything is made.
+/// What an escape comes to: in a port binder; in one of paths; and in one of paths once everything is made.
 const ESCAPES: [(Escape, [Outcome; 3]); 10] = [
     (BecomeRoot, [NO, NO, NO]),
     (
@@ -750,7 +750,7 @@ fn a_socket_that_was_bound_when_the_binder_looked_and_is_served_since_stays() {
     });
     let backlog = nix::sys::socket::Backlog::new(1).expect("a backlog");
     listen(&other, backlog).expect("cannot listen");
-    // Whoever waits for a writer goes on when there was one; it may be read more than once.
+    // A reader that blocks until there is a writer continues after the first; it may read more than once.
     wait::until(
         "it ended",
         || launched.log(),

@@ -34,8 +34,8 @@ impl Random {
         (self.next() >> 16) % end
     }
 
-    /// Lets a moment pass that nobody has chosen. It waits for nothing: whatever is under way is to be hit in the middle,
-    /// which a sleep is too coarse for.
+    /// Lets a random moment pass. It waits for nothing: the aim is to hit whatever is under way in the middle, for which a
+    /// sleep is too coarse.
     fn pass(&mut self, longest: Duration) {
         let longest = u64::try_from(longest.as_micros()).expect("a short time");
         let moment = Duration::from_micros(self.below(longest + 1));
@@ -91,7 +91,7 @@ impl Site {
         fs::read_to_string(self.files.path().join(name)).unwrap_or_default()
     }
 
-    /// Nothing in the files names a process of somebody else: what one has left that was killed before is stale.
+    /// The files name no foreign process: those left behind by a killed server are stale.
     #[track_caller]
     fn assert_files_name_nobody_else(&self, server: &Server, what: &str) {
         let text = self.read("pid");
@@ -100,7 +100,7 @@ impl Site {
             let is_ours = pid == server.pid() || !proc::alive(pid);
             assert!(is_ours, "{what}: {pid} is not {}", server.pid());
         }
-        // Before the look at the processes: whoever is in it has started by then.
+        // Before looking at the processes: every process named in it has started by then.
         let status = self.read("status");
         let group: BTreeSet<Pid> = proc::group(server.pid()).into_iter().collect();
         for line in status.lines() {
@@ -201,7 +201,7 @@ struct Life<'a> {
 }
 
 impl Life<'_> {
-    /// Sends a signal or none, and kills one or several, at moments that nobody has chosen.
+    /// Sends a signal or none, and kills one or several, at random moments.
     #[track_caller]
     fn strike(mut self, random: &mut Random, longest: Duration, first: Victim) {
         random.pass(longest);
@@ -342,7 +342,7 @@ impl Life<'_> {
             assert!(stopped.success(), "{what}: {stopped} {}", self.server.log());
             self.site.assert_is_empty(&what);
             let socket = Path::new(&self.site.socket()).exists();
-            // One that was about to become the binder when it was looked at may have been taken for a worker.
+            // A process about to become the binder when it was examined may have been taken for a worker.
             let binder_was_killed =
                 binder_was_killed || self.server.count_in_log("the binder died") > 0;
             assert!(

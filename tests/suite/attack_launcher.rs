@@ -342,7 +342,7 @@ fn leaked_descriptors_reach_nobody() {
         let secret = options
             .open(setup.folder().join("secret"))
             .expect("cannot open the secret");
-        // Whoever has this one needs no path to leave what it is confined to.
+        // With this descriptor no path is needed to escape from a directory.
         let directory = File::open("/").expect("cannot open a directory");
         setup = setup.limit(Resource::RLIMIT_NOFILE, most, most);
         let highest = i32::try_from(most - 1).expect("a number of a descriptor");
@@ -550,7 +550,7 @@ fn too_few_open_files_are_one_line_with_the_number_that_is_needed() {
         let what = format!("{limit} files");
         let set = |setup: Setup| setup.limit(Resource::RLIMIT_NOFILE, limit, limit);
         starts_under(set, &what, |mut outcome| {
-            let needed = format!("descriptors, and the limit of open files is {limit}");
+            let needed = format!("descriptors, and the limit on open files is {limit}");
             outcome.assert_served_or_said(&what, &[&needed]);
             assert!(limit < 20 || outcome.status.is_none_or(|it| it.success()));
         });
@@ -699,7 +699,7 @@ fn a_hostile_environment_reaches_the_worker_and_no_binder() {
     if original_differs("it resets nothing") {
         return;
     }
-    // What the launcher says to its own processes is heard there.
+    // What the launcher tells its own processes reaches it too.
     for setup in [Some(Server::setup()), as_root()].into_iter().flatten() {
         let port = ports::tcp();
         let server = hostile(with_files(setup).port(port)).start();
@@ -792,7 +792,7 @@ fn the_terminal_of_root_is_out_of_reach_of_whatever_else_runs_as_the_user() {
         .terminal(File::from(pty.slave))
         .start();
     let worker = server.ask(port).pid;
-    // The leader of the session keeps it: Ctrl-C is for it, and nobody of its user can trace it.
+    // The session leader keeps it: Ctrl-C is meant for it, and no process of its user can trace it.
     assert!(proc::has_terminal(server.pid()) && !is_dumpable(server.pid()));
     let children = proc::children(server.pid());
     assert!(children.len() == 2 && children.contains(&Pid::from_raw(worker)));

@@ -21,10 +21,10 @@ use crate::attack_launcher::{hold, waits_for_requests};
 use crate::launch::{RootFolder, make_directory};
 use crate::privileges::{binders, can_drop};
 
-/// Whoever plants: neither root nor the user of the server.
+/// The attacker: neither root nor the user of the server.
 const FOREIGN: u32 = 4242;
 
-/// What somebody would like the server to change: nobody but root may, or everybody, but not by way of a link.
+/// What an attacker would like the server to change: only root may, or everybody, but not by way of a link.
 ///
 /// It is where root may make sockets, so that nothing but the way there keeps it from that.
 struct Outside {

@@ -21,7 +21,7 @@ const USAGE: i32 = 2;
 
 /// The remedy for a file in a directory `missing`.
 const MISSING_DIRECTORY: &str =
-    "hint: `install -d -o USER missing` makes it, for the user that the server runs as";
+    "hint: create it for the server's user: `install -d -o USER missing`";
 
 /// Whoever is neither root nor the user of the server.
 const FOREIGN: u32 = 4242;
@@ -76,13 +76,13 @@ fn wrong_usage_is_one_line_and_exit_code_2() {
         Server::setup().without_program(),
         &[
             "start_server: server program not specified",
-            "hint: it comes last, after two dashes: see --help",
+            "hint: put it last, after two dashes: see --help",
         ],
     );
     let long = "x".repeat(108);
     let too_long = format!(
         "start_server: cannot use --path={long}: \
-         the path of a unix socket has at most 107 bytes, and this has 108"
+         the path of a unix socket has at most 107 bytes, this one has 108"
     );
     let long = format!("--path={long}");
     for (options, lines) in [
@@ -107,7 +107,7 @@ fn wrong_usage_is_one_line_and_exit_code_2() {
         (
             &["--syslog", "mail"],
             &[
-                "start_server: cannot use --syslog mail: a facility needs an equals sign before it",
+                "start_server: cannot use --syslog mail: a facility needs an equals sign",
                 "hint: write --syslog=mail, or -- before a server program of that name",
             ],
         ),
@@ -146,7 +146,7 @@ fn wrong_usage_is_one_line_and_exit_code_2() {
         (
             &["--path=a;b"],
             &["start_server: cannot use --path=a;b: \
-               a path cannot hold ; or =, because SERVER_STARTER_PORT separates by them"],
+               a path cannot contain ; or =, which are separators in SERVER_STARTER_PORT"],
         ),
         (&[&long], &[&too_long]),
         (
@@ -306,7 +306,7 @@ fn a_program_that_cannot_be_executed_is_said_and_leaves_nothing_behind() {
     make_file(&setup, "script", "#! /bin/sh\r\nexit 0\r\n", 0o755);
     let lines = [
         "start_server: cannot execute ./script: No such file or directory",
-        r"hint: its first line ends with a carriage return, which is taken for a part of the name: /bin/sh\x0D",
+        r"hint: its first line ends with a carriage return, which becomes part of the interpreter's name: /bin/sh\x0D",
     ];
     assert_refused(setup, FAILED, &lines);
 
@@ -379,7 +379,7 @@ fn a_host_that_does_not_exist_is_named() {
     if !is_ours() {
         return;
     }
-    // It is no host name for the resolver either, so that nobody else is asked.
+    // The resolver also rejects it as a host name, so no name server is asked.
     let host = format!("{}.invalid", "x".repeat(64));
     let setup = with_files().option(format!("--port={host}:{}", ports::tcp()));
     let finished = setup.run();
@@ -586,7 +586,7 @@ fn what_is_in_the_place_of_the_pid_file_stays() {
             "a regular file" => {
                 fs::set_permissions(&path, Permissions::from_mode(0o666))
                     .expect("cannot set the mode");
-                "it holds something else than a pid; it is left as it is"
+                "it contains something other than a pid and is left alone"
             }
             "a directory" => "Is a directory",
             "a symbolic link" => "it is a symbolic link",
@@ -606,15 +606,15 @@ fn what_is_in_the_place_of_the_pid_file_stays() {
         let setup = Server::setup().pid_file();
         make_file(&setup, "pid", text, 0o644);
         let line = "start_server: cannot use --pid-file=pid: \
-                    it holds something else than a pid; it is left as it is";
+                    it contains something other than a pid and is left alone";
         assert_refused(setup, FAILED, &[line]);
     }
 }
 
-const WRITABLE: &str = "hint: the file is written by the user that the server runs as, \
-                        in a directory that this user can write";
+const WRITABLE: &str = "hint: the user that the server runs as must be able to \
+                        write the file and its directory";
 
-/// Gives the directory `closed` to nobody that may write there.
+/// Makes the directory `closed` unwritable for the user of the server.
 fn with_closed_directory(option: &str) -> Setup {
     let setup = Server::setup().option(option);
     make_directory_of_server(&setup, "closed");
@@ -682,7 +682,7 @@ fn what_is_in_the_place_of_a_status_file_stays() {
             let path = setup.folder().join(name);
             make(&path);
             let cause = match kind {
-                "a regular file" => "it holds something else than a status; it is left as it is",
+                "a regular file" => "it contains something other than a status and is left alone",
                 _ => "it is not a regular file",
             };
             let line = format!("start_server: cannot write the status file {name}: {cause}");
@@ -703,7 +703,7 @@ fn what_is_in_the_place_of_a_status_file_stays() {
         make_file(&setup, name, text, 0o644);
         let line = format!(
             "start_server: cannot write the status file {name}: \
-             it holds something else than a status; it is left as it is"
+             it contains something other than a status and is left alone"
         );
         assert_refused(setup, FAILED, &[&line]);
     }
@@ -853,7 +853,7 @@ fn a_binder_that_others_could_have_changed_is_not_run_by_root() {
     give(&binder, 0);
     for mode in [0o775, 0o757] {
         set_mode(&binder, mode);
-        refused("it can be written by others than its owner");
+        refused("it is writable by users other than its owner");
     }
     set_mode(&binder, 0o755);
     let path = folder.path().display();
@@ -862,7 +862,7 @@ fn a_binder_that_others_could_have_changed_is_not_run_by_root() {
     give(folder.path(), 0);
     for mode in [0o775, 0o757] {
         set_mode(folder.path(), mode);
-        refused(&format!("{path} can be written by others than its owner"));
+        refused(&format!("{path} is writable by users other than its owner"));
     }
     set_mode(folder.path(), 0o755);
 

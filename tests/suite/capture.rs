@@ -284,8 +284,8 @@ fn reopen_tells_by_its_exit_code_what_became_of_it() {
     let output = reopen(&server, &["--timeout=0.2"]);
     assert_eq!(output.status.code(), Some(4));
     let line = format!(
-        "start_server: cannot wait longer for the log file of pid {pid}: --timeout has passed\n\
-         hint: pid {pid} is stopped: `kill -CONT {pid}` lets it go on\n"
+        "start_server: cannot wait longer for the log file of pid {pid}: --timeout expired\n\
+         hint: pid {pid} is stopped: `kill -CONT {pid}` resumes it\n"
     );
     assert!(error_of(&output).ends_with(&line), "{}", error_of(&output));
     kill(pid, Signal::SIGCONT).expect("cannot continue the server");
@@ -345,7 +345,7 @@ fn a_fifo_in_the_place_of_the_log_file_stops_nobody() {
     assert_eq!(finished.status.code(), Some(1));
     let line = format!(
         "cannot open --log-file={}: {cause}\n\
-         hint: a command that reads the log is given as --log-file='| COMMAND'\n",
+         hint: to pipe the log to a command, use --log-file='| COMMAND'\n",
         path.display()
     );
     assert!(finished.log.ends_with(&line), "{}", finished.log);
@@ -389,7 +389,7 @@ fn reopen_without_a_log_file_is_exit_code_1() {
         let output = reopen(&server, &["--timeout=20"]);
         assert_eq!(output.status.code(), Some(1), "{}", error_of(&output));
         let line = format!(
-            "start_server: cannot reopen the log file of pid {}: it writes to no log file\n",
+            "start_server: cannot reopen the log file of pid {}: it has no log file\n",
             server.pid()
         );
         assert!(error_of(&output).ends_with(&line), "{}", error_of(&output));
@@ -924,7 +924,7 @@ fn quiet_does_not_hide_why_a_start_has_failed() {
     assert_eq!(
         finished.log,
         "start_server: cannot open --log-file=missing/log: its directory does not exist\n\
-         hint: `install -d -o USER missing` makes it, for the user that the server runs as\n"
+         hint: create it for the server's user: `install -d -o USER missing`\n"
     );
     let (setup, _) = self::setup();
     let finished = run(setup.option("--backlog=x"));

@@ -1000,7 +1000,7 @@ fn a_broken_binder_is_one_clear_line_and_no_worker() {
     if !is_ours() {
         return;
     }
-    let too_early = |how: &str| format!("it ended too early, exit status: 0{how}");
+    let too_early = |how: &str| format!("it exited too early, exit status: 0{how}");
     let option = format!("--port=127.0.0.1:{}", ports::tcp());
     for (mode, causes) in [
         ("exits without an answer", vec![too_early("")]),
@@ -1019,15 +1019,15 @@ fn a_broken_binder_is_one_clear_line_and_no_worker() {
         ),
         (
             "sends no socket",
-            vec!["0 sockets came instead of 1".to_owned()],
+            vec!["it sent 0 sockets instead of 1".to_owned()],
         ),
         (
             "sends a socket too much",
-            vec!["2 sockets came instead of 1".to_owned()],
+            vec!["it sent 2 sockets instead of 1".to_owned()],
         ),
         (
             "refuses what was not asked for",
-            vec!["it refused what was not asked for".to_owned()],
+            vec!["it refused something that was not requested".to_owned()],
         ),
         (
             "answers before it is asked",
@@ -1035,7 +1035,7 @@ fn a_broken_binder_is_one_clear_line_and_no_worker() {
         ),
         (
             "says twice what confines it",
-            vec!["it said twice what confines it".to_owned()],
+            vec!["it reported its confinement twice".to_owned()],
         ),
         (
             // It may be gone before or after what it does not read.
@@ -1193,8 +1193,8 @@ fn strict_refuses_a_sandbox_that_lacks_something() {
             "start_server: cannot confine the binder: this kernel or container lacks {lack}, and --strict is given"
         );
         let log = launched.log();
-        let hint = "hint: Linux 6.12 has all of it, where `landlock` is in /sys/kernel/security/lsm and no container or \
-                    unit keeps it away (SystemCallFilter=@system-service does); without --strict this is a notice";
+        let hint = "hint: it needs Linux 6.12 with `landlock` in /sys/kernel/security/lsm, and no container or unit \
+                    that blocks it (SystemCallFilter=@system-service does); without --strict this is a warning";
         let said = format!("{line}\n{hint}\n");
         assert!(log.contains(&said), "{log}");
         assert!(!log.contains("starting new worker"), "{log}");

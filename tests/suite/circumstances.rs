@@ -398,7 +398,7 @@ fn the_socket_of_a_port_is_the_users_also_where_root_makes_a_path() {
 }
 
 #[test]
-fn the_lasting_binder_outlives_every_signal_to_its_group() {
+fn the_resident_binder_outlives_every_signal_to_its_group() {
     if original_differs("it has no binder") || !needs_root() {
         return;
     }
@@ -605,7 +605,7 @@ fn a_filter_around_start_server_that_kills_the_binder_is_named() {
         ],
     );
     assert_eq!(launched.wait_exit(), 1, "{}", launched.log());
-    let lines = "start_server: cannot talk to the binder: it ended too early, signal: 31 (SIGSYS)\n\
+    let lines = "start_server: cannot talk to the binder: it exited too early, signal: 31 (SIGSYS)\n\
                  hint: a seccomp filter around it forbids what it needs: in a unit, add to SystemCallFilter= \
                  seccomp landlock_create_ruleset landlock_add_rule landlock_restrict_self\n";
     assert!(launched.log().ends_with(lines), "{}", launched.log());

@@ -31,7 +31,7 @@ pub fn is_ours() -> bool {
 /// As much of a status file as any client reads, in bytes.
 const LARGEST_STATUS: usize = 16 * 1024 * 1024;
 
-/// How soon after a fact whoever waits for it must have been told.
+/// How soon after an event a waiting client must know it.
 const SOON: Duration = Duration::from_secs(1);
 
 // What the tests have in common.
@@ -318,8 +318,8 @@ fn a_daemon_whose_first_generation_fails_says_so_on_the_terminal() {
         daemon().interval("1000").worker(["--exit=3"]),
         1,
         &[
-            "start_server: cannot start: the new worker has failed, exit status:768 (exit code 3)",
-            "hint: what else it has to say about that is where its output goes",
+            "start_server: cannot start: the new worker failed, exit status:768 (exit code 3)",
+            "hint: see the worker's output for more",
         ],
     );
     assert!(!server.folder().join("pid").exists());
@@ -343,9 +343,9 @@ fn a_daemon_whose_output_is_captured_shows_what_the_worker_has_said() {
             .program(["/bin/sh", "-c", "echo the reason >&2; exit 3"]),
         1,
         &[
-            "start_server: cannot start: the new worker has failed, exit status:768 (exit code 3)",
+            "start_server: cannot start: the new worker failed, exit status:768 (exit code 3)",
             "stderr: the reason",
-            "hint: what else it has to say about that is where its output goes",
+            "hint: see the worker's output for more",
         ],
     );
 }
@@ -360,8 +360,8 @@ fn a_restart_of_a_program_that_cannot_be_executed_tells_why() {
     let mut restart = run(&server, &["--restart", "--pid-file=pid"]);
     assert_eq!(restart.wait(), 1, "{}", restart.said());
     let verdict = format!(
-        "start_server: cannot restart: generation 2 has failed to start: \
-         cannot execute {}: No such file or directory; the old one serves on",
+        "start_server: cannot restart: generation 2 failed to start: \
+         cannot execute {}: No such file or directory; the old one keeps serving",
         program.display()
     );
     assert_eq!(restart.verdict()[0], verdict);
@@ -628,7 +628,7 @@ fn commands_that_find_no_server_end_with_3_and_signal_nobody() {
                 "start_server: not running: missing does not exist\n".to_owned()
             )
         );
-        // A number that is nobody's, and one that is somebody else's.
+        // An unused pid, and that of a foreign process.
         let innocent = Innocent::start(folder.path());
         for (name, pid) in [("stale", 4_194_304), ("recycled", innocent.pid().as_raw())] {
             for end in ["\n", ""] {
@@ -637,7 +637,7 @@ fn commands_that_find_no_server_end_with_3_and_signal_nobody() {
                     ask(name),
                     (
                         3,
-                        format!("start_server: not running: {name} is locked by nobody\n")
+                        format!("start_server: not running: {name} is not locked\n")
                     )
                 );
             }
@@ -683,7 +683,7 @@ fn a_status_file_with_the_highest_count_of_restarts_does_not_end_the_client() {
     fs::remove_file(&path).expect("cannot remove the status");
     fs::write(&path, forged.to_string()).expect("cannot forge the status");
     let mut client = run(&server, &["--restart", "--pid-file=pid", "--timeout=0.3"]);
-    // The server leaves the file to whoever has put it there, so there is no verdict.
+    // The server leaves the foreign file alone, so there is no verdict.
     assert_eq!(client.wait(), 4, "{}", client.said());
 }
 
@@ -731,7 +731,7 @@ fn root_signals_no_process_for_somebody_who_could_not() {
             assert_eq!(output.status.code(), Some(1), "{said}");
             let cause = match (link, mode) {
                 (true, _) => "it is a symbolic link".to_owned(),
-                (false, 0o666) => "it can be written by others than its owner".to_owned(),
+                (false, 0o666) => "it is writable by users other than its owner".to_owned(),
                 _ if owner == 0 => format!(
                     "it belongs to root, but {} belongs to an ordinary user",
                     folder.display()
@@ -748,7 +748,7 @@ fn root_signals_no_process_for_somebody_who_could_not() {
         );
         fs::remove_file(&pid_file).expect("cannot remove the pid file");
     }
-    // A sticky directory keeps nobody from bringing it there; into one of root's only root can have brought it.
+    // A sticky directory does not prevent moving it there; into one of root's only root can have moved it.
     let root = Folder::new(Uid::from_raw(0), Gid::from_raw(0));
     let pid_file = root.path().join("pid");
     let stop = || {
@@ -905,10 +905,10 @@ fn stop_ends_with_4_when_its_time_is_over_and_the_server_goes_on_to_stop() {
     let mut stop = run(&server, &["--stop", "--pid-file=pid", "--timeout=0.3"]);
     assert_eq!(stop.wait(), 4, "{}", stop.said());
     let expected = format!(
-        "start_server: cannot wait longer for the end of pid {}: --timeout has passed",
+        "start_server: cannot wait longer for the end of pid {}: --timeout expired",
         server.pid()
     );
-    let hint = "hint: workers that do not end hold it up; --stop-timeout would kill them";
+    let hint = "hint: workers that do not exit hold it up; --stop-timeout would kill them";
     assert_eq!(stop.verdict(), [expected.as_str(), hint]);
     server.wait_for_drain(worker);
     held.finish();
@@ -1020,8 +1020,8 @@ fn restart_tells_at_once_that_the_new_generation_has_failed() {
     assert_eq!(
         restart.verdict(),
         [
-            "start_server: cannot restart: generation 2 has failed to start, exit status:256 (exit code 1); the old one serves on",
-            "hint: the log says more; it is tried again until it comes up, or --start-limit is reached"
+            "start_server: cannot restart: generation 2 failed to start, exit status:256 (exit code 1); the old one keeps serving",
+            "hint: see the log for more; it is retried until it comes up or --start-limit is reached"
         ]
     );
     assert_eq!(server.ask(port).pid, old.pid.as_raw());
@@ -1044,8 +1044,8 @@ fn restart_tells_that_the_program_cannot_be_executed() {
     assert_eq!(restart.wait(), 1, "{}", restart.said());
     let verdict = restart.verdict().join("\n");
     assert!(
-        verdict.starts_with("start_server: cannot restart: generation 2 has failed to start")
-            && verdict.contains("; the old one serves on\nhint: the log says more"),
+        verdict.starts_with("start_server: cannot restart: generation 2 failed to start")
+            && verdict.contains("; the old one keeps serving\nhint: see the log for more"),
         "{verdict}"
     );
 }
@@ -1060,11 +1060,11 @@ fn restart_ends_with_4_when_its_time_is_over_and_the_restart_goes_on() {
     let mut restart = run(&server, &["--restart", "--pid-file=pid", "--timeout=0.5"]);
     assert_eq!(restart.wait(), 4, "{}", restart.said());
     let expected = format!(
-        "start_server: cannot wait longer for the restart of pid {}: --timeout has passed",
+        "start_server: cannot wait longer for the restart of pid {}: --timeout expired",
         server.pid()
     );
     let hint = format!(
-        "hint: generation 2 serves; old workers that have not ended yet: {}",
+        "hint: generation 2 serves; old workers still running: {}",
         first.pid
     );
     assert_eq!(restart.verdict(), [expected, hint]);
@@ -1081,7 +1081,7 @@ fn a_server_that_is_stopped_is_told_from_one_that_is_slow() {
     let (mut server, _, _) = graceful(Server::setup().option("--log-file=log.file"));
     server.signal(Signal::SIGSTOP);
     let hint = format!(
-        "hint: pid {0} is stopped: `kill -CONT {0}` lets it go on",
+        "hint: pid {0} is stopped: `kill -CONT {0}` resumes it",
         server.pid()
     );
     for command in ["--restart", "--reopen", "--stop"] {
@@ -1106,10 +1106,10 @@ fn a_failed_restart_names_the_remedy_and_the_log_file() {
             "#!/missing/interpreter\n",
             "hint: the interpreter in its first line does not exist: /missing/interpreter",
         ),
-        ("#!/bin/sh\nexit 3\n", "hint: log.file says more"),
+        ("#!/bin/sh\nexit 3\n", "hint: see log.file for more"),
         (
             "#!/bin/sh\nexit 0\n",
-            "hint: a server that puts itself into the background has ended for start_server: keep it in the foreground",
+            "hint: a server that goes into the background looks as if it exited: keep it in the foreground",
         ),
     ] {
         fs::write(&next, script).expect("cannot write a script");
@@ -1119,7 +1119,7 @@ fn a_failed_restart_names_the_remedy_and_the_log_file() {
         let mut restart = run(&server, &["--restart", "--pid-file=pid"]);
         assert_eq!(restart.wait(), 1, "{}", restart.said());
         let hint =
-            format!("{expected}; it is tried again until it comes up, or --start-limit is reached");
+            format!("{expected}; it is retried until it comes up or --start-limit is reached");
         assert_eq!(restart.verdict().last(), Some(&hint));
     }
 }
@@ -1138,7 +1138,7 @@ fn each_of_two_overlapping_restarts_gets_its_own_verdict() {
     assert_eq!(second.wait(), 0, "{}", second.said());
     assert_eq!(server.generations(), [3]);
 
-    // The one that was asked for first comes up, the other does not.
+    // The first requested restart succeeds, the other fails.
     let mut first = restart(&server);
     server.wait_for_service(4);
     break_it(&server);
@@ -1148,7 +1148,7 @@ fn each_of_two_overlapping_restarts_gets_its_own_verdict() {
     assert_eq!(second.wait(), 1, "{}", second.said());
     let verdict = second.verdict().join("\n");
     assert!(
-        verdict.contains("generation 5 has failed to start"),
+        verdict.contains("generation 5 failed to start"),
         "{verdict}"
     );
 }
@@ -1162,7 +1162,7 @@ fn a_restart_that_is_asked_for_while_a_failed_start_waits_for_its_retry_is_not_a
     break_it(&server);
     let mut first = restart(&server);
     assert_eq!(first.wait(), 1, "{}", first.said());
-    // The next try waits for its time; who asks now gets the verdict on a start that is still to come.
+    // The next try is pending; a request made now gets the verdict on that one.
     mend_it(&server);
     let before = server.started().len();
     let mut second = restart(&server);
@@ -1218,8 +1218,8 @@ fn a_new_generation_that_dies_before_the_old_one_is_signalled_has_failed() {
     assert_eq!(
         restart.verdict(),
         [
-            "start_server: cannot restart: generation 2 has failed to start, exit status:9 (signal 9); the old one serves on",
-            "hint: the log says more; it is tried again until it comes up, or --start-limit is reached"
+            "start_server: cannot restart: generation 2 failed to start, exit status:9 (signal 9); the old one keeps serving",
+            "hint: see the log for more; it is retried until it comes up or --start-limit is reached"
         ]
     );
     assert!(server.caught(first).is_empty());
@@ -1298,7 +1298,7 @@ fn restart_of_a_server_that_is_stopping_fails_at_once_and_says_what_it_waits_for
         restart.said(),
         format!(
             "start_server: cannot restart: pid {} is stopping\n\
-             hint: it waits for the end of its workers: {}\n",
+             hint: it is waiting for its workers to exit: {}\n",
             server.pid(),
             worker.pid
         )
@@ -1374,16 +1374,16 @@ fn quiet_does_not_hide_why_a_command_has_failed() {
 
     break_it(&server);
     let mut restart = run(&server, &["--restart", "--pid-file=pid", "--quiet"]);
-    let error = "start_server: cannot restart: generation 2 has failed to start, exit status:256 (exit code 1); the old one serves on\n\
-         hint: the log says more; it is tried again until it comes up, or --start-limit is reached\n";
+    let error = "start_server: cannot restart: generation 2 failed to start, exit status:256 (exit code 1); the old one keeps serving\n\
+         hint: see the log for more; it is retried until it comes up or --start-limit is reached\n";
     assert_eq!((restart.wait(), restart.said()), (1, error.to_owned()));
 
     let held = client::hold(port);
     let words = ["--stop", "--pid-file=pid", "--timeout=0.3", "--quiet"];
     let mut stop = run(&server, &words);
     let error = format!(
-        "start_server: cannot wait longer for the end of pid {}: --timeout has passed\n\
-         hint: workers that do not end hold it up; --stop-timeout would kill them\n",
+        "start_server: cannot wait longer for the end of pid {}: --timeout expired\n\
+         hint: workers that do not exit hold it up; --stop-timeout would kill them\n",
         server.pid()
     );
     assert_eq!((stop.wait(), stop.said()), (4, error));
@@ -1549,7 +1549,7 @@ fn a_pid_file_that_was_removed_is_written_again_at_the_next_restart() {
     let hint = format!("pid.json names pid {}", server.pid());
     assert!(lost.said().contains(&hint), "{}", lost.said());
     server.signal(Signal::SIGHUP);
-    server.wait_for_log("pid was gone and is written again");
+    server.wait_for_log("pid was gone, rewrote it");
     let mut found = restart(&server);
     assert_eq!(found.wait(), 0, "{}", found.said());
     assert!(server.stop().success());
@@ -1564,11 +1564,11 @@ fn a_server_of_which_nothing_serves_any_more_says_so() {
     let (server, _, first) = serving(breakable(Server::setup().interval("0.3")));
     break_it(&server);
     kill(first.pid, Signal::SIGKILL).expect("cannot kill the worker");
-    server.wait_for_log("no worker serves, clients have to wait; the next start is in 0.");
+    server.wait_for_log("no worker is serving, clients have to wait; next start in 0.");
     let mut restart = restart(&server);
     assert_eq!(restart.wait(), 1, "{}", restart.said());
     assert!(
-        restart.said().contains("; no worker serves"),
+        restart.said().contains("; no worker is serving"),
         "{}",
         restart.said()
     );

@@ -376,7 +376,7 @@ fn b16_the_status_file_lists_9_before_10() {
     });
 }
 
-/// Asks a client to do something to a server whose pid file names a process that is none: nothing must happen to it.
+/// Sends a command to a server whose pid file names a foreign process, which must not be affected.
 fn ask_for_a_stranger(option: &str) {
     let (server, stranger) = serving(Server::setup().worker(["--catch=TERM,HUP"]));
     write_for_all(&server.folder().join("pid"), &format!("{}\n", stranger.pid));

@@ -184,7 +184,7 @@ fn a_disk_that_fills_up_under_the_status_and_pid_file_is_said_once_and_the_servi
     assert_eq!(read(&disk.path("pid")), format!("{}\n", server.pid()));
     for name in ["status", "status.json", "pid.json"] {
         let text = format!(
-            "start_server: cannot write {}: No space left on device; trying again until it works",
+            "start_server: cannot write {}: No space left on device; will keep trying",
             disk.path(name).display()
         );
         server.wait_for_log(&text);
@@ -202,7 +202,7 @@ fn a_disk_that_fills_up_under_the_status_and_pid_file_is_said_once_and_the_servi
     let line = format!("3:{}\n", third.pid);
     server.wait_until("the status file is right again", |_| read(&status) == line);
     for name in ["status", "status.json", "pid.json"] {
-        let text = format!("{} is written again", disk.path(name).display());
+        let text = format!("{} is up to date again", disk.path(name).display());
         server.wait_for_log(&text);
         assert_eq!(server.count_in_log(&text), 1, "{}", server.log());
     }
@@ -234,10 +234,10 @@ fn a_second_time_the_disk_is_full_is_said_again() {
     for times in 1..=2 {
         disk.fill();
         server.restart();
-        server.wait_for_log_times(times, "status: No space left on device; trying again");
+        server.wait_for_log_times(times, "status: No space left on device; will keep trying");
         disk.make_room();
-        server.wait_for_log_times(times, "status is written again");
-        server.wait_for_log_times(times, "status.json is written again");
+        server.wait_for_log_times(times, "status is up to date again");
+        server.wait_for_log_times(times, "status.json is up to date again");
     }
 }
 
@@ -294,7 +294,7 @@ fn a_disk_that_fills_up_under_the_log_file_loses_lines_and_counts_them() {
             proc::status(server.pid()).is_some_and(|status| status.pending == 0)
         });
     }
-    // Nobody is harmed: the worker that writes, the restart, whoever connects.
+    // Nothing else is affected: neither the worker that writes, nor the restart, nor clients.
     e2e::client::request(port, "stderr nobody reads this").expect("no answer");
     assert_eq!(server.ask(port).pid, first.pid.as_raw());
     let second = server.restart();
@@ -425,7 +425,7 @@ fn a_directory_that_is_closed_later_is_like_a_full_disk() {
     accepted(&server);
     set_mode(0o555);
     server.restart();
-    server.wait_for_log("status: Permission denied; trying again until it works");
+    server.wait_for_log("status: Permission denied; will keep trying");
     assert_eq!(server.ask(port).generation, Some(2));
     set_mode(0o777);
     server.wait_until("the status file is right again", |server| {

@@ -54,7 +54,7 @@ fn wait_for_line(server: &Server, line: &str) {
     });
 }
 
-/// The keys of SERVER_STARTER_PORT; which numbers they have is nobody's business, if only they stay the same.
+/// The keys of SERVER_STARTER_PORT; their descriptor numbers do not matter as long as they stay the same.
 fn keys(report: &Report) -> Vec<&str> {
     report.listeners.iter().map(|one| &*one.name).collect()
 }

@@ -333,7 +333,7 @@ fn what_cannot_be_a_variable_is_left_out_and_said_once() {
         fs::set_permissions(directory.join("CLOSED"), Permissions::from_mode(0o000))
             .expect("cannot close the file");
         fs::create_dir(directory.join("FOLDER")).expect("cannot make a directory");
-        // Nobody ever writes: whoever waits for it hangs.
+        // It never has a writer: a reader that waits for one hangs.
         mkfifo(&directory.join("FIFO"), Mode::from_bits_truncate(0o666)).expect("mkfifo");
         symlink("nowhere", directory.join("DANGLING")).expect("cannot make a link");
         let longest = LONGEST - "LONG=".len();
@@ -758,7 +758,7 @@ fn what_is_true_of_enable_auto_restart_is_as_in_perl_and_a_few_words_are_not() {
         assert_eq!(server.count_in_log("sleeping"), 0, "{value:?}");
         assert_said_once(
             &server,
-            &format!("start_server: ENABLE_AUTO_RESTART={value} is taken for 0"),
+            &format!("start_server: ENABLE_AUTO_RESTART={value} is treated as 0"),
         );
     }
 }
@@ -780,11 +780,11 @@ fn knobs_that_are_no_numbers_are_said_once_and_the_default_is_used() {
     assert_eq!(delay_of_restart(&server), None);
     assert_said_once(
         &server,
-        "start_server: cannot use KILL_OLD_DELAY=soon: it is no number of seconds; 0 is used",
+        "start_server: cannot use KILL_OLD_DELAY=soon: it is not a number of seconds; using 0",
     );
     assert_said_once(
         &server,
-        "start_server: cannot use AUTO_RESTART_INTERVAL=-3: it is no number of seconds; 360 is used",
+        "start_server: cannot use AUTO_RESTART_INTERVAL=-3: it is not a number of seconds; using 360",
     );
     put(&directory, "KILL_OLD_DELAY", "0.1\n");
     assert_eq!(delay_of_restart(&server).as_deref(), Some("0.1"));

@@ -1,4 +1,4 @@
-//! Who holds a port or a path that cannot be bound: the processes are named, as far as the user of the start may look.
+//! Which processes hold a port or path that cannot be bound: named as far as the starting user can see them.
 
 use std::fs::{self, Permissions};
 use std::os::unix::fs::{PermissionsExt, symlink};
@@ -19,8 +19,8 @@ const TAIL: &str = "a killed start_server leaves its workers behind";
 pub fn hint_of_port_held_here(port: u16) -> String {
     hint_of_path_held_here().unwrap_or_else(|| {
         format!(
-            "hint: `ss -anp 'sport = :{port}'`, as root, shows who has it: \
-             maybe a worker that a killed start_server left behind"
+            "hint: `ss -anp 'sport = :{port}'`, as root, shows who holds it, \
+             perhaps a worker left behind by a killed start_server"
         )
     })
 }

@@ -83,7 +83,7 @@ fn every_package_obeys_the_lints() {
     }
 }
 
-/// The lines of code of everything that runs with privilege. Whoever raises this number says in the commit what for.
+/// The maximum lines of privileged code. A commit that raises it says what for.
 const MOST_PRIVILEGED_LINES: usize = 1960;
 
 #[test]

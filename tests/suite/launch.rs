@@ -153,7 +153,7 @@ impl Drop for Launched {
     }
 }
 
-/// A directory in which only root can write, as all its parents are: /tmp is none. Gone when it is dropped.
+/// A directory in which only root can write, as in all its parents (unlike /tmp). Removed when it is dropped.
 pub struct RootFolder(PathBuf);
 
 impl RootFolder {

@@ -111,7 +111,7 @@ fn command(words: &[&str], folder: &Path, user: Option<u32>) -> Client {
 /// The line of a command that finds another pid in the file.
 fn line(written: impl std::fmt::Display, holder: Pid) -> String {
     format!(
-        "start_server: pid holds {written}, but {holder} holds its lock: that one is the server\n"
+        "start_server: pid contains {written}, but pid {holder} holds its lock and is the server\n"
     )
 }
 
@@ -234,7 +234,7 @@ fn a_pid_file_that_the_program_writes_is_written_again_and_this_is_said_once() {
             });
             if generation == 1 && write == "echo $$ >pid" {
                 let said = format!(
-                    "start_server: pid was overwritten with pid {} and is written again; \
+                    "start_server: pid was overwritten with pid {}, rewrote it; \
                      give the server program a pid file of its own",
                     worker.pid
                 );
@@ -261,7 +261,7 @@ fn a_pid_file_that_a_worker_removes_at_its_end_is_written_again() {
     let worker = accepted(&server);
     fs::remove_file(server.folder().join("pid")).expect("cannot remove the pid file");
     kill(worker.pid, Signal::SIGKILL).expect("cannot kill the worker");
-    server.wait_for_log("pid was gone and is written again");
+    server.wait_for_log("pid was gone, rewrote it");
     assert_eq!(server.pid_file(), Some(server.pid()));
 }
 
@@ -306,7 +306,7 @@ fn a_pid_file_that_another_server_has_taken_is_left_to_it() {
     for generation in [2, 3] {
         kill(worker.pid, Signal::SIGKILL).expect("cannot kill the worker");
         worker = server.wait_for_service(generation);
-        server.wait_for_log("pid was replaced by another process and is left to it");
+        server.wait_for_log("pid was replaced by another process, leaving it alone");
         assert!(is_theirs());
     }
     let said = server.count_in_log("pid was replaced by another process");
@@ -356,7 +356,7 @@ fn where_the_holder_of_the_lock_cannot_be_found_nobody_is_signalled() {
             client.said(),
             format!(
                 "start_server: cannot find the server of --pid-file=pid: pid {} in it does not hold its lock, \
-                 and who does cannot be found\n\
+                 and the process that does cannot be found\n\
                  hint: `fuser pid` as root shows who has it open\n",
                 innocent.pid()
             )

@@ -233,7 +233,7 @@ fn usr1_opens_the_log_file_again() {
     write_by_worker(port, "before the rotation");
     fs::rename(&path, &rotated).expect("cannot rotate");
     server.signal(Signal::SIGUSR1);
-    wait_for_line(&server, "server.log", "server.log is open again");
+    wait_for_line(&server, "server.log", "server.log; new workers write to it");
     // A worker has what it was started with, until it is replaced.
     write_by_worker(port, "of the first generation");
     assert_eq!(count(&rotated, "of the first generation"), 1);
@@ -261,7 +261,7 @@ fn a_log_file_that_cannot_be_opened_again_stays_the_old_one() {
     fs::rename(&path, &rotated).expect("cannot rotate");
     symlink("planted", &path).expect("cannot make a link");
     server.signal(Signal::SIGUSR1);
-    server.wait_until("it says why", |_| count(&rotated, "cannot open") > 0);
+    server.wait_until("it says why", |_| count(&rotated, "cannot reopen") > 0);
     server.restart();
     assert!(server.stop().success());
     assert_eq!(count(&rotated, "exiting"), 1, "{}", read(&rotated));
@@ -276,7 +276,7 @@ fn usr1_without_a_log_file_is_said_and_harmless() {
     let mut server = Server::setup().status_file().start();
     server.accepted();
     server.signal(Signal::SIGUSR1);
-    server.wait_for_log("received USR1, but there is no log file to open again");
+    server.wait_for_log("received USR1, but there is no log file to reopen");
     assert!(server.stop().success());
 }
 
@@ -285,15 +285,14 @@ fn a_log_file_that_cannot_be_opened_is_one_line_and_exit_code_1() {
     if original_differs("its messages are others") {
         return;
     }
-    let hint = "hint: the file is written by the user that the server runs as, in a directory that this user can write";
+    let hint =
+        "hint: the user that the server runs as must be able to write the file and its directory";
     for (target, cause, hint) in [
         ("DIR/closed/log", "Permission denied", Some(hint)),
         (
             "DIR/missing/log",
             "its directory does not exist",
-            Some(
-                "hint: `install -d -o USER DIR/missing` makes it, for the user that the server runs as",
-            ),
+            Some("hint: create it for the server's user: `install -d -o USER DIR/missing`"),
         ),
         ("DIR/link", "it is a symbolic link", None),
         ("DIR", "Is a directory", None),
@@ -489,7 +488,7 @@ fn a_log_command_that_ends_at_once_is_started_again_not_more_than_once_a_second(
         u64::try_from(times).expect("few") <= passed + 1,
         "{times} starts in {passed} s"
     );
-    // It is in the log, which nobody reads: once it is said where somebody may look.
+    // It is in the log, which nobody reads: once it is also shown where somebody may look.
     let line = "start_server: the log command died, status:768; starting it again";
     assert_eq!(server.count_in_log(line), 1, "{}", server.log());
     // The service goes on as if nothing was.
@@ -553,10 +552,7 @@ fn a_log_command_that_never_reads_neither_blocks_nor_ends_the_service() {
     let path = server.folder().join("read");
     let last = format!("old worker {} died, status:0", first.pid);
     server.wait_until("the last line was read", |_| count(&path, &last) == 1);
-    assert_eq!(
-        count(&path, "received USR2, which has no meaning here"),
-        signals
-    );
+    assert_eq!(count(&path, "received USR2, ignoring it"), signals);
     let text = read(&path);
     assert_eq!(text.lines().count(), signals + 6, "{text}");
 }
@@ -654,7 +650,7 @@ fn a_log_command_that_is_gone_at_the_end_is_started_once_more_for_the_last_lines
     write_by_worker(port, "one more");
     wait_for_line(&server, "read", "one more");
     let reader = reader(&server);
-    // Stopped, so that what the server says next is nobody's yet; then killed together with the server's end.
+    // Stopped, so that nothing has read the server's next lines; then killed together with the server's end.
     proc::stop(reader);
     server.signal(Signal::SIGTERM);
     kill(reader, Signal::SIGKILL).expect("cannot kill the log command");

@@ -223,7 +223,7 @@ fn assert_is_refused(etc: &Etc, transport: Transport, port: u16, cause: &str) {
             "a valid line is, for example, `user alice tcp 80,443` or `group dns udp 53`".to_owned()
         }
         false => format!(
-            "root allows it to a user by a line such as `user 65534 {kind} {port}` in {FILE}, \
+            "root can allow it with a line such as `user 65534 {kind} {port}` in {FILE}, \
              which must belong to root, be readable by everybody and writable by root alone"
         ),
     };
@@ -374,12 +374,12 @@ const SPOILED: &[Spoiled] = &[
     (
         "a file that a group can write",
         |etc| set_mode(&etc.policy(), 0o664),
-        "it can be written by others than its owner",
+        "it is writable by users other than its owner",
     ),
     (
         "a file that everybody can write",
         |etc| set_mode(&etc.policy(), 0o646),
-        "it can be written by others than its owner",
+        "it is writable by users other than its owner",
     ),
     (
         "a directory of somebody else",
@@ -389,12 +389,12 @@ const SPOILED: &[Spoiled] = &[
     (
         "a directory that a group can write",
         |etc| set_mode(&etc.directory(), 0o775),
-        "/etc/start_server can be written by others than its owner",
+        "/etc/start_server is writable by users other than its owner",
     ),
     (
         "a directory like /tmp",
         |etc| set_mode(&etc.directory(), 0o1777),
-        "/etc/start_server can be written by others than its owner",
+        "/etc/start_server is writable by users other than its owner",
     ),
     (
         "a file that is a link, even of root",

@@ -22,7 +22,7 @@ use crate::launch::{
 
 const NONE: [u64; 5] = [0; 5];
 
-/// A foreign ordinary user: nobody else's than the server's.
+/// A foreign ordinary user.
 const FOREIGN: u32 = 4242;
 
 /// Whether this can be tested: as root, against the program that has privileges to separate.
@@ -251,7 +251,7 @@ fn a_worker_of_any_generation_has_no_privilege_and_nothing_but_its_listeners() {
 }
 
 #[test]
-fn a_worker_beside_a_lasting_binder_has_no_privilege_and_nothing_but_its_listeners() {
+fn a_worker_beside_a_resident_binder_has_no_privilege_and_nothing_but_its_listeners() {
     if !can_drop() {
         return;
     }
@@ -304,7 +304,7 @@ fn only_ports_leave_no_binder_behind() {
 }
 
 #[test]
-fn a_lasting_binder_has_no_capability_and_nothing_open_but_its_directory() {
+fn a_resident_binder_has_no_capability_and_nothing_open_but_its_directory() {
     if !can_drop() {
         return;
     }
@@ -374,7 +374,7 @@ fn the_status_file_says_what_is_in_force() {
 }
 
 #[test]
-fn a_lasting_binder_ignores_signals_and_removes_the_socket_at_the_end() {
+fn a_resident_binder_ignores_signals_and_removes_the_socket_at_the_end() {
     if !can_drop() {
         return;
     }
@@ -403,7 +403,7 @@ fn a_lasting_binder_ignores_signals_and_removes_the_socket_at_the_end() {
 }
 
 #[test]
-fn a_lasting_binder_removes_the_socket_when_the_supervisor_was_killed() {
+fn a_resident_binder_removes_the_socket_when_the_supervisor_was_killed() {
     if !can_drop() {
         return;
     }
@@ -421,7 +421,7 @@ fn a_lasting_binder_removes_the_socket_when_the_supervisor_was_killed() {
 }
 
 #[test]
-fn a_lasting_binder_leaves_what_has_replaced_the_socket() {
+fn a_resident_binder_leaves_what_has_replaced_the_socket() {
     if !can_drop() {
         return;
     }
@@ -445,7 +445,7 @@ fn a_server_whose_binder_was_killed_says_so_and_serves_on() {
     let mut server = for_nobody().option(format!("--path={path}")).start();
     server.wait_for_service(1);
     kill(the_binder(&server), Signal::SIGKILL).expect("cannot kill the binder");
-    server.wait_for_log("the binder died; its socket files will not be removed at the end");
+    server.wait_for_log("the binder died; its socket files will not be removed at exit");
     server.restart();
     // Until then the old one may take a request with it.
     server.wait_for_log("died, status:15");
@@ -508,7 +508,10 @@ fn root_makes_no_socket_in_a_directory_that_others_can_write() {
         // Below it: there the user cannot write itself.
         let below = open.join("below");
         make_directory(&below, 0o755, 0);
-        let objection = format!("{} can be written by others than its owner", open.display());
+        let objection = format!(
+            "{} is writable by users other than its owner",
+            open.display()
+        );
         assert_path_is_refused(&below.join("socket"), &objection);
         assert_is_empty(&below);
     }

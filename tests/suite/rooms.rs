@@ -163,7 +163,7 @@ fn arrows(files: &BTreeMap<String, String>) -> BTreeMap<&str, BTreeSet<String>> 
 fn no_files_import_each_other_in_a_circle() {
     let files = files();
     let mut left = arrows(&files);
-    // Whoever imports nothing that is left, or is imported by nothing that is left, is in no circle.
+    // A room that imports none of the remaining ones, or that none of them imports, is in no circle.
     loop {
         let count = left.len();
         let names: BTreeSet<String> = left.keys().map(|name| (*name).to_owned()).collect();

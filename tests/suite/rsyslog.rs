@@ -121,8 +121,8 @@ input(type="imudp" address="127.0.0.1" port="{port}" ruleset="keep")
         )
     }
 
-    /// Waits until the lines of a burst have come, or were told to be lost; returns the numbers of the first kind and
-    /// the number of the second.
+    /// Waits until all lines of a burst have arrived or been reported lost; returns the numbers of those that arrived and
+    /// the count of those lost.
     #[track_caller]
     fn wait_for_burst(&self, count: usize) -> (Vec<usize>, usize) {
         let look = || {

@@ -81,7 +81,7 @@ fn a_thousand_ports_fit_into_the_usual_soft_limit_of_1024_open_files() {
     if Uid::effective().is_root() {
         chown(&gate, Some(NOBODY), Some(NOBODY)).expect("cannot give the FIFO away");
     }
-    // It never gets as far as to accept, see above.
+    // It never gets as far as accept, see above.
     let program = [
         programs::worker().into_os_string(),
         format!("--report={}", written.display()).into(),
@@ -107,7 +107,7 @@ fn more_ports_than_the_launcher_allows_open_files_are_refused() {
         let finished = setup.limit(Resource::RLIMIT_NOFILE, limit, limit).run();
         assert_eq!(finished.status.code(), Some(1), "{}", finished.log);
         let message = format!(
-            "start_server: cannot open 1000 sockets: that takes 2016 descriptors, and the limit of open files is {limit}"
+            "start_server: cannot open 1000 sockets: that takes 2016 descriptors, and the limit on open files is {limit}"
         );
         assert!(
             finished.log.lines().any(|line| line == message),

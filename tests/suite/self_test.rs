@@ -31,7 +31,7 @@ const ROWS: [(&str, &[&str]); 9] = [
             "it has no capability",
             "its bounding set is empty",
             "no_new_privs is set",
-            "its user cannot look into it",
+            "its user cannot inspect it",
             "it has one thread",
             "its listeners, signals and files are open, and nothing that was leaked to it",
             "it leaves no socket, pid or status file",
@@ -51,21 +51,21 @@ const ROWS: [(&str, &[&str]); 9] = [
     ("worker 1 beside a binder", BESIDE),
     ("worker 2 beside a binder", BESIDE),
     (
-        "lasting binder",
+        "resident binder",
         &[
             "it is the only process beside the first worker",
             "its uids are 0",
             "it has no capability",
             "its bounding set is empty",
             "it has 2 seccomp filters of its own",
-            "open are ",
+            "only ",
             "its environment is empty",
             "its directory is /",
-            "it has ended before its supervisor",
+            "it exits before its supervisor",
         ],
     ),
     (
-        "binder of ports",
+        "port binder",
         &[
             "it is gone when the first worker starts",
             "seccomp is in force",
@@ -73,14 +73,14 @@ const ROWS: [(&str, &[&str]); 9] = [
             "it has CAP_NET_BIND_SERVICE and no other capability",
             "its bounding set is empty",
             "it has one seccomp filter of its own",
-            "open are the channel and standard error, and nothing else",
-            "it gives nothing and ends when it is asked for another address",
-            "it gives nothing and ends when it is asked for the same twice",
+            "only the channel and standard error are open",
+            "it gives nothing and exits when it is asked for another address",
+            "it gives nothing and exits when it is asked for the same twice",
             "once all is bound, it cannot raise a capability",
         ],
     ),
     (
-        "binder of a path",
+        "path binder",
         &[
             "seccomp is in force",
             "Landlock 6 is in force",
@@ -88,9 +88,9 @@ const ROWS: [(&str, &[&str]); 9] = [
             "it has no capability",
             "it has CAP_CHOWN and no other capability",
             "its bounding set is empty",
-            "it makes its socket, and removes it at the end",
-            "it gives nothing and ends when it is asked for a port",
-            "once it waits, it is ended when it tries to raise a capability",
+            "it creates its socket, and removes it at exit",
+            "it gives nothing and exits when it is asked for a port",
+            "once it waits, it is killed when it tries to raise a capability",
         ],
     ),
 ];
@@ -103,7 +103,7 @@ const WORKER: &[&str] = &[
     "no_new_privs is set",
     "it has the seccomp filters of its launcher",
     "it blocks no signal, and ignores only PIPE",
-    "open are 0 to 2 and the listeners, and nothing else",
+    "only 0 to 2 and the listeners are open",
     "it cannot become uid 0",
     "it cannot become gid 0",
     "it cannot take the group of root",
@@ -117,29 +117,29 @@ const WORKER: &[&str] = &[
 
 const BESIDE: &[&str] = &[
     "it has no capability",
-    "open are 0 to 2 and the listeners, and nothing else",
-    "it cannot trace the lasting binder",
-    "it cannot open the memory of the lasting binder",
-    "it cannot take a descriptor from the lasting binder",
-    "it cannot signal the lasting binder",
+    "only 0 to 2 and the listeners are open",
+    "it cannot trace the resident binder",
+    "it cannot open the memory of the resident binder",
+    "it cannot take a descriptor from the resident binder",
+    "it cannot signal the resident binder",
     "it cannot remove the socket of root",
 ];
 
-/// What a binder of ports tries, in both phases.
+/// What a port binder tries, in both phases.
 const ESCAPES_OF_PORTS: [&str; 10] = [
-    "it is ended when it tries to change its user to root",
+    "it is killed when it tries to change its user to root",
     "it cannot raise a capability",
     "it cannot bind another port",
-    "it is ended when it tries to bind another path",
-    "it is ended when it tries to open a socket of another kind",
-    "it is ended when it tries to open a file",
-    "it is ended when it tries to execute a program",
-    "it is ended when it tries to fork",
-    "it is ended when it tries to trace its parent",
-    "it is ended when it tries to signal its parent",
+    "it is killed when it tries to bind another path",
+    "it is killed when it tries to open a socket of another kind",
+    "it is killed when it tries to open a file",
+    "it is killed when it tries to execute a program",
+    "it is killed when it tries to fork",
+    "it is killed when it tries to trace its parent",
+    "it is killed when it tries to signal its parent",
 ];
 
-/// What a binder of a path tries that only Landlock and its capabilities forbid; when it waits, nothing is left to them.
+/// What a path binder tries that only Landlock and its capabilities forbid; when it waits, nothing is left to them.
 const TRIED_BY_A_PATH: [(&str, bool); 10] = [
     ("change its user to root", false),
     ("raise a capability", true),
@@ -319,17 +319,17 @@ fn a_self_test_as_root_finds_every_row_of_the_table_as_it_must_be() {
     }
     for what in ESCAPES_OF_PORTS {
         for moment in ["while it serves", "once all is bound"] {
-            tested.assert_ok("binder of ports", &format!("{moment}, {what}"));
+            tested.assert_ok("port binder", &format!("{moment}, {what}"));
         }
     }
     for (what, is_known) in TRIED_BY_A_PATH {
         let serving = match is_known {
             true => format!("while it serves, it cannot {what}"),
-            false => format!("while it serves, it is ended when it tries to {what}"),
+            false => format!("while it serves, it is killed when it tries to {what}"),
         };
-        tested.assert_ok("binder of a path", &serving);
-        let waiting = format!("once it waits, it is ended when it tries to {what}");
-        tested.assert_ok("binder of a path", &waiting);
+        tested.assert_ok("path binder", &serving);
+        let waiting = format!("once it waits, it is killed when it tries to {what}");
+        tested.assert_ok("path binder", &waiting);
     }
     // Nothing else is there that this list does not know.
     let processes: BTreeSet<&str> = tested
@@ -339,7 +339,7 @@ fn a_self_test_as_root_finds_every_row_of_the_table_as_it_must_be() {
         .collect();
     assert_eq!(processes, ROWS.map(|(process, _)| process).into());
     let users = format!("its uids are {NOBODY}");
-    for process in ["supervisor", "worker 1", "worker 2", "binder of ports"] {
+    for process in ["supervisor", "worker 1", "worker 2", "port binder"] {
         tested.assert_ok(process, &users);
     }
 }
@@ -353,7 +353,7 @@ fn a_self_test_of_an_ordinary_user_says_what_does_not_apply() {
     assert_eq!(tested.code, 0, "{}", tested.output);
     assert!(!tested.output.contains("FAILED"), "{}", tested.output);
     tested.assert_counts();
-    for process in ["supervisor", "worker 1", "worker 2", "binder of ports"] {
+    for process in ["supervisor", "worker 1", "worker 2", "port binder"] {
         for what in ["its uids are ", "it has no capability", "it has one thread"] {
             tested.assert_ok(process, what);
         }
@@ -361,12 +361,12 @@ fn a_self_test_of_an_ordinary_user_says_what_does_not_apply() {
     for what in ["it cannot become uid 0", "it cannot raise a capability"] {
         tested.assert_ok("worker 2", what);
     }
-    tested.assert_ok("binder of ports", "Landlock 6 is in force");
+    tested.assert_ok("port binder", "Landlock 6 is in force");
     for what in ESCAPES_OF_PORTS {
         let what = format!("while it serves, {what}");
-        tested.assert_ok("binder of ports", &what);
+        tested.assert_ok("port binder", &what);
     }
-    for process in ["supervisor", "worker", "lasting binder", "binder of a path"] {
+    for process in ["supervisor", "worker", "resident binder", "path binder"] {
         assert_eq!(tested.said("-", process).len(), 1, "{}", tested.output);
     }
 }
@@ -387,7 +387,7 @@ fn a_self_test_that_may_not_look_or_end_what_it_has_started_is_refused() {
         let lines = format!(
             "start_server: cannot test as root: {word} is missing here\n\
              hint: give the container or unit CAP_KILL, CAP_SYS_PTRACE and CAP_DAC_OVERRIDE for the self-test; the server \
-             itself does without\n"
+             itself does not need them\n"
         );
         assert_eq!(launched.log(), lines);
     }
@@ -406,19 +406,14 @@ fn a_self_test_fails_where_the_bounding_set_cannot_be_emptied() {
         .bounding
         & !(1 << 8);
     let what = format!("its bounding set is empty: {kept:x}");
-    for process in [
-        "supervisor",
-        "worker 2",
-        "lasting binder",
-        "binder of ports",
-    ] {
+    for process in ["supervisor", "worker 2", "resident binder", "port binder"] {
         tested.assert_failed(process, &what);
     }
     // The other checks go on.
     tested.assert_ok("worker 2", "no_new_privs is set");
     tested.assert_ok(
-        "binder of a path",
-        "once it waits, it is ended when it tries to signal its parent",
+        "path binder",
+        "once it waits, it is killed when it tries to signal its parent",
     );
     // A server that must not be less than whole does not even start.
     let strict = ["--self-test", "--user=nobody", "--strict"];
@@ -444,28 +439,25 @@ fn a_self_test_fails_beside_a_binder_that_nothing_confines() {
     for (before, arguments) in runs {
         let tested = Tested::new(launch_program(before, &program, arguments));
         tested.assert_failed(
-            "binder of ports",
+            "port binder",
             "seccomp is in force: this kernel or container lacks it",
         );
         tested.assert_failed(
-            "binder of ports",
+            "port binder",
             "Landlock 6 is in force: this kernel or container lacks it",
         );
-        tested.assert_failed("binder of ports", "no_new_privs is set: it is not");
+        tested.assert_failed("port binder", "no_new_privs is set: it is not");
         for what in ESCAPES_OF_PORTS {
             for moment in ["while it serves", "once all is bound"] {
                 let what = format!("{moment}, {what}: it can");
-                tested.assert_failed("binder of ports", &what);
+                tested.assert_failed("port binder", &what);
             }
         }
         if before.is_empty() {
+            tested.assert_failed("port binder", &format!("its uids are {NOBODY}: 0 0 0 0"));
             tested.assert_failed(
-                "binder of ports",
-                &format!("its uids are {NOBODY}: 0 0 0 0"),
-            );
-            tested.assert_failed(
-                "binder of ports",
-                "its user cannot look into it: its user is root",
+                "port binder",
+                "its user cannot inspect it: its user is root",
             );
         }
     }
@@ -491,7 +483,7 @@ fn a_self_test_without_a_binder_says_so_and_fails() {
         program.display()
     );
     tested.assert_failed(
-        "binder of ports",
+        "port binder",
         &format!("it can be tested to the end: {cannot}"),
     );
     tested.assert_failed(

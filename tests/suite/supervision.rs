@@ -44,7 +44,7 @@ fn signals_that_mean_nothing_here_end_nothing() {
     for signal in named.into_iter().chain(32..=64) {
         send(&server, signal);
     }
-    server.wait_for_log("received USR2, which has no meaning here");
+    server.wait_for_log("received USR2, ignoring it");
     server.wait_for_log("received XCPU: start_server has used up its CPU time");
     let next = server.restart();
     assert_eq!(next.generation, 2, "{}", server.log());
@@ -90,8 +90,8 @@ fn an_error_of_the_loop_stops_the_workers_and_leaves_nothing_behind() {
     }
 }
 
-/// Status files, then sockets, then the listeners, then the log, then the pid file: whoever finds the lock free can start
-/// the next one.
+/// Status files, then sockets, then the listeners, then the log, then the pid file: once the lock is free, the next one can
+/// start.
 #[test]
 fn at_the_end_the_pid_file_goes_last_and_the_listeners_are_closed_before() {
     if original_differs("it has another order") {
@@ -154,7 +154,7 @@ fn a_worker_that_hangs_before_it_executes_the_program_is_a_failed_start() {
     let log = server.log();
     let why = format!(
         "start_server: cannot execute the program in worker {worker} within 30 seconds: Timer expired\n\
-         hint: a file system that does not answer holds it up"
+         hint: a file system does not respond"
     );
     assert!(log.contains(&why), "{log}");
     assert!(log.contains("giving up after 1 failed starts"), "{log}");

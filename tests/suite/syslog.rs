@@ -702,7 +702,7 @@ fn what_a_stopped_daemon_loses_is_counted_and_the_order_is_kept() {
     const COUNT: usize = 400_000;
     // Nobody reads meanwhile.
     burst(port, COUNT, 100, "stdout");
-    let text = "received USR2, which has no meaning here";
+    let text = "received USR2, ignoring it";
     daemon.read();
     // Room again, so that this one finds its place behind the count.
     let (numbers, lost) =
@@ -744,7 +744,7 @@ fn a_daemon_that_is_too_slow_is_told_of_losses_now_and_then_and_not_at_every_lin
             let Socket::Unix(socket) = &daemon.socket else {
                 return None;
             };
-            // Never slower than it has to be, and yet too slow: it gets a share of each turn of the sender.
+            // At its own pace, and yet too slow: it reads a share each time the sender writes.
             for _ in 0..500 {
                 let Ok(length) = socket.recv(&mut buffer) else {
                     std::thread::yield_now();
@@ -769,7 +769,7 @@ fn a_socket_that_is_missing_at_the_start_is_said_once_and_found_later() {
     let server = setup.start();
     server.accepted();
     let notice = format!(
-        "start_server: cannot reach syslog at {}: No such file or directory; trying again until it works",
+        "start_server: cannot reach syslog at {}: No such file or directory; will keep trying",
         path.display()
     );
     server.wait_for_log(&notice);
@@ -871,7 +871,7 @@ fn a_udp_port_where_nobody_listens_is_said_once_and_found_later() {
     while began.elapsed() < Duration::from_millis(3500) {
         number += 1;
         write(port, "stdout", &format!("line {number}."));
-        // All of them find room in the socket of whoever comes.
+        // All of them fit into the socket of the next daemon.
         let_pass(Duration::from_millis(30));
     }
     let daemon = Daemon::udp(log_port);
@@ -884,7 +884,7 @@ fn a_udp_port_where_nobody_listens_is_said_once_and_found_later() {
         began.elapsed()
     );
     let said = format!(
-        "start_server: cannot reach syslog at udp:127.0.0.1:{log_port}: Connection refused; trying again until it works"
+        "start_server: cannot reach syslog at udp:127.0.0.1:{log_port}: Connection refused; will keep trying"
     );
     assert_eq!(server.count_in_log("cannot reach syslog"), 1);
     assert_eq!(server.count_in_log(&said), 1);

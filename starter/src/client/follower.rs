@@ -1,4 +1,4 @@
-//! How a restart goes, as the running server writes it down.
+//! The progress of a restart, as the running server reports it in its status files.
 
 use std::path::{Path, PathBuf};
 
@@ -10,25 +10,25 @@ use crate::status::lines::read_lines;
 use crate::words::failure::Failure;
 use crate::words::text::printable;
 
-/// Finds the verdict in what the server writes.
+/// Finds the verdict in the server's status files.
 pub enum Follower {
-    /// A server of ours: by the number of the restart that was asked for.
+    /// A server of ours: by the number of the requested restart.
     ByRequest {
         json: PathBuf,
-        /// The restart that was asked for, by its number.
+        /// The number of the requested restart.
         request: u64,
-        /// The generation that answers it, once that is known: the decision itself is forgotten after some more.
+        /// The generation that answers it, once known: the decision itself is forgotten after some more.
         answer: Option<u64>,
     },
-    /// A server of another make: one generation is left, and it is newer than all before.
+    /// Another implementation: done when one generation is left that is newer than all before.
     ByGenerations { lines: PathBuf, newest: u32 },
 }
 
 impl Follower {
-    /// What is to be known before the restart is asked for.
+    /// Reads what must be known before the restart is requested.
     ///
     /// # Errors
-    /// When the server cannot be followed, or is stopping.
+    /// If the server cannot be followed, or is stopping.
     pub fn before(server: &Server, settings: &Settings) -> Result<Follower, Failure> {
         let jsons = [
             Some(json_path(&settings.pid_file)),
@@ -81,13 +81,13 @@ impl Follower {
                 let status = Status::read(json).filter(|status| status.is_of(server.pid))?;
                 *answer = answer.or_else(|| status.answer_to(*request));
                 let verdict = answer.and_then(|generation| status.verdict_on(generation));
-                // A server that is told to stop starts nothing more: without a verdict by now there will be none.
+                // A stopping server starts nothing more: if there is no verdict by now, there will be none.
                 verdict.or_else(|| status.stopping().map(Err))
             }
         }
     }
 
-    /// What a restart without a verdict waits for.
+    /// What a restart without a verdict is waiting for.
     pub fn waits_for(&self, server: &Server, json: &Path) -> String {
         let old_workers = || match self {
             Follower::ByRequest {
@@ -99,7 +99,7 @@ impl Follower {
         };
         server.is_stopped().or_else(old_workers).unwrap_or_else(|| {
             let json = printable(json);
-            format!("{json} shows how far it is, unless its disk is full")
+            format!("{json} shows its progress, unless its disk is full")
         })
     }
 }
@@ -113,7 +113,7 @@ fn cannot_follow(server: &Server, json: &Path) -> Failure {
     match json.exists() {
         true => failure,
         false => {
-            failure.hint("a server of another make is followed by its --status-file: name it too")
+            failure.hint("to follow another implementation's server, give its --status-file too")
         }
     }
 }

@@ -1,4 +1,4 @@
-//! `--restart`, `--stop` and `--reopen`: each asks a running start_server, and waits until the outcome is known.
+//! `--restart`, `--stop` and `--reopen`: each signals a running start_server and waits until the outcome is known.
 
 mod follower;
 mod reopen;

@@ -1,4 +1,4 @@
-//! `--reopen`: USR1, and the log file that is open again.
+//! `--reopen`: USR1, and the reopened log file.
 
 use std::path::Path;
 
@@ -13,7 +13,7 @@ use crate::words::failure::Failure;
 use crate::words::notice::Notice;
 use crate::words::text::shortened;
 
-/// Sends USR1 and waits until the log file is open again.
+/// Sends USR1 and waits until the log file is reopened.
 pub fn reopen(settings: &Settings, say: Say<'_>) -> Result<(), Failure> {
     let server = Server::find(&settings.pid_file, say)?;
     let json = json_path(&settings.pid_file);
@@ -37,7 +37,7 @@ pub fn reopen(settings: &Settings, say: Say<'_>) -> Result<(), Failure> {
             Woken::FilesChanged => {}
             Woken::ServerEnded => {
                 return Err(Failure::failed(format!(
-                    "cannot reopen the log file: pid {} has ended",
+                    "cannot reopen the log file: pid {} has exited",
                     server.pid
                 )));
             }

@@ -16,7 +16,7 @@ pub fn restart(settings: &Settings, say: Say<'_>) -> Result<(), Failure> {
     let mut files = vec![json_path(&settings.pid_file)];
     files.extend(settings.status_file.as_deref().map(json_path));
     files.extend(settings.status_file.clone());
-    // Both before the signal, so that nothing that follows from it can be missed.
+    // Both before the signal, so that none of its consequences can be missed.
     let wait = Wait::new(&server, settings.timeout).watch(&files)?;
     let mut follower = Follower::before(&server, settings)?;
     server.send(Signal::SIGHUP)?;
@@ -29,7 +29,7 @@ pub fn restart(settings: &Settings, say: Say<'_>) -> Result<(), Failure> {
             Woken::FilesChanged => {}
             Woken::ServerEnded => {
                 return Err(Failure::failed(format!(
-                    "cannot restart: pid {} has ended",
+                    "cannot restart: pid {} has exited",
                     server.pid
                 )));
             }

@@ -1,5 +1,5 @@
-//! The running server: the process that holds the lock on the pid file, whatever is written there. From then on it is known
-//! by a pidfd, so that no other process is ever signalled, whatever pid it has.
+//! The running server: the process that holds the lock on the pid file, whatever the file says. From then on a pidfd
+//! identifies it: no other process is ever signalled, whatever its pid.
 
 use std::fmt;
 use std::fs::{File, OpenOptions};
@@ -25,24 +25,24 @@ use crate::words::failure::{self, Failure};
 use crate::words::notice::Notice;
 use crate::words::text::printable;
 
-/// Tells the person at the terminal what is going on.
+/// Shows the user what is going on.
 pub type Say<'a> = &'a mut dyn FnMut(Notice);
 
-/// A server that runs.
+/// A running server.
 pub struct Server {
     pub pid: Pid,
     pub process: Process,
 }
 
 impl Server {
-    /// The server that holds the lock on this file. Where that is not the pid in it, this is said.
+    /// Finds the server that holds the lock on this file, and reports if that is not the pid in it.
     ///
     /// # Errors
-    /// "Not running" where the file is missing, or nobody holds its lock; and where root must not signal the holder.
+    /// "Not running" if the file is missing or not locked; also if root must not signal the holder.
     pub fn find(path: &Path, say: Say<'_>) -> Result<Server, Failure> {
         let pid_file = PidFile::open(path)?;
         if !pid_file.is_locked()? {
-            return Err(pid_file.not_running("is locked by nobody"));
+            return Err(pid_file.not_running("is not locked"));
         }
         let written = recorded_pid(&pid_file.file);
         let pid = pid_file
@@ -59,8 +59,7 @@ impl Server {
                 )));
             }
         };
-        // The pid was the holder's as long as the lock was held: if it still is, the process that was opened in between is
-        // the holder.
+        // The pid was the holder's while the lock was held: if it still is, the process opened in between is the holder.
         if !is_at(&pid_file.file, path) || !pid_file.is_locked()? || pid_file.holder()? != Some(pid)
         {
             return Err(pid_file.given_up());
@@ -81,7 +80,7 @@ impl Server {
         match self.process.signal(signal) {
             Ok(()) => Ok(()),
             Err(Errno::ESRCH) => Err(Failure::not_running(format!(
-                "not running: pid {} has ended",
+                "not running: pid {} has exited",
                 self.pid
             ))),
             Err(errno) => {
@@ -98,15 +97,12 @@ impl Server {
         }
     }
 
-    /// What to do about a server that a signal has stopped, if this is one: it obeys nothing until it goes on.
+    /// What to do about a server that a signal has stopped, if this is one: it obeys nothing until it continues.
     pub fn is_stopped(&self) -> Option<String> {
         let fields = Fields::of(self.pid).ok()?;
-        fields.is_stopped().then(|| {
-            format!(
-                "pid {0} is stopped: `kill -CONT {0}` lets it go on",
-                self.pid
-            )
-        })
+        fields
+            .is_stopped()
+            .then(|| format!("pid {0} is stopped: `kill -CONT {0}` resumes it", self.pid))
     }
 }
 
@@ -118,7 +114,7 @@ struct PidFile<'a> {
 
 impl PidFile<'_> {
     fn open(path: &Path) -> Result<PidFile<'_>, Failure> {
-        // Not for writing: whoever may send signals need not be able to change the file.
+        // Not for writing: a user who may send signals need not be able to change the file.
         let flags = OFlag::O_NOFOLLOW | OFlag::O_NONBLOCK | OFlag::O_CLOEXEC;
         let opened = OpenOptions::new()
             .read(true)
@@ -134,12 +130,13 @@ impl PidFile<'_> {
         }
     }
 
-    /// Whether a server holds the exclusive lock. A shared one is held for a moment, which a starting server waits out.
+    /// Whether a server holds the exclusive lock. Shared ones are held only for a moment, which a starting server waits
+    /// out.
     fn is_locked(&self) -> Result<bool, Failure> {
         let file = self.file.try_clone();
         let file = file.map_err(|error| self.cannot(&failure::cause(&error)))?;
         match Flock::lock(file, FlockArg::LockSharedNonblock) {
-            // Dropped, and with that unlocked.
+            // Dropped, and thereby unlocked.
             Ok(_) => Ok(false),
             Err((_, Errno::EWOULDBLOCK)) => Ok(true),
             Err((_, errno)) => Err(self.cannot(errno.desc())),
@@ -161,7 +158,7 @@ impl PidFile<'_> {
     }
 
     fn given_up(&self) -> Failure {
-        self.not_running("was given up a moment ago")
+        self.not_running("was released a moment ago")
     }
 
     fn unknown_holder(&self, written: Result<Option<u32>, ()>) -> Failure {
@@ -169,32 +166,32 @@ impl PidFile<'_> {
         let what = match written {
             Ok(Some(pid)) => format!("pid {pid} in it does not hold its lock"),
             Ok(None) => "it is empty".to_owned(),
-            Err(()) => "it holds no pid".to_owned(),
+            Err(()) => "it contains no pid".to_owned(),
         };
         Failure::failed(format!(
-            "cannot find the server of --pid-file={path}: {what}, and who does cannot be found"
+            "cannot find the server of --pid-file={path}: {what}, and the process that does cannot be found"
         ))
         .hint(format!("`fuser {path}` as root shows who has it open"))
     }
 
-    /// Whoever can write the file can also lock it: root must not send a signal for them that they could not send
-    /// themselves. A process that the file's owner started is one that its owner may signal; and a lock is no proof of who
-    /// took it, as a descriptor can be passed on and a pid be used again.
+    /// Users who can write the file can also lock it: root must not send a signal for them that they could not send
+    /// themselves. A process that the file's owner started is one that its owner may signal; a lock does not prove who
+    /// took it, because a descriptor can be passed on and a pid reused.
     fn refuse_foreign(&self, pid: Pid, written: Option<u32>) -> Result<(), Failure> {
         if !geteuid().is_root() {
-            // The kernel asks who sends it.
+            // The kernel checks the permission of the sender.
             return Ok(());
         }
         let there = self.file.metadata();
         let there = there.map_err(|error| self.cannot(&failure::cause(&error)))?;
         if there.mode() & 0o022 != 0 {
-            return Err(self.cannot("it can be written by others than its owner"));
+            return Err(self.cannot("it is writable by users other than its owner"));
         }
         if there.uid() == 0 {
             return self.refuse_moved().and_then(|()| {
                 match written.and_then(as_pid) == Some(pid) {
                     true => Ok(()),
-                    // Whoever can read it can lock it. What root has written there is known, and nothing else.
+                    // A user who can read it can lock it. Only what root has written there can be trusted.
                     false => Err(self.cannot(&format!(
                         "it belongs to root, but pid {pid} holds its lock, which is not the pid in it"
                     ))),
@@ -214,8 +211,8 @@ impl PidFile<'_> {
         }
     }
 
-    /// A file of root's can hold what another user wants (the output of a server program, for example), and whoever may
-    /// write the directory can move it to this name. A sticky directory keeps nobody from moving it there.
+    /// A file of root's can contain what another user wants (the output of a server program, for example), and a user who
+    /// can write the directory can move it to this name. A sticky directory does not prevent that.
     fn refuse_moved(&self) -> Result<(), Failure> {
         const ABOVE: Trust = Trust {
             sticky: true,
@@ -239,7 +236,7 @@ impl PidFile<'_> {
         // From here on nobody else can change what the path leads to.
         match is_at(&self.file, &path) {
             true => Ok(()),
-            false => Err(self.cannot("it changes while it is looked at")),
+            false => Err(self.cannot("it keeps changing")),
         }
     }
 }
@@ -253,20 +250,20 @@ fn not_running(path: &Path, cause: &str) -> Failure {
     Failure::not_running(format!("not running: {} {cause}", printable(path)))
 }
 
-/// There is no such file; its server may run all the same.
+/// There is no such file, though its server may still be running.
 fn missing(path: &Path) -> Failure {
     let failure = not_running(path, "does not exist");
     let json = json_path(path);
     match Status::read(&json).map(|status| status.supervisor()) {
         Some(pid) if is_alive(pid) => failure.hint(format!(
-            "{} names pid {pid}: if that is a start_server, HUP makes it write the file again",
+            "{} names pid {pid}: if that is a start_server, HUP makes it rewrite the file",
             printable(json)
         )),
         _ => failure,
     }
 }
 
-/// Whether there is a process with the pid that somebody has written into a file.
+/// Whether there is a process with the pid that somebody wrote into a file.
 fn is_alive(pid: i64) -> bool {
     i32::try_from(pid).is_ok_and(|pid| Process::open(Pid::from_raw(pid)).is_ok())
 }

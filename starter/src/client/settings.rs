@@ -1,4 +1,4 @@
-//! What can be chosen about a command to a running server.
+//! Settings for a command to a running server.
 
 use std::path::PathBuf;
 use std::time::Duration;
@@ -8,8 +8,8 @@ use std::time::Duration;
 pub struct Settings {
     pub pid_file: PathBuf,
     pub status_file: Option<PathBuf>,
-    /// `None` waits for as long as it takes.
+    /// `None` waits indefinitely.
     pub timeout: Option<Duration>,
-    /// Nothing is said but why the command has failed.
+    /// Nothing is shown except why the command failed.
     pub is_quiet: bool,
 }

@@ -1,4 +1,4 @@
-//! What `F.json` says, as far as a client must know it.
+//! The parts of `F.json` that a client needs.
 
 use std::io;
 use std::path::Path;
@@ -11,10 +11,10 @@ use crate::words::failure::{self, Failure};
 use crate::words::notice::WithMeaning;
 use crate::words::text::{printable, shortened};
 
-/// What became of a restart.
+/// The result of a restart.
 pub type Verdict = Result<(), Failure>;
 
-/// What a server, or whoever may write in its place, has put into the file.
+/// What a server, or somebody able to write in its place, has put into the file.
 #[derive(Debug, PartialEq)]
 pub struct Status(View);
 
@@ -36,29 +36,29 @@ impl Status {
         self.0.supervisor.pid
     }
 
-    /// How often it was told to open its log file again.
+    /// How often it was told to reopen its log file.
     pub fn reopened(&self) -> u64 {
         self.0.log.reopened
     }
 
-    /// Why it could not, the last time.
+    /// Why it failed the last time.
     pub fn reopen_failure(&self) -> Option<&str> {
         self.0.log.failure.as_deref()
     }
 
-    /// The log file, where it is no command.
+    /// The log file, unless it is a command.
     pub fn log_file(&self) -> Option<&str> {
         let file = self.0.options.log_file.as_deref();
         file.filter(|file| !file.starts_with('|'))
     }
 
-    /// The number of the restart that is asked for next.
+    /// The number of the next restart to be requested.
     pub fn next_request(&self) -> u64 {
-        // The server's user can write anything there, and this may be root.
+        // The server's user can write anything there, and this process may be root.
         self.0.counters.restarts.saturating_add(1)
     }
 
-    /// Why nothing can be restarted any more, if the server is stopping.
+    /// Why a restart is no longer possible, if the server is stopping.
     pub fn stopping(&self) -> Option<Failure> {
         if !self.0.stopping {
             return None;
@@ -70,18 +70,18 @@ impl Status {
         let workers = self.workers(|_| true);
         Some(match workers.is_empty() {
             true => failure,
-            false => failure.hint(format!("it waits for the end of its workers: {workers}")),
+            false => failure.hint(format!("it is waiting for its workers to exit: {workers}")),
         })
     }
 
-    /// The generation that answers a restart. A start that was under way when it was asked for does not.
+    /// The generation that answers a restart. A start already under way when it was requested does not.
     pub fn answer_to(&self, request: u64) -> Option<u64> {
         let mut verdicts = self.0.verdicts.iter();
         let first = verdicts.find(|one| one.request >= request)?;
         Some(first.generation)
     }
 
-    /// What became of the restart that this generation answers: it was committed when nothing else is known any more.
+    /// The result of the restart that this generation answers: committed if nothing else is known any more.
     pub fn verdict_on(&self, generation: u64) -> Option<Verdict> {
         match self.last_decision(generation) {
             Some(decision) if decision.result != Outcome::Committed => {
@@ -90,13 +90,13 @@ impl Status {
             _ => {
                 let mut living = self.0.generations.iter();
                 let old_left = living.any(|one| one.number < generation);
-                // A server that stops has not restarted.
+                // A server that is stopping has not restarted.
                 (!old_left && !self.0.stopping).then_some(Ok(()))
             }
         }
     }
 
-    /// A generation that died before the old one was signalled has two: it committed, and it failed.
+    /// A generation that died before the old one was signalled has two decisions: committed, then failed.
     fn last_decision(&self, generation: u64) -> Option<&view::Verdict> {
         let mut decisions = self.0.verdicts.iter().rev();
         decisions.find(|one| one.generation == generation)
@@ -108,38 +108,38 @@ impl Status {
             .status
             .and_then(|status| i32::try_from(status).ok());
         let how = match (&decision.cause, status) {
-            // A status that no program has given would mislead.
+            // A status that no program returned would mislead.
             (Some(cause), _) => format!(": {}", shortened(cause)),
             (None, Some(status)) => format!(", exit status:{}", WithMeaning(status)),
             (None, None) => String::new(),
         };
         let mut living = self.0.generations.iter();
         let serving = match living.any(|one| one.state == State::Current) {
-            true => "the old one serves on",
-            false => "no worker serves",
+            true => "the old one keeps serving",
+            false => "no worker is serving",
         };
-        // Whoever may write the file may have written anything.
+        // Someone else may have written anything into the file.
         let said: Vec<String> = decision.stderr.iter().map(shortened).collect();
         let own_status = status.filter(|_| decision.cause.is_none());
         Failure::failed(format!(
-            "cannot restart: generation {generation} has failed to start{how}; {serving}"
+            "cannot restart: generation {generation} failed to start{how}; {serving}"
         ))
         .stderr(&said)
         .hint(format!(
-            "{}; it is tried again until it comes up, or --start-limit is reached",
+            "{}; it is retried until it comes up or --start-limit is reached",
             self.advice(decision.hint.as_deref(), own_status)
         ))
     }
 
-    /// What helps against a failed start, with the status that the program itself has given.
+    /// The hint for a failed start, given the program's own exit status.
     fn advice(&self, hint: Option<&str>, status: Option<i32>) -> String {
         match (hint, status, self.log_file()) {
             (Some(hint), ..) => shortened(hint),
             (None, Some(0), _) => {
-                "a server that puts itself into the background has ended for start_server: keep it in the foreground".into()
+                "a server that goes into the background looks as if it exited: keep it in the foreground".into()
             }
-            (None, _, Some(file)) => format!("{} says more", shortened(file)),
-            _ => "the log says more".into(),
+            (None, _, Some(file)) => format!("see {} for more", shortened(file)),
+            _ => "see the log for more".into(),
         }
     }
 
@@ -147,9 +147,8 @@ impl Status {
     pub fn waits_for(&self, generation: u64) -> Option<String> {
         let is_committed = self.last_decision(generation)?.result == Outcome::Committed;
         let old = self.workers(|number| number < generation);
-        (is_committed && !old.is_empty()).then(|| {
-            format!("generation {generation} serves; old workers that have not ended yet: {old}")
-        })
+        (is_committed && !old.is_empty())
+            .then(|| format!("generation {generation} serves; old workers still running: {old}"))
     }
 
     /// The pids of the workers of these generations.
@@ -164,7 +163,7 @@ impl Status {
     }
 }
 
-/// What is wrong with the file that a server's status should be in.
+/// What is wrong with the file that should contain a server's status.
 pub fn no_status(json: &Path) -> String {
     let cause = match read_text(json) {
         Ok(_) => "is not the status of that server".to_owned(),
@@ -241,7 +240,7 @@ mod tests {
             .unwrap()
             .unwrap_err();
         assert!(failure.to_string().contains(
-            "generation 2 has failed to start, exit status:256 (exit code 1); the old one serves on\nstderr: the reason\nhint: "
+            "generation 2 failed to start, exit status:256 (exit code 1); the old one keeps serving\nstderr: the reason\nhint: "
         ));
         // Also if the next try has succeeded meanwhile, and if it failed after it had committed.
         assert!(
@@ -298,7 +297,7 @@ mod tests {
         .collect();
         assert_eq!(
             status.stopping().unwrap().to_string(),
-            "cannot restart: pid 7 is stopping\nhint: it waits for the end of its workers: 8, 9"
+            "cannot restart: pid 7 is stopping\nhint: it is waiting for its workers to exit: 8, 9"
         );
     }
 }

@@ -1,4 +1,4 @@
-//! `--stop`: TERM, and the end of the server.
+//! `--stop`: TERM, and the exit of the server.
 
 use nix::sys::signal::Signal;
 use nix::unistd::getpid;
@@ -9,7 +9,7 @@ use super::wait::{Wait, Woken};
 use crate::words::failure::Failure;
 use crate::words::notice::Notice;
 
-/// Sends TERM and waits for the end.
+/// Sends TERM and waits for the exit.
 pub fn stop(settings: &Settings, say: Say<'_>) -> Result<(), Failure> {
     let server = Server::find(&settings.pid_file, say)?;
     say(Notice::StopServer {
@@ -23,7 +23,7 @@ pub fn stop(settings: &Settings, say: Say<'_>) -> Result<(), Failure> {
         Woken::TimedOut => Err(wait
             .timed_out("the end")
             .hint(server.is_stopped().unwrap_or_else(|| {
-                "workers that do not end hold it up; --stop-timeout would kill them".into()
+                "workers that do not exit hold it up; --stop-timeout would kill them".into()
             }))),
     }
 }

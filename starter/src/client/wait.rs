@@ -1,4 +1,4 @@
-//! Waiting for what a running server makes of an order.
+//! Waiting for a running server to carry out a request.
 
 use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
@@ -20,7 +20,7 @@ pub enum Woken {
     TimedOut,
 }
 
-/// What a client waits for: the end of the server, a change of its files, or the end of its patience.
+/// What a client waits for: the server's exit, a change of its files, or the timeout.
 pub struct Wait<'a> {
     server: &'a Server,
     watch: Option<Inotify>,
@@ -79,11 +79,11 @@ impl<'a> Wait<'a> {
         if sources[0].any() == Some(true) {
             return Ok(Woken::ServerEnded);
         }
-        // Also where something changes all the time, as the server's user can have it.
+        // Even if the files change all the time: the server's user can make them.
         if ready == 0 || self.is_over() {
             return Ok(Woken::TimedOut);
         }
-        // The files are read anew however many events there are. An error is the end of the events.
+        // However many events there are: the files are read again. An error means that there are no more.
         while watch.is_some_and(|watch| watch.read_events().is_ok()) && !self.is_over() {}
         Ok(Woken::FilesChanged)
     }
@@ -93,10 +93,10 @@ impl<'a> Wait<'a> {
             .is_some_and(|deadline| deadline <= Instant::now())
     }
 
-    /// `--timeout` is over, and `what` has not come.
+    /// `--timeout` expired before `what` happened.
     pub fn timed_out(&self, what: &str) -> Failure {
         Failure::undecided(format!(
-            "cannot wait longer for {what} of pid {}: --timeout has passed",
+            "cannot wait longer for {what} of pid {}: --timeout expired",
             self.server.pid
         ))
     }

@@ -1,4 +1,4 @@
-//! What is in force of each process's confinement: for the notice, `--strict` and `FILE.json`.
+//! Which confinement is in force for each process: for the notice, `--strict` and `FILE.json`.
 
 use common::message::Confinement;
 use common::privileges::Bounding;
@@ -8,33 +8,33 @@ use crate::words::lack::Lack;
 use crate::words::notice::Notice;
 use crate::words::remedy;
 
-/// Of all processes, as `FILE.json` shows it.
+/// For all processes, as `FILE.json` shows it.
 #[derive(Debug)]
 pub struct InForce {
-    /// Of the supervisor, and of every worker.
+    /// For the supervisor and every worker.
     pub supervisor: OfSupervisor,
-    /// Only where binders were needed; the one of the ports is gone by now.
+    /// Only if binders were needed; the port binder is gone by now.
     pub binders: Vec<OfBinder>,
 }
 
-/// Of the supervisor; an ordinary user's has nothing to give up, and its workers may run setuid programs.
+/// For the supervisor; an ordinary user's has nothing to give up, and its workers may run setuid programs.
 #[derive(Debug, Clone, Copy)]
 pub struct OfSupervisor {
     pub no_new_privs: bool,
     pub bounding_set_empty: bool,
 }
 
-/// Of one binder.
+/// For one binder.
 #[derive(Debug)]
 pub struct OfBinder {
     pub makes: &'static str,
     pub seccomp: bool,
-    /// The version of its interface, 0 without it.
+    /// The Landlock ABI version, 0 without Landlock.
     pub landlock: u8,
 }
 
 impl OfSupervisor {
-    /// Of root that became a user.
+    /// For root that became a user.
     pub fn dropped(bounding: Bounding) -> OfSupervisor {
         OfSupervisor {
             no_new_privs: true,
@@ -42,7 +42,7 @@ impl OfSupervisor {
         }
     }
 
-    /// Of an ordinary user.
+    /// For an ordinary user.
     pub const ORDINARY: OfSupervisor = OfSupervisor {
         no_new_privs: false,
         bounding_set_empty: false,
@@ -59,7 +59,7 @@ impl OfBinder {
     }
 }
 
-/// What is missing, to be said once; an error where `strict` asks for everything. All binders run on the same kernel.
+/// What is missing, to be reported once; an error if `strict` demands everything. All binders run on the same kernel.
 pub fn check(confinements: &[Confinement], strict: bool) -> Result<Option<Notice>, Failure> {
     let Some(lack) = confinements.iter().copied().find_map(Lack::of) else {
         return Ok(None);

@@ -1,4 +1,4 @@
-//! `--daemonize`: the superdaemon leaves its terminal, and the process that was started waits for its first verdict.
+//! `--daemonize`: the superdaemon leaves its terminal, and the launched process waits for the first verdict.
 
 use std::fs::File;
 use std::io::{Read, Write};
@@ -10,18 +10,18 @@ use nix::unistd::{ForkResult, dup2_stdin, pipe2, setsid};
 use crate::host::process::{exit_child, fork_single_threaded};
 use crate::words::failure::{Failure, Status};
 
-/// Which process this is now.
+/// Which of the processes this is.
 pub enum Side {
-    /// The one that was started: what became of the superdaemon.
+    /// The launched process, with the result of the start.
     Launcher(Result<(), Failure>),
     /// The superdaemon.
     Daemon(Waiting),
 }
 
-/// The process that waits to hear how the start has gone.
+/// The connection to the launched process, which waits for the result of the start.
 pub struct Waiting(File);
 
-/// Forks twice, as daemons do: the second process leads no session, so that it never gets a terminal back.
+/// Forks twice, as daemons do: the second process is not a session leader, so it can never acquire a terminal again.
 pub fn detach(keep_stdin: bool) -> Result<Side, Failure> {
     let cannot =
         |errno: nix::Error| Failure::failed(format!("cannot become a daemon: {}", errno.desc()));
@@ -29,7 +29,7 @@ pub fn detach(keep_stdin: bool) -> Result<Side, Failure> {
     match fork_single_threaded().map_err(cannot)? {
         ForkResult::Parent { child } => {
             drop(theirs);
-            // The process in between is gone before this one returns: a service manager would take it for the daemon.
+            // The intermediate process exits before this one returns: a service manager would take it for the daemon.
             waitpid(child, None).map_err(cannot)?;
             Ok(Side::Launcher(hear(File::from(ours))))
         }
@@ -53,42 +53,42 @@ pub fn detach(keep_stdin: bool) -> Result<Side, Failure> {
 }
 
 impl Waiting {
-    /// The first generation serves.
+    /// Reports that the first generation serves.
     pub fn tell_success(mut self) {
-        // Whoever started us may have gone away meanwhile.
+        // The launched process may be gone by now.
         drop(self.0.write_all(NO_FAILURE));
     }
 
-    /// The start has failed; this is what the terminal is to show.
+    /// Reports that the start failed, for the terminal to show.
     pub fn tell_failure(mut self, failure: &Failure) {
-        // It has no keys but strings, so that it can always be written as JSON.
+        // All its keys are strings, so it can always be written as JSON.
         let message = serde_json::to_vec(&Some(failure)).unwrap_or_default();
-        // Whoever started us may have gone away meanwhile.
+        // The launched process may be gone by now.
         drop(self.0.write_all(&message));
     }
 }
 
-/// What a verdict can be long, with the last lines of a worker, in bytes. The daemon has not the rights of its launcher,
-/// whose memory is not for it.
+/// The size limit of a verdict with the last lines of a worker, in bytes. The daemon does not have the launcher's
+/// privileges and must not be able to use up its memory.
 const LONGEST_VERDICT: u64 = 1 << 18;
 
 /// The verdict "no failure" in JSON: the first generation serves.
 const NO_FAILURE: &[u8] = b"null";
 
-/// The verdict, as soon as there is one.
+/// Waits for the verdict.
 fn hear(from: File) -> Result<(), Failure> {
     let mut message = Vec::new();
     from.take(LONGEST_VERDICT)
         .read_to_end(&mut message)
-        .map_err(|error| Failure::failed(format!("cannot hear from the daemon: {error}")))?;
+        .map_err(|error| Failure::failed(format!("cannot read from the daemon: {error}")))?;
     match serde_json::from_slice::<Option<Failure>>(&message) {
         Ok(None) => Ok(()),
-        Ok(Some(failure)) if failure.status == Status::Done => Err(unheard()),
+        Ok(Some(failure)) if failure.status == Status::Done => Err(no_verdict()),
         Ok(Some(failure)) => Err(failure),
-        Err(_) => Err(unheard()),
+        Err(_) => Err(no_verdict()),
     }
 }
 
-fn unheard() -> Failure {
-    Failure::failed("cannot start: the daemon ended without a word")
+fn no_verdict() -> Failure {
+    Failure::failed("cannot start: the daemon exited without giving a reason")
 }

@@ -1,4 +1,4 @@
-//! Whom to become: `--user` and `--group`, looked up while root still is root. Hosts are never looked up here.
+//! The user to become: `--user` and `--group`, looked up while still root. Host names are never looked up here.
 
 use std::ffi::CString;
 
@@ -9,7 +9,7 @@ use nix::unistd::{Gid, Group, Uid, User, getegid, geteuid, getgid, getgrouplist,
 
 use crate::words::failure::Failure;
 
-/// What can be chosen about the user of the workers, by name or number.
+/// Settings for the workers' user, by name or number.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Settings {
     pub user: Option<String>,
@@ -17,8 +17,8 @@ pub struct Settings {
     pub group: Option<String>,
 }
 
-/// Whatever is asked of it, this program does it with the rights of its launcher: there is no look at what an owner of its
-/// file would let another user signal, read or remove.
+/// Refuses a setuid or setgid bit: this program does everything with its launcher's privileges, and never checks what the
+/// owner of its file would let another user signal, read or remove.
 pub fn refuse_rights_of_another() -> Result<(), Failure> {
     if getuid() == geteuid() && getgid() == getegid() {
         return Ok(());
@@ -29,10 +29,10 @@ pub fn refuse_rights_of_another() -> Result<(), Failure> {
     .hint("remove the bit with chmod u-s,g-s"))
 }
 
-/// The user of the workers: somebody to become, or nobody when there is nothing to drop.
+/// The user of the workers; `None` if there is nothing to drop.
 ///
 /// # Errors
-/// Root without an ordinary user to become, an ordinary user that names another, unknown names.
+/// Root without an ordinary user to become, an ordinary user who names another, unknown names.
 pub fn identify(settings: &Settings) -> Result<Option<Identity>, Failure> {
     match (geteuid().is_root(), settings.user.as_deref()) {
         (true, Some(user)) => {
@@ -52,7 +52,7 @@ pub fn identify(settings: &Settings) -> Result<Option<Identity>, Failure> {
     }
 }
 
-/// Root is not always able to: a container may have taken these from it.
+/// Root may lack these capabilities in a container.
 fn can_become(user: &str) -> Result<(), Failure> {
     let cannot = |cause: &str| Failure::failed(format!("cannot become --user={user}: {cause}"));
     let needed = [Capability::CAP_SETUID, Capability::CAP_SETGID];
@@ -83,7 +83,7 @@ fn ordinary_user(name: &str, group: Option<&str>) -> Result<Identity, Failure> {
             "cannot look up the groups of --user={name}: {cause}"
         ))
     };
-    let login = CString::new(user.name).map_err(|_| cannot("its name holds a NUL"))?;
+    let login = CString::new(user.name).map_err(|_| cannot("its name contains a NUL"))?;
     let groups = getgrouplist(&login, Gid::from_raw(gid)).map_err(|errno| cannot(errno.desc()))?;
     let groups = groups.into_iter().map(Gid::as_raw).collect();
     Ok(Identity {
@@ -93,17 +93,17 @@ fn ordinary_user(name: &str, group: Option<&str>) -> Result<Identity, Failure> {
     })
 }
 
-/// The uid of a user by name, or by number where there is no such name; the cause in words if there is none.
+/// The uid of a user by name, or else by number; the cause in words if there is none.
 pub fn uid(name: &str) -> Result<u32, String> {
     match (user(name), name.parse()) {
         (Ok(user), _) => Ok(user.uid.as_raw()),
-        // The owner of a file needs no entry.
+        // The owner of a file needs no entry in the user database.
         (Err(_), Ok(number)) => Ok(number),
         (Err(cause), Err(_)) => Err(cause),
     }
 }
 
-/// The gid of a group by name, or by number where there is no such name; the cause in words if there is none.
+/// The gid of a group by name, or else by number; the cause in words if there is none.
 pub fn gid(name: &str) -> Result<u32, String> {
     match (Group::from_name(name), name.parse()) {
         (Ok(Some(group)), _) => Ok(group.gid.as_raw()),

@@ -1,12 +1,12 @@
-//! Which process holds an exclusive lock on a file (flock(2)), whatever is written in the file.
+//! Which process holds an exclusive lock on a file (flock(2)), whatever the file says.
 //!
-//! The kernel tells it in two places, and neither is enough alone:
+//! The kernel tells it in two places, and neither is sufficient alone:
 //!
-//! - /proc/locks has a line for each lock with the pid of whoever took it. That one may be gone, with its descriptor left to
-//!   a child, and its pid given to another process. And on some file systems (btrfs, overlayfs) the numbers of device and
-//!   inode are not those of stat(2).
-//! - /proc/PID/fdinfo/FD has the same line for each descriptor that has the lock. But it is closed to other users, and where
-//!   a process has dropped privileges to everybody but root.
+//! - /proc/locks has a line for each lock with the pid of the process that took it. That process may be gone, its
+//!   descriptor inherited by a child, and its pid reused. And on some file systems (btrfs, overlayfs) the device and
+//!   inode numbers differ from those of stat(2).
+//! - /proc/PID/fdinfo/FD has the same line for each descriptor that holds the lock. But it is unreadable to other users,
+//!   and to everybody but root if the process has dropped privileges.
 
 use std::fs::{self, File, Metadata};
 use std::io;
@@ -21,22 +21,21 @@ use nix::unistd::Pid;
 /// What is known about one process and the lock.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Finding {
-    /// One of its descriptors has the lock, which this process took.
+    /// One of its descriptors holds the lock, and this process took it.
     Holds { taker: Pid },
-    /// It has no such descriptor, or there is no such process.
+    /// It has no such descriptor, or does not exist.
     HoldsNot,
-    /// Its descriptors must not be looked at.
+    /// Its descriptors cannot be read.
     Hidden,
 }
 
-/// The process that has locked the file, if it can be found. `written` is the pid in the file: it counts only where nothing
-/// else is known.
+/// Finds the process that has locked the file. `written` is the pid in the file: it counts only if nothing else is known.
 ///
 /// # Errors
-/// When the file's own numbers cannot be read.
+/// If the file's own numbers cannot be read.
 pub fn holder(file: &File, written: Option<Pid>) -> io::Result<Option<Pid>> {
     let file = file.metadata()?;
-    // Where there is none, the descriptors have to tell.
+    // If there is none, the descriptors have to tell.
     let table = fs::read_to_string("/proc/locks").unwrap_or_default();
     let locks = || table.lines().filter_map(Lock::parse);
     Ok(decide(
@@ -52,7 +51,7 @@ pub fn holder(file: &File, written: Option<Pid>) -> io::Result<Option<Pid>> {
     ))
 }
 
-/// The rule, from the best evidence to the least.
+/// The rule, from the best evidence to the weakest.
 fn decide(
     mut takers: impl Iterator<Item = Pid>,
     mut likely: impl Iterator<Item = Pid>,
@@ -61,7 +60,7 @@ fn decide(
     look_at: impl Fn(Pid) -> Finding,
 ) -> Option<Pid> {
     let holds = |pid: &Pid| matches!(look_at(*pid), Finding::Holds { .. });
-    // The kernel names it for this very file, and nothing shows that it does not have the lock any more.
+    // The kernel names it for this very file, and nothing shows that it no longer has the lock.
     if let Some(taker) = takers.find(|pid| look_at(*pid) != Finding::HoldsNot) {
         return Some(taker);
     }
@@ -77,7 +76,7 @@ fn decide(
         .collect();
     match (found.iter().find(|(pid, taker)| pid == taker), &found[..]) {
         (Some((taker, _)), _) => Some(*taker),
-        // It was left to this one by a process that is gone.
+        // It inherited the lock from a process that is gone.
         (None, [(only, _)]) => Some(*only),
         (None, []) => written.filter(|pid| look_at(*pid) == Finding::Hidden),
         // Several have it, and none of them took it.
@@ -94,12 +93,12 @@ struct Lock {
 }
 
 impl Lock {
-    /// `1: FLOCK  ADVISORY  WRITE 4711 fe:00:131076 0 EOF`; whoever waits for a lock has `->` after the number.
+    /// `1: FLOCK  ADVISORY  WRITE 4711 fe:00:131076 0 EOF`; a process waiting for a lock has `->` after the number.
     fn parse(line: &str) -> Option<Lock> {
         let mut words = line.split_whitespace().skip(1);
         let (kind, _, access) = (words.next()?, words.next()?, words.next()?);
         let is_exclusive = (kind, access) == ("FLOCK", "WRITE");
-        // Of a process in another pid namespace there is no pid here.
+        // A process in another pid namespace has no pid here.
         let taker = words.next()?.parse().ok().filter(|pid| *pid > 0)?;
         let mut place = words.next()?.split(':');
         let mut hexadecimal = || u64::from_str_radix(place.next()?, 16).ok();
@@ -122,12 +121,12 @@ fn look_at(pid: Pid, file: &Metadata) -> Finding {
     let entries = match fs::read_dir(directory.join("fdinfo")) {
         Ok(entries) => entries,
         Err(error) if error.kind() == io::ErrorKind::PermissionDenied => return Finding::Hidden,
-        // A /proc that hides the processes of other users (hidepid, proc(5)) says that there is none.
+        // A /proc that hides other users' processes (hidepid, proc(5)) says that there is none.
         Err(_) if kill(pid, None) == Err(Errno::EPERM) => return Finding::Hidden,
         Err(_) => return Finding::HoldsNot,
     };
     for entry in entries {
-        // Some kernels let the directory be opened, but nothing be read in it.
+        // Some kernels allow opening the directory but not reading it.
         let Ok(entry) = entry else {
             return Finding::Hidden;
         };
@@ -136,14 +135,14 @@ fn look_at(pid: Pid, file: &Metadata) -> Finding {
             Err(error) if error.kind() == io::ErrorKind::PermissionDenied => {
                 return Finding::Hidden;
             }
-            // It was closed in the meantime.
+            // It has been closed in the meantime.
             Err(_) => continue,
         };
         let mut locks = info.lines().filter_map(|line| line.strip_prefix("lock:"));
         let Some(lock) = locks.find_map(Lock::parse) else {
             continue;
         };
-        // Only now, because whatever else it has open may be on a file system that does not answer.
+        // Only now, because its other files may be on a file system that does not respond.
         match fs::metadata(directory.join("fd").join(entry.file_name())) {
             Ok(open) if (open.dev(), open.ino()) == (file.dev(), file.ino()) => {
                 return Finding::Holds { taker: lock.taker };

@@ -1,7 +1,7 @@
-//! The service manager that has started this process, as far as one has.
+//! The service manager that started this process, if any.
 
-/// What a service manager tells its own service, and no other process (sd_notify(3), sd_watchdog_enabled(3),
-/// sd_listen_fds(3)): a worker that found these would answer to it in our place.
+/// Variables that a service manager addresses to its service alone (sd_notify(3), sd_watchdog_enabled(3),
+/// sd_listen_fds(3)): a worker that found them would answer in our place.
 pub const VARIABLES: [&str; 7] = [
     "NOTIFY_SOCKET",
     "WATCHDOG_PID",

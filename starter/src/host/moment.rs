@@ -1,5 +1,5 @@
-//! Points in time that outlive the program that took them: whatever runs on this host, until it boots again, reads the
-//! same clock.
+//! Points in time that outlive the program that took them: everything that runs on this host reads the same clock until
+//! the next boot.
 
 use std::ops::Add;
 use std::time::Duration;
@@ -7,8 +7,8 @@ use std::time::Duration;
 use nix::time::{ClockId, clock_gettime};
 use serde::{Deserialize, Serialize};
 
-/// Nanoseconds of `CLOCK_MONOTONIC`, which no change of the wall clock moves and which goes on over an exec; it stands
-/// still while the host is suspended (clock_gettime(2)).
+/// Nanoseconds of `CLOCK_MONOTONIC`, which is immune to changes of the wall clock and continues across an exec; it stops
+/// while the host is suspended (clock_gettime(2)).
 ///
 /// `std::time::Instant` reads the same clock, but does not show its number and cannot be made from one.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
@@ -16,7 +16,7 @@ use serde::{Deserialize, Serialize};
 pub struct Moment(u64);
 
 impl Moment {
-    /// What the clock says now.
+    /// The current time.
     pub fn now() -> Moment {
         // It fails only for a clock that does not exist (clock_gettime(2), EINVAL), and this one always does.
         Moment::since_the_epoch_of_the_clock(
@@ -24,7 +24,7 @@ impl Moment {
         )
     }
 
-    /// The clock counts from an arbitrary point: on Linux, from the boot.
+    /// The clock counts from an arbitrary point: on Linux, from boot.
     fn since_the_epoch_of_the_clock(passed: Duration) -> Moment {
         Moment(nanoseconds(passed))
     }
@@ -34,15 +34,15 @@ impl Moment {
         Duration::from_nanos(self.0.saturating_sub(earlier.0))
     }
 
-    /// A moment that no clock was asked for.
+    /// A moment that was not read from a clock.
     #[cfg(test)]
     pub fn of_test(passed: Duration) -> Moment {
         Moment::since_the_epoch_of_the_clock(passed)
     }
 }
 
-/// So much later. A sum beyond what can be counted, which is some 584 years, is the latest moment that there is: as far
-/// as anybody can wait, that is never.
+/// This much later. A sum out of range, which is beyond some 584 years, is the latest moment that can be represented:
+/// for every practical purpose, never.
 impl Add<Duration> for Moment {
     type Output = Moment;
 
@@ -68,7 +68,7 @@ mod tests {
         let later = Moment::now();
         assert!(later.saturating_since(moment) <= instant.elapsed());
         assert!(moment > Moment::of_test(Duration::ZERO));
-        // It counts from the boot, and not from 1970.
+        // It counts from boot, not from 1970.
         let years = |count: u64| Duration::from_secs(count * 365 * 24 * 3600);
         assert!(moment < Moment::of_test(years(30)));
     }

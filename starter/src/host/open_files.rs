@@ -1,4 +1,4 @@
-//! Descriptors, and how many there may be: a limit that is raised for the superdaemon, while workers get the launcher's own.
+//! The limit on open descriptors: raised for the superdaemon, while workers get the launcher's own.
 
 use std::os::fd::{BorrowedFd, FromRawFd, OwnedFd, RawFd};
 
@@ -8,7 +8,7 @@ use nix::sys::resource::{Resource, getrlimit, rlim_t, setrlimit};
 use crate::words::failure::Failure;
 use crate::words::remedy;
 
-/// What start_server needs beside its sockets, at the least.
+/// What start_server needs at least, beside its sockets.
 const OWN_DESCRIPTORS: rlim_t = 16;
 
 /// The limit that the launcher set, and that workers get back.
@@ -19,32 +19,32 @@ pub struct OpenFiles {
 }
 
 impl OpenFiles {
-    /// Read it before it is raised.
+    /// Reads it; call this before it is raised.
     pub fn of_launcher() -> Result<OpenFiles, Failure> {
         let (soft, hard) = getrlimit(Resource::RLIMIT_NOFILE).map_err(|errno| {
             Failure::failed(format!(
-                "cannot read the limit of open files: {}",
+                "cannot read the limit on open files: {}",
                 errno.desc()
             ))
         })?;
         Ok(OpenFiles { soft, hard })
     }
 
-    /// Whether so many sockets can be open at all: each has its number in the workers, and one out of the way of these.
+    /// Checks whether this many sockets can be open at all: each needs its number in the workers and one out of their way.
     pub fn check(self, sockets: usize) -> Result<(), Failure> {
         let needed = rlim_t::try_from(sockets).unwrap_or(rlim_t::MAX / 4) * 2 + OWN_DESCRIPTORS;
         match needed <= self.hard {
             true => Ok(()),
             false => Err(Failure::failed(format!(
-                "cannot open {sockets} sockets: that takes {needed} descriptors, and the limit of open files is {}",
+                "cannot open {sockets} sockets: that takes {needed} descriptors, and the limit on open files is {}",
                 self.hard
             ))
             .hint(remedy::RAISE_OPEN_FILES)),
         }
     }
 
-    /// Makes room for so many descriptors in this process, as far as the hard limit allows. Whoever then needs more
-    /// than there are gets the kernel's error.
+    /// Makes room for this many descriptors in this process, as far as the hard limit allows. Needing more than that then
+    /// fails with the kernel's error.
     pub fn make_room_for(self, descriptors: usize) -> Result<(), Failure> {
         let wanted = rlim_t::try_from(descriptors)
             .unwrap_or(rlim_t::MAX)
@@ -55,7 +55,7 @@ impl OpenFiles {
         }
         setrlimit(Resource::RLIMIT_NOFILE, wanted, self.hard).map_err(|errno| {
             Failure::failed(format!(
-                "cannot raise the limit of open files: {}",
+                "cannot raise the limit on open files: {}",
                 errno.desc()
             ))
         })
@@ -70,6 +70,6 @@ pub fn duplicate_above(descriptor: BorrowedFd<'_>, number: RawFd) -> nix::Result
 
 #[expect(unsafe_code, reason = "fcntl(2) gives a new descriptor as a number")]
 fn owned(descriptor: RawFd) -> OwnedFd {
-    // SAFETY: F_DUPFD_CLOEXEC has just made this descriptor, and nothing else has seen its number.
+    // SAFETY: F_DUPFD_CLOEXEC has just created this descriptor, and nothing else has seen its number.
     unsafe { OwnedFd::from_raw_fd(descriptor) }
 }

@@ -25,14 +25,14 @@ pub struct Status {
     pub bounding: u64,
     pub no_new_privs: bool,
     pub seccomp_filters: u32,
-    /// Bit N-1 stands for signal N.
+    /// Bit N-1 is signal N.
     pub blocked: u64,
     pub ignored: u64,
     pub threads: u32,
     parent: i32,
 }
 
-/// The lines of /proc/PID/status, for whoever needs one or two of them: kernels differ in which they write.
+/// The lines of /proc/PID/status, for callers that need only one or two: kernels differ in which they write.
 pub struct Fields(String);
 
 impl Fields {
@@ -60,13 +60,13 @@ impl Fields {
         self.numbers("Uid")?.first().copied()
     }
 
-    /// Whether a signal, or a debugger, has stopped it.
+    /// Whether it is stopped, by a signal or a debugger.
     pub fn is_stopped(&self) -> bool {
         self.field("State")
             .is_some_and(|state| state.starts_with(['T', 't']))
     }
 
-    /// Whether a seccomp filter decides on its system calls.
+    /// Whether a seccomp filter applies to its system calls.
     pub fn is_filtered(&self) -> bool {
         self.field("Seccomp") == Some("2")
     }
@@ -77,7 +77,7 @@ impl Status {
         let cannot =
             |cause: &str| Failure::failed(format!("cannot read {}: {cause}", path(pid, "status")));
         let fields = Fields::of(pid).map_err(|error| cannot(&failure::cause(&error)))?;
-        Status::parse(&fields).ok_or_else(|| cannot("it is not understood"))
+        Status::parse(&fields).ok_or_else(|| cannot("its format is unknown"))
     }
 
     fn parse(fields: &Fields) -> Option<Status> {
@@ -97,7 +97,7 @@ impl Status {
             ambient: mask("CapAmb")?,
             bounding: mask("CapBnd")?,
             no_new_privs: field("NoNewPrivs")? == "1",
-            // A kernel without seccomp says nothing of it.
+            // A kernel without seccomp omits it.
             seccomp_filters: field("Seccomp_filters")
                 .map_or(Some(0), |count| count.parse().ok())?,
             blocked: mask("SigBlk")?,
@@ -112,7 +112,7 @@ fn path(pid: Pid, file: &str) -> String {
     format!("/proc/{pid}/{file}")
 }
 
-/// Whether there is such a process, running or not reaped yet.
+/// Whether there is such a process, running or not yet reaped.
 pub fn exists(pid: Pid) -> bool {
     fs::exists(path(pid, "")).unwrap_or(true)
 }
@@ -124,14 +124,14 @@ pub fn children(parent: Pid) -> Result<Vec<Pid>, Failure> {
     })?;
     let number = |entry: fs::DirEntry| entry.file_name().to_str()?.parse().ok();
     let pids = entries.flatten().filter_map(number).map(Pid::from_raw);
-    // Whoever is gone meanwhile is nobody's child.
+    // A process that is gone by now is nobody's child.
     let is_child = |pid: &Pid| Status::of(*pid).is_ok_and(|it| it.parent == parent.as_raw());
     let mut children: Vec<Pid> = pids.filter(is_child).collect();
     children.sort_unstable();
     Ok(children)
 }
 
-/// The open descriptors and what they lead to; of a socket or pipe only that it is one.
+/// The open descriptors and what they refer to; for a socket or pipe only its kind.
 pub fn descriptors(pid: Pid) -> io::Result<BTreeMap<i32, String>> {
     let mut open = BTreeMap::new();
     for entry in fs::read_dir(path(pid, "fd"))?.flatten() {
@@ -142,7 +142,7 @@ pub fn descriptors(pid: Pid) -> io::Result<BTreeMap<i32, String>> {
         else {
             continue;
         };
-        // One that was closed meanwhile is not open.
+        // It has been closed in the meantime.
         if let Ok(target) = fs::read_link(entry.path()) {
             let target = target.to_string_lossy();
             let kind = match target.split_once(":[") {
@@ -171,8 +171,8 @@ pub fn directory(pid: Pid) -> io::Result<PathBuf> {
     fs::read_link(path(pid, "cwd"))
 }
 
-/// Whether its own user may look into it. What belongs to root there is closed to others (proc(5)); of a process of
-/// root's this says nothing.
+/// Whether its own user can inspect it. Root's entries there are closed to others (proc(5)); for a process of root this
+/// says nothing.
 pub fn is_dumpable(pid: Pid) -> io::Result<bool> {
     Ok(fs::metadata(path(pid, "environ"))?.uid() != 0)
 }

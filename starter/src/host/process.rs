@@ -1,4 +1,4 @@
-//! Processes: made, ended and known by more than their number.
+//! Creating and ending processes, and identifying them by more than their number.
 
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
@@ -26,15 +26,15 @@ pub fn exit_child(code: u8) -> ! {
     unsafe { libc::_exit(code.into()) }
 }
 
-/// One child that has exited, worker or not, with its raw wait status. nix cannot be asked: it has no value for a
-/// death by a real-time signal, and that child would be lost.
+/// Reaps one child, worker or not, and returns its raw wait status. nix cannot do this: it cannot represent death by a
+/// real-time signal, and that child would be lost.
 #[expect(
     unsafe_code,
     reason = "nix's waitpid loses children that a real-time signal killed"
 )]
 pub fn reap() -> nix::Result<Option<(Pid, i32)>> {
     let mut status = 0;
-    // SAFETY: waitpid(2) writes one int, to a local one.
+    // SAFETY: waitpid(2) writes one int, to a local variable.
     match Errno::result(unsafe { libc::waitpid(-1, &raw mut status, libc::WNOHANG) }) {
         Ok(0) | Err(Errno::ECHILD) => Ok(None),
         Ok(pid) => Ok(Some((Pid::from_raw(pid), status))),
@@ -43,16 +43,15 @@ pub fn reap() -> nix::Result<Option<(Pid, i32)>> {
     }
 }
 
-/// A process that stays the same one even when its number is given to another (pidfd_open(2)). Readable when it has
-/// exited.
+/// A process that stays the same even if its pid is reused (pidfd_open(2)). Readable once it has exited.
 #[derive(Debug)]
 pub struct Process(OwnedFd);
 
 impl Process {
-    /// The process that has this number now.
+    /// The process that has this pid now.
     ///
     /// # Errors
-    /// `ESRCH` when there is none.
+    /// `ESRCH` if there is none.
     #[expect(unsafe_code, reason = "nix has no pidfd_open")]
     pub fn open(pid: Pid) -> nix::Result<Process> {
         use std::os::fd::FromRawFd;
@@ -60,11 +59,11 @@ impl Process {
         let number =
             Errno::result(unsafe { libc::syscall(libc::SYS_pidfd_open, pid.as_raw(), 0) })?;
         let number = i32::try_from(number).map_err(|_| Errno::EBADF)?;
-        // SAFETY: pidfd_open(2) has just made this descriptor, and nothing else has seen its number.
+        // SAFETY: pidfd_open(2) has just created this descriptor, and nothing else has seen its number.
         Ok(Process(unsafe { OwnedFd::from_raw_fd(number) }))
     }
 
-    /// A copy of a descriptor of it, for whoever may trace it (pidfd_getfd(2)).
+    /// A copy of one of its descriptors, for callers that may trace it (pidfd_getfd(2)).
     #[expect(unsafe_code, reason = "nix has no pidfd_getfd")]
     pub fn descriptor(&self, number: i32) -> nix::Result<OwnedFd> {
         use std::os::fd::{AsRawFd, FromRawFd};
@@ -73,7 +72,7 @@ impl Process {
             libc::syscall(libc::SYS_pidfd_getfd, self.0.as_raw_fd(), number, 0)
         })?;
         let copy = i32::try_from(copy).map_err(|_| Errno::EBADF)?;
-        // SAFETY: pidfd_getfd(2) has just made this descriptor, and nothing else has seen its number.
+        // SAFETY: pidfd_getfd(2) has just created this descriptor, and nothing else has seen its number.
         Ok(unsafe { OwnedFd::from_raw_fd(copy) })
     }
 

@@ -1,8 +1,8 @@
-//! A terminal of root's must not be a way back to root for the server program.
+//! Root's terminal must not give the server program a way back to root.
 //!
-//! Whoever has a terminal as its controlling one can type into it (`TIOCSTI`, tty_ioctl(4)), as if root had; whoever
-//! can read from it can take what root types. So the supervisor below root gives it up, as far as it can, and workers get
-//! a session of their own, and the terminal for writing only.
+//! A process can type into its controlling terminal (`TIOCSTI`, tty_ioctl(4)) as if root had, and anything that can read
+//! from a terminal gets what root types. So the supervisor started by root gives the terminal up as far as it can, and
+//! workers get a session of their own and the terminal write-only.
 
 use std::fs::{File, OpenOptions};
 use std::io::{self, IsTerminal};
@@ -13,8 +13,8 @@ use nix::errno::Errno;
 use nix::fcntl::OFlag;
 use nix::unistd::{dup2_stderr, dup2_stdin, dup2_stdout, getpid, getsid};
 
-/// Makes what terminals there are on descriptors 0 to 2 unreadable; says whether the session must be left. Call it as
-/// root: the terminal may not belong to the user to become.
+/// Makes any terminals on descriptors 0 to 2 write-only; returns whether the session must be left. Call it as root: the
+/// terminal may not belong to the user to become.
 pub fn keep_from_user() -> io::Result<bool> {
     let (stdin, stdout, stderr) = (io::stdin(), io::stdout(), io::stderr());
     let terminals = [
@@ -34,9 +34,9 @@ pub fn keep_from_user() -> io::Result<bool> {
     Ok(give_up_controlling() || terminals.contains(&true))
 }
 
-/// With 0 to 2 elsewhere the session still has its terminal, and /dev/tty leads every user there (tty(4)). Signals of the
-/// keyboard go to the process group, and so they come all the same. The leader of a session keeps its terminal: without
-/// it the whole session would lose it. Says whether there was one.
+/// Gives up the controlling terminal: even with 0 to 2 redirected, /dev/tty leads every user in the session to it (tty(4)).
+/// Signals from the keyboard go to the process group and still arrive. A session leader keeps its terminal: otherwise the
+/// whole session would lose it. Returns whether there was one.
 fn give_up_controlling() -> bool {
     let opened = OpenOptions::new()
         .write(true)
@@ -49,14 +49,14 @@ fn give_up_controlling() -> bool {
             }
             true
         }
-        // Where there is no such file, or no descriptor left for it, nobody can tell.
+        // Without that file, or a free descriptor for it, nobody can tell.
         Err(error) => error.raw_os_error() != Some(Errno::ENXIO as i32),
     }
 }
 
 #[expect(unsafe_code, reason = "nix has no TIOCNOTTY")]
 fn detach_from(terminal: &File) {
-    // SAFETY: TIOCNOTTY takes no argument (ioctl_tty(2)). It fails where the terminal was lost a moment ago.
+    // SAFETY: TIOCNOTTY takes no argument (ioctl_tty(2)). It fails if the terminal has just been lost.
     unsafe { libc::ioctl(terminal.as_raw_fd(), libc::TIOCNOTTY) };
 }
 

@@ -1,15 +1,15 @@
-//! Watches on directories (inotify(7)), for files that appear, change or go there.
+//! Watches on directories (inotify(7)), for files that appear, change or disappear.
 
 use std::path::Path;
 
 use nix::sys::inotify::{AddWatchFlags, InitFlags, Inotify};
 
-/// Watches nothing yet. It is readable when something has happened, and reading never blocks.
+/// Watches nothing yet. It becomes readable when something happens, and reading never blocks.
 pub fn new() -> nix::Result<Inotify> {
     Inotify::init(InitFlags::IN_CLOEXEC | InitFlags::IN_NONBLOCK)
 }
 
-/// Watches a directory as well. The same one a second time changes nothing.
+/// Adds a directory; adding it twice has no effect.
 pub fn add(inotify: &Inotify, directory: &Path) -> nix::Result<()> {
     let changes = AddWatchFlags::IN_CREATE
         | AddWatchFlags::IN_CLOSE_WRITE

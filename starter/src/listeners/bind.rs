@@ -1,6 +1,6 @@
-//! From addresses and paths to sockets that listen: resolve, ask the binders, receive, make the rest, number, listen.
+//! From addresses and paths to listening sockets: resolve, ask the binders, receive, create the rest, number, listen.
 //!
-//! All of it is done with the user's rights. What the binders may be asked for was decided before (see `plan`).
+//! All of it runs with the user's privileges. What the binders may be asked for was decided before (see `plan`).
 
 use std::ffi::OsString;
 use std::net::{IpAddr, SocketAddr, ToSocketAddrs};
@@ -27,10 +27,10 @@ use crate::words::notice::Notice;
 use crate::words::remedy;
 use crate::words::text::printable;
 
-/// How many numbers above its listeners a worker must have left for its exec (the program, its loader, libraries).
+/// How many numbers above its listeners a worker needs for its exec (the program, its loader, libraries).
 const DESCRIPTORS_TO_EXEC: u64 = 8;
 
-/// Nothing that can take long is left to do.
+/// Everything slow has been done.
 pub struct Resolved {
     sockets: Vec<Planned>,
     port_asks: Vec<Asked>,
@@ -39,9 +39,9 @@ pub struct Resolved {
     file_binder: Option<Binder>,
 }
 
-/// What a binder is asked for.
+/// A request to a binder.
 struct Asked {
-    /// The place of the socket among all.
+    /// The index of the socket among all.
     place: usize,
     ask: Ask,
 }
@@ -53,19 +53,19 @@ pub struct Listener {
     pub name: OsString,
     pub kind: &'static str,
     pub socket: OwnedFd,
-    /// The number that it has in the workers.
+    /// Its descriptor number in the workers.
     pub number: RawFd,
 }
 
-/// Everything that was bound, and who removes what of it at the end.
+/// Everything that was bound, and who removes which part of it at the end.
 pub struct Bound {
     pub listeners: Vec<Listener>,
     pub files: SocketFiles,
-    /// What confines, or confined, those who bound it.
+    /// The confinement of the binders that bound it.
     pub binders: Vec<OfBinder>,
 }
 
-/// The socket files, removed by whoever made them.
+/// The socket files, each removed by the process that created it.
 pub struct SocketFiles {
     ours: Vec<MadeFile<UserDirectory>>,
     binder: Option<Binder>,
@@ -106,8 +106,8 @@ impl Prepared {
     }
 }
 
-/// One literal address. Of a name with several, the first IPv4 one, as in Server::Starter; an IPv6 one only where
-/// there is no other.
+/// One literal address: of a name with several, the first IPv4 one, as in Server::Starter; an IPv6 one only if there is no
+/// other.
 fn resolve(spec: &PortSpec) -> Result<Address, Failure> {
     let name = match &spec.host {
         Host::Address(ip) => {
@@ -155,10 +155,10 @@ fn resolver_cause(error: &std::io::Error) -> String {
 }
 
 impl Resolved {
-    /// Binds everything, in the order of `SERVER_STARTER_PORT`; all of it listens afterwards. The binder of the ports
-    /// is gone when this returns. Binders that this kernel cannot confine fully are not asked if `strict`.
+    /// Binds everything, in the order of `SERVER_STARTER_PORT`; afterwards all of it listens. The port binder is gone
+    /// when this returns. With `strict`, binders that this kernel cannot fully confine are not used.
     ///
-    /// What there is to say is added to `notices`, also where it fails.
+    /// Adds to `notices`, even on failure.
     pub fn bind(
         self,
         backlog: i32,
@@ -206,8 +206,8 @@ impl Resolved {
     }
 }
 
-/// Once more, because a socket that was bound but did not listen yet when the binder examined it may listen now, and the
-/// binder must not connect any more. Where this user may not connect, what the binder found counts.
+/// Checks again, because a socket that was bound but not listening when the binder examined it may listen by now, and the
+/// binder can no longer connect. If this user may not connect, the binder's finding counts.
 fn refuse_served(sockets: &[Planned], asks: &[Asked]) -> Result<(), Failure> {
     for asked in asks {
         let wanted = &sockets[asked.place].wanted;
@@ -220,7 +220,7 @@ fn refuse_served(sockets: &[Planned], asks: &[Asked]) -> Result<(), Failure> {
     Ok(())
 }
 
-/// Fetches what the binder makes, as many sockets at a time as fit into one message.
+/// Fetches the binder's sockets, as many at a time as fit into one message.
 fn ask_binder(
     binder: &mut Binder,
     sockets: &[Planned],
@@ -242,7 +242,7 @@ fn ask_binder(
             Answer::Refused { ask, refusal } => {
                 return Err(match asked(ask) {
                     Some((wanted, ip)) => cannot_bind(wanted, &refusal, ip),
-                    None => channel_failed("it refused what was not asked for"),
+                    None => channel_failed("it refused something that was not requested"),
                 });
             }
             Answer::Sockets { sockets, replaced } => {
@@ -266,7 +266,7 @@ fn removing_socket(spec: &PathSpec) -> Notice {
     }
 }
 
-/// Makes the sockets that no binder is asked for.
+/// Creates the sockets that are not requested from a binder.
 fn make_ours(
     sockets: &[Planned],
     made: &mut [Option<OwnedFd>],
@@ -306,8 +306,8 @@ fn bind_ourselves(
     Place::examine(UserDirectory(directory), &spec.path)?.bind(spec.mode, uid, gid)
 }
 
-/// Listens on every socket, gives it its number in the workers (the fixed ones first, the others from 3 on), and moves it
-/// above all these numbers, so that placing them in a child cannot overwrite one.
+/// Listens on every socket, assigns its number in the workers (fixed ones first, the others from 3 on), and moves it above
+/// all these numbers, so that placing them in a child cannot overwrite one.
 fn listen_on(
     sockets: Vec<Planned>,
     made: Vec<Option<OwnedFd>>,
@@ -347,12 +347,12 @@ fn listen_on(
     Ok(listeners)
 }
 
-/// Raises the limit of open files for so many sockets, and for the workers' numbers up to this one.
+/// Raises the limit on open files for this many sockets, and for the workers' numbers up to this one.
 fn make_room(highest: RawFd, sockets: usize, open_files: OpenFiles) -> Result<(), Failure> {
     let soft = open_files.soft;
     if sockets > 0 && u64::from(highest.unsigned_abs()) + DESCRIPTORS_TO_EXEC > soft {
         return Err(Failure::failed(format!(
-            "cannot pass descriptor {highest} to workers: the limit of open files is {soft}"
+            "cannot pass descriptor {highest} to workers: the limit on open files is {soft}"
         ))
         .hint(remedy::RAISE_OPEN_FILES));
     }
@@ -360,7 +360,7 @@ fn make_room(highest: RawFd, sockets: usize, open_files: OpenFiles) -> Result<()
     open_files.make_room_for(highest + 3 * sockets + SPARE_DESCRIPTORS)
 }
 
-/// The numbers of the workers' descriptors: what asks for one gets it, the others follow each other from 3 on.
+/// Numbers the workers' descriptors: fixed ones as requested, the others consecutively from 3.
 fn numbers(fixed: &[Option<RawFd>]) -> Vec<RawFd> {
     let mut free = (3..).filter(|number| !fixed.contains(&Some(*number)));
     fixed
@@ -369,7 +369,7 @@ fn numbers(fixed: &[Option<RawFd>]) -> Vec<RawFd> {
         .collect()
 }
 
-/// listen(2) with whatever backlog was asked for: the kernel cuts it to `net.core.somaxconn`.
+/// listen(2) with any backlog: the kernel silently caps it at `net.core.somaxconn`.
 #[expect(
     unsafe_code,
     reason = "nix refuses a backlog above a limit that is the kernel's to set"
@@ -392,18 +392,18 @@ impl SocketFiles {
         self.binder.as_ref().map(Binder::pid)
     }
 
-    /// The binder has exited by itself and was reaped; there is nobody to wait for any more.
+    /// The binder has exited by itself and was reaped; there is nothing to wait for any more.
     pub fn binder_is_gone(&mut self) {
         self.binder = None;
     }
 }
 
-/// However it ends: every socket file that is still ours is removed, here and by the binder, and the binder has ended.
+/// Removes every socket file that is still ours, here and by the binder, and waits for the binder to exit.
 impl Drop for SocketFiles {
     fn drop(&mut self) {
         self.ours.iter().for_each(MadeFile::remove);
         if let Some(binder) = self.binder.take() {
-            // Nothing can be done about a binder that ended in its own way.
+            // Nothing can be done about a binder that exited in another way.
             drop(binder.end());
         }
     }

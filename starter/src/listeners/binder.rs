@@ -1,4 +1,4 @@
-//! The other process as seen from here: found, started, asked, ended.
+//! The binder process from this side: find it, start it, send requests, end it.
 
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::fs::MetadataExt;
@@ -30,30 +30,30 @@ pub struct Binder {
 
 /// The answer to one request.
 pub enum Answer {
-    /// A socket for each ask in its order, and the asks whose path held a stale socket that was replaced.
+    /// A socket for each request in order, and the requests whose path held a stale socket that was replaced.
     Sockets {
         sockets: Vec<OwnedFd>,
         replaced: Vec<u32>,
     },
-    /// This ask could not be fulfilled.
+    /// This request could not be fulfilled.
     Refused { ask: u32, refusal: Refusal },
 }
 
 /// What a binder sends.
 pub enum Received {
     Reply(Reply, Vec<OwnedFd>),
-    /// It has closed the channel and ended.
+    /// It has closed the channel and exited.
     End(ExitStatus),
 }
 
 impl Binder {
-    /// Starts it, with nothing of ours but its end of the channel and standard error, and sends it the sealed list while
-    /// we still have the launcher's rights.
+    /// Starts it with nothing of ours but its end of the channel and standard error, and sends it the sealed list while we
+    /// still have the launcher's privileges.
     pub fn start(identity: Option<Identity>, grants: &[Grant]) -> Result<Binder, Failure> {
         Binder::start_to_test(identity, grants, &[], Stdio::inherit())
     }
 
-    /// The same, with escapes that it is to try when it is told to, and another standard error than ours.
+    /// The same, with escapes that it is to try on request, and its own standard error.
     pub fn start_to_test(
         identity: Option<Identity>,
         grants: &[Grant],
@@ -96,16 +96,16 @@ impl Binder {
                 escapes: if more { vec![] } else { escapes.to_vec() },
                 more,
             });
-            // Nothing else in it can be that long. Unsent, it would be waited for without end.
+            // Nothing else in it can be that long. If it went unsent, both sides would wait forever.
             wire::encode(&request)
                 .map_err(|error| channel_failed(error).hint(remedy::TOO_MANY_GROUPS))?;
-            // Where the binder has ended already, what is received next finds out how.
+            // If the binder has already exited, the next receive finds out why.
             drop(self.channel.send(&request, &[]));
         }
         Ok(())
     }
 
-    /// What confines it from now on: its first message, before anything is asked.
+    /// Its confinement from now on: its first message, before any request.
     pub fn confinement(&mut self) -> Result<Confinement, Failure> {
         match self.receive()? {
             (Reply::Confined(confinement), _) => Ok(confinement),
@@ -115,7 +115,7 @@ impl Binder {
         }
     }
 
-    /// Asks for at most `MOST_DESCRIPTORS` sockets.
+    /// Requests at most `MOST_DESCRIPTORS` sockets.
     pub fn bind(&mut self, asks: Vec<Ask>) -> Result<Answer, Failure> {
         let wanted = asks.len();
         self.send(&Request::Bind(asks));
@@ -124,18 +124,18 @@ impl Binder {
                 Ok(Answer::Sockets { sockets, replaced })
             }
             (Reply::Bound { .. }, sockets) => Err(channel_failed(format!(
-                "{} sockets came instead of {wanted}",
+                "it sent {} sockets instead of {wanted}",
                 sockets.len()
             ))),
             (Reply::Refused { ask, refusal }, _) => Ok(Answer::Refused { ask, refusal }),
-            (Reply::Confined(_), _) => Err(channel_failed("it said twice what confines it")),
+            (Reply::Confined(_), _) => Err(channel_failed("it reported its confinement twice")),
             (Reply::EscapeTried { .. }, _) => Err(channel_failed("it tried to escape")),
         }
     }
 
     /// Sends one request; the answer is received next.
     pub fn send(&self, request: &Request) {
-        // Where the binder has ended already, its last answer or its exit status says more than this error.
+        // If the binder has already exited, its last answer or its exit status says more than this error.
         drop(self.channel.send(request, &[]));
     }
 
@@ -154,7 +154,7 @@ impl Binder {
             Received::Reply(reply, descriptors) => return Ok((reply, descriptors)),
             Received::End(ended) => ended,
         };
-        let failure = channel_failed(format!("it ended too early, {ended}"));
+        let failure = channel_failed(format!("it exited too early, {ended}"));
         match ended.signal() {
             Some(libc::SIGSYS) => Err(failure.hint(match launcher_filters() {
                 true => remedy::FOREIGN_FILTER,
@@ -164,19 +164,19 @@ impl Binder {
         }
     }
 
-    /// Nothing more is asked: the order to remove its files and to exit.
+    /// Ends the requests: the binder removes its files and exits.
     pub fn hang_up(&self) {
         self.channel.hang_up();
     }
 
-    /// Waits until it has ended.
+    /// Waits until it has exited.
     pub fn wait(&mut self) -> std::io::Result<ExitStatus> {
         self.child.wait()
     }
 
-    /// Ends it by force, where it has not ended.
+    /// Kills it if it has not exited.
     pub fn kill(&mut self) {
-        // Both fail only for a process that is gone.
+        // Both fail only if the process is gone.
         drop(self.child.kill());
         drop(self.child.wait());
     }
@@ -185,7 +185,7 @@ impl Binder {
         Pid::from_raw(i32::try_from(self.child.id()).unwrap_or(i32::MAX))
     }
 
-    /// Closes the channel, which is the order to remove its files and to exit, and waits for that.
+    /// Closes the channel, upon which it removes its files and exits, and waits for that.
     pub fn end(self) -> std::io::Result<ExitStatus> {
         let Binder { mut child, channel } = self;
         drop(channel);
@@ -199,20 +199,20 @@ impl AsFd for Binder {
     }
 }
 
-/// Something on the channel is not as it must be; the connection is of no use any more.
+/// Reports a broken protocol; the connection is of no further use.
 pub fn channel_failed(cause: impl std::fmt::Display) -> Failure {
     Failure::failed(format!("cannot talk to the binder: {cause}"))
 }
 
-/// Whether this process, and so every binder, runs below a seccomp filter of its launcher.
+/// Whether this process, and thus every binder, runs under a seccomp filter of its launcher.
 fn launcher_filters() -> bool {
     Fields::of_this_process().is_ok_and(|status| status.is_filtered())
 }
 
-/// The binder's path, found by the file that runs here and by nothing that the launcher can set.
+/// The binder's path, derived from the running file and nothing that the launcher can set.
 ///
 /// # Errors
-/// When it is missing, and as root when anybody but root and the owner of this program could have changed it.
+/// If it is missing, or, as root, if anybody but root and the owner of this program could have changed it.
 fn program_beside_us() -> Result<PathBuf, Failure> {
     let ourselves = std::env::current_exe().map_err(|error| {
         Failure::failed(format!(
@@ -235,7 +235,7 @@ fn program_beside_us() -> Result<PathBuf, Failure> {
         return Err(cannot(&"it is not a regular file"));
     }
     if !nix::unistd::geteuid().is_root() {
-        // It gets no right that its caller does not have.
+        // Running it gives the caller no privilege that it does not have.
         return Ok(program);
     }
     let owner = std::fs::metadata("/proc/self/exe")

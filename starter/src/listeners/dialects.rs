@@ -1,4 +1,4 @@
-//! How a worker is told about its sockets: `SERVER_STARTER_PORT` always, other dialects where `--fd-env` names them.
+//! How a worker learns about its sockets: always by `SERVER_STARTER_PORT`, by other conventions as `--fd-env` names them.
 
 use std::ffi::{OsStr, OsString};
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
@@ -9,12 +9,12 @@ use crate::listeners::bind::Listener;
 use crate::words::failure::Failure;
 use crate::words::text::printable;
 
-/// Whose environment variables tell a worker about its sockets, beside `SERVER_STARTER_PORT`.
+/// Environment variables that announce sockets to a worker, beside `SERVER_STARTER_PORT`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Dialect {
-    /// Only where no listener chooses its descriptor.
+    /// Only if no listener chooses its descriptor.
     Systemd,
-    /// Only where every listener is a stream socket.
+    /// Only if every listener is a stream socket.
     Unicorn,
     Nginx,
     Einhorn,
@@ -23,7 +23,7 @@ pub enum Dialect {
 /// A variable and its value.
 type Variable = (OsString, OsString);
 
-/// The variables that are the same in every worker. `LISTEN_PID` is not among them: it is the worker's own.
+/// The variables that are the same in every worker. `LISTEN_PID` is not one of them: it is the worker's own pid.
 pub fn variables(listeners: &[Listener], dialects: &[Dialect]) -> Vec<Variable> {
     let mut variables = vec![("SERVER_STARTER_PORT".into(), server_starter_port(listeners))];
     for dialect in dialects {
@@ -32,10 +32,10 @@ pub fn variables(listeners: &[Listener], dialects: &[Dialect]) -> Vec<Variable> 
     variables
 }
 
-/// What a dialect asks for beside its variables, before the first worker has the sockets: all workers share the flag.
+/// Prepares the sockets as a dialect requires, before the first worker has them: all workers share the flag.
 ///
-/// An nginx master leaves its sockets non-blocking, and the one that takes them over relies on it: with blocking ones a
-/// worker that another is faster than would hang in accept(2).
+/// An nginx master leaves its sockets non-blocking, and its successor relies on it: with blocking ones, a worker that loses
+/// the race for a connection would hang in accept(2).
 pub fn prepare(listeners: &[Listener], dialects: &[Dialect]) -> Result<(), Failure> {
     if !dialects.contains(&Dialect::Nginx) {
         return Ok(());
@@ -85,9 +85,9 @@ fn in_dialect(listeners: &[Listener], dialect: Dialect) -> Vec<Variable> {
                 joined(listeners, ":", |listener| systemd_name(&listener.name)),
             ),
         ],
-        // What a unicorn master leaves to the one that replaces it.
+        // What a unicorn master leaves to its successor.
         Dialect::Unicorn => vec![("UNICORN_FD".into(), numbers(","))],
-        // What an nginx master leaves to the one that replaces it: each number with a semicolon behind it.
+        // What an nginx master leaves to its successor: each number followed by a semicolon.
         Dialect::Nginx => {
             let mut value = numbers(";");
             if !value.is_empty() {
@@ -95,7 +95,7 @@ fn in_dialect(listeners: &[Listener], dialect: Dialect) -> Vec<Variable> {
             }
             vec![("NGINX".into(), value)]
         }
-        // What einhorn gives to the servers that it runs.
+        // What einhorn gives the servers that it runs.
         Dialect::Einhorn => {
             let each = listeners.iter().enumerate().map(|(place, listener)| {
                 (

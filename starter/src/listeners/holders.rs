@@ -1,6 +1,6 @@
-//! Who holds an address that cannot be bound, as far as this user can see in /proc.
+//! Which processes hold an address that cannot be bound, as far as this user can see in /proc.
 //!
-//! It is used after something has failed, for the words of a hint: nothing is decided by what it finds.
+//! Used only after a failure, to word a hint: no decision depends on it.
 
 use std::ffi::OsStr;
 use std::fs::{self, File};
@@ -15,10 +15,10 @@ use common::message::Transport;
 use crate::words::remedy;
 use crate::words::text::printable;
 
-/// The most that is read of a table of sockets, in bytes: some hundred thousand of them.
+/// How much of a socket table is read at most, in bytes: some hundred thousand sockets.
 const LARGEST_TABLE: u64 = 32 * 1024 * 1024;
 
-/// The most that is read of a command name, in bytes; the kernel keeps 15.
+/// How much of a command name is read at most, in bytes; the kernel keeps 15.
 const LONGEST_COMMAND: u64 = 64;
 
 /// How many processes are named in one line.
@@ -33,7 +33,7 @@ const ACCEPTS: u32 = 0x1_0000;
 /// `SOCK_DGRAM` in its column `Type`.
 const DATAGRAM: u32 = 2;
 
-/// The remedy that is known where processes are seen that hold the port; none where none is seen.
+/// The hint naming the processes that hold the port; `None` if none is visible.
 pub fn hint_of_port(transport: Transport, ip: IpAddr, port: u16) -> Option<String> {
     let (table, table6) = match transport {
         Transport::Tcp => ("/proc/net/tcp", "/proc/net/tcp6"),
@@ -50,13 +50,13 @@ pub fn hint_of_path(path: &Path) -> Option<String> {
     let absolute = std::path::absolute(path).ok();
     let wanted = path.metadata().ok();
     let sockets = served_sockets(&read("/proc/net/unix", LARGEST_TABLE));
-    // The table has each path as it was bound. Whoever holds a relative one may have gone to another directory since:
-    // such a socket counts only where it is seen to be the same file, as others of that name are all over the machine.
+    // The table has each path as it was bound. The holder of a relative one may have changed directory since: such a socket
+    // counts only if it is seen to be the same file, because other sockets of that name exist all over the machine.
     let is_ours = |process: &Path, bound: &Path| {
         let found = process.join("cwd").join(bound);
         match (&wanted, found.metadata()) {
             (Some(wanted), Ok(found)) => (wanted.dev(), wanted.ino()) == (found.dev(), found.ino()),
-            // Where this user cannot see that, there is the name alone.
+            // If this user cannot see that, the name alone has to do.
             _ => absolute.as_deref() == Some(bound),
         }
     };
@@ -70,7 +70,7 @@ pub fn hint_of_path(path: &Path) -> Option<String> {
 #[derive(Debug, PartialEq, Eq)]
 struct Holder {
     pid: u32,
-    /// Its command name, in one line.
+    /// Its command name, as one line.
     command: String,
 }
 
@@ -96,7 +96,7 @@ fn hint(holders: &[Holder]) -> Option<String> {
     Some(remedy::of_holders(&all))
 }
 
-/// The processes with an open socket that is wanted, by number. Those that this user cannot examine are left out.
+/// The processes with one of these sockets open, by pid. Those that this user cannot examine are left out.
 fn processes(is_wanted: impl Fn(&Path, u64) -> bool) -> Vec<Holder> {
     let mut holders = Vec::new();
     for entry in fs::read_dir("/proc").into_iter().flatten().flatten() {
@@ -121,17 +121,17 @@ fn processes(is_wanted: impl Fn(&Path, u64) -> bool) -> Vec<Holder> {
     holders
 }
 
-/// What could be read of a file, at most `most` bytes.
+/// What can be read of a file, at most `most` bytes.
 fn read(path: impl AsRef<Path>, most: u64) -> Vec<u8> {
     let mut bytes = Vec::new();
     if let Ok(file) = File::open(path) {
-        // What was read before an error counts as well: the answer is as good as what can be seen.
+        // What was read before an error counts too: the answer is as good as what is visible.
         drop(file.take(most).read_to_end(&mut bytes));
     }
     bytes
 }
 
-/// The whole lines after the head of a table: a last one without its end was cut, and so are the numbers in it.
+/// The whole lines after a table's header: a last one without its end was cut, and so were the numbers in it.
 fn rows(table: &[u8]) -> impl Iterator<Item = &[u8]> {
     let whole = table.iter().rposition(|byte| *byte == b'\n').unwrap_or(0);
     let whole = table.get(..whole).unwrap_or_default();
@@ -147,7 +147,7 @@ pub struct InetSocket {
     pub inode: u64,
 }
 
-/// `to_bytes` is the byte order of the kernel, which prints each word of an address as a number of its own.
+/// `to_bytes` is the kernel's byte order, as it prints each word of an address as a number of its own.
 pub fn inet_sockets(table: &[u8], to_bytes: fn(u32) -> [u8; 4]) -> Vec<InetSocket> {
     let parsed = |row| {
         let row = std::str::from_utf8(row).ok()?;
@@ -182,7 +182,7 @@ fn address(digits: &str, to_bytes: fn(u32) -> [u8; 4]) -> Option<IpAddr> {
     }
 }
 
-/// The inodes of the sockets because of which this address cannot be bound.
+/// The inodes of the sockets that keep this address from being bound.
 pub fn in_the_way(sockets: &[InetSocket], transport: Transport, ip: IpAddr, port: u16) -> Vec<u64> {
     let candidates = sockets.iter().filter(|socket| {
         socket.port == port && (transport == Transport::Udp || socket.state == LISTENS)
@@ -196,8 +196,8 @@ pub fn in_the_way(sockets: &[InetSocket], transport: Transport, ip: IpAddr, port
     if !same_family.is_empty() || ip.is_ipv6() {
         return inodes(same_family);
     }
-    // Every address of IPv6 can include those of IPv4; the table does not show whether it does. Beside one of the same
-    // family it does not, or that one could not have been bound.
+    // An IPv6 wildcard can include IPv4; the table does not show whether it does. Beside a wildcard of the same family it
+    // does not, or that one could not have been bound.
     inodes(
         candidates
             .filter(|socket| socket.ip == Ipv6Addr::UNSPECIFIED)
@@ -205,17 +205,17 @@ pub fn in_the_way(sockets: &[InetSocket], transport: Transport, ip: IpAddr, port
     )
 }
 
-/// A row of /proc/net/unix of a socket that a client would reach.
+/// A row of /proc/net/unix for a socket that a client would reach.
 #[derive(Debug, PartialEq, Eq)]
 pub struct ServedSocket {
     inode: u64,
     pub path: PathBuf,
 }
 
-/// Those of a whole table.
+/// The rows of a whole table.
 pub fn served_sockets(table: &[u8]) -> Vec<ServedSocket> {
     let parsed = |row| {
-        // Num: RefCount Protocol Flags Type St Inode Path, of which the path may hold anything.
+        // Num: RefCount Protocol Flags Type St Inode Path; the path may contain anything.
         let mut rest: &[u8] = row;
         let mut column = || {
             rest = rest.trim_ascii_start();
@@ -230,7 +230,7 @@ pub fn served_sockets(table: &[u8]) -> Vec<ServedSocket> {
         let (_, inode) = (column()?, column()?.parse().ok()?);
         let path = rest.strip_prefix(b" ").filter(|path| !path.is_empty())?;
         let is_served = flags & ACCEPTS != 0 || kind == DATAGRAM;
-        // An abstract name is no path.
+        // An abstract name is not a path.
         (is_served && !path.starts_with(b"@")).then(|| ServedSocket {
             inode,
             path: PathBuf::from(OsStr::from_bytes(path)),
@@ -239,7 +239,7 @@ pub fn served_sockets(table: &[u8]) -> Vec<ServedSocket> {
     rows(table).filter_map(parsed).collect()
 }
 
-/// The number in `socket:[NUMBER]`, where a link in /proc/PID/fd leads.
+/// The number in `socket:[NUMBER]`, the target of a link in /proc/PID/fd.
 fn inode_of_link(target: &OsStr) -> Option<u64> {
     let number = target.to_str()?.strip_prefix("socket:[")?;
     number.strip_suffix(']')?.parse().ok()

@@ -1,13 +1,13 @@
-//! From what the command line says to sockets that listen, and how workers are told about them.
+//! From the command line to listening sockets, and how workers learn about them.
 //!
-//! What only root can do is asked of binders, everything else is done here. Each step consumes the one before, so that the
-//! order cannot be wrong:
+//! Binders do what only root can do, everything else is done here. Each step consumes the one before, so the order cannot
+//! be wrong:
 //!
-//! 1. [`plan::Plan::new`]: who makes which socket; owners are looked up. Still with the launcher's rights.
-//! 2. [`plan::Plan::start_binders`]: the binders run and have their sealed lists. Still with the launcher's rights.
+//! 1. [`plan::Plan::new`]: decides who creates which socket, and looks up owners. Still with the launcher's privileges.
+//! 2. [`plan::Plan::start_binders`]: starts the binders and sends their sealed lists. Still with the launcher's privileges.
 //! 3. The caller drops its privileges.
-//! 4. [`plan::Prepared::resolve`]: host names become addresses.
-//! 5. [`bind::Resolved::bind`]: sockets are asked for and received, and they listen.
+//! 4. [`plan::Prepared::resolve`]: turns host names into addresses.
+//! 5. [`bind::Resolved::bind`]: requests and receives the sockets, and listens on them.
 
 pub mod bind;
 pub mod binder;

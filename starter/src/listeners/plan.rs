@@ -1,6 +1,6 @@
-//! Who makes which socket: a binder what only root can make, and this process everything else.
+//! Who creates which socket: a binder those that only root can create, this process all others.
 //!
-//! All of it is done with the launcher's rights, before they are dropped.
+//! All of it runs with the launcher's privileges, before they are dropped.
 
 use std::ffi::OsString;
 use std::os::fd::RawFd;
@@ -19,17 +19,17 @@ use crate::words::text::printable;
 /// Descriptors that the supervisor may need beside the listeners.
 pub const SPARE_DESCRIPTORS: usize = 64;
 
-/// Who makes which socket.
+/// Who creates which socket.
 pub struct Plan {
     sockets: Vec<Planned>,
     /// For the binder that becomes the user.
     ports: Vec<Grant>,
-    /// For the binder that stays root: another process, so that no socket of a port is root's.
+    /// For the binder that stays root: a separate process, so that no port's socket belongs to root.
     files: Vec<Grant>,
     identity: Option<Identity>,
 }
 
-/// One socket, and who makes it.
+/// One socket, and who creates it.
 pub struct Planned {
     pub wanted: Wanted,
     pub maker: Maker,
@@ -45,13 +45,13 @@ pub enum Wanted {
     },
 }
 
-/// Who makes a socket.
+/// Who creates a socket.
 pub enum Maker {
-    /// With this grant of the ports.
+    /// The port binder, by this grant.
     PortBinder(u32),
-    /// With this grant of the files.
+    /// The path binder, by this grant.
     FileBinder(u32),
-    /// After the drop; with the reason why root does not, if it was root.
+    /// This process, after the drop; with the reason why root does not, if it was root.
     Ourselves { objection: Option<Untrusted> },
 }
 
@@ -63,7 +63,7 @@ pub struct Prepared {
 }
 
 impl Plan {
-    /// Decides who makes which socket, and looks up the owners of the files.
+    /// Decides who creates which socket, and looks up the owners of the files.
     pub fn new(
         ports: Vec<PortSpec>,
         paths: Vec<PathSpec>,
@@ -104,7 +104,7 @@ impl Plan {
         Ok(plan)
     }
 
-    /// Root never works in a directory that somebody else can write; everywhere else the user does it.
+    /// Root never works in a directory that someone else can write; there the user does it.
     fn maker_of(
         &mut self,
         spec: &PathSpec,
@@ -137,10 +137,10 @@ impl Plan {
         }
     }
 
-    /// Starts the binders of which anything is asked, and sends them their sealed lists.
+    /// Starts the binders that have something to do, and sends them their sealed lists.
     pub fn start_binders(self, open_files: OpenFiles) -> Result<Prepared, Failure> {
         open_files.check(self.sockets.len())?;
-        // Also for the binders, which inherit the limit: a file takes its socket, itself and its directory.
+        // For the binders too, which inherit the limit: a file takes its socket, itself and its directory.
         open_files.make_room_for(MOST_DESCRIPTORS + SPARE_DESCRIPTORS + 3 * self.sockets.len())?;
         let start = |grants: Vec<Grant>| match grants.is_empty() {
             true => Ok(None),
@@ -178,7 +178,7 @@ fn owners(spec: &PathSpec) -> Result<(Option<u32>, Option<u32>), Failure> {
     Ok((uid.transpose()?, gid.transpose()?))
 }
 
-/// The highest number is nobody's: chown(2) takes it for "as it is".
+/// The highest number belongs to nobody: chown(2) takes it for "unchanged".
 fn owner(number: Result<u32, String>) -> Result<u32, String> {
     number.and_then(|number| match number {
         u32::MAX => Err("no file can belong to this number".into()),

@@ -1,4 +1,4 @@
-//! Why a socket was refused, in words, and the remedy where one is known. It decides nothing.
+//! Why a socket was refused, in words, and the remedy if one is known. It decides nothing.
 
 use std::net::IpAddr;
 
@@ -14,14 +14,13 @@ use crate::listeners::spec::PortSpec;
 use crate::words::failure::Failure;
 use crate::words::{distrust, remedy};
 
-/// Why a socket was refused, by a binder or by the kernel. `ip` is the literal address of a port, also where a name was
-/// typed.
+/// Why a binder or the kernel refused a socket. `ip` is the literal address of a port, even if a name was typed.
 pub fn cannot_bind(wanted: &Wanted, refusal: &Refusal, ip: Option<IpAddr>) -> Failure {
     let hint = match wanted {
         Wanted::Port(spec) => hint_of_port(spec, refusal, ip),
         Wanted::Path { spec, .. } => match refusal {
             Refusal::Served => holders::hint_of_path(&spec.path),
-            // Of a change of owner, which is the only thing there that root needs a capability for.
+            // From a change of owner, the only thing there for which root needs a capability.
             Refusal::Errno(libc::EPERM) if wanted.owner_is_asked() => {
                 Some(remedy::CHOWN_AS_ROOT.to_owned())
             }
@@ -31,7 +30,7 @@ pub fn cannot_bind(wanted: &Wanted, refusal: &Refusal, ip: Option<IpAddr>) -> Fa
     cannot_listen(wanted, &cause(wanted, refusal)).hint_if(hint)
 }
 
-/// Why the user was refused a socket at a path; `objection` is why root did not make it, if it was root.
+/// Why the user was refused a socket at a path; `objection` is why root did not create it, if it was root.
 pub fn cannot_bind_ourselves(
     wanted: &Wanted,
     refusal: &Refusal,
@@ -46,7 +45,7 @@ pub fn cannot_bind_ourselves(
             cannot_bind(wanted, refusal, None).hint(hint)
         }
         Refusal::Errno(libc::ENOENT) => cannot_listen(wanted, "its directory does not exist"),
-        // Of a change of owner; without one it is a sticky directory that holds a stale socket of another user.
+        // From a change of owner; without one it is a sticky directory that holds another user's stale socket.
         Refusal::Errno(libc::EPERM) if wanted.owner_is_asked() => {
             cannot_bind(wanted, refusal, None).hint(remedy::CHOWN_AS_USER)
         }
@@ -152,7 +151,7 @@ mod tests {
             (libc::S_IFIFO, "a fifo"),
             (libc::S_IFCHR, "a device"),
             (libc::S_IFBLK, "a device"),
-            // What another program than the binder could say.
+            // Only another program than the binder could say this.
             (u32::MAX, "something else"),
         ] {
             assert_eq!(name_of_type(file_type), name);

@@ -1,4 +1,4 @@
-//! What to listen on, as typed: `[HOST:][u]PORT[=FD]` and the paths of unix sockets, each to a value that says all.
+//! Listen specs as typed, `[HOST:][u]PORT[=FD]` and the paths of unix sockets, parsed into complete values.
 //!
 //! Nothing is resolved, opened or bound here.
 
@@ -18,10 +18,10 @@ use crate::words::text::printable;
 /// The longest path of a unix socket: `sun_path` of unix(7) without the NUL at its end.
 pub const LONGEST_PATH: usize = 107;
 
-/// The highest descriptor that can be asked for: the kernel's default `fs.nr_open`, less one.
+/// The highest descriptor that can be requested: the kernel's default `fs.nr_open`, less one.
 pub const HIGHEST_DESCRIPTOR: RawFd = 1_048_575;
 
-/// The permission bits of a socket file that asks for none, as in Server::Starter.
+/// The default permission bits of a socket file, as in Server::Starter.
 const DEFAULT_MODE: u32 = 0o777;
 
 const PORT_RANGE: &str = "a port is a number from 1 to 65535";
@@ -57,7 +57,7 @@ pub struct PortSpec {
     pub transport: Transport,
     /// 1 to 65535.
     pub port: u16,
-    /// The descriptor that the worker wants it on.
+    /// The descriptor number that the worker wants.
     pub descriptor: Option<RawFd>,
 }
 
@@ -79,13 +79,13 @@ fn refused(option: &str, given: &OsStr, cause: impl Display) -> Failure {
     Failure::usage(format!("cannot use {option}={given}: {cause}"))
 }
 
-/// Reads the value of one `--port`: a list, separated by commas.
+/// Parses the value of one `--port`: a comma-separated list.
 pub fn parse_ports(value: &str) -> Result<Vec<PortSpec>, Failure> {
     let specs = value.split(',').map(|spec| spec.trim_matches(is_blank));
     specs
         .map(|spec| {
             if spec.is_empty() {
-                // The empty spec itself would show nothing: name the list that holds it.
+                // An empty spec has nothing to show: name the list that contains it.
                 return Err(refused("--port", value.as_ref(), "a port is missing"));
             }
             parse_port(spec).map_err(|cause| refused("--port", spec.as_ref(), cause))
@@ -100,7 +100,7 @@ fn is_blank(character: char) -> bool {
 
 /// The error is the cause alone.
 fn parse_port(spec: &str) -> Result<PortSpec, String> {
-    // A colon after the = means that the = is not that of a descriptor: it will be refused as part of the host.
+    // A colon after the = means that it does not introduce a descriptor: it will be refused as part of the host.
     let (endpoint, descriptor) = match spec.rsplit_once('=') {
         Some((endpoint, descriptor)) if !descriptor.contains(':') => (
             endpoint.trim_end_matches(is_blank),
@@ -138,12 +138,12 @@ fn parse_port(spec: &str) -> Result<PortSpec, String> {
     })
 }
 
-/// Splits at the colon before the port; the host is `None` where every IPv4 address is meant.
+/// Splits at the colon before the port; the host is `None` for all IPv4 addresses.
 fn split_endpoint(endpoint: &str) -> Result<(Option<&str>, &str), String> {
     if let Some(opened) = endpoint.strip_prefix('[') {
         let (host, rest) = opened.split_once(']').ok_or(BRACKETS)?;
         let host = host.trim_matches(is_blank);
-        // `[]` and `[*]` name no address; without brackets they are our extension.
+        // `[]` and `[*]` are not addresses; without brackets they are our extension.
         if matches!(host, "" | "*") || host.contains('[') {
             return Err(BRACKETS.to_owned());
         }
@@ -187,11 +187,12 @@ fn parse_host(typed: &str) -> Result<Host, String> {
         return Ok(Host::Address(ip.into()));
     }
     if typed.contains([';', '=']) {
-        let cause = "a host name cannot hold ; or =, because SERVER_STARTER_PORT separates by them";
+        let cause =
+            "a host name cannot contain ; or =, which are separators in SERVER_STARTER_PORT";
         return Err(cause.to_owned());
     }
     if typed.contains(|character: char| character.is_whitespace() || character.is_control()) {
-        return Err("a host name cannot hold white space".to_owned());
+        return Err("a host name cannot contain white space".to_owned());
     }
     Ok(Host::Name(typed.to_owned()))
 }
@@ -208,10 +209,10 @@ fn parse_descriptor(digits: &str) -> Result<RawFd, String> {
         .ok_or_else(|| format!("a descriptor is a number from 0 to {HIGHEST_DESCRIPTOR}"))
 }
 
-/// Reads the value of one `--path`.
+/// Parses the value of one `--path`.
 ///
-/// A comma may be part of a path. It separates two paths only where every part starts with `/`, and attributes
-/// (`,mode=0660`) from their path everywhere: no path may hold the `=` that each of them has.
+/// A comma may be part of a path. It separates two paths only if every part starts with `/`, but it always separates
+/// attributes (`,mode=0660`) from their path: no path may contain the `=` that each of them has.
 pub fn parse_paths(value: &OsStr) -> Result<Vec<PathSpec>, Failure> {
     let mut segments = value.as_bytes().split(|byte| *byte == b',');
     let first = segments.next().unwrap_or_default();
@@ -240,7 +241,7 @@ pub fn parse_paths(value: &OsStr) -> Result<Vec<PathSpec>, Failure> {
             part.path.extend_from_slice(segment);
         } else {
             let cause =
-                "what follows the attributes is neither an attribute nor a path that starts with /";
+                "the attributes are followed by neither an attribute nor a path that starts with /";
             return Err(refused("--path", value, cause));
         }
     }
@@ -257,7 +258,7 @@ fn is_attribute(segment: &[u8]) -> bool {
     }
 }
 
-/// A path with the attributes after it, not yet understood.
+/// A path with the attributes after it, not yet parsed.
 struct Part<'a> {
     path: Vec<u8>,
     attributes: Vec<&'a [u8]>,
@@ -295,17 +296,17 @@ impl Part<'_> {
         }
         if path.iter().any(|byte| b";=".contains(byte)) {
             return Err(
-                "a path cannot hold ; or =, because SERVER_STARTER_PORT separates by them"
+                "a path cannot contain ; or =, which are separators in SERVER_STARTER_PORT"
                     .to_owned(),
             );
         }
         if path.contains(&b'\n') {
-            return Err("a path cannot hold a newline".to_owned());
+            return Err("a path cannot contain a newline".to_owned());
         }
         if path.len() > LONGEST_PATH {
             let length = path.len();
             return Err(format!(
-                "the path of a unix socket has at most {LONGEST_PATH} bytes, and this has {length}"
+                "the path of a unix socket has at most {LONGEST_PATH} bytes, this one has {length}"
             ));
         }
         let mut attributes = Attributes::default();
@@ -354,7 +355,7 @@ fn parse_mode(digits: &str) -> Result<u32, String> {
         .ok_or_else(|| "a mode is an octal number from 0 to 0777".to_owned())
 }
 
-/// Refuses what would fail at the second bind, or give one descriptor to two listeners.
+/// Refuses what would fail at the second bind, or would give one descriptor to two listeners.
 pub fn check_duplicates(ports: &[PortSpec], paths: &[PathSpec]) -> Result<(), Failure> {
     for (index, port) in ports.iter().enumerate() {
         for earlier in ports.iter().take(index) {

@@ -1,4 +1,4 @@
-//! A directory in which a user makes its own sockets: others may change what is in it at any moment.
+//! A directory in which a user creates its own sockets: others may change its contents at any moment.
 
 use std::ffi::OsStr;
 use std::fs::File;
@@ -26,23 +26,23 @@ impl SocketDirectory for UserDirectory {
         entry::remove(&self.0, name, file)
     }
 
-    /// It is none of ours if it was born before the directory has changed for the last time before the bind. Linux tells
-    /// nobody but root which file a socket has (`SIOCUNIXFILE`).
+    /// A file that was created before the directory's last change before the bind is not ours. Linux tells only root which
+    /// file a socket has (`SIOCUNIXFILE`).
     fn made(&self, before: &FileStat, file: OwnedFd) -> Result<Option<OwnedFd>, Refusal> {
-        /// File systems take the time from a clock that goes by ticks, of 10 ms at the most.
+        /// File systems take the time from a clock that advances in ticks of at most 10 ms.
         const TICK: Duration = Duration::from_millis(10);
         if !has_type(&fstat(&file)?, SFlag::S_IFSOCK) {
             return Err(Refusal::Replaced);
         }
         let file = File::from(file);
-        // A file system without times of birth knows no better.
+        // A file system without creation times cannot tell.
         let born = file.metadata().and_then(|metadata| metadata.created());
         let is_older = born.is_ok_and(|born| born + TICK < changed_at(before));
         Ok((!is_older).then(|| file.into()))
     }
 }
 
-/// The last change of a directory by the clock of its file system, which can be another machine's.
+/// The directory's last change by the clock of its file system, which may be another machine's.
 fn changed_at(directory: &FileStat) -> SystemTime {
     let seconds = Duration::from_secs(u64::try_from(directory.st_mtime).unwrap_or(0));
     let rest = Duration::from_nanos(u64::try_from(directory.st_mtime_nsec).unwrap_or(0));

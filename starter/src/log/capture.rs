@@ -1,4 +1,4 @@
-//! What workers write, where it is read here: a pipe for each stream, so that every line is known by its worker.
+//! Reading what workers write: a pipe for each stream, so that the writer of every line is known.
 
 use std::collections::VecDeque;
 use std::fs::File;
@@ -17,10 +17,10 @@ const KEPT: usize = 20;
 /// The size of a pipe and of a read, in bytes.
 const PORTION: usize = 256 * 1024;
 
-/// How many portions of one stream are read in a turn, so that signals do not wait.
+/// How many portions of one stream are read at a time, lest signals have to wait.
 const MOST_PORTIONS: usize = 4;
 
-/// One of a worker's two.
+/// One of a worker's two output streams.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Stream {
     Stdout,
@@ -37,7 +37,7 @@ impl Stream {
         }
     }
 
-    /// The descriptor of it in a worker.
+    /// Its descriptor in a worker.
     pub fn number(self) -> i32 {
         match self {
             Stream::Stdout => 1,
@@ -45,7 +45,7 @@ impl Stream {
         }
     }
 
-    /// Of its lines, as syslog has it.
+    /// The syslog severity of its lines.
     pub fn severity(self) -> Severity {
         match self {
             Stream::Stdout => Severity::Info,
@@ -54,7 +54,7 @@ impl Stream {
     }
 }
 
-/// Who has written a line.
+/// Who wrote a line.
 #[derive(Debug, Clone, Copy)]
 pub struct Origin {
     pub generation: u32,
@@ -62,11 +62,11 @@ pub struct Origin {
     pub stream: Stream,
 }
 
-/// The pipes for a worker that is about to be started.
+/// The pipes for a worker about to be started.
 #[derive(Debug, Default)]
 pub struct Pipes {
     ours: Vec<(Stream, OwnedFd)>,
-    /// The worker's ends, and the numbers that they are to have there.
+    /// The worker's ends, with their descriptor numbers there.
     pub theirs: Vec<(OwnedFd, i32)>,
 }
 
@@ -74,10 +74,10 @@ pub struct Pipes {
 #[derive(Debug, Default)]
 pub struct Capture {
     sources: Vec<Source>,
-    /// The last lines of those that were closed before their worker ended, as also happens when it ends: its descriptors are
-    /// closed before anybody can know of its exit.
+    /// The last lines of pipes that were closed before their worker ended. That is the normal case: a process's descriptors
+    /// are closed before its exit can be observed.
     closed: Vec<(Pid, VecDeque<String>)>,
-    /// The same for every read.
+    /// The read buffer, reused by every read.
     portion: Vec<u8>,
 }
 
@@ -86,11 +86,11 @@ struct Source {
     pipe: File,
     origin: Origin,
     lines: Lines,
-    /// None any more when the worker has ended: others write on.
+    /// `None` once the worker has ended: its children may write on.
     last: Option<VecDeque<String>>,
 }
 
-/// What a read has found.
+/// What a read yielded.
 #[derive(Debug, PartialEq, Eq)]
 enum Found {
     Something,
@@ -104,9 +104,9 @@ impl Pipes {
         let mut pipes = Pipes::default();
         for stream in streams {
             let (ours, theirs) = pipe2(OFlag::O_CLOEXEC)?;
-            // Non-blocking on our side alone: the two ends have a description each.
+            // Non-blocking on our side only: the two ends are separate open file descriptions.
             fcntl(&ours, FcntlArg::F_SETFL(OFlag::O_NONBLOCK))?;
-            // Fewer turns for much output. A user who has many pipes may not have larger ones.
+            // Fewer reads for much output. A user with many pipes may not be allowed larger ones.
             let _ = fcntl(&ours, FcntlArg::F_SETPIPE_SZ(PORTION as i32));
             pipes.ours.push((stream, ours));
             pipes.theirs.push((theirs, stream.number()));
@@ -136,10 +136,10 @@ impl Capture {
         self.sources.iter().map(|source| source.pipe.as_fd())
     }
 
-    /// Reads a share of what was written, and hands its lines out.
+    /// Reads a share of what was written, and passes on its lines.
     pub fn read(&mut self, mut each: impl FnMut(&Origin, &str)) {
         if self.sources.is_empty() {
-            // Then not even the memory is needed.
+            // Nothing to read, so not even the buffer is needed.
             return;
         }
         self.portion.resize(PORTION, 0);
@@ -159,8 +159,8 @@ impl Capture {
         });
     }
 
-    /// The worker has ended: reads what it has left, as far as it was written before, and returns the last lines of its
-    /// standard error. What its own children write goes on being read.
+    /// The worker has ended: reads what it wrote before that, and returns the last lines of its standard error. What its
+    /// own children write is still read later.
     pub fn worker_exited(&mut self, pid: Pid, mut each: impl FnMut(&Origin, &str)) -> Vec<String> {
         if self.sources.is_empty() && self.closed.is_empty() {
             return Vec::new();
@@ -175,7 +175,7 @@ impl Capture {
             if source.origin.pid != pid {
                 return true;
             }
-            // As much as a pipe can hold: children of its may write on and on.
+            // At most what a pipe can hold: its children may never stop writing.
             let mut found = Found::Something;
             let mut left = 1 + MOST_PORTIONS;
             while found == Found::Something && left > 0 {
@@ -223,7 +223,7 @@ fn keep(last: &mut Option<VecDeque<String>>, line: &str) {
     let Some(last) = last else {
         return;
     };
-    // The memory of the line that goes is that of the one that comes.
+    // The oldest line's memory is reused for the new one.
     let mut kept = match last.len() {
         KEPT => last.pop_front().unwrap_or_default(),
         _ => String::new(),

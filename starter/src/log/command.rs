@@ -1,5 +1,5 @@
-//! The command of `--log-file="| COMMAND"`, which reads the log from a pipe. Both ends of it stay open here, so that what
-//! was written survives the command, and no worker ever writes to a closed pipe.
+//! The command of `--log-file="| COMMAND"`, which reads the log from a pipe. Both ends of it stay open here: what was
+//! written survives the command, and no worker ever writes to a closed pipe.
 
 use std::ffi::{OsStr, OsString};
 use std::fs::{File, OpenOptions};
@@ -29,11 +29,11 @@ pub struct LogCommand {
     command: OsString,
     read_end: OwnedFd,
     write_end: OwnedFd,
-    /// For the command itself; none when nobody is there to see it.
+    /// The command's own output; `None` if nobody can see it.
     outputs: Option<(OwnedFd, OwnedFd)>,
     child: Option<Child>,
     started_at: Instant,
-    /// Those who do not see the log know that the command dies as soon as it is started.
+    /// A reader who cannot see the log has been told that the command exits right after its start.
     is_told: bool,
 }
 
@@ -47,7 +47,7 @@ pub fn cannot_use(command: &OsStr, error: &io::Error) -> Failure {
 }
 
 impl LogCommand {
-    /// Makes the pipe. `attended` is false for a daemon.
+    /// Creates the pipe. `attended` is false for a daemon.
     pub fn new(command: &OsStr, attended: bool) -> io::Result<LogCommand> {
         let (read_end, write_end) = pipe2(OFlag::O_CLOEXEC)?;
         let outputs = match attended {
@@ -73,7 +73,7 @@ impl LogCommand {
         self.write_end.as_fd()
     }
 
-    /// Another description of the same pipe: non-blocking for us alone.
+    /// Another open file description of the same pipe, non-blocking for us alone.
     pub fn own_end(&self) -> io::Result<File> {
         OpenOptions::new()
             .write(true)
@@ -109,8 +109,8 @@ impl LogCommand {
         self.child.take_if(|child| is_it(child)).is_some()
     }
 
-    /// What has become of a command that died as soon as it was started stays in the pipe that it does not read: it is
-    /// said once where the command's own standard error goes.
+    /// If the command dies right after its start, the log message about it stays in the pipe that it does not read: shows
+    /// the message once on the command's own standard error.
     pub fn tell_elsewhere(&mut self, notice: &Notice) {
         let at_once = self.started_at.elapsed() < RESPAWN;
         if let (true, false, Some((_, stderr))) = (at_once, self.is_told, &self.outputs)
@@ -126,7 +126,7 @@ impl LogCommand {
         self.child.is_none().then(|| self.started_at + RESPAWN)
     }
 
-    /// Starts it again if that is due. Returns what there is to say about it.
+    /// Restarts it if that is due. Returns a failure to report.
     pub fn start_again(&mut self, now: Instant) -> Option<Notice> {
         self.is_due(now).then(|| self.spawn_or_explain())?
     }
@@ -135,11 +135,11 @@ impl LogCommand {
         self.deadline().is_some_and(|deadline| deadline <= now)
     }
 
-    /// At the end somebody must read what is in the pipe: the first time `at_once`, then when that is due. Returns what
-    /// there is to say about it.
+    /// At the end something must read what is in the pipe: starts the command once at once, then whenever that is due.
+    /// Returns what to report.
     pub fn start_for_the_rest(&mut self, at_once: &mut bool) -> Vec<Notice> {
         let mut notices = Vec::new();
-        // Nobody else waits for children any more.
+        // Nothing else waits for children any more.
         let status = self.child.as_mut().map(Child::try_wait);
         if let Some(Ok(Some(status))) = status {
             self.child = None;
@@ -153,7 +153,7 @@ impl LogCommand {
         notices
     }
 
-    /// When it was started, if it has not been seen to end.
+    /// When it was started, unless it has been seen to exit.
     pub fn running_since(&self) -> Option<Instant> {
         self.child.as_ref().map(|_| self.started_at)
     }
@@ -162,7 +162,7 @@ impl LogCommand {
     #[expect(unsafe_code, reason = "nix has no FIONREAD")]
     pub fn unread(&self) -> usize {
         let mut unread: libc::c_int = 0;
-        // SAFETY: the kernel writes one c_int to where the pointer leads, which lives longer than the call.
+        // SAFETY: the kernel writes one c_int through the pointer, which outlives the call.
         let asked =
             unsafe { libc::ioctl(self.read_end.as_raw_fd(), libc::FIONREAD, &raw mut unread) };
         match asked {
@@ -179,9 +179,9 @@ impl LogCommand {
     }
 }
 
-/// A session of its own: a terminal's INT is for the server, the log outlives it; and a worker, which has the same uid,
-/// must not find a way to root's terminal there. The signals are plain: the standard library hands on what we block and
-/// ignore.
+/// Gives it a session of its own: a terminal's INT is meant for the server, which the log outlives; and a worker, which has
+/// the same uid, must not find a way to root's terminal there. Signals are reset, because the standard library passes on
+/// what we block and ignore.
 #[expect(
     unsafe_code,
     reason = "only a hook can change the session and the signals of a command"

@@ -12,10 +12,10 @@ use crate::words::failure::{self, Failure};
 use crate::words::remedy;
 use crate::words::text::printable;
 
-/// Opens it to append.
+/// Opens it for appending.
 pub fn open_file(path: &Path) -> io::Result<File> {
-    // Not through a link, which the server program could plant. Non-blocking only for a fifo's sake: nobody may ever
-    // read from it.
+    // Not through a symbolic link, which the server program could plant. Non-blocking only in case of a fifo: it may never
+    // have a reader.
     let flags = OFlag::O_NOFOLLOW | OFlag::O_NOCTTY | OFlag::O_NONBLOCK;
     let file = OpenOptions::new()
         .append(true)
@@ -24,7 +24,7 @@ pub fn open_file(path: &Path) -> io::Result<File> {
         .custom_flags(flags.bits())
         .open(path)?;
     if file.metadata()?.file_type().is_fifo() {
-        // A full one would stop the service.
+        // A full one would block the service.
         return Err(Errno::ENXIO.into());
     }
     // The workers share it, and do not expect EAGAIN.
@@ -51,10 +51,10 @@ pub fn cannot_open(path: &Path, error: &io::Error) -> Failure {
     ));
     match error.raw_os_error().map(Errno::from_raw) {
         Some(Errno::ELOOP) if path.starts_with("/dev") => {
-            failure.hint("without --log-file all lines go to standard error and output")
+            failure.hint("without --log-file everything goes to standard error and output")
         }
         Some(Errno::ENXIO) => {
-            failure.hint("a command that reads the log is given as --log-file='| COMMAND'")
+            failure.hint("to pipe the log to a command, use --log-file='| COMMAND'")
         }
         Some(errno) => failure.hint_if(remedy::of_file(path, errno)),
         None => failure,

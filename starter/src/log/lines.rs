@@ -1,29 +1,29 @@
-//! What a worker writes becomes lines that can do no harm, wherever they are read. Bytes in, lines out; nothing else.
+//! Turns what a worker writes into lines that are harmless wherever they are read. Bytes in, lines out; nothing else.
 //!
-//! What is not safe to show is escaped (see [`crate::words::text`]), and a line that is too long comes in pieces.
+//! Unsafe text is escaped (see [`crate::words::text`]), and a line that is too long is split into pieces.
 
 use memchr::memchr;
 
 use crate::words::text::{escape, is_plain};
 
-/// The longest line, in bytes, with its marks. With what stands before it, a syslog record stays within 8 KiB, which is
-/// what syslog daemons take.
+/// The longest line, in bytes, with its marks. With its prefix, a syslog record stays within the 8 KiB that syslog daemons
+/// accept.
 pub const LONGEST: usize = 8 * 1024 - 256;
 
-/// At the end of a piece that goes on, and at the start of the next one.
+/// Marks the end of a piece that continues, and the start of the next one.
 const CUT: &str = "[...]";
 
 /// One stream, between its lines.
 #[derive(Debug, Default)]
 pub struct Lines {
-    /// As it was written, less what has gone out.
+    /// As written, minus what has been passed on.
     partial: Vec<u8>,
-    /// A piece of this line has gone out.
+    /// Part of this line has been passed on.
     continued: bool,
 }
 
 impl Lines {
-    /// Takes what was written, and hands out every line that is whole by now, in order and without its end.
+    /// Takes what was written, and passes on every complete line, in order and without its newline.
     pub fn push(&mut self, mut written: &[u8], mut each: impl FnMut(&str)) {
         while let Some(end) = memchr(b'\n', written) {
             let line = &written[..end];
@@ -41,7 +41,7 @@ impl Lines {
         self.extend(written, &mut each);
     }
 
-    /// Hands out a last line without end.
+    /// Passes on a last line without newline.
     pub fn end(&mut self, mut each: impl FnMut(&str)) {
         if !self.is_between_lines() {
             self.finish(&mut each);
@@ -52,7 +52,7 @@ impl Lines {
         self.partial.is_empty() && !self.continued
     }
 
-    /// In portions, so that a line without end takes bounded memory.
+    /// In portions, to bound the memory for a line that does not end.
     fn extend(&mut self, line: &[u8], each: &mut impl FnMut(&str)) {
         for portion in line.chunks(LONGEST) {
             self.partial.extend(portion);

@@ -1,15 +1,15 @@
-//! The time of a line, as it is written: local, because whoever reads a log looks at a clock on the wall.
+//! The timestamp of a line: local time, because people who read logs look at a wall clock.
 
 use std::fmt;
 
 use time::OffsetDateTime;
 
-/// A time on the clock on the wall.
+/// A wall-clock time.
 #[derive(Debug, Clone, Copy)]
 pub struct LocalTime(OffsetDateTime);
 
 impl LocalTime {
-    /// Now; in UTC where the local time cannot be known.
+    /// Now; in UTC if the local time is unknown.
     pub fn now() -> LocalTime {
         LocalTime(OffsetDateTime::now_local().unwrap_or_else(|_| OffsetDateTime::now_utc()))
     }

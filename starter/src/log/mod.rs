@@ -1,11 +1,11 @@
-//! Where output goes: our own sentences and what workers write, to standard error and output as they were inherited, to
-//! the file or command of `--log-file`, to syslog, or to several of these.
+//! Where output goes, our own messages and what workers write: to the inherited standard error and output, to the file or
+//! command of `--log-file`, to syslog, or to several of these.
 //!
-//! A stream of the workers goes straight where it belongs, by a descriptor that they inherit, unless each line of it must be
-//! known: then it is captured, which means read here.
+//! A stream of the workers goes straight to its target, by a descriptor that they inherit, unless each line must be seen:
+//! then it is captured, which means read here.
 //!
-//! Nothing of this ever ends or blocks the service: a log that cannot be written loses lines, which are counted, and what
-//! a log command does not read waits. Only then workers wait as well: as long as the command does.
+//! Nothing here ever ends or blocks the service: a log that cannot be written loses lines, which are counted, and what a
+//! log command does not read is queued. Only then do workers block too: until the command reads on.
 
 mod capture;
 mod command;
@@ -56,31 +56,31 @@ enum LogFile {
     Command(LogCommand),
 }
 
-/// What became of the orders to open the log file again, for whoever gave them.
+/// The results of requests to reopen the log file, for whoever made them.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Reopened {
     pub orders: u32,
-    /// Why the last one was not carried out.
+    /// Why the last one failed.
     pub failure: Option<String>,
 }
 
-/// Everything that the log waits for.
+/// The descriptors that the log waits for.
 pub struct Sources<'a> {
     pub readable: Vec<BorrowedFd<'a>>,
     pub writable: Vec<BorrowedFd<'a>>,
 }
 
-/// Shows somebody at a terminal what a program without a log has to say.
+/// Shows the messages of a program without a log on standard error.
 pub fn show(sentence: &dyn std::fmt::Display) {
-    // Whoever has closed standard error does not want to know.
+    // If standard error is closed, nobody wants to know.
     drop(io::stderr().write_all(format!("{sentence}\n").as_bytes()));
 }
 
 impl Log {
-    /// From here on our own sentences go to standard error and to syslog. Streams stay as they are until [`Log::open`].
+    /// From here on our own messages go to standard error and to syslog. Streams stay as they are until [`Log::open`].
     ///
     /// # Errors
-    /// A syslog address that cannot be one.
+    /// An invalid syslog address.
     pub fn begin(settings: &Settings) -> Result<Log, Failure> {
         let syslog = settings.syslog.as_ref().map(Syslog::open).transpose()?;
         Ok(Log {
@@ -93,7 +93,7 @@ impl Log {
         })
     }
 
-    /// Turns the streams to where they belong; those that are captured stay as they are here.
+    /// Redirects the streams to their targets; those that are captured stay as they are here.
     pub fn open(&mut self, settings: &Settings) -> Result<(), Failure> {
         let is_attended = settings.is_attended;
         let launcher = match is_attended && settings.target.is_some() {
@@ -131,7 +131,7 @@ impl Log {
         Ok(())
     }
 
-    /// Standard output and error to the target, as far as they go there. A daemon keeps no other.
+    /// Redirects those of standard output and error that go to the target. A daemon keeps no other.
     fn redirect(&self, target: BorrowedFd<'_>, is_attended: bool) -> io::Result<()> {
         let null = std::fs::OpenOptions::new().write(true).open("/dev/null")?;
         let place = |routes: Routes| match (routes.to_target, is_attended) {
@@ -148,36 +148,36 @@ impl Log {
         Ok(())
     }
 
-    /// Says a sentence.
+    /// Logs a message.
     pub fn say(&mut self, notice: &Notice) {
         self.output.say(notice);
     }
 
-    /// Says why the program ends, also to whoever looks at standard error.
+    /// Reports why the program fails, also on standard error.
     pub fn complain(&mut self, failure: &Failure) {
         self.output.complain(failure);
     }
 
-    /// The same where somebody else shows it on standard error: here it is for the log alone.
+    /// The same, for the log alone, if something else shows it on standard error.
     pub fn record(&mut self, failure: &Failure) {
         self.output.record(failure);
     }
 
-    /// A generation serves: what happens from here on is for the log alone, and no more for whoever waited for that.
+    /// A generation serves: from here on messages go to the log alone, no longer to the waiting launcher.
     pub fn release_launcher(&mut self) {
         self.output.launcher = None;
     }
 
-    /// USR1: whoever rotates the log has moved the file away.
+    /// USR1: the log was rotated, and its file moved away.
     pub fn reopen(&mut self) {
         self.reopened.orders += 1;
         let LogFile::File(path) = &self.target else {
-            self.reopened.failure = Some("it writes to no log file".into());
+            self.reopened.failure = Some("it has no log file".into());
             self.say(&Notice::NothingToReopen);
             return;
         };
         let path = path.clone();
-        // What was read before belongs to the old file.
+        // What was read before belongs in the old file.
         self.read_all();
         let opened = open_file(&path).and_then(|file| {
             self.redirect(file.as_fd(), true)?;
@@ -202,7 +202,7 @@ impl Log {
         &self.reopened
     }
 
-    /// No worker has the file open itself.
+    /// Whether no worker has the file open itself.
     fn is_all_captured(&self) -> bool {
         [self.stdout, self.stderr]
             .iter()
@@ -218,12 +218,12 @@ impl Log {
         Pipes::new(Stream::BOTH.into_iter().filter(is_captured))
     }
 
-    /// The worker was started with them.
+    /// The worker was started with these pipes.
     pub fn attach(&mut self, generation: u32, pid: Pid, pipes: Pipes) {
         self.capture.attach(generation, pid, pipes);
     }
 
-    /// Everything to wait for.
+    /// The descriptors to wait for.
     pub fn sources(&self) -> Sources<'_> {
         let is_congested = self.output.is_congested();
         Sources {
@@ -232,7 +232,7 @@ impl Log {
         }
     }
 
-    /// When [`Log::work`] is due in any case.
+    /// When [`Log::work`] is due even without input.
     pub fn deadline(&self) -> Option<Instant> {
         let command = match &self.target {
             LogFile::Command(command) => command.deadline(),
@@ -241,7 +241,7 @@ impl Log {
         command.into_iter().chain(self.output.deadline()).min()
     }
 
-    /// Reads a share of what workers have written, writes what waits, and starts a log command again if that is due.
+    /// Reads a share of what workers wrote, writes what is queued, and restarts a log command if that is due.
     pub fn work(&mut self, now: Instant) {
         if let LogFile::Command(command) = &mut self.target
             && let Some(notice) = command.start_again(now)
@@ -254,7 +254,7 @@ impl Log {
         self.output.flush();
     }
 
-    /// A worker has ended: all that it has written is read. The last lines of its standard error, where that is captured.
+    /// A worker has ended: reads all that it wrote, and returns the last lines of its standard error, if captured.
     pub fn worker_exited(&mut self, pid: Pid) -> Vec<String> {
         let writer = writer(&mut self.output, self.stdout, self.stderr);
         let last = self.capture.worker_exited(pid, writer);
@@ -262,7 +262,7 @@ impl Log {
         last
     }
 
-    /// Whether this child was the log command; if so another will be started.
+    /// Whether this child was the log command; if so it will be restarted.
     pub fn has_exited(&mut self, pid: Pid, status: i32) -> bool {
         let LogFile::Command(command) = &mut self.target else {
             return false;
@@ -283,13 +283,13 @@ impl Log {
         self.capture.read(writer);
     }
 
-    /// What was written until now, as far as it can be had without waiting.
+    /// Reads and writes what was written until now, as far as that does not block.
     fn read_all(&mut self) {
         self.read();
         self.output.flush();
     }
 
-    /// At the end: somebody must read what waits, and gets a moment for that.
+    /// At the end, gives readers a moment to take what is queued.
     pub fn end(mut self) {
         self.read_all();
         let Log { output, target, .. } = &mut self;
@@ -313,7 +313,7 @@ impl Log {
     }
 }
 
-/// Takes the lines of workers, all with the time of now.
+/// Takes the workers' lines, all with the current time.
 fn writer(
     output: &mut Output,
     stdout: Routes,

@@ -1,4 +1,4 @@
-//! Where all lines go, each in its order: our own sentences, and the lines of workers that are read here.
+//! Where all lines go, in order: our own messages, and those of the workers' lines that are read here.
 
 use std::fmt::Display;
 use std::fs::File;
@@ -17,10 +17,10 @@ use super::target::{Target, write_if_ready};
 use crate::words::failure::Failure;
 use crate::words::notice::{Notice, Severity};
 
-/// The memory that is kept for the next lines of workers, in bytes.
+/// How much memory is kept for the workers' next lines, in bytes.
 const LARGEST_PORTION: usize = 1 << 20;
 
-/// How long the end waits for a syslog daemon that takes nothing more, and for a log command that has everything in its
+/// How long the end waits for a syslog daemon that accepts nothing more, and for a log command that has everything in its
 /// pipe.
 const LAST_MOMENT: Duration = Duration::from_secs(1);
 
@@ -28,35 +28,35 @@ const LAST_MOMENT: Duration = Duration::from_secs(1);
 /// if it reads.
 const LAST_LINES: Duration = Duration::from_secs(5);
 
-/// How long the end takes at the most, however little is read at a time.
+/// How long the end takes at most, however slowly the rest is read.
 const LONGEST_END: Duration = Duration::from_secs(10);
 
-/// How often a log command is looked after meanwhile: it tells nobody that it has read everything.
+/// How often a log command is checked meanwhile: it does not announce that it has read everything.
 const SHORTEST_LOOK: Duration = Duration::from_millis(1);
 const LONGEST_LOOK: Duration = Duration::from_millis(100);
 
-/// What lines are written to.
+/// The destinations of lines.
 pub struct Output {
-    /// Our own sentences are not for standard error.
+    /// Our own messages do not go to standard error.
     pub is_quiet: bool,
     pub target: Target,
-    /// Time, generation and pid stand before each line in the target.
+    /// Each line in the target is prefixed with time, generation and pid.
     pub is_stamped: bool,
     /// Lines that could not be written to the target.
     lost: u64,
-    /// Lines of workers that are written to a file in one go.
+    /// Workers' lines to be written to a file in one go.
     portion: Vec<u8>,
     syslog: Option<Syslog>,
-    /// Standard error of whoever waits for the first generation, where it is not the target.
+    /// Standard error of the waiting launcher, unless it is the target.
     pub launcher: Option<File>,
 }
 
-/// What is in the pipe of a log command.
+/// The contents of a log command's pipe.
 #[derive(Default)]
 pub struct Unread {
     /// In bytes.
     pub unread: usize,
-    /// When the command was started that reads it, also when it has ended since; none if no command runs.
+    /// When the reading command was started, even if it has exited since; `None` if no command runs.
     pub read_since: Option<Instant>,
 }
 
@@ -74,19 +74,19 @@ impl Output {
         }
     }
 
-    /// Writes a sentence of ours.
+    /// Writes a message of ours.
     pub fn say(&mut self, notice: &Notice) {
-        // Why a start has failed is told to whoever looks at standard error in any case.
+        // Why a start failed goes to standard error in any case.
         self.write_sentence(notice.severity(), notice, notice.is_failed_start());
     }
 
-    /// Writes why the program ends, to whoever looks at standard error in any case.
+    /// Reports why the program fails, always on standard error too.
     pub fn complain(&mut self, failure: &Failure) {
         let text = format_args!("start_server: {failure}");
         self.write_sentence(Severity::Error, &text, true);
     }
 
-    /// The same where somebody else shows it on standard error.
+    /// The same, if something else shows it on standard error.
     pub fn record(&mut self, failure: &Failure) {
         if self.target.is_standard_error() {
             self.is_quiet = true;
@@ -95,7 +95,7 @@ impl Output {
         self.write_sentence(Severity::Error, &text, false);
     }
 
-    /// Takes a line of a worker. What goes to the target waits for [`Output::flush`].
+    /// Takes a line of a worker. Lines for the target are queued until [`Output::flush`].
     pub fn take_line(&mut self, origin: &Origin, line: &str, routes: Routes, stamp: &str) {
         if routes.to_target {
             if self.is_stamped {
@@ -111,12 +111,12 @@ impl Output {
         }
     }
 
-    /// A log command has to read before workers are read again.
+    /// A log command must read before workers are read again.
     pub fn is_congested(&self) -> bool {
         self.target.is_congested()
     }
 
-    /// When [`Output::flush`] is due in any case.
+    /// When [`Output::flush`] is due even without input.
     pub fn deadline(&self) -> Option<Instant> {
         self.syslog.as_ref().and_then(Syslog::deadline)
     }
@@ -126,7 +126,7 @@ impl Output {
         self.syslog.as_ref().map_or(0, Syslog::unsent)
     }
 
-    /// Writes what waits, as far as that goes without waiting, and says where syslog cannot be reached.
+    /// Writes what is queued, as far as that does not block, and reports if syslog cannot be reached.
     pub fn flush(&mut self) {
         self.write_portion();
         self.lost += self.target.flush();
@@ -139,14 +139,14 @@ impl Output {
         }
     }
 
-    /// What others have to read before more can be written.
+    /// Descriptors whose readers must catch up before more can be written.
     pub fn unwritten(&self) -> impl Iterator<Item = BorrowedFd<'_>> {
         let syslog = self.syslog.as_ref().and_then(Syslog::wants_to_write);
         self.target.wants_to_write().into_iter().chain(syslog)
     }
 
-    /// At the end: whoever reads gets the time for the last lines that it makes use of. `look_after` is called again and
-    /// again meanwhile, and returns what was written that nobody has read.
+    /// At the end, gives readers time for the last lines while they make progress. Calls `look_after` repeatedly meanwhile,
+    /// which returns how much of what was written is still unread.
     pub fn write_rest(&mut self, mut look_after: impl FnMut(&mut Output) -> Unread) {
         let began = Instant::now();
         let (mut moved_at, mut left) = (began, usize::MAX);
@@ -192,14 +192,14 @@ impl Output {
         }
     }
 
-    /// Where lines were lost, the count stands in their place.
+    /// Reports lost lines in their place, by number.
     fn tell_lost(&mut self) {
         if self.lost > 0 && self.write_own(&Notice::LinesLost(self.lost).to_string(), false) == 0 {
             self.lost = 0;
         }
     }
 
-    /// How many lines of it are lost.
+    /// Returns how many of its lines are lost.
     fn write_own(&mut self, text: &str, is_reason: bool) -> u64 {
         if self.is_quiet && !is_reason && self.target.is_standard_error() {
             return 0;
@@ -216,7 +216,7 @@ impl Output {
         self.target.write_own(lines.as_bytes())
     }
 
-    /// The lines of workers that have come together.
+    /// Writes the workers' lines collected so far.
     fn write_portion(&mut self) {
         if self.portion.is_empty() {
             return;
@@ -227,8 +227,8 @@ impl Output {
         self.portion.shrink_to(LARGEST_PORTION);
     }
 
-    /// How much waits to be written (bytes for a log command, records for syslog), and how long the end waits for the
-    /// next of it to be taken.
+    /// How much is queued (bytes for a log command, records for syslog), and how long the end waits for any of it to be
+    /// taken.
     fn waiting(&self) -> (usize, Duration) {
         let records = self.syslog.as_ref().map_or(0, Syslog::waiting);
         let patience = match &self.target {

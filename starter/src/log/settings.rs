@@ -1,4 +1,4 @@
-//! What can be chosen about the log.
+//! Settings for the log.
 
 use std::ffi::OsString;
 use std::path::PathBuf;
@@ -10,16 +10,16 @@ use super::capture::Stream;
 pub struct Settings {
     /// `--log-file`.
     pub target: Option<LogTarget>,
-    /// What of the workers goes to the target; not empty.
+    /// Which of the workers' streams go to the target; not empty.
     pub target_streams: Vec<Stream>,
-    /// Time, generation and pid stand before each line in the target. Only together with one.
+    /// Each line in the target is prefixed with time, generation and pid. Only together with a target.
     pub has_timestamps: bool,
     pub syslog: Option<SyslogSettings>,
-    /// What of the workers goes to syslog; not empty.
+    /// Which of the workers' streams go to syslog; not empty.
     pub syslog_streams: Vec<Stream>,
-    /// Our own sentences are not for standard error.
+    /// Our own messages do not go to standard error.
     pub is_quiet: bool,
-    /// Somebody may look at standard output and error: this is no daemon.
+    /// Somebody may be looking at standard output and error: this is not a daemon.
     pub is_attended: bool,
 }
 
@@ -27,22 +27,22 @@ pub struct Settings {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum LogTarget {
     File(PathBuf),
-    /// For the shell: not empty.
+    /// For the shell; not empty.
     Command(OsString),
 }
 
 /// What the command line says about syslog.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct SyslogSettings {
-    /// By its name, which is known to be one.
+    /// A valid facility name.
     pub facility: String,
-    /// Printable, without blanks and the characters that end a tag.
+    /// Printable, without blanks and characters that end a tag.
     pub tag: String,
     pub address: Address,
     pub format: Format,
 }
 
-/// Where the daemon is.
+/// Where the daemon listens.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Address {
     Socket(PathBuf),

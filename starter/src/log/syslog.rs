@@ -1,8 +1,8 @@
-//! Records for a syslog daemon: formatted by the crate `syslog`, sent by us, because nothing here may ever wait.
+//! Records for a syslog daemon: formatted by the crate `syslog`, sent by us, because nothing here may ever block.
 //!
-//! A daemon that is slow, stopped, gone or not there yet costs a bounded queue and then lines, which are counted. The
-//! count is a record of its own as soon as there is room again. After the loss of the daemon the same record is sent
-//! again, at most once a second.
+//! A daemon that is slow, stopped, gone or not up yet costs a bounded queue, then lines, which are counted. The count is a
+//! record of its own as soon as there is room again. If the daemon is lost, the same record is sent again, at most once a
+//! second.
 
 use std::collections::{BTreeMap, VecDeque};
 use std::io;
@@ -29,19 +29,19 @@ use crate::words::text::printable;
 /// Where a syslog daemon listens (syslog(3)).
 pub const DEFAULT_ADDRESS: &str = "/dev/log";
 
-/// The shortest time between two tries to reach the daemon.
+/// The shortest time between two attempts to reach the daemon.
 const RECONNECT: Duration = Duration::from_secs(1);
 
-/// What may wait for the daemon, in bytes: over 100,000 usual lines.
+/// The size limit of the queue, in bytes: over 100,000 usual lines.
 const MOST_WAITING: usize = 16 << 20;
 
 /// What a record costs in memory beside its bytes.
 const OVERHEAD: usize = 48;
 
-/// How many records are sent in a turn, so that neither signals nor workers wait.
+/// How many records are sent at a time, lest signals or workers have to wait.
 const MOST_AT_ONCE: usize = 1000;
 
-/// The private enterprise number of examples (RFC 5612), behind the name of our structured data (RFC 5424, 6.3.2).
+/// The private enterprise number for examples (RFC 5612), after the name of our structured data (RFC 5424, 6.3.2).
 const STRUCTURED_DATA: &str = "start_server@32473";
 
 /// The facility of this name, if there is one.
@@ -49,24 +49,24 @@ pub fn facility(name: &str) -> Option<Facility> {
     name.parse().ok()
 }
 
-/// The way to the daemon.
+/// The connection to the daemon.
 pub struct Syslog {
     settings: SyslogSettings,
     facility: Facility,
-    /// Where records leave this machine, or have a place for its name.
+    /// Only for records that leave this machine, or whose format has a field for its name.
     host: Option<String>,
     peer: Peer,
     socket: Option<OwnedFd>,
-    /// Not before this is it tried to reach the daemon again.
+    /// The next attempt to reach the daemon is not before this.
     retry_at: Option<Instant>,
-    /// There is more to send, as soon as that can be done without waiting.
+    /// There is more to send, once that does not block.
     wants_to_write: bool,
     queue: VecDeque<Vec<u8>>,
     /// The memory that the queue takes, in bytes.
     waiting: usize,
-    /// Lines that found no room in the queue, since the last record that did.
+    /// Lines dropped from a full queue since the last record that fit.
     dropped: u64,
-    /// Why the daemon cannot be reached, where that was not told yet.
+    /// Why the daemon cannot be reached, until that is reported.
     trouble: Option<String>,
     is_reachable: bool,
     lost_at: Option<Instant>,
@@ -78,10 +78,10 @@ enum Peer {
 }
 
 impl Syslog {
-    /// Finds the daemon's address; reaches for the daemon itself when there is something to send.
+    /// Finds the daemon's address; connects to the daemon itself only when there is something to send.
     ///
     /// # Errors
-    /// An address that cannot be one: a host without address, a file that is no socket.
+    /// An invalid address: a host without address, a file that is not a socket.
     pub fn open(settings: &SyslogSettings) -> Result<Syslog, Failure> {
         let peer = match &settings.address {
             Address::Socket(path) => Peer::Socket(checked(path)?),
@@ -90,7 +90,7 @@ impl Syslog {
         let host = match (&peer, settings.format) {
             (Peer::Socket(_), Format::Rfc3164) => None,
             (Peer::Udp(_), Format::Rfc3164) => host_name(),
-            // A name that is not known is a dash (RFC 5424, 6.2.4); the crate would write another machine's.
+            // An unknown name is a dash (RFC 5424, 6.2.4); the crate would write another machine's.
             (_, Format::Rfc5424) => Some(host_name().unwrap_or_else(|| "-".into())),
         };
         Ok(Syslog {
@@ -110,25 +110,25 @@ impl Syslog {
         })
     }
 
-    /// Lines of ours, harmless already.
+    /// Lines of ours, already harmless.
     pub fn push_own(&mut self, severity: Severity, text: &str) {
         for line in text.lines() {
             self.push(None, severity, line);
         }
     }
 
-    /// A line of a worker, harmless already.
+    /// A line of a worker, already harmless.
     pub fn push_line(&mut self, origin: &Origin, line: &str) {
         self.push(Some(origin), origin.stream.severity(), line);
     }
 
     fn push(&mut self, origin: Option<&Origin>, severity: Severity, line: &str) {
-        // Once lines are lost, more than one has to find room again: else each of them would have a count before it.
+        // Once lines are dropped, room for more than one is required: else each of them would have a count before it.
         let most = match self.dropped {
             0 => MOST_WAITING,
             _ => MOST_WAITING / 2,
         };
-        // About the length that the record will have.
+        // About the length of the record.
         if self.waiting + line.len() > most {
             self.dropped += 1;
             return;
@@ -137,7 +137,7 @@ impl Syslog {
         self.enqueue(origin, severity, line);
     }
 
-    /// Where lines were lost, the count stands in their place.
+    /// Reports dropped lines in their place, by number.
     fn tell_dropped(&mut self) {
         if self.dropped > 0 {
             let dropped = std::mem::take(&mut self.dropped);
@@ -191,7 +191,7 @@ impl Syslog {
         record
     }
 
-    /// Sends what waits, as far as that goes without waiting.
+    /// Sends what is queued, as far as that does not block.
     pub fn flush(&mut self, now: Instant) {
         if self.retry_at.is_some_and(|retry_at| now < retry_at) {
             return;
@@ -236,12 +236,12 @@ impl Syslog {
         if let Some(socket) = &self.socket {
             match (send(socket.as_raw_fd(), record, flags), &self.peer) {
                 (Ok(_), Peer::Udp(_)) => return refusal(socket),
-                // Of another machine, and thus about a record of before.
+                // From another machine, and thus about an earlier record.
                 (Err(Errno::ECONNREFUSED), Peer::Udp(_)) => {
                     self.dropped += 1;
                     return Err(Errno::ECONNREFUSED);
                 }
-                // The daemon that was there is gone; there may be another one already.
+                // The daemon that was there is gone; a new one may be there already.
                 (
                     Err(Errno::ECONNREFUSED | Errno::ECONNRESET | Errno::ENOTCONN | Errno::EPIPE),
                     Peer::Socket(_),
@@ -263,7 +263,7 @@ impl Syslog {
     fn sent(&mut self, now: Instant) {
         self.forget_first();
         self.retry_at = None;
-        // Another machine needs a while to say that nobody listens at its port.
+        // It takes another machine a while to report that nothing listens on its port.
         let is_certain = match self.peer {
             Peer::Socket(_) => true,
             Peer::Udp(_) => self.lost_at.is_none_or(|at| now >= at + 2 * RECONNECT),
@@ -300,7 +300,7 @@ impl Syslog {
         Some((place, cause))
     }
 
-    /// How many records wait.
+    /// How many records are queued.
     pub fn waiting(&self) -> usize {
         self.queue.len()
     }
@@ -310,20 +310,20 @@ impl Syslog {
         self.queue.len() as u64 + self.dropped
     }
 
-    /// What to wait for until it can be written to.
+    /// The socket to wait for until it is writable.
     pub fn wants_to_write(&self) -> Option<BorrowedFd<'_>> {
         let socket = self.socket.as_ref().filter(|_| self.wants_to_write)?;
         Some(socket.as_fd())
     }
 
-    /// When [`Syslog::flush`] is to be called again without that.
+    /// When [`Syslog::flush`] is due even if it is not.
     pub fn deadline(&self) -> Option<Instant> {
         self.retry_at.filter(|_| self.waiting() > 0)
     }
 }
 
-/// Whether nobody listens at the port to which a datagram was just sent: this machine says so at once, and the record
-/// is to be sent again.
+/// Whether nothing listens on the port to which a datagram was just sent: this machine reports that at once, and the record
+/// must be sent again.
 fn refusal(socket: &OwnedFd) -> nix::Result<()> {
     match getsockopt(socket, sockopt::SocketError)? {
         0 => Ok(()),
@@ -394,7 +394,7 @@ fn cannot(address: &str, cause: &str) -> Failure {
     Failure::usage(format!("cannot use --syslog-address={address}: {cause}"))
 }
 
-/// It may be missing: a daemon that is started later makes it.
+/// It may be missing: a daemon that is started later creates it.
 fn checked(path: &Path) -> Result<PathBuf, Failure> {
     let refused = |cause: &str| cannot(&printable(path.as_os_str()), cause);
     UnixAddr::new(path).map_err(|_| refused("it is too long for a socket"))?;

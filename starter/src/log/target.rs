@@ -1,4 +1,4 @@
-//! What lines are written to besides syslog, such that whoever is at its other end never holds us up.
+//! The target of lines besides syslog, written to in a way that its reader can never block us.
 
 use std::collections::VecDeque;
 use std::fs::{File, OpenOptions};
@@ -10,24 +10,24 @@ use nix::fcntl::OFlag;
 use nix::poll::{PollFd, PollFlags, ppoll};
 use nix::sys::time::TimeSpec;
 
-/// How much may wait for a log command that does not read until workers are not read any more, in bytes.
+/// How much is queued for a log command that does not read before workers are no longer read, in bytes.
 const MOST_WAITING: usize = 1 << 20;
 
-/// The same for our own lines, which need not be lost behind theirs.
+/// The same for our own lines, which need not be lost along with theirs.
 const MOST_WITH_OURS: usize = 8 << 20;
 
-/// The one place for lines.
+/// The one target for lines.
 pub enum Target {
     /// Standard error.
     Inherited,
-    /// Standard error too, where whoever is at its other end may stop reading: a terminal, a pipe or a socket.
+    /// Standard error too, if its reader may stop reading: a terminal, a pipe or a socket.
     Paced { stderr: File, waiting: VecDeque<u8> },
     File {
         file: File,
-        /// It ends with a part of a line, behind which there was no room.
+        /// It ends with part of a line, after which there was no room.
         is_torn: bool,
     },
-    /// Our own end of a log command's pipe, non-blocking: that of workers blocks.
+    /// Our own end of a log command's pipe, non-blocking: the workers' end blocks.
     Command {
         pipe: File,
         waiting: VecDeque<u8>,
@@ -37,7 +37,7 @@ pub enum Target {
 }
 
 impl Target {
-    /// Standard error as it was inherited, such that nobody at its other end can hold the service up.
+    /// Standard error as inherited, but unable to block the service.
     pub fn inherited() -> Target {
         let Ok(stderr) = io::stderr().as_fd().try_clone_to_owned().map(File::from) else {
             return Target::Inherited;
@@ -48,9 +48,8 @@ impl Target {
         if !(kind.is_fifo() || kind.is_socket() || stderr.is_terminal()) {
             return Target::Inherited;
         }
-        // Where it can be had another description of a pipe or terminal, non-blocking for us alone: what workers write
-        // comes between the question whether there is room and the answer. It cannot be had of what belongs to another
-        // user.
+        // If possible, opens a new description of the pipe or terminal, non-blocking for us alone: a worker may write
+        // between our check for room and our write. That fails if it belongs to another user.
         let flags = OFlag::O_NONBLOCK | OFlag::O_NOCTTY;
         let own = match kind.is_socket() {
             false => OpenOptions::new()
@@ -85,7 +84,7 @@ impl Target {
         matches!(self, Target::Inherited | Target::Paced { .. })
     }
 
-    /// Writes lines of ours, or has them wait; returns how many are lost.
+    /// Writes lines of ours, or queues them; returns how many are lost.
     pub fn write_own(&mut self, lines: &[u8]) -> u64 {
         match self {
             Target::Inherited => match io::stderr().write_all(lines) {
@@ -103,7 +102,7 @@ impl Target {
         }
     }
 
-    /// The same with lines of workers, which are not for standard error; what cannot be written at once waits for
+    /// The same for lines of workers, which never go to standard error; what cannot be written at once is queued until
     /// [`Target::flush`].
     pub fn write_of_workers(&mut self, lines: &[u8]) -> u64 {
         match self {
@@ -116,8 +115,8 @@ impl Target {
         }
     }
 
-    /// Writes what waits, as far as that goes without waiting. Returns how many lines are lost because nobody will ever
-    /// read them.
+    /// Writes what is queued, as far as that does not block. Returns how many lines are lost because nothing will ever read
+    /// them.
     pub fn flush(&mut self) -> u64 {
         match self {
             Target::Inherited | Target::File { .. } => 0,
@@ -133,7 +132,7 @@ impl Target {
         }
     }
 
-    /// How much waits, in bytes.
+    /// How much is queued, in bytes.
     pub fn waiting(&self) -> usize {
         match self {
             Target::Inherited | Target::File { .. } => 0,
@@ -141,7 +140,7 @@ impl Target {
         }
     }
 
-    /// What to wait for until more can be written.
+    /// The descriptor to wait for until more can be written.
     pub fn wants_to_write(&self) -> Option<BorrowedFd<'_>> {
         match self {
             Target::Paced {
@@ -157,7 +156,7 @@ impl Target {
         }
     }
 
-    /// A log command has to read before workers are read again.
+    /// A log command must read before workers are read again.
     pub fn is_congested(&self) -> bool {
         matches!(self, Target::Command { waiting, .. } if waiting.len() >= MOST_WAITING)
     }
@@ -170,7 +169,7 @@ fn flush_command(mut pipe: &File, waiting: &mut VecDeque<u8>, is_shared: bool) {
         match pipe.write(share) {
             Ok(written) => drop(waiting.drain(..written)),
             Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-            // A full pipe: the rest waits until it can be written.
+            // A full pipe: the rest is queued until it can be written.
             Err(_) => return,
         }
     }
@@ -182,7 +181,7 @@ fn flush_stderr(mut stderr: &File, waiting: &mut VecDeque<u8>) -> u64 {
         match stderr.write(piece(waiting.make_contiguous(), is_terminal)) {
             Ok(written) => drop(waiting.drain(..written)),
             Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-            // A worker has filled it meanwhile.
+            // A worker has filled it in the meantime.
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => break,
             Err(_) => {
                 let lost = count(waiting.make_contiguous());
@@ -194,22 +193,22 @@ fn flush_stderr(mut stderr: &File, waiting: &mut VecDeque<u8>) -> u64 {
     0
 }
 
-/// A line for whoever may look there. It never waits: a terminal or pipe that takes nothing more goes without.
+/// Writes a line for anyone looking. It never blocks: a terminal or pipe that accepts nothing more does not get it.
 pub fn write_if_ready(mut file: &File, line: &str) {
     let line = format!("{line}\n");
     let (mut left, is_terminal) = (line.as_bytes(), file.is_terminal());
     while !left.is_empty() && is_ready(file) {
         match file.write(piece(left, is_terminal)) {
             Ok(written) => left = &left[written..],
-            // Whoever is gone misses nothing.
+            // If the reader is gone, nobody misses it.
             Err(_) => return,
         }
     }
 }
 
-/// As much as can be written without waiting when there is room. A pipe has room for a page then. A terminal has it for 256
-/// bytes or for none, and after a part of them it may say none again: the end of a line, which it writes by itself, must
-/// not be in one write with the line.
+/// As much as can be written without blocking when there is room. A pipe then has room for a page. A terminal has room for
+/// 256 bytes or for none, and after part of them it may have none again: the newline, which it writes separately, must not
+/// be in one write with the line.
 fn piece(lines: &[u8], is_terminal: bool) -> &[u8] {
     const ROOM: usize = 256;
     if !is_terminal {
@@ -223,7 +222,7 @@ fn piece(lines: &[u8], is_terminal: bool) -> &[u8] {
     }
 }
 
-/// Whether a line can be written without waiting for whoever reads.
+/// Whether a line can be written without blocking on the reader.
 fn is_ready(file: &File) -> bool {
     let mut source = [PollFd::new(file.as_fd(), PollFlags::POLLOUT)];
     let now = Some(TimeSpec::from_duration(std::time::Duration::ZERO));
@@ -234,9 +233,9 @@ fn count(lines: &[u8]) -> u64 {
     lines.iter().filter(|byte| **byte == b'\n').count() as u64
 }
 
-/// Appends whole lines to a file, and returns how many of them are lost: one that was cut is lost as well.
+/// Appends whole lines to a file and returns how many are lost; a line that was cut is lost too.
 fn append(file: &mut File, is_torn: &mut bool, lines: &[u8]) -> u64 {
-    // What is left of a line that was cut is no start for the next one.
+    // The next line must not continue one that was cut.
     if *is_torn && file.write_all(b"\n").is_err() {
         return count(lines);
     }
@@ -255,7 +254,7 @@ fn append(file: &mut File, is_torn: &mut bool, lines: &[u8]) -> u64 {
     count(lost)
 }
 
-/// As many lines as a pipe takes in one piece (pipe(7)), so that no line of another writer comes into one of them.
+/// As many lines as a pipe takes atomically (pipe(7)), so that no other writer's line gets into the middle of one.
 fn at_once(lines: &[u8]) -> &[u8] {
     let most = lines.len().min(libc::PIPE_BUF);
     let end = lines[..most].iter().rposition(|byte| *byte == b'\n');

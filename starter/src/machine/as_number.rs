@@ -1,4 +1,4 @@
-//! Types of the system as plain numbers, for the snapshot.
+//! System types as plain numbers, for the snapshot.
 
 /// For `serde(with)`.
 pub mod pid {

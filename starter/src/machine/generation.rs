@@ -1,4 +1,4 @@
-//! Generations, their slots, and the workers in these. What follows from it is decided elsewhere.
+//! Generations, their slots, and the workers in them. Conclusions are drawn elsewhere.
 
 use std::time::Duration;
 
@@ -8,28 +8,28 @@ use serde::{Deserialize, Serialize};
 use crate::host::moment::Moment;
 use crate::words::notice::ExecFailure;
 
-/// How long a worker must have lived after its exec to count as started, however short the interval.
+/// How long a worker must survive its exec to count as started, however short the interval.
 pub(super) const PROOF_OF_LIFE: Duration = Duration::from_millis(50);
 
 /// How long a worker may take to execute the program.
 pub(super) const LONGEST_EXEC: Duration = Duration::from_secs(30);
 
-/// What a generation is started for.
+/// Why a generation is started.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) enum Why {
     /// Nothing has served yet.
     First,
-    /// A restart was asked for.
+    /// A restart was requested.
     Asked,
-    /// The time for an automatic restart has come.
+    /// An automatic restart was due.
     Timed,
-    /// All workers of the generation before it died, and nothing serves.
+    /// All workers of the previous generation died, and nothing serves.
     Replacement,
 }
 
 impl Why {
-    /// Whether it replaces workers that nothing is wrong with. As in Server::Starter, these are the old ones as soon as
-    /// it begins: should one die, it has not crashed. Its commit is announced together with the signal to them.
+    /// Whether it replaces healthy workers. As in Server::Starter, these count as old as soon as it begins: if one dies, it
+    /// has not crashed. The log announces its commit together with the signal to them.
     pub fn is_restart(self) -> bool {
         match self {
             Why::Asked | Why::Timed => true,
@@ -37,7 +37,7 @@ impl Why {
         }
     }
 
-    /// What a start is for that takes the place of a planned one: the restart among the two, if only one of them is.
+    /// The purpose of a start that takes the place of a planned one: restart if either is one.
     pub(super) fn instead_of(self, planned: Option<Why>) -> Why {
         match planned {
             Some(planned) if planned.is_restart() && !self.is_restart() => planned,
@@ -46,20 +46,20 @@ impl Why {
     }
 }
 
-/// The workers that were started together, and those that replace them one by one.
+/// Workers that were started together, and those that replace them one by one.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Generation {
     pub number: u32,
     /// What it was started for.
     pub(super) why: Why,
-    /// How many restarts had been asked for when it was started.
+    /// How many restarts had been requested when it was started.
     pub(super) request: u32,
     pub(super) stage: Stage,
-    /// One for each worker that it is to have, numbered from 0.
+    /// One for each of its workers, numbered from 0.
     pub(super) slots: Vec<Slot>,
 }
 
-/// How far a generation has come, as the head of [`super`] explains it.
+/// The state of a generation, as the head of [`super`] explains it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum State {
     Starting,
@@ -68,7 +68,7 @@ pub enum State {
     Old,
 }
 
-/// What its workers do not show of a generation's state.
+/// The part of a generation's state that its workers do not show.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) enum Stage {
     Uncommitted,
@@ -80,22 +80,22 @@ pub(super) enum Stage {
 /// The place of one worker.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) struct Slot {
-    /// When a worker was asked for last.
+    /// When a worker was last requested.
     pub asked_at: Moment,
-    /// Replacements in a row that failed before they were proved.
+    /// Consecutive replacements that failed before they were proved.
     pub failures: u32,
     pub content: Content,
 }
 
-/// What is in a slot.
+/// The content of a slot.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) enum Content {
-    /// Nothing, but while its generation is current there will be a replacement.
+    /// Empty, but it will be filled while its generation is current.
     Empty,
-    /// A worker is asked for, and whether there is one is not known yet.
+    /// A worker has been requested, and it is not yet known whether it exists.
     AskedFor,
     Occupied(Worker),
-    /// Nothing, and no further replacement is tried.
+    /// Empty, and it will not be filled again.
     GivenUp,
 }
 
@@ -112,21 +112,21 @@ pub struct Worker {
     pub(super) standing: Standing,
 }
 
-/// How far a worker has come.
+/// The progress of a worker.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Standing {
-    /// There is a process.
+    /// The process exists.
     Spawned,
     /// It runs the server program.
     Executed { at: Moment },
-    /// It cannot run the server program, and its exit follows.
+    /// It cannot run the server program and is about to exit.
     NotExecuted(ExecFailure),
-    /// It has proved that it lives, and serves.
+    /// It has proved itself, and serves.
     Ready,
 }
 
 impl Generation {
-    /// All its workers are asked for.
+    /// Requests all its workers.
     pub(super) fn new(
         number: u32,
         why: Why,
@@ -166,19 +166,19 @@ impl Generation {
         self.workers().map(|worker| worker.pid).collect()
     }
 
-    /// Whether each of its slots has a worker that is proved: then it can commit.
+    /// Whether every slot has a proved worker: then it can commit.
     pub(super) fn is_proved(&self) -> bool {
         self.slots
             .iter()
             .all(|slot| slot.worker().is_some_and(Worker::is_proved))
     }
 
-    /// Whether any of its workers is proved: then connections are served.
+    /// Whether any worker is proved: then connections are served.
     pub(super) fn serves(&self) -> bool {
         self.workers().any(Worker::is_proved)
     }
 
-    /// Whether it has no worker and is about to get none.
+    /// Whether it has no worker and is not about to get one.
     pub(super) fn is_gone(&self) -> bool {
         self.slots.iter().all(|slot| match slot.content {
             Content::Empty | Content::GivenUp => true,
@@ -186,7 +186,7 @@ impl Generation {
         })
     }
 
-    /// When a worker of it was asked for last.
+    /// When one of its workers was last requested.
     pub(super) fn asked_at(&self) -> Option<Moment> {
         self.slots.iter().map(|slot| slot.asked_at).max()
     }
@@ -198,7 +198,7 @@ impl Generation {
             .find(|worker| worker.pid == pid)
     }
 
-    /// Every worker that has lived long enough is proved.
+    /// Marks every worker that has lived long enough as proved.
     pub(super) fn prove_workers(&mut self, settle_time: Duration, now: Moment) {
         for slot in &mut self.slots {
             if slot.proved_at(settle_time).is_some_and(|at| at <= now) {
@@ -218,7 +218,7 @@ impl Generation {
 }
 
 impl Slot {
-    /// When the worker of this slot has taken too long to execute the program, if it has not yet.
+    /// When this slot's worker has taken too long to execute the program, if it has not yet.
     pub fn hangs_at(&self) -> Option<Moment> {
         match &self.content {
             Content::Occupied(worker) if worker.standing == Standing::Spawned => {
@@ -268,7 +268,7 @@ impl Worker {
         self.standing == Standing::Ready
     }
 
-    /// Why it does not run the server program, if that is known.
+    /// Why it does not run the server program, if known.
     pub(super) fn failure(&self) -> Option<&ExecFailure> {
         match &self.standing {
             Standing::NotExecuted(failure) => Some(failure),

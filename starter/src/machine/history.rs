@@ -1,4 +1,4 @@
-//! What has happened so far, for whoever reads the status: nothing is decided by it.
+//! What has happened so far, for readers of the status: no decision depends on it.
 
 use std::collections::VecDeque;
 
@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize};
 use crate::host::moment::Moment;
 use crate::words::notice::ExecFailure;
 
-/// How many decisions and workers that are gone are remembered.
+/// How many decisions and departed workers are remembered.
 pub const REMEMBERED: usize = 10;
 
 /// What is remembered.
@@ -17,44 +17,44 @@ pub struct History {
     pub counters: Counters,
     /// The last decisions, oldest first.
     pub decisions: VecDeque<Decision>,
-    /// The last workers that are gone, oldest first.
+    /// The last departed workers, oldest first.
     pub departed: VecDeque<Departed>,
 }
 
 /// How often something has happened since the start.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Counters {
-    /// Restarts that were asked for.
+    /// Restarts requested.
     pub restarts: u32,
-    /// Starts that failed, of a generation or of a worker that was to replace another within its generation.
+    /// Failed starts, of a generation or of a replacement within a generation.
     pub failed_starts: u32,
-    /// Workers that died while they served.
+    /// Workers that died while serving.
     pub crashes: u32,
 }
 
-/// What became of the start of a generation.
+/// The result of starting a generation.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Decision {
-    /// It answers every restart that had been asked for up to this one, counted from 1.
+    /// It answers every restart requested up to this one, counted from 1.
     pub request: u32,
     pub generation: u32,
     pub verdict: Verdict,
     pub at: Moment,
 }
 
-/// Whether a start has led to a generation that serves.
+/// Whether a start has led to a serving generation.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Verdict {
     Committed,
     Failed {
         /// The wait status of the worker that failed, if there was a process.
         status: Option<i32>,
-        /// Why it did not run the program, if that is so: then the status says nothing.
+        /// Why it did not run the program, if it did not: then the status says nothing.
         cause: Option<ExecFailure>,
     },
 }
 
-/// A worker that is gone.
+/// A departed worker.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Departed {
     pub generation: u32,
@@ -76,7 +76,7 @@ impl History {
 }
 
 impl Counters {
-    // A counter that cannot count any further is no reason to end.
+    // A counter overflow is no reason to stop.
 
     pub(super) fn count_restart(&mut self) {
         self.restarts = self.restarts.saturating_add(1);

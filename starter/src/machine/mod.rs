@@ -8,31 +8,31 @@
 //! |---|---|---|
 //! | starting | spawned, not yet proved | every slot has a proved worker: commits; a worker dies: failed, becomes old |
 //! | current | committed, the newest that serves | a newer one commits: retiring; the last worker dies: gone |
-//! | retiring | a newer one serves, not yet signalled | `--kill-old-delay` is over: old; the newer one dies: current again |
+//! | retiring | a newer one serves, not yet signalled | `--kill-old-delay` expires: old; the newer one dies: current again |
 //! | old | told to stop | its last worker is gone |
 //!
-//! A worker that has not executed the program after [`generation::LONGEST_EXEC`], because a file system does not answer for
-//! example, is killed and has failed.
+//! A worker that has not executed the program after [`generation::LONGEST_EXEC`], for example because a file system does
+//! not respond, is killed and has failed.
 //!
 //! It has a slot for each of its workers. A worker is *proved* (`Ready`) when it has lived for the interval since it was
-//! asked for, and a moment since it executed the program ([`generation::PROOF_OF_LIFE`]). What is not proved is never a reason to give
-//! up something that serves: not to commit, nor to signal a retiring generation, which waits until the current one has a
-//! proved worker.
+//! asked for, and a moment since it executed the program ([`generation::PROOF_OF_LIFE`]). An unproved worker is never a
+//! reason to give up one that serves: neither to commit, nor to signal a retiring generation, which waits until the
+//! current one has a proved worker.
 //!
-//! A start that fails is tried again, later each time, until `--start-limit` gives it up. The same holds for one slot of
-//! the current generation whose worker died while others serve:
+//! A failed start is retried with growing delays, up to `--start-limit` times. The same holds for one slot of the
+//! current generation whose worker died while others serve:
 //!
 //! | the slot's worker | what follows |
 //! |---|---|
-//! | proved, dies | it crashed; the slot is filled again, at the earliest an interval after it was filled last |
-//! | replacement, cannot be spawned or executed, or dies before it is proved | a failed start of this slot: the next try is an interval after the last one, then 1.5 times later each time, 30 seconds at most |
+//! | proved, dies | it crashed; the slot is refilled, at the earliest an interval after it was last filled |
+//! | replacement, cannot be spawned or executed, or dies before it is proved | a failed start of this slot: the next try is an interval after the last one, then 1.5 times later each time, at most 30 seconds |
 //! | replacement, is proved | the failures of the slot are forgotten |
-//! | replacement, fails for the `--start-limit`th time in a row | the slot is given up and the others serve on; the next generation starts anew |
-//! | replacement, dies before it is proved while a restart is under way | its successor may have told it to stop: no failure, and the next try comes as late as this one did |
-//! | last one of the generation, dies | whatever its slots wait for, the generation is gone: what it replaced is current again, or a new generation starts |
+//! | replacement, fails for the `--start-limit`th time in a row | the slot is given up and the others keep serving; the next generation starts afresh |
+//! | replacement, dies before it is proved while a restart is under way | its successor may have told it to stop: no failure, and the next try has the same delay as this one |
+//! | last one of the generation, dies | whatever its slots wait for, the generation is gone: the one it replaced is current again, or a new generation starts |
 //!
-//! A slot counts its failures alone: they neither delay a restart nor bring its limit nearer, and are no verdict on a
-//! restart. While its generation is retiring no slot is filled; what is empty is filled if it becomes current again.
+//! Each slot counts its own failures: they neither delay a restart nor count toward its limit or verdict. While its
+//! generation is retiring no slot is filled; empty ones are filled if it becomes current again.
 
 #![deny(
     clippy::wildcard_enum_match_arm,
@@ -80,7 +80,7 @@ impl Machine {
         (machine, actions)
     }
 
-    /// What is to be done about an event. Events of processes that are no workers change nothing.
+    /// Decides what to do about an event. Events of processes that are not workers change nothing.
     pub fn on(&mut self, event: Event, now: Moment) -> Vec<Action> {
         match event {
             Event::Spawned {
@@ -137,7 +137,7 @@ impl Machine {
         self.say(Notice::StartingNewWorker(pid));
         match (self.phase, self.state_of(number)) {
             (Phase::Serving, Some(State::Starting | State::Current | State::Retiring) | None) => {}
-            // Its start failed or was stopped before this worker of it existed.
+            // Its start failed or was stopped before this worker existed.
             (Phase::Serving, Some(State::Old)) | (Phase::Stopping { .. } | Phase::Finished, _) => {
                 self.signal(pid, self.settings.signal_on_term);
             }
@@ -167,7 +167,7 @@ impl Machine {
         }
     }
 
-    /// The report of a worker about its exec. It comes once, so that a second one is of nobody we know.
+    /// A worker's report about its exec. There is only one per worker, so a second one is from an unknown process.
     fn executed(&mut self, pid: Pid, standing: Standing) {
         let worker = self
             .generations
@@ -236,7 +236,7 @@ impl Machine {
 
     // Questions.
 
-    /// When something is due about this generation, while it is not told to stop.
+    /// When something is due for this generation, unless it has been told to stop.
     fn deadline_of(&self, generation: &Generation) -> Option<Moment> {
         let slots = || generation.slots.iter();
         let proofs = slots().filter_map(|slot| self.proved_at(slot));

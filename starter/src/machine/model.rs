@@ -1,5 +1,5 @@
-//! What the machine is made of: settings, events, actions, its own state, and questions about it. What follows from an event
-//! is decided in the files beside this one.
+//! The machine's data: settings, events, actions, its own state, and questions about it. What an event leads to is decided
+//! in the files beside this one.
 
 use std::num::NonZeroU32;
 use std::time::Duration;
@@ -13,7 +13,7 @@ use super::history::History;
 use crate::host::moment::Moment;
 use crate::words::notice::{ExecFailure, Notice};
 
-/// What the command line says about restarts.
+/// The restart policy of the command line.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Settings {
     /// The number of slots of a generation, at least 1.
@@ -25,30 +25,30 @@ pub struct Settings {
     pub signal_on_term: Signal,
     pub stop_timeout: Option<Duration>,
     pub start_limit: Option<NonZeroU32>,
-    /// The limit that holds until the first generation has committed.
+    /// The limit until the first generation has committed.
     pub first_start_limit: Option<NonZeroU32>,
-    /// How it begins; [`Machine::set_knobs`] changes it later.
+    /// The initial values; [`Machine::set_knobs`] changes them later.
     pub knobs: Knobs,
 }
 
-/// What may change while the superdaemon runs.
+/// Settings that may change while the superdaemon runs.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Knobs {
     pub kill_old_delay: Duration,
-    /// Restart by itself so long after the last start; `None` does not.
+    /// Restarts automatically this long after the last start; `None` does not.
     pub auto_restart: Option<Duration>,
 }
 
-/// What has happened.
+/// Something that happened.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Event {
-    /// The process of a worker that was asked for exists.
+    /// The process of a requested worker exists.
     Spawned {
         generation: u32,
         slot: usize,
         pid: Pid,
     },
-    /// There is no process for a worker that was asked for.
+    /// A requested worker has no process.
     SpawnFailed {
         generation: u32,
         slot: usize,
@@ -58,19 +58,19 @@ pub enum Event {
     Executed(Pid),
     /// The worker could not run the server program; its exit follows.
     NotExecuted { pid: Pid, cause: ExecFailure },
-    /// A child of ours is gone, with its wait status as wait(2) gives it.
+    /// A child has exited, with its wait status as wait(2) gives it.
     Exited { pid: Pid, status: i32 },
-    /// The deadline that was asked for has passed.
+    /// The requested deadline has passed.
     DeadlinePassed,
     /// HUP.
     Restart,
     /// TERM, INT or QUIT.
     Stop(Signal),
-    /// The supervisor can only end: what it needs to supervise workers has failed.
+    /// A failure leaves the supervisor unable to supervise: it can only stop.
     Broken,
 }
 
-/// What is to be done, in this order.
+/// Something to do, in this order.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Action {
     /// Start a worker, and answer with [`Event::Spawned`] or [`Event::SpawnFailed`].
@@ -84,19 +84,19 @@ pub enum Action {
     },
     /// A generation has committed.
     Serving,
-    /// What the status files show has changed.
+    /// The contents of the status files have changed.
     SaveStatus,
     Say(Notice),
-    /// No worker is left: end.
+    /// No worker is left: exit.
     Finish(Outcome),
 }
 
-/// What the machine is about.
+/// What the machine is currently doing.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) enum Phase {
     Serving,
     Stopping {
-        /// When what is left is killed, if that is to happen and has not.
+        /// When the remaining workers will be killed, if that is planned.
         kill_at: Option<Moment>,
         outcome: Outcome,
     },
@@ -106,9 +106,9 @@ pub(super) enum Phase {
 /// How it ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Outcome {
-    /// As it was told to.
+    /// As told.
     Stopped,
-    /// There was nothing left that could serve.
+    /// Nothing was left that could serve.
     GivenUp,
 }
 
@@ -130,24 +130,24 @@ pub struct Machine {
     pub(super) last_number: u32,
     /// When the last generation was started.
     pub(super) last_started_at: Moment,
-    /// A restart was asked for while a start was under way.
+    /// A restart was requested during a start.
     pub(super) restart_wanted: bool,
-    /// The next start, where it has to wait.
+    /// The next start, if it is delayed.
     pub(super) planned: Option<Planned>,
-    /// Failed starts of generations in a row.
+    /// Consecutive failed starts of generations.
     pub(super) failures: u32,
     /// Whether any generation has ever committed.
     pub(super) has_served: bool,
-    /// Since when the next automatic restart is waited for.
+    /// The start of the wait for the next automatic restart.
     pub(super) auto_restart_since: Moment,
     pub(super) history: History,
-    /// What an event has led to so far; empty between events.
+    /// The actions of the current event; empty between events.
     #[serde(skip)]
     pub(super) actions: Vec<Action>,
 }
 
 impl Machine {
-    /// Changes what may change. Nothing is started by that: only the deadline may be another one.
+    /// Changes the variable settings. That starts nothing, but may move the deadline.
     pub fn set_knobs(&mut self, knobs: Knobs) {
         self.settings.knobs = knobs;
     }
@@ -175,7 +175,7 @@ impl Machine {
             .find(|generation| generation.state() == State::Current)
     }
 
-    /// Whether the current generation has a worker that is proved.
+    /// Whether the current generation has a proved worker.
     pub(super) fn current_serves(&self) -> bool {
         self.current().is_some_and(Generation::serves)
     }
@@ -211,7 +211,7 @@ impl Machine {
         self.generation(number).map(Generation::state)
     }
 
-    /// The slot, if a worker was asked for there and there is none yet.
+    /// The slot, if a worker was requested for it and does not exist yet.
     pub(super) fn asked_for(&mut self, number: u32, slot: usize) -> Option<&mut Slot> {
         let slot = self.generation_mut(number)?.slots.get_mut(slot)?;
         (slot.content == Content::AskedFor).then_some(slot)
@@ -235,7 +235,7 @@ impl Machine {
         self.actions.push(Action::Signal { pid, signal });
     }
 
-    /// One save after all that an event has changed is enough.
+    /// One save after all changes of an event is enough.
     pub(super) fn save_status(&mut self) {
         self.actions.retain(|action| *action != Action::SaveStatus);
         self.actions.push(Action::SaveStatus);

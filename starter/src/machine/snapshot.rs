@@ -1,8 +1,7 @@
-//! The whole machine as plain data and back, so that another program, or another run of this one, can go on where it
-//! stopped.
+//! The whole machine as plain data and back: another program, or another run of this one, can continue where it stopped.
 //!
-//! What comes back is checked: data that no machine could have been in is refused, because a machine that believes it
-//! could wait for ever, or send signals to processes that are none of its workers.
+//! Restored data is checked: a state that no machine can be in is refused, because a machine that believed it could wait
+//! forever, or signal processes that are not its workers.
 
 use std::collections::BTreeSet;
 
@@ -13,18 +12,18 @@ use super::generation::{Content, Generation, Slot, State};
 use super::history::{History, REMEMBERED};
 use super::model::{Machine, Phase, Settings};
 
-/// Counts every change of the data: of another version nothing is known.
+/// Incremented with every change of the format; other versions are not understood.
 const VERSION: u32 = 1;
 
-/// Everything of a machine. The moments in it mean something until the host boots again.
+/// The state of a machine. Its moments are meaningful until the host reboots.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Snapshot {
-    /// First, so that the data of another version is refused for that reason.
+    /// First, so that data of another version is refused for that reason.
     version: Version,
     machine: Machine,
 }
 
-/// The only version that is known.
+/// The only version that is understood.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(try_from = "u32", into = "u32")]
 struct Version;
@@ -53,7 +52,7 @@ impl From<Version> for u32 {
     expect(dead_code, reason = "nothing hands a machine over yet but its tests")
 )]
 impl Machine {
-    /// To be taken between events, when all actions of the last one are performed: what is still to be done is not in it.
+    /// Take it between events, when all actions of the last one are done: pending actions are not in it.
     pub fn snapshot(&self) -> Snapshot {
         Snapshot {
             version: Version,
@@ -61,10 +60,10 @@ impl Machine {
         }
     }
 
-    /// The machine as it was.
+    /// Restores the machine.
     ///
     /// # Errors
-    /// Why no machine can have been like that.
+    /// Why no machine can be in this state.
     pub fn restore(snapshot: Snapshot) -> Result<Machine, String> {
         let machine = snapshot.machine;
         check_settings(&machine.settings)?;
@@ -146,7 +145,7 @@ fn check_slot(generation: &Generation, place: usize, slot: &Slot) -> Result<(), 
     }
 }
 
-/// Without one of its workers a start has failed.
+/// A start without one of its workers has failed.
 fn check_start(generation: &Generation) -> Result<(), String> {
     let (number, slots) = (generation.number, &generation.slots);
     let empty = slots.iter().position(|slot| slot.worker().is_none());
@@ -158,8 +157,8 @@ fn check_start(generation: &Generation) -> Result<(), String> {
     }
 }
 
-/// A signal goes to each of them sooner or later: 0 and what is below stands for many processes (kill(2)), and 1 is no
-/// child of ours.
+/// Each of these will be signalled sooner or later: 0 and below stand for many processes (kill(2)), and 1 cannot be our
+/// child.
 fn check_pids(machine: &Machine) -> Result<(), String> {
     let mut known = BTreeSet::new();
     for pid in machine.all_pids().into_iter().map(Pid::as_raw) {
@@ -171,7 +170,7 @@ fn check_pids(machine: &Machine) -> Result<(), String> {
     Ok(())
 }
 
-/// One generation at most is current, one at most is starting, and what is retiring has a successor.
+/// At most one generation is current, at most one is starting, and a retiring one has a successor.
 fn check_states(machine: &Machine) -> Result<(), String> {
     let numbers = |state: State| -> Vec<u32> {
         machine
@@ -205,7 +204,7 @@ fn check_states(machine: &Machine) -> Result<(), String> {
     })
 }
 
-/// Something is going on, and it fits what else there is.
+/// Something is going on, and it is consistent with everything else.
 fn check_phase(machine: &Machine) -> Result<(), String> {
     let is_empty = machine.generations.is_empty();
     let (is_starting, is_planned) = (machine.is_starting(), machine.planned.is_some());

@@ -1,4 +1,4 @@
-//! Starting: a generation and its commit, what follows when it fails, replacements within it, and restarts by time.
+//! Starting: a generation and its commit, what follows a failure, replacements within it, and automatic restarts.
 
 use std::num::NonZeroU32;
 use std::time::Duration;
@@ -16,12 +16,12 @@ use crate::words::notice::{ExecFailure, Notice};
 /// The longest wait between two failed starts, unless the interval itself is longer.
 const LONGEST_BACKOFF: Duration = Duration::from_secs(30);
 
-/// The start of a generation that did not succeed.
+/// A failed start of a generation.
 struct FailedStart {
     number: u32,
     request: u32,
     why: Why,
-    /// When its last worker was asked for: the next try counts from there.
+    /// When its last worker was requested: the next try counts from there.
     asked_at: Moment,
     /// The wait status of the worker that failed, if there was a process.
     status: Option<i32>,
@@ -31,7 +31,7 @@ struct FailedStart {
 // The start of a generation.
 
 impl Machine {
-    /// All workers of the next generation are asked for.
+    /// Requests all workers of the next generation.
     pub(super) fn start_generation(&mut self, why: Why, now: Moment) {
         self.planned = None;
         // Numbers are never reused: a worker that died while starting leaves a gap, as in Server::Starter.
@@ -66,12 +66,12 @@ impl Machine {
         }
         self.history.counters.count_restart();
         if self.is_starting() {
-            // However often it is asked for during one start, one more restart follows.
+            // However many requests arrive during one start, they lead to one more restart.
             self.restart_wanted = true;
             self.save_status();
             return;
         }
-        // Whoever asks has probably mended what failed: the next try is not put off any more.
+        // Presumably the user has fixed what failed: the next try is not delayed any longer.
         self.failures = 0;
         let earliest = match self.planned {
             Some(_) => self.last_started_at + self.settle_time(),
@@ -112,7 +112,7 @@ impl Machine {
 // Its proof and its commit, and how the older ones retire.
 
 impl Machine {
-    /// How long a worker must have lived to be proved, and the shortest time between two starts.
+    /// How long a worker must live to be proved, and the shortest time between two starts.
     fn settle_time(&self) -> Duration {
         self.settings.interval.max(PROOF_OF_LIFE)
     }
@@ -125,14 +125,14 @@ impl Machine {
     pub(super) fn prove_workers(&mut self, now: Moment) {
         let settle_time = self.settle_time();
         for generation in &mut self.generations {
-            // Whoever is told to stop has nothing to prove any more.
+            // A worker that was told to stop has nothing left to prove.
             if generation.state() != State::Old {
                 generation.prove_workers(settle_time, now);
             }
         }
     }
 
-    /// Every slot of the starting generation has a proved worker: from now on it serves, and the one before it retires.
+    /// Every slot of the starting generation has a proved worker: from now on it serves, and the previous one retires.
     pub(super) fn commit_if_proved(&mut self, now: Moment) {
         let Some(proved) = self.starting().filter(|starting| starting.is_proved()) else {
             return;
@@ -188,7 +188,7 @@ impl Machine {
         }
     }
 
-    /// The delay is over and the newer generation still serves: there is no way back any more.
+    /// The delay has expired and the newer generation still serves: there is no way back.
     pub(super) fn signal_retiring(&mut self, now: Moment) {
         if !self.current_serves() {
             return;
@@ -229,8 +229,8 @@ impl Machine {
         }
     }
 
-    /// Workers that have not executed the program in time are killed. Their exit is not waited for: whatever keeps them from
-    /// the program may keep them from that too.
+    /// Kills workers that have not executed the program in time. Their exit is not awaited: whatever keeps them from the
+    /// program may also keep them from exiting.
     pub(super) fn fail_hanging(&mut self, now: Moment) {
         let hanging: Vec<Worker> = self
             .generations
@@ -250,13 +250,13 @@ impl Machine {
             } else if let Some(generation) = self.generation_mut(worker.generation)
                 && let Some(worker) = generation.worker_mut(worker.pid)
             {
-                // Its exit is the failure of its slot, which nobody else can have.
+                // Its exit is the failure of its slot, which cannot be refilled before.
                 worker.standing = Standing::NotExecuted(cause);
             }
         }
     }
 
-    /// A start that did not succeed: what is left of it is stopped, and another follows, later each time.
+    /// A failed start: stops what is left of it, and plans another one, with growing delays.
     pub(super) fn start_failed(
         &mut self,
         number: u32,
@@ -276,8 +276,8 @@ impl Machine {
         self.try_again(&failed, now);
     }
 
-    /// The last worker of the current generation is gone. If the one before it was not signalled yet, that one is current
-    /// again: this is the rollback.
+    /// The last worker of the current generation is gone. If the previous generation has not been signalled yet, it becomes
+    /// current again: this is the rollback.
     fn current_died(
         &mut self,
         number: u32,
@@ -330,7 +330,7 @@ impl Machine {
         });
     }
 
-    /// Records the failure, and decides whether there is another start, and when.
+    /// Records the failure, and decides whether and when there is another start.
     fn try_again(&mut self, failed: &FailedStart, now: Moment) {
         self.failures = self.failures.saturating_add(1);
         self.record_failure(failed, now);
@@ -361,10 +361,10 @@ impl Machine {
         self.save_status();
     }
 
-    /// No further try: what serves goes on; without it there is nothing to do any more.
+    /// No further try: what serves continues; if nothing does, there is nothing left to do.
     fn give_up(&mut self, now: Moment) {
         let failures = std::mem::take(&mut self.failures);
-        // The next automatic restart is an interval away again.
+        // The next automatic restart is a full interval away again.
         self.auto_restart_since = now;
         self.planned = None;
         let serving = self.current().map(Generation::pids);
@@ -378,7 +378,7 @@ impl Machine {
         }
     }
 
-    /// From the last try to the next one after so many failures: the interval, then 1.5 times longer each time.
+    /// The delay after this many failures: the interval, multiplied by 1.5 each time.
     fn backoff(&self, failures: u32) -> Duration {
         let first = self.settle_time();
         let longest = first.max(LONGEST_BACKOFF);
@@ -399,8 +399,8 @@ impl Machine {
     pub(super) fn current_worker_died(&mut self, worker: &Worker, status: i32, now: Moment) {
         let (pid, cause) = (worker.pid, worker.failure().cloned());
         let is_restarting = self.is_restarting();
-        // While a restart is under way, its successor may well have told it to stop: unicorn's does. As in
-        // Server::Starter, the worker that is being replaced is an old one already.
+        // During a restart, its successor may well have told it to stop: unicorn's does. As in Server::Starter, the
+        // worker being replaced already counts as old.
         if !worker.is_proved() && (cause.is_some() || !is_restarting) {
             self.say(Notice::FailedToStart { pid, status });
             self.replacement_failed(worker.generation, worker.slot);
@@ -413,7 +413,7 @@ impl Machine {
         self.current_lost_worker(worker.generation, Some(status), cause, now);
     }
 
-    /// A replacement is gone, or could not even be spawned, before it was proved.
+    /// A replacement died, or could not even be spawned, before it was proved.
     pub(super) fn replacement_failed(&mut self, number: u32, slot: usize) {
         self.history.counters.count_failed_start();
         self.save_status();
@@ -421,7 +421,7 @@ impl Machine {
         let Some(generation) = self.generation_mut(number) else {
             return;
         };
-        // Nothing serves that could go on without it.
+        // Nothing serves that could continue without it.
         if generation.is_gone() {
             return;
         }
@@ -437,7 +437,7 @@ impl Machine {
         }
     }
 
-    /// The current generation has one worker less, or even none any more.
+    /// The current generation has lost a worker, perhaps its last.
     pub(super) fn current_lost_worker(
         &mut self,
         number: u32,
@@ -451,7 +451,7 @@ impl Machine {
         }
     }
 
-    /// When a worker is asked for again for this slot of the current generation, if it needs one.
+    /// When a replacement is due for this slot of the current generation, if it needs one.
     pub(super) fn filled_at(&self, slot: &Slot) -> Option<Moment> {
         match slot.content {
             Content::Empty => Some(slot.asked_at + self.backoff(slot.failures)),
@@ -459,7 +459,7 @@ impl Machine {
         }
     }
 
-    /// Workers that died while others of their generation serve: new ones in their slots, with the same number.
+    /// Refills slots whose workers died while others of their generation serve; the generation keeps its number.
     pub(super) fn fill_slots(&mut self, now: Moment) {
         let Some(generation) = self.current() else {
             return;

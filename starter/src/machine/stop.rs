@@ -1,4 +1,4 @@
-//! Stopping: every worker is told to, those that do not follow are killed, and the end comes with the last of them.
+//! Stopping: tells every worker to stop, kills those that do not, and finishes with the last of them.
 
 use nix::sys::signal::Signal;
 
@@ -12,7 +12,7 @@ impl Machine {
         if self.phase != Phase::Serving {
             return;
         }
-        // As in Server::Starter, --signal-on-term is for TERM alone.
+        // As in Server::Starter, --signal-on-term applies to TERM only.
         let sent = if received == Signal::SIGTERM {
             self.settings.signal_on_term
         } else {
@@ -26,7 +26,7 @@ impl Machine {
         self.stop_all(sent, Outcome::Stopped, now);
     }
 
-    /// Every worker is stopped, because nobody can look after them any more.
+    /// Stops every worker, because they can no longer be supervised.
     pub(super) fn give_up_everything(&mut self, now: Moment) {
         if self.phase == Phase::Serving {
             self.stop_all(self.settings.signal_on_term, Outcome::GivenUp, now);
@@ -45,7 +45,7 @@ impl Machine {
         self.finish_if_empty();
     }
 
-    /// `--stop-timeout` has passed: whatever is left is killed, once.
+    /// `--stop-timeout` has expired: kills what is left, once.
     pub(super) fn kill_all(&mut self, outcome: Outcome) {
         self.phase = Phase::Stopping {
             kill_at: None,

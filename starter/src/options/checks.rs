@@ -1,4 +1,4 @@
-//! What one option asks of the others, once each is valid by itself.
+//! What one option requires of the others, once each is valid by itself.
 
 use common::message::Transport;
 
@@ -23,17 +23,17 @@ const NEEDS: [(&str, &[&str]); 9] = [
     ("daemonize", &["log-file", "syslog"]),
 ];
 
-/// The options among them that are named with their value.
+/// Those of them that are named with their value.
 const NAMED_WITH_VALUE: [&str; 2] = ["timeout", "group"];
 
 /// The options that `--self-test` allows beside it.
 const OF_SELF_TEST: [&str; 4] = ["self-test", "user", "group", "strict"];
 
-/// A server is only started where there is a program for it.
+/// A server can only be started if there is a program for it.
 pub fn check_program(given: &Given<'_>) -> Result<(), Failure> {
     match given.all("program").next() {
         None => Err(Failure::usage("server program not specified")
-            .hint("it comes last, after two dashes: see --help")),
+            .hint("put it last, after two dashes: see --help")),
         Some(program) if program.is_empty() => {
             Err(Failure::usage("the name of the server program is empty"))
         }
@@ -59,7 +59,7 @@ pub fn check_needs(given: &Given<'_>) -> Result<(), Failure> {
     })
 }
 
-/// Refuses what a self-test chooses itself.
+/// Refuses options that a self-test sets itself.
 pub fn check_self_test(given: &Given<'_>) -> Result<(), Failure> {
     if given.all("program").next().is_some() {
         return Err(unusable("self-test", "it takes no server program"));

@@ -53,16 +53,15 @@ fn listening() -> [Arg; 3] {
         list("port", "[HOST:][u]PORT[=FD]").help(lines([
             "Listen on a TCP port, or with a leading u on a UDP port; without HOST,",
             "on every IPv4 address. An IPv6 address is written like [::1]:80. =FD",
-            "sets the number that the descriptor has in the server. May be given",
-            "more than once, and may be a list separated by commas.",
+            "sets the descriptor's number in the server. Repeatable; takes a",
+            "comma-separated list.",
         ])),
         list("path", "PATH[,mode=MODE][,user=USER][,group=GROUP]").help(lines([
-            "Listen on a unix socket. MODE is octal (default: 0777). May be given",
-            "more than once, and may be a list of absolute paths separated by",
-            "commas.",
+            "Listen on a unix socket. MODE is octal (default: 0777). Repeatable;",
+            "takes a comma-separated list of absolute paths.",
         ])),
         valued("backlog", "NUMBER").help(format!(
-            "How many connections may wait on each listener (default: {}).",
+            "How many connections each listener may queue (default: {}).",
             libc::SOMAXCONN
         )),
     ]
@@ -74,12 +73,12 @@ fn program() -> [Arg; 3] {
         valued("envdir", "DIR").help(lines([
             "Set an environment variable for each file in this directory: its name",
             "is that of the file, its value the first line. The files are read",
-            "again before each start of a server.",
+            "anew before each start of a server.",
         ])),
         list("fd-env", "STYLE[,STYLE]").help(lines([
-            "Announce the descriptors in the variables of systemd (LISTEN_FDS),",
-            "unicorn (UNICORN_FD), nginx (NGINX) or einhorn (EINHORN_FDS) too. May",
-            "be given more than once, and may be a list separated by commas.",
+            "Also announce the descriptors in the variables of systemd",
+            "(LISTEN_FDS), unicorn (UNICORN_FD), nginx (NGINX) or einhorn",
+            "(EINHORN_FDS). Repeatable; takes a comma-separated list.",
         ])),
     ]
 }
@@ -107,8 +106,8 @@ fn restarting() -> [Arg; 8] {
         optionally_valued("enable-auto-restart", "0|1", "1")
             .help("Start a new server at regular intervals, as on HUP (default: 0)."),
         valued("auto-restart-interval", "SECONDS").help(lines([
-            "The time between two such starts (default: 360); twice as long while",
-            "an old server is still alive.",
+            "The time between two such starts (default: 360); doubled while an old",
+            "server is still alive.",
         ])),
     ]
 }
@@ -124,15 +123,13 @@ fn files() -> [Arg; 7] {
             "With \"| COMMAND\", pipe them to a shell command instead.",
         ])),
         list("log-stream", "stdout|stderr").help(lines([
-            "Log only this output of the server to --log-file (default: both). May",
-            "be given twice, and may be a list separated by commas.",
+            "Log only this output of the server to --log-file (default: both).",
+            "Repeatable; takes a comma-separated list.",
         ])),
-        flag("log-timestamps").help(lines([
-            "Start each line of --log-file with the time, the generation and the",
-            "process id.",
-        ])),
+        flag("log-timestamps")
+            .help("Prefix each line of --log-file with time, generation and process id."),
         flag("quiet").help(lines([
-            "Write no messages of start_server itself to stderr, except why it has",
+            "Write no messages of start_server itself to stderr, except why it",
             "failed. The commands below print nothing when they succeed.",
         ])),
         flag("daemonize").help("Run in the background. Needs --log-file or --syslog."),
@@ -147,7 +144,7 @@ fn syslog() -> [Arg; 5] {
             "name such as daemon (default) or local0.",
         ])),
         valued("syslog-tag", "TAG")
-            .help("The name in each record (default: that of the server program)."),
+            .help("The tag of each record (default: the server program's name)."),
         valued("syslog-address", "PATH|udp:HOST:PORT").help(format!(
             "The unix socket or UDP port where syslog listens (default: {DEFAULT_ADDRESS})."
         )),
@@ -164,7 +161,7 @@ fn privileges() -> [Arg; 3] {
             .help("Run as this user, a name or number, once the listeners are open."),
         valued("group", "GROUP")
             .help("Run as this group, a name or number (default: the user's groups)."),
-        flag("strict").help("Fail, rather than warn, if a means of confinement is missing."),
+        flag("strict").help("Fail instead of warning if any confinement is unavailable."),
     ]
 }
 
@@ -177,7 +174,7 @@ fn commands() -> [Arg; 7] {
         ])),
         flag("stop").help(lines([
             "Send TERM to the start_server that holds --pid-file, and wait until it",
-            "has ended. Options for a start have no effect.",
+            "has exited. Options for a start have no effect.",
         ])),
         flag("reopen").help(lines([
             "Send USR1 to the start_server that holds --pid-file, and wait until it",
@@ -206,12 +203,12 @@ fn valued(name: &'static str, value: &'static str) -> Arg {
         .value_parser(ValueParser::os_string())
 }
 
-/// An option with a value that may be given many times, and each of them counts.
+/// An option with a value that may be repeated; every occurrence counts.
 fn list(name: &'static str, value: &'static str) -> Arg {
     valued(name, value).action(ArgAction::Append)
 }
 
-/// An option that may stand alone: a value follows an equals sign, and is never the next word.
+/// An option with an optional value, which follows an equals sign and is never the next word.
 fn optionally_valued(name: &'static str, value: &'static str, default: &'static str) -> Arg {
     valued(name, value)
         .num_args(0..=1)
@@ -223,7 +220,7 @@ fn flag(name: &'static str) -> Arg {
     Arg::new(name).long(name).action(ArgAction::SetTrue)
 }
 
-/// Text whose lines are broken by hand: without its feature `wrap_help`, clap breaks none.
+/// Text with manual line breaks: without its feature `wrap_help`, clap inserts none.
 fn lines<const COUNT: usize>(lines: [&str; COUNT]) -> String {
     lines.join("\n")
 }

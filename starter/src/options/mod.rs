@@ -3,10 +3,10 @@
 //! - [`mod@spelling`]: options in any case and abbreviated become the one spelling that clap knows.
 //! - [`mod@definition`]: all options, and the help text.
 //! - [`mod@values`]: the value of each option, read into its type.
-//! - [`mod@checks`]: what one option asks of the others.
+//! - [`mod@checks`]: what one option requires of the others.
 //!
-//! Here they become an [`Invocation`]. Nothing is opened, resolved or looked up: that a user or a host does not exist is
-//! found out later.
+//! Here they become an [`Invocation`]. Nothing is opened, resolved or looked up: whether a user or a host exists is found
+//! out later.
 
 mod checks;
 mod definition;
@@ -37,15 +37,15 @@ use crate::{client, listeners, log, machine, self_test, status, worker};
 #[derive(Debug)]
 pub enum Invocation {
     Start(Box<Options>),
-    /// A running superdaemon is to start a new generation.
+    /// Tell a running superdaemon to start a new generation.
     Restart(client::Settings),
-    /// A running superdaemon is to end.
+    /// Tell a running superdaemon to stop.
     Stop(client::Settings),
-    /// A running superdaemon is to open its log file again.
+    /// Tell a running superdaemon to reopen its log file.
     Reopen(client::Settings),
-    /// Both programs are to be tested on this host.
+    /// Test both programs on this host.
     SelfTest(self_test::Settings),
-    /// Only this text, on stdout: the help or the version.
+    /// Print this text, the help or the version, on stdout.
     Print(String),
 }
 
@@ -53,7 +53,7 @@ pub enum Invocation {
 #[derive(Debug)]
 pub struct Options {
     pub identity: identity::Settings,
-    /// Whether a missing means of confinement is a failure, and no mere warning.
+    /// Whether missing confinement is a failure rather than a warning.
     pub is_strict: bool,
     /// Whether to run in the background.
     pub is_daemon: bool,
@@ -65,7 +65,7 @@ pub struct Options {
     pub status: status::Settings,
 }
 
-/// What an invocation is made with that asks something of a running superdaemon.
+/// Makes an invocation that signals a running superdaemon.
 type Command = fn(client::Settings) -> Invocation;
 
 const COMMANDS: [(&str, Command); 3] = [
@@ -74,10 +74,10 @@ const COMMANDS: [(&str, Command); 3] = [
     ("reopen", Invocation::Reopen),
 ];
 
-/// Reads the words that follow the name of this program.
+/// Parses the words after the name of this program.
 ///
 /// # Errors
-/// Wrong usage: the first thing that is wrong with the command line.
+/// Wrong usage: the first error in the command line.
 pub fn parse(arguments: impl IntoIterator<Item = OsString>) -> Result<Invocation, Failure> {
     let definition = definition();
     let spelled = spell_out(&definition, arguments)?;
@@ -115,7 +115,7 @@ fn start(given: &Given<'_>) -> Result<Options, Failure> {
     Ok(options)
 }
 
-/// As with Server::Starter, the command line of a start, with `command` added to it, serves for the command too: the
+/// As with Server::Starter, the command line of a start, with `command` added to it, also serves for the command: the
 /// program and the other options must be valid by themselves, but have no effect.
 fn client(command: &str, given: &Given<'_>) -> Result<client::Settings, Failure> {
     let status::Settings {
@@ -196,7 +196,7 @@ fn machine(given: &Given<'_>) -> Result<machine::Settings, Failure> {
     let start_limit = given.count("start-limit", u32::MAX)?;
     let start_limit = start_limit.and_then(NonZeroU32::new);
     let first_start_limit = match given.flag("daemonize") {
-        // The launcher waits for the verdict: unless told otherwise, the first failure is one.
+        // The launcher waits for the verdict: by default it is that of the first try.
         true => start_limit.or(Some(NonZeroU32::MIN)),
         false => start_limit,
     };
@@ -208,7 +208,7 @@ fn machine(given: &Given<'_>) -> Result<machine::Settings, Failure> {
         stop_timeout: given.seconds("stop-timeout")?,
         start_limit,
         first_start_limit,
-        // The environment of the first generation has a say in these, and is read later.
+        // The environment of the first generation can override these, and is read later.
         knobs: Knobs {
             kill_old_delay: Duration::ZERO,
             auto_restart: None,
@@ -228,7 +228,7 @@ fn log(given: &Given<'_>, program: &OsStr) -> Result<log::Settings, Failure> {
     })
 }
 
-/// The other options of syslog are read without `--syslog` too, so that a wrong one is never ignored.
+/// The other options of syslog are parsed without `--syslog` too, lest a wrong one be ignored.
 fn syslog(given: &Given<'_>, program: &OsStr) -> Result<Option<SyslogSettings>, Failure> {
     let facility = given.facility("syslog")?;
     let tag = given.syslog_tag("syslog-tag")?;

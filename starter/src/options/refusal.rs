@@ -20,7 +20,7 @@ pub fn refused(option: &str, value: &OsStr, cause: &str) -> Failure {
     ))
 }
 
-/// The cause of a refusal where one of these is missing.
+/// The cause of a refusal if one of these is missing.
 pub fn lacks(needed: &[&str]) -> String {
     format!("it needs {} as well", alternatives(needed))
 }
@@ -39,7 +39,7 @@ pub fn alternatives(names: &[&str]) -> String {
     text
 }
 
-/// Puts an error of clap into one line. `unknown` is the unknown option as typed.
+/// Turns an error of clap into one line. `unknown` is the unknown option as typed.
 pub fn of_clap(error: &clap::Error, unknown: Option<&str>) -> Failure {
     let context = |kind| match error.get(kind) {
         // An option is followed by the name of its value.
@@ -57,7 +57,7 @@ pub fn of_clap(error: &clap::Error, unknown: Option<&str>) -> Failure {
         (ErrorKind::TooManyValues, Some(option)) => {
             Failure::usage(format!("cannot use {option}: it takes no value"))
         }
-        // No other kind is known to occur, because the words were spelled out before.
+        // No other kind is known to occur, because the words were normalized before.
         _ => {
             let text = error.render().to_string();
             let line = text.lines().next().unwrap_or_default();

@@ -1,5 +1,5 @@
-//! How options may be spelled, as with Getopt::Long: in any case, cut to a unique prefix, and with their value in the same
-//! word or in the next one.
+//! How options may be spelled, as with Getopt::Long: in any case, shortened to a unique prefix, and with their value in the
+//! same word or in the next one.
 
 use std::ffi::{OsStr, OsString};
 use std::fmt;
@@ -13,14 +13,14 @@ use crate::log::facility;
 use crate::words::failure::Failure;
 use crate::words::text::printable;
 
-/// The command line in the one spelling that is left to clap: options as `--name=value`, then `--`, then the program.
+/// The normalized command line for clap: options as `--name=value`, then `--`, then the program.
 pub struct Spelled {
     pub words: Vec<OsString>,
     /// The unknown option at the end of `words`, as typed.
     pub unknown: Option<String>,
 }
 
-/// Spells every option out: in full, in lower case, and with its value in the same word.
+/// Normalizes every option: in full, in lower case, and with its value in the same word.
 pub fn spell_out(
     definition: &Command,
     arguments: impl IntoIterator<Item = OsString>,
@@ -69,7 +69,7 @@ fn looks_like_option(word: &OsStr) -> bool {
     word.len() > 1 && word.as_bytes().starts_with(b"-")
 }
 
-/// An option, taken apart as it was typed. Shown without its value.
+/// A parsed option as typed. Shown without its value.
 struct Typed {
     dashes: &'static str,
     name: OsString,
@@ -110,7 +110,7 @@ impl fmt::Display for Typed {
     }
 }
 
-/// The option that is meant, or `None` where there is no such option.
+/// The option that is meant, or `None` if there is no such option.
 fn find<'a>(definition: &'a Command, typed: &Typed) -> Result<Option<&'a Arg>, Failure> {
     let candidates = candidates(definition, &typed.lower_case());
     if typed.dashes == "-" {
@@ -130,7 +130,7 @@ fn find<'a>(definition: &'a Command, typed: &Typed) -> Result<Option<&'a Arg>, F
     }
 }
 
-/// The option of this name alone, or else all that begin with it, in alphabetical order.
+/// The option with exactly this name, or else all that begin with it, in alphabetical order.
 fn candidates<'a>(definition: &'a Command, name: &str) -> Vec<(&'a str, &'a Arg)> {
     if name.is_empty() {
         return Vec::new();
@@ -141,7 +141,7 @@ fn candidates<'a>(definition: &'a Command, name: &str) -> Vec<(&'a str, &'a Arg)
         .filter(|(long, _)| long.starts_with(name))
         .collect();
     candidates.sort_unstable_by_key(|(long, _)| *long);
-    // The shortest comes first: where one has just this name, it is that.
+    // The shortest comes first: an exact match is that one.
     if candidates.first().is_some_and(|(long, _)| *long == name) {
         candidates.truncate(1);
     }
@@ -164,7 +164,7 @@ fn single_dash(typed: &Typed, candidates: &[(&str, &Arg)]) -> Failure {
     }
 }
 
-/// The value from the same word or, where one is needed, from the next.
+/// The value from the same word or, if one is required, from the next.
 fn value(
     option: &Arg,
     typed: Typed,
@@ -174,7 +174,7 @@ fn value(
         return Ok(typed.value);
     }
     if needs_value(option) {
-        // With Server::Starter an option would take the next option as its value.
+        // In Server::Starter an option would take the next option as its value.
         return match rest.next_if(|next| !looks_like_option(next)) {
             Some(value) => Ok(Some(value)),
             None => Err(no_value(option, &typed, rest.peek())),
@@ -188,7 +188,7 @@ fn value(
     Ok(None)
 }
 
-/// An option that may stand alone takes a value only after an equals sign, never the next word.
+/// An option with an optional value takes it only after an equals sign, never from the next word.
 fn needs_value(option: &Arg) -> bool {
     let may_stand_alone = option
         .get_num_args()
@@ -209,11 +209,11 @@ fn no_value(option: &Arg, typed: &Typed, next: Option<&OsString>) -> Failure {
     }
 }
 
-/// `--syslog local0` would start a server program named local0. Whoever wants that writes `--` before it.
+/// `--syslog local0` would start a server program named local0. To do that, use `--`.
 fn refuse_facility_apart(next: &OsStr) -> Result<(), Failure> {
     match next.to_str().filter(|name| facility(name).is_some()) {
         Some(name) => Err(Failure::usage(format!(
-            "cannot use --syslog {name}: a facility needs an equals sign before it"
+            "cannot use --syslog {name}: a facility needs an equals sign"
         ))
         .hint(format!(
             "write --syslog={name}, or -- before a server program of that name"

@@ -32,7 +32,7 @@ const SYSLOG_FORMATS: [(&str, Format); 2] =
 /// The longest tag of a syslog record (RFC 3164, 4.1.3).
 const LONGEST_TAG: usize = 32;
 
-/// What clap has read, by type. `None` means that the option was not given.
+/// What clap has parsed, by type. `None` means that the option was not given.
 pub struct Given<'a>(&'a ArgMatches);
 
 impl<'a> Given<'a> {
@@ -48,7 +48,7 @@ impl<'a> Given<'a> {
         self.0.get_flag(option)
     }
 
-    /// Of all options that were given, in alphabetical order.
+    /// All options that were given, in alphabetical order.
     pub fn names(&self) -> Vec<&'a str> {
         let all = self.0.ids().map(clap::Id::as_str);
         let mut names: Vec<&str> = all.filter(|name| self.has(name)).collect();
@@ -56,7 +56,7 @@ impl<'a> Given<'a> {
         names
     }
 
-    /// Every value, where an option may be given many times.
+    /// Every value of a repeatable option.
     pub fn all(&self, option: &str) -> impl Iterator<Item = &'a OsString> + use<'a> {
         self.0.get_many::<OsString>(option).unwrap_or_default()
     }
@@ -96,7 +96,7 @@ impl<'a> Given<'a> {
         Ok(paths)
     }
 
-    /// In the order given, each once.
+    /// In the order given, without duplicates.
     pub fn dialects(&self, option: &str) -> Result<Vec<Dialect>, Failure> {
         let mut dialects = Vec::new();
         for value in self.all(option) {
@@ -122,7 +122,7 @@ impl<'a> Given<'a> {
         }
     }
 
-    /// Lists of streams; both where none is given.
+    /// Lists of streams; both if none is given.
     pub fn streams(&self, option: &str) -> Result<Vec<Stream>, Failure> {
         let mut streams = Vec::new();
         for value in self.all(option) {
@@ -206,7 +206,7 @@ impl<'a> Given<'a> {
         self.read(option, read, cause)
     }
 
-    /// Reads the value as text; `cause` says what it may be.
+    /// Parses the value as text; `cause` says what it may be.
     fn read<T>(
         &self,
         option: &str,
@@ -229,13 +229,13 @@ fn utf8<'a>(option: &str, value: &'a OsStr) -> Result<&'a str, Failure> {
         .ok_or_else(|| refused(option, value, "it is not valid UTF-8"))
 }
 
-/// Reads the value of one `--fd-env`: a list, separated by commas.
+/// Parses the value of one `--fd-env`: a comma-separated list.
 fn read_dialects(value: &str) -> Result<Vec<Dialect>, Failure> {
     let words = value.split(',').map(str::trim);
     words
         .map(|word| {
             if word.is_empty() {
-                // The empty word would show nothing, so the whole list is shown.
+                // An empty word has nothing to show, so the whole list is shown.
                 return Err(refused("fd-env", value.as_ref(), "a style is missing"));
             }
             let found = DIALECTS.iter().find(|(name, _)| *name == word);
@@ -270,7 +270,7 @@ fn is_of_tag(character: char) -> bool {
     character.is_ascii_alphanumeric() || "._-/".contains(character)
 }
 
-/// A tag made from the name of the program.
+/// A tag derived from the name of the program.
 pub fn tag_of(program: &OsStr) -> String {
     let name = Path::new(program).file_name().unwrap_or(program);
     let tag: String = name
@@ -285,13 +285,13 @@ pub fn tag_of(program: &OsStr) -> String {
     }
 }
 
-/// What follows a leading `|`; `None` where there is none.
+/// What follows a leading `|`; `None` if there is none.
 fn read_command(value: &[u8]) -> Option<&[u8]> {
     let command = without_blanks(value).strip_prefix(b"|")?;
     Some(without_blanks(command))
 }
 
-/// Without the ASCII characters at the start that Perl's `\s` matches.
+/// Without leading ASCII characters that Perl's `\s` matches.
 fn without_blanks(mut bytes: &[u8]) -> &[u8] {
     while let [b' ' | b'\t' | b'\n' | b'\x0b' | b'\x0c' | b'\r', rest @ ..] = bytes {
         bytes = rest;

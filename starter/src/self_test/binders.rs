@@ -1,4 +1,4 @@
-//! Real binders, with the self-test in the place of the supervisor. As its list is the launcher's, it may name escapes:
+//! Real binders, with the self-test in place of the supervisor. Since the launcher writes the list, it may name escapes:
 //! things that the binder must not be able to do, and tries to.
 
 use std::fmt;
@@ -21,10 +21,10 @@ use crate::host::process::Process;
 use crate::listeners::binder::{Binder, Received, channel_failed};
 use crate::words::failure::Failure;
 
-const PORTS: &str = "binder of ports";
-const PATH: &str = "binder of a path";
+const PORTS: &str = "port binder";
+const PATH: &str = "path binder";
 
-/// All of them, as what a binder cannot do.
+/// All of them, worded as things that a binder cannot do.
 const ESCAPES: [(Escape, &str); 10] = [
     (Escape::BecomeRoot, "change its user to root"),
     (Escape::RaiseCapabilities, "raise a capability"),
@@ -38,16 +38,16 @@ const ESCAPES: [(Escape, &str); 10] = [
     (Escape::SignalParent, "signal its parent"),
 ];
 
-/// What a binder has yet to do.
+/// The phase of a binder.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Phase {
     /// A grant of its list is unused.
     Serving,
-    /// All is bound.
+    /// Everything is bound.
     Done,
 }
 
-/// A running binder. Dropping it ends it.
+/// A running binder. Dropping it kills it.
 struct TestBinder {
     binder: Binder,
     process: Process,
@@ -65,7 +65,7 @@ impl Test<'_> {
         let grant = self.port();
         let ask = self.ask_port(0);
         let (mut test_binder, _) = self.start_confined(PORTS, std::slice::from_ref(&grant))?;
-        // It waits to be asked.
+        // It waits for requests.
         let pid = test_binder.binder.pid();
         let needed = Capability::CAP_NET_BIND_SERVICE;
         let profile = Profile {
@@ -89,7 +89,7 @@ impl Test<'_> {
             self.report.not_here(
                 PORTS,
                 format_args!(
-                    "no low port is available here: port {} stands in for one",
+                    "no low port is available here: testing with port {} instead",
                     self.ports.served
                 ),
             )?;
@@ -110,7 +110,7 @@ impl Test<'_> {
         self.escapes(PORTS, |_, _| grant.clone(), ask)
     }
 
-    /// It binds what it was started for, and ends.
+    /// It binds what it was started for, and exits.
     fn serves_its_port(&mut self, test_binder: &mut TestBinder, ask: Ask) -> Result<(), Failure> {
         let (address, port) = (self.ports.address, self.ports.served);
         let bound = match self.bind(test_binder, ask)? {
@@ -129,13 +129,13 @@ impl Test<'_> {
         let ended = self.end_of(test_binder)?;
         self.report.check(
             PORTS,
-            "it ends when its list is used up",
+            "it exits when its list is used up",
             ended.success(),
             ended,
         )
     }
 
-    /// The binder that stays root by number.
+    /// The binder that keeps uid 0.
     pub fn binder_of_a_path(&mut self) -> Result<(), Failure> {
         for (number, owner) in [(0, None), (1, Some(self.user.uid))] {
             let grant = self.path(number, owner);
@@ -155,7 +155,7 @@ impl Test<'_> {
             self.check_profile(PATH, pid, &profile)?;
             let directory = self.scratch.directory().to_string_lossy().into_owned();
             let mut rest = vec![directory];
-            // The second layer, ready to be put over the first.
+            // The second layer, ready to be added to the first.
             rest.extend(has_landlock.then(|| "anon_inode:[landlock-ruleset]".to_owned()));
             self.binder_has(PATH, pid, rest)?;
             self.bind(&mut test_binder, Ask::Path { grant: 0 })?;
@@ -165,14 +165,14 @@ impl Test<'_> {
             let left = socket.symlink_metadata().is_ok();
             self.report.check(
                 PATH,
-                "it makes its socket, and removes it at the end",
+                "it creates its socket, and removes it at exit",
                 is_there && !left && ended.success(),
                 format_args!("made: {is_there}, left: {left}, {ended}"),
             )?;
         }
         self.report.not_here(
             PATH,
-            "its locked securebits cannot be seen from outside: it ends where it cannot lock them",
+            "its locked securebits cannot be seen from outside: it exits if it cannot lock them",
         )?;
         let (grant, ask) = (self.path(2, None), Ask::Path { grant: 0 });
         let port = self.ask_port(0);
@@ -200,7 +200,7 @@ impl Test<'_> {
         Ask::Port { grant, address }
     }
 
-    /// Each binder has a path of its own: one that is ended by its sandbox cannot remove it.
+    /// Each binder has a path of its own: one that its sandbox kills cannot remove it.
     fn path(&self, number: usize, uid: Option<u32>) -> Grant {
         Grant::Path(SocketFile {
             path: self.scratch.path(&format!("socket-{number}")).into(),
@@ -210,8 +210,8 @@ impl Test<'_> {
         })
     }
 
-    /// A binder with this list, as far as it goes by itself, and whether it has Landlock. What confines it is two lines
-    /// of the report.
+    /// Starts a binder with this list, as far as it goes by itself; returns whether it has Landlock. Its confinement is two
+    /// lines of the report.
     fn start_confined(
         &mut self,
         process: &str,
@@ -245,7 +245,7 @@ impl Test<'_> {
         let binder = Binder::start_to_test(self.identity.clone(), grants, escapes, stderr)?;
         let process = Process::open(binder.pid()).map_err(|errno| channel_failed(errno.desc()))?;
         let mut test_binder = TestBinder { binder, process };
-        self.wait_for_message(&test_binder, "the binder says what confines it")?;
+        self.wait_for_message(&test_binder, "the binder reports its confinement")?;
         let confinement = test_binder.binder.confinement()?;
         Ok((test_binder, confinement))
     }
@@ -264,7 +264,7 @@ impl Test<'_> {
         test_binder.binder.receive_or_end()
     }
 
-    /// Waits until it has sent something or has ended, so that nothing waits for it without end.
+    /// Waits until it has sent something or exited, so that no wait can be endless.
     fn wait_for_message(&self, test_binder: &TestBinder, what: &str) -> Result<(), Failure> {
         self.patience.readable(test_binder.binder.as_fd(), what)?;
         if has_hung_up(test_binder.binder.as_fd()) {
@@ -274,7 +274,7 @@ impl Test<'_> {
         Ok(())
     }
 
-    /// Closes the channel, and waits for the end of the binder.
+    /// Closes the channel, and waits for the binder to exit.
     fn end_of(&self, test_binder: &mut TestBinder) -> Result<ExitStatus, Failure> {
         test_binder.binder.hang_up();
         let process = test_binder.process.as_fd();
@@ -283,7 +283,7 @@ impl Test<'_> {
         test_binder.binder.wait().map_err(channel_failed)
     }
 
-    /// It is asked for something that is not in its list.
+    /// Requests something that is not in its list.
     fn ask_beyond(
         &mut self,
         process: &str,
@@ -296,7 +296,7 @@ impl Test<'_> {
         self.ends(process, received, asked)
     }
 
-    /// It is asked twice for the same. Without an escape that is never tried it would have ended by then.
+    /// Requests the same thing twice. Without an escape that is never tried it would have exited by then.
     fn ask_twice(&mut self, process: &str, grant: &Grant, ask: Ask) -> Result<(), Failure> {
         let grants = std::slice::from_ref(grant);
         let (mut test_binder, _) = self.start_binder(grants, &[Escape::OpenFile])?;
@@ -308,14 +308,14 @@ impl Test<'_> {
     fn ends(&mut self, process: &str, received: Received, asked: &str) -> Result<(), Failure> {
         let (holds, found) = match received {
             Received::End(ended) => (ended.code() == Some(1), ended.to_string()),
-            Received::Reply(Reply::Bound { .. }, _) => (false, "it does it".to_owned()),
+            Received::Reply(Reply::Bound { .. }, _) => (false, "it succeeds".to_owned()),
             Received::Reply(..) => (false, "it answers".to_owned()),
         };
-        let what = format_args!("it gives nothing and ends when it is {asked}");
+        let what = format_args!("it gives nothing and exits when it is {asked}");
         self.report.check(process, what, holds, found)
     }
 
-    /// Every escape in both phases, each from a binder of its own.
+    /// Tries every escape in both phases, each with a binder of its own.
     fn escapes(
         &mut self,
         process: &str,
@@ -341,9 +341,9 @@ impl Test<'_> {
                         format!("{moment}, it cannot {what}"),
                         matches!(outcome, Outcome::Forbidden(_)),
                     ),
-                    // Not just refused by something else: the first layer holds by itself.
+                    // Not merely refused by something else: the first layer is sufficient.
                     false => (
-                        format!("{moment}, it is ended when it tries to {what}"),
+                        format!("{moment}, it is killed when it tries to {what}"),
                         matches!(outcome, Outcome::Ended),
                     ),
                 };
@@ -353,7 +353,7 @@ impl Test<'_> {
         Ok(())
     }
 
-    /// What becomes of one escape.
+    /// The outcome of one escape.
     fn escape(
         &self,
         grant: Grant,
@@ -382,17 +382,17 @@ impl Test<'_> {
                 Outcome::Other("it answers something else".into())
             }
             Received::Reply(Reply::Confined(_), _) => {
-                Outcome::Other("it says twice what confines it".into())
+                Outcome::Other("it reports its confinement twice".into())
             }
         })
     }
 }
 
-/// What became of an escape.
+/// The outcome of an escape.
 enum Outcome {
-    /// seccomp has ended the process.
+    /// seccomp killed the process.
     Ended,
-    /// By the kernel, with one of the two errors that say just that.
+    /// Refused by the kernel, with one of the two errors that mean just that.
     Forbidden(Errno),
     /// In words.
     Other(String),
@@ -409,7 +409,7 @@ impl Outcome {
     fn of_errno(errno: Errno) -> Outcome {
         match errno {
             Errno::EPERM | Errno::EACCES => Outcome::Forbidden(errno),
-            // Nothing was tried: what it needs is not there.
+            // Nothing was tried: a precondition is missing.
             _ => Outcome::Other(errno.desc().into()),
         }
     }
@@ -418,17 +418,17 @@ impl Outcome {
 impl fmt::Display for Outcome {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Outcome::Ended => f.write_str("its sandbox has ended it"),
+            Outcome::Ended => f.write_str("its sandbox kills it"),
             Outcome::Forbidden(errno) => {
-                write!(f, "it is not ended but refused: {}", errno.desc())
+                write!(f, "it is refused, not killed: {}", errno.desc())
             }
             Outcome::Other(found) => f.write_str(found),
         }
     }
 }
 
-/// Whether a binder makes this system call itself, with these arguments, so that only Landlock or the capabilities stand
-/// against it.
+/// Whether a binder makes this system call itself, with these arguments, so that only Landlock or the capabilities prevent
+/// it.
 fn makes_the_call_itself(ask: &Ask, phase: Phase, escape: Escape) -> bool {
     match ask {
         Ask::Path { .. } => {

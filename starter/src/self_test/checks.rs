@@ -1,4 +1,4 @@
-//! What each process of a server must be: the rows of the table of processes.
+//! What each process of a server must be like: the rows of the README's process table.
 
 use std::collections::BTreeMap;
 use std::fmt::Display;
@@ -17,7 +17,7 @@ use crate::status::file::read_text;
 use crate::words::failure::{self, Failure};
 
 /// The binder that stays to remove the sockets at paths.
-pub const LASTING: &str = "lasting binder";
+pub const LASTING: &str = "resident binder";
 
 /// Its supervisor.
 const BESIDE: &str = "supervisor beside a binder";
@@ -25,7 +25,7 @@ const BESIDE: &str = "supervisor beside a binder";
 /// The descriptors that a process must have, by number; the order of the others does not matter.
 type Descriptors<'a> = (&'a [(i32, &'a str)], Vec<String>);
 
-/// What /proc must say of a process.
+/// What /proc must show of a process.
 pub struct Profile {
     pub uid: u32,
     pub gid: u32,
@@ -34,37 +34,37 @@ pub struct Profile {
     pub capability: Option<Capability>,
     /// The bounding set is empty, and no exec gains anything.
     pub sealed: bool,
-    /// More filters than this process has.
+    /// The number of filters beyond this process's own.
     pub filters: u32,
-    /// Nobody may look into it; false where that cannot be seen or is not meant.
+    /// Nobody may inspect it; false if that cannot be seen or is not intended.
     pub undumpable: bool,
 }
 
 impl Test<'_> {
-    /// With ports, and with a socket at a path where the user may write: no privileged process is left.
+    /// With ports, and with a socket at a path that the user may write: no privileged process remains.
     pub fn server_of_ports(&mut self) -> Result<(), Failure> {
         let socket = self.scratch.of_user("socket");
         let mut server = self.start_server(&socket, "")?;
         let worker = server.worker(1, &self.patience, &self.scratch)?;
-        // It waits until it has its escapes: whatever else is there was there before it.
+        // It waits for its escapes: any other process was there before it.
         let children = proc::children(server.pid())?;
         self.report.check(
-            "binder of ports",
+            "port binder",
             "it is gone when the first worker starts",
             children == [worker],
             format_args!("{} processes are there", children.len()),
         )?;
-        // It has made the socket, and is to remove it.
+        // It has created the socket, and will remove it.
         let made = vec![text(&self.scratch.users_directory()), text(&socket)];
         self.supervisor("supervisor", &server, 2, made)?;
         if self.identity.is_none() {
             let why = "an ordinary user has nothing to give up: the bounding set stays, and setuid programs work";
             self.report.not_here("supervisor", why)?;
-            let why = "it may do to its supervisor what its user may";
+            let why = "it can do to its supervisor whatever its user can";
             self.report.not_here("worker", why)?;
         }
         if self.ports.forbidden.is_none() {
-            let why = "low ports are for everybody on this host";
+            let why = "low ports are open to everybody on this host";
             self.report.not_here("worker", why)?;
         }
         let mut escapes = self.escapes_of_every_worker();
@@ -73,10 +73,10 @@ impl Test<'_> {
         self.end(server, None)
     }
 
-    /// With a port, and with a socket at a path where only root may write: the binder stays to remove it.
+    /// With a port, and with a socket at a path that only root may write: the binder stays to remove it.
     pub fn server_of_a_path(&mut self) -> Result<(), Failure> {
         let socket = self.scratch.path("socket");
-        // To give it away, the binder needs a capability, and must have none afterwards.
+        // To change its owner the binder needs a capability, which must be gone afterwards.
         let owner = format!(",user={}", self.user.uid);
         let mut server = self.start_server(&socket, &owner)?;
         let worker = server.worker(1, &self.patience, &self.scratch)?;
@@ -86,12 +86,12 @@ impl Test<'_> {
             LASTING,
             "it is the only process beside the first worker",
             others.len() == 1,
-            format_args!("{} others are there", others.len()),
+            format_args!("there are {} others", others.len()),
         )?;
         let Some(binder) = others.first().copied() else {
             return self.end(server, None);
         };
-        // Two layers: for making the socket, and for removing it.
+        // Two layers: for creating the socket, and for removing it.
         let profile = Profile {
             uid: 0,
             gid: 0,
@@ -106,10 +106,10 @@ impl Test<'_> {
         self.binder_has(LASTING, binder, rest)?;
         // The third socket is the channel.
         self.supervisor(BESIDE, &server, 3, Vec::new())?;
-        let mut escapes = self.escapes_at("the lasting binder", binder);
+        let mut escapes = self.escapes_at("the resident binder", binder);
         escapes.push((
             WorkerEscape::Signal(binder.as_raw()),
-            "it cannot signal the lasting binder".into(),
+            "it cannot signal the resident binder".into(),
         ));
         escapes.push((
             WorkerEscape::RemoveFile(socket),
@@ -132,7 +132,7 @@ impl Test<'_> {
         let status = Status::of(pid)?;
         self.report.check(
             process,
-            "it ignores no signal that its launcher did",
+            "it ignores no signal that its launcher ignored",
             status.ignored & mask(&[Signal::SIGWINCH, Signal::SIGTSTP]) == 0,
             format_args!("it ignores {:x}", status.ignored),
         )?;
@@ -171,7 +171,7 @@ impl Test<'_> {
         )
     }
 
-    /// The first worker and the one after a HUP, each examined and each with these escapes.
+    /// The first worker and the one after a HUP, each examined and told to try these escapes.
     fn generations(
         &mut self,
         server: &mut Server,
@@ -236,7 +236,7 @@ impl Test<'_> {
         let expected = ["SERVER_STARTER_GENERATION", "SERVER_STARTER_PORT"];
         self.report.check(
             process,
-            "its environment is its launcher's, and what tells of its sockets",
+            "its environment is its launcher's plus the variables for its sockets",
             names.as_ref().is_ok_and(|names| names == &expected),
             names.map_or_else(|error| failure::cause(&error), |names| names.join(" ")),
         )
@@ -266,7 +266,7 @@ impl Test<'_> {
         escapes
     }
 
-    /// Against a process that the user must not reach. An ordinary user's supervisor has nothing that its worker does not have.
+    /// Against a process out of the user's reach. An ordinary user's supervisor has nothing that its worker does not have.
     fn escapes_at(&self, whom: &str, pid: Pid) -> Vec<(WorkerEscape, String)> {
         if self.identity.is_none() {
             return Vec::new();
@@ -285,7 +285,7 @@ impl Test<'_> {
         ]
     }
 
-    /// What a supervisor is, and but for the last a worker.
+    /// What a supervisor must be like and, except for the last point, a worker.
     fn profile_of_user(&self, dropped: bool) -> Profile {
         Profile {
             uid: self.user.uid,
@@ -298,7 +298,7 @@ impl Test<'_> {
         }
     }
 
-    /// TERM, and what is left then: nothing.
+    /// Sends TERM and checks that nothing is left behind.
     fn end(&mut self, mut server: Server, binder: Option<Pid>) -> Result<(), Failure> {
         server.signal(Signal::SIGTERM)?;
         let status = server.end(&self.patience)?;
@@ -308,7 +308,7 @@ impl Test<'_> {
         };
         self.report.check(
             process,
-            "it ends with exit code 0 after TERM",
+            "it exits with 0 after TERM",
             status.success(),
             status,
         )?;
@@ -324,7 +324,7 @@ impl Test<'_> {
             left.is_empty(),
             left.join(" "),
         )?;
-        // What has lost its parent is a child of this process by now.
+        // Orphans have become children of this process by now.
         let left = self.inherited.newer()?;
         self.report.check(
             process,
@@ -335,7 +335,7 @@ impl Test<'_> {
         if let Some(binder) = binder {
             self.report.check(
                 LASTING,
-                "it has ended before its supervisor",
+                "it exits before its supervisor",
                 !proc::exists(binder),
                 "it is there",
             )?;
@@ -390,7 +390,7 @@ impl Test<'_> {
         )
     }
 
-    /// The sets of capabilities, and what could fill them again.
+    /// The capability sets, and what could fill them again.
     fn check_capabilities(
         &mut self,
         process: &str,
@@ -436,7 +436,7 @@ impl Test<'_> {
         Ok(())
     }
 
-    /// As many seccomp filters as there must be.
+    /// The required number of seccomp filters.
     fn check_filters(
         &mut self,
         process: &str,
@@ -464,7 +464,7 @@ impl Test<'_> {
         status: &Status,
     ) -> Result<(), Failure> {
         let found = match proc::is_dumpable(pid) {
-            // Everything of root's belongs to root there.
+            // Everything there belongs to root for a process of root's.
             Ok(_) if status.uids.contains(&0) => Some("its user is root".to_owned()),
             Ok(true) => Some("it is dumpable".to_owned()),
             Ok(false) => None,
@@ -472,13 +472,13 @@ impl Test<'_> {
         };
         self.report.check(
             process,
-            "its user cannot look into it",
+            "its user cannot inspect it",
             found.is_none(),
             found.unwrap_or_default(),
         )
     }
 
-    /// What a binder has beside its channel and standard error.
+    /// What a binder has besides its channel and standard error.
     pub fn binder_has(
         &mut self,
         process: &str,
@@ -489,7 +489,7 @@ impl Test<'_> {
         let standard = [(0, "socket"), (1, "/dev/null"), (2, log.as_str())];
         let what = match rest.is_empty() {
             true => "the channel and standard error",
-            false => "the channel, standard error, and what it is to work on",
+            false => "the channel, standard error, and the files it works on",
         };
         self.descriptors(process, pid, what, &(&standard, rest))?;
         let names = proc::variables(pid);
@@ -518,7 +518,7 @@ impl Test<'_> {
         let open = proc::descriptors(pid);
         self.report.check(
             process,
-            format_args!("open are {what}, and nothing else"),
+            format_args!("only {what} are open"),
             open.as_ref()
                 .is_ok_and(|open| has_descriptors(open, expected)),
             listed(open),

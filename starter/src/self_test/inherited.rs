@@ -1,4 +1,4 @@
-//! The children of this process that are not the self-test's, and those that are.
+//! Telling this process's own children from those that it inherited.
 
 use nix::sys::signal::{Signal, kill};
 use nix::sys::wait::waitpid;
@@ -7,7 +7,7 @@ use nix::unistd::{Pid, getpid};
 use crate::host::proc;
 use crate::words::failure::Failure;
 
-/// The children that this process had already when its program was executed: they are nobody's business here.
+/// The children that this process already had when its program was executed: they are not ours to touch.
 #[derive(Clone)]
 pub struct Inherited(Vec<Pid>);
 
@@ -16,20 +16,20 @@ impl Inherited {
         proc::children(getpid()).map(Inherited)
     }
 
-    /// Those that are newer and still there, running or not yet waited for.
+    /// The newer ones that still exist, running or not yet waited for.
     pub fn newer(&self) -> Result<Vec<Pid>, Failure> {
         let mut children = proc::children(getpid())?;
         children.retain(|child| !self.0.contains(child));
         Ok(children)
     }
 
-    /// Ends what has become a child of this process, because it adopts what others leave behind.
+    /// Kills every new child of this process, which adopts orphans.
     pub fn end_newer(&self) {
         while let Ok(children) = self.newer()
             && !children.is_empty()
         {
             for child in children {
-                // Its own children are adopted then.
+                // Their own children are adopted then.
                 let _ = kill(child, Signal::SIGKILL);
                 if waitpid(child, None).is_err() {
                     return;

@@ -1,14 +1,14 @@
-//! `--self-test`: starts both programs on this host as a server would, and holds every process against the table of
-//! processes in the README, from outside by /proc and from inside by escapes that must fail.
+//! `--self-test`: starts both programs on this host as a server would, and checks every process against the process table
+//! in the README, from outside by /proc and from inside by escapes that must fail.
 //!
 //! - [`server`]: a real server. Its worker is this program in another role ([`worker`]), which tries what it is told to.
-//! - [`binders`]: real binders, with this process in the place of the supervisor. A binder waits until it is asked, so that
-//!   it can be examined in each phase, and it tries the escapes that are in its sealed list.
-//! - [`checks`]: what each process must be.
+//! - [`binders`]: real binders, with this process in place of the supervisor. A binder waits for requests, so it can be
+//!   examined in each phase, and it tries the escapes in its sealed list.
+//! - [`checks`]: what each process must be like.
 //!
-//! This process keeps the rights of its launcher, so that it may examine everything, and is a hostile launcher on purpose:
-//! the others inherit blocked and ignored signals and an open file from it. It decides nothing about confinement: what
-//! does not hold is a line and exit code 1, and the next check goes on.
+//! This process keeps its launcher's privileges in order to examine everything, and acts as a hostile launcher: the others
+//! inherit blocked and ignored signals and an open file from it. It decides nothing about confinement: a check that fails
+//! is a line and exit code 1, and the next check follows.
 
 mod binders;
 mod checks;
@@ -37,12 +37,12 @@ use crate::host::identity;
 use crate::host::proc::Status;
 use crate::words::failure::Failure;
 
-/// What all parts of the self-test know.
+/// What all parts of the self-test share.
 struct Test<'a> {
     settings: &'a Settings,
-    /// Whom to become: as root.
+    /// The user to become, as root.
     identity: Option<Identity>,
-    /// Who serves in the end.
+    /// The user who serves in the end.
     user: Identity,
     inherited: Inherited,
     scratch: Scratch,
@@ -53,16 +53,16 @@ struct Test<'a> {
     report: Report,
 }
 
-/// Runs all checks; says whether all of them hold.
+/// Runs all checks; returns whether all of them hold.
 ///
 /// # Errors
-/// Where they cannot be made: an unknown user, no place for files, an interruption.
+/// If they cannot be made: an unknown user, no place for files, an interruption.
 pub fn run(settings: &Settings) -> Result<bool, Failure> {
     let identity = identity::identify(&settings.identity)?;
     if identity.is_some() {
         can_examine()?;
     }
-    // Whatever a process leaves behind becomes a child of this one, and is seen.
+    // Any process left behind becomes a child of this one, and is noticed.
     set_child_subreaper(true).map_err(|errno| {
         Failure::failed(format!(
             "cannot adopt the processes of the self-test: {}",
@@ -88,7 +88,7 @@ pub fn run(settings: &Settings) -> Result<bool, Failure> {
     test.report.summary()
 }
 
-/// Root is not always able to examine the processes of a user and to end them, which no server needs.
+/// Root is not always able to examine and kill the processes of a user, which no server needs.
 fn can_examine() -> Result<(), Failure> {
     let cannot = |cause: String| Failure::failed(format!("cannot test as root: {cause}"));
     let needed = [
@@ -100,14 +100,14 @@ fn can_examine() -> Result<(), Failure> {
     match needed.iter().find(|one| !available.contains(one)) {
         None => Ok(()),
         Some(missing) => Err(cannot(format!("{missing} is missing here")).hint(
-            "give the container or unit CAP_KILL, CAP_SYS_PTRACE and CAP_DAC_OVERRIDE for the self-test; the server itself does without",
+            "give the container or unit CAP_KILL, CAP_SYS_PTRACE and CAP_DAC_OVERRIDE for the self-test; the server itself does not need them",
         )),
     }
 }
 
 impl Test<'_> {
     fn everything(&mut self) -> Result<(), Failure> {
-        // Server by server and binder by binder: never two at a time.
+        // One server or binder after the other: never two at a time.
         self.part("server", Test::server_of_ports)?;
         match &self.identity {
             Some(_) => self.part("server", Test::server_of_a_path)?,
@@ -116,17 +116,17 @@ impl Test<'_> {
                 "an ordinary user makes its sockets at paths itself",
             )?,
         }
-        self.part("binder of ports", Test::binder_of_ports)?;
+        self.part("port binder", Test::binder_of_ports)?;
         match &self.identity {
-            Some(_) => self.part("binder of a path", Test::binder_of_a_path),
+            Some(_) => self.part("path binder", Test::binder_of_a_path),
             None => self.report.not_here(
-                "binder of a path",
+                "path binder",
                 "an ordinary user makes its sockets at paths itself",
             ),
         }
     }
 
-    /// One part. Where it cannot go on because of what it tests, that is a line of the report.
+    /// Runs one part. If a fault of what it tests keeps it from continuing, that is a line of the report.
     fn part(
         &mut self,
         process: &str,

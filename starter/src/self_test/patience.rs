@@ -1,4 +1,4 @@
-//! Waiting, no longer than a deadline, and not after the operator has interrupted.
+//! Waiting no longer than a deadline, nor after the operator has interrupted.
 
 use std::os::fd::{AsFd, BorrowedFd};
 use std::time::{Duration, Instant};
@@ -11,13 +11,13 @@ use nix::sys::signalfd::{SfdFlags, SignalFd};
 
 use crate::words::failure::Failure;
 
-/// The most time for anything that normally takes milliseconds.
+/// The time limit for anything that normally takes milliseconds.
 const DEADLINE: Duration = Duration::from_secs(10);
 
 /// The pause between two probes of what cannot be polled, in milliseconds.
 const PAUSE: u16 = 5;
 
-/// What ends the self-test early. Blocked until then, so that nothing is left behind.
+/// Signals that end the self-test early. Blocked until then, so that nothing is left behind.
 const INTERRUPTS: [Signal; 4] = [
     Signal::SIGHUP,
     Signal::SIGINT,
@@ -25,7 +25,7 @@ const INTERRUPTS: [Signal; 4] = [
     Signal::SIGTERM,
 ];
 
-/// What the started processes must not inherit as ignored, beside what this program ignores itself.
+/// What the started processes must not inherit as ignored, besides what this program ignores itself.
 const IGNORED: [Signal; 2] = [Signal::SIGWINCH, Signal::SIGTSTP];
 
 pub struct Patience(SignalFd);
@@ -43,13 +43,13 @@ impl Patience {
             .map_err(|errno| Failure::failed(format!("cannot set up signals: {}", errno.desc())))
     }
 
-    /// Nothing reads the signals: an interruption stays one.
+    /// Nothing reads the signals: an interruption remains pending.
     pub fn is_interrupted(&self) -> bool {
         let mut sources = [PollFd::new(self.0.as_fd(), PollFlags::POLLIN)];
         poll(&mut sources, PollTimeout::ZERO).is_ok_and(|ready| ready > 0)
     }
 
-    /// Waits until something can be read, or the end of it.
+    /// Waits until there is something to read, or end of file.
     pub fn readable(&self, source: BorrowedFd<'_>, what: &str) -> Result<(), Failure> {
         let deadline = Instant::now() + DEADLINE;
         loop {
@@ -74,7 +74,7 @@ impl Patience {
         }
     }
 
-    /// Waits until `probe` has an answer.
+    /// Waits until `probe` returns something.
     pub fn until<T>(
         &self,
         what: &str,
@@ -98,7 +98,7 @@ impl Patience {
 
 fn in_vain(what: &str) -> Failure {
     Failure::failed(format!(
-        "waited {} s in vain until {what}",
+        "gave up after {} s waiting until {what}",
         DEADLINE.as_secs()
     ))
 }

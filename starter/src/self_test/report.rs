@@ -18,7 +18,7 @@ pub struct Report {
 }
 
 impl Report {
-    /// One check of a process: `what` must hold, `found` is said where it does not.
+    /// One check of a process: `what` must hold; `found` is shown if it does not.
     pub fn check(
         &mut self,
         process: &str,
@@ -35,13 +35,13 @@ impl Report {
         }
     }
 
-    /// A check that cannot apply, and why.
+    /// A check that cannot be made, and why.
     pub fn not_here(&mut self, process: &str, why: impl Display) -> Result<(), Failure> {
         self.not_here += 1;
         self.line(format_args!("-       {process}: {why}"))
     }
 
-    /// The last line; whether everything holds.
+    /// Writes the last line; returns whether everything holds.
     pub fn summary(mut self) -> Result<bool, Failure> {
         let Report {
             hold,

@@ -1,4 +1,4 @@
-//! The places of the self-test: a directory that is gone afterwards, and free ports.
+//! The self-test's resources: a temporary directory, and free ports.
 
 use std::fs::{self, File, OpenOptions, Permissions};
 use std::io;
@@ -14,10 +14,10 @@ use nix::unistd::mkdtemp;
 use crate::words::failure::{self, Failure};
 use crate::words::text::printable;
 
-/// The first port that needs no right.
+/// The first port that needs no privilege.
 const FIRST_UNPRIVILEGED_PORT: &str = "/proc/sys/net/ipv4/ip_unprivileged_port_start";
 
-/// Ports below this number are low, unless the kernel gives them to everybody.
+/// Ports below this number are low, unless the kernel opens them to everybody.
 const LOW: u32 = 1024;
 
 /// A directory, removed with everything in it.
@@ -25,7 +25,7 @@ pub struct Scratch {
     /// As root: nobody else can write in it or above it.
     directory: PathBuf,
     log: File,
-    /// Open for every process that is started from here, which must close it.
+    /// Inherited by every process started from here, which must close it.
     _leak: File,
 }
 
@@ -64,7 +64,7 @@ impl Scratch {
         &self.directory
     }
 
-    /// Something that the launcher's rights make.
+    /// Creates something with the launcher's privileges.
     pub fn path(&self, name: &str) -> PathBuf {
         self.directory.join(name)
     }
@@ -74,7 +74,7 @@ impl Scratch {
         self.directory.join("user")
     }
 
-    /// Something that the user makes.
+    /// Creates something as the user.
     pub fn of_user(&self, name: &str) -> PathBuf {
         self.users_directory().join(name)
     }
@@ -83,7 +83,7 @@ impl Scratch {
         self.path("log")
     }
 
-    /// For standard error of what is started.
+    /// Standard error of the started processes.
     pub fn log(&self) -> Result<Stdio, Failure> {
         let copy = self.log.try_clone().map_err(|error| {
             Failure::failed(format!(
@@ -95,7 +95,7 @@ impl Scratch {
         Ok(copy.into())
     }
 
-    /// The last error in the log, or the last line: why a process of this program has ended.
+    /// The last error in the log, or its last line: why a process of this program exited.
     pub fn last_words(&self) -> Option<String> {
         let text = fs::read_to_string(self.log_path()).ok()?;
         let is_error =
@@ -120,7 +120,7 @@ impl Scratch {
 
 impl Drop for Scratch {
     fn drop(&mut self) {
-        // Nothing is left to be done about what cannot be removed.
+        // Nothing can be done about what cannot be removed.
         drop(fs::remove_dir_all(&self.directory));
     }
 }
@@ -145,13 +145,13 @@ fn furnish(directory: &Path, identity: Option<&Identity>) -> io::Result<(File, F
     Ok((log, leak))
 }
 
-/// Ports of the loopback interface that nobody uses.
+/// Unused ports of the loopback interface.
 pub struct Ports {
-    /// One that only this self-test uses: two at a time do not meet.
+    /// One that only this self-test uses: two at a time do not collide.
     pub address: Ipv4Addr,
-    /// To be served: a low one where the launcher can have it.
+    /// To be served: a low one if the launcher can have it.
     pub served: u16,
-    /// A low port that nobody asks for; none where this kernel gives low ports to everybody.
+    /// A low port that nobody requests; `None` if this kernel opens low ports to everybody.
     pub forbidden: Option<u16>,
 }
 
@@ -169,7 +169,7 @@ impl Ports {
             .filter_map(|port| u16::try_from(port).ok());
         let highest = low.clone().next();
         let is_free = |port: &u16| TcpListener::bind((address, *port)).is_ok();
-        // Only root can know which are free, and not where that right was taken from it.
+        // Only root can know which are free, and not if it lacks the capability.
         let mut next_free = || as_root.then(|| low.find(is_free)).flatten();
         let (served, forbidden) = (next_free(), next_free().or(highest));
         let any = || {

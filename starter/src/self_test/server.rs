@@ -133,7 +133,7 @@ impl Server {
         }
     }
 
-    /// Has the newest worker try these escapes: an errno for each, or none where it succeeded.
+    /// Has the newest worker try these escapes: an errno for each, or `None` if it succeeded.
     pub fn try_escapes(
         &mut self,
         escapes: &[WorkerEscape],
@@ -157,7 +157,7 @@ impl Server {
         Ok(outcomes)
     }
 
-    /// Waits for its end.
+    /// Waits for it to exit.
     pub fn end(&mut self, patience: &Patience) -> Result<ExitStatus, Failure> {
         patience.readable(self.process.as_fd(), "start_server ends after TERM")?;
         self.child
@@ -168,7 +168,7 @@ impl Server {
 
 impl Drop for Server {
     fn drop(&mut self) {
-        // It fails where it has ended already.
+        // It fails if it has already exited.
         drop(self.child.kill());
         drop(self.child.wait());
         self.inherited.end_newer();
@@ -187,10 +187,10 @@ fn unexpected(what: &str, said: &Said) -> Failure {
     Failure::failed(format!("waited in vain until {what}: {instead}"))
 }
 
-/// What the workers say.
+/// The messages of the workers.
 struct Lines {
     pipe: File,
-    /// What is no whole line yet.
+    /// An incomplete line.
     unread: Vec<u8>,
 }
 
@@ -202,7 +202,7 @@ impl Lines {
         what: &str,
     ) -> Result<Said, Failure> {
         let cannot =
-            |cause: String| Failure::failed(format!("cannot hear what the worker says: {cause}"));
+            |cause: String| Failure::failed(format!("cannot read from the worker: {cause}"));
         loop {
             if let Some(end) = self.unread.iter().position(|byte| *byte == b'\n') {
                 let line: Vec<u8> = self.unread.drain(..=end).collect();

@@ -1,4 +1,4 @@
-//! What can be chosen about the self-test.
+//! Settings for the self-test.
 
 use crate::host::identity;
 

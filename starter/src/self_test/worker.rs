@@ -1,8 +1,8 @@
-//! The worker of a self-test: this program in another role. It says that it is there, tries what it is told to, says what
-//! became of that, and stays until it is signalled.
+//! The worker of a self-test: this program in another role. It reports that it runs, tries what it is told to, reports the
+//! outcomes, and stays until it is signalled.
 //!
-//! It changes nothing about itself before it is examined. What it is told arrives on its standard input, with no more
-//! rights than whoever started it has.
+//! It changes nothing about itself before it is examined. Its orders arrive on its standard input, with no more privileges
+//! than those of whoever started it.
 
 use std::ffi::OsStr;
 use std::fs::File;
@@ -22,10 +22,10 @@ use serde::{Deserialize, Serialize};
 use crate::host::process::Process;
 use crate::words::failure::Failure;
 
-/// The only argument: no option, because the command line is for what somebody wants to be done.
+/// The only argument: not an option, because options are for users.
 pub const ROLE: &str = "--self-test-worker";
 
-/// Something that a worker must not be able to do. Each is harmless where it succeeds.
+/// Something that a worker must not be able to do. Each is harmless if it succeeds.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub enum WorkerEscape {
     BecomeRoot,
@@ -41,12 +41,12 @@ pub enum WorkerEscape {
     Signal(i32),
 }
 
-/// What a worker says, one line each.
+/// A worker's messages, one line each.
 #[derive(Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Said {
     /// It runs, and waits for its escapes.
     Here { generation: u32, pid: i32 },
-    /// What became of the next escape: an errno, or nothing where it succeeded.
+    /// The outcome of the next escape: an errno, or `None` if it succeeded.
     Tried(Option<i32>),
 }
 
@@ -56,7 +56,7 @@ pub fn is_worker() -> bool {
     arguments.next().as_deref() == Some(OsStr::new(ROLE)) && arguments.next().is_none()
 }
 
-/// The whole worker.
+/// Runs the worker.
 pub fn run() -> Result<(), Failure> {
     let cannot =
         |cause: String| Failure::failed(format!("cannot be a self-test's worker: {cause}"));
@@ -68,7 +68,7 @@ pub fn run() -> Result<(), Failure> {
     if tried.is_ok() {
         stay();
     }
-    // The self-test is gone, and so is the reason for its server; nobody is there to hear that this failed.
+    // The self-test is gone, and with it the reason for its server; nobody is left to report this failure to.
     let _ = kill(getppid(), Signal::SIGTERM);
     tried
 }
@@ -92,7 +92,7 @@ fn say(said: &Said) -> io::Result<()> {
     out.flush()
 }
 
-/// The list of escapes, and not one byte more: the next generation reads the same pipe.
+/// Reads the list of escapes, and not one byte more: the next generation reads the same pipe.
 fn read_escapes() -> io::Result<Vec<WorkerEscape>> {
     let stdin = io::stdin();
     let mut line = Vec::new();

@@ -1,8 +1,8 @@
-//! `--status-file=F`: `F` in Server::Starter's format for programs that know it, and `F.json` with everything. Beside
-//! a pid file `P` there is the same as `P.json`, where `--restart` finds its verdict.
+//! `--status-file=F`: `F` in Server::Starter's format for programs that know it, and `F.json` with everything. A pid file
+//! `P` gets a `P.json` with the same contents, where `--restart` finds its verdict.
 //!
 //! All are removed at the end if they are still ours. A full disk does not end the service: the caller gets one notice, and
-//! the write is tried again until it works.
+//! the write is retried until it works.
 
 use std::collections::VecDeque;
 use std::ffi::OsString;
@@ -28,14 +28,14 @@ pub use super::replaced::read_text;
 use super::settings::Shown;
 use super::shown::shown;
 
-/// How long after a failed write it is tried again.
+/// How long after a failed write it is retried.
 const RETRY: Duration = Duration::from_secs(1);
 
-/// The mode of `F`, whatever the umask is: it holds nothing but numbers.
+/// The mode of `F`, whatever the umask: it contains nothing but numbers.
 const READ_BY_ALL: u32 = 0o644;
 
-/// The least mode of `F.json`, so that workers and clients of the same user read it. More is up to the umask: it may hold
-/// lines of the log, which no more users are to read there than in the log itself.
+/// The minimum mode of `F.json`, to let workers and clients of the same user read it. Beyond that the umask decides: it may
+/// contain lines of the log, and should be readable to no more users than the log itself.
 const READ_BY_USER: u32 = 0o600;
 
 /// All these files.
@@ -43,9 +43,9 @@ const READ_BY_USER: u32 = 0o600;
 pub struct StatusFile {
     lines: Option<Replaced>,
     json: Vec<Replaced>,
-    /// What they show; brought up to date with each save.
+    /// Their contents, updated before each save.
     view: View,
-    /// The last lines on standard error of workers that are gone, where these are captured; oldest first.
+    /// The last lines on standard error of departed workers, if captured; oldest first.
     last_lines: VecDeque<(Pid, Vec<String>)>,
     retry_at: Option<Moment>,
 }
@@ -54,7 +54,7 @@ impl StatusFile {
     /// Writes the first `F.json`, which also shows that the directory can be written, and removes a stale `F`.
     ///
     /// # Errors
-    /// When something is there that is no status file (it stays as it is), or nothing can be written.
+    /// If something that is not a status file is there (it is left alone), or nothing can be written.
     pub fn create(
         settings: &Shown<'_>,
         listeners: &[Listener],
@@ -93,13 +93,13 @@ impl StatusFile {
             status.json.push(json);
         }
         if let Some(lines) = &mut status.lines {
-            // The pids in it are of another time, and workers read it.
+            // Its pids are out of date, and workers read it.
             lines.remove_stale()?;
         }
         Ok(status)
     }
 
-    /// Writes what has changed. An error is in the notices once, and the write is tried again until it works.
+    /// Writes what has changed. An error yields one notice, and the write is retried until it works.
     #[must_use]
     pub fn save(&mut self, machine: &Machine, now: Moment) -> Vec<Notice> {
         let mut saved = Vec::new();
@@ -126,7 +126,7 @@ impl StatusFile {
         saved.into_iter().filter_map(|one| one.notice).collect()
     }
 
-    /// What a worker that has ended has said last; to be written with the next change.
+    /// The last lines of a worker that has ended; written with the next change.
     pub fn worker_exited(&mut self, pid: Pid, last_lines: Vec<String>) {
         if last_lines.is_empty() {
             return;
@@ -137,7 +137,7 @@ impl StatusFile {
         }
     }
 
-    /// What became of the orders to open the log file again; to be written with the next change.
+    /// The results of requests to reopen the log file; written with the next change.
     pub fn log_reopened(&mut self, Reopened { orders, failure }: Reopened) {
         self.view.log = view::Log {
             reopened: orders.into(),
@@ -145,12 +145,12 @@ impl StatusFile {
         };
     }
 
-    /// What a worker that is gone has said last, where that is captured.
+    /// The last lines of a departed worker, if captured.
     pub fn last_lines_of(&self, pid: Pid) -> &[String] {
         last_lines_of(&self.last_lines, pid)
     }
 
-    /// When [`StatusFile::save`] is to be called again because it has failed.
+    /// When [`StatusFile::save`] is due again after a failure.
     pub fn deadline(&self) -> Option<Moment> {
         self.retry_at
     }
@@ -165,7 +165,7 @@ impl Drop for StatusFile {
     }
 }
 
-/// The file with everything that belongs to a status or pid file.
+/// The JSON file that belongs to a status or pid file.
 pub fn json_path(beside: &Path) -> PathBuf {
     let mut path = OsString::from(beside);
     path.push(".json");
@@ -173,7 +173,7 @@ pub fn json_path(beside: &Path) -> PathBuf {
 }
 
 fn last_lines_of(all: &VecDeque<(Pid, Vec<String>)>, pid: Pid) -> &[String] {
-    // The last of that number: numbers are used again.
+    // The last one with that pid: pids are reused.
     let found = all.iter().rev().find(|(one, _)| *one == pid);
     found.map_or(&[], |(_, lines)| lines)
 }

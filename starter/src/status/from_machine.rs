@@ -1,4 +1,4 @@
-//! What the machine knows, as the status files show it.
+//! The machine's state as the status files show it.
 
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
@@ -9,7 +9,7 @@ use crate::host::moment::Moment;
 use crate::machine::{Counters, Decision, Departed, Generation, Machine, State, Verdict as Found};
 use crate::words::notice::ExecFailure;
 
-/// Brings what changes while the superdaemon runs up to date.
+/// Updates everything that changes while the superdaemon runs.
 pub fn update(
     view: &mut View,
     machine: &Machine,
@@ -44,7 +44,7 @@ pub fn update(
         .collect();
 }
 
-/// `GENERATION:PID` for every worker that has settled and lives, by number.
+/// `GENERATION:PID` for every settled, living worker, by generation.
 pub fn lines(machine: &Machine) -> String {
     machine
         .generations()
@@ -64,7 +64,7 @@ pub struct Clock {
 }
 
 impl Clock {
-    /// What the time of day was at this moment, which has passed.
+    /// The time of day at this past moment.
     pub fn new(moment: Moment) -> Clock {
         let passed = Moment::now().saturating_since(moment);
         let now = SystemTime::now()

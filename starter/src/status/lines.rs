@@ -5,20 +5,20 @@ use std::path::Path;
 use super::replaced::read_text;
 use crate::words::failure;
 
-/// The generations in such a file, in its order; the cause in words where there is none.
+/// The generations in such a file, in its order; the cause in words if there are none.
 pub fn read_lines(path: &Path) -> Result<Vec<u32>, String> {
     let text = read_text(path).map_err(|error| failure::cause(&error))?;
     Ok(parse_lines(&text))
 }
 
-/// What is no line of that format is left out.
+/// Lines of any other format are skipped.
 pub fn parse_lines(text: &str) -> Vec<u32> {
     text.lines()
         .filter_map(|line| line.split_once(':')?.0.parse().ok())
         .collect()
 }
 
-/// Whether a status file may be replaced: nothing but such lines is in it.
+/// Whether a status file may be replaced: it contains nothing but such lines.
 pub fn is_status_lines(text: &str) -> bool {
     let number = |part: &str| !part.is_empty() && part.bytes().all(|byte| byte.is_ascii_digit());
     text.lines().all(|line| {

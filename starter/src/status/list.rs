@@ -8,7 +8,7 @@ use std::ops::Deref;
 use serde::de::{Deserializer, SeqAccess, Visitor};
 use serde::{Deserialize, Serialize};
 
-/// Elements of which a reader keeps the last `MOST`, however many there are: the newest, where they have an order.
+/// A list of which a reader keeps only the last `MOST` elements: the newest, if they are in order.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 #[serde(transparent)]
 pub struct List<T, const MOST: usize>(Vec<T>);
@@ -72,7 +72,7 @@ mod tests {
         assert_eq!(*read("[1,2,3]"), [1, 2, 3]);
         assert_eq!(*read("[1,2,3,4,5]"), [3, 4, 5]);
         let list: List<u32, 3> = (1..=5).collect();
-        // A writer has no bound.
+        // Writing is unbounded.
         assert_eq!(serde_json::to_string(&list).unwrap(), "[1,2,3,4,5]");
     }
 }

@@ -1,4 +1,4 @@
-//! The files that tell what runs: pid file, status file, and `FILE.json` beside each.
+//! The files that show what runs: pid file, status file, and `FILE.json` beside each.
 
 pub mod file;
 mod from_machine;

@@ -1,6 +1,6 @@
 //! `--pid-file`: the pid of the supervisor, locked for as long as it lives.
 //!
-//! The lock is what counts: a file without it is stale, whatever number it holds.
+//! The lock is what counts: a file without it is stale, whatever number it contains.
 
 use std::fs::{File, OpenOptions};
 use std::io;
@@ -25,17 +25,17 @@ use crate::words::text::printable;
 pub struct PidFile {
     path: PathBuf,
     file: Flock<File>,
-    /// What is in it, unless somebody else writes there.
+    /// Its content, unless somebody else writes to it.
     pid: u32,
-    /// It was said that others write into it.
+    /// It has been reported that others write to it.
     is_shared: bool,
-    /// It was said that it cannot be written again.
+    /// It has been reported that it cannot be rewritten.
     is_lost: bool,
 }
 
 impl PidFile {
-    /// Locks the file first and writes `pid` into it then, so that a running instance's file is never touched. `None`
-    /// where somebody only reads the file, or has just removed it: the caller may try again.
+    /// Locks the file first and then writes `pid` into it, so that a running instance's file is never touched. `None` if
+    /// somebody is only examining the file or has just removed it: the caller may try again.
     pub fn try_lock(path: &Path, pid: u32) -> Result<Option<PidFile>, Failure> {
         let cannot = |cause: &str| {
             Failure::failed(format!(
@@ -57,19 +57,19 @@ impl PidFile {
         }
         let file = match Flock::lock(file, FlockArg::LockExclusiveNonblock) {
             Ok(file) => file,
-            // Not a server, but somebody who looks for one.
+            // Not a server, but a client looking for one.
             Err((file, Errno::EWOULDBLOCK)) if is_read_locked(&file) => return Ok(None),
             Err((file, Errno::EWOULDBLOCK)) => return Err(cannot(&locked_by(&file))),
             Err((_, errno)) => return Err(cannot(errno.desc())),
         };
-        // Whoever held the lock a moment ago may have removed the file at its end: then the lock is on a file
-        // without a name, and another instance could lock a new one.
+        // The previous holder of the lock may have removed the file when it exited: then the lock is on a file without a
+        // name, and another instance could lock a new one.
         if !is_at(&file, path) {
             return Ok(None);
         }
         if recorded_pid(&file).is_err() {
             return Err(cannot(
-                "it holds something else than a pid; it is left as it is",
+                "it contains something other than a pid and is left alone",
             ));
         }
         let locked = PidFile {
@@ -85,8 +85,8 @@ impl PidFile {
         Ok(Some(locked))
     }
 
-    /// Writes the file again if somebody has removed, replaced or overwritten it; returns what is new about that. A few
-    /// system calls where nothing is wrong, and it never waits.
+    /// Rewrites the file if somebody has removed, replaced or overwritten it; returns what is new about that. It costs a
+    /// few system calls if nothing is wrong, and never blocks.
     #[must_use]
     pub fn restore(&mut self) -> Option<Notice> {
         if is_at(&self.file, &self.path) {
@@ -108,7 +108,7 @@ impl PidFile {
         match PidFile::try_lock(&self.path, self.pid) {
             Ok(Some(mut again)) => {
                 again.is_shared = self.is_shared;
-                // The old one does not have this name any more: its end removes nothing.
+                // The old one no longer has this name: dropping it removes nothing.
                 *self = again;
                 let path = self.path.clone();
                 match is_gone {
@@ -116,14 +116,14 @@ impl PidFile {
                     false => self.overwritten(None),
                 }
             }
-            // It is tried again at the next event.
+            // Retried at the next event.
             Ok(None) => None,
             Err(_) if is_gone => self.lost(|path| Notice::PidFileGone { path }),
             Err(_) => self.lost(|path| Notice::TakenOver { path }),
         }
     }
 
-    /// It was mended; the same will happen with every generation, and is said once.
+    /// It was restored; the same will happen with every generation, and is reported once.
     fn overwritten(&mut self, by: Option<u32>) -> Option<Notice> {
         self.is_lost = false;
         let is_known = mem::replace(&mut self.is_shared, true);
@@ -150,17 +150,17 @@ impl Drop for PidFile {
     }
 }
 
-/// Whoever holds the lock of a file.
+/// The holder of a file's lock.
 fn locked_by(file: &File) -> String {
     let written = recorded_pid(file).ok().flatten();
     match locks::holder(file, written.and_then(as_pid)) {
         Ok(Some(pid)) => format!("it is locked by a running instance, pid {pid}"),
-        _ => "it is locked by another process; fuser(1) shows by which".into(),
+        _ => "it is locked by another process; fuser(1) shows which".into(),
     }
 }
 
 fn open(path: &Path) -> io::Result<File> {
-    // Not truncated: it may be another instance's, or no pid file at all. Non-blocking only for a fifo's sake.
+    // Not truncated: it may be another instance's, or not a pid file at all. Non-blocking only in case of a fifo.
     let flags = OFlag::O_NOFOLLOW | OFlag::O_NONBLOCK;
     OpenOptions::new()
         .read(true)
@@ -172,7 +172,7 @@ fn open(path: &Path) -> io::Result<File> {
         .open(path)
 }
 
-/// The process that such a number can be of.
+/// The process with this pid, if the number can be one.
 pub fn as_pid(number: u32) -> Option<Pid> {
     let number = i32::try_from(number).ok().filter(|number| *number > 0)?;
     Some(Pid::from_raw(number))
@@ -181,14 +181,14 @@ pub fn as_pid(number: u32) -> Option<Pid> {
 /// The longest content that is a pid, in bytes.
 const LONGEST: usize = 16;
 
-/// The pid in the file, none if it is empty; an error if it holds anything else.
+/// The pid in the file, `None` if it is empty; an error if it contains anything else.
 pub fn recorded_pid(file: &File) -> Result<Option<u32>, ()> {
     let mut content = [0; LONGEST + 1];
     let length = file.read_at(&mut content, 0).map_err(drop)?;
     parse(&content[..length])
 }
 
-/// The same of the content, of which one byte more than the longest is enough.
+/// The same for its content, of which one byte more than the longest is enough.
 pub fn parse(content: &[u8]) -> Result<Option<u32>, ()> {
     if content.len() > LONGEST {
         return Err(());
@@ -201,13 +201,13 @@ pub fn parse(content: &[u8]) -> Result<Option<u32>, ()> {
     }
 }
 
-/// Whether the lock that is in the way is a shared one.
+/// Whether the conflicting lock is a shared one.
 fn is_read_locked(file: &File) -> bool {
     file.try_clone()
         .is_ok_and(|file| Flock::lock(file, FlockArg::LockSharedNonblock).is_ok())
 }
 
-/// Whether this very file is what the path names.
+/// Whether the path still names this very file.
 pub fn is_at(file: &File, path: &Path) -> bool {
     match (file.metadata(), path.symlink_metadata()) {
         (Ok(ours), Ok(there)) => (ours.dev(), ours.ino()) == (there.dev(), there.ino()),

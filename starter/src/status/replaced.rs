@@ -1,6 +1,6 @@
-//! A file that is replaced as a whole by rename, so that a reader never sees half of it.
+//! A file that is replaced as a whole by rename: a reader never sees half of it.
 //!
-//! Anything else that appears at its path, before the first write or after it, is left there.
+//! Anything else that appears at its path, before or after the first write, is left alone.
 
 use std::fs::{File, OpenOptions, Permissions};
 use std::io::{self, Read, Write};
@@ -23,37 +23,37 @@ use crate::words::text::printable;
 /// The largest file that is read, in bytes.
 const LARGEST: u64 = 16 * 1024 * 1024;
 
-/// The most drafts that may be left behind by processes that had our pid.
+/// How many drafts may have been left behind by processes that had our pid.
 const MOST_DRAFTS: u32 = 100;
 
 /// Such a file.
 #[derive(Debug)]
 pub struct Replaced {
     path: PathBuf,
-    /// The mode that it has whatever the umask is.
+    /// Its mode, whatever the umask.
     least_mode: u32,
-    /// What may be replaced: the last one that was written, before that what was there already. Open, so that its
-    /// inode's number cannot be given to another file.
+    /// What may be replaced: the last version written, or before that what was there already. Kept open, lest its inode
+    /// number be reused for another file.
     there: Option<File>,
     /// The last text that was written.
     text: Option<Rc<str>>,
     is_failing: bool,
 }
 
-/// What became of a save.
+/// The result of a save.
 #[derive(Debug)]
 pub struct Saved {
-    /// Nothing is left to do.
+    /// Everything is done.
     pub is_done: bool,
-    /// When saves begin to fail, and when they work again.
+    /// Saves begin to fail, or work again.
     pub notice: Option<Notice>,
 }
 
 impl Replaced {
-    /// Nothing is written yet; a stale file is there, or none.
+    /// Nothing is written yet; there may be a stale file.
     ///
     /// # Errors
-    /// When something else is there (it stays as it is).
+    /// If something else is there (it is left alone).
     pub fn new(
         path: PathBuf,
         least_mode: u32,
@@ -77,7 +77,7 @@ impl Replaced {
     /// Writes it for the first time.
     ///
     /// # Errors
-    /// When that is not possible here.
+    /// If that is not possible here.
     pub fn create(&mut self, text: &Rc<str>) -> Result<(), Failure> {
         let path = self.path.clone();
         match self.write(text) {
@@ -97,7 +97,7 @@ impl Replaced {
     /// Removes what was there already.
     ///
     /// # Errors
-    /// When it stays.
+    /// If it cannot be removed.
     pub fn remove_stale(&mut self) -> Result<(), Failure> {
         let Some(stale) = self.there.take() else {
             return Ok(());
@@ -108,8 +108,7 @@ impl Replaced {
         }
     }
 
-    /// Writes a text that differs from the last one. A file that another instance has put in the place of ours is left to
-    /// it.
+    /// Writes a text that differs from the last one. If another instance has replaced our file, that one is left alone.
     pub fn save(&mut self, text: &Rc<str>) -> Saved {
         if self.text.as_ref() == Some(text) {
             return Saved {
@@ -141,7 +140,7 @@ impl Replaced {
         }
     }
 
-    /// Whether it was written: nothing that is not ours is replaced.
+    /// Returns whether it was written: nothing that is not ours is replaced.
     fn write(&mut self, text: &Rc<str>) -> io::Result<bool> {
         let (draft, mut file) = create_beside(&self.path)?;
         let ours = self.there.as_ref().map(fstat).transpose()?;
@@ -166,8 +165,8 @@ impl Replaced {
     }
 }
 
-/// The text of a status file, or of a pid file. Whatever somebody has put there instead is neither waited for nor read
-/// without end. No link is followed: root asks servers of other users, and merely opening a device can have an effect.
+/// The text of a status or pid file. Whatever somebody has put there instead can neither block nor flood the reader. No
+/// link is followed: root asks servers of other users, and merely opening a device can have an effect.
 pub fn read_text(path: &Path) -> io::Result<String> {
     open_text(path).map(|(text, _)| text)
 }
@@ -197,9 +196,9 @@ fn cannot(path: &Path, cause: &str) -> Failure {
     ))
 }
 
-/// The stale status file that is there.
+/// The stale status file that is there, if any.
 fn refuse_foreign(path: &Path, is_stale: impl Fn(&str) -> bool) -> Result<Option<File>, Failure> {
-    const SOMETHING_ELSE: &str = "it holds something else than a status; it is left as it is";
+    const SOMETHING_ELSE: &str = "it contains something other than a status and is left alone";
     let there = match path.symlink_metadata() {
         Ok(there) => there,
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
@@ -218,7 +217,7 @@ fn refuse_foreign(path: &Path, is_stale: impl Fn(&str) -> bool) -> Result<Option
     }
 }
 
-/// Removes the drafts of a superdaemon that was killed between making and renaming one.
+/// Removes the drafts of a superdaemon that was killed between creating and renaming one.
 pub fn remove_drafts_of_the_dead(path: &Path, is_draft: impl Fn(&str) -> bool) {
     let (Some(name), Some(directory)) = (path.file_name(), directory_of(path)) else {
         return;
@@ -242,7 +241,7 @@ pub fn remove_drafts_of_the_dead(path: &Path, is_draft: impl Fn(&str) -> bool) {
             && let Ok((text, file)) = open_text(&draft)
             && is_draft(&text)
         {
-            // It does no harm where it stays.
+            // Left behind, it does no harm.
             let _ = entry::remove(AT_FDCWD, draft.as_os_str(), file);
         }
     }
@@ -255,7 +254,7 @@ fn directory_of(path: &Path) -> Option<&Path> {
     }
 }
 
-/// A new file in the same directory: never one that is there already, never through a link.
+/// A new file in the same directory: never an existing one, never through a link.
 fn create_beside(path: &Path) -> io::Result<(PathBuf, File)> {
     for attempt in 0..MOST_DRAFTS {
         let draft = PathBuf::from(entry::beside(path.as_os_str(), attempt));

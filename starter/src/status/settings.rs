@@ -1,4 +1,4 @@
-//! What can be chosen about the pid and status files, and what they show of the other choices.
+//! Settings for the pid and status files, and what they show of the other settings.
 
 use std::path::PathBuf;
 

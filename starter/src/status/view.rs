@@ -1,11 +1,11 @@
 //! `FILE.json`: its one schema, which the server writes and every client reads.
 //!
-//! A reader ignores fields that it does not know and takes the default for fields that are missing: the server may be older
-//! or newer than the client.
+//! A reader ignores unknown fields and takes the default for missing ones: the server may be older or newer than the
+//! client.
 //!
 //! A reader's memory is bounded, because root asks servers of other users, who can write there what they like. So nothing
 //! here is flattened (serde would keep every unknown field until the end), every list is a [`List`], and the elements of
-//! long ones have a field that must not be missing: each then takes about as much text as memory.
+//! long ones have a mandatory field: each then takes about as much text as memory.
 //!
 //! Times are seconds since 1970, statuses as wait(2) gives them.
 
@@ -19,10 +19,10 @@ const MANY: usize = 65_536;
 /// More than a server remembers of what has ended.
 const REMEMBERED: usize = 256;
 
-/// More than the last lines that a server keeps of a worker.
+/// More lines than a server keeps of a worker.
 const LAST_LINES: usize = 64;
 
-/// What a worker has written last to standard error, oldest first; empty where that is not captured.
+/// A worker's last lines on standard error, oldest first; empty if not captured.
 pub type LastLines = List<String, LAST_LINES>;
 
 /// The whole file.
@@ -37,17 +37,17 @@ pub struct View {
     pub listeners: List<Listener, MANY>,
     #[serde(default)]
     pub log: Log,
-    /// It was told to stop, or gives up.
+    /// It was told to stop, or is giving up.
     #[serde(default)]
     pub stopping: bool,
     /// Those that have workers, oldest first.
     pub generations: List<Generation, MANY>,
-    /// The last workers that are gone, oldest first.
+    /// The last departed workers, oldest first.
     #[serde(default)]
     pub departed: List<Departed, REMEMBERED>,
     #[serde(default)]
     pub counters: Counters,
-    /// What became of the last starts, oldest first.
+    /// The results of the last starts, oldest first.
     #[serde(default)]
     pub verdicts: List<Verdict, REMEMBERED>,
 }
@@ -61,7 +61,7 @@ pub struct Supervisor {
     pub started_at: f64,
 }
 
-/// What the command line says; times in seconds.
+/// The command line's settings; times in seconds.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct Options {
@@ -76,7 +76,7 @@ pub struct Options {
     pub start_limit: Option<u32>,
     pub pid_file: Option<String>,
     pub status_file: Option<String>,
-    /// As it was given: a file, or a command behind `|`.
+    /// As given: a file, or a command after `|`.
     pub log_file: Option<String>,
     pub log_timestamps: bool,
     pub syslog: Option<Syslog>,
@@ -92,13 +92,13 @@ pub struct Syslog {
     pub address: String,
 }
 
-/// What confines each process.
+/// The confinement of each process.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct Confinement {
     /// The supervisor and every worker.
     pub supervisor: ConfinedSupervisor,
-    /// Only where binders were needed; that of the ports is gone by now.
+    /// Only if binders were needed; the port binder is gone by now.
     pub binders: List<ConfinedBinder, 16>,
 }
 
@@ -115,7 +115,7 @@ pub struct ConfinedBinder {
     /// `ports` or `paths`.
     pub makes: String,
     pub seccomp: bool,
-    /// The version of Landlock's interface, 0 without it.
+    /// The Landlock ABI version, 0 without Landlock.
     pub landlock: u8,
 }
 
@@ -129,12 +129,12 @@ pub struct Listener {
     pub fd: i32,
 }
 
-/// The orders to open the log file again.
+/// The number of requests to reopen the log file.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct Log {
     pub reopened: u64,
-    /// Why the last one could not be carried out.
+    /// Why the last one failed.
     pub failure: Option<String>,
 }
 
@@ -152,11 +152,11 @@ pub struct Generation {
 pub enum State {
     Starting,
     Current,
-    /// A newer one serves, but it was not signalled yet.
+    /// A newer one serves, but this one has not been signalled yet.
     Retiring,
     /// Told to stop.
     Old,
-    /// What another version may write.
+    /// A value that another version may write.
     #[default]
     #[serde(other)]
     Unknown,
@@ -184,38 +184,38 @@ pub struct Departed {
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct Counters {
-    /// Restarts that were asked for.
+    /// Restarts requested.
     pub restarts: u64,
     pub failed_starts: u64,
-    /// Workers that died while they served.
+    /// Workers that died while serving.
     pub crashes: u64,
 }
 
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 pub struct Verdict {
-    /// The restart that it answers, with all before it: counted by [`Counters::restarts`].
+    /// The last restart that it answers, as counted by [`Counters::restarts`].
     pub request: u64,
     pub generation: u64,
     #[serde(default)]
     pub result: Outcome,
     #[serde(default)]
     pub at: f64,
-    /// The wait status of the worker that has failed. It and its parts are written only where there was such a worker.
+    /// The wait status of the failed worker. It and its parts are written only if there was such a worker.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub status: Option<i64>,
-    /// The inner one is null where a signal ended the worker.
+    /// The inner one is null if a signal ended the worker.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub exit_code: Option<Option<i64>>,
-    /// The inner one is null where the worker exited by itself.
+    /// The inner one is null if the worker exited by itself.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub signal: Option<Option<i64>>,
     /// Why no program ran.
     #[serde(default)]
     pub cause: Option<String>,
-    /// What can be done about that, where it is known.
+    /// What can be done about that, if known.
     #[serde(default)]
     pub hint: Option<String>,
-    /// Those of the worker that has failed.
+    /// The failed worker's.
     #[serde(default)]
     pub stderr: LastLines,
 }
@@ -225,14 +225,14 @@ pub struct Verdict {
 pub enum Outcome {
     Committed,
     Failed,
-    /// What another version may write.
+    /// A value that another version may write.
     #[default]
     #[serde(other)]
     Unknown,
 }
 
 impl View {
-    /// What a server has written into its status file, or somebody else in its place.
+    /// What a server, or somebody else in its place, has written into its status file.
     pub fn parse(text: &str) -> Option<View> {
         is_object(text)
             .then(|| serde_json::from_str(text).ok())
@@ -241,14 +241,14 @@ impl View {
 
     /// The text of the file.
     pub fn text(&self) -> String {
-        // Nothing in it can fail to be JSON: its keys are strings, and its numbers finite.
+        // It always converts to JSON: its keys are strings, and its numbers finite.
         let mut text = serde_json::to_string_pretty(self).unwrap_or_default();
         text.push('\n');
         text
     }
 }
 
-/// Whether this may be the status of a server, of whatever version: then another one may replace it.
+/// Whether this may be the status of a server of any version: then another one may replace it.
 pub fn is_status_json(text: &str) -> bool {
     #[derive(Deserialize)]
     struct Sketch {
@@ -260,7 +260,7 @@ pub fn is_status_json(text: &str) -> bool {
     text.is_empty() || is_object(text) && serde_json::from_str::<Sketch>(text).is_ok()
 }
 
-/// serde takes an array of the right values for a struct as well.
+/// serde also accepts an array of the right values for a struct.
 fn is_object(text: &str) -> bool {
     text.trim_start().starts_with('{')
 }

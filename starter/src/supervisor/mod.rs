@@ -1,9 +1,9 @@
 //! The loop: wait, collect, decide, perform. One thread, one wait with one deadline, no sleep.
 //!
-//! - [`sources`] waits for descriptors and turns them into inputs, in the order in which things must be seen.
+//! - [`sources`] waits for descriptors and turns them into inputs, in the order in which they must be handled.
 //! - The machine ([`crate::machine`]) decides: an event and the time go in, actions come out.
 //! - [`perform`] carries the actions out.
-//! - [`resources`] is what all of them work with, and the order in which it is let go of at the end.
+//! - [`resources`] holds what all of them work with, and releases it in order at the end.
 
 mod perform;
 pub mod resources;
@@ -21,12 +21,12 @@ use crate::words::notice::WithMeaning;
 struct Supervisor {
     resources: Resources,
     machine: Machine,
-    /// A system call has failed without which nothing can be supervised: it only stops what runs.
+    /// A system call failed without which nothing can be supervised: all that is left is to stop the workers.
     is_broken: bool,
     finished: Option<Outcome>,
 }
 
-/// Runs until no worker is left, and everything that was made for them is gone.
+/// Runs until no worker is left and everything that was made for them is gone.
 pub fn run(mut resources: Resources, settings: Settings) -> Outcome {
     let (_, knobs) = resources.load_environment();
     let (machine, actions) = Machine::start(Settings { knobs, ..settings }, Moment::now());
@@ -88,7 +88,7 @@ impl Supervisor {
 }
 
 impl Supervisor {
-    /// Nothing can be supervised any more: what runs is stopped in order, once.
+    /// Nothing can be supervised any more: stops the workers in order, once.
     fn break_off(&mut self, failure: Failure) {
         if std::mem::replace(&mut self.is_broken, true) {
             return;
@@ -100,11 +100,11 @@ impl Supervisor {
 
     fn end(mut self, outcome: Outcome) -> Outcome {
         let failure = self.why_nothing_serves(outcome);
-        self.resources.let_go(&failure);
+        self.resources.shut_down(&failure);
         outcome
     }
 
-    /// For whoever has waited for the first generation until now.
+    /// The reason, for a launcher still waiting for the first generation.
     fn why_nothing_serves(&mut self, outcome: Outcome) -> Failure {
         if let Some(reason) = self.resources.reason.take() {
             return reason;
@@ -125,7 +125,7 @@ impl Supervisor {
                 _,
             ) => self.failed_with(*status),
             (_, Outcome::Stopped) => Failure::failed("cannot start: stopped by a signal"),
-            (_, Outcome::GivenUp) => Failure::failed("cannot start: nothing serves"),
+            (_, Outcome::GivenUp) => Failure::failed("cannot start: no worker is serving"),
         }
     }
 
@@ -133,10 +133,10 @@ impl Supervisor {
         let worker = self.machine.history().departed.back();
         let status_file = &self.resources.status_file;
         Failure::failed(format!(
-            "cannot start: the new worker has failed, exit status:{}",
+            "cannot start: the new worker failed, exit status:{}",
             WithMeaning(status)
         ))
         .stderr(worker.map_or(&[], |worker| status_file.last_lines_of(worker.pid)))
-        .hint("what else it has to say about that is where its output goes")
+        .hint("see the worker's output for more")
     }
 }

@@ -1,4 +1,4 @@
-//! What the machine has decided is carried out, and what needs no decision. No policy is here.
+//! Carries out what the machine has decided, and what needs no decision. There is no policy here.
 
 use std::time::Instant;
 
@@ -15,7 +15,7 @@ use crate::words::notice::{ExecFailure, Notice, WithMeaning};
 use crate::worker::{Change, Report, cannot_spawn};
 
 impl Resources {
-    /// Carries one action out. Returns what has happened by that.
+    /// Carries out one action. Returns the event that results from it.
     pub fn perform(&mut self, action: Action, machine: &mut Machine) -> Option<Event> {
         match action {
             Action::Spawn { generation, slot } => {
@@ -23,7 +23,7 @@ impl Resources {
             }
             Action::Signal { pid, signal } => self.signal(pid, signal),
             Action::Serving => {
-                // By now the worker has written its pid wherever it writes one.
+                // By now the worker has written its pid file, if it writes one.
                 self.restore_pid_file();
                 self.log.release_launcher();
                 if let Some(waiting) = self.waiting.take() {
@@ -32,16 +32,16 @@ impl Resources {
             }
             Action::SaveStatus => self.save_status(machine),
             Action::Say(notice) => self.log.say(&notice),
-            // The loop looks for that.
+            // The loop checks for it.
             Action::Finish(_) => {}
         }
         None
     }
 
-    /// Does one duty. Returns what the machine is to hear of it.
+    /// Does one duty. Returns the events for the machine.
     pub fn fulfil(&mut self, duty: Duty, machine: &Machine) -> Vec<Event> {
         match duty {
-            Duty::Bury { pid, status } => return self.bury(pid, status),
+            Duty::ChildExited { pid, status } => return self.child_exited(pid, status),
             Duty::RestorePidFile => self.restore_pid_file(),
             Duty::ReopenLog => {
                 self.log.reopen();
@@ -99,14 +99,14 @@ impl Resources {
         Ok((pid, report))
     }
 
-    /// The pid is still the worker's: it is a child that was not reaped yet.
+    /// The pid still belongs to the worker: it is a child that has not been reaped.
     fn signal(&mut self, pid: Pid, signal: Signal) {
         if let Err(errno) = kill(pid, signal) {
             self.log.say(&Notice::CannotSignal { pid, signal, errno });
         }
     }
 
-    fn bury(&mut self, pid: Pid, status: i32) -> Vec<Event> {
+    fn child_exited(&mut self, pid: Pid, status: i32) -> Vec<Event> {
         if self.socket_files.binder() == Some(pid) {
             self.socket_files.binder_is_gone();
             self.log.say(&Notice::BinderDied);
@@ -116,18 +116,18 @@ impl Resources {
             if self.waiting.is_none() {
                 return Vec::new();
             }
-            // Nobody would ever see what it was to write.
+            // Nobody would ever see its output.
             self.reason = Some(Failure::failed(format!(
                 "cannot start: the log command died, status:{}",
                 WithMeaning(status)
             )));
             return vec![Event::Stop(Signal::SIGTERM)];
         }
-        // Before the verdict, which is to have its last lines.
+        // Before the verdict, which needs its last lines.
         let last_lines = self.log.worker_exited(pid);
         self.status_file.worker_exited(pid, last_lines);
         let mut events = Vec::new();
-        // It may have reported since the reports were read, and its report comes before its exit.
+        // It may have reported after the reports were read, and its report precedes its exit.
         if let Some(place) = self.reports.iter().position(|(one, _)| *one == pid) {
             let (_, report) = self.reports.swap_remove(place);
             let result = report.read(&self.blueprint);

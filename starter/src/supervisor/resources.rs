@@ -1,4 +1,4 @@
-//! What the superdaemon has in its hands while it runs, and the order in which it lets go of it.
+//! What the superdaemon holds while it runs, and the order in which it releases it.
 
 use nix::unistd::Pid;
 
@@ -18,20 +18,20 @@ pub struct Resources {
     pub blueprint: Blueprint,
     pub environment: Environment,
     pub signals: Signals,
-    /// Workers that have neither executed the program nor failed to.
+    /// Workers that have not yet executed the program or failed to.
     pub reports: Vec<(Pid, Report)>,
     pub log: Log,
     pub status_file: StatusFile,
     pub pid_file: Option<PidFile>,
     pub socket_files: SocketFiles,
-    /// Whoever waits for the first generation to serve.
+    /// The launcher, while it waits for the first generation to serve.
     pub waiting: Option<Waiting>,
-    /// Why it ends, where that is not for the machine to say.
+    /// Why it exits, if the machine does not know the reason.
     pub reason: Option<Failure>,
 }
 
 impl Resources {
-    /// Reads the environment of the next worker. What is wrong with it is said once.
+    /// Reads the environment of the next worker, and logs each problem with it once.
     pub fn load_environment(&mut self) -> (Vec<Change>, Knobs) {
         let loaded = self.environment.load();
         for notice in &loaded.notices {
@@ -40,16 +40,16 @@ impl Resources {
         (loaded.changes, loaded.knobs)
     }
 
-    /// The end of the superdaemon, when no worker is left. The order is what others rely on:
+    /// Shuts the superdaemon down once no worker is left. Others rely on the order:
     ///
-    /// 1. Whoever waits for the first generation hears that there is none.
-    /// 2. The status files go: they would name workers that are gone.
-    /// 3. The files of unix sockets go, here and by the binder, which ends with that. Before their sockets are closed:
-    ///    a client finds that nobody is there, and not that somebody refuses it.
+    /// 1. A launcher that waits for the first generation learns that there is none.
+    /// 2. The status files are removed: they would name workers that are gone.
+    /// 3. Unix socket files are removed, here and by the binder, which then exits. This precedes closing the sockets:
+    ///    a client finds that nothing is there, rather than being refused.
     /// 4. The listeners are closed: from now on the next superdaemon can bind.
     /// 5. The log gets its last lines, the binder's among them.
-    /// 6. The pid file goes. Last, because its lock is the sign that everything else is over.
-    pub fn let_go(self, failure: &Failure) {
+    /// 6. The pid file is removed last, because its lock signals that everything else is over.
+    pub fn shut_down(self, failure: &Failure) {
         let Resources {
             blueprint,
             log,

@@ -1,4 +1,4 @@
-//! The signals that the supervisor takes, one by one.
+//! The signals that the supervisor handles, one at a time.
 
 use std::os::fd::{AsFd, BorrowedFd};
 use std::time::Duration;
@@ -9,7 +9,7 @@ use nix::sys::signal::{SigSet, SigmaskHow, Signal, sigprocmask};
 use nix::sys::signalfd::{SfdFlags, SignalFd};
 use nix::sys::time::TimeSpec;
 
-/// What the supervisor takes itself. As PID 1 it would not get them otherwise.
+/// The signals that the supervisor handles itself. As PID 1 it would not get them otherwise.
 const TAKEN: [Signal; 8] = [
     Signal::SIGHUP,
     Signal::SIGINT,
@@ -21,15 +21,15 @@ const TAKEN: [Signal; 8] = [
     Signal::SIGXCPU,
 ];
 
-/// Those of them that end the superdaemon.
+/// Those that stop the superdaemon.
 pub const STOPS: [Signal; 3] = [Signal::SIGINT, Signal::SIGQUIT, Signal::SIGTERM];
 
-/// The taken signals, blocked and read here.
+/// The handled signals, blocked and read from a descriptor.
 #[derive(Debug)]
 pub struct Signals(SignalFd);
 
-/// Has signals wait that are taken later, whatever mask the launcher left: from here on no HUP is lost. Orders to stop still
-/// end the process at once, while there is nothing to clean up.
+/// Blocks the signals to be handled later, whatever mask the launcher left: from here on no HUP is lost. Signals to stop
+/// still terminate the process at once while there is nothing to clean up.
 pub fn hold() -> nix::Result<()> {
     let waiting: SigSet = TAKEN
         .into_iter()
@@ -39,14 +39,14 @@ pub fn hold() -> nix::Result<()> {
 }
 
 impl Signals {
-    /// Takes the signals over: none is lost from here on, and none ends the process.
+    /// Takes over all signals: from here on none is lost, and none terminates the process.
     pub fn take() -> nix::Result<Signals> {
         let taken: SigSet = TAKEN.into_iter().collect();
         sigprocmask(SigmaskHow::SIG_SETMASK, Some(&taken), None)?;
         SignalFd::with_flags(&taken, SfdFlags::SFD_CLOEXEC | SfdFlags::SFD_NONBLOCK).map(Signals)
     }
 
-    /// Waits so long for an order to stop. Other signals ask for nothing yet: there is no worker.
+    /// Waits up to `longest` for an order to stop. Other signals mean nothing yet: there is no worker.
     pub fn wait_for_stop(&self, longest: Duration) -> nix::Result<Option<Signal>> {
         let mut source = [PollFd::new(self.as_fd(), PollFlags::POLLIN)];
         match ppoll(&mut source, Some(TimeSpec::from_duration(longest)), None) {
@@ -57,7 +57,7 @@ impl Signals {
         Ok(arrived.into_iter().find(|signal| STOPS.contains(signal)))
     }
 
-    /// The signals that have arrived since the last call.
+    /// The signals that arrived since the last call.
     pub fn read(&self) -> nix::Result<Vec<Signal>> {
         let mut arrived = Vec::new();
         loop {

@@ -1,4 +1,4 @@
-//! From descriptors to what the loop acts on. Nothing is decided here, and nothing is done.
+//! Turns descriptors into inputs for the loop. It decides nothing and does nothing.
 
 use std::collections::VecDeque;
 use std::os::fd::AsFd;
@@ -18,53 +18,53 @@ use crate::supervisor::signals::STOPS;
 use crate::words::failure::Failure;
 use crate::words::notice::ExecFailure;
 
-/// How often a supervisor that cannot wait for its descriptors any more looks after what it has to end.
+/// How often a supervisor that can no longer wait for its descriptors polls the workers it has to stop.
 const BLIND_LOOK: Duration = Duration::from_millis(10);
 
 /// What the loop acts on.
 #[derive(Debug)]
 pub enum Input {
-    /// The machine decides.
+    /// For the machine to decide.
     Event(Event),
-    /// What the machine decides by may have changed.
+    /// The settings that the machine decides by may have changed.
     Knobs(Knobs),
-    /// There is nothing to decide.
+    /// Nothing to decide.
     Duty(Duty),
-    /// A system call without which nothing can be supervised has failed.
+    /// A system call failed without which nothing can be supervised.
     Broken(Failure),
 }
 
-/// What is done whatever the machine thinks.
+/// Work that does not depend on the machine.
 #[derive(Debug)]
 pub enum Duty {
-    /// A child is gone that is the binder, the log command or a worker.
-    Bury { pid: Pid, status: i32 },
+    /// A child has exited: the binder, the log command or a worker.
+    ChildExited { pid: Pid, status: i32 },
     /// The pid file may have been removed or overwritten.
     RestorePidFile,
     /// USR1.
     ReopenLog,
-    /// A signal that has no meaning here.
+    /// A signal without a meaning here.
     Ignore(Signal),
-    /// Writing the status has failed and is due again.
+    /// Writing the status failed, and a retry is due.
     SaveStatus,
-    /// The log reads and writes what can be read and written.
+    /// The log reads and writes what is ready.
     WorkOnLog,
 }
 
-/// What one wait has brought, handed out in the order of [`Step`].
+/// What one wait yielded, handed out in the order of [`Step`].
 pub struct Inbox {
     signals: Vec<Signal>,
     step: Step,
-    /// What belongs together and comes next.
+    /// Inputs that belong together and come next.
     next: VecDeque<Input>,
 }
 
-/// The order in which things are seen.
+/// The order in which events are handled.
 ///
-/// - An order to stop comes before exits, because a service manager sends TERM to the workers too, and a worker that
-///   follows it has not died unexpectedly.
-/// - Exits come before HUP and before the deadline, so that a dead worker is never taken for a living one.
-/// - An exit is reaped when it is handed out and not before: until then the pid is the worker's, and may be signalled.
+/// - A signal to stop comes before exits, because a service manager sends TERM to the workers too, and a worker that
+///   obeys it has not died unexpectedly.
+/// - Exits come before HUP and before the deadline, lest a dead worker be taken for a living one.
+/// - An exit is reaped only when it is handed out: until then the pid is the worker's and may be signalled.
 #[derive(Debug, Clone, Copy)]
 enum Step {
     Stop,
@@ -77,10 +77,10 @@ enum Step {
     Done,
 }
 
-/// Waits until there is something to collect.
+/// Waits until an input is ready.
 ///
 /// # Errors
-/// Of poll(2), after which nothing is known about any descriptor.
+/// Those of poll(2), after which the state of every descriptor is unknown.
 pub fn wait(resources: &Resources, machine: &Machine) -> Result<(), Failure> {
     let Resources {
         signals,
@@ -115,14 +115,14 @@ pub fn wait(resources: &Resources, machine: &Machine) -> Result<(), Failure> {
     }
 }
 
-/// Waits a moment, where [`wait`] cannot be relied on any more.
+/// Pauses briefly, once [`wait`] can no longer be relied on.
 pub fn wait_blindly() {
-    // Without descriptors there is nothing that could fail.
+    // Without descriptors it cannot fail.
     let _ = ppoll(&mut [], Some(TimeSpec::from_duration(BLIND_LOOK)), None);
 }
 
 impl Inbox {
-    /// What has come by now.
+    /// What has arrived by now.
     pub fn open(resources: &Resources) -> Inbox {
         let mut next = VecDeque::new();
         let signals = resources.signals.read().unwrap_or_else(|errno| {
@@ -136,7 +136,7 @@ impl Inbox {
         }
     }
 
-    /// The next of it.
+    /// The next input.
     pub fn next(&mut self, resources: &mut Resources, machine: &Machine) -> Option<Input> {
         while self.next.is_empty() {
             self.step = match self.step {
@@ -181,9 +181,9 @@ impl Inbox {
     fn exit(&mut self) -> Step {
         match reap() {
             Ok(Some((pid, status))) => {
-                let bury = Duty::Bury { pid, status };
-                self.next.push_back(Input::Duty(bury));
-                // A server program that writes a pid file removes it at its end.
+                let exited = Duty::ChildExited { pid, status };
+                self.next.push_back(Input::Duty(exited));
+                // A server program that writes a pid file removes it when it exits.
                 self.next.push_back(Input::Duty(Duty::RestorePidFile));
                 Step::Exits
             }
@@ -242,7 +242,7 @@ impl Inbox {
     }
 }
 
-/// What a worker's report says, for the machine.
+/// The event for a worker's report.
 pub fn executed(pid: Pid, result: Result<(), ExecFailure>) -> Event {
     match result {
         Ok(()) => Event::Executed(pid),
@@ -254,7 +254,7 @@ fn cannot(what: &str, errno: Errno) -> Failure {
     Failure::failed(format!("cannot {what}: {}", errno.desc()))
 }
 
-/// A little later than the deadline rather than a little earlier, which would be a wake-up with nothing to do.
+/// Rounds up: waking just before the deadline would be a wake-up with nothing to do.
 fn rounded_up(timeout: Duration) -> TimeSpec {
     TimeSpec::from_duration(timeout + Duration::from_nanos(1))
 }

@@ -22,7 +22,7 @@ pub fn predicate(why: Distrust) -> Cow<'static, str> {
         Distrust::LinkOfUser => "is a symbolic link of an ordinary user".into(),
         Distrust::ServedByUser => "is on a file system that an ordinary user may serve".into(),
         Distrust::OwnedByUser => "belongs to an ordinary user".into(),
-        Distrust::WritableByOthers => "can be written by others than its owner".into(),
+        Distrust::WritableByOthers => "is writable by users other than its owner".into(),
     }
 }
 

@@ -1,5 +1,5 @@
-//! Why the program ends without success: one line, what a worker said last, a hint where the remedy is known, and the exit
-//! code. Whatever is in them, each is one line and safe to show.
+//! Why the program fails: one line, the last lines of a worker, a hint if a remedy is known, and the exit code. Each is a
+//! single line and safe to show, whatever it contains.
 
 use std::fmt;
 
@@ -10,24 +10,24 @@ use crate::words::text::printable;
 /// The exit codes of start_server.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Status {
-    /// What was asked for is done.
+    /// The request succeeded.
     Done = 0,
-    /// Something that was asked for could not be done.
+    /// The request failed.
     Failed = 1,
-    /// The command line itself is wrong.
+    /// The command line is wrong.
     Usage = 2,
-    /// There is no running server to restart or to stop.
+    /// No server is running that could be restarted or stopped.
     NotRunning = 3,
-    /// `--timeout` has passed first.
+    /// `--timeout` expired first.
     Undecided = 4,
 }
 
-/// An error message for the user: `cannot <verb> <object>: <cause>`, and a hint where the remedy is known.
+/// An error message for the user: `cannot <verb> <object>: <cause>`, and a hint if a remedy is known.
 #[derive(Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Failure {
     pub status: Status,
     text: String,
-    /// What a worker has said last.
+    /// The last lines of a worker.
     stderr: Vec<String>,
     hint: Option<String>,
 }
@@ -47,22 +47,22 @@ impl Failure {
         Failure::new(Status::Usage, text)
     }
 
-    /// What was asked for could not be done.
+    /// The request failed.
     pub fn failed(text: impl Into<String>) -> Failure {
         Failure::new(Status::Failed, text)
     }
 
-    /// There is no server to be asked.
+    /// No server is running.
     pub fn not_running(text: impl Into<String>) -> Failure {
         Failure::new(Status::NotRunning, text)
     }
 
-    /// It was not decided in time.
+    /// `--timeout` expired first.
     pub fn undecided(text: impl Into<String>) -> Failure {
         Failure::new(Status::Undecided, text)
     }
 
-    /// Adds what a worker has said last.
+    /// Adds the last lines of a worker.
     #[must_use]
     pub fn stderr(self, lines: &[String]) -> Failure {
         Failure {
@@ -80,7 +80,7 @@ impl Failure {
         }
     }
 
-    /// Adds the remedy where one is known.
+    /// Adds the remedy, if one is known.
     #[must_use]
     pub fn hint_if(self, hint: Option<String>) -> Failure {
         match hint {

@@ -1,4 +1,4 @@
-//! What a kernel, or a container around it, lacks of the confinement of a binder.
+//! Which parts of a binder's confinement a kernel, or a container around it, does not support.
 
 use std::fmt;
 

@@ -1,4 +1,4 @@
-//! Every sentence that this program says at run time, and what makes text safe to be shown.
+//! Every message that this program shows at run time, and what makes text safe to show.
 
 pub mod distrust;
 pub mod failure;

@@ -1,6 +1,6 @@
-//! Every sentence that the running superdaemon writes, in one place.
+//! Every message that the running superdaemon logs, in one place.
 //!
-//! The wording is Server::Starter's, because scripts look for it; sentences that it does not have are marked.
+//! The wording is Server::Starter's, because scripts look for it; messages that it does not have are marked.
 
 use std::fmt;
 use std::path::PathBuf;
@@ -16,7 +16,7 @@ use crate::words::lack::Lack;
 use crate::words::remedy;
 use crate::words::text::printable;
 
-/// How much a line matters, as syslog has it (syslog(3)).
+/// How important a line is, in syslog's terms (syslog(3)).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Severity {
     Error,
@@ -28,16 +28,16 @@ pub enum Severity {
 /// Why a worker does not run the server program.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ExecFailure {
-    /// What could not be done: `execute ./server`.
+    /// What failed: `execute ./server`.
     pub action: String,
     #[serde(with = "errno_as_number")]
     pub errno: Errno,
-    /// What the user can do about it, where that is known.
+    /// What the user can do about it, if known.
     pub hint: Option<String>,
 }
 
 impl ExecFailure {
-    /// A worker that has not executed the program for so long.
+    /// A worker has not executed the program for this long.
     pub fn hanging(pid: Pid, longest: Duration) -> ExecFailure {
         let seconds = longest.as_secs();
         ExecFailure {
@@ -47,7 +47,7 @@ impl ExecFailure {
         }
     }
 
-    /// In one line, without the hint.
+    /// One line, without the hint.
     pub fn line(&self) -> String {
         format!("cannot {}: {}", self.action, self.errno.desc())
     }
@@ -75,7 +75,7 @@ mod errno_as_number {
     pub fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Errno, D::Error> {
         let number = i32::deserialize(deserializer)?;
         match Errno::from_raw(number) {
-            // Its own number is 0.
+            // UnknownErrno itself is 0.
             Errno::UnknownErrno if number != 0 => {
                 Err(D::Error::custom(format_args!("{number} is no errno")))
             }
@@ -165,7 +165,7 @@ pub enum Notice {
     BinderDied,
     BoundingSetKept,
     Unconfined(Lack),
-    /// A sentence of its own about something that is left out.
+    /// A message of its own about something that is skipped.
     Complaint(String),
     LinesLost(u64),
     NeverSent(u64),
@@ -175,7 +175,7 @@ pub enum Notice {
     PidFileWrittenAgain {
         path: PathBuf,
     },
-    /// With the pid that stood in it, where it was one.
+    /// With the pid that it contained, if any.
     PidFileOverwritten {
         path: PathBuf,
         by: Option<u32>,
@@ -188,7 +188,7 @@ pub enum Notice {
     },
     LogReopened {
         path: PathBuf,
-        /// Every line is written by us, so that all of them go there now.
+        /// We write every line, so all of them go there now.
         is_captured: bool,
     },
     SyslogUnreachable {
@@ -210,7 +210,7 @@ pub enum Notice {
     ReopenAsked {
         pid: Pid,
     },
-    /// With the pid in the file, where it is one.
+    /// With the pid in the file, if it contains one.
     LockHeldByAnother {
         path: PathBuf,
         written: Option<u32>,
@@ -219,7 +219,7 @@ pub enum Notice {
 }
 
 impl Notice {
-    /// Errors are what was asked for and is not done, warnings what nobody has asked for.
+    /// Errors are requests that failed, warnings are things that nobody requested.
     pub fn severity(&self) -> Severity {
         match self {
             Notice::FailedToStart { .. }
@@ -269,7 +269,7 @@ impl Notice {
         }
     }
 
-    /// Whether this is why a start has failed.
+    /// Whether this tells why a start failed.
     pub fn is_failed_start(&self) -> bool {
         matches!(
             self,
@@ -290,7 +290,7 @@ impl fmt::Display for Notice {
 }
 
 impl Notice {
-    /// In one match however long, so that whoever looks for a sentence, or writes one, sees all of them together.
+    /// One long match that keeps all messages in one place.
     fn sentence(&self) -> String {
         match self {
             Notice::StartingNow(pid) => format!("start_server (pid:{pid}) starting now..."),
@@ -342,13 +342,13 @@ impl Notice {
             Notice::CannotStartWorker(failure) => failure.line(),
             Notice::RolledBack { pids } => {
                 format!(
-                    "the old workers were not signalled yet and serve again:{}",
+                    "the old workers were not yet signalled and are serving again:{}",
                     Pids(pids, "none")
                 )
             }
             Notice::GivingUp { failures, serving } if serving.is_empty() => {
                 format!(
-                    "start_server: giving up after {failures} failed starts, nothing is left that serves"
+                    "start_server: giving up after {failures} failed starts, no worker is left to serve"
                 )
             }
             Notice::GivingUp { failures, serving } => {
@@ -360,12 +360,12 @@ impl Notice {
             Notice::NothingServes { next } => {
                 let next = next.as_secs_f64();
                 format!(
-                    "start_server: no worker serves, clients have to wait; the next start is in {next:.1} secs"
+                    "start_server: no worker is serving, clients have to wait; next start in {next:.1} secs"
                 )
             }
             Notice::KillingWorkers { pids } => {
                 format!(
-                    "--stop-timeout has passed, sending KILL to all workers:{}",
+                    "--stop-timeout expired, sending KILL to all workers:{}",
                     Pids(pids, "")
                 )
             }
@@ -374,7 +374,7 @@ impl Notice {
                     .into()
             }
             Notice::Ignored(signal) => {
-                format!("received {}, which has no meaning here", name(*signal))
+                format!("received {}, ignoring it", name(*signal))
             }
             Notice::CannotSignal { pid, signal, errno } => {
                 format!(
@@ -385,14 +385,14 @@ impl Notice {
             }
             Notice::CannotSave { path, cause } => {
                 format!(
-                    "start_server: cannot write {}: {cause}; trying again until it works",
+                    "start_server: cannot write {}: {cause}; will keep trying",
                     printable(path)
                 )
             }
-            Notice::SavedAgain { path } => format!("{} is written again", printable(path)),
+            Notice::SavedAgain { path } => format!("{} is up to date again", printable(path)),
             Notice::TakenOver { path } => {
                 format!(
-                    "start_server: {} was replaced by another process and is left to it",
+                    "start_server: {} was replaced by another process, leaving it alone",
                     printable(path)
                 )
             }
@@ -405,19 +405,19 @@ impl Notice {
             }
             Notice::PidFileGone { path } => {
                 format!(
-                    "start_server: {} is gone and cannot be written again",
+                    "start_server: {} is gone and cannot be rewritten",
                     printable(path)
                 )
             }
             Notice::PidFileWrittenAgain { path } => {
                 format!(
-                    "start_server: {} was gone and is written again",
+                    "start_server: {} was gone, rewrote it",
                     printable(path)
                 )
             }
             Notice::PidFileOverwritten { path, by } => {
                 let with = by.map(|pid| format!(" with pid {pid}"));
-                format!("start_server: {} was overwritten{} and is written again; give the server program a pid file of its own",
+                format!("start_server: {} was overwritten{}, rewrote it; give the server program a pid file of its own",
                     printable(path),
                     with.unwrap_or_default()
                 )
@@ -433,7 +433,7 @@ impl Notice {
                 is_captured: false,
             } => {
                 format!(
-                    "start_server: {} is open again; workers from now on write to it",
+                    "start_server: reopened {}; new workers write to it",
                     printable(path)
                 )
             }
@@ -442,23 +442,23 @@ impl Notice {
                 is_captured: true,
             } => {
                 format!(
-                    "start_server: {} is open again; all lines go there from now on",
+                    "start_server: reopened {}; all lines now go there",
                     printable(path)
                 )
             }
             Notice::SyslogUnreachable { place, cause } => {
                 format!(
-                    "start_server: cannot reach syslog at {place}: {cause}; trying again until it works"
+                    "start_server: cannot reach syslog at {place}: {cause}; will keep trying"
                 )
             }
             Notice::CannotReopen { path, cause } => {
                 format!(
-                    "start_server: cannot open {} again: {cause}; the old one stays open",
+                    "start_server: cannot reopen {}: {cause}; keeping the old one open",
                     printable(path)
                 )
             }
             Notice::NothingToReopen => {
-                "received USR1, but there is no log file to open again".into()
+                "received USR1, but there is no log file to reopen".into()
             }
             Notice::StopServer { ours, theirs } => {
                 format!("stop_server (pid:{ours}) stopping now (pid:{theirs})...")
@@ -475,7 +475,7 @@ impl Notice {
                     Some(pid) => format!("pid {pid}"),
                     None => "no pid".into(),
                 };
-                format!("start_server: {} holds {written}, but {holder} holds its lock: that one is the server",
+                format!("start_server: {} contains {written}, but pid {holder} holds its lock and is the server",
                     printable(path)
                 )
             }
@@ -483,7 +483,7 @@ impl Notice {
                 format!("sent USR1 to start_server (pid:{pid}), waiting for the log file...")
             }
             Notice::BinderDied => {
-                "start_server: the binder died; its socket files will not be removed at the end"
+                "start_server: the binder died; its socket files will not be removed at exit"
                     .into()
             }
             Notice::Unconfined(lack) => {

@@ -1,9 +1,9 @@
-//! Numbers as people type them: digits alone, where the standard library would take signs, exponents and infinity as well.
+//! Numbers as people type them: only digits, whereas the standard library also takes signs, exponents and infinity.
 
 use std::str::FromStr;
 use std::time::Duration;
 
-/// The longest time that can be asked for, in seconds: about 31 years.
+/// The longest time that can be requested, in seconds: about 31 years.
 pub const LONGEST_TIME: f64 = 1e9;
 
 /// A whole number in decimal digits.

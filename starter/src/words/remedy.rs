@@ -1,4 +1,4 @@
-//! Every hint: what helps, where that is known.
+//! Every hint, documented by the situation that it remedies.
 
 use std::ffi::OsStr;
 use std::os::unix::ffi::OsStrExt;
@@ -9,77 +9,78 @@ use nix::errno::Errno;
 
 use crate::words::text::printable;
 
-/// Where the supervisor's user may not write a file.
-const WRITABLE: &str = "the file is written by the user that the server runs as, in a directory that this user can write";
+/// The supervisor's user may not write a file.
+const WRITABLE: &str =
+    "the user that the server runs as must be able to write the file and its directory";
 
-/// Where nobody may write a file, which is a service manager's doing more often than a disk's.
+/// Nobody may write a file, which is more often due to a service manager than to a disk.
 const READ_ONLY: &str =
     "in a unit with ProtectSystem=strict, name its directory in ReadWritePaths=";
 
-/// Where the limit of open files is too low.
+/// The limit on open files is too low.
 pub const RAISE_OPEN_FILES: &str = "raise it with ulimit -n (LimitNOFILE= of systemd)";
 
-/// Where the kernel, or what is around it, lacks a means of confinement.
-pub const CONFINE_FULLY: &str = "Linux 6.12 has all of it, where `landlock` is in /sys/kernel/security/lsm and no \
-     container or unit keeps it away (SystemCallFilter=@system-service does); without --strict this is a notice";
+/// The kernel, or the container around it, does not support some confinement.
+pub const CONFINE_FULLY: &str = "it needs Linux 6.12 with `landlock` in /sys/kernel/security/lsm, and no container or \
+     unit that blocks it (SystemCallFilter=@system-service does); without --strict this is a warning";
 
 /// The name of the second program, beside this one.
 pub const BINDER: &str = "start_server-binder";
 
-/// Where a user's sandboxed binder was ended for a system call, and a filter of the launcher's is in force.
+/// A user's sandboxed binder was killed for a system call while a seccomp filter of the launcher's is in force.
 pub const FOREIGN_FILTER: &str = "a seccomp filter around it forbids what it needs: in a unit, add to SystemCallFilter= \
      seccomp landlock_create_ruleset landlock_add_rule landlock_restrict_self";
 
-/// The same, without a filter but the binder's own.
+/// The same, when the binder's own filter is the only one.
 pub const OWN_FILTER: &str =
-    "its sandbox knows no such system call: please report the version of the C library";
+    "its sandbox does not allow that system call: please report the version of the C library";
 
-/// Where the binder, or what leads to it, could have been changed by somebody whom root does not trust.
+/// Someone whom root does not trust could have changed the binder or a directory above it.
 pub const TRUSTED_BINDER: &str = "as root every file and directory on its path must belong to root or to the owner of \
      start_server, and be writable by nobody else";
 
-/// Where a list is too long for one message.
+/// A list is too long for one message.
 pub const TOO_MANY_GROUPS: &str = "the user to become is in too many groups";
 
-/// Where no interface has the address of a port.
+/// No interface has the address of a port.
 pub const NO_SUCH_ADDRESS: &str = "no interface of this machine has that address: see `ip address`";
 
-/// Where root may not give a socket file away.
+/// Root may not change the owner of a socket file.
 pub const CHOWN_AS_ROOT: &str =
     "root lacks CAP_CHOWN here: give the unit or container that capability";
 
-/// Where a user may not give a socket file away.
+/// A user may not change the owner of a socket file.
 pub const CHOWN_AS_USER: &str =
     "an ordinary user can give the socket only to a group that it is in";
 
-/// Where a user may not make a socket.
+/// A user may not create a socket.
 pub const WRITABLE_DIRECTORY: &str = "the directory must be writable by this user";
 
-/// Where a line of the policy is not understood.
+/// A line of the policy is invalid.
 pub const POLICY_LINE: &str =
     "a valid line is, for example, `user alice tcp 80,443` or `group dns udp 53`";
 
-/// Where another listener of this very process has the address.
+/// Another listener of this very process has the address.
 pub const HELD_BY_OURSELVES: &str = "another listener of the same command line has it";
 
-/// Where the binder is missing. The program is this one.
+/// The binder is missing beside this program.
 pub fn of_missing_binder(program: &Path) -> String {
     format!("install {BINDER} beside {}", printable(program))
 }
 
-/// Where somebody has the port, and nobody is seen who has it.
+/// The port is in use, and no process is visible that holds it.
 pub fn of_port_in_use(port: u16) -> String {
     format!(
-        "`ss -anp 'sport = :{port}'`, as root, shows who has it: maybe a worker that a killed start_server left behind"
+        "`ss -anp 'sport = :{port}'`, as root, shows who holds it, perhaps a worker left behind by a killed start_server"
     )
 }
 
-/// Where these processes hold an address: `pid 1 (init) and pid 2 (x)`.
+/// These processes hold an address: `pid 1 (init) and pid 2 (x)`.
 pub fn of_holders(holders: &str) -> String {
     format!("it is held by {holders}; a killed start_server leaves its workers behind")
 }
 
-/// Where an ordinary user asks for a low port.
+/// An ordinary user asks for a low port.
 pub fn of_low_port(port: u16) -> String {
     format!(
         "port {port} is reserved for root: start as root, with --user=NAME for the server program; or let root \
@@ -88,15 +89,15 @@ pub fn of_low_port(port: u16) -> String {
     )
 }
 
-/// Where the policy does not allow a port, or cannot be trusted.
+/// The policy does not allow a port, or cannot be trusted.
 pub fn of_policy(uid: u32, transport: &str, port: u16) -> String {
     format!(
-        "root allows it to a user by a line such as `user {uid} {transport} {port}` in {POLICY_FILE}, which must \
+        "root can allow it with a line such as `user {uid} {transport} {port}` in {POLICY_FILE}, which must \
          belong to root, be readable by everybody and writable by root alone"
     )
 }
 
-/// Where root left a socket to the user, and the user may not make it either.
+/// Root left a socket to the user, who may not create it either.
 pub fn of_directory_of_others(objection: &str) -> String {
     format!(
         "root makes sockets only where nobody else can write, but {objection}; elsewhere the directory must be \
@@ -104,7 +105,7 @@ pub fn of_directory_of_others(objection: &str) -> String {
     )
 }
 
-/// What helps when a file of the server cannot be opened or made, by the error.
+/// What helps when a server's file cannot be opened or created, by the error.
 pub fn of_file(path: &Path, errno: Errno) -> Option<String> {
     match errno {
         Errno::EACCES => Some(WRITABLE.into()),
@@ -114,39 +115,39 @@ pub fn of_file(path: &Path, errno: Errno) -> Option<String> {
     }
 }
 
-/// Where the directory of a file does not exist.
+/// The directory of a file does not exist.
 fn missing_directory(file: &Path) -> String {
     let directory = printable(file.parent().unwrap_or(file));
-    format!("`install -d -o USER {directory}` makes it, for the user that the server runs as")
+    format!("create it for the server's user: `install -d -o USER {directory}`")
 }
 
-/// Where a process cannot be made.
+/// A process cannot be created.
 pub fn of_spawning(errno: Errno) -> Option<&'static str> {
     match errno {
         Errno::EAGAIN => {
-            Some("this user may have no more processes: see `ulimit -u`, or TasksMax of systemd")
+            Some("this user has reached its process limit: see `ulimit -u`, or TasksMax of systemd")
         }
-        Errno::EMFILE => Some("the limit of open files is reached: see `ulimit -n`"),
+        Errno::EMFILE => Some("the limit on open files is reached: see `ulimit -n`"),
         _ => None,
     }
 }
 
-/// Where a program is a directory.
+/// The program is a directory.
 pub const IS_A_DIRECTORY: &str = "it is a directory";
 
-/// Where a program lacks its execute permission.
+/// The program has no execute permission.
 pub const NOT_EXECUTABLE: &str = "it is not executable for this user: see chmod(1)";
 
-/// Where the interpreter of a program that is no script is missing.
+/// The interpreter of a program that is not a script is missing.
 pub const MISSING_LOADER: &str =
-    "the loader of shared libraries that it needs does not exist: it was built for another system";
+    "the dynamic loader that it needs does not exist: it was built for another system";
 
-/// Where a directory of PATH has the program, which this user may not execute.
+/// A directory of PATH has the program, but this user may not execute it.
 pub fn not_executable_in_path(found: &Path) -> String {
     format!("{} is not executable for this user", printable(found))
 }
 
-/// Where no directory of PATH has the program; some may be closed to this user.
+/// No directory of PATH has the program; this user may not be able to search all of them.
 pub fn not_in_path(path: &OsStr, closed: &[&PathBuf]) -> String {
     let path = printable(path);
     let closed: Vec<String> = closed.iter().map(printable).collect();
@@ -156,7 +157,7 @@ pub fn not_in_path(path: &OsStr, closed: &[&PathBuf]) -> String {
     }
 }
 
-/// Where a directory on the way to the program is closed.
+/// This user may not search a directory above the program.
 pub fn closed_directory(directory: &Path) -> String {
     format!(
         "the directory {} is closed to this user",
@@ -164,22 +165,22 @@ pub fn closed_directory(directory: &Path) -> String {
     )
 }
 
-/// Where the interpreter that a script names does not exist.
+/// The interpreter that a script names does not exist.
 pub fn missing_interpreter(name: &OsStr) -> String {
     let shown = printable(name);
     match name.as_bytes().ends_with(b"\r") {
         true => format!(
-            "its first line ends with a carriage return, which is taken for a part of the name: {shown}"
+            "its first line ends with a carriage return, which becomes part of the interpreter's name: {shown}"
         ),
         false => format!("the interpreter in its first line does not exist: {shown}"),
     }
 }
 
-/// Where a worker does not get as far as to the program.
+/// A worker does not get as far as executing the program.
 pub const HANGING: &str =
-    "a file system that does not answer holds it up: that of the program, of --dir or of a library";
+    "a file system does not respond: that of the program, of --dir or of a library";
 
-/// Where somebody has a file open who cannot be named.
+/// A file is open in a process that cannot be named.
 pub fn who_has_open(path: &str) -> String {
     format!("`fuser {path}` as root shows who has it open")
 }

@@ -1,7 +1,7 @@
 //! The one place that makes text from outside safe to show: names, paths, and what other programs wrote.
 //!
-//! Control characters could forge a line or drive a terminal, and bidi controls could show another text than there is. They
-//! are escaped as `\xNN`, byte by byte, and so is whatever is not UTF-8.
+//! Control characters could forge a line or drive a terminal, and bidi controls could make text look like other text. They
+//! are escaped byte by byte as `\xNN`, and so is everything that is not UTF-8.
 
 use std::ffi::OsStr;
 use std::os::unix::ffi::OsStrExt;

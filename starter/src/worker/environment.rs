@@ -1,7 +1,7 @@
-//! The environment of the workers: the launcher's, changed by the files of `--envdir`, read anew for each generation.
+//! The environment of the workers: the launcher's, modified by the files of `--envdir`, read anew for each generation.
 //!
-//! The variables that are options as well (the knobs) are read from the same place: what an option says holds at the
-//! start, and what the directory says, once it says something, holds over it, as in Server::Starter.
+//! The variables that are also options (the knobs) come from the same place: the option applies at the start and, as in
+//! Server::Starter, the directory overrides it once it sets the variable.
 
 use std::collections::BTreeSet;
 use std::ffi::{OsStr, OsString};
@@ -27,13 +27,13 @@ use crate::worker::Change;
 /// Server::Starter's `--auto-restart-interval`.
 const DEFAULT_INTERVAL: Duration = Duration::from_secs(360);
 
-/// Server::Starter's `--kill-old-delay` where automatic restarts are on.
+/// Server::Starter's `--kill-old-delay` with automatic restarts.
 const DELAY_WITH_AUTO_RESTART: Duration = Duration::from_secs(5);
 
-/// The longest `NAME=VALUE` that the kernel hands to a program, in bytes (`MAX_ARG_STRLEN`, execve(2)).
+/// The longest `NAME=VALUE` that the kernel passes to a program, in bytes (`MAX_ARG_STRLEN`, execve(2)).
 pub const LONGEST: usize = 128 * 1024 - 1;
 
-/// What tells a worker about its sockets is ours to set.
+/// These tell a worker about its sockets, and only we set them.
 const OURS: [&str; 2] = ["SERVER_STARTER_PORT", "SERVER_STARTER_GENERATION"];
 
 const ENABLE: &str = "ENABLE_AUTO_RESTART";
@@ -43,7 +43,7 @@ const DELAY: &str = "KILL_OLD_DELAY";
 /// A variable and its value.
 pub type Variable = (OsString, OsString);
 
-/// What can be chosen about the environment. `None` leaves it to the environment itself.
+/// Settings for the environment. `None` leaves it to the environment itself.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Settings {
     /// `--envdir`.
@@ -55,12 +55,12 @@ pub struct Settings {
 
 /// Where the environment comes from.
 pub struct Environment {
-    /// Variables that options set over those of the launcher.
+    /// Variables that options set, overriding the launcher's.
     options: Vec<Variable>,
     directory: Option<PathBuf>,
-    /// What the directory said last, for the time when it cannot be read.
+    /// The directory's last known contents, for times when it cannot be read.
     last: Vec<Variable>,
-    /// Every name that the directory ever held: without its file the variable is gone.
+    /// Every name that the directory ever contained: without its file the variable is gone.
     known: BTreeSet<OsString>,
     watch: Option<Inotify>,
     complaints: BTreeSet<String>,
@@ -69,15 +69,15 @@ pub struct Environment {
 /// The environment at one moment.
 #[derive(Debug, PartialEq, Eq)]
 pub struct Loaded {
-    /// What differs from the launcher's environment.
+    /// The differences from the launcher's environment.
     pub changes: Vec<Change>,
     pub knobs: Knobs,
-    /// What is wrong with the directory, and was not when it was read last.
+    /// Problems with the directory that are new since the last read.
     pub notices: Vec<Notice>,
 }
 
 impl Environment {
-    /// From the command line and our own environment; nothing of the directory is read yet.
+    /// From the command line and our own environment; the directory has not been read yet.
     pub fn new(settings: &Settings) -> Environment {
         let seconds = |duration: Duration| OsString::from(duration.as_secs_f64().to_string());
         let option = settings.directory.clone().map(PathBuf::into_os_string);
@@ -120,7 +120,7 @@ impl Environment {
                         self.last.clear();
                     }
                     complaints.insert(format!(
-                        "start_server: cannot read --envdir={}: {}; workers start all the same",
+                        "start_server: cannot read --envdir={}: {}; workers start anyway",
                         printable(directory.as_os_str()),
                         failure::cause(&error)
                     ));
@@ -137,7 +137,7 @@ impl Environment {
             .known
             .iter()
             .filter(|name| !self.last.iter().any(|(there, _)| there == *name));
-        // A knob that leaves the directory is back at what the launcher said.
+        // A knob that disappears from the directory returns to the launcher's value.
         let gone = gone.filter(|name| ![ENABLE, INTERVAL, DELAY].iter().any(|knob| name == knob));
         let mut changes: Vec<Change> = self
             .options
@@ -159,7 +159,7 @@ impl Environment {
         }
     }
 
-    /// Whether [`Environment::load`] may find something else than before.
+    /// Whether [`Environment::load`] can yield something new.
     pub fn can_change(&self) -> bool {
         self.directory.is_some()
     }
@@ -171,7 +171,7 @@ impl Environment {
 
     /// Whether something in the directory has changed since the last call.
     pub fn has_changed(&self) -> bool {
-        // An error is the end of what there is to read.
+        // An error means that everything has been read.
         self.watch
             .as_ref()
             .is_some_and(|watch| watch.read_events().is_ok())
@@ -199,14 +199,14 @@ impl Environment {
             Some(value) => value.to_str().and_then(number::seconds).unwrap_or_else(|| {
                 let (value, seconds) = (printable(&value), default.as_secs());
                 complaints.insert(format!(
-                    "start_server: cannot use {name}={value}: it is no number of seconds; {seconds} is used"
+                    "start_server: cannot use {name}={value}: it is not a number of seconds; using {seconds}"
                 ));
                 default
             }),
         }
         };
         let interval = match seconds(INTERVAL, DEFAULT_INTERVAL) {
-            // As in Perl, where 0 is as good as nothing.
+            // As in Perl, where 0 counts as unset.
             Duration::ZERO => DEFAULT_INTERVAL,
             interval => interval,
         };
@@ -225,7 +225,7 @@ impl Environment {
     }
 }
 
-/// The knobs where a directory has these variables, and the complaints about them.
+/// The knobs that a directory sets, and the complaints about them.
 pub fn knobs_of(variables: Vec<Variable>) -> (Knobs, BTreeSet<String>) {
     let environment = Environment {
         options: Vec::new(),
@@ -240,14 +240,14 @@ pub fn knobs_of(variables: Vec<Variable>) -> (Knobs, BTreeSet<String>) {
     (knobs, complaints)
 }
 
-/// What Perl takes for true; and a few words that are meant to be false but are not to Perl.
+/// Truth as Perl sees it, plus a few words that mean false but are true in Perl.
 fn is_true(value: &OsStr, complaints: &mut BTreeSet<String>) -> bool {
     let text = value.to_string_lossy().to_ascii_lowercase();
     match text.as_str() {
         "" | "0" => false,
         "false" | "no" | "off" => {
             complaints.insert(format!(
-                "start_server: {ENABLE}={} is taken for 0, unlike by Server::Starter",
+                "start_server: {ENABLE}={} is treated as 0, unlike in Server::Starter",
                 printable(value)
             ));
             false
@@ -256,7 +256,7 @@ fn is_true(value: &OsStr, complaints: &mut BTreeSet<String>) -> bool {
     }
 }
 
-/// The variables of a directory, sorted by name. Files that cannot be variables are complained about and left out.
+/// The variables of a directory, sorted by name. Files that cannot be variables are skipped with a complaint.
 fn read_directory(
     directory: &Path,
     complaints: &mut BTreeSet<String>,
@@ -282,8 +282,8 @@ fn read_directory(
     Ok(variables)
 }
 
-/// The variable in the first line of a file, none in an empty one. A NUL, which no variable can hold, becomes a line
-/// break, as with daemontools. The error is the cause alone.
+/// The variable in the first line of a file, `None` for an empty one. A NUL, which no variable can contain, becomes a line
+/// break, as in daemontools. The error is the cause alone.
 pub fn variable(
     name: &OsStr,
     read: impl FnOnce() -> io::Result<Vec<u8>>,
@@ -313,7 +313,7 @@ pub fn variable(
 
 /// As much of the file as its variable needs.
 fn first_line(path: &Path) -> io::Result<Vec<u8>> {
-    // Nothing to wait for, should it be a fifo.
+    // Never block, should it be a fifo.
     let file: File = OpenOptions::new()
         .read(true)
         .custom_flags(OFlag::O_NONBLOCK.bits())
@@ -322,12 +322,12 @@ fn first_line(path: &Path) -> io::Result<Vec<u8>> {
         return Err(io::Error::other("it is not a regular file"));
     }
     let mut line = Vec::new();
-    // One byte more than can be used, so that too long a line is seen as such.
+    // One byte more than allowed, to detect a line that is too long.
     BufReader::new(file.take(LONGEST as u64 + 1)).read_until(b'\n', &mut line)?;
     Ok(line)
 }
 
-/// Watches the directory; where it did not exist before, it may by now.
+/// Watches the directory; if it did not exist before, it may by now.
 fn watch(directory: &Path, before: Option<Inotify>) -> Option<Inotify> {
     let inotify = match before {
         Some(inotify) => inotify,

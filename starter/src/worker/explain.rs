@@ -1,5 +1,5 @@
-//! Why a worker does not run the server program: what was tried, the error, and what helps. It looks at the file system, as
-//! the user that the worker was to run as, and changes nothing.
+//! Why a worker does not run the server program: the step, the error, and what helps. It examines the file system as the
+//! user that the worker was to run as, and changes nothing.
 
 use std::ffi::OsStr;
 use std::fs::File;
@@ -16,7 +16,7 @@ use crate::words::notice::ExecFailure;
 use crate::words::remedy;
 use crate::words::text::printable;
 
-/// The step at which a child failed, as it is sent over the pipe.
+/// The step at which a child failed, as sent over the pipe.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[repr(u8)]
 pub enum Step {
@@ -51,7 +51,7 @@ pub fn cannot_spawn(errno: Errno) -> ExecFailure {
     }
 }
 
-/// What the user needs to know about a step that failed on the way to this program in this directory.
+/// Explains a step that failed on the way to this program in this directory.
 pub fn explain(step: Step, errno: Errno, program: &OsStr, directory: Option<&Path>) -> ExecFailure {
     let shown = printable(program);
     let action = match step {
@@ -98,8 +98,8 @@ fn explain_execute(errno: Errno, program: &OsStr, directory: Option<&Path>) -> E
     }
 }
 
-/// A program that no directory of PATH has. execvp(3) says "permission denied" as soon as one of them is closed to the
-/// user, as root's own often are.
+/// A program that is in no directory of PATH. execvp(3) says "permission denied" if the user may not search one of them, as
+/// is often the case for root's own.
 fn explain_lookup(program: &Path, errno: Errno) -> (Errno, String) {
     let path = std::env::var_os("PATH").unwrap_or_default();
     let directories: Vec<PathBuf> = std::env::split_paths(&path).collect();
@@ -113,7 +113,7 @@ fn explain_lookup(program: &Path, errno: Errno) -> (Errno, String) {
     (Errno::ENOENT, remedy::not_in_path(&path, &closed))
 }
 
-/// What a file needs that is there and still cannot be found.
+/// What a file needs that exists and still cannot be found.
 fn explain_missing_interpreter(file: &Path) -> String {
     let Some(line) = first_line(file).filter(|line| line.starts_with(b"#!")) else {
         return remedy::MISSING_LOADER.into();
@@ -124,7 +124,7 @@ fn explain_missing_interpreter(file: &Path) -> String {
     remedy::missing_interpreter(OsStr::from_bytes(name))
 }
 
-/// As much of it as the kernel looks at.
+/// As much of it as the kernel examines.
 fn first_line(file: &Path) -> Option<Vec<u8>> {
     let mut start = Vec::new();
     File::options()

@@ -1,6 +1,6 @@
 //! One worker: a child process becomes the server program, with exactly what it is meant to have.
 //!
-//! Nothing is decided here: whether a worker has started well is for the machine to say.
+//! Nothing is decided here: whether a worker started successfully is for the machine to say.
 
 pub mod environment;
 mod explain;
@@ -34,13 +34,13 @@ use crate::words::notice::ExecFailure;
 pub struct Blueprint {
     pub program: OsString,
     pub arguments: Vec<OsString>,
-    /// Where the worker runs; PATH is looked up from there.
+    /// The worker's working directory; PATH is looked up from there.
     pub directory: Option<PathBuf>,
-    /// Sockets, and the number that each has in the worker. Every socket's own number is above all of these.
+    /// Sockets with their numbers in the worker. Every socket's own number is above all of these.
     pub sockets: Vec<(OwnedFd, RawFd)>,
-    /// What tells it about its sockets: `SERVER_STARTER_PORT` and further dialects.
+    /// The variables that announce its sockets: `SERVER_STARTER_PORT` and further dialects.
     pub variables: Vec<(OsString, OsString)>,
-    /// Whether `LISTEN_PID` is to be set as well, which must be the worker's own pid (sd_listen_fds(3)).
+    /// Whether to set `LISTEN_PID` too, which must be the worker's own pid (sd_listen_fds(3)).
     pub listen_pid: bool,
     /// Whether it gets a session of its own: see [`crate::host::terminal`].
     pub own_session: bool,
@@ -51,16 +51,16 @@ pub struct Blueprint {
 /// A change to the launcher's environment; without a value the variable is removed.
 pub type Change = (OsString, Option<OsString>);
 
-/// The pipe on which a child says why it could not execute the program. It closes by itself when it could.
+/// The pipe on which a child reports why it could not execute the program. A successful exec closes it.
 #[derive(Debug)]
 pub struct Report(OwnedFd);
 
 impl Blueprint {
-    /// Starts a process that becomes a worker of `generation`. Its output goes where ours goes, but for these
-    /// descriptors with the numbers that they are to have there, unless a listener has that number.
+    /// Starts a process that becomes a worker of `generation`. Its output goes where ours goes, except for these
+    /// descriptors, which get the given numbers unless a listener has that number.
     ///
     /// # Errors
-    /// When there is no process. Whatever fails later comes by the [`Report`].
+    /// If there is no process. Later failures arrive by the [`Report`].
     pub fn spawn(
         &self,
         generation: u32,
@@ -86,7 +86,7 @@ impl Blueprint {
         duplicate_above(descriptor.as_fd(), highest)
     }
 
-    /// The child's side; it never comes back into the supervisor's code.
+    /// The child's side; it never returns to the supervisor's code.
     fn run(
         &self,
         generation: u32,
@@ -110,7 +110,7 @@ impl Blueprint {
     ) -> Result<Infallible, (Step, Errno)> {
         let at = |step| move |errno| (step, errno);
         keep_from_exec().map_err(at(Step::Descriptors))?;
-        // Before the sockets, one of which may be wanted at the same number, and whose numbers a pipe may have.
+        // Before the sockets, as one of them may need the same number, and a pipe may have one of theirs.
         for (pipe, number) in output {
             place(pipe.as_fd(), *number).map_err(at(Step::Descriptors))?;
         }
@@ -120,8 +120,8 @@ impl Blueprint {
         // After the sockets are placed: their numbers may need the raised limit.
         let OpenFiles { soft, hard } = self.open_files;
         setrlimit(Resource::RLIMIT_NOFILE, soft, hard).map_err(at(Step::Limits))?;
-        // The dispositions of orders to stop are default already, so that a TERM that came since the fork ends this process here
-        // instead of being swallowed by the supervisor's.
+        // The dispositions of signals to stop are default already, so a TERM that arrived after the fork terminates this
+        // process here instead of being swallowed by the supervisor's signalfd.
         sigprocmask(SigmaskHow::SIG_SETMASK, Some(&SigSet::empty()), None)
             .map_err(at(Step::Signals))?;
         if self.own_session {
@@ -160,7 +160,7 @@ impl Blueprint {
 }
 
 impl Report {
-    /// What the child has said: `None` while it has neither executed the program nor failed to.
+    /// The child's report: `None` while it has neither executed the program nor failed to.
     pub fn read(&self, blueprint: &Blueprint) -> Option<Result<(), ExecFailure>> {
         let mut message = [0; 5];
         match read(&self.0, &mut message) {
@@ -170,7 +170,7 @@ impl Report {
                 let errno = Errno::from_raw(i32::from_ne_bytes(errno));
                 Some(Err(blueprint.explain(Step::from_number(step), errno)))
             }
-            // The end: closed by the exec, or by a death before it, which the exit tells.
+            // End of file: closed by the exec, or by a death before it, which the exit status tells.
             Ok(_) | Err(_) => Some(Ok(())),
         }
     }
@@ -183,7 +183,7 @@ impl AsFd for Report {
 }
 
 fn errno_of(error: &io::Error) -> Errno {
-    // Without an errno it is an argument with a NUL in it.
+    // Without an errno it is an argument that contains a NUL.
     error.raw_os_error().map_or(Errno::EINVAL, Errno::from_raw)
 }
 
@@ -193,12 +193,12 @@ fn errno_of(error: &io::Error) -> Errno {
 )]
 fn place(socket: BorrowedFd<'_>, number: RawFd) -> nix::Result<()> {
     // SAFETY: this runs in the child alone, which uses nothing but descriptors above all placed numbers until it
-    // executes the program or exits; what had this number before is given up on purpose.
+    // executes the program or exits; whatever had this number before is given up on purpose.
     Errno::result(unsafe { libc::dup2(socket.as_raw_fd(), number) }).map(drop)
 }
 
-/// The standard library sets SIGPIPE to its default before an exec. Unlike that, and as in Server::Starter, it stays
-/// ignored: a server that relies on it must not start to die.
+/// The standard library sets SIGPIPE to its default before an exec. As in Server::Starter it stays ignored instead: a
+/// server that relies on it must not start to die.
 #[expect(
     unsafe_code,
     reason = "only a hook comes after the standard library's own change"

@@ -1,4 +1,4 @@
-//! What can be chosen about the server program.
+//! Settings for the server program.
 
 use std::ffi::OsString;
 use std::path::PathBuf;

@@ -129,9 +129,9 @@ fn what_is_no_port_is_refused_with_the_cause() {
     let descriptor = "a descriptor is a number from 0 to 1048575";
     let bracket_port = "the address in brackets is followed by : and a port";
     let separators =
-        "a host name cannot hold ; or =, because SERVER_STARTER_PORT separates by them";
+        "a host name cannot contain ; or =, which are separators in SERVER_STARTER_PORT";
     let zone = "the name of an interface follows %";
-    let blank = "a host name cannot hold white space";
+    let blank = "a host name cannot contain white space";
     for (value, given, cause) in [
         ("", "", "a port is missing"),
         (" ", " ", "a port is missing"),
@@ -304,7 +304,7 @@ fn a_path_may_have_107_bytes() {
         2
     );
     let failure = parse_paths(format!("{longest}x").as_ref()).unwrap_err();
-    let cause = "the path of a unix socket has at most 107 bytes, and this has 108";
+    let cause = "the path of a unix socket has at most 107 bytes, this one has 108";
     assert_eq!(
         failure.to_string(),
         format!("cannot use --path={longest}x: {cause}")
@@ -313,10 +313,10 @@ fn a_path_may_have_107_bytes() {
 
 #[test]
 fn what_is_no_path_is_refused_with_the_cause() {
-    let separators = "a path cannot hold ; or =, because SERVER_STARTER_PORT separates by them";
+    let separators = "a path cannot contain ; or =, which are separators in SERVER_STARTER_PORT";
     let mode = "a mode is an octal number from 0 to 0777";
     let follows =
-        "what follows the attributes is neither an attribute nor a path that starts with /";
+        "the attributes are followed by neither an attribute nor a path that starts with /";
     let unknown = "the attributes of a path are mode, user and group, not";
     for (value, given, cause) in [
         ("", "", "the path is empty"),
@@ -327,7 +327,7 @@ fn what_is_no_path_is_refused_with_the_cause() {
         ("/a,/b=c", "/b=c", separators),
         ("/a,b/c=d", "/a,b/c=d", separators),
         ("/a,=b", "/a,=b", separators),
-        ("/a\nb", "/a\\x0Ab", "a path cannot hold a newline"),
+        ("/a\nb", "/a\\x0Ab", "a path cannot contain a newline"),
         ("/a,mode=", "/a,mode=", mode),
         ("/a,mode=0888", "/a,mode=0888", mode),
         ("/a,mode=1000", "/a,mode=1000", mode),

@@ -149,7 +149,7 @@ fn a_new_worker_that_dies_during_the_delay_leaves_the_old_one_serving_and_unsign
     world.exit_newest(11);
     assert_eq!(world.state_of(1), Some(State::Current));
     assert!(!world.living[0].is_signalled);
-    assert!(world.said("the old workers were not signalled yet and serve again:100"));
+    assert!(world.said("the old workers were not yet signalled and are serving again:100"));
     assert_eq!(world.machine.history.counters.failed_starts, 1);
 }
 

@@ -63,7 +63,7 @@ fn without_a_program_nothing_starts() {
     ] {
         assert_eq!(
             error(words),
-            "server program not specified\nhint: it comes last, after two dashes: see --help"
+            "server program not specified\nhint: put it last, after two dashes: see --help"
         );
     }
     assert_eq!(error(&["", "a"]), "the name of the server program is empty");

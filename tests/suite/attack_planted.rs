@@ -344,7 +344,7 @@ fn a_log_file_that_is_opened_again_is_not_what_was_planted_there() {
         server.signal(Signal::SIGUSR1);
         let log = || fs::read_to_string(path.with_extension("old")).expect("no log");
         wait::until("it says that it cannot", log, || {
-            let said = log().matches("cannot open").count();
+            let said = log().matches("cannot reopen").count();
             (said > times - usize::from(times > 3)).then_some(())
         });
         server.ask(port);

@@ -411,7 +411,7 @@ fn a_link_in_the_place_of_the_log_is_not_followed_when_it_is_opened_again() {
         fs::rename(&log, &old).expect("cannot rotate");
         Precious::plant_to(&target, &log);
         server.signal(Signal::SIGUSR1);
-        server.wait_until("it says why", |_| read(&old).contains("cannot open"));
+        server.wait_until("it says why", |_| read(&old).contains("cannot reopen"));
         server.restart();
         assert!(server.stop().success());
         precious.assert_is_whole();

@@ -31,7 +31,7 @@ pub fn detach(keep_stdin: bool) -> Result<Side, Failure> {
             drop(theirs);
             // The intermediate process exits before this one returns: a service manager would take it for the daemon.
             waitpid(child, None).map_err(cannot)?;
-            Ok(Side::Launcher(hear(File::from(ours))))
+            Ok(Side::Launcher(read_verdict(File::from(ours))))
         }
         ForkResult::Child => {
             drop(ours);
@@ -76,7 +76,7 @@ const LONGEST_VERDICT: u64 = 1 << 18;
 const NO_FAILURE: &[u8] = b"null";
 
 /// Waits for the verdict.
-fn hear(from: File) -> Result<(), Failure> {
+fn read_verdict(from: File) -> Result<(), Failure> {
     let mut message = Vec::new();
     from.take(LONGEST_VERDICT)
         .read_to_end(&mut message)

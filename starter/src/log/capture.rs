@@ -201,7 +201,7 @@ impl Source {
                 let (origin, last) = (&self.origin, &mut self.last);
                 self.lines.push(&portion[..length], |line| {
                     each(origin, line);
-                    keep(last, line);
+                    remember(last, line);
                 });
                 Found::Something
             }
@@ -214,12 +214,12 @@ impl Source {
         let (origin, last) = (&self.origin, &mut self.last);
         self.lines.end(|line| {
             each(origin, line);
-            keep(last, line);
+            remember(last, line);
         });
     }
 }
 
-fn keep(last: &mut Option<VecDeque<String>>, line: &str) {
+fn remember(last: &mut Option<VecDeque<String>>, line: &str) {
     let Some(last) = last else {
         return;
     };

@@ -111,7 +111,7 @@ impl LogCommand {
 
     /// If the command dies right after its start, the log message about it stays in the pipe that it does not read: shows
     /// the message once on the command's own standard error.
-    pub fn tell_elsewhere(&mut self, notice: &Notice) {
+    pub fn show_on_stderr(&mut self, notice: &Notice) {
         let at_once = self.started_at.elapsed() < RESPAWN;
         if let (true, false, Some((_, stderr))) = (at_once, self.is_told, &self.outputs)
             && let Ok(stderr) = stderr.try_clone()

@@ -271,7 +271,7 @@ impl Log {
         if ours {
             let notice = Notice::LogCommandDied { status };
             if !self.output.is_quiet {
-                command.tell_elsewhere(&notice);
+                command.show_on_stderr(&notice);
             }
             self.say(&notice);
         }

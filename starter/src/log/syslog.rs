@@ -217,7 +217,7 @@ impl Syslog {
                     self.dropped += 1;
                 }
                 Err(errno) => {
-                    self.lose(errno, now);
+                    self.disconnect(errno, now);
                     break;
                 }
             }
@@ -281,7 +281,7 @@ impl Syslog {
         }
     }
 
-    fn lose(&mut self, errno: Errno, now: Instant) {
+    fn disconnect(&mut self, errno: Errno, now: Instant) {
         self.socket = None;
         self.retry_at = Some(now + RECONNECT);
         self.lost_at = Some(now);

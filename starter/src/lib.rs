@@ -4,18 +4,18 @@
 //!
 //! | room | what is there |
 //! |---|---|
-//! | [`words`] | every message and hint, and what makes text from outside safe to show |
-//! | [`host`] | this process and the system around it: identity, signals, locks, clocks, confinement |
-//! | [`log`] | where output goes; nothing else writes to it |
-//! | [`machine`] | all policy, and nothing else: an event and the time go in, actions come out |
-//! | [`listeners`] | from `--port` and `--path` to sockets, by way of the binder or directly |
-//! | [`worker`] | one child: its descriptors, its environment, its exec |
-//! | [`status`] | pid file, status file and `FILE.json` |
-//! | [`client`] | `--restart`, `--stop`, `--reopen`: requests to another start_server |
-//! | [`self_test`] | `--self-test`: everything promised about the processes, tried on this host |
-//! | [`supervisor`] | the loop: descriptors become events, actions become system calls |
-//! | [`options`] | the command line, which fills in the settings that each room defines |
-//! | [`start`] | the phases of a start in their order |
+//! | `words` | every message and hint, and what makes text from outside safe to show |
+//! | `host` | this process and the system around it: identity, signals, locks, clocks, confinement |
+//! | `log` | where output goes; nothing else writes to it |
+//! | `machine` | all policy, and nothing else: an event and the time go in, actions come out |
+//! | `listeners` | from `--port` and `--path` to sockets, by way of the binder or directly |
+//! | `worker` | one child: its descriptors, its environment, its exec |
+//! | `status` | pid file, status file and `FILE.json` |
+//! | `client` | `--restart`, `--stop`, `--reopen`: requests to another start_server |
+//! | `self_test` | `--self-test`: everything promised about the processes, tried on this host |
+//! | `supervisor` | the loop: descriptors become events, actions become system calls |
+//! | `options` | the command line, which fills in the settings that each room defines |
+//! | `start` | the phases of a start in their order |
 //!
 //! It is a library only to let its parsers be fuzzed: nothing else is public, and the program is [`main`].
 

@@ -908,8 +908,11 @@ fn stop_ends_with_4_when_its_time_is_over_and_the_server_goes_on_to_stop() {
         "start_server: cannot wait longer for the end of pid {}: --timeout expired",
         server.pid()
     );
-    let hint = "hint: workers that do not exit hold it up; --stop-timeout would kill them";
-    assert_eq!(stop.verdict(), [expected.as_str(), hint]);
+    let hint = format!(
+        "hint: it is waiting for its workers to exit: {}; kill -KILL ends one, and --stop-timeout at the start does it by itself",
+        worker.pid
+    );
+    assert_eq!(stop.verdict(), [expected, hint]);
     server.wait_for_drain(worker);
     held.finish();
     assert!(server.wait_exit().success());
@@ -1383,8 +1386,9 @@ fn quiet_does_not_hide_why_a_command_has_failed() {
     let mut stop = run(&server, &words);
     let error = format!(
         "start_server: cannot wait longer for the end of pid {}: --timeout expired\n\
-         hint: workers that do not exit hold it up; --stop-timeout would kill them\n",
-        server.pid()
+         hint: it is waiting for its workers to exit: {}; kill -KILL ends one, and --stop-timeout at the start does it by itself\n",
+        server.pid(),
+        worker.pid
     );
     assert_eq!((stop.wait(), stop.said()), (4, error));
     server.wait_for_drain(worker);
@@ -1593,6 +1597,8 @@ fn a_daemon_whose_log_command_does_not_run_has_failed() {
         "{}",
         finished.log
     );
+    // Whoever tries again at once finds neither the files nor the lock of this one.
+    assert!(!finished.server.folder().join("pid").exists());
     finished
         .server
         .wait_until("nothing is left running", |server| {

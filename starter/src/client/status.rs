@@ -58,6 +58,11 @@ impl Status {
         self.0.counters.restarts.saturating_add(1)
     }
 
+    /// The pids of all workers, with commas between them.
+    pub fn all_workers(&self) -> String {
+        self.workers(|_| true)
+    }
+
     /// Why a restart is no longer possible, if the server is stopping.
     pub fn stopping(&self) -> Option<Failure> {
         if !self.0.stopping {
@@ -67,7 +72,7 @@ impl Status {
             "cannot restart: pid {} is stopping",
             self.supervisor()
         ));
-        let workers = self.workers(|_| true);
+        let workers = self.all_workers();
         Some(match workers.is_empty() {
             true => failure,
             false => failure.hint(format!("it is waiting for its workers to exit: {workers}")),

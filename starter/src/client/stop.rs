@@ -5,9 +5,12 @@ use nix::unistd::getpid;
 
 use super::server::{Say, Server};
 use super::settings::Settings;
+use super::status::Status;
 use super::wait::{Wait, Woken};
+use crate::status::file::json_path;
 use crate::words::failure::Failure;
 use crate::words::notice::Notice;
+use crate::words::remedy;
 
 /// Sends TERM and waits for the exit.
 pub fn stop(settings: &Settings, say: Say<'_>) -> Result<(), Failure> {
@@ -23,7 +26,9 @@ pub fn stop(settings: &Settings, say: Say<'_>) -> Result<(), Failure> {
         Woken::TimedOut => Err(wait
             .timed_out("the end")
             .hint(server.is_stopped().unwrap_or_else(|| {
-                "workers that do not exit hold it up; --stop-timeout would kill them".into()
+                let status = Status::read(&json_path(&settings.pid_file));
+                let status = status.filter(|status| status.is_of(server.pid));
+                remedy::workers_that_do_not_exit(status.map(|status| status.all_workers()))
             }))),
     }
 }

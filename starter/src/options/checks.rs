@@ -1,5 +1,7 @@
 //! What one option requires of the others, once each is valid by itself.
 
+use std::path::PathBuf;
+
 use common::message::Transport;
 
 use super::refusal::{lacks, refused, unusable};
@@ -7,6 +9,9 @@ use super::values::Given;
 use crate::listeners;
 use crate::listeners::dialects::Dialect;
 use crate::listeners::spec::{PortSpec, check_duplicates};
+use crate::log::{self, LogTarget};
+use crate::status;
+use crate::status::file::json_path;
 use crate::words::failure::Failure;
 use crate::words::text::printable;
 
@@ -75,6 +80,36 @@ pub fn check_self_test(given: &Given<'_>) -> Result<(), Failure> {
         )),
         None => check_needs(given),
     }
+}
+
+/// Refuses one file for two purposes: each would overwrite the other.
+pub fn check_files(status: &status::Settings, log: &log::Settings) -> Result<(), Failure> {
+    let log = match &log.target {
+        Some(LogTarget::File(path)) => Some(path.as_path()),
+        Some(LogTarget::Command(_)) | None => None,
+    };
+    let mut files: Vec<(String, PathBuf)> = Vec::new();
+    let options = [
+        ("pid-file", status.pid_file.as_deref(), true),
+        ("status-file", status.status_file.as_deref(), true),
+        ("log-file", log, false),
+    ];
+    for (option, path, has_json) in options {
+        let Some(path) = path else { continue };
+        let shown = format!("--{option}={}", printable(path));
+        let json = has_json.then(|| (format!("the JSON beside {shown}"), json_path(path)));
+        for (name, path) in std::iter::once((shown.clone(), path.to_owned())).chain(json) {
+            // What is not absolute is so in the same directory.
+            let path = std::path::absolute(&path).unwrap_or(path);
+            if let Some((other, _)) = files.iter().find(|(_, taken)| *taken == path) {
+                let name = if name == shown { "it" } else { &name };
+                let cause = format!("{name} is the same file as {other}");
+                return Err(Failure::usage(format!("cannot use {shown}: {cause}")));
+            }
+            files.push((name, path));
+        }
+    }
+    Ok(())
 }
 
 /// Refuses listeners that exclude each other, and dialects that cannot describe them.

@@ -21,7 +21,7 @@ use std::time::Duration;
 use clap::error::ErrorKind;
 use nix::sys::signal::Signal;
 
-use self::checks::{check_listeners, check_needs, check_program, check_self_test};
+use self::checks::{check_files, check_listeners, check_needs, check_program, check_self_test};
 use self::definition::definition;
 use self::refusal::{lacks, of_clap, unusable};
 use self::spelling::spell_out;
@@ -112,6 +112,7 @@ fn start(given: &Given<'_>) -> Result<Options, Failure> {
     let options = options(given)?;
     check_needs(given)?;
     check_listeners(&options.listeners)?;
+    check_files(&options.status, &options.log)?;
     Ok(options)
 }
 

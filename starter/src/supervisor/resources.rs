@@ -42,13 +42,13 @@ impl Resources {
 
     /// Shuts the superdaemon down once no worker is left. Others rely on the order:
     ///
-    /// 1. A launcher that waits for the first generation learns that there is none.
-    /// 2. The status files are removed: they would name workers that are gone.
-    /// 3. Unix socket files are removed, here and by the binder, which then exits. This precedes closing the sockets:
+    /// 1. The status files are removed: they would name workers that are gone.
+    /// 2. Unix socket files are removed, here and by the binder, which then exits. This precedes closing the sockets:
     ///    a client finds that nothing is there, rather than being refused.
-    /// 4. The listeners are closed: from now on the next superdaemon can bind.
-    /// 5. The log gets its last lines, the binder's among them.
-    /// 6. The pid file is removed last, because its lock signals that everything else is over.
+    /// 3. The listeners are closed: from now on the next superdaemon can bind.
+    /// 4. The log gets its last lines, the binder's among them.
+    /// 5. The pid file is removed, because its lock signals that everything else is over.
+    /// 6. A launcher that waits for the first generation learns that there is none: it may try again at once.
     pub fn shut_down(self, failure: &Failure) {
         let Resources {
             blueprint,
@@ -59,13 +59,13 @@ impl Resources {
             waiting,
             ..
         } = self;
-        if let Some(waiting) = waiting {
-            waiting.tell_failure(failure);
-        }
         drop(status_file);
         drop(socket_files);
         drop(blueprint);
         log.end();
         drop(pid_file);
+        if let Some(waiting) = waiting {
+            waiting.tell_failure(failure);
+        }
     }
 }

@@ -184,3 +184,14 @@ pub const HANGING: &str =
 pub fn who_has_open(path: &str) -> String {
     format!("`fuser {path}` as root shows who has it open")
 }
+
+/// A stop takes longer than the client waits: workers hold it up, with these pids where they are known.
+pub fn workers_that_do_not_exit(pids: Option<String>) -> String {
+    match pids.filter(|pids| !pids.is_empty()) {
+        Some(pids) => format!(
+            "it is waiting for its workers to exit: {pids}; kill -KILL ends one, and --stop-timeout at the start does it by itself"
+        ),
+        None => "workers that do not exit hold it up; --stop-timeout at the start would kill them"
+            .into(),
+    }
+}

@@ -44,3 +44,34 @@ fn a_daemon_needs_a_log() {
     assert!(with(&["--daemonize", "--log-file=| cat"]).is_daemon);
     assert!(!with(&["--log-file=/l"]).is_daemon);
 }
+
+#[test]
+fn one_file_cannot_have_two_purposes() {
+    for (words, cause) in [
+        (
+            &["--pid-file=a", "--log-file=./a"][..],
+            "--log-file=./a: it is the same file as --pid-file=a",
+        ),
+        (
+            &["--pid-file=/x/a", "--log-file=/x/a.json"],
+            "--log-file=/x/a.json: it is the same file as the JSON beside --pid-file=/x/a",
+        ),
+        (
+            &["--pid-file=a", "--status-file=a.json"],
+            "--status-file=a.json: it is the same file as the JSON beside --pid-file=a",
+        ),
+        (
+            &["--status-file=a", "--pid-file=a"],
+            "--status-file=a: it is the same file as --pid-file=a",
+        ),
+    ] {
+        let message = error(&[words, &["prog"]].concat());
+        assert_eq!(message, format!("cannot use {cause}"));
+    }
+    for words in [
+        &["--pid-file=a", "--status-file=b", "--log-file=c"][..],
+        &["--pid-file=a", "--log-file=| tee a"],
+    ] {
+        with(words);
+    }
+}

@@ -33,6 +33,7 @@ mod launch;
 mod listeners;
 mod lock_holder;
 mod logging;
+mod pid_namespaces;
 mod policy;
 mod privileges;
 mod real_servers;

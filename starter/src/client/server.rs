@@ -4,6 +4,7 @@
 use std::fmt;
 use std::fs::{File, OpenOptions};
 use std::io;
+use std::os::fd::AsFd;
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::Path;
 
@@ -15,14 +16,15 @@ use nix::sys::stat::fstat;
 use nix::unistd::{Pid, geteuid};
 
 use super::status::Status;
-use crate::host::locks;
-use crate::host::proc::Fields;
+use crate::host::locks::{self, Holder};
+use crate::host::proc::{self, Fields};
 use crate::host::process::Process;
 use crate::status::file::json_path;
 use crate::status::pid_file::{as_pid, is_at, recorded_pid};
 use crate::words::distrust;
 use crate::words::failure::{self, Failure};
 use crate::words::notice::Notice;
+use crate::words::remedy;
 use crate::words::text::printable;
 
 /// Shows the user what is going on.
@@ -38,16 +40,20 @@ impl Server {
     /// Finds the server that holds the lock on this file, and reports if that is not the pid in it.
     ///
     /// # Errors
-    /// "Not running" if the file is missing or not locked; also if root must not signal the holder.
+    /// "Not running" where the file is missing, or nobody holds its lock; where the holder lives in another pid namespace,
+    /// whose pids, and so all that the server has written, mean other processes here; and where root must not signal it.
     pub fn find(path: &Path, say: Say<'_>) -> Result<Server, Failure> {
         let pid_file = PidFile::open(path)?;
         if !pid_file.is_locked()? {
             return Err(pid_file.not_running("is not locked"));
         }
         let written = recorded_pid(&pid_file.file);
-        let pid = pid_file
-            .holder()?
-            .ok_or_else(|| pid_file.unknown_holder(written))?;
+        let pid = match pid_file.holder()? {
+            Holder::Process(pid) => pid,
+            Holder::Elsewhere => return Err(pid_file.elsewhere().hint(remedy::ASK_THERE)),
+            Holder::Unknown => return Err(pid_file.unknown_holder(written)),
+            Holder::NoProc => return Err(pid_file.no_proc()),
+        };
         let written = written.ok().flatten();
         let process = match Process::open(pid) {
             Ok(process) => process,
@@ -59,10 +65,19 @@ impl Server {
                 )));
             }
         };
-        // The pid was the holder's while the lock was held: if it still is, the process opened in between is the holder.
-        if !is_at(&pid_file.file, path) || !pid_file.is_locked()? || pid_file.holder()? != Some(pid)
+        // The pid was the holder's as long as the lock was held: if it still is, the process that was opened in between is
+        // the holder.
+        if !is_at(&pid_file.file, path)
+            || !pid_file.is_locked()?
+            || pid_file.holder()? != Holder::Process(pid)
         {
             return Err(pid_file.given_up());
+        }
+        let inner = proc::inner_pid(process.as_fd());
+        if let Some(inner) = inner.map_err(|error| pid_file.cannot(&failure::cause(&error)))? {
+            return Err(pid_file
+                .elsewhere()
+                .hint(remedy::of_inner_namespace(pid.as_raw(), inner.as_raw())));
         }
         pid_file.refuse_foreign(pid, written)?;
         if written.and_then(as_pid) != Some(pid) {
@@ -144,7 +159,7 @@ impl PidFile<'_> {
     }
 
     /// Who holds it, as far as that can be known.
-    fn holder(&self) -> Result<Option<Pid>, Failure> {
+    fn holder(&self) -> Result<Holder, Failure> {
         let written = recorded_pid(&self.file).ok().flatten().and_then(as_pid);
         locks::holder(&self.file, written).map_err(|error| self.cannot(&failure::cause(&error)))
     }
@@ -159,6 +174,21 @@ impl PidFile<'_> {
 
     fn given_up(&self) -> Failure {
         self.not_running("was released a moment ago")
+    }
+
+    fn elsewhere(&self) -> Failure {
+        let path = printable(self.path);
+        Failure::failed(format!(
+            "cannot ask the server of --pid-file={path}: it runs in another pid namespace; ask there"
+        ))
+    }
+
+    fn no_proc(&self) -> Failure {
+        let path = printable(self.path);
+        Failure::failed(format!(
+            "cannot find the server of --pid-file={path}: /proc is missing, or that of another pid namespace"
+        ))
+        .hint(remedy::MOUNT_PROC)
     }
 
     fn unknown_holder(&self, written: Result<Option<u32>, ()>) -> Failure {

@@ -2,14 +2,19 @@
 //!
 //! The kernel tells it in two places, and neither is sufficient alone:
 //!
-//! - /proc/locks has a line for each lock with the pid of the process that took it. That process may be gone, its
-//!   descriptor inherited by a child, and its pid reused. And on some file systems (btrfs, overlayfs) the device and
-//!   inode numbers differ from those of stat(2).
-//! - /proc/PID/fdinfo/FD has the same line for each descriptor that holds the lock. But it is unreadable to other users,
-//!   and to everybody but root if the process has dropped privileges.
+//! - /proc/locks has a line for each lock with the pid of whoever took it. That one may be gone, with its descriptor left to
+//!   a child, and its pid given to another process. And on some file systems (btrfs, overlayfs) the device, or even the
+//!   inode, is not that of stat(2); the device is that of the mount.
+//! - /proc/PID/fdinfo/FD has the same line for each descriptor that has the lock. But it is closed to other users, and where
+//!   a process has dropped privileges to everybody but root.
+//!
+//! Both know the processes of one pid namespace, with those of its inner ones: that of whoever has mounted /proc. A lock that
+//! somebody else took has no line in the first, and the pid 0 in the second. So a number from elsewhere, as the one in the
+//! file, is never taken for a holder: in another container that is another process.
 
 use std::fs::{self, File, Metadata};
 use std::io;
+use std::os::fd::AsRawFd;
 use std::os::unix::fs::MetadataExt;
 use std::path::PathBuf;
 
@@ -18,76 +23,139 @@ use nix::sys::signal::kill;
 use nix::sys::stat::{major, minor};
 use nix::unistd::Pid;
 
+use super::proc;
+
+/// Who holds a lock, as far as that can be known.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Holder {
+    /// This one, by its pid in our pid namespace. It may live in an inner one.
+    Process(Pid),
+    /// No process that our pid namespace knows of.
+    Elsewhere,
+    /// Several, or one that hides.
+    Unknown,
+    /// There is no /proc, or it shows another pid namespace, whose pids mean other processes here.
+    NoProc,
+}
+
 /// What is known about one process and the lock.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Finding {
-    /// One of its descriptors holds the lock, and this process took it.
-    Holds { taker: Pid },
-    /// It has no such descriptor, or does not exist.
+    /// One of its descriptors has the lock, which this process took; none where that is gone, or never was in this pid
+    /// namespace.
+    Holds { taker: Option<Pid> },
+    /// It has no such descriptor, or there is no such process.
     HoldsNot,
     /// Its descriptors cannot be read.
     Hidden,
 }
 
-/// Finds the process that has locked the file. `written` is the pid in the file: it counts only if nothing else is known.
+/// Who has locked the file. `written` is the pid in the file, which only shortens the search.
 ///
 /// # Errors
-/// If the file's own numbers cannot be read.
-pub fn holder(file: &File, written: Option<Pid>) -> io::Result<Option<Pid>> {
+/// When the file's own numbers cannot be read.
+pub fn holder(file: &File, written: Option<Pid>) -> io::Result<Holder> {
+    if !proc::shows_our_namespace() {
+        return Ok(Holder::NoProc);
+    }
+    let mount = device_of_mount(file);
     let file = file.metadata()?;
-    // If there is none, the descriptors have to tell.
-    let table = fs::read_to_string("/proc/locks").unwrap_or_default();
-    let locks = || table.lines().filter_map(Lock::parse);
+    let device = (major(file.dev()), minor(file.dev()));
+    // Where there is none, the descriptors have to tell.
+    let table = fs::read_to_string("/proc/locks").ok();
+    let lines = || table.as_deref().unwrap_or_default().lines();
+    let locks = || {
+        lines()
+            .filter_map(Lock::parse)
+            .filter(|lock| lock.inode == file.ino())
+    };
     Ok(decide(
         locks()
-            .filter(|lock| lock.is_on(&file))
-            .map(|lock| lock.taker),
-        locks()
-            .filter(|lock| lock.inode == file.ino())
-            .map(|lock| lock.taker),
+            .filter(|lock| lock.device == mount.unwrap_or(device))
+            .filter_map(|lock| lock.taker),
+        locks().filter_map(|lock| lock.taker),
         written,
+        Absence {
+            from_table: table.is_some() && locks().next().is_none(),
+            is_proof: mount == Some(device),
+        },
         all_processes,
         |pid| look_at(pid, &file),
     ))
 }
 
-/// The rule, from the best evidence to the weakest.
+/// What it means that the table of locks has no line for a file.
+#[derive(Debug, Clone, Copy)]
+struct Absence {
+    /// There is a table, and it has none.
+    from_table: bool,
+    /// The file is one whose numbers are those of the table.
+    is_proof: bool,
+}
+
+/// The rule, from the best evidence to the least.
 fn decide(
     mut takers: impl Iterator<Item = Pid>,
     mut likely: impl Iterator<Item = Pid>,
     written: Option<Pid>,
+    absence: Absence,
     others: impl FnOnce() -> Vec<Pid>,
     look_at: impl Fn(Pid) -> Finding,
-) -> Option<Pid> {
+) -> Holder {
     let holds = |pid: &Pid| matches!(look_at(*pid), Finding::Holds { .. });
     // The kernel names it for this very file, and nothing shows that it no longer has the lock.
     if let Some(taker) = takers.find(|pid| look_at(*pid) != Finding::HoldsNot) {
-        return Some(taker);
+        return Holder::Process(taker);
     }
     if let Some(holder) = written.filter(holds).or_else(|| likely.find(holds)) {
-        return Some(holder);
+        return Holder::Process(holder);
     }
-    let found: Vec<(Pid, Pid)> = others()
-        .into_iter()
-        .filter_map(|pid| match look_at(pid) {
-            Finding::Holds { taker } => Some((pid, taker)),
-            _ => None,
-        })
-        .collect();
-    match (found.iter().find(|(pid, taker)| pid == taker), &found[..]) {
-        (Some((taker, _)), _) => Some(*taker),
-        // It inherited the lock from a process that is gone.
-        (None, [(only, _)]) => Some(*only),
-        (None, []) => written.filter(|pid| look_at(*pid) == Finding::Hidden),
-        // Several have it, and none of them took it.
-        (None, _) => None,
+    let mut some_hide = false;
+    let mut found = Vec::new();
+    for pid in others() {
+        match look_at(pid) {
+            Finding::Holds { taker } => found.push((pid, taker)),
+            Finding::Hidden => some_hide = true,
+            Finding::HoldsNot => {}
+        }
     }
+    match (
+        found.iter().find(|(pid, taker)| Some(*pid) == *taker),
+        &found[..],
+    ) {
+        (Some((taker, _)), _) => Holder::Process(*taker),
+        // It was left to this one by a process that is gone.
+        (None, [(only, _)]) => Holder::Process(*only),
+        (None, []) if absence.from_table && (absence.is_proof || !some_hide) => Holder::Elsewhere,
+        // One hides, or several have it and none of them took it.
+        (None, _) => Holder::Unknown,
+    }
+}
+
+/// The device of the file system that the file is on, as the table of locks and /proc/self/mountinfo show it. Unlike that of
+/// stat(2) it is the same for all of a btrfs or an overlay.
+fn device_of_mount(file: &File) -> Option<(u64, u64)> {
+    let info = fs::read_to_string(format!("/proc/self/fdinfo/{}", file.as_raw_fd())).ok()?;
+    let mut fields = info.lines().filter_map(|line| line.strip_prefix("mnt_id:"));
+    let mounts = fs::read_to_string("/proc/self/mountinfo").ok()?;
+    device_of(fields.next()?.trim(), &mounts)
+}
+
+/// `27 1 254:0 / / rw,relatime - ext4 /dev/vda rw` is mount 27, of device 254:0 (proc_pid_mountinfo(5)).
+fn device_of(mount: &str, mounts: &str) -> Option<(u64, u64)> {
+    let device = mounts.lines().find_map(|line| {
+        let mut words = line.split(' ');
+        (words.next()? == mount).then(|| words.nth(1))?
+    })?;
+    let (major, minor) = device.split_once(':')?;
+    Some((major.parse().ok()?, minor.parse().ok()?))
 }
 
 /// An exclusive lock by flock(2), as /proc/locks and fdinfo show it (proc_locks(5)).
 #[derive(Debug, PartialEq, Eq)]
 struct Lock {
-    taker: Pid,
+    /// None where our pid namespace does not know it.
+    taker: Option<Pid>,
     device: (u64, u64),
     inode: u64,
 }
@@ -98,21 +166,16 @@ impl Lock {
         let mut words = line.split_whitespace().skip(1);
         let (kind, _, access) = (words.next()?, words.next()?, words.next()?);
         let is_exclusive = (kind, access) == ("FLOCK", "WRITE");
-        // A process in another pid namespace has no pid here.
-        let taker = words.next()?.parse().ok().filter(|pid| *pid > 0)?;
+        let taker: i32 = words.next()?.parse().ok()?;
         let mut place = words.next()?.split(':');
         let mut hexadecimal = || u64::from_str_radix(place.next()?, 16).ok();
         let device = (hexadecimal()?, hexadecimal()?);
         let lock = Lock {
-            taker: Pid::from_raw(taker),
+            taker: (taker > 0).then(|| Pid::from_raw(taker)),
             device,
             inode: place.next()?.parse().ok()?,
         };
         is_exclusive.then_some(lock)
-    }
-
-    fn is_on(&self, file: &Metadata) -> bool {
-        (self.device, self.inode) == ((major(file.dev()), minor(file.dev())), file.ino())
     }
 }
 
@@ -176,7 +239,7 @@ mod tests {
     fn lines_of_proc_locks_are_read() {
         let line = "1: FLOCK  ADVISORY  WRITE 4711 fe:0a:131076 0 EOF";
         let lock = Lock {
-            taker: Pid::from_raw(4711),
+            taker: Some(Pid::from_raw(4711)),
             device: (0xfe, 0x0a),
             inode: 131_076,
         };
@@ -188,14 +251,35 @@ mod tests {
             "1: FLOCK  ADVISORY  READ  4711 fe:0a:131076 0 EOF",
             "1: -> FLOCK  ADVISORY  WRITE 4711 fe:0a:131076 0 EOF",
             "1: FLOCK  ADVISORY  WRITE 4711 fe:131076 0 EOF",
-            "1: FLOCK  ADVISORY  WRITE 0 fe:0a:131076 0 EOF",
-            "1: FLOCK  ADVISORY  WRITE -1 fe:0a:131076 0 EOF",
+            "1: FLOCK  ADVISORY  WRITE x fe:0a:131076 0 EOF",
         ] {
             assert_eq!(Lock::parse(other), None, "{other}");
         }
+        for unknown in ["0", "-1"] {
+            let line = line.replace("4711", unknown);
+            assert_eq!(Lock::parse(&line).unwrap().taker, None);
+        }
     }
 
-    /// What is found where these processes hold the lock, with the taker of each, and those are hidden.
+    #[test]
+    fn the_device_of_a_mount_is_read() {
+        let mounts =
+            "2 1 0:21 / /proc rw - proc proc rw\n27 2 254:3 / / rw,discard - ext4 /dev/vda rw\n";
+        assert_eq!(device_of("27", mounts), Some((254, 3)));
+        assert_eq!(device_of("2", mounts), Some((0, 21)));
+        assert_eq!(device_of("7", mounts), None);
+    }
+
+    const LISTED: Absence = Absence {
+        from_table: false,
+        is_proof: true,
+    };
+    const UNLISTED: Absence = Absence {
+        from_table: true,
+        is_proof: true,
+    };
+
+    /// Who is found where these processes hold the lock, with the taker of each (0: not known here), and those are hidden.
     fn decided(
         takers: &[i32],
         likely: &[i32],
@@ -203,26 +287,41 @@ mod tests {
         holds: &[(i32, i32)],
         hidden: &[i32],
     ) -> Option<i32> {
+        match found(takers, likely, written, LISTED, holds, hidden) {
+            Holder::Process(pid) => Some(pid.as_raw()),
+            _ => None,
+        }
+    }
+
+    fn found(
+        takers: &[i32],
+        likely: &[i32],
+        written: Option<i32>,
+        absence: Absence,
+        holds: &[(i32, i32)],
+        hidden: &[i32],
+    ) -> Holder {
         let look_at = |pid: Pid| {
             let taker = holds.iter().find(|(one, _)| *one == pid.as_raw());
             match taker {
                 Some((_, taker)) => Finding::Holds {
-                    taker: Pid::from_raw(*taker),
+                    taker: (*taker > 0).then(|| Pid::from_raw(*taker)),
                 },
                 None if hidden.contains(&pid.as_raw()) => Finding::Hidden,
                 None => Finding::HoldsNot,
             }
         };
         let pids = |pids: &[i32]| pids.iter().copied().map(Pid::from_raw).collect::<Vec<_>>();
-        let all = pids(&holds.iter().map(|(pid, _)| *pid).collect::<Vec<_>>());
+        let mut all = pids(&holds.iter().map(|(pid, _)| *pid).collect::<Vec<_>>());
+        all.extend(pids(hidden));
         decide(
             pids(takers).into_iter(),
             pids(likely).into_iter(),
             written.map(Pid::from_raw),
+            absence,
             || all,
             look_at,
         )
-        .map(Pid::as_raw)
     }
 
     #[test]
@@ -253,10 +352,42 @@ mod tests {
     }
 
     #[test]
-    fn what_is_written_counts_where_nothing_else_is_known() {
-        assert_eq!(decided(&[], &[], Some(2), &[], &[2]), Some(2));
+    fn what_is_written_is_never_taken_for_the_holder_that_hides() {
+        // In another container this number is somebody else's.
+        assert_eq!(decided(&[], &[], Some(2), &[], &[2]), None);
+        assert_eq!(decided(&[], &[2], Some(2), &[], &[2]), None);
         assert_eq!(decided(&[], &[], Some(2), &[], &[]), None);
         assert_eq!(decided(&[], &[], None, &[], &[]), None);
+    }
+
+    #[test]
+    fn a_lock_that_nobody_here_holds_is_held_elsewhere() {
+        let unsure = Absence {
+            is_proof: false,
+            ..UNLISTED
+        };
+        assert_eq!(
+            found(&[], &[], Some(2), UNLISTED, &[], &[2]),
+            Holder::Elsewhere
+        );
+        // The table might list it with other numbers: then whoever hides might hold it.
+        assert_eq!(found(&[], &[], Some(2), unsure, &[], &[2]), Holder::Unknown);
+        assert_eq!(
+            found(&[], &[], Some(2), unsure, &[], &[]),
+            Holder::Elsewhere
+        );
+        // Somebody has it who did not take it.
+        let left = [(3, 0)];
+        assert_eq!(
+            found(&[], &[], Some(2), UNLISTED, &left, &[]),
+            Holder::Process(Pid::from_raw(3))
+        );
+        let several = [(3, 0), (4, 0)];
+        assert_eq!(
+            found(&[], &[], None, UNLISTED, &several, &[]),
+            Holder::Unknown
+        );
+        assert_eq!(found(&[], &[], None, LISTED, &[], &[]), Holder::Unknown);
     }
 
     #[test]
@@ -265,12 +396,12 @@ mod tests {
         let mut options = OpenOptions::new();
         let file = options.write(true).create(true).truncate(true).open(&path);
         let lock = Flock::lock(file.unwrap(), FlockArg::LockExclusiveNonblock).unwrap();
-        assert_eq!(holder(&lock, None).unwrap(), Some(getpid()));
+        assert_eq!(holder(&lock, None).unwrap(), Holder::Process(getpid()));
         let file = lock.metadata().unwrap();
-        let taker = getpid();
-        assert_eq!(look_at(taker, &file), Finding::Holds { taker });
+        let taker = Some(getpid());
+        assert_eq!(look_at(getpid(), &file), Finding::Holds { taker });
         let file = lock.unlock().map_err(|_| "still locked").unwrap();
-        assert_eq!(holder(&file, Some(getpid())).unwrap(), None);
+        assert_eq!(holder(&file, Some(getpid())).unwrap(), Holder::Elsewhere);
         fs::remove_file(path).unwrap();
     }
 }

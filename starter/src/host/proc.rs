@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::fs;
 use std::io;
+use std::os::fd::{AsRawFd, BorrowedFd};
 use std::os::unix::fs::MetadataExt;
 use std::path::PathBuf;
 
@@ -66,10 +67,37 @@ impl Fields {
             .is_some_and(|state| state.starts_with(['T', 't']))
     }
 
-    /// Whether a seccomp filter applies to its system calls.
+    /// Its pids, from the pid namespace of whoever mounted /proc to its own. None where the kernel has no such namespaces.
+    fn pids(&self) -> Option<Vec<i32>> {
+        let words = self.field("NSpid")?.split_whitespace();
+        Some(words.filter_map(|word| word.parse().ok()).collect())
+    }
+
+    /// Its pid in its own pid namespace, where that is an inner one.
+    fn inner_pid(&self) -> Option<Pid> {
+        match self.pids()?[..] {
+            [_, .., inner] => Some(Pid::from_raw(inner)),
+            _ => None,
+        }
+    }
+
+    /// Whether a seccomp filter decides on its system calls.
     pub fn is_filtered(&self) -> bool {
         self.field("Seccomp") == Some("2")
     }
+}
+
+/// Whether a pid that /proc shows is one that system calls of this process understand: it was mounted in the pid namespace
+/// of this process. In an outer one this process has several pids, and in any other none.
+pub fn shows_our_namespace() -> bool {
+    Fields::of_this_process().is_ok_and(|fields| fields.inner_pid().is_none())
+}
+
+/// The pid that a process, known by a pidfd, has where it lives, if that is not our pid namespace but an inner one (see
+/// pidfd_open(2) and proc_pid_fdinfo(5)). For whoever has seen that /proc [shows our namespace](shows_our_namespace).
+pub fn inner_pid(process: BorrowedFd<'_>) -> io::Result<Option<Pid>> {
+    let info = format!("/proc/self/fdinfo/{}", process.as_raw_fd());
+    Ok(Fields(fs::read_to_string(info)?).inner_pid())
 }
 
 impl Status {
@@ -224,6 +252,10 @@ mod tests {
         assert!(fields("State:\tt (tracing stop)\n").is_stopped());
         assert!(fields("Seccomp:\t2\n").is_filtered());
         assert_eq!(fields("").real_user(), None);
+        let inner_pid = |text: &str| fields(text).inner_pid().map(Pid::as_raw);
+        assert_eq!(inner_pid("Pid:\t7\nNSpid:\t7\n"), None);
+        assert_eq!(inner_pid("Pid:\t7\nNSpid:\t7\t5\t1\n"), Some(1));
+        assert_eq!(inner_pid("Pid:\t7\n"), None);
     }
 
     #[test]

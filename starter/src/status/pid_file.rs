@@ -14,7 +14,7 @@ use nix::errno::Errno;
 use nix::fcntl::{AT_FDCWD, Flock, FlockArg, OFlag};
 use nix::unistd::Pid;
 
-use crate::host::locks;
+use crate::host::locks::{self, Holder};
 use crate::words::failure::{self, Failure};
 use crate::words::notice::Notice;
 use crate::words::remedy;
@@ -154,7 +154,8 @@ impl Drop for PidFile {
 fn locked_by(file: &File) -> String {
     let written = recorded_pid(file).ok().flatten();
     match locks::holder(file, written.and_then(as_pid)) {
-        Ok(Some(pid)) => format!("it is locked by a running instance, pid {pid}"),
+        Ok(Holder::Process(pid)) => format!("it is locked by a running instance, pid {pid}"),
+        Ok(Holder::Elsewhere) => "it is locked by a process in another pid namespace".into(),
         _ => "it is locked by another process; fuser(1) shows which".into(),
     }
 }

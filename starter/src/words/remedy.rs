@@ -63,7 +63,22 @@ pub const POLICY_LINE: &str =
 /// Another listener of this very process has the address.
 pub const HELD_BY_OURSELVES: &str = "another listener of the same command line has it";
 
-/// The binder is missing beside this program.
+/// Where a server lives in a pid namespace that is not known here.
+pub const ASK_THERE: &str = "pids of one container mean nothing in another: run the command in the container that the \
+     server was started in";
+
+/// Where /proc does not show the processes that can be signalled.
+pub const MOUNT_PROC: &str = "a /proc of this pid namespace is mounted by `mount -t proc proc /proc`, or `unshare --mount-proc`";
+
+/// Where a server has this pid, and in the pid namespace that it lives in that one.
+pub fn of_inner_namespace(pid: i32, inner: i32) -> String {
+    format!(
+        "it is pid {pid} here and pid {inner} there: `nsenter --all --target={pid}`, as root, before the command runs it \
+         there, and so does the exec command of a container"
+    )
+}
+
+/// Where the binder is missing. The program is this one.
 pub fn of_missing_binder(program: &Path) -> String {
     format!("install {BINDER} beside {}", printable(program))
 }

@@ -2,7 +2,7 @@
 //! for the server itself, which writes its pid again.
 
 use std::fs::{self, File};
-use std::os::unix::fs::{MetadataExt, PermissionsExt, chown};
+use std::os::unix::fs::{MetadataExt, PermissionsExt, chown, lchown, symlink};
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
@@ -10,13 +10,14 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
+use e2e::folder::Folder;
 use e2e::server::NOBODY;
 use e2e::skip::{needs_program, needs_root};
 use e2e::start::InTurn;
 use e2e::{Server, Setup, proc, programs, wait};
 use nix::fcntl::{Flock, FlockArg};
 use nix::sys::signal::{Signal, kill, killpg};
-use nix::unistd::{Pid, Uid};
+use nix::unistd::{Gid, Pid, Uid};
 
 use crate::commands::{Client, Innocent, accepted, is_ours, run};
 use crate::launch::{as_ordinary_user, ordinary_folder};
@@ -463,4 +464,29 @@ fn a_client_ends_at_its_timeout_however_busy_its_files_are() {
             began.elapsed()
         );
     });
+}
+
+/// A path that one user controls leads to the pid file of another: that server must not be stopped for the first.
+#[test]
+fn root_follows_no_link_of_one_user_to_the_server_of_another() {
+    if !is_ours() || !needs_root() {
+        return;
+    }
+    let mut server = logging().start();
+    accepted(&server);
+    let folder = Folder::new(Uid::from_raw(FOREIGN), Gid::from_raw(FOREIGN));
+    let link = folder.path().join("run");
+    symlink(server.folder(), &link).expect("cannot make the link");
+    lchown(&link, Some(FOREIGN), Some(FOREIGN)).expect("cannot give the link away");
+    let path = format!("--pid-file={}", link.join("pid").display());
+    let mut by_link = Command::new(programs::start_server());
+    by_link.args(["--stop", &path, "--timeout=20"]);
+    let mut by_link = Client::start(by_link, folder.path());
+    assert_eq!(by_link.wait(), 1, "{}", by_link.said());
+    let objection = "belongs to an ordinary user";
+    assert!(by_link.said().contains(objection), "{}", by_link.said());
+    // By its own path the same file is good.
+    let mut stop = command(&["--stop"], server.folder(), None);
+    assert_eq!(stop.wait(), 0, "{}", stop.said());
+    assert!(server.wait_exit().success());
 }

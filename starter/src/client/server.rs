@@ -34,6 +34,8 @@ pub type Say<'a> = &'a mut dyn FnMut(Notice);
 pub struct Server {
     pub pid: Pid,
     pub process: Process,
+    /// Whose process it must still be when it is signalled; none if the kernel checks that.
+    owner: Option<u32>,
 }
 
 impl Server {
@@ -48,8 +50,9 @@ impl Server {
             return Err(pid_file.not_running("is not locked"));
         }
         let written = recorded_pid(&pid_file.file);
-        let pid = match pid_file.holder()? {
-            Holder::Process(pid) => pid,
+        let holder = pid_file.holder()?;
+        let pid = match holder {
+            Holder::Process(pid) | Holder::Hidden(pid) => pid,
             Holder::Elsewhere => return Err(pid_file.elsewhere().hint(remedy::ASK_THERE)),
             Holder::Unknown => return Err(pid_file.unknown_holder(written)),
             Holder::NoProc => return Err(pid_file.no_proc()),
@@ -67,10 +70,7 @@ impl Server {
         };
         // The pid was the holder's as long as the lock was held: if it still is, the process that was opened in between is
         // the holder.
-        if !is_at(&pid_file.file, path)
-            || !pid_file.is_locked()?
-            || pid_file.holder()? != Holder::Process(pid)
-        {
+        if !is_at(&pid_file.file, path) || !pid_file.is_locked()? || pid_file.holder()? != holder {
             return Err(pid_file.given_up());
         }
         let inner = proc::inner_pid(process.as_fd());
@@ -79,7 +79,7 @@ impl Server {
                 .elsewhere()
                 .hint(remedy::of_inner_namespace(pid.as_raw(), inner.as_raw())));
         }
-        pid_file.refuse_foreign(pid, written)?;
+        let owner = pid_file.refuse_foreign(holder, pid, written)?;
         if written.and_then(as_pid) != Some(pid) {
             say(Notice::LockHeldByAnother {
                 path: path.to_owned(),
@@ -87,11 +87,22 @@ impl Server {
                 holder: pid,
             });
         }
-        Ok(Server { pid, process })
+        Ok(Server {
+            pid,
+            process,
+            owner,
+        })
     }
 
     /// Sends a signal to it and to no other process.
     pub fn send(&self, signal: Signal) -> Result<(), Failure> {
+        // It may have executed a setuid program since, which its user could not signal.
+        if self.owner.is_some() && real_user(self.pid) != self.owner {
+            return Err(Failure::failed(format!(
+                "cannot send {signal} to pid {}: its user has changed",
+                self.pid
+            )));
+        }
         match self.process.signal(signal) {
             Ok(()) => Ok(()),
             Err(Errno::ESRCH) => Err(Failure::not_running(format!(
@@ -207,33 +218,41 @@ impl PidFile<'_> {
     /// Users who can write the file can also lock it: root must not send a signal for them that they could not send
     /// themselves. A process that the file's owner started is one that its owner may signal; a lock does not prove who
     /// took it, because a descriptor can be passed on and a pid reused.
-    fn refuse_foreign(&self, pid: Pid, written: Option<u32>) -> Result<(), Failure> {
+    ///
+    /// Returns whose process it must still be when it is signalled, where the kernel does not see to that.
+    fn refuse_foreign(
+        &self,
+        holder: Holder,
+        pid: Pid,
+        written: Option<u32>,
+    ) -> Result<Option<u32>, Failure> {
         if !geteuid().is_root() {
             // The kernel checks the permission of the sender.
-            return Ok(());
+            return Ok(None);
         }
         let there = self.file.metadata();
         let there = there.map_err(|error| self.cannot(&failure::cause(&error)))?;
         if there.mode() & 0o022 != 0 {
             return Err(self.cannot("it is writable by users other than its owner"));
         }
+        self.refuse_moved(there.uid())?;
         if there.uid() == 0 {
-            return self.refuse_moved().and_then(|()| {
-                match written.and_then(as_pid) == Some(pid) {
-                    true => Ok(()),
-                    // A user who can read it can lock it. Only what root has written there can be trusted.
-                    false => Err(self.cannot(&format!(
-                        "it belongs to root, but pid {pid} holds its lock, which is not the pid in it"
-                    ))),
-                }
-            });
+            // A user who can read it can lock it. Only what root has written there can be trusted, about a process that has the
+            // lock for certain.
+            return match (written.and_then(as_pid) == Some(pid), holder) {
+                (true, Holder::Process(_)) => Ok(None),
+                (true, _) => Err(self.cannot(&format!(
+                    "it belongs to root, and whether pid {pid} in it holds its lock cannot be seen without CAP_SYS_PTRACE"
+                ))),
+                (false, _) => Err(self.cannot(&format!(
+                    "it belongs to root, but pid {pid} holds its lock, which is not the pid in it"
+                ))),
+            };
         }
-        let user = Fields::of(pid).ok();
-        let user = user
-            .and_then(|fields| fields.real_user())
+        let user = real_user(pid)
             .ok_or_else(|| self.cannot(&format!("cannot find out whose pid {pid} is")))?;
         match there.uid() == user {
-            true => Ok(()),
+            true => Ok(Some(user)),
             false => Err(self.cannot(&format!(
                 "it belongs to uid {}, but pid {pid}, which holds its lock, is a process of uid {user}",
                 there.uid()
@@ -241,24 +260,33 @@ impl PidFile<'_> {
         }
     }
 
-    /// A file of root's can contain what another user wants (the output of a server program, for example), and a user who
-    /// can write the directory can move it to this name. A sticky directory does not prevent that.
-    fn refuse_moved(&self) -> Result<(), Failure> {
-        const ABOVE: Trust = Trust {
-            sticky: true,
-            ..Trust::ROOT
+    /// A file of root's can contain what another user wants (the output of a server program, for example), and that of one
+    /// user can name a server that another user must not stop. Whoever can write the directory can move such a file to this
+    /// name, which a sticky directory does not prevent, or lead there by a symbolic link.
+    fn refuse_moved(&self, owner: u32) -> Result<(), Failure> {
+        let trust = Trust {
+            owner: Some(owner),
+            sticky: false,
         };
-        let of_root =
-            |cause: &dyn fmt::Display| self.cannot(&format!("it belongs to root, but {cause}"));
+        let above = Trust {
+            sticky: true,
+            ..trust.clone()
+        };
+        let whose = match owner {
+            0 => "root".to_owned(),
+            uid => format!("uid {uid}"),
+        };
+        let of_owner =
+            |cause: &dyn fmt::Display| self.cannot(&format!("it belongs to {whose}, but {cause}"));
         let path = std::path::absolute(self.path);
         let path = path.map_err(|error| self.cannot(&failure::cause(&error)))?;
         let directory = path.parent().unwrap_or(Path::new("/"));
-        let opened = open_directory(directory, &ABOVE)
-            .map_err(|untrusted| of_root(&distrust::of_path(&untrusted)))?;
+        let opened = open_directory(directory, &above)
+            .map_err(|untrusted| of_owner(&distrust::of_path(&untrusted)))?;
         let stat = fstat(&opened).map_err(|errno| self.cannot(errno.desc()))?;
-        if let Some(objection) = Trust::ROOT.objection(&stat) {
+        if let Some(objection) = trust.objection(&stat) {
             let directory = printable(directory);
-            return Err(of_root(&format_args!(
+            return Err(of_owner(&format_args!(
                 "{directory} {}",
                 distrust::predicate(objection)
             )));
@@ -269,6 +297,11 @@ impl PidFile<'_> {
             false => Err(self.cannot("it keeps changing")),
         }
     }
+}
+
+/// The real uid of a process, whose owner may signal it.
+fn real_user(pid: Pid) -> Option<u32> {
+    Fields::of(pid).ok()?.real_user()
 }
 
 fn cannot_read(path: &Path, cause: &str) -> Failure {

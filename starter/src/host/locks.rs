@@ -12,8 +12,9 @@
 //! somebody else took has no line in the first, and the pid 0 in the second. So a number from elsewhere, as the one in the
 //! file, is never taken for a holder: in another container that is another process.
 
+use std::cell::Cell;
 use std::fs::{self, File, Metadata};
-use std::io;
+use std::io::{self, Read};
 use std::os::fd::AsRawFd;
 use std::os::unix::fs::MetadataExt;
 use std::path::PathBuf;
@@ -30,6 +31,9 @@ use super::proc;
 pub enum Holder {
     /// This one, by its pid in our pid namespace. It may live in an inner one.
     Process(Pid),
+    /// The kernel names this one, whose descriptors are closed to us: it may be a process that has the pid of a holder that is
+    /// gone.
+    Hidden(Pid),
     /// No process that our pid namespace knows of.
     Elsewhere,
     /// Several, or one that hides.
@@ -50,6 +54,13 @@ enum Finding {
     Hidden,
 }
 
+/// How much of the table of locks is read, in bytes: some ten thousand locks. Others can hold any number, and the kernel takes
+/// longer for each the more there are.
+const LARGEST_TABLE: u64 = 1 << 20;
+
+/// How many descriptors are looked at: others can open any number too.
+const MOST_DESCRIPTORS: u32 = 20_000;
+
 /// Who has locked the file. `written` is the pid in the file, which only shortens the search.
 ///
 /// # Errors
@@ -58,11 +69,21 @@ pub fn holder(file: &File, written: Option<Pid>) -> io::Result<Holder> {
     if !proc::shows_our_namespace() {
         return Ok(Holder::NoProc);
     }
+    let left = Cell::new(MOST_DESCRIPTORS);
     let mount = device_of_mount(file);
     let file = file.metadata()?;
+    // By far the most often: the server has written its pid, has taken the lock itself, and shows its descriptors to us.
+    if let Some(pid) = written
+        && look_at(pid, &file, &left) == (Finding::Holds { taker: written })
+    {
+        return Ok(Holder::Process(pid));
+    }
     let device = (major(file.dev()), minor(file.dev()));
     // Where there is none, the descriptors have to tell.
-    let table = fs::read_to_string("/proc/locks").ok();
+    let table = read_table().ok();
+    let is_whole = table
+        .as_ref()
+        .is_some_and(|table| (table.len() as u64) < LARGEST_TABLE);
     let lines = || table.as_deref().unwrap_or_default().lines();
     let locks = || {
         lines()
@@ -76,11 +97,11 @@ pub fn holder(file: &File, written: Option<Pid>) -> io::Result<Holder> {
         locks().filter_map(|lock| lock.taker),
         written,
         Absence {
-            from_table: table.is_some() && locks().next().is_none(),
+            from_table: is_whole && locks().next().is_none(),
             is_proof: mount == Some(device),
         },
         all_processes,
-        |pid| look_at(pid, &file),
+        |pid| look_at(pid, &file, &left),
     ))
 }
 
@@ -95,7 +116,7 @@ struct Absence {
 
 /// The rule, from the best evidence to the least.
 fn decide(
-    mut takers: impl Iterator<Item = Pid>,
+    takers: impl Iterator<Item = Pid>,
     mut likely: impl Iterator<Item = Pid>,
     written: Option<Pid>,
     absence: Absence,
@@ -104,8 +125,11 @@ fn decide(
 ) -> Holder {
     let holds = |pid: &Pid| matches!(look_at(*pid), Finding::Holds { .. });
     // The kernel names it for this very file, and nothing shows that it no longer has the lock.
-    if let Some(taker) = takers.find(|pid| look_at(*pid) != Finding::HoldsNot) {
-        return Holder::Process(taker);
+    let mut found = takers.map(|pid| (pid, look_at(pid)));
+    match found.find(|(_, finding)| *finding != Finding::HoldsNot) {
+        Some((taker, Finding::Hidden)) => return Holder::Hidden(taker),
+        Some((taker, _)) => return Holder::Process(taker),
+        None => {}
     }
     if let Some(holder) = written.filter(holds).or_else(|| likely.find(holds)) {
         return Holder::Process(holder);
@@ -179,7 +203,16 @@ impl Lock {
     }
 }
 
-fn look_at(pid: Pid, file: &Metadata) -> Finding {
+/// The start of the table of locks.
+fn read_table() -> io::Result<String> {
+    let mut table = String::new();
+    let file = File::open("/proc/locks")?;
+    file.take(LARGEST_TABLE).read_to_string(&mut table)?;
+    Ok(table)
+}
+
+/// `left` is how many more descriptors are looked at: without any a process is as good as hidden.
+fn look_at(pid: Pid, file: &Metadata, left: &Cell<u32>) -> Finding {
     let directory = PathBuf::from(format!("/proc/{pid}"));
     let entries = match fs::read_dir(directory.join("fdinfo")) {
         Ok(entries) => entries,
@@ -193,6 +226,10 @@ fn look_at(pid: Pid, file: &Metadata) -> Finding {
         let Ok(entry) = entry else {
             return Finding::Hidden;
         };
+        let Some(rest) = left.get().checked_sub(1) else {
+            return Finding::Hidden;
+        };
+        left.set(rest);
         let info = match fs::read_to_string(entry.path()) {
             Ok(info) => info,
             Err(error) if error.kind() == io::ErrorKind::PermissionDenied => {
@@ -288,7 +325,7 @@ mod tests {
         hidden: &[i32],
     ) -> Option<i32> {
         match found(takers, likely, written, LISTED, holds, hidden) {
-            Holder::Process(pid) => Some(pid.as_raw()),
+            Holder::Process(pid) | Holder::Hidden(pid) => Some(pid.as_raw()),
             _ => None,
         }
     }
@@ -391,6 +428,19 @@ mod tests {
     }
 
     #[test]
+    fn one_that_the_kernel_names_and_that_hides_is_not_certain() {
+        let pid = Pid::from_raw(1);
+        assert_eq!(
+            found(&[1], &[1], Some(1), LISTED, &[], &[1]),
+            Holder::Hidden(pid)
+        );
+        assert_eq!(
+            found(&[1], &[1], Some(1), LISTED, &[(1, 1)], &[]),
+            Holder::Process(pid)
+        );
+    }
+
+    #[test]
     fn our_own_lock_is_found() {
         let path = std::env::temp_dir().join(format!("start_server-locks-{}", getpid()));
         let mut options = OpenOptions::new();
@@ -399,7 +449,11 @@ mod tests {
         assert_eq!(holder(&lock, None).unwrap(), Holder::Process(getpid()));
         let file = lock.metadata().unwrap();
         let taker = Some(getpid());
-        assert_eq!(look_at(getpid(), &file), Finding::Holds { taker });
+        assert_eq!(
+            look_at(getpid(), &file, &Cell::new(1000)),
+            Finding::Holds { taker }
+        );
+        assert_eq!(look_at(getpid(), &file, &Cell::new(0)), Finding::Hidden);
         let file = lock.unlock().map_err(|_| "still locked").unwrap();
         assert_eq!(holder(&file, Some(getpid())).unwrap(), Holder::Elsewhere);
         fs::remove_file(path).unwrap();

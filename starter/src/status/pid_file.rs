@@ -154,7 +154,9 @@ impl Drop for PidFile {
 fn locked_by(file: &File) -> String {
     let written = recorded_pid(file).ok().flatten();
     match locks::holder(file, written.and_then(as_pid)) {
-        Ok(Holder::Process(pid)) => format!("it is locked by a running instance, pid {pid}"),
+        Ok(Holder::Process(pid) | Holder::Hidden(pid)) => {
+            format!("it is locked by a running instance, pid {pid}")
+        }
         Ok(Holder::Elsewhere) => "it is locked by a process in another pid namespace".into(),
         _ => "it is locked by another process; fuser(1) shows which".into(),
     }

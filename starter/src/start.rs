@@ -11,6 +11,7 @@
 //! Everything that an attacker could have a hand in comes after the drop: host names, files, the server program.
 
 use std::io;
+use std::rc::Rc;
 
 use common::message::Identity;
 use common::privileges::{self, Bounding};
@@ -19,6 +20,8 @@ use nix::unistd::getpid;
 
 use crate::host::confinement::{InForce, OfSupervisor};
 use crate::host::daemon::{self, Side, Waiting};
+use crate::host::identity::Login;
+use crate::host::launcher::Handover;
 use crate::host::open_files::OpenFiles;
 use crate::host::{identity, terminal};
 use crate::listeners::bind::{Bound, Listener, SocketFiles};
@@ -95,6 +98,8 @@ fn tell_launcher(waiting: Option<Waiting>, failure: &Failure) -> Status {
 /// What is left of the launcher's rights: binders that run, each with its sealed list.
 struct Dropped {
     prepared: Prepared,
+    /// Whose the environment of our children is to be, if not the launcher's.
+    login: Option<Login>,
     supervisor: OfSupervisor,
     own_session: bool,
     open_files: OpenFiles,
@@ -104,7 +109,10 @@ struct Dropped {
 /// Everything that is done with the launcher's rights, root's maybe: the binders are started, and nothing else.
 fn drop_to_user(options: &Options) -> Result<Dropped, Failure> {
     let open_files = OpenFiles::of_launcher()?;
-    let identity = identity::identify(&options.identity)?;
+    let account = identity::identify(&options.identity)?;
+    let (identity, login) = account
+        .map(|account| (account.identity, account.login))
+        .unzip();
     let listening = &options.listeners;
     let (ports, paths) = (listening.ports.clone(), listening.paths.clone());
     let plan = Plan::new(ports, paths, identity.clone())?;
@@ -115,6 +123,7 @@ fn drop_to_user(options: &Options) -> Result<Dropped, Failure> {
     let (supervisor, notice) = drop_privileges(identity.as_ref(), options.is_strict)?;
     Ok(Dropped {
         prepared,
+        login: login.filter(|_| !options.identity.keeps_environment),
         supervisor,
         own_session,
         open_files,
@@ -129,6 +138,7 @@ struct Held {
     listeners: Vec<Listener>,
     socket_files: SocketFiles,
     in_force: InForce,
+    login: Option<Login>,
     own_session: bool,
     open_files: OpenFiles,
 }
@@ -163,6 +173,7 @@ fn lock_and_bind(options: &Options, dropped: Dropped, log: &mut Log) -> Result<H
             supervisor: dropped.supervisor,
             binders,
         },
+        login: dropped.login,
         own_session: dropped.own_session,
         open_files,
     })
@@ -192,13 +203,15 @@ fn make_ready(options: Options, held: Held, log: &mut Log) -> Result<Ready, Fail
         identity: &options.identity,
     };
     let status_file = StatusFile::create(&shown, &listeners, held.in_force)?;
-    log.open(&options.log)?;
+    let handover = Rc::new(Handover::new(held.login.as_ref()));
+    log.open(&options.log, &handover)?;
     Ok(Ready {
         environment: Environment::new(&options.environment),
         blueprint: Blueprint {
             program: options.worker.program,
             arguments: options.worker.arguments,
             directory: options.worker.directory,
+            handover,
             variables: dialects::variables(&listeners, dialects),
             listen_pid: dialects.contains(&Dialect::Systemd),
             own_session: held.own_session,

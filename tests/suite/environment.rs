@@ -591,7 +591,7 @@ fn kill_old_delay_in_the_directory_holds_from_the_next_restart_and_the_option_is
 }
 
 #[test]
-fn what_a_service_manager_tells_its_service_does_not_reach_the_workers() {
+fn what_others_tell_start_server_alone_does_not_reach_the_workers() {
     if original_differs("it hands everything on") {
         return;
     }
@@ -603,33 +603,51 @@ fn what_a_service_manager_tells_its_service_does_not_reach_the_workers() {
         "LISTEN_PID",
         "LISTEN_PIDFDID",
         "LISTEN_FDNAMES",
+        "UNICORN_FD",
+        "NGINX",
+        "EINHORN_FDS",
+        "EINHORN_FD_COUNT",
+        "EINHORN_FD_0",
+        "EINHORN_FD_17",
+        "EINHORN_MASTER_PID",
+        "EINHORN_SOCK_PATH",
+        "GUNICORN_FD",
+        "GUNICORN_PID",
+        "PUMA_INHERIT_0",
+        "FPM_SOCKETS",
+        "SERVER_STARTER_OTHER",
     ];
     let port = ports::tcp();
     let setup = || {
         let setup = Server::setup().port(port);
         names
             .into_iter()
-            .fold(setup, |setup, name| setup.env(name, "the manager's"))
+            .fold(setup, |setup, name| setup.env(name, "another's"))
+            // Alike, but of nobody.
+            .env("NGINX_VERSION", "1")
     };
     let server = setup()
         .option("--log-file=| env > environment-of-the-log-command; cat")
         .start();
     let report = server.ask(port);
     for name in names {
-        assert_eq!(variable(&report, name), None);
+        assert_eq!(variable(&report, name), None, "{name}");
     }
+    assert_eq!(variable(&report, "NGINX_VERSION"), Some("1"));
     let file = server.folder().join("environment-of-the-log-command");
     let of_command = server.wait_for("the log command has written its environment", |_| {
         fs::read_to_string(&file)
             .ok()
             .filter(|text| text.contains("PATH="))
     });
-    assert!(!of_command.contains("the manager's"), "{of_command}");
+    assert!(!of_command.contains("another's"), "{of_command}");
     drop(server);
 
-    let server = setup().option("--fd-env=systemd").start();
+    let server = setup().option("--fd-env=systemd,einhorn").start();
     let report = server.ask(port);
     assert_eq!(variable(&report, "LISTEN_FDS"), Some("1"));
+    assert_eq!(variable(&report, "EINHORN_FD_0"), Some("3"));
+    assert_eq!(variable(&report, "EINHORN_FD_17"), None);
     let pid = report.pid.to_string();
     assert_eq!(variable(&report, "LISTEN_PID"), Some(pid.as_str()));
     assert_eq!(variable(&report, "NOTIFY_SOCKET"), None);

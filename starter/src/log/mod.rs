@@ -21,6 +21,7 @@ use std::fs::File;
 use std::io::{self, Write};
 use std::os::fd::{AsFd, BorrowedFd};
 use std::path::PathBuf;
+use std::rc::Rc;
 use std::time::Instant;
 
 use nix::unistd::{Pid, dup2_stderr, dup2_stdout};
@@ -37,6 +38,7 @@ use self::output::{Output, Unread};
 use self::settings::Routes;
 use self::syslog::Syslog;
 use self::target::Target;
+use crate::host::launcher::Handover;
 use crate::words::failure::{self, Failure};
 use crate::words::notice::Notice;
 
@@ -94,7 +96,7 @@ impl Log {
     }
 
     /// Turns the streams to where they belong; those that are captured stay as they are here.
-    pub fn open(&mut self, settings: &Settings) -> Result<(), Failure> {
+    pub fn open(&mut self, settings: &Settings, handover: &Rc<Handover>) -> Result<(), Failure> {
         let is_attended = settings.is_attended;
         let launcher = match is_attended && settings.target.is_some() {
             true => io::stderr().as_fd().try_clone_to_owned().ok(),
@@ -115,7 +117,8 @@ impl Log {
             }
             Some(LogTarget::Command(command)) => {
                 let cannot = |error: io::Error| command::cannot_use(command, &error);
-                let mut command = LogCommand::new(command, is_attended).map_err(cannot)?;
+                let mut command =
+                    LogCommand::new(command, handover.clone(), is_attended).map_err(cannot)?;
                 self.redirect(command.write_end(), is_attended)
                     .map_err(cannot)?;
                 let pipe = command.own_end().map_err(cannot)?;

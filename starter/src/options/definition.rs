@@ -158,12 +158,16 @@ fn syslog() -> [Arg; 5] {
     ]
 }
 
-fn privileges() -> [Arg; 3] {
+fn privileges() -> [Arg; 4] {
     [
         valued("user", "USER")
             .help("Run as this user, a name or number, once the listeners are open."),
         valued("group", "GROUP")
             .help("Run as this group, a name or number (default: the user's groups)."),
+        flag("keep-env").help(lines([
+            "Leave HOME, USER, LOGNAME, SHELL, MAIL and XDG_* of root to the server,",
+            "rather than set the first four from the entry of --user.",
+        ])),
         flag("strict").help("Fail, rather than warn, if a means of confinement is missing."),
     ]
 }

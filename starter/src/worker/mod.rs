@@ -13,6 +13,7 @@ use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
 use std::os::unix::process::CommandExt;
 use std::path::PathBuf;
 use std::process::Command;
+use std::rc::Rc;
 
 use common::descriptors::keep_from_exec;
 use nix::errno::Errno;
@@ -24,9 +25,11 @@ use nix::unistd::{ForkResult, Pid, chdir, pipe2, read, setsid, write};
 pub use self::explain::cannot_spawn;
 use self::explain::{Step, explain};
 pub use self::settings::Settings;
+use crate::host::dispositions;
+pub use crate::host::launcher::Change;
+use crate::host::launcher::Handover;
 use crate::host::open_files::{OpenFiles, duplicate_above};
 use crate::host::process::{exit_child, fork_single_threaded};
-use crate::host::{dispositions, manager};
 use crate::words::notice::ExecFailure;
 
 /// Everything about a worker that is the same in every generation.
@@ -38,6 +41,8 @@ pub struct Blueprint {
     pub directory: Option<PathBuf>,
     /// Sockets, and the number that each has in the worker. Every socket's own number is above all of these.
     pub sockets: Vec<(OwnedFd, RawFd)>,
+    /// What it has different from the launcher's environment, before anything else is changed.
+    pub handover: Rc<Handover>,
     /// What tells it about its sockets: `SERVER_STARTER_PORT` and further dialects.
     pub variables: Vec<(OsString, OsString)>,
     /// Whether `LISTEN_PID` is to be set as well, which must be the worker's own pid (sd_listen_fds(3)).
@@ -47,9 +52,6 @@ pub struct Blueprint {
     /// The launcher's limit, which may have been raised since.
     pub open_files: OpenFiles,
 }
-
-/// A change to the launcher's environment; without a value the variable is removed.
-pub type Change = (OsString, Option<OsString>);
 
 /// The pipe on which a child says why it could not execute the program. It closes by itself when it could.
 #[derive(Debug)]
@@ -132,9 +134,7 @@ impl Blueprint {
         }
         let mut command = Command::new(&self.program);
         command.args(&self.arguments);
-        for name in manager::VARIABLES {
-            command.env_remove(name);
-        }
+        self.handover.apply(&mut command);
         for (name, value) in environment {
             match value {
                 Some(value) => command.env(name, value),

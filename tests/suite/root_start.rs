@@ -2,11 +2,15 @@
 
 use std::collections::BTreeMap;
 use std::fs;
+use std::os::unix::fs::symlink;
 
+use e2e::server::Finished;
 use e2e::server::Setup;
 use e2e::skip::{needs_root, original_differs};
-use e2e::{Report, Server, ports};
+use e2e::{Report, Server, ports, programs};
 use nix::unistd::User;
+
+use crate::launch::{RootFolder, make_directory, ordinary_folder};
 
 /// What root has in its environment after a login.
 const OF_ROOT: [(&str, &str); 7] = [
@@ -131,4 +135,81 @@ fn the_directory_of_variables_holds_over_the_user_database() {
     assert_eq!(environment["HOME"], "/srv/app");
     assert_eq!(environment["XDG_CACHE_HOME"], "/srv/cache");
     assert_eq!(environment["USER"], "nobody");
+}
+
+/// The two lines that say why the program was not executed.
+#[track_caller]
+fn assert_not_executed(finished: &Finished, lines: [&str; 2]) {
+    assert_eq!(finished.status.code(), Some(1), "{}", finished.log);
+    let said: Vec<&str> = finished.log.lines().collect();
+    let found = said.windows(2).any(|two| two == lines);
+    assert!(found, "{lines:#?} are not in\n{}", finished.log);
+}
+
+#[test]
+fn a_directory_of_path_that_is_closed_to_the_user_is_named() {
+    if original_differs("it says Permission denied without the directory") || !needs_root() {
+        return;
+    }
+    // As /root is where nvm, rbenv and perlbrew install, while root's own `which` finds the program.
+    let closed = RootFolder::new();
+    let bin = closed.path().join("bin");
+    make_directory(&bin, 0o755, 0);
+    symlink(programs::worker(), bin.join("only-here")).expect("cannot make a link");
+    fs::set_permissions(
+        closed.path(),
+        std::os::unix::fs::PermissionsExt::from_mode(0o700),
+    )
+    .expect("cannot close it");
+    let path = format!("/usr/bin:{}:/bin", bin.display());
+    let cannot = |name: &str| format!("start_server: cannot execute {name}: Permission denied");
+    let hint = format!(
+        "hint: closed to this user, so that the program may be there: {}; PATH is {path}",
+        closed.path().display()
+    );
+    // By the launcher's PATH, and by one that the workers alone have.
+    let by_launcher = |setup: Setup| setup.env("PATH", &path);
+    let by_directory = |setup: Setup| {
+        let directory = setup.folder().join("env");
+        fs::create_dir(&directory).expect("cannot make a directory");
+        fs::write(directory.join("PATH"), format!("{path}\n")).expect("cannot write a file");
+        setup.option(format!("--envdir={}", directory.display()))
+    };
+    for program in ["only-here", "nowhere"] {
+        let root = || Server::setup().as_root().option("--user=nobody");
+        let finished = by_launcher(root()).program([program]).run();
+        assert_not_executed(&finished, [&cannot(program), &hint]);
+        let finished = by_directory(root()).program([program]).run();
+        assert_not_executed(&finished, [&cannot(program), &hint]);
+        let ordinary = Server::setup().program([program]);
+        let finished = by_launcher(ordinary).run();
+        assert_not_executed(&finished, [&cannot(program), &hint]);
+    }
+    // What is in an open directory runs, whatever is closed before it.
+    let open = ordinary_folder();
+    symlink(programs::worker(), open.path().join("only-here")).expect("cannot make a link");
+    let path = format!("{}:{}", bin.display(), open.path().display());
+    let port = ports::tcp();
+    let server = Server::setup()
+        .as_root()
+        .env("PATH", &path)
+        .option("--user=nobody")
+        .port(port)
+        .program(["only-here"])
+        .start();
+    assert_eq!(server.ask(port).generation, Some(1));
+}
+
+#[test]
+fn a_program_that_is_in_no_directory_of_an_open_path_does_not_exist() {
+    for missing in ["/missing", "/usr/bin/env"] {
+        let path = format!("{missing}:/usr/bin:/bin");
+        let setup = Server::setup().env("PATH", &path);
+        let finished = setup.program(["missing-program"]).run();
+        assert!(
+            finished.log.contains("No such file or directory"),
+            "{}",
+            finished.log
+        );
+    }
 }

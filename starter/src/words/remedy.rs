@@ -2,7 +2,7 @@
 
 use std::ffi::OsStr;
 use std::os::unix::ffi::OsStrExt;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use common::message::POLICY_FILE;
 use nix::errno::Errno;
@@ -146,14 +146,20 @@ pub fn not_executable_in_path(found: &Path) -> String {
     format!("{} is not executable for this user", printable(found))
 }
 
-/// Where no directory of PATH has the program; some may be closed to this user.
-pub fn not_in_path(path: &OsStr, closed: &[&PathBuf]) -> String {
-    let path = printable(path);
-    let closed: Vec<String> = closed.iter().map(printable).collect();
-    match closed.is_empty() {
-        true => format!("PATH is {path}"),
-        false => format!("PATH is {path}; closed to this user: {}", closed.join(", ")),
-    }
+/// Where no directory of PATH has the program.
+pub fn not_in_path(path: &OsStr) -> String {
+    format!("PATH is {}", printable(path))
+}
+
+/// Where none that this user can look into has it, and others are behind these directories.
+pub fn maybe_behind(closed: &[&Path], path: &OsStr) -> String {
+    let mut names: Vec<String> = closed.iter().map(printable).collect();
+    names.dedup();
+    format!(
+        "closed to this user, so that the program may be there: {}; PATH is {}",
+        names.join(", "),
+        printable(path)
+    )
 }
 
 /// Where a directory on the way to the program is closed.

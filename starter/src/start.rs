@@ -193,6 +193,8 @@ struct Ready {
 /// Writes the first status files, turns the streams to where they belong, and plans what every worker gets.
 fn make_ready(options: Options, held: Held, log: &mut Log) -> Result<Ready, Failure> {
     let (listeners, dialects) = (held.listeners, &options.listeners.dialects);
+    let environment = Environment::new(&options.environment);
+    environment.check()?;
     dialects::prepare(&listeners, dialects)?;
     let shown = Shown {
         files: &options.status,
@@ -206,7 +208,7 @@ fn make_ready(options: Options, held: Held, log: &mut Log) -> Result<Ready, Fail
     let handover = Rc::new(Handover::new(held.login.as_ref()));
     log.open(&options.log, &handover)?;
     Ok(Ready {
-        environment: Environment::new(&options.environment),
+        environment,
         blueprint: Blueprint {
             program: options.worker.program,
             arguments: options.worker.arguments,

@@ -71,7 +71,7 @@ impl Resources {
     fn spawn(&mut self, generation: u32, slot: usize, machine: &mut Machine) -> Event {
         let (changes, knobs) = self.load_environment();
         machine.set_knobs(knobs);
-        match self.spawn_captured(generation, &changes) {
+        match changes.and_then(|changes| self.spawn_captured(generation, &changes)) {
             Ok((pid, report)) => {
                 self.reports.push((pid, report));
                 Event::Spawned {

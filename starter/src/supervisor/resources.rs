@@ -10,6 +10,7 @@ use crate::status::file::StatusFile;
 use crate::status::pid_file::PidFile;
 use crate::supervisor::signals::Signals;
 use crate::words::failure::Failure;
+use crate::words::notice::ExecFailure;
 use crate::worker::environment::Environment;
 use crate::worker::{Blueprint, Change, Report};
 
@@ -32,7 +33,7 @@ pub struct Resources {
 
 impl Resources {
     /// Reads the environment of the next worker. What is wrong with it is said once.
-    pub fn load_environment(&mut self) -> (Vec<Change>, Knobs) {
+    pub fn load_environment(&mut self) -> (Result<Vec<Change>, ExecFailure>, Knobs) {
         let loaded = self.environment.load();
         for notice in &loaded.notices {
             self.log.say(notice);

@@ -131,6 +131,16 @@ pub fn of_spawning(errno: Errno) -> Option<&'static str> {
     }
 }
 
+/// Where a file or directory of variables cannot be read.
+pub fn of_environment(errno: Errno) -> Option<&'static str> {
+    match errno {
+        Errno::EACCES => Some(
+            "it is read by the user that the server runs as, who must be able to read the directory and every file in it",
+        ),
+        _ => None,
+    }
+}
+
 /// Where a program is a directory.
 pub const IS_A_DIRECTORY: &str = "it is a directory";
 

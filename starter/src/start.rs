@@ -16,14 +16,14 @@ use std::rc::Rc;
 use common::message::Identity;
 use common::privileges::{self, Bounding};
 use nix::errno::Errno;
-use nix::unistd::getpid;
+use nix::unistd::{Uid, getpid};
 
 use crate::host::confinement::{InForce, OfSupervisor};
 use crate::host::daemon::{self, Side, Waiting};
 use crate::host::identity::Login;
 use crate::host::launcher::Handover;
 use crate::host::open_files::OpenFiles;
-use crate::host::{identity, terminal};
+use crate::host::{identity, streams, terminal};
 use crate::listeners::bind::{Bound, Listener, SocketFiles};
 use crate::listeners::dialects::{self, Dialect};
 use crate::listeners::plan::{Plan, Prepared};
@@ -38,6 +38,7 @@ use crate::supervisor::resources::Resources;
 use crate::supervisor::signals::Signals;
 use crate::words::failure::{self, Failure, Status};
 use crate::words::notice::Notice;
+use crate::words::remedy;
 use crate::worker::Blueprint;
 use crate::worker::environment::Environment;
 
@@ -106,7 +107,8 @@ struct Dropped {
     notice: Option<Notice>,
 }
 
-/// Everything that is done with the launcher's rights, root's maybe: the binders are started, and nothing else.
+/// Everything that is done with the launcher's rights, root's maybe: terminals are closed to the user and pipes opened, and
+/// the binders are started.
 fn drop_to_user(options: &Options) -> Result<Dropped, Failure> {
     let open_files = OpenFiles::of_launcher()?;
     let account = identity::identify(&options.identity)?;
@@ -119,6 +121,9 @@ fn drop_to_user(options: &Options) -> Result<Dropped, Failure> {
     // Before the binders, which are not to have it either.
     let own_session =
         identity.is_some() && terminal::keep_from_user().map_err(cannot_keep_terminal)?;
+    if let Some(identity) = &identity {
+        streams::give_pipes_to(Uid::from_raw(identity.uid));
+    }
     let prepared = plan.start_binders(open_files)?;
     let (supervisor, notice) = drop_privileges(identity.as_ref(), options.is_strict)?;
     Ok(Dropped {
@@ -244,6 +249,7 @@ impl Ready {
             socket_files: self.socket_files,
             waiting,
             reason: None,
+            has_hinted_at_streams: false,
         };
         supervisor::run(resources, self.machine)
     }
@@ -270,7 +276,10 @@ fn drop_privileges(
         privileges::retain_only(&[]).map_err(cannot)?;
         return Ok((OfSupervisor::ORDINARY, None));
     };
-    let bounding = privileges::become_user(identity, &[]).map_err(cannot)?;
+    let bounding = privileges::become_user(identity, &[]).map_err(|error| {
+        let is_partial = identity::is_in_partial_namespace();
+        cannot(error).hint_if(is_partial.then(|| remedy::MAP_USER.into()))
+    })?;
     let notice = match (bounding, is_strict) {
         (Bounding::Empty, _) => None,
         (Bounding::Kept, false) => Some(Notice::BoundingSetKept),

@@ -120,6 +120,14 @@ fn can_become(user: &str) -> Result<(), Failure> {
     }
 }
 
+/// Whether root is root of a user namespace that does not have all users (user_namespaces(7), "uid_map"). It may be unable
+/// to become one of the others, whatever its capabilities.
+pub fn is_in_partial_namespace() -> bool {
+    let maps = std::fs::read_to_string("/proc/self/uid_map").unwrap_or_default();
+    let words: Vec<&str> = maps.split_whitespace().collect();
+    !matches!(words[..], [] | ["0", "0", "4294967295"])
+}
+
 fn ordinary_user(name: &str, group: Option<&str>) -> Result<Account, Failure> {
     let cannot = |cause: &str| Failure::failed(format!("cannot use --user={name}: {cause}"));
     let user = find_user(name).map_err(|errno| cannot(errno.desc()))?;

@@ -10,5 +10,6 @@ pub mod moment;
 pub mod open_files;
 pub mod proc;
 pub mod process;
+pub mod streams;
 pub mod terminal;
 pub mod watch;

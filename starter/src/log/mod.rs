@@ -39,6 +39,7 @@ use self::settings::Routes;
 use self::syslog::Syslog;
 use self::target::Target;
 use crate::host::launcher::Handover;
+use crate::host::streams;
 use crate::words::failure::{self, Failure};
 use crate::words::notice::Notice;
 
@@ -210,6 +211,21 @@ impl Log {
         [self.stdout, self.stderr]
             .iter()
             .all(|routes| routes.is_captured || !routes.to_target)
+    }
+
+    /// The paths of those streams of the workers that they cannot open again: no log of their own takes them over.
+    pub fn closed_streams(&self) -> Vec<&'static str> {
+        let (stdout, stderr) = (io::stdout(), io::stderr());
+        let streams = [
+            ("/dev/stdout", self.stdout, 1, stdout.as_fd()),
+            ("/dev/stderr", self.stderr, 2, stderr.as_fd()),
+        ];
+        streams
+            .into_iter()
+            .filter(|(_, routes, _, _)| !routes.is_captured)
+            .filter(|(_, _, number, stream)| !streams::can_open_by_path(*number, *stream))
+            .map(|(path, ..)| path)
+            .collect()
     }
 
     /// Pipes for the streams of a new worker that are captured.

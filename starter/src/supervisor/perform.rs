@@ -31,7 +31,12 @@ impl Resources {
                 }
             }
             Action::SaveStatus => self.save_status(machine),
-            Action::Say(notice) => self.log.say(&notice),
+            Action::Say(notice) => {
+                self.log.say(&notice);
+                if let Notice::FailedToStart { status: 256.., .. } = notice {
+                    self.hint_at_streams();
+                }
+            }
             // The loop looks for that.
             Action::Finish(_) => {}
         }
@@ -53,6 +58,16 @@ impl Resources {
             Duty::WorkOnLog => self.log.work(Instant::now()),
         }
         Vec::new()
+    }
+
+    /// Once: a server that cannot open its log often ends without a word, which it would have put there.
+    fn hint_at_streams(&mut self) {
+        if !std::mem::replace(&mut self.has_hinted_at_streams, true) {
+            let closed = self.log.closed_streams();
+            if !closed.is_empty() {
+                self.log.say(&Notice::ClosedStreams(closed));
+            }
+        }
     }
 
     fn save_status(&mut self, machine: &Machine) {

@@ -29,6 +29,8 @@ pub struct Resources {
     pub waiting: Option<Waiting>,
     /// Why it ends, where that is not for the machine to say.
     pub reason: Option<Failure>,
+    /// Whether a failed start has had its hint at what the user cannot open.
+    pub has_hinted_at_streams: bool,
 }
 
 impl Resources {

@@ -55,6 +55,18 @@ pub const CHOWN_AS_USER: &str =
 /// Where a user may not make a socket.
 pub const WRITABLE_DIRECTORY: &str = "the directory must be writable by this user";
 
+/// Where root is root of a user namespace only, and cannot become the user.
+pub const MAP_USER: &str = "this user namespace maps some users only, maybe no other than root: map the uid and gid of --user \
+     too, as with newuidmap(1); or start it in a namespace where you are that user (unshare --map-current-user, podman \
+     --userns=keep-id), without --user";
+
+/// Where a server may have died because it cannot open standard output or error by its path. The names are those paths.
+pub fn of_closed_streams(names: &str) -> String {
+    format!(
+        "a program that opens {names} by that path cannot do so as this user; with --log-file='| cat' it can"
+    )
+}
+
 /// Where a line of the policy is not understood.
 pub const POLICY_LINE: &str =
     "a valid line is, for example, `user alice tcp 80,443` or `group dns udp 53`";

@@ -165,8 +165,8 @@ fn privileges() -> [Arg; 4] {
         valued("group", "GROUP")
             .help("Run as this group, a name or number (default: the user's groups)."),
         flag("keep-env").help(lines([
-            "Leave HOME, USER, LOGNAME, SHELL, MAIL and XDG_* of root to the server,",
-            "rather than set the first four from the entry of --user.",
+            "Leave HOME, USER, LOGNAME, SHELL, MAIL and XDG_* of root to the",
+            "server; without it, the first four are those of --user.",
         ])),
         flag("strict").help("Fail, rather than warn, if a means of confinement is missing."),
     ]

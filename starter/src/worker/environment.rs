@@ -403,3 +403,31 @@ fn watch(directory: &Path, before: Option<Inotify>) -> Option<Inotify> {
     let _ = watch::add(&inotify, directory);
     Some(inotify)
 }
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used, reason = "tests fail by panicking")]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_directory_that_cannot_be_read_any_more_leaves_the_knobs_alone() {
+        let path = std::env::temp_dir().join(format!("start_server-test-{}", std::process::id()));
+        fs::create_dir(&path).unwrap();
+        fs::write(path.join(DELAY), "7\n").unwrap();
+        let mut environment = Environment::new(&Settings {
+            directory: Some(path.clone()),
+            kill_old_delay: None,
+            enable_auto_restart: None,
+            auto_restart_interval: None,
+        });
+        let before = environment.load();
+        fs::remove_dir_all(&path).unwrap();
+        let after = environment.load();
+        assert_eq!(before.knobs.kill_old_delay, Duration::from_secs(7));
+        assert_eq!(after.knobs, before.knobs);
+        assert_eq!(after.changes.unwrap_err().errno, Errno::ENOENT);
+        // Said once, by whoever has read it.
+        assert_eq!(after.notices.len(), 1);
+        assert_eq!(environment.load().notices, []);
+    }
+}

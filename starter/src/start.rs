@@ -12,18 +12,21 @@
 
 use std::io;
 use std::path::Path;
+use std::rc::Rc;
 use std::time::Duration;
 
 use common::message::Identity;
 use common::privileges::{self, Bounding};
 use nix::errno::Errno;
-use nix::unistd::getpid;
+use nix::unistd::{Uid, getpid};
 
 use crate::host::confinement::{InForce, OfSupervisor};
 use crate::host::daemon::{self, Side, Waiting};
+use crate::host::identity::Login;
+use crate::host::launcher::Handover;
 use crate::host::moment::Moment;
 use crate::host::open_files::OpenFiles;
-use crate::host::{identity, terminal};
+use crate::host::{identity, streams, terminal};
 use crate::listeners::bind::{Bound, Listener, SocketFiles};
 use crate::listeners::dialects::{self, Dialect};
 use crate::listeners::plan::{Plan, Prepared};
@@ -100,6 +103,8 @@ fn tell_launcher(waiting: Option<Waiting>, failure: &Failure) -> Status {
 /// What remains of the launcher's privileges: running binders, each with its sealed list.
 struct Dropped {
     prepared: Prepared,
+    /// Whose the environment of our children is to be, if not the launcher's.
+    login: Option<Login>,
     supervisor: OfSupervisor,
     own_session: bool,
     open_files: OpenFiles,
@@ -109,17 +114,24 @@ struct Dropped {
 /// Does everything that needs the launcher's privileges, possibly root's: starts the binders, and nothing else.
 fn drop_to_user(options: &Options) -> Result<Dropped, Failure> {
     let open_files = OpenFiles::of_launcher()?;
-    let identity = identity::identify(&options.identity)?;
+    let account = identity::identify(&options.identity)?;
+    let (identity, login) = account
+        .map(|account| (account.identity, account.login))
+        .unzip();
     let listening = &options.listeners;
     let (ports, paths) = (listening.ports.clone(), listening.paths.clone());
     let plan = Plan::new(ports, paths, identity.clone())?;
     // Before the binders, which must not have it either.
     let own_session =
         identity.is_some() && terminal::keep_from_user().map_err(cannot_keep_terminal)?;
+    if let Some(identity) = &identity {
+        streams::give_pipes_to(Uid::from_raw(identity.uid));
+    }
     let prepared = plan.start_binders(open_files)?;
     let (supervisor, notice) = drop_privileges(identity.as_ref(), options.is_strict)?;
     Ok(Dropped {
         prepared,
+        login: login.filter(|_| !options.identity.keeps_environment),
         supervisor,
         own_session,
         open_files,
@@ -134,6 +146,7 @@ struct Held {
     listeners: Vec<Listener>,
     socket_files: SocketFiles,
     in_force: InForce,
+    login: Option<Login>,
     own_session: bool,
     open_files: OpenFiles,
 }
@@ -168,6 +181,7 @@ fn lock_and_bind(options: &Options, dropped: Dropped, log: &mut Log) -> Result<H
             supervisor: dropped.supervisor,
             binders,
         },
+        login: dropped.login,
         own_session: dropped.own_session,
         open_files,
     })
@@ -215,6 +229,8 @@ struct Ready {
 /// Writes the first status files, redirects the streams, and prepares what every worker gets.
 fn make_ready(options: Options, held: Held, log: &mut Log) -> Result<Ready, Failure> {
     let (listeners, dialects) = (held.listeners, &options.listeners.dialects);
+    let environment = Environment::new(&options.environment);
+    environment.check()?;
     dialects::prepare(&listeners, dialects)?;
     let shown = Shown {
         files: &options.status,
@@ -225,13 +241,15 @@ fn make_ready(options: Options, held: Held, log: &mut Log) -> Result<Ready, Fail
         identity: &options.identity,
     };
     let status_file = StatusFile::create(&shown, &listeners, held.in_force)?;
-    log.open(&options.log)?;
+    let handover = Rc::new(Handover::new(held.login.as_ref()));
+    log.open(&options.log, &handover)?;
     Ok(Ready {
-        environment: Environment::new(&options.environment),
+        environment,
         blueprint: Blueprint {
             program: options.worker.program,
             arguments: options.worker.arguments,
             directory: options.worker.directory,
+            handover,
             variables: dialects::variables(&listeners, dialects),
             listen_pid: dialects.contains(&Dialect::Systemd),
             own_session: held.own_session,
@@ -262,6 +280,7 @@ impl Ready {
             socket_files: self.socket_files,
             waiting,
             reason: None,
+            has_hinted_at_streams: false,
         };
         supervisor::run(resources, self.machine)
     }
@@ -288,7 +307,10 @@ fn drop_privileges(
         privileges::retain_only(&[]).map_err(cannot)?;
         return Ok((OfSupervisor::ORDINARY, None));
     };
-    let bounding = privileges::become_user(identity, &[]).map_err(cannot)?;
+    let bounding = privileges::become_user(identity, &[]).map_err(|error| {
+        let is_partial = identity::is_in_partial_namespace();
+        cannot(error).hint_if(is_partial.then(|| remedy::MAP_USER.into()))
+    })?;
     let notice = match (bounding, is_strict) {
         (Bounding::Empty, _) => None,
         (Bounding::Kept, false) => Some(Notice::BoundingSetKept),

@@ -765,9 +765,11 @@ fn a_user_that_root_cannot_become_is_refused() {
     assert_usage(root(), &lines);
     let line = "start_server: cannot use --user=no-such-name: there is no such user";
     assert_refused(root().option("--user=no-such-name"), FAILED, &[line]);
-    // A number needs an entry too: its groups are looked up.
-    let line = "start_server: cannot use --user=4242: there is no such user";
-    assert_refused(root().option("--user=4242"), FAILED, &[line]);
+    let lines = [
+        "start_server: cannot use --user=4242: there is no such user",
+        "hint: add --group=GROUP: only an entry in the user database says in which group a uid is",
+    ];
+    assert_refused(root().option("--user=4242"), FAILED, &lines);
     let line = "start_server: cannot use --group=no-such-name: there is no such group";
     let setup = root().options(["--user=nobody", "--group=no-such-name"]);
     assert_refused(setup, FAILED, &[line]);

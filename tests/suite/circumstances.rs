@@ -182,29 +182,6 @@ fn a_path_of_root_without_setpcap_is_a_notice_and_no_failure() {
     without("setpcap", &format!("--path={}", folder.join("socket")));
 }
 
-#[test]
-fn a_program_that_is_in_no_directory_of_path_is_not_found() {
-    if original_differs("it says Permission denied") {
-        return;
-    }
-    let closed = ordinary_folder();
-    fs::set_permissions(
-        closed.path(),
-        std::os::unix::fs::PermissionsExt::from_mode(0o600),
-    )
-    .unwrap();
-    let path = format!("{}:/usr/bin:/bin", closed.path().display());
-    let finished = Server::setup()
-        .env("PATH", &path)
-        .program(["missing-program"])
-        .run();
-    assert!(
-        finished.log.contains("No such file") || finished.log.contains("closed"),
-        "{}",
-        finished.log
-    );
-}
-
 /// The flags with which a process has a descriptor open.
 fn flags(pid: nix::unistd::Pid, descriptor: i32) -> OFlag {
     let text = fs::read_to_string(format!("/proc/{pid}/fdinfo/{descriptor}")).unwrap();

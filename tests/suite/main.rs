@@ -39,6 +39,7 @@ mod privileges;
 mod real_servers;
 mod restart;
 mod rooms;
+mod root_start;
 mod rsyslog;
 mod scale;
 mod self_test;

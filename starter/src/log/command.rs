@@ -8,6 +8,7 @@ use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::os::unix::fs::OpenOptionsExt;
 use std::os::unix::process::{CommandExt, ExitStatusExt};
 use std::process::{Child, Command, Stdio};
+use std::rc::Rc;
 use std::time::{Duration, Instant};
 
 use common::signals::reset_all;
@@ -15,7 +16,7 @@ use nix::fcntl::OFlag;
 use nix::sys::signal::{SigSet, SigmaskHow, sigprocmask};
 use nix::unistd::{Pid, pipe2, setsid};
 
-use crate::host::manager;
+use crate::host::launcher::Handover;
 use crate::log::target::write_if_ready;
 use crate::words::failure::{self, Failure};
 use crate::words::notice::Notice;
@@ -27,6 +28,7 @@ const RESPAWN: Duration = Duration::from_secs(1);
 /// The command, and its pipe.
 pub struct LogCommand {
     command: OsString,
+    handover: Rc<Handover>,
     read_end: OwnedFd,
     write_end: OwnedFd,
     /// The command's own output; `None` if nobody can see it.
@@ -47,8 +49,8 @@ pub fn cannot_use(command: &OsStr, error: &io::Error) -> Failure {
 }
 
 impl LogCommand {
-    /// Creates the pipe. `attended` is false for a daemon.
-    pub fn new(command: &OsStr, attended: bool) -> io::Result<LogCommand> {
+    /// Makes the pipe. `attended` is false for a daemon.
+    pub fn new(command: &OsStr, handover: Rc<Handover>, attended: bool) -> io::Result<LogCommand> {
         let (read_end, write_end) = pipe2(OFlag::O_CLOEXEC)?;
         let outputs = match attended {
             true => Some((
@@ -59,6 +61,7 @@ impl LogCommand {
         };
         Ok(LogCommand {
             command: command.to_owned(),
+            handover,
             read_end,
             write_end,
             outputs,
@@ -95,9 +98,7 @@ impl LogCommand {
             .stdin(self.read_end.try_clone()?)
             .stdout(stdout)
             .stderr(stderr);
-        for name in manager::VARIABLES {
-            command.env_remove(name);
-        }
+        self.handover.apply(&mut command);
         detach(&mut command);
         self.child = Some(command.spawn()?);
         Ok(())

@@ -21,6 +21,7 @@ use std::fs::File;
 use std::io::{self, Write};
 use std::os::fd::{AsFd, BorrowedFd};
 use std::path::PathBuf;
+use std::rc::Rc;
 use std::time::Instant;
 
 use nix::unistd::{Pid, dup2_stderr, dup2_stdout};
@@ -37,6 +38,8 @@ use self::output::{Output, Unread};
 use self::settings::Routes;
 use self::syslog::Syslog;
 use self::target::Target;
+use crate::host::launcher::Handover;
+use crate::host::streams;
 use crate::words::failure::{self, Failure};
 use crate::words::notice::Notice;
 
@@ -93,8 +96,8 @@ impl Log {
         })
     }
 
-    /// Redirects the streams to their targets; those that are captured stay as they are here.
-    pub fn open(&mut self, settings: &Settings) -> Result<(), Failure> {
+    /// Turns the streams to where they belong; those that are captured stay as they are here.
+    pub fn open(&mut self, settings: &Settings, handover: &Rc<Handover>) -> Result<(), Failure> {
         let is_attended = settings.is_attended;
         let launcher = match is_attended && settings.target.is_some() {
             true => io::stderr().as_fd().try_clone_to_owned().ok(),
@@ -115,7 +118,8 @@ impl Log {
             }
             Some(LogTarget::Command(command)) => {
                 let cannot = |error: io::Error| command::cannot_use(command, &error);
-                let mut command = LogCommand::new(command, is_attended).map_err(cannot)?;
+                let mut command =
+                    LogCommand::new(command, handover.clone(), is_attended).map_err(cannot)?;
                 self.redirect(command.write_end(), is_attended)
                     .map_err(cannot)?;
                 let pipe = command.own_end().map_err(cannot)?;
@@ -207,6 +211,21 @@ impl Log {
         [self.stdout, self.stderr]
             .iter()
             .all(|routes| routes.is_captured || !routes.to_target)
+    }
+
+    /// The paths of those streams of the workers that they cannot open again: no log of their own takes them over.
+    pub fn closed_streams(&self) -> Vec<&'static str> {
+        let (stdout, stderr) = (io::stdout(), io::stderr());
+        let streams = [
+            ("/dev/stdout", self.stdout, 1, stdout.as_fd()),
+            ("/dev/stderr", self.stderr, 2, stderr.as_fd()),
+        ];
+        streams
+            .into_iter()
+            .filter(|(_, routes, _, _)| !routes.is_captured)
+            .filter(|(_, _, number, stream)| !streams::can_open_by_path(*number, *stream))
+            .map(|(path, ..)| path)
+            .collect()
     }
 
     /// Pipes for the streams of a new worker that are captured.

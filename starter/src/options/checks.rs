@@ -16,9 +16,10 @@ use crate::words::failure::Failure;
 use crate::words::text::printable;
 
 /// Options, each with those of which it needs one.
-const NEEDS: [(&str, &[&str]); 9] = [
+const NEEDS: [(&str, &[&str]); 10] = [
     ("timeout", &["restart", "stop", "reopen"]),
     ("group", &["user"]),
+    ("keep-env", &["user"]),
     ("log-stream", &["log-file"]),
     ("log-timestamps", &["log-file"]),
     ("syslog-tag", &["syslog"]),

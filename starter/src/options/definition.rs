@@ -155,12 +155,16 @@ fn syslog() -> [Arg; 5] {
     ]
 }
 
-fn privileges() -> [Arg; 3] {
+fn privileges() -> [Arg; 4] {
     [
         valued("user", "USER")
             .help("Run as this user, a name or number, once the listeners are open."),
         valued("group", "GROUP")
             .help("Run as this group, a name or number (default: the user's groups)."),
+        flag("keep-env").help(lines([
+            "Leave the server root's HOME, USER, LOGNAME, SHELL, MAIL and XDG_*.",
+            "By default the first four are those of --user, the others are unset.",
+        ])),
         flag("strict").help("Fail instead of warning if any confinement is unavailable."),
     ]
 }

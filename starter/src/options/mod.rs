@@ -163,6 +163,7 @@ fn identity(given: &Given<'_>) -> Result<identity::Settings, Failure> {
     Ok(identity::Settings {
         user: given.text("user")?,
         group: given.text("group")?,
+        keeps_environment: given.flag("keep-env"),
     })
 }
 

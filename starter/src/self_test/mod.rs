@@ -58,7 +58,8 @@ struct Test<'a> {
 /// # Errors
 /// If they cannot be made: an unknown user, no place for files, an interruption.
 pub fn run(settings: &Settings) -> Result<bool, Failure> {
-    let identity = identity::identify(&settings.identity)?;
+    let account = identity::identify(&settings.identity)?;
+    let identity = account.map(|account| account.identity);
     if identity.is_some() {
         can_examine()?;
     }

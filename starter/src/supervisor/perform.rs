@@ -31,8 +31,13 @@ impl Resources {
                 }
             }
             Action::SaveStatus => self.save_status(machine),
-            Action::Say(notice) => self.log.say(&notice),
-            // The loop checks for it.
+            Action::Say(notice) => {
+                self.log.say(&notice);
+                if let Notice::FailedToStart { status: 256.., .. } = notice {
+                    self.hint_at_streams();
+                }
+            }
+            // The loop looks for that.
             Action::Finish(_) => {}
         }
         None
@@ -55,6 +60,16 @@ impl Resources {
         Vec::new()
     }
 
+    /// Once: a server that cannot open its log often ends without a word, which it would have put there.
+    fn hint_at_streams(&mut self) {
+        if !std::mem::replace(&mut self.has_hinted_at_streams, true) {
+            let closed = self.log.closed_streams();
+            if !closed.is_empty() {
+                self.log.say(&Notice::ClosedStreams(closed));
+            }
+        }
+    }
+
     fn save_status(&mut self, machine: &Machine) {
         for notice in self.status_file.save(machine, Moment::now()) {
             self.log.say(&notice);
@@ -71,7 +86,7 @@ impl Resources {
     fn spawn(&mut self, generation: u32, slot: usize, machine: &mut Machine) -> Event {
         let (changes, knobs) = self.load_environment();
         machine.set_knobs(knobs);
-        match self.spawn_captured(generation, &changes) {
+        match changes.and_then(|changes| self.spawn_captured(generation, &changes)) {
             Ok((pid, report)) => {
                 self.reports.push((pid, report));
                 Event::Spawned {

@@ -10,6 +10,7 @@ use crate::status::file::StatusFile;
 use crate::status::pid_file::PidFile;
 use crate::supervisor::signals::Signals;
 use crate::words::failure::Failure;
+use crate::words::notice::ExecFailure;
 use crate::worker::environment::Environment;
 use crate::worker::{Blueprint, Change, Report};
 
@@ -28,11 +29,13 @@ pub struct Resources {
     pub waiting: Option<Waiting>,
     /// Why it exits, if the machine does not know the reason.
     pub reason: Option<Failure>,
+    /// Whether a failed start has had its hint at what the user cannot open.
+    pub has_hinted_at_streams: bool,
 }
 
 impl Resources {
-    /// Reads the environment of the next worker, and logs each problem with it once.
-    pub fn load_environment(&mut self) -> (Vec<Change>, Knobs) {
+    /// Reads the environment of the next worker. What is wrong with it is said once.
+    pub fn load_environment(&mut self) -> (Result<Vec<Change>, ExecFailure>, Knobs) {
         let loaded = self.environment.load();
         for notice in &loaded.notices {
             self.log.say(notice);

@@ -167,6 +167,8 @@ pub enum Notice {
     Unconfined(Lack),
     /// A message of its own about something that is skipped.
     Complaint(String),
+    /// What may be the cause of a failed start: paths of streams that the user cannot open.
+    ClosedStreams(Vec<&'static str>),
     LinesLost(u64),
     NeverSent(u64),
     PidFileGone {
@@ -238,6 +240,7 @@ impl Notice {
             | Notice::BoundingSetKept
             | Notice::Unconfined(_)
             | Notice::Complaint(_)
+            | Notice::ClosedStreams(_)
             | Notice::LinesLost(_)
             | Notice::NeverSent(_)
             | Notice::PidFileGone { .. }
@@ -397,6 +400,9 @@ impl Notice {
                 )
             }
             Notice::Complaint(text) => text.clone(),
+            Notice::ClosedStreams(names) => {
+                format!("hint: {}", remedy::of_closed_streams(&names.join(" or ")))
+            }
             Notice::LinesLost(lost) => {
                 format!("start_server: {lost} lines before this one could not be written")
             }

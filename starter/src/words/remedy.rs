@@ -2,7 +2,7 @@
 
 use std::ffi::OsStr;
 use std::os::unix::ffi::OsStrExt;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use common::message::POLICY_FILE;
 use nix::errno::Errno;
@@ -56,7 +56,19 @@ pub const CHOWN_AS_USER: &str =
 /// A user may not create a socket.
 pub const WRITABLE_DIRECTORY: &str = "the directory must be writable by this user";
 
-/// A line of the policy is invalid.
+/// Where root is root of a user namespace only, and cannot become the user.
+pub const MAP_USER: &str = "this user namespace maps some users only, maybe no other than root: map the uid and gid of --user \
+     too, as with newuidmap(1); or start it in a namespace where you are that user (unshare --map-current-user, podman \
+     --userns=keep-id), without --user";
+
+/// Where a server may have died because it cannot open standard output or error by its path. The names are those paths.
+pub fn of_closed_streams(names: &str) -> String {
+    format!(
+        "a program that opens {names} by that path cannot do so as this user; with --log-file='| cat' it can"
+    )
+}
+
+/// Where a line of the policy is not understood.
 pub const POLICY_LINE: &str =
     "a valid line is, for example, `user alice tcp 80,443` or `group dns udp 53`";
 
@@ -147,7 +159,17 @@ pub fn of_spawning(errno: Errno) -> Option<&'static str> {
     }
 }
 
-/// The program is a directory.
+/// Where a file or directory of variables cannot be read.
+pub fn of_environment(errno: Errno) -> Option<&'static str> {
+    match errno {
+        Errno::EACCES => Some(
+            "it is read by the user that the server runs as, who must be able to read the directory and every file in it",
+        ),
+        _ => None,
+    }
+}
+
+/// Where a program is a directory.
 pub const IS_A_DIRECTORY: &str = "it is a directory";
 
 /// The program has no execute permission.
@@ -162,14 +184,20 @@ pub fn not_executable_in_path(found: &Path) -> String {
     format!("{} is not executable for this user", printable(found))
 }
 
-/// No directory of PATH has the program; this user may not be able to search all of them.
-pub fn not_in_path(path: &OsStr, closed: &[&PathBuf]) -> String {
-    let path = printable(path);
-    let closed: Vec<String> = closed.iter().map(printable).collect();
-    match closed.is_empty() {
-        true => format!("PATH is {path}"),
-        false => format!("PATH is {path}; closed to this user: {}", closed.join(", ")),
-    }
+/// Where no directory of PATH has the program.
+pub fn not_in_path(path: &OsStr) -> String {
+    format!("PATH is {}", printable(path))
+}
+
+/// Where none that this user can look into has it, and others are behind these directories.
+pub fn maybe_behind(closed: &[&Path], path: &OsStr) -> String {
+    let mut names: Vec<String> = closed.iter().map(printable).collect();
+    names.dedup();
+    format!(
+        "closed to this user, so that the program may be there: {}; PATH is {}",
+        names.join(", "),
+        printable(path)
+    )
 }
 
 /// This user may not search a directory above the program.

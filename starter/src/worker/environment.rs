@@ -13,15 +13,16 @@ use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use nix::errno::Errno;
 use nix::fcntl::OFlag;
 use nix::sys::inotify::Inotify;
 
 use crate::host::watch;
 use crate::machine::Knobs;
-use crate::words::failure;
-use crate::words::notice::Notice;
-use crate::words::number;
+use crate::words::failure::Failure;
+use crate::words::notice::{ExecFailure, Notice};
 use crate::words::text::printable;
+use crate::words::{number, remedy};
 use crate::worker::Change;
 
 /// Server::Starter's `--auto-restart-interval`.
@@ -57,8 +58,8 @@ pub struct Settings {
 pub struct Environment {
     /// Variables that options set, overriding the launcher's.
     options: Vec<Variable>,
-    directory: Option<PathBuf>,
-    /// The directory's last known contents, for times when it cannot be read.
+    directory: Option<Directory>,
+    /// What the directory said last, for the time when it cannot be read.
     last: Vec<Variable>,
     /// Every name that the directory ever contained: without its file the variable is gone.
     known: BTreeSet<OsString>,
@@ -66,11 +67,19 @@ pub struct Environment {
     complaints: BTreeSet<String>,
 }
 
+/// Where the files are.
+struct Directory {
+    path: PathBuf,
+    /// As it was given.
+    name: String,
+}
+
 /// The environment at one moment.
 #[derive(Debug, PartialEq, Eq)]
 pub struct Loaded {
-    /// The differences from the launcher's environment.
-    pub changes: Vec<Change>,
+    /// What differs from the launcher's environment; or why no worker can have it, since a server
+    /// without its secrets is no server.
+    pub changes: Result<Vec<Change>, ExecFailure>,
     pub knobs: Knobs,
     /// Problems with the directory that are new since the last read.
     pub notices: Vec<Notice>,
@@ -81,10 +90,14 @@ impl Environment {
     pub fn new(settings: &Settings) -> Environment {
         let seconds = |duration: Duration| OsString::from(duration.as_secs_f64().to_string());
         let option = settings.directory.clone().map(PathBuf::into_os_string);
-        let directory = option
-            .clone()
-            .or_else(|| std::env::var_os("ENVDIR"))
-            .filter(|one| !one.is_empty());
+        let (given, how) = match &option {
+            Some(option) => (Some(option.clone()), "--envdir"),
+            None => (std::env::var_os("ENVDIR"), "ENVDIR"),
+        };
+        let directory = given.filter(|one| !one.is_empty()).map(|path| Directory {
+            name: format!("{how}={}", printable(&path)),
+            path: path.into(),
+        });
         let enable = settings
             .enable_auto_restart
             .map(|on| OsString::from(if on { "1" } else { "0" }));
@@ -99,7 +112,7 @@ impl Environment {
                 .into_iter()
                 .filter_map(|(name, value)| Some((name.into(), value?)))
                 .collect(),
-            directory: directory.map(PathBuf::from),
+            directory,
             last: Vec::new(),
             known: BTreeSet::new(),
             watch: None,
@@ -107,23 +120,31 @@ impl Environment {
         }
     }
 
-    /// Reads the directory. Workers start whatever is wrong with it.
+    /// Whether the first worker can have its environment.
+    pub fn check(&self) -> Result<(), Failure> {
+        let Some(directory) = &self.directory else {
+            return Ok(());
+        };
+        let read = directory.read(&mut BTreeSet::new());
+        read.map(drop).map_err(|failure| Failure::from(&failure))
+    }
+
+    /// Reads the directory. Where that fails the knobs are what they were, and only who starts a worker need mind.
     pub fn load(&mut self) -> Loaded {
         let mut complaints = BTreeSet::new();
+        let mut failure = None;
         if let Some(directory) = &self.directory {
-            self.watch = watch(directory, self.watch.take());
-            match read_directory(directory, &mut complaints) {
+            self.watch = watch(&directory.path, self.watch.take());
+            match directory.read(&mut complaints) {
                 Ok(variables) => self.last = variables,
-                Err(error) => {
-                    if error.kind() == io::ErrorKind::NotFound {
-                        // A directory that is gone has no files.
-                        self.last.clear();
-                    }
+                Err(cause) => {
                     complaints.insert(format!(
-                        "start_server: cannot read --envdir={}: {}; workers start anyway",
-                        printable(directory.as_os_str()),
-                        failure::cause(&error)
+                        "start_server: {}; no worker is started without it",
+                        cause.line()
                     ));
+                    // Nobody knows what has become of the others.
+                    complaints.extend(self.complaints.iter().cloned());
+                    failure = Some(cause);
                 }
             }
         }
@@ -133,6 +154,17 @@ impl Environment {
         let new = complaints.difference(&self.complaints).cloned();
         let notices = new.map(Notice::Complaint).collect();
         self.complaints = complaints;
+        Loaded {
+            changes: match failure {
+                Some(failure) => Err(failure),
+                None => Ok(self.changes()),
+            },
+            knobs,
+            notices,
+        }
+    }
+
+    fn changes(&self) -> Vec<Change> {
         let gone = self
             .known
             .iter()
@@ -152,11 +184,7 @@ impl Environment {
                 .cloned()
                 .map(|(name, value)| (name, Some(value))),
         );
-        Loaded {
-            changes,
-            knobs,
-            notices,
-        }
+        changes
     }
 
     /// Whether [`Environment::load`] can yield something new.
@@ -256,52 +284,74 @@ fn is_true(value: &OsStr, complaints: &mut BTreeSet<String>) -> bool {
     }
 }
 
-/// The variables of a directory, sorted by name. Files that cannot be variables are skipped with a complaint.
-fn read_directory(
-    directory: &Path,
-    complaints: &mut BTreeSet<String>,
-) -> io::Result<Vec<Variable>> {
-    let mut variables = Vec::new();
-    for entry in fs::read_dir(directory)? {
-        let entry = entry?;
-        let name = entry.file_name();
-        if name.as_bytes().starts_with(b".") {
-            continue;
-        }
-        match variable(&name, || first_line(&entry.path())) {
-            Ok(variable) => variables.extend(variable),
-            Err(cause) => {
-                let path = printable(entry.path().as_os_str());
-                complaints.insert(format!(
-                    "start_server: cannot use {path} as a variable: {cause}"
-                ));
+impl Directory {
+    /// Its variables, sorted by name. Files that cannot be variables are complained about and left out; one that cannot be
+    /// read fails all of it.
+    fn read(&self, complaints: &mut BTreeSet<String>) -> Result<Vec<Variable>, ExecFailure> {
+        let cannot_list = |error| cannot_read(&self.name, &error);
+        let mut variables = Vec::new();
+        for entry in fs::read_dir(&self.path).map_err(cannot_list)? {
+            let entry = entry.map_err(cannot_list)?;
+            let (name, path) = (entry.file_name(), entry.path());
+            if name.as_bytes().starts_with(b".") {
+                continue;
+            }
+            let shown = printable(path.as_os_str());
+            match variable(&name, || first_line(&path)) {
+                Ok(variable) => variables.extend(variable),
+                // It was removed after it was listed.
+                Err(Unusable::Unreadable(_)) if is_gone(&path) => {}
+                Err(Unusable::Unreadable(error)) => {
+                    return Err(cannot_read(&format!("the variable {shown}"), &error));
+                }
+                Err(Unusable::NoVariable(cause)) => {
+                    let complaint =
+                        format!("start_server: cannot use {shown} as a variable: {cause}");
+                    complaints.insert(complaint);
+                }
             }
         }
+        variables.sort();
+        Ok(variables)
     }
-    variables.sort();
-    Ok(variables)
+}
+
+fn is_gone(path: &Path) -> bool {
+    let looked_at = path.symlink_metadata();
+    looked_at.is_err_and(|error| error.kind() == io::ErrorKind::NotFound)
+}
+
+/// Why a file gives no variable.
+#[derive(Debug)]
+pub enum Unusable {
+    /// It is none; the cause in words.
+    NoVariable(&'static str),
+    /// It may well be one.
+    Unreadable(io::Error),
 }
 
 /// The variable in the first line of a file, `None` for an empty one. A NUL, which no variable can contain, becomes a line
 /// break, as in daemontools. The error is the cause alone.
 pub fn variable(
     name: &OsStr,
-    read: impl FnOnce() -> io::Result<Vec<u8>>,
-) -> Result<Option<Variable>, String> {
+    read: impl FnOnce() -> Result<Vec<u8>, Unusable>,
+) -> Result<Option<Variable>, Unusable> {
     if name.as_bytes().contains(&b'=') {
-        return Err("its name holds a =".to_owned());
+        return Err(Unusable::NoVariable("its name holds a ="));
     }
     if OURS.iter().any(|ours| name == *ours) {
-        return Err("start_server sets it itself".to_owned());
+        return Err(Unusable::NoVariable("start_server sets it itself"));
     }
-    let content = read().map_err(|error| failure::cause(&error))?;
+    let content = read()?;
     if content.is_empty() {
         return Ok(None);
     }
     let line = content.split(|byte| *byte == b'\n').next();
     let mut line = line.unwrap_or_default().to_vec();
     if name.len() + 1 + line.len() > LONGEST {
-        return Err("it is too long for the environment of a program".to_owned());
+        return Err(Unusable::NoVariable(
+            "it is too long for the environment of a program",
+        ));
     }
     for byte in &mut line {
         if *byte == 0 {
@@ -311,15 +361,21 @@ pub fn variable(
     Ok(Some((name.to_owned(), OsString::from_vec(line))))
 }
 
+impl From<io::Error> for Unusable {
+    fn from(error: io::Error) -> Unusable {
+        Unusable::Unreadable(error)
+    }
+}
+
 /// As much of the file as its variable needs.
-fn first_line(path: &Path) -> io::Result<Vec<u8>> {
-    // Never block, should it be a fifo.
+fn first_line(path: &Path) -> Result<Vec<u8>, Unusable> {
+    // Nothing to wait for, should it be a fifo.
     let file: File = OpenOptions::new()
         .read(true)
         .custom_flags(OFlag::O_NONBLOCK.bits())
         .open(path)?;
     if !file.metadata()?.is_file() {
-        return Err(io::Error::other("it is not a regular file"));
+        return Err(Unusable::NoVariable("it is not a regular file"));
     }
     let mut line = Vec::new();
     // One byte more than allowed, to detect a line that is too long.
@@ -327,7 +383,17 @@ fn first_line(path: &Path) -> io::Result<Vec<u8>> {
     Ok(line)
 }
 
-/// Watches the directory; if it did not exist before, it may by now.
+/// What could not be read of the directory, in words, and why.
+fn cannot_read(what: &str, error: &io::Error) -> ExecFailure {
+    let errno = Errno::from_raw(error.raw_os_error().unwrap_or(libc::EIO));
+    ExecFailure {
+        action: format!("read {what}"),
+        errno,
+        hint: remedy::of_environment(errno).map(str::to_owned),
+    }
+}
+
+/// Watches the directory; where it did not exist before, it may by now.
 fn watch(directory: &Path, before: Option<Inotify>) -> Option<Inotify> {
     let inotify = match before {
         Some(inotify) => inotify,
@@ -336,4 +402,32 @@ fn watch(directory: &Path, before: Option<Inotify>) -> Option<Inotify> {
     // Without a watch it is still read for each generation.
     let _ = watch::add(&inotify, directory);
     Some(inotify)
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used, reason = "tests fail by panicking")]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_directory_that_cannot_be_read_any_more_leaves_the_knobs_alone() {
+        let path = std::env::temp_dir().join(format!("start_server-test-{}", std::process::id()));
+        fs::create_dir(&path).unwrap();
+        fs::write(path.join(DELAY), "7\n").unwrap();
+        let mut environment = Environment::new(&Settings {
+            directory: Some(path.clone()),
+            kill_old_delay: None,
+            enable_auto_restart: None,
+            auto_restart_interval: None,
+        });
+        let before = environment.load();
+        fs::remove_dir_all(&path).unwrap();
+        let after = environment.load();
+        assert_eq!(before.knobs.kill_old_delay, Duration::from_secs(7));
+        assert_eq!(after.knobs, before.knobs);
+        assert_eq!(after.changes.unwrap_err().errno, Errno::ENOENT);
+        // Said once, by whoever has read it.
+        assert_eq!(after.notices.len(), 1);
+        assert_eq!(environment.load().notices, []);
+    }
 }

@@ -51,8 +51,19 @@ pub fn cannot_spawn(errno: Errno) -> ExecFailure {
     }
 }
 
-/// Explains a step that failed on the way to this program in this directory.
-pub fn explain(step: Step, errno: Errno, program: &OsStr, directory: Option<&Path>) -> ExecFailure {
+/// What was tried: this program, in this directory, and where it is looked up.
+pub struct Attempt<'a> {
+    pub program: &'a OsStr,
+    pub directory: Option<&'a Path>,
+    /// The worker's PATH.
+    pub path: &'a OsStr,
+}
+
+/// What the user needs to know about a step that failed on the way to the program.
+pub fn explain(step: Step, errno: Errno, attempt: &Attempt<'_>) -> ExecFailure {
+    let Attempt {
+        program, directory, ..
+    } = *attempt;
     let shown = printable(program);
     let action = match step {
         Step::Descriptors => format!("pass the sockets to {shown}"),
@@ -62,7 +73,7 @@ pub fn explain(step: Step, errno: Errno, program: &OsStr, directory: Option<&Pat
             let directory = printable(directory.unwrap_or(Path::new("")));
             format!("change to --dir={directory}")
         }
-        Step::Execute => return explain_execute(errno, program, directory),
+        Step::Execute => return explain_execute(errno, attempt),
     };
     ExecFailure {
         action,
@@ -71,11 +82,11 @@ pub fn explain(step: Step, errno: Errno, program: &OsStr, directory: Option<&Pat
     }
 }
 
-fn explain_execute(errno: Errno, program: &OsStr, directory: Option<&Path>) -> ExecFailure {
-    let action = format!("execute {}", printable(program));
-    let program = Path::new(program);
+fn explain_execute(errno: Errno, attempt: &Attempt<'_>) -> ExecFailure {
+    let action = format!("execute {}", printable(attempt.program));
+    let (program, directory) = (Path::new(attempt.program), attempt.directory);
     if !program.as_os_str().as_bytes().contains(&b'/') {
-        let (errno, hint) = explain_lookup(program, errno);
+        let (errno, hint) = explain_lookup(errno, attempt);
         return ExecFailure {
             action,
             errno,
@@ -98,19 +109,29 @@ fn explain_execute(errno: Errno, program: &OsStr, directory: Option<&Path>) -> E
     }
 }
 
-/// A program that is in no directory of PATH. execvp(3) says "permission denied" if the user may not search one of them, as
-/// is often the case for root's own.
-fn explain_lookup(program: &Path, errno: Errno) -> (Errno, String) {
-    let path = std::env::var_os("PATH").unwrap_or_default();
-    let directories: Vec<PathBuf> = std::env::split_paths(&path).collect();
-    let mut candidates = directories.iter().map(|one| one.join(program));
-    if let Some(found) = candidates.find(|one| one.is_file()) {
-        return (errno, remedy::not_executable_in_path(&found));
+/// A program that no directory of PATH has, as far as this user can see: where one of them is closed it may be there
+/// all the same, and execvp(3) says "permission denied". The closed ones are often root's own.
+fn explain_lookup(errno: Errno, attempt: &Attempt<'_>) -> (Errno, String) {
+    let Attempt {
+        program,
+        directory,
+        path,
+    } = *attempt;
+    let start = directory.unwrap_or(Path::new(""));
+    let candidates: Vec<PathBuf> = std::env::split_paths(path)
+        .map(|one| start.join(one).join(program))
+        .collect();
+    if let Some(found) = candidates.iter().find(|one| one.is_file()) {
+        return (errno, remedy::not_executable_in_path(found));
     }
-    let is_closed =
-        |one: &&PathBuf| one.is_dir() && access(one.as_path(), AccessFlags::X_OK).is_err();
-    let closed: Vec<&PathBuf> = directories.iter().filter(is_closed).collect();
-    (Errno::ENOENT, remedy::not_in_path(&path, &closed))
+    let closed: Vec<&Path> = candidates
+        .iter()
+        .filter_map(|one| closed_part(one))
+        .collect();
+    match closed.is_empty() {
+        true => (Errno::ENOENT, remedy::not_in_path(path)),
+        false => (Errno::EACCES, remedy::maybe_behind(&closed, path)),
+    }
 }
 
 /// What a file needs that exists and still cannot be found.
@@ -140,17 +161,22 @@ fn first_line(file: &Path) -> Option<Vec<u8>> {
 
 /// Which part of the path keeps this user from executing the file.
 fn explain_denied(file: &Path) -> Option<String> {
+    match closed_part(file) {
+        Some(closed) => Some(remedy::closed_directory(closed)),
+        None if file.is_dir() => Some(remedy::IS_A_DIRECTORY.into()),
+        None if access(file, AccessFlags::X_OK).is_err() => Some(remedy::NOT_EXECUTABLE.into()),
+        None => None,
+    }
+}
+
+/// The first directory on the way to the file that this user may not search.
+fn closed_part(file: &Path) -> Option<&Path> {
     let mut parents: Vec<&Path> = file
         .ancestors()
         .skip(1)
         .filter(|one| *one != Path::new(""))
         .collect();
     parents.reverse();
-    let is_closed = |directory: &&Path| access(*directory, AccessFlags::X_OK).is_err();
-    match parents.into_iter().find(is_closed) {
-        Some(closed) => Some(remedy::closed_directory(closed)),
-        None if file.is_dir() => Some(remedy::IS_A_DIRECTORY.into()),
-        None if access(file, AccessFlags::X_OK).is_err() => Some(remedy::NOT_EXECUTABLE.into()),
-        None => None,
-    }
+    let is_closed = |directory: &&Path| access(*directory, AccessFlags::X_OK) == Err(Errno::EACCES);
+    parents.into_iter().find(is_closed)
 }

@@ -13,6 +13,7 @@ use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
 use std::os::unix::process::CommandExt;
 use std::path::PathBuf;
 use std::process::Command;
+use std::rc::Rc;
 
 use common::descriptors::keep_from_exec;
 use nix::errno::Errno;
@@ -22,11 +23,13 @@ use nix::sys::signal::{SigSet, SigmaskHow, sigprocmask};
 use nix::unistd::{ForkResult, Pid, chdir, pipe2, read, setsid, write};
 
 pub use self::explain::cannot_spawn;
-use self::explain::{Step, explain};
+use self::explain::{Attempt, Step, explain};
 pub use self::settings::Settings;
+use crate::host::dispositions;
+pub use crate::host::launcher::Change;
+use crate::host::launcher::Handover;
 use crate::host::open_files::{OpenFiles, duplicate_above};
 use crate::host::process::{exit_child, fork_single_threaded};
-use crate::host::{dispositions, manager};
 use crate::words::notice::ExecFailure;
 
 /// Everything about a worker that is the same in every generation.
@@ -38,7 +41,9 @@ pub struct Blueprint {
     pub directory: Option<PathBuf>,
     /// Sockets with their numbers in the worker. Every socket's own number is above all of these.
     pub sockets: Vec<(OwnedFd, RawFd)>,
-    /// The variables that announce its sockets: `SERVER_STARTER_PORT` and further dialects.
+    /// What it has different from the launcher's environment, before anything else is changed.
+    pub handover: Rc<Handover>,
+    /// What tells it about its sockets: `SERVER_STARTER_PORT` and further dialects.
     pub variables: Vec<(OsString, OsString)>,
     /// Whether to set `LISTEN_PID` too, which must be the worker's own pid (sd_listen_fds(3)).
     pub listen_pid: bool,
@@ -48,12 +53,16 @@ pub struct Blueprint {
     pub open_files: OpenFiles,
 }
 
-/// A change to the launcher's environment; without a value the variable is removed.
-pub type Change = (OsString, Option<OsString>);
-
-/// The pipe on which a child reports why it could not execute the program. A successful exec closes it.
+/// The pipe on which a child says why it could not execute the program. It closes by itself when it could.
 #[derive(Debug)]
-pub struct Report(OwnedFd);
+pub struct Report {
+    pipe: OwnedFd,
+    /// Where the child looks the program up.
+    path: OsString,
+}
+
+/// Where a program is looked up without any PATH (execvp(3)).
+const DEFAULT_PATH: &str = "/bin:/usr/bin";
 
 impl Blueprint {
     /// Starts a process that becomes a worker of `generation`. Its output goes where ours goes, except for these
@@ -70,7 +79,10 @@ impl Blueprint {
         let (ours, theirs) = pipe2(OFlag::O_CLOEXEC | OFlag::O_NONBLOCK).map_err(cannot_spawn)?;
         let theirs = self.out_of_the_way(&theirs).map_err(cannot_spawn)?;
         match fork_single_threaded().map_err(cannot_spawn)? {
-            ForkResult::Parent { child } => Ok((child, Report(ours))),
+            ForkResult::Parent { child } => {
+                let path = path_in(environment);
+                Ok((child, Report { pipe: ours, path }))
+            }
             ForkResult::Child => self.run(generation, environment, output, &theirs),
         }
     }
@@ -132,9 +144,7 @@ impl Blueprint {
         }
         let mut command = Command::new(&self.program);
         command.args(&self.arguments);
-        for name in manager::VARIABLES {
-            command.env_remove(name);
-        }
+        self.handover.apply(&mut command);
         for (name, value) in environment {
             match value {
                 Some(value) => command.env(name, value),
@@ -153,22 +163,21 @@ impl Blueprint {
     }
 }
 
-impl Blueprint {
-    fn explain(&self, step: Step, errno: Errno) -> ExecFailure {
-        explain(step, errno, &self.program, self.directory.as_deref())
-    }
-}
-
 impl Report {
     /// The child's report: `None` while it has neither executed the program nor failed to.
     pub fn read(&self, blueprint: &Blueprint) -> Option<Result<(), ExecFailure>> {
         let mut message = [0; 5];
-        match read(&self.0, &mut message) {
+        match read(&self.pipe, &mut message) {
             Err(Errno::EAGAIN | Errno::EINTR) => None,
             Ok(5) => {
                 let [step, errno @ ..] = message;
                 let errno = Errno::from_raw(i32::from_ne_bytes(errno));
-                Some(Err(blueprint.explain(Step::from_number(step), errno)))
+                let attempt = Attempt {
+                    program: &blueprint.program,
+                    directory: blueprint.directory.as_deref(),
+                    path: &self.path,
+                };
+                Some(Err(explain(Step::from_number(step), errno, &attempt)))
             }
             // End of file: closed by the exec, or by a death before it, which the exit status tells.
             Ok(_) | Err(_) => Some(Ok(())),
@@ -178,8 +187,17 @@ impl Report {
 
 impl AsFd for Report {
     fn as_fd(&self) -> BorrowedFd<'_> {
-        self.0.as_fd()
+        self.pipe.as_fd()
     }
+}
+
+fn path_in(changes: &[Change]) -> OsString {
+    let changed = changes.iter().rfind(|(name, _)| name == "PATH");
+    let path = match changed {
+        Some((_, value)) => value.clone(),
+        None => std::env::var_os("PATH"),
+    };
+    path.unwrap_or_else(|| DEFAULT_PATH.into())
 }
 
 fn errno_of(error: &io::Error) -> Errno {

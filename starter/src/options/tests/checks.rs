@@ -10,6 +10,16 @@ fn a_group_needs_a_user() {
 }
 
 #[test]
+fn keeping_the_environment_of_root_needs_a_user() {
+    assert_eq!(
+        error(&["--keep-env", "prog"]),
+        "cannot use --keep-env: it needs --user as well"
+    );
+    let identity = with(&["--user=www", "--keep-env"]).identity;
+    assert!(identity.keeps_environment);
+}
+
+#[test]
 fn a_style_that_cannot_tell_of_a_listener_is_refused() {
     let chosen =
         "cannot use --fd-env=systemd: its descriptors are numbered from 3 without gaps, but";

@@ -120,6 +120,7 @@ fn a_self_test_chooses_everything_itself_but_the_user() {
         identity: identity::Settings {
             user: user.map(Into::into),
             group: group.map(Into::into),
+            keeps_environment: false,
         },
         is_strict,
     };

@@ -56,6 +56,7 @@ fn the_defaults_are_those_of_server_starter() {
     let expected = identity::Settings {
         user: None,
         group: None,
+        keeps_environment: false,
     };
     assert_eq!(identity, expected);
     let expected = listeners::Settings {
@@ -147,12 +148,14 @@ fn every_option_reaches_its_room() {
         "--daemonize",
         "--user=www",
         "--group=33",
+        "--keep-env",
         "--strict",
     ]);
     assert_eq!((is_strict, is_daemon), (true, true));
     let expected = identity::Settings {
         user: Some("www".into()),
         group: Some("33".into()),
+        keeps_environment: true,
     };
     assert_eq!(identity, expected);
     let expected = listeners::Settings {

@@ -1109,7 +1109,7 @@ fn a_failed_restart_names_the_remedy_and_the_log_file() {
         ("#!/bin/sh\nexit 3\n", "hint: log.file says more"),
         (
             "#!/bin/sh\nexit 0\n",
-            "hint: a server that puts itself into the background has ended for start_server: keep it in the foreground",
+            "hint: a server must stay in the foreground: nginx with `daemon off;`, others without -D, --daemon or --daemonize",
         ),
     ] {
         fs::write(&next, script).expect("cannot write a script");

@@ -12,6 +12,7 @@ mod attack_kill;
 mod attack_launcher;
 mod attack_planted;
 mod attack_worker;
+mod background;
 mod bad_input;
 mod capture;
 mod channel;

@@ -9,6 +9,7 @@ use crate::status::file::read_text;
 use crate::status::view::{self, Outcome, State, View, Worker};
 use crate::words::failure::{self, Failure};
 use crate::words::notice::WithMeaning;
+use crate::words::remedy;
 use crate::words::text::printable;
 
 /// What became of a restart.
@@ -135,9 +136,8 @@ impl Status {
     fn advice(&self, hint: Option<&str>, status: Option<i32>) -> String {
         match (hint, status, self.log_file()) {
             (Some(hint), ..) => printable(hint),
-            (None, Some(0), _) => {
-                "a server that puts itself into the background has ended for start_server: keep it in the foreground".into()
-            }
+            // A server of an older version says nothing of it.
+            (None, Some(0), _) => remedy::STAY_IN_FOREGROUND.into(),
             (None, _, Some(file)) => format!("{} says more", printable(file)),
             _ => "the log says more".into(),
         }

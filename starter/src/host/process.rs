@@ -3,6 +3,7 @@
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 use nix::errno::Errno;
+use nix::sys::prctl::set_child_subreaper;
 use nix::sys::signal::Signal;
 use nix::unistd::{ForkResult, Pid};
 
@@ -41,6 +42,13 @@ pub fn reap() -> nix::Result<Option<(Pid, i32)>> {
         Err(Errno::EINTR) => reap(),
         Err(errno) => Err(errno),
     }
+}
+
+/// Whether what a descendant leaves behind when it ends becomes a child of this process, where another would adopt it
+/// otherwise (`PR_SET_CHILD_SUBREAPER`).
+pub fn adopt_orphans(adopt: bool) {
+    // It fails only on kernels before 3.4, which have no such adoption.
+    let _ = set_child_subreaper(adopt);
 }
 
 /// A process that stays the same one even when its number is given to another (pidfd_open(2)). Readable when it has

@@ -20,7 +20,13 @@
 //! proved worker.
 //!
 //! A start that fails is tried again, later each time, until `--start-limit` gives it up. The same holds for one slot of
-//! the current generation whose worker died while others serve:
+//! the current generation whose worker died while others serve.
+//!
+//! A program that exits with success while it starts has most likely gone into the background, and will do so again:
+//! what it has left behind is told to stop, and while nothing has ever served, [`start::MOST_SUCCESSES`] such starts in a
+//! row give it up.
+//!
+//! What becomes of a slot of the current generation:
 //!
 //! | the slot's worker | what follows |
 //! |---|---|
@@ -70,6 +76,7 @@ impl Machine {
             restart_wanted: false,
             planned: None,
             failures: 0,
+            successes: 0,
             has_served: false,
             auto_restart_since: now,
             history: History::default(),

@@ -133,6 +133,12 @@ pub enum Notice {
     Exiting,
     // Not in Server::Starter:
     CannotStartWorker(ExecFailure),
+    /// Processes that a worker has left behind, which is gone.
+    EndingLeftovers {
+        worker: Pid,
+        signal: Signal,
+        pids: Vec<Pid>,
+    },
     RolledBack {
         pids: Vec<Pid>,
     },
@@ -231,6 +237,7 @@ impl Notice {
             | Notice::CannotStartLogCommand { .. }
             | Notice::CannotReopen { .. } => Severity::Error,
             Notice::DiedUnexpectedly { .. }
+            | Notice::EndingLeftovers { .. }
             | Notice::RolledBack { .. }
             | Notice::KillingWorkers { .. }
             | Notice::TakenOver { .. }
@@ -283,6 +290,10 @@ impl fmt::Display for Notice {
         match self {
             Notice::CannotStartWorker(failure) => {
                 write!(f, "start_server: {}", Failure::from(failure))
+            }
+            Notice::FailedToStart { status: 0, .. } => {
+                let hint = remedy::STAY_IN_FOREGROUND;
+                write!(f, "{}\nhint: {hint}", self.sentence())
             }
             one_line => f.write_str(&printable(one_line.sentence())),
         }
@@ -340,6 +351,16 @@ impl Notice {
             Notice::WorkerDied { pid, status } => format!("worker {pid} died, status:{status}"),
             Notice::Exiting => "exiting".into(),
             Notice::CannotStartWorker(failure) => failure.line(),
+            Notice::EndingLeftovers {
+                worker,
+                signal,
+                pids,
+            } => {
+                let (signal, pids) = (name(*signal), Pids(pids, "none"));
+                format!(
+                    "start_server: worker {worker} has left processes behind, sending {signal} to them:{pids}"
+                )
+            }
             Notice::RolledBack { pids } => {
                 format!(
                     "the old workers were not signalled yet and serve again:{}",

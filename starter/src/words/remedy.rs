@@ -178,3 +178,6 @@ pub fn missing_interpreter(name: &OsStr) -> String {
 /// Where a worker does not get as far as to the program.
 pub const HANGING: &str =
     "a file system that does not answer holds it up: that of the program, of --dir or of a library";
+
+/// Where a server program ends without an error as soon as it is started.
+pub const STAY_IN_FOREGROUND: &str = "a server must stay in the foreground: nginx with `daemon off;`, others without -D, --daemon or --daemonize";

@@ -7,6 +7,7 @@
     reason = "tests fail by panicking"
 )]
 
+mod addresses;
 mod attack_channel;
 mod attack_kill;
 mod attack_launcher;

@@ -3,7 +3,7 @@
 //! All of it is done with the user's rights. What the binders may be asked for was decided before (see `plan`).
 
 use std::ffi::OsString;
-use std::net::{IpAddr, SocketAddr, ToSocketAddrs};
+use std::net::{SocketAddr, SocketAddrV4, SocketAddrV6, ToSocketAddrs};
 use std::os::fd::{AsFd, AsRawFd, OwnedFd, RawFd};
 use std::path::Path;
 
@@ -52,6 +52,8 @@ pub struct Listener {
     /// Its key in `SERVER_STARTER_PORT`.
     pub name: OsString,
     pub kind: &'static str,
+    /// Where it is bound; a unix socket is where its name says.
+    pub address: Option<SocketAddr>,
     pub socket: OwnedFd,
     /// The number that it has in the workers.
     pub number: RawFd,
@@ -330,16 +332,23 @@ fn listen_on(
         let socket = duplicate_above(socket.as_fd(), highest).map_err(|errno| {
             Failure::failed(format!("cannot keep {}: {}", wanted.given(), errno.desc()))
         })?;
+        let address = bound_address(&socket);
         if wanted.listens() {
+            let ip = address.map(|address| address.ip());
             start_listening(&socket, backlog)
-                .map_err(|errno| cannot_bind(&wanted, &errno.into(), bound_ip(&socket)))?;
+                .map_err(|errno| cannot_bind(&wanted, &errno.into(), ip))?;
+        }
+        if let Some(address) = address.filter(|_| wanted.is_chosen_by_kernel()) {
+            let given = wanted.given();
+            notices.push(Notice::PortChosen { given, address });
         }
         if wanted.fixed_number().is_some() {
             notices.push(Notice::Duplicated { descriptor: number });
         }
         listeners.push(Listener {
-            name: wanted.name(),
+            name: wanted.name(address),
             kind: wanted.kind(),
+            address,
             socket,
             number,
         });
@@ -380,10 +389,12 @@ fn start_listening(socket: &OwnedFd, backlog: i32) -> nix::Result<()> {
 }
 
 /// The address of a socket of a port.
-fn bound_ip(socket: &OwnedFd) -> Option<IpAddr> {
+fn bound_address(socket: &OwnedFd) -> Option<SocketAddr> {
     let name: SockaddrStorage = getsockname(socket.as_raw_fd()).ok()?;
-    let v4 = name.as_sockaddr_in().map(|name| name.ip().into());
-    v4.or_else(|| name.as_sockaddr_in6().map(|name| name.ip().into()))
+    let v4 = name.as_sockaddr_in().copied();
+    let v6 = name.as_sockaddr_in6().copied();
+    v4.map(|name| SocketAddrV4::from(name).into())
+        .or_else(|| v6.map(|name| SocketAddrV6::from(name).into()))
 }
 
 impl SocketFiles {

@@ -3,6 +3,7 @@
 //! All of it is done with the launcher's rights, before they are dropped.
 
 use std::ffi::OsString;
+use std::net::SocketAddr;
 use std::os::fd::RawFd;
 use std::path::Path;
 
@@ -209,6 +210,11 @@ impl Wanted {
         )
     }
 
+    /// Whether nobody knows the port before it is bound.
+    pub fn is_chosen_by_kernel(&self) -> bool {
+        matches!(self, Wanted::Port(spec) if spec.port == 0)
+    }
+
     pub fn listens(&self) -> bool {
         match self {
             Wanted::Port(spec) => spec.transport == Transport::Tcp,
@@ -231,10 +237,12 @@ impl Wanted {
         }
     }
 
-    /// The key in `SERVER_STARTER_PORT`.
-    pub fn name(&self) -> OsString {
+    /// The key in `SERVER_STARTER_PORT`, where this is the address that was bound.
+    pub fn name(&self, bound: Option<SocketAddr>) -> OsString {
         match self {
-            Wanted::Port(spec) => spec.name.clone().into(),
+            Wanted::Port(spec) => spec
+                .name_with(bound.map_or(spec.port, |bound| bound.port()))
+                .into(),
             Wanted::Path { spec, .. } => spec.path.clone().into(),
         }
     }

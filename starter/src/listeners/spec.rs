@@ -24,7 +24,7 @@ pub const HIGHEST_DESCRIPTOR: RawFd = 1_048_575;
 /// The permission bits of a socket file that asks for none, as in Server::Starter.
 const DEFAULT_MODE: u32 = 0o777;
 
-const PORT_RANGE: &str = "a port is a number from 1 to 65535";
+const PORT_RANGE: &str = "a port is a number from 0 to 65535";
 const BRACKETS: &str = "brackets go around the whole address, as in [::1]:80";
 
 /// Where a port is to be bound.
@@ -51,14 +51,32 @@ impl Host {
 pub struct PortSpec {
     /// As typed, for messages: one line.
     pub given: String,
-    /// The key in `SERVER_STARTER_PORT`, as Server::Starter writes it.
+    /// The key in `SERVER_STARTER_PORT`, as Server::Starter writes it, unless the kernel chooses the port.
     pub name: String,
     pub host: Host,
     pub transport: Transport,
-    /// 1 to 65535.
+    /// 0 is one that the kernel chooses.
     pub port: u16,
     /// The descriptor that the worker wants it on.
     pub descriptor: Option<RawFd>,
+}
+
+impl PortSpec {
+    /// Whether the two cannot be bound together. Of ports that the kernel chooses, each is another one.
+    fn is_same_address(&self, other: &PortSpec) -> bool {
+        self.port != 0
+            && (self.transport, self.port) == (other.transport, other.port)
+            && self.host.is_same(&other.host)
+    }
+
+    /// The key in `SERVER_STARTER_PORT`, where this is the port that was bound.
+    pub fn name_with(&self, bound: u16) -> String {
+        match (self.port, self.name.rsplit_once(':')) {
+            (0, None) => bound.to_string(),
+            (0, Some((host, _))) => format!("{host}:{bound}"),
+            _ => self.name.clone(),
+        }
+    }
 }
 
 /// One unix socket to listen on.
@@ -113,7 +131,7 @@ fn parse_port(spec: &str) -> Result<PortSpec, String> {
         Some(digits) => (Transport::Udp, digits),
         None => (Transport::Tcp, typed_port),
     };
-    let port = number::port(digits).ok_or(PORT_RANGE)?;
+    let port = number::digits(digits).ok_or(PORT_RANGE)?;
     let (host, name) = match typed_host {
         None => (
             Host::Address(Ipv4Addr::UNSPECIFIED.into()),
@@ -359,9 +377,7 @@ pub fn check_duplicates(ports: &[PortSpec], paths: &[PathSpec]) -> Result<(), Fa
     for (index, port) in ports.iter().enumerate() {
         for earlier in ports.iter().take(index) {
             let (given, before) = (port.given.as_ref(), &earlier.given);
-            if (port.transport, port.port) == (earlier.transport, earlier.port)
-                && port.host.is_same(&earlier.host)
-            {
+            if port.is_same_address(earlier) {
                 return Err(refused(
                     "--port",
                     given,

@@ -3,6 +3,7 @@
 //! The wording is Server::Starter's, because scripts look for it; sentences that it does not have are marked.
 
 use std::fmt;
+use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -132,6 +133,11 @@ pub enum Notice {
     },
     Exiting,
     // Not in Server::Starter:
+    /// Where a port was left to the kernel.
+    PortChosen {
+        given: String,
+        address: SocketAddr,
+    },
     CannotStartWorker(ExecFailure),
     /// Processes that a worker has left behind, which is gone.
     EndingLeftovers {
@@ -263,6 +269,7 @@ impl Notice {
             | Notice::SavedAgain { .. }
             | Notice::LogReopened { .. } => Severity::Notice,
             Notice::Duplicated { .. }
+            | Notice::PortChosen { .. }
             | Notice::RemovingSocket { .. }
             | Notice::StartingNewWorker(_)
             | Notice::Sleeping { .. }
@@ -351,6 +358,9 @@ impl Notice {
             Notice::WorkerDied { pid, status } => format!("worker {pid} died, status:{status}"),
             Notice::Exiting => "exiting".into(),
             Notice::CannotStartWorker(failure) => failure.line(),
+            Notice::PortChosen { given, address } => {
+                format!("start_server: {given} is bound to {address}")
+            }
             Notice::EndingLeftovers {
                 worker,
                 signal,

@@ -23,6 +23,8 @@ fn ports_are_read_and_named_as_in_server_starter() {
     for (value, key, host, transport, port, descriptor) in [
         ("8080", "8080", ip("0.0.0.0"), Tcp, 8080, None),
         ("1", "1", ip("0.0.0.0"), Tcp, 1, None),
+        ("0", "0", ip("0.0.0.0"), Tcp, 0, None),
+        ("[::1]:u0=5", "[::1]:0", ip("::1"), Udp, 0, Some(5)),
         ("65535", "65535", ip("0.0.0.0"), Tcp, 65535, None),
         ("0080", "0080", ip("0.0.0.0"), Tcp, 80, None),
         (" \t\n\x0b\x0c\r80 ", "80", ip("0.0.0.0"), Tcp, 80, None),
@@ -125,6 +127,20 @@ fn ports_are_read_and_named_as_in_server_starter() {
 }
 
 #[test]
+fn a_port_that_the_kernel_chooses_is_named_by_its_number_and_no_other_is() {
+    for (value, name) in [
+        ("0", "1234"),
+        ("u00", "1234"),
+        ("127.0.0.1:0", "127.0.0.1:1234"),
+        ("[::1]:0=4", "[::1]:1234"),
+        ("80", "80"),
+        ("localhost:080", "localhost:080"),
+    ] {
+        assert_eq!(one_port(value).name_with(1234), name, "{value:?}");
+    }
+}
+
+#[test]
 fn what_is_no_port_is_refused_with_the_cause() {
     let descriptor = "a descriptor is a number from 0 to 1048575";
     let bracket_port = "the address in brackets is followed by : and a port";
@@ -138,8 +154,6 @@ fn what_is_no_port_is_refused_with_the_cause() {
         (",", ",", "a port is missing"),
         ("80,", "80,", "a port is missing"),
         ("80,,81", "80,,81", "a port is missing"),
-        ("0", "0", PORT_RANGE),
-        ("u0", "u0", PORT_RANGE),
         ("65536", "65536", PORT_RANGE),
         ("80,70000", "70000", PORT_RANGE),
         ("99999999999999999999", "99999999999999999999", PORT_RANGE),
@@ -390,6 +404,7 @@ fn duplicates(ports: &[&str], paths: &[&str]) -> Option<String> {
 #[test]
 fn what_can_be_bound_together_is_no_duplicate() {
     assert_eq!(duplicates(&[], &[]), None);
+    assert_eq!(duplicates(&["0,0,u0", "0", "[::1]:0,[::1]:0"], &[]), None);
     assert_eq!(duplicates(&["53", "u53"], &["/a", "/b"]), None);
     assert_eq!(
         duplicates(

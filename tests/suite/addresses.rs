@@ -1,8 +1,12 @@
 //! Addresses that are not there yet, that the kernel chooses, or that are no file.
 
+use std::io::{self, BufRead, BufReader, Write};
+use std::os::linux::net::SocketAddrExt;
+use std::os::unix::net::{SocketAddr, UnixListener, UnixStream};
+
 use e2e::server::Setup;
 use e2e::skip::original_differs;
-use e2e::{Server, client};
+use e2e::{Report, Server, client};
 
 use crate::privileges::can_drop;
 
@@ -87,5 +91,77 @@ fn ports_that_the_kernel_chooses_are_named_wherever_they_are_told() {
         // The next generation has the same ones.
         assert_ne!(server.restart(), worker);
         server.ask(second);
+    }
+}
+
+/// An abstract name that no other test and no other run has.
+fn abstract_name(purpose: &str) -> String {
+    format!("start_server-e2e-{}-{purpose}", std::process::id())
+}
+
+fn address(name: &str) -> SocketAddr {
+    SocketAddr::from_abstract_name(name).expect("a short name")
+}
+
+fn ask_abstract(name: &str) -> io::Result<Report> {
+    let mut stream = UnixStream::connect_addr(&address(name))?;
+    stream.write_all(b"report\n")?;
+    let mut line = String::new();
+    BufReader::new(stream).read_line(&mut line)?;
+    serde_json::from_str(&line).map_err(io::Error::other)
+}
+
+#[test]
+fn an_abstract_socket_has_no_file_and_no_binder_and_is_gone_at_the_end() {
+    if original_differs("it makes a file of that name") {
+        return;
+    }
+    for (number, setup) in setups().into_iter().enumerate() {
+        let name = abstract_name(&format!("served-{number}"));
+        let key = format!("@{name}");
+        let mut server = setup
+            .option(format!("--path={key}"))
+            .option("--path=./@file")
+            .status_file()
+            .worker(["--graceful"])
+            .start();
+        let worker = server.accepted();
+        let report = ask_abstract(&name).expect("a report");
+        // As the fixture writes an abstract address.
+        assert_eq!(report.socket(&key).address, format!("@{name:?}"));
+        assert_eq!(report.socket("./@file").address, "./@file");
+        assert_eq!(shown(&server)[0], [key.as_str(), "unix", key.as_str()]);
+        assert!(!server.folder().join(&key).exists());
+        assert!(server.folder().join("@file").exists());
+        let status = server.status_json().expect("a status file");
+        assert_eq!(status["confinement"]["binders"], serde_json::json!([]));
+        assert_ne!(server.restart(), worker);
+        ask_abstract(&name).expect("a report of the next generation");
+        assert!(server.stop().success());
+        let refused = ask_abstract(&name).expect_err("nobody has it any more");
+        assert_eq!(refused.kind(), io::ErrorKind::ConnectionRefused);
+    }
+}
+
+#[test]
+fn an_abstract_name_that_somebody_has_is_refused() {
+    if original_differs("it makes a file of that name") {
+        return;
+    }
+    for (number, setup) in setups().into_iter().enumerate() {
+        let name = abstract_name(&format!("held-{number}"));
+        let held = UnixListener::bind_addr(&address(&name)).expect("cannot bind");
+        let finished = setup.option(format!("--path=@{name}")).run();
+        assert_eq!(finished.status.code(), Some(1), "{}", finished.log);
+        let error =
+            format!("start_server: cannot listen on --path=@{name}: Address already in use");
+        assert!(
+            finished.log.lines().any(|line| line == error),
+            "{}",
+            finished.log
+        );
+        let hint = format!("hint: `ss -lxp src @{name}`, as root, shows who has it");
+        assert!(finished.log.contains(&hint), "{}", finished.log);
+        drop(held);
     }
 }

@@ -11,7 +11,9 @@ use common::message::{Address, Ask, MOST_DESCRIPTORS, Refusal};
 use common::unix_socket::{Made, MadeFile, Place, is_served};
 use nix::errno::Errno;
 use nix::fcntl::{OFlag, open};
-use nix::sys::socket::{SockaddrStorage, getsockname};
+use nix::sys::socket::{
+    AddressFamily, SockFlag, SockType, SockaddrStorage, UnixAddr, bind, getsockname, socket,
+};
 use nix::sys::stat::Mode;
 use nix::unistd::Pid;
 
@@ -279,6 +281,12 @@ fn make_ours(
         if let (Wanted::Path { spec, uid, gid }, Maker::Ourselves { objection }) =
             (&planned.wanted, &planned.maker)
         {
+            if let Some(name) = spec.abstract_name() {
+                let socket = bind_abstract(name)
+                    .map_err(|errno| cannot_bind(&planned.wanted, &errno.into(), None))?;
+                *made = Some(socket);
+                continue;
+            }
             let Made {
                 socket,
                 file,
@@ -292,6 +300,14 @@ fn make_ours(
         }
     }
     Ok(())
+}
+
+/// A socket without a file: the name lives in the network namespace, for as long as somebody has the socket open.
+fn bind_abstract(name: &[u8]) -> nix::Result<OwnedFd> {
+    let flags = SockFlag::SOCK_CLOEXEC;
+    let socket = socket(AddressFamily::Unix, SockType::Stream, flags, None)?;
+    bind(socket.as_raw_fd(), &UnixAddr::new_abstract(name)?)?;
+    Ok(socket)
 }
 
 fn bind_ourselves(

@@ -105,14 +105,14 @@ impl Plan {
         Ok(plan)
     }
 
-    /// Root never works in a directory that somebody else can write; everywhere else the user does it.
+    /// An abstract name is nobody's more than another's. Root never works in a directory that somebody else can write; everywhere else the user does it.
     fn maker_of(
         &mut self,
         spec: &PathSpec,
         uid: Option<u32>,
         gid: Option<u32>,
     ) -> Result<Maker, Failure> {
-        if self.identity.is_none() {
+        if self.identity.is_none() || spec.abstract_name().is_some() {
             return Ok(Maker::Ourselves { objection: None });
         }
         let path = std::path::absolute(&spec.path).map_err(|error| {

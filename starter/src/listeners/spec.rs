@@ -84,12 +84,20 @@ impl PortSpec {
 pub struct PathSpec {
     /// As typed, with its attributes, for messages.
     pub given: OsString,
-    /// Also the key in `SERVER_STARTER_PORT`. It may be relative.
+    /// Also the key in `SERVER_STARTER_PORT`. It may be relative; with an @ in front it is no path, but the name of an abstract
+    /// socket (unix(7)).
     pub path: PathBuf,
     /// Permission bits, 0 to 0o777.
     pub mode: u32,
     pub user: Option<String>,
     pub group: Option<String>,
+}
+
+impl PathSpec {
+    /// The name of an abstract socket, which has no file. A file whose name begins with an @ is written with a directory.
+    pub fn abstract_name(&self) -> Option<&[u8]> {
+        self.path.as_os_str().as_bytes().strip_prefix(b"@")
+    }
 }
 
 fn refused(option: &str, given: &OsStr, cause: impl Display) -> Failure {
@@ -320,11 +328,23 @@ impl Part<'_> {
         if path.contains(&b'\n') {
             return Err("a path cannot hold a newline".to_owned());
         }
-        if path.len() > LONGEST_PATH {
-            let length = path.len();
+        // The @ stands for the NUL that an abstract name begins with.
+        let name = path.strip_prefix(b"@");
+        let length = name.unwrap_or(&path).len();
+        if length > LONGEST_PATH {
             return Err(format!(
                 "the path of a unix socket has at most {LONGEST_PATH} bytes, and this has {length}"
             ));
+        }
+        match name {
+            Some(b"") => return Err("the name of an abstract socket follows @".to_owned()),
+            Some(_) if !self.attributes.is_empty() => {
+                return Err(
+                    "an abstract socket is no file: it has neither mode nor owner (a file is written ./@name)"
+                        .to_owned(),
+                );
+            }
+            Some(_) | None => {}
         }
         let mut attributes = Attributes::default();
         for attribute in self.attributes {

@@ -74,6 +74,14 @@ pub fn of_port_in_use(port: u16) -> String {
     )
 }
 
+/// Where somebody has this abstract name, written with its @.
+pub fn of_abstract_name_in_use(name: &Path) -> String {
+    format!(
+        "`ss -lxp src {}`, as root, shows who has it: maybe a worker that a killed start_server left behind",
+        printable(name)
+    )
+}
+
 /// Where these processes hold an address: `pid 1 (init) and pid 2 (x)`.
 pub fn of_holders(holders: &str) -> String {
     format!("it is held by {holders}; a killed start_server leaves its workers behind")

@@ -248,6 +248,10 @@ fn paths_are_split_only_where_every_part_is_absolute() {
             "/a,/b,/c",
             vec![("/a", 0o777), ("/b", 0o777), ("/c", 0o777)],
         ),
+        ("@a", vec![("@a", 0o777)]),
+        ("@a,/b", vec![("@a,/b", 0o777)]),
+        ("/a,@b", vec![("/a,@b", 0o777)]),
+        ("./@a,mode=0660", vec![("./@a", 0o660)]),
         ("/a,mode=0660", vec![("/a", 0o660)]),
         ("/a,b,mode=600", vec![("/a,b", 0o600)]),
         ("rel,mode=0", vec![("rel", 0)]),
@@ -326,11 +330,30 @@ fn a_path_may_have_107_bytes() {
 }
 
 #[test]
+fn what_begins_with_an_at_sign_is_an_abstract_name_and_nothing_else_is() {
+    let name = |value: &str| {
+        let specs = parse_paths(value.as_ref()).unwrap();
+        specs[0].abstract_name().map(<[u8]>::to_vec)
+    };
+    assert_eq!(name("@a"), Some(b"a".to_vec()));
+    assert_eq!(name("@/a,@b"), Some(b"/a,@b".to_vec()));
+    for path in ["./@a", "/@a", "a@", "/a"] {
+        assert_eq!(name(path), None, "{path}");
+    }
+    let longest = "x".repeat(LONGEST_PATH);
+    assert_eq!(name(&format!("@{longest}")), Some(longest.clone().into()));
+    let failure = parse_paths(format!("@{longest}x").as_ref()).unwrap_err();
+    assert!(failure.to_string().ends_with("and this has 108"));
+}
+
+#[test]
 fn what_is_no_path_is_refused_with_the_cause() {
     let separators = "a path cannot hold ; or =, because SERVER_STARTER_PORT separates by them";
     let mode = "a mode is an octal number from 0 to 0777";
     let follows =
         "what follows the attributes is neither an attribute nor a path that starts with /";
+    let no_file =
+        "an abstract socket is no file: it has neither mode nor owner (a file is written ./@name)";
     let unknown = "the attributes of a path are mode, user and group, not";
     for (value, given, cause) in [
         ("", "", "the path is empty"),
@@ -341,6 +364,10 @@ fn what_is_no_path_is_refused_with_the_cause() {
         ("/a,/b=c", "/b=c", separators),
         ("/a,b/c=d", "/a,b/c=d", separators),
         ("/a,=b", "/a,=b", separators),
+        ("@", "@", "the name of an abstract socket follows @"),
+        ("@a,mode=0660", "@a,mode=0660", no_file),
+        ("@a,user=x", "@a,user=x", no_file),
+        ("@a=b", "@a=b", separators),
         ("/a\nb", "/a\\x0Ab", "a path cannot hold a newline"),
         ("/a,mode=", "/a,mode=", mode),
         ("/a,mode=0888", "/a,mode=0888", mode),

@@ -56,7 +56,11 @@ fn assert_port(spec: &PortSpec) {
         Transport::Udp => "u",
     };
     let descriptor = spec.descriptor.map(|number| format!("={number}"));
-    let written = format!("{host}{udp}{digits}{}", descriptor.unwrap_or_default());
+    let freebind = if spec.freebind { ",freebind" } else { "" };
+    let written = format!(
+        "{host}{udp}{digits}{}{freebind}",
+        descriptor.unwrap_or_default()
+    );
     let again = PortSpec {
         given: written.clone(),
         ..spec.clone()

@@ -5,8 +5,8 @@ use std::os::linux::net::SocketAddrExt;
 use std::os::unix::net::{SocketAddr, UnixListener, UnixStream};
 
 use e2e::server::Setup;
-use e2e::skip::original_differs;
-use e2e::{Report, Server, client};
+use e2e::skip::{needs_ipv6, original_differs};
+use e2e::{Report, Server, client, ports};
 
 use crate::privileges::can_drop;
 
@@ -163,5 +163,49 @@ fn an_abstract_name_that_somebody_has_is_refused() {
         let hint = format!("hint: `ss -lxp src @{name}`, as root, shows who has it");
         assert!(finished.log.contains(&hint), "{}", finished.log);
         drop(held);
+    }
+}
+
+/// Addresses for documentation (RFC 5737 and 3849), which no machine has.
+const NOBODYS: [&str; 2] = ["192.0.2.7", "[2001:db8::7]"];
+
+#[test]
+fn an_address_that_comes_later_is_bound_where_that_is_asked_for_and_only_there() {
+    if original_differs("it has no freebind") || !needs_ipv6() {
+        return;
+    }
+    for setup in setups() {
+        let (first, second) = (ports::tcp(), ports::udp());
+        let [v4, v6] = NOBODYS.map(|ip| format!("{ip}:{first}"));
+        let udp = format!("{}:{second}", NOBODYS[0]);
+        let options = [
+            format!("--port={v4},freebind,127.0.0.1:{first},{v6}=7,freebind"),
+            format!("--port={}:u{second},freebind", NOBODYS[0]),
+        ];
+        let server = setup.options(options).status_file().start();
+        server.accepted();
+        let report = server.ask(first);
+        let told: Vec<&str> = report.listeners.iter().map(|it| it.name.as_str()).collect();
+        assert_eq!(told, [&*v4, &*format!("127.0.0.1:{first}"), &*v6, &*udp]);
+        for (name, is_listening) in [(&v4, true), (&v6, true), (&udp, false)] {
+            let socket = report.socket(name);
+            assert_eq!((&socket.address, socket.listening), (name, is_listening));
+        }
+    }
+    for setup in setups() {
+        let spec = format!("{}:{}", NOBODYS[0], ports::tcp());
+        // The option of another port is not its own.
+        let finished = setup
+            .option(format!("--port=127.0.0.1:{},freebind,{spec}", ports::tcp()))
+            .run();
+        assert_eq!(finished.status.code(), Some(1), "{}", finished.log);
+        let expected = [
+            format!("start_server: cannot listen on --port={spec}: Cannot assign requested address"),
+            "hint: no interface of this machine has that address: see `ip address`; `,freebind` after the port binds to \
+             one that comes later"
+                .to_owned(),
+        ];
+        let lines: Vec<&str> = finished.log.lines().collect();
+        assert_eq!(lines[lines.len() - 2..], expected);
     }
 }

@@ -86,6 +86,7 @@ impl Plan {
                 transport: spec.transport,
                 port: spec.port,
                 ip,
+                freebind: spec.freebind,
             };
             let maker = Maker::PortBinder(number_of_next(&plan.ports)?);
             plan.ports.push(grant);

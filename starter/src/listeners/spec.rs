@@ -1,4 +1,4 @@
-//! What to listen on, as typed: `[HOST:][u]PORT[=FD]` and the paths of unix sockets, each to a value that says all.
+//! What to listen on, as typed: `[HOST:][u]PORT[=FD][,freebind]` and the paths of unix sockets, each to a value that says all.
 //!
 //! Nothing is resolved, opened or bound here.
 
@@ -59,9 +59,24 @@ pub struct PortSpec {
     pub port: u16,
     /// The descriptor that the worker wants it on.
     pub descriptor: Option<RawFd>,
+    /// Whether no interface need have the address yet.
+    pub freebind: bool,
 }
 
 impl PortSpec {
+    /// Adds an option that was typed after it. The error is the cause alone.
+    fn add(&mut self, option: &str) -> Result<(), String> {
+        match option.split_once('=') {
+            None if option == "freebind" => match std::mem::replace(&mut self.freebind, true) {
+                true => Err("freebind is given twice".to_owned()),
+                false => Ok(()),
+            },
+            Some(("freebind", _)) => Err("freebind takes no value".to_owned()),
+            Some((name, _)) => Err(unknown_option(name)),
+            None => Err(unknown_option(option)),
+        }
+    }
+
     /// Whether the two cannot be bound together. Of ports that the kernel chooses, each is another one.
     fn is_same_address(&self, other: &PortSpec) -> bool {
         self.port != 0
@@ -77,6 +92,13 @@ impl PortSpec {
             _ => self.name.clone(),
         }
     }
+}
+
+fn unknown_option(name: &str) -> String {
+    format!(
+        "what follows a port is another one or the option freebind, not {}",
+        printable(name)
+    )
 }
 
 /// One unix socket to listen on.
@@ -105,18 +127,35 @@ fn refused(option: &str, given: &OsStr, cause: impl Display) -> Failure {
     Failure::usage(format!("cannot use {option}={given}: {cause}"))
 }
 
-/// Reads the value of one `--port`: a list, separated by commas.
+/// Reads the value of one `--port`: a list, separated by commas. Options of a port follow it, separated like that too.
 pub fn parse_ports(value: &str) -> Result<Vec<PortSpec>, Failure> {
-    let specs = value.split(',').map(|spec| spec.trim_matches(is_blank));
-    specs
-        .map(|spec| {
-            if spec.is_empty() {
-                // The empty spec itself would show nothing: name the list that holds it.
+    let mut specs: Vec<PortSpec> = Vec::new();
+    for segment in value.split(',').map(|it| it.trim_matches(is_blank)) {
+        match specs.last_mut() {
+            Some(spec) if is_port_option(segment) => {
+                spec.given = format!("{},{}", spec.given, printable(segment));
+                spec.add(segment)
+                    .map_err(|cause| refused("--port", spec.given.as_ref(), cause))?;
+            }
+            // The empty spec itself would show nothing: name the list that holds it.
+            _ if segment.is_empty() => {
                 return Err(refused("--port", value.as_ref(), "a port is missing"));
             }
-            parse_port(spec).map_err(|cause| refused("--port", spec.as_ref(), cause))
-        })
-        .collect()
+            _ => specs.push(
+                parse_port(segment).map_err(|cause| refused("--port", segment.as_ref(), cause))?,
+            ),
+        }
+    }
+    Ok(specs)
+}
+
+/// Whether this looks like `NAME` or `NAME=VALUE`, known or not, and neither like a port (`80=3`, `u53`) nor like a host with
+/// one.
+fn is_port_option(segment: &str) -> bool {
+    let after_u = segment.strip_prefix('u');
+    let is_udp = after_u.is_some_and(|it| it.starts_with(|first: char| first.is_ascii_digit()));
+    let is_name = segment.starts_with(|first: char| first.is_ascii_alphabetic());
+    is_name && !is_udp && !segment.contains(':')
 }
 
 /// What `\s` of Perl matches in ASCII.
@@ -161,6 +200,7 @@ fn parse_port(spec: &str) -> Result<PortSpec, String> {
         transport,
         port,
         descriptor,
+        freebind: false,
     })
 }
 

@@ -50,16 +50,18 @@ pub fn definition() -> Command {
 
 fn listening() -> [Arg; 3] {
     [
-        list("port", "[HOST:][u]PORT[=FD]").help(lines([
+        list("port", "[HOST:][u]PORT[=FD][,freebind]").help(lines([
             "Listen on a TCP port, or with a leading u on a UDP port; without HOST,",
             "on every IPv4 address. An IPv6 address is written like [::1]:80. =FD",
-            "sets the number that the descriptor has in the server. PORT 0 is a free",
-            "one. May be given more than once, and may be a list separated by commas.",
+            "sets the number that the descriptor has in the server. PORT 0 is a",
+            "free one. With freebind, HOST may be an address that no interface has",
+            "yet. May be given more than once, and may be a list separated by",
+            "commas.",
         ])),
         list("path", "PATH[,mode=MODE][,user=USER][,group=GROUP]").help(lines([
             "Listen on a unix socket. MODE is octal (default: 0777). @NAME is an",
-            "abstract socket, without a file. May be given more than once, and may be",
-            "a list of absolute paths separated by commas.",
+            "abstract socket, without a file. May be given more than once, and may",
+            "be a list of absolute paths separated by commas.",
         ])),
         valued("backlog", "NUMBER").help(format!(
             "How many connections may wait on each listener (default: {}).",

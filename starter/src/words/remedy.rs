@@ -42,7 +42,7 @@ pub const TRUSTED_BINDER: &str = "as root every file and directory on its path m
 pub const TOO_MANY_GROUPS: &str = "the user to become is in too many groups";
 
 /// Where no interface has the address of a port.
-pub const NO_SUCH_ADDRESS: &str = "no interface of this machine has that address: see `ip address`";
+pub const NO_SUCH_ADDRESS: &str = "no interface of this machine has that address: see `ip address`; `,freebind` after the port binds to one that comes later";
 
 /// Where root may not give a socket file away.
 pub const CHOWN_AS_ROOT: &str =

@@ -148,6 +148,7 @@ fn what_is_no_port_is_refused_with_the_cause() {
         "a host name cannot hold ; or =, because SERVER_STARTER_PORT separates by them";
     let zone = "the name of an interface follows %";
     let blank = "a host name cannot hold white space";
+    let unknown = "what follows a port is another one or the option freebind, not";
     for (value, given, cause) in [
         ("", "", "a port is missing"),
         (" ", " ", "a port is missing"),
@@ -177,6 +178,23 @@ fn what_is_no_port_is_refused_with_the_cause() {
         ("80=1048576", "80=1048576", descriptor),
         ("80=99999999999", "80=99999999999", descriptor),
         ("80=4=5", "80=4=5", PORT_RANGE),
+        ("freebind", "freebind", PORT_RANGE),
+        ("freebind,80", "freebind", PORT_RANGE),
+        ("80,8l", "8l", PORT_RANGE),
+        ("80,u5x", "u5x", PORT_RANGE),
+        ("80,freebind,", "80,freebind,", "a port is missing"),
+        (
+            "80,freebind,freebind",
+            "80,freebind,freebind",
+            "freebind is given twice",
+        ),
+        ("80,freebind=1", "80,freebind=1", "freebind takes no value"),
+        (
+            "80,81,Freebind",
+            "81,Freebind",
+            &format!("{unknown} Freebind"),
+        ),
+        ("80,mode=0660", "80,mode=0660", &format!("{unknown} mode")),
         ("[::1", "[::1", BRACKETS),
         ("[::1:80", "[::1:80", BRACKETS),
         ("::1]:80", "::1]:80", BRACKETS),
@@ -225,6 +243,24 @@ fn one_port_option_may_hold_a_list() {
     assert_eq!(
         names,
         [("80", "80"), ("[::1]:81", "[::1]:81"), ("u53=4", "53")]
+    );
+}
+
+#[test]
+fn options_belong_to_the_port_before_them() {
+    let specs = parse_ports("192.0.2.7:80=4, freebind ,u53,u54,freebind,freebind:81").unwrap();
+    let specs: Vec<_> = specs
+        .iter()
+        .map(|spec| (spec.given.as_str(), spec.name.as_str(), spec.freebind))
+        .collect();
+    assert_eq!(
+        specs,
+        [
+            ("192.0.2.7:80=4,freebind", "192.0.2.7:80", true),
+            ("u53", "53", false),
+            ("u54,freebind", "54", true),
+            ("freebind:81", "freebind:81", false),
+        ]
     );
 }
 

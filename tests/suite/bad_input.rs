@@ -366,7 +366,7 @@ fn an_address_that_cannot_be_bound_is_named() {
     let spec = format!("192.0.2.1:{port}");
     let line =
         format!("start_server: cannot listen on --port={spec}: Cannot assign requested address");
-    let hint = "hint: no interface of this machine has that address: see `ip address`";
+    let hint = "hint: no interface of this machine has that address: see `ip address`; `,freebind` after the port binds to one that comes later";
     let nonlocal = fs::read_to_string("/proc/sys/net/ipv4/ip_nonlocal_bind");
     if nonlocal.is_ok_and(|it| it.trim() == "0") {
         let setup = with_files().option(format!("--port={spec}"));

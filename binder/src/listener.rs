@@ -10,7 +10,9 @@ use nix::sys::socket::{
 };
 
 /// Binds a blocking socket: O_NONBLOCK would apply to all workers that share it.
-pub fn bind(transport: Transport, address: Address) -> nix::Result<OwnedFd> {
+///
+/// With `freebind` the address may be one that no interface has yet.
+pub fn bind(transport: Transport, address: Address, freebind: bool) -> nix::Result<OwnedFd> {
     let family = match address.ip {
         IpAddr::V4(_) => AddressFamily::Inet,
         IpAddr::V6(_) => AddressFamily::Inet6,
@@ -24,6 +26,10 @@ pub fn bind(transport: Transport, address: Address) -> nix::Result<OwnedFd> {
     // it would let a second server share the port and take datagrams away from the first.
     if transport == Transport::Tcp {
         setsockopt(&socket, sockopt::ReuseAddr, &true)?;
+    }
+    if freebind {
+        // It holds for IPv6 as well: the kernel has one flag for both.
+        setsockopt(&socket, sockopt::IpFreebind, &true)?;
     }
     match address.ip {
         IpAddr::V4(ip) => {

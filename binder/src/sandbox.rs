@@ -12,14 +12,14 @@ use landlock::{
     RulesetAttr, RulesetCreated, RulesetCreatedAttr, RulesetStatus, Scope,
 };
 use libc::{
-    AF_INET, AF_INET6, AF_UNIX, AT_EMPTY_PATH, IPPROTO_IPV6, IPV6_V6ONLY, MSG_CMSG_CLOEXEC,
-    MSG_NOSIGNAL, O_CLOEXEC, O_NOFOLLOW, O_PATH, PR_CAP_AMBIENT, PR_CAP_AMBIENT_CLEAR_ALL,
-    PR_SET_NO_NEW_PRIVS, PROT_EXEC, SECCOMP_SET_MODE_FILTER, SO_REUSEADDR, SOCK_CLOEXEC,
-    SOCK_DGRAM, SOCK_STREAM, SOL_SOCKET, SYS_bind, SYS_brk, SYS_capget, SYS_capset, SYS_close,
-    SYS_exit_group, SYS_fchmod, SYS_fchownat, SYS_fstat, SYS_landlock_restrict_self, SYS_madvise,
-    SYS_mmap, SYS_mremap, SYS_munmap, SYS_newfstatat, SYS_openat, SYS_prctl, SYS_recvfrom,
-    SYS_recvmsg, SYS_seccomp, SYS_sendmsg, SYS_setsockopt, SYS_sigaltstack, SYS_socket, SYS_umask,
-    SYS_unlinkat, SYS_write, c_int, c_long,
+    AF_INET, AF_INET6, AF_UNIX, AT_EMPTY_PATH, IP_FREEBIND, IPPROTO_IP, IPPROTO_IPV6, IPV6_V6ONLY,
+    MSG_CMSG_CLOEXEC, MSG_NOSIGNAL, O_CLOEXEC, O_NOFOLLOW, O_PATH, PR_CAP_AMBIENT,
+    PR_CAP_AMBIENT_CLEAR_ALL, PR_SET_NO_NEW_PRIVS, PROT_EXEC, SECCOMP_SET_MODE_FILTER,
+    SO_REUSEADDR, SOCK_CLOEXEC, SOCK_DGRAM, SOCK_STREAM, SOL_SOCKET, SYS_bind, SYS_brk, SYS_capget,
+    SYS_capset, SYS_close, SYS_exit_group, SYS_fchmod, SYS_fchownat, SYS_fstat,
+    SYS_landlock_restrict_self, SYS_madvise, SYS_mmap, SYS_mremap, SYS_munmap, SYS_newfstatat,
+    SYS_openat, SYS_prctl, SYS_recvfrom, SYS_recvmsg, SYS_seccomp, SYS_sendmsg, SYS_setsockopt,
+    SYS_sigaltstack, SYS_socket, SYS_umask, SYS_unlinkat, SYS_write, c_int, c_long,
 };
 use nix::errno::Errno;
 use seccompiler::{
@@ -32,6 +32,8 @@ use seccompiler::{
 pub struct Work<'a> {
     pub tcp_ports: Vec<u16>,
     pub udp: bool,
+    /// Whether an address may be one that no interface has yet.
+    pub freebind: bool,
     /// Where socket files will be created, and removed at the end.
     pub directories: Vec<BorrowedFd<'a>>,
     /// Whether these files get another owner.
@@ -79,10 +81,8 @@ impl<'a> Work<'a> {
     /// What is left once everything is bound.
     fn afterwards(&self) -> Work<'a> {
         Work {
-            tcp_ports: Vec::new(),
-            udp: false,
             directories: self.directories.clone(),
-            owners: false,
+            ..Work::default()
         }
     }
 }
@@ -216,6 +216,9 @@ const UDP: &[Call] = &[
     (SYS_setsockopt, &[Is(1, IPPROTO_IPV6), Is(2, IPV6_V6ONLY)]),
 ];
 
+/// If an address may be one that no interface has yet.
+const FREEBIND: &[Call] = &[(SYS_setsockopt, &[Is(1, IPPROTO_IP), Is(2, IP_FREEBIND)])];
+
 /// If a socket file will be created. No connect(2): other services would take a client for root.
 const FILES: &[Call] = &[
     (SYS_socket, &[Is(0, AF_UNIX), Is(1, STREAM), Is(2, 0)]),
@@ -253,6 +256,7 @@ fn binding_calls(work: &Work<'_>) -> Vec<Call> {
         (true, SERVING),
         (!work.tcp_ports.is_empty(), TCP),
         (work.udp, UDP),
+        (work.freebind, FREEBIND),
         (files, FILES),
         (files && work.owners, OWNERS),
         (files, REMOVING),

@@ -64,7 +64,11 @@ pub struct Served {
 
 /// What to do for a grant when it is requested.
 enum Task {
-    Port(Transport, u16),
+    Port {
+        transport: Transport,
+        port: u16,
+        freebind: bool,
+    },
     Path(Box<Place<RootDirectory>>, SocketFile),
     Refuse(Refusal),
 }
@@ -115,10 +119,17 @@ impl Asked {
 fn task(grant: &Grant, authority: &Authority) -> Result<Task, Refusal> {
     match grant {
         Grant::Port {
-            transport, port, ..
+            transport,
+            port,
+            freebind,
+            ..
         } => {
             authority.check(*transport, *port)?;
-            Ok(Task::Port(*transport, *port))
+            Ok(Task::Port {
+                transport: *transport,
+                port: *port,
+                freebind: *freebind,
+            })
         }
         // Only root may request it: the next phase ends the process, and nothing is touched before.
         Grant::Path(_) if !geteuid().is_root() => Err(Errno::EPERM.into()),
@@ -135,7 +146,7 @@ fn task(grant: &Grant, authority: &Authority) -> Result<Task, Refusal> {
 fn needed_capabilities(unused: &Unused<Task>, authority: &Authority) -> Vec<Capability> {
     let mut needed = Vec::new();
     let is_privileged = |task: &Task| match task {
-        Task::Port(_, port) => authority.is_needed_for(*port),
+        Task::Port { port, .. } => authority.is_needed_for(*port),
         Task::Path(..) | Task::Refuse(_) => false,
     };
     if unused.prepared().any(is_privileged) {
@@ -191,8 +202,17 @@ fn work(unused: &Unused<Task>) -> Work<'_> {
     let mut work = Work::default();
     for task in unused.prepared() {
         match task {
-            Task::Port(Transport::Tcp, port) => work.tcp_ports.push(*port),
-            Task::Port(Transport::Udp, _) => work.udp = true,
+            Task::Port {
+                transport,
+                port,
+                freebind,
+            } => {
+                work.freebind |= freebind;
+                match transport {
+                    Transport::Tcp => work.tcp_ports.push(*port),
+                    Transport::Udp => work.udp = true,
+                }
+            }
             Task::Path(place, file) => {
                 work.directories.push(place.directory());
                 work.owners |= file.uid.is_some() || file.gid.is_some();
@@ -297,15 +317,20 @@ enum Socket {
 
 fn make(ask: Ask, task: Task) -> Result<Socket, Refusal> {
     match (ask, task) {
-        (Ask::Port { address, .. }, Task::Port(transport, _)) => {
-            Ok(Socket::Inet(listener::bind(transport, address)?))
-        }
+        (
+            Ask::Port { address, .. },
+            Task::Port {
+                transport,
+                freebind,
+                ..
+            },
+        ) => Ok(Socket::Inet(listener::bind(transport, address, freebind)?)),
         (Ask::Path { .. }, Task::Path(place, file)) => {
             Ok(Socket::Unix(place.bind(file.mode, file.uid, file.gid)?))
         }
         (_, Task::Refuse(refusal)) => Err(refusal),
         // The list allows no such request.
-        (Ask::Port { .. }, Task::Path(..)) | (Ask::Path { .. }, Task::Port(..)) => {
+        (Ask::Port { .. }, Task::Path(..)) | (Ask::Path { .. }, Task::Port { .. }) => {
             Err(Errno::EINVAL.into())
         }
     }

@@ -71,6 +71,8 @@ pub enum Grant {
         port: u16,
         /// The only address that may be bound; `None` if a host name is yet to be resolved.
         ip: Option<IpAddr>,
+        /// Whether no interface need have the address yet (`IP_FREEBIND`).
+        freebind: bool,
     },
     Path(SocketFile),
 }

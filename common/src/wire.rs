@@ -8,7 +8,7 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 
 /// Both programs are installed together; this catches an upgrade that replaced only one of them.
-const VERSION: u8 = 3;
+const VERSION: u8 = 4;
 
 /// The largest datagram, in bytes.
 pub const LARGEST: usize = 64 * 1024;
@@ -82,6 +82,7 @@ mod tests {
             transport: Transport::Udp,
             port: 65535,
             ip: Some("fe80::1".parse().unwrap()),
+            freebind: true,
         };
         let address = Address {
             ip: "fe80::1".parse().unwrap(),
@@ -175,7 +176,7 @@ mod tests {
         datagram[0] = VERSION + 1;
         assert_eq!(
             decode::<Request>(&datagram).unwrap_err().to_string(),
-            "a message of version 4, not 3: start_server and start_server-binder differ"
+            "a message of version 5, not 4: start_server and start_server-binder differ"
         );
     }
 
@@ -198,6 +199,7 @@ mod tests {
             transport: Transport::Tcp,
             port: 1,
             ip: None,
+            freebind: false,
         };
         let request = Request::Allow(Allow {
             identity: None,

@@ -38,7 +38,6 @@ pub fn listen_spec(bytes: &[u8]) {
 }
 
 fn assert_port(spec: &PortSpec) {
-    assert_ne!(spec.port, 0);
     assert_line(&spec.given);
     assert_line(&spec.name);
     // It goes into SERVER_STARTER_PORT.
@@ -57,7 +56,11 @@ fn assert_port(spec: &PortSpec) {
         Transport::Udp => "u",
     };
     let descriptor = spec.descriptor.map(|number| format!("={number}"));
-    let written = format!("{host}{udp}{digits}{}", descriptor.unwrap_or_default());
+    let freebind = if spec.freebind { ",freebind" } else { "" };
+    let written = format!(
+        "{host}{udp}{digits}{}{freebind}",
+        descriptor.unwrap_or_default()
+    );
     let again = PortSpec {
         given: written.clone(),
         ..spec.clone()
@@ -67,11 +70,15 @@ fn assert_port(spec: &PortSpec) {
 
 fn assert_path(spec: &PathSpec) {
     let path = spec.path.as_os_str().as_bytes();
-    assert!((1..=LONGEST_PATH).contains(&path.len()), "{spec:?}");
+    let name = spec.abstract_name();
+    let length = name.unwrap_or(path).len();
+    assert!((1..=LONGEST_PATH).contains(&length), "{spec:?}");
     assert!(!path.iter().any(|byte| b";=\n".contains(byte)), "{spec:?}");
     assert!(spec.mode <= 0o777, "{spec:?}");
     let mut written = spec.path.clone().into_os_string();
-    written.push(format!(",mode={:o}", spec.mode));
+    if name.is_none() {
+        written.push(format!(",mode={:o}", spec.mode));
+    }
     for (name, value) in [("user", &spec.user), ("group", &spec.group)] {
         if let Some(value) = value {
             assert!(!value.is_empty(), "{spec:?}");

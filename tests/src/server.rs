@@ -753,8 +753,9 @@ impl Server {
         )
     }
 
-    /// Every living process that has the mark of this server.
-    fn marked(&self) -> Vec<Pid> {
+    /// Every living process that this server, its workers or its clients have started, whoever its parent is.
+    #[must_use]
+    pub fn marked(&self) -> Vec<Pid> {
         let ours = |pid: &Pid| proc::environment(*pid).get(MARK) == Some(&self.mark);
         proc::all()
             .into_iter()

@@ -467,6 +467,7 @@ fn a_supervisor_that_was_taken_over_gains_no_port() {
         transport,
         port,
         ip: None,
+        freebind: false,
     };
     let list = || {
         vec![
@@ -553,6 +554,7 @@ fn an_address_that_was_left_open_is_the_only_thing_to_choose() {
         transport: Transport::Tcp,
         port,
         ip: None,
+        freebind: false,
     };
     for ip in [
         IpAddr::V4(Ipv4Addr::new(127, 0, 0, 2)),

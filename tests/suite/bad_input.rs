@@ -112,18 +112,18 @@ fn wrong_usage_is_one_line_and_exit_code_2() {
             ],
         ),
         (
-            &["--port=0"],
-            &["start_server: cannot use --port=0: a port is a number from 1 to 65535"],
+            &["--port=-1"],
+            &["start_server: cannot use --port=-1: a port is a number from 0 to 65535"],
         ),
         (
             &["--port=127.0.0.1:65536"],
             &[
-                "start_server: cannot use --port=127.0.0.1:65536: a port is a number from 1 to 65535",
+                "start_server: cannot use --port=127.0.0.1:65536: a port is a number from 0 to 65535",
             ],
         ),
         (
             &["--port=abc"],
-            &["start_server: cannot use --port=abc: a port is a number from 1 to 65535"],
+            &["start_server: cannot use --port=abc: a port is a number from 0 to 65535"],
         ),
         (
             &["--port=18001=4", "--port=18002=4"],
@@ -174,7 +174,7 @@ fn a_message_is_one_line_whatever_was_typed() {
         Server::setup().option("--port=80\n\x1b(Bstart_server: all is well"),
         &[
             "start_server: cannot use --port=80\\x0A\\x1B(Bstart_server: all is well: \
-           a port is a number from 1 to 65535",
+           a port is a number from 0 to 65535",
         ],
     );
 }
@@ -366,7 +366,7 @@ fn an_address_that_cannot_be_bound_is_named() {
     let spec = format!("192.0.2.1:{port}");
     let line =
         format!("start_server: cannot listen on --port={spec}: Cannot assign requested address");
-    let hint = "hint: no interface of this machine has that address: see `ip address`";
+    let hint = "hint: no interface of this machine has that address: see `ip address`; `,freebind` after the port binds an address before it exists";
     let nonlocal = fs::read_to_string("/proc/sys/net/ipv4/ip_nonlocal_bind");
     if nonlocal.is_ok_and(|it| it.trim() == "0") {
         let setup = with_files().option(format!("--port={spec}"));

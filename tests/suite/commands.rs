@@ -1112,7 +1112,7 @@ fn a_failed_restart_names_the_remedy_and_the_log_file() {
         ("#!/bin/sh\nexit 3\n", "hint: see log.file for more"),
         (
             "#!/bin/sh\nexit 0\n",
-            "hint: a server that goes into the background looks as if it exited: keep it in the foreground",
+            "hint: a server must stay in the foreground: nginx with `daemon off;`, others without -D, --daemon or --daemonize",
         ),
     ] {
         fs::write(&next, script).expect("cannot write a script");

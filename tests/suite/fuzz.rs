@@ -245,6 +245,7 @@ fn the_seeds_of_messages_are_what_the_programs_send_today() {
         transport: Transport::Udp,
         port: 53,
         ip,
+        freebind: false,
     };
     let file = SocketFile {
         path: "/run/app.sock".into(),

@@ -7,11 +7,13 @@
     reason = "tests fail by panicking"
 )]
 
+mod addresses;
 mod attack_channel;
 mod attack_kill;
 mod attack_launcher;
 mod attack_planted;
 mod attack_worker;
+mod background;
 mod bad_input;
 mod capture;
 mod channel;

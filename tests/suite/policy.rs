@@ -657,6 +657,7 @@ fn an_asker_who_speaks_to_the_binder_itself_gets_no_more() {
         transport: Transport::Tcp,
         port: other,
         ip: None,
+        freebind: false,
     };
     for grants in [
         vec![tcp(other)],

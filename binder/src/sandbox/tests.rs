@@ -132,6 +132,7 @@ const ROWS: &[Row] = &[
     (libc::SYS_setsockopt, &[3, libc::SOL_SOCKET as i64, libc::SO_REUSEADDR as i64], ONLY_TCP),
     (libc::SYS_setsockopt, &[3, libc::SOL_SOCKET as i64, libc::SO_REUSEPORT as i64], NOWHERE),
     (libc::SYS_setsockopt, &[3, libc::IPPROTO_IPV6 as i64, libc::IPV6_V6ONLY as i64], [true, true, false, false, false]),
+    (libc::SYS_setsockopt, &[3, libc::IPPROTO_IP as i64, libc::IP_FREEBIND as i64], NOWHERE),
     (libc::SYS_connect, &[3], NOWHERE),
     (libc::SYS_listen, &[3], NOWHERE),
     (libc::SYS_accept4, &[3], NOWHERE),
@@ -194,6 +195,26 @@ fn each_phase_has_its_calls_with_their_arguments_and_no_other() {
         let data = data(*number, arguments(given));
         let found = filters.each_ref().map(|filter| passes(filter, &data));
         assert_eq!(found, *expected, "system call {number} with {given:x?}");
+    }
+}
+
+#[test]
+fn an_address_that_is_not_there_yet_takes_one_more_call_and_no_other() {
+    let work = Work {
+        tcp_ports: vec![80],
+        freebind: true,
+        ..Work::default()
+    };
+    let filter = program(&binding_calls(&work)).unwrap().unwrap();
+    for (number, given, [expected, ..]) in ROWS {
+        let is_freebind =
+            given.get(1..) == Some(&[libc::IPPROTO_IP as i64, libc::IP_FREEBIND as i64]);
+        let found = passes(&filter, &data(*number, arguments(given)));
+        assert_eq!(
+            found,
+            *expected || is_freebind,
+            "system call {number} with {given:x?}"
+        );
     }
 }
 

@@ -9,6 +9,7 @@ use crate::status::file::read_text;
 use crate::status::view::{self, Outcome, State, View, Worker};
 use crate::words::failure::{self, Failure};
 use crate::words::notice::WithMeaning;
+use crate::words::remedy;
 use crate::words::text::{printable, shortened};
 
 /// The result of a restart.
@@ -140,9 +141,8 @@ impl Status {
     fn advice(&self, hint: Option<&str>, status: Option<i32>) -> String {
         match (hint, status, self.log_file()) {
             (Some(hint), ..) => shortened(hint),
-            (None, Some(0), _) => {
-                "a server that goes into the background looks as if it exited: keep it in the foreground".into()
-            }
+            // A server of an older version has no hint for it.
+            (None, Some(0), _) => remedy::STAY_IN_FOREGROUND.into(),
             (None, _, Some(file)) => format!("see {} for more", shortened(file)),
             _ => "see the log for more".into(),
         }

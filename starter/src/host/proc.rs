@@ -61,6 +61,10 @@ impl Fields {
         self.numbers("Uid")?.first().copied()
     }
 
+    fn parent(&self) -> Option<Pid> {
+        self.field("PPid")?.parse().ok().map(Pid::from_raw)
+    }
+
     /// Whether it is stopped, by a signal or a debugger.
     pub fn is_stopped(&self) -> bool {
         self.field("State")
@@ -159,6 +163,20 @@ pub fn children(parent: Pid) -> Result<Vec<Pid>, Failure> {
     Ok(children)
 }
 
+/// The parent of every visible process. One that starts or exits meanwhile may be missing.
+pub fn parents() -> BTreeMap<Pid, Pid> {
+    let pids = fs::read_dir("/proc").into_iter().flatten().flatten();
+    let pids = pids.filter_map(|entry| entry.file_name().to_str()?.parse().ok());
+    let with_parent = |pid: Pid| Some((pid, Fields::of(pid).ok()?.parent()?));
+    pids.map(Pid::from_raw).filter_map(with_parent).collect()
+}
+
+/// The environment that the process was executed with, unless it has overwritten it: `NAME=VALUE`, each followed by a
+/// NUL.
+pub fn environment(pid: Pid) -> io::Result<Vec<u8>> {
+    fs::read(path(pid, "environ"))
+}
+
 /// The open descriptors and what they refer to; for a socket or pipe only its kind.
 pub fn descriptors(pid: Pid) -> io::Result<BTreeMap<i32, String>> {
     let mut open = BTreeMap::new();
@@ -185,7 +203,7 @@ pub fn descriptors(pid: Pid) -> io::Result<BTreeMap<i32, String>> {
 
 /// The names of the variables that the process was executed with, in order.
 pub fn variables(pid: Pid) -> io::Result<Vec<String>> {
-    let bytes = fs::read(path(pid, "environ"))?;
+    let bytes = environment(pid)?;
     let text = String::from_utf8_lossy(&bytes);
     let mut names: Vec<String> = text
         .split_terminator('\0')
@@ -263,6 +281,7 @@ mod tests {
         let (ourselves, parent) = (nix::unistd::getpid(), nix::unistd::getppid());
         assert!(exists(ourselves));
         assert!(children(parent).unwrap().contains(&ourselves));
+        assert_eq!(parents().get(&ourselves), Some(&parent));
         assert!(descriptors(ourselves).unwrap().contains_key(&2));
         assert_eq!(Status::of(ourselves).unwrap().parent, parent.as_raw());
     }

@@ -3,6 +3,7 @@
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 use nix::errno::Errno;
+use nix::sys::prctl::set_child_subreaper;
 use nix::sys::signal::Signal;
 use nix::unistd::{ForkResult, Pid};
 
@@ -41,6 +42,12 @@ pub fn reap() -> nix::Result<Option<(Pid, i32)>> {
         Err(Errno::EINTR) => reap(),
         Err(errno) => Err(errno),
     }
+}
+
+/// Whether this process adopts the orphans among its descendants (`PR_SET_CHILD_SUBREAPER`).
+pub fn adopt_orphans(adopt: bool) {
+    // It fails only on kernels before 3.4, which cannot do it.
+    let _ = set_child_subreaper(adopt);
 }
 
 /// A process that stays the same even if its pid is reused (pidfd_open(2)). Readable once it has exited.

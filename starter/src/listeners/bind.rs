@@ -3,7 +3,7 @@
 //! All of it runs with the user's privileges. What the binders may be asked for was decided before (see `plan`).
 
 use std::ffi::OsString;
-use std::net::{IpAddr, SocketAddr, ToSocketAddrs};
+use std::net::{SocketAddr, SocketAddrV4, SocketAddrV6, ToSocketAddrs};
 use std::os::fd::{AsFd, AsRawFd, OwnedFd, RawFd};
 use std::path::Path;
 
@@ -11,7 +11,9 @@ use common::message::{Address, Ask, MOST_DESCRIPTORS, Refusal};
 use common::unix_socket::{Made, MadeFile, Place, is_served};
 use nix::errno::Errno;
 use nix::fcntl::{OFlag, open};
-use nix::sys::socket::{SockaddrStorage, getsockname};
+use nix::sys::socket::{
+    AddressFamily, SockFlag, SockType, SockaddrStorage, UnixAddr, bind, getsockname, socket,
+};
 use nix::sys::stat::Mode;
 use nix::unistd::Pid;
 
@@ -52,6 +54,8 @@ pub struct Listener {
     /// Its key in `SERVER_STARTER_PORT`.
     pub name: OsString,
     pub kind: &'static str,
+    /// Where it is bound; a unix socket is where its name says.
+    pub address: Option<SocketAddr>,
     pub socket: OwnedFd,
     /// Its descriptor number in the workers.
     pub number: RawFd,
@@ -277,6 +281,12 @@ fn make_ours(
         if let (Wanted::Path { spec, uid, gid }, Maker::Ourselves { objection }) =
             (&planned.wanted, &planned.maker)
         {
+            if let Some(name) = spec.abstract_name() {
+                let socket = bind_abstract(name)
+                    .map_err(|errno| cannot_bind(&planned.wanted, &errno.into(), None))?;
+                *made = Some(socket);
+                continue;
+            }
             let Made {
                 socket,
                 file,
@@ -290,6 +300,14 @@ fn make_ours(
         }
     }
     Ok(())
+}
+
+/// A socket without a file: the name lives in the network namespace, for as long as somebody has the socket open.
+fn bind_abstract(name: &[u8]) -> nix::Result<OwnedFd> {
+    let flags = SockFlag::SOCK_CLOEXEC;
+    let socket = socket(AddressFamily::Unix, SockType::Stream, flags, None)?;
+    bind(socket.as_raw_fd(), &UnixAddr::new_abstract(name)?)?;
+    Ok(socket)
 }
 
 fn bind_ourselves(
@@ -330,16 +348,23 @@ fn listen_on(
         let socket = duplicate_above(socket.as_fd(), highest).map_err(|errno| {
             Failure::failed(format!("cannot keep {}: {}", wanted.given(), errno.desc()))
         })?;
+        let address = bound_address(&socket);
         if wanted.listens() {
+            let ip = address.map(|address| address.ip());
             start_listening(&socket, backlog)
-                .map_err(|errno| cannot_bind(&wanted, &errno.into(), bound_ip(&socket)))?;
+                .map_err(|errno| cannot_bind(&wanted, &errno.into(), ip))?;
+        }
+        if let Some(address) = address.filter(|_| wanted.is_chosen_by_kernel()) {
+            let given = wanted.given();
+            notices.push(Notice::PortChosen { given, address });
         }
         if wanted.fixed_number().is_some() {
             notices.push(Notice::Duplicated { descriptor: number });
         }
         listeners.push(Listener {
-            name: wanted.name(),
+            name: wanted.name(address),
             kind: wanted.kind(),
+            address,
             socket,
             number,
         });
@@ -380,10 +405,12 @@ fn start_listening(socket: &OwnedFd, backlog: i32) -> nix::Result<()> {
 }
 
 /// The address of a socket of a port.
-fn bound_ip(socket: &OwnedFd) -> Option<IpAddr> {
+fn bound_address(socket: &OwnedFd) -> Option<SocketAddr> {
     let name: SockaddrStorage = getsockname(socket.as_raw_fd()).ok()?;
-    let v4 = name.as_sockaddr_in().map(|name| name.ip().into());
-    v4.or_else(|| name.as_sockaddr_in6().map(|name| name.ip().into()))
+    let v4 = name.as_sockaddr_in().copied();
+    let v6 = name.as_sockaddr_in6().copied();
+    v4.map(|name| SocketAddrV4::from(name).into())
+        .or_else(|| v6.map(|name| SocketAddrV6::from(name).into()))
 }
 
 impl SocketFiles {

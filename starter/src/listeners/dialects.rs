@@ -147,6 +147,7 @@ mod tests {
             .map(|(number, name)| Listener {
                 name: name.into(),
                 kind: "tcp",
+                address: None,
                 socket: null(),
                 number,
             })

@@ -3,6 +3,7 @@
 //! All of it runs with the launcher's privileges, before they are dropped.
 
 use std::ffi::OsString;
+use std::net::SocketAddr;
 use std::os::fd::RawFd;
 use std::path::Path;
 
@@ -85,6 +86,7 @@ impl Plan {
                 transport: spec.transport,
                 port: spec.port,
                 ip,
+                freebind: spec.freebind,
             };
             let maker = Maker::PortBinder(number_of_next(&plan.ports)?);
             plan.ports.push(grant);
@@ -111,7 +113,7 @@ impl Plan {
         uid: Option<u32>,
         gid: Option<u32>,
     ) -> Result<Maker, Failure> {
-        if self.identity.is_none() {
+        if self.identity.is_none() || spec.abstract_name().is_some() {
             return Ok(Maker::Ourselves { objection: None });
         }
         let path = std::path::absolute(&spec.path).map_err(|error| {
@@ -209,6 +211,11 @@ impl Wanted {
         )
     }
 
+    /// Whether nobody knows the port before it is bound.
+    pub fn is_chosen_by_kernel(&self) -> bool {
+        matches!(self, Wanted::Port(spec) if spec.port == 0)
+    }
+
     pub fn listens(&self) -> bool {
         match self {
             Wanted::Port(spec) => spec.transport == Transport::Tcp,
@@ -231,10 +238,12 @@ impl Wanted {
         }
     }
 
-    /// The key in `SERVER_STARTER_PORT`.
-    pub fn name(&self) -> OsString {
+    /// The key in `SERVER_STARTER_PORT`, where this is the address that was bound.
+    pub fn name(&self, bound: Option<SocketAddr>) -> OsString {
         match self {
-            Wanted::Port(spec) => spec.name.clone().into(),
+            Wanted::Port(spec) => spec
+                .name_with(bound.map_or(spec.port, |bound| bound.port()))
+                .into(),
             Wanted::Path { spec, .. } => spec.path.clone().into(),
         }
     }

@@ -19,6 +19,9 @@ pub fn cannot_bind(wanted: &Wanted, refusal: &Refusal, ip: Option<IpAddr>) -> Fa
     let hint = match wanted {
         Wanted::Port(spec) => hint_of_port(spec, refusal, ip),
         Wanted::Path { spec, .. } => match refusal {
+            Refusal::Errno(libc::EADDRINUSE) if spec.abstract_name().is_some() => {
+                Some(remedy::of_abstract_name_in_use(&spec.path))
+            }
             Refusal::Served => holders::hint_of_path(&spec.path),
             // From a change of owner, the only thing there for which root needs a capability.
             Refusal::Errno(libc::EPERM) if wanted.owner_is_asked() => {

@@ -24,7 +24,7 @@ pub const HIGHEST_DESCRIPTOR: RawFd = 1_048_575;
 /// The default permission bits of a socket file, as in Server::Starter.
 const DEFAULT_MODE: u32 = 0o777;
 
-const PORT_RANGE: &str = "a port is a number from 1 to 65535";
+const PORT_RANGE: &str = "a port is a number from 0 to 65535";
 const BRACKETS: &str = "brackets go around the whole address, as in [::1]:80";
 
 /// Where a port is to be bound.
@@ -51,14 +51,54 @@ impl Host {
 pub struct PortSpec {
     /// As typed, for messages: one line.
     pub given: String,
-    /// The key in `SERVER_STARTER_PORT`, as Server::Starter writes it.
+    /// The key in `SERVER_STARTER_PORT`, as Server::Starter writes it, unless the kernel chooses the port.
     pub name: String,
     pub host: Host,
     pub transport: Transport,
-    /// 1 to 65535.
+    /// 0 is one that the kernel chooses.
     pub port: u16,
     /// The descriptor number that the worker wants.
     pub descriptor: Option<RawFd>,
+    /// Whether no interface need have the address yet.
+    pub freebind: bool,
+}
+
+impl PortSpec {
+    /// Adds an option that was typed after it. The error is the cause alone.
+    fn add(&mut self, option: &str) -> Result<(), String> {
+        match option.split_once('=') {
+            None if option == "freebind" => match std::mem::replace(&mut self.freebind, true) {
+                true => Err("freebind is given twice".to_owned()),
+                false => Ok(()),
+            },
+            Some(("freebind", _)) => Err("freebind takes no value".to_owned()),
+            Some((name, _)) => Err(unknown_option(name)),
+            None => Err(unknown_option(option)),
+        }
+    }
+
+    /// Whether the two cannot be bound together. Of ports that the kernel chooses, each is another one.
+    fn is_same_address(&self, other: &PortSpec) -> bool {
+        self.port != 0
+            && (self.transport, self.port) == (other.transport, other.port)
+            && self.host.is_same(&other.host)
+    }
+
+    /// The key in `SERVER_STARTER_PORT`, where this is the port that was bound.
+    pub fn name_with(&self, bound: u16) -> String {
+        match (self.port, self.name.rsplit_once(':')) {
+            (0, None) => bound.to_string(),
+            (0, Some((host, _))) => format!("{host}:{bound}"),
+            _ => self.name.clone(),
+        }
+    }
+}
+
+fn unknown_option(name: &str) -> String {
+    format!(
+        "a port is followed by another port or by the option freebind, not by {}",
+        printable(name)
+    )
 }
 
 /// One unix socket to listen on.
@@ -66,7 +106,8 @@ pub struct PortSpec {
 pub struct PathSpec {
     /// As typed, with its attributes, for messages.
     pub given: OsString,
-    /// Also the key in `SERVER_STARTER_PORT`. It may be relative.
+    /// Also the key in `SERVER_STARTER_PORT`. It may be relative; with an @ in front it is no path, but the name of an abstract
+    /// socket (unix(7)).
     pub path: PathBuf,
     /// Permission bits, 0 to 0o777.
     pub mode: u32,
@@ -74,23 +115,47 @@ pub struct PathSpec {
     pub group: Option<String>,
 }
 
+impl PathSpec {
+    /// The name of an abstract socket, which has no file. A file whose name begins with an @ is written with a directory.
+    pub fn abstract_name(&self) -> Option<&[u8]> {
+        self.path.as_os_str().as_bytes().strip_prefix(b"@")
+    }
+}
+
 fn refused(option: &str, given: &OsStr, cause: impl Display) -> Failure {
     let given = printable(given);
     Failure::usage(format!("cannot use {option}={given}: {cause}"))
 }
 
-/// Parses the value of one `--port`: a comma-separated list.
+/// Parses the value of one `--port`: a comma-separated list, in which each port may be followed by options.
 pub fn parse_ports(value: &str) -> Result<Vec<PortSpec>, Failure> {
-    let specs = value.split(',').map(|spec| spec.trim_matches(is_blank));
-    specs
-        .map(|spec| {
-            if spec.is_empty() {
-                // An empty spec has nothing to show: name the list that contains it.
+    let mut specs: Vec<PortSpec> = Vec::new();
+    for segment in value.split(',').map(|it| it.trim_matches(is_blank)) {
+        match specs.last_mut() {
+            Some(spec) if is_port_option(segment) => {
+                spec.given = format!("{},{}", spec.given, printable(segment));
+                spec.add(segment)
+                    .map_err(|cause| refused("--port", spec.given.as_ref(), cause))?;
+            }
+            // An empty spec has nothing to show: name the list that contains it.
+            _ if segment.is_empty() => {
                 return Err(refused("--port", value.as_ref(), "a port is missing"));
             }
-            parse_port(spec).map_err(|cause| refused("--port", spec.as_ref(), cause))
-        })
-        .collect()
+            _ => specs.push(
+                parse_port(segment).map_err(|cause| refused("--port", segment.as_ref(), cause))?,
+            ),
+        }
+    }
+    Ok(specs)
+}
+
+/// Whether this looks like `NAME` or `NAME=VALUE`, known or not, and neither like a port (`80=3`, `u53`) nor like a host with
+/// one.
+fn is_port_option(segment: &str) -> bool {
+    let after_u = segment.strip_prefix('u');
+    let is_udp = after_u.is_some_and(|it| it.starts_with(|first: char| first.is_ascii_digit()));
+    let is_name = segment.starts_with(|first: char| first.is_ascii_alphabetic());
+    is_name && !is_udp && !segment.contains(':')
 }
 
 /// What `\s` of Perl matches in ASCII.
@@ -113,7 +178,7 @@ fn parse_port(spec: &str) -> Result<PortSpec, String> {
         Some(digits) => (Transport::Udp, digits),
         None => (Transport::Tcp, typed_port),
     };
-    let port = number::port(digits).ok_or(PORT_RANGE)?;
+    let port = number::digits(digits).ok_or(PORT_RANGE)?;
     let (host, name) = match typed_host {
         None => (
             Host::Address(Ipv4Addr::UNSPECIFIED.into()),
@@ -135,6 +200,7 @@ fn parse_port(spec: &str) -> Result<PortSpec, String> {
         transport,
         port,
         descriptor,
+        freebind: false,
     })
 }
 
@@ -303,11 +369,23 @@ impl Part<'_> {
         if path.contains(&b'\n') {
             return Err("a path cannot contain a newline".to_owned());
         }
-        if path.len() > LONGEST_PATH {
-            let length = path.len();
+        // The @ stands for the NUL that an abstract name begins with.
+        let name = path.strip_prefix(b"@");
+        let length = name.unwrap_or(&path).len();
+        if length > LONGEST_PATH {
             return Err(format!(
                 "the path of a unix socket has at most {LONGEST_PATH} bytes, this one has {length}"
             ));
+        }
+        match name {
+            Some(b"") => return Err("the name of an abstract socket follows @".to_owned()),
+            Some(_) if !self.attributes.is_empty() => {
+                return Err(
+                    "an abstract socket is no file: it has neither mode nor owner (a file is written ./@name)"
+                        .to_owned(),
+                );
+            }
+            Some(_) | None => {}
         }
         let mut attributes = Attributes::default();
         for attribute in self.attributes {
@@ -360,9 +438,7 @@ pub fn check_duplicates(ports: &[PortSpec], paths: &[PathSpec]) -> Result<(), Fa
     for (index, port) in ports.iter().enumerate() {
         for earlier in ports.iter().take(index) {
             let (given, before) = (port.given.as_ref(), &earlier.given);
-            if (port.transport, port.port) == (earlier.transport, earlier.port)
-                && port.host.is_same(&earlier.host)
-            {
+            if port.is_same_address(earlier) {
                 return Err(refused(
                     "--port",
                     given,

@@ -70,6 +70,7 @@ impl Machine {
             restart_wanted: false,
             planned: None,
             failures: 0,
+            successes: 0,
             has_served: false,
             auto_restart_since: now,
             history: History::default(),

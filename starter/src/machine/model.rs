@@ -82,6 +82,12 @@ pub enum Action {
         pid: Pid,
         signal: Signal,
     },
+    /// Send a signal to whatever a worker that is gone has left behind. Its generation has no worker any more.
+    EndLeftovers {
+        worker: Pid,
+        generation: u32,
+        signal: Signal,
+    },
     /// A generation has committed.
     Serving,
     /// The contents of the status files have changed.
@@ -136,6 +142,8 @@ pub struct Machine {
     pub(super) planned: Option<Planned>,
     /// Consecutive failed starts of generations.
     pub(super) failures: u32,
+    /// How many of the last failed starts in a row were exits with success, while nothing has ever served.
+    pub(super) successes: u32,
     /// Whether any generation has ever committed.
     pub(super) has_served: bool,
     /// The start of the wait for the next automatic restart.

@@ -16,6 +16,9 @@ use crate::words::notice::{ExecFailure, Notice};
 /// The longest wait between two failed starts, unless the interval itself is longer.
 const LONGEST_BACKOFF: Duration = Duration::from_secs(30);
 
+/// After this many first starts in a row that exit with success, the program evidently goes into the background: give up.
+pub(super) const MOST_SUCCESSES: u32 = 3;
+
 /// A failed start of a generation.
 struct FailedStart {
     number: u32,
@@ -72,7 +75,7 @@ impl Machine {
             return;
         }
         // Presumably the user has fixed what failed: the next try is not delayed any longer.
-        self.failures = 0;
+        self.forget_failures();
         let earliest = match self.planned {
             Some(_) => self.last_started_at + self.settle_time(),
             None => now,
@@ -216,13 +219,26 @@ impl Machine {
 
 impl Machine {
     pub(super) fn starting_worker_died(&mut self, worker: &Worker, status: i32, now: Moment) {
+        let cause = worker.failure().cloned();
+        let has_succeeded = is_success(Some(status), cause.as_ref());
         // Nothing serves that could be kept, and the next try would find the same program.
-        let is_hopeless = worker.generation == 1 && worker.failure().is_some();
+        let is_hopeless = worker.generation == 1 && cause.is_some();
         if !is_hopeless {
             let pid = worker.pid;
             self.say(Notice::FailedToStart { pid, status });
         }
-        let cause = worker.failure().cloned();
+        // Where others of its generation still live, what they have left behind could not be told from it.
+        if has_succeeded
+            && self
+                .generation(worker.generation)
+                .is_some_and(Generation::is_gone)
+        {
+            self.actions.push(Action::EndLeftovers {
+                worker: worker.pid,
+                generation: worker.generation,
+                signal: self.settings.signal_on_term,
+            });
+        }
         self.start_failed(worker.generation, Some(status), cause, now);
         if is_hopeless && !self.is_stopping() {
             self.stop_all(self.settings.signal_on_term, Outcome::GivenUp, now);
@@ -333,6 +349,10 @@ impl Machine {
     /// Records the failure, and decides whether and when there is another start.
     fn try_again(&mut self, failed: &FailedStart, now: Moment) {
         self.failures = self.failures.saturating_add(1);
+        self.successes = match is_success(failed.status, failed.cause.as_ref()) {
+            true if !self.has_served => self.successes.saturating_add(1),
+            true | false => 0,
+        };
         self.record_failure(failed, now);
         let is_asked_again = std::mem::take(&mut self.restart_wanted);
         let limit = match self.has_served {
@@ -340,10 +360,10 @@ impl Machine {
             false => self.settings.first_start_limit,
         };
         if is_asked_again {
-            self.failures = 0;
+            self.forget_failures();
             self.say(Notice::ReceivedHup);
             self.start_at(failed.asked_at + self.settle_time(), Why::Asked, now);
-        } else if is_reached(limit, self.failures) {
+        } else if is_reached(limit, self.failures) || self.successes >= MOST_SUCCESSES {
             self.give_up(now);
         } else {
             self.start_at(
@@ -359,6 +379,11 @@ impl Machine {
             });
         }
         self.save_status();
+    }
+
+    fn forget_failures(&mut self) {
+        self.failures = 0;
+        self.successes = 0;
     }
 
     /// No further try: what serves continues; if nothing does, there is nothing left to do.
@@ -502,6 +527,11 @@ impl FailedStart {
             cause,
         }
     }
+}
+
+/// Whether the program itself has ended without an error, though it was to serve.
+fn is_success(status: Option<i32>, cause: Option<&ExecFailure>) -> bool {
+    status == Some(0) && cause.is_none()
 }
 
 fn is_reached(limit: Option<NonZeroU32>, failures: u32) -> bool {

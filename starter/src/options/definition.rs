@@ -50,15 +50,17 @@ pub fn definition() -> Command {
 
 fn listening() -> [Arg; 3] {
     [
-        list("port", "[HOST:][u]PORT[=FD]").help(lines([
+        list("port", "[HOST:][u]PORT[=FD][,freebind]").help(lines([
             "Listen on a TCP port, or with a leading u on a UDP port; without HOST,",
             "on every IPv4 address. An IPv6 address is written like [::1]:80. =FD",
-            "sets the descriptor's number in the server. Repeatable; takes a",
-            "comma-separated list.",
+            "sets the descriptor's number in the server. PORT 0 takes a free port.",
+            "With freebind, HOST may be an address that no interface has yet.",
+            "Repeatable; takes a comma-separated list.",
         ])),
         list("path", "PATH[,mode=MODE][,user=USER][,group=GROUP]").help(lines([
-            "Listen on a unix socket. MODE is octal (default: 0777). Repeatable;",
-            "takes a comma-separated list of absolute paths.",
+            "Listen on a unix socket. MODE is octal (default: 0777). @NAME is an",
+            "abstract socket, without a file. Repeatable; takes a comma-separated",
+            "list of absolute paths.",
         ])),
         valued("backlog", "NUMBER").help(format!(
             "How many connections each listener may queue (default: {}).",

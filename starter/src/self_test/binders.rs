@@ -188,6 +188,7 @@ impl Test<'_> {
             transport: Transport::Tcp,
             port: self.ports.served,
             ip: Some(IpAddr::V4(self.ports.address)),
+            freebind: false,
         }
     }
 

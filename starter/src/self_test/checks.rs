@@ -233,11 +233,20 @@ impl Test<'_> {
             &(&all, Vec::new()),
         )?;
         let names = proc::variables(pid);
-        let expected = ["SERVER_STARTER_GENERATION", "SERVER_STARTER_PORT"];
+        // The launcher's environment is empty here. A worker of root's start_server gets its user's login variables.
+        let (of_login, of_sockets) = (
+            ["HOME", "LOGNAME", "SHELL", "USER"],
+            ["SERVER_STARTER_GENERATION", "SERVER_STARTER_PORT"],
+        );
+        let mut expected = of_sockets.to_vec();
+        if self.identity.is_some() {
+            expected.extend(of_login);
+            expected.sort_unstable();
+        }
         self.report.check(
             process,
-            "its environment is its launcher's plus the variables for its sockets",
-            names.as_ref().is_ok_and(|names| names == &expected),
+            "its environment is its launcher's plus its user's login variables and those for its sockets",
+            names.as_ref().is_ok_and(|names| *names == expected),
             names.map_or_else(|error| failure::cause(&error), |names| names.join(" ")),
         )
     }

@@ -208,8 +208,13 @@ impl From<OfBinder> for view::ConfinedBinder {
 
 impl From<&Listener> for view::Listener {
     fn from(listener: &Listener) -> view::Listener {
+        let name = listener.name.to_string_lossy().into_owned();
         view::Listener {
-            name: listener.name.to_string_lossy().into_owned(),
+            address: match listener.address {
+                Some(address) => address.to_string(),
+                None => name.clone(),
+            },
+            name,
             kind: listener.kind.to_owned(),
             fd: listener.number,
         }

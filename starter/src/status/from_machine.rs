@@ -8,6 +8,7 @@ use super::view::{self, LastLines, View};
 use crate::host::moment::Moment;
 use crate::machine::{Counters, Decision, Departed, Generation, Machine, State, Verdict as Found};
 use crate::words::notice::ExecFailure;
+use crate::words::remedy;
 
 /// Updates everything that changes while the superdaemon runs.
 pub fn update(
@@ -138,7 +139,11 @@ fn verdict(decision: &Decision, clock: &Clock, stderr: LastLines) -> view::Verdi
         exit_code: status.map(exit_code),
         signal: status.map(signal),
         cause: cause.map(ExecFailure::line),
-        hint: cause.and_then(|cause| cause.hint.clone()),
+        hint: match (cause, status) {
+            (Some(cause), _) => cause.hint.clone(),
+            (None, Some(0)) => Some(remedy::STAY_IN_FOREGROUND.to_owned()),
+            (None, _) => None,
+        },
         stderr,
     }
 }

@@ -126,6 +126,8 @@ pub struct Listener {
     pub name: String,
     /// `tcp`, `udp` or `unix`.
     pub kind: String,
+    /// Where it is bound: `127.0.0.1:80`, `[::1]:80`, or the path.
+    pub address: String,
     pub fd: i32,
 }
 

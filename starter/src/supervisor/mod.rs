@@ -16,6 +16,7 @@ use crate::supervisor::resources::Resources;
 use crate::supervisor::sources::{Inbox, Input, wait, wait_blindly};
 use crate::words::failure::Failure;
 use crate::words::notice::WithMeaning;
+use crate::words::remedy;
 
 /// The running superdaemon.
 struct Supervisor {
@@ -137,6 +138,9 @@ impl Supervisor {
             WithMeaning(status)
         ))
         .stderr(worker.map_or(&[], |worker| status_file.last_lines_of(worker.pid)))
-        .hint("see the worker's output for more")
+        .hint(match status {
+            0 => remedy::STAY_IN_FOREGROUND,
+            _ => "see the worker's output for more",
+        })
     }
 }

@@ -6,12 +6,14 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
 use crate::host::moment::Moment;
-use crate::machine::{Action, Event, Machine};
+use crate::host::process::adopt_orphans;
+use crate::machine::{Action, Event, Generation, Machine};
 use crate::status::pid_file::PidFile;
 use crate::supervisor::resources::Resources;
 use crate::supervisor::sources::{Duty, executed};
 use crate::words::failure::Failure;
 use crate::words::notice::{ExecFailure, Notice, WithMeaning};
+use crate::worker::leftovers::Leftovers;
 use crate::worker::{Change, Report, cannot_spawn};
 
 impl Resources {
@@ -22,7 +24,14 @@ impl Resources {
                 return Some(self.spawn(generation, slot, machine));
             }
             Action::Signal { pid, signal } => self.signal(pid, signal),
+            Action::EndLeftovers {
+                worker,
+                generation,
+                signal,
+            } => self.end_leftovers(worker, generation, signal, machine),
             Action::Serving => {
+                // What a serving worker leaves behind is its own business.
+                adopt_orphans(false);
                 // By now the worker has written its pid file, if it writes one.
                 self.restore_pid_file();
                 self.log.release_launcher();
@@ -86,6 +95,8 @@ impl Resources {
     fn spawn(&mut self, generation: u32, slot: usize, machine: &mut Machine) -> Event {
         let (changes, knobs) = self.load_environment();
         machine.set_knobs(knobs);
+        // If it fails, it may leave processes behind.
+        adopt_orphans(true);
         match changes.and_then(|changes| self.spawn_captured(generation, &changes)) {
             Ok((pid, report)) => {
                 self.reports.push((pid, report));
@@ -118,6 +129,25 @@ impl Resources {
     fn signal(&mut self, pid: Pid, signal: Signal) {
         if let Err(errno) = kill(pid, signal) {
             self.log.say(&Notice::CannotSignal { pid, signal, errno });
+        }
+    }
+
+    fn end_leftovers(&mut self, worker: Pid, generation: u32, signal: Signal, machine: &Machine) {
+        let generations = machine.generations();
+        let workers = generations.flat_map(Generation::workers);
+        let workers: Vec<Pid> = workers.map(|worker| worker.pid).collect();
+        let leftovers = Leftovers {
+            generation,
+            variables: &self.blueprint.variables,
+            workers: &workers,
+        };
+        let pids = leftovers.signal(signal);
+        if !pids.is_empty() {
+            self.log.say(&Notice::EndingLeftovers {
+                worker,
+                signal,
+                pids,
+            });
         }
     }
 

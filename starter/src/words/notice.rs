@@ -3,6 +3,7 @@
 //! The wording is Server::Starter's, because scripts look for it; messages that it does not have are marked.
 
 use std::fmt;
+use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -132,7 +133,18 @@ pub enum Notice {
     },
     Exiting,
     // Not in Server::Starter:
+    /// Where a port was left to the kernel.
+    PortChosen {
+        given: String,
+        address: SocketAddr,
+    },
     CannotStartWorker(ExecFailure),
+    /// Processes that a worker has left behind, which is gone.
+    EndingLeftovers {
+        worker: Pid,
+        signal: Signal,
+        pids: Vec<Pid>,
+    },
     RolledBack {
         pids: Vec<Pid>,
     },
@@ -233,6 +245,7 @@ impl Notice {
             | Notice::CannotStartLogCommand { .. }
             | Notice::CannotReopen { .. } => Severity::Error,
             Notice::DiedUnexpectedly { .. }
+            | Notice::EndingLeftovers { .. }
             | Notice::RolledBack { .. }
             | Notice::KillingWorkers { .. }
             | Notice::TakenOver { .. }
@@ -259,6 +272,7 @@ impl Notice {
             | Notice::SavedAgain { .. }
             | Notice::LogReopened { .. } => Severity::Notice,
             Notice::Duplicated { .. }
+            | Notice::PortChosen { .. }
             | Notice::RemovingSocket { .. }
             | Notice::StartingNewWorker(_)
             | Notice::Sleeping { .. }
@@ -286,6 +300,10 @@ impl fmt::Display for Notice {
         match self {
             Notice::CannotStartWorker(failure) => {
                 write!(f, "start_server: {}", Failure::from(failure))
+            }
+            Notice::FailedToStart { status: 0, .. } => {
+                let hint = remedy::STAY_IN_FOREGROUND;
+                write!(f, "{}\nhint: {hint}", self.sentence())
             }
             one_line => f.write_str(&printable(one_line.sentence())),
         }
@@ -343,6 +361,19 @@ impl Notice {
             Notice::WorkerDied { pid, status } => format!("worker {pid} died, status:{status}"),
             Notice::Exiting => "exiting".into(),
             Notice::CannotStartWorker(failure) => failure.line(),
+            Notice::PortChosen { given, address } => {
+                format!("start_server: {given} is bound to {address}")
+            }
+            Notice::EndingLeftovers {
+                worker,
+                signal,
+                pids,
+            } => {
+                let (signal, pids) = (name(*signal), Pids(pids, "none"));
+                format!(
+                    "start_server: worker {worker} has left processes behind, sending {signal} to them:{pids}"
+                )
+            }
             Notice::RolledBack { pids } => {
                 format!(
                     "the old workers were not yet signalled and are serving again:{}",

@@ -43,7 +43,7 @@ pub const TRUSTED_BINDER: &str = "as root every file and directory on its path m
 pub const TOO_MANY_GROUPS: &str = "the user to become is in too many groups";
 
 /// No interface has the address of a port.
-pub const NO_SUCH_ADDRESS: &str = "no interface of this machine has that address: see `ip address`";
+pub const NO_SUCH_ADDRESS: &str = "no interface of this machine has that address: see `ip address`; `,freebind` after the port binds an address before it exists";
 
 /// Root may not change the owner of a socket file.
 pub const CHOWN_AS_ROOT: &str =
@@ -99,6 +99,14 @@ pub fn of_missing_binder(program: &Path) -> String {
 pub fn of_port_in_use(port: u16) -> String {
     format!(
         "`ss -anp 'sport = :{port}'`, as root, shows who holds it, perhaps a worker left behind by a killed start_server"
+    )
+}
+
+/// A process has this abstract name, written with its @.
+pub fn of_abstract_name_in_use(name: &Path) -> String {
+    format!(
+        "`ss -lxp src {}` as root shows who has it: perhaps a worker left over from a killed start_server",
+        printable(name)
     )
 }
 
@@ -222,6 +230,9 @@ pub fn missing_interpreter(name: &OsStr) -> String {
 /// A worker does not get as far as executing the program.
 pub const HANGING: &str =
     "a file system does not respond: that of the program, of --dir or of a library";
+
+/// A server program ends without an error right after its start.
+pub const STAY_IN_FOREGROUND: &str = "a server must stay in the foreground: nginx with `daemon off;`, others without -D, --daemon or --daemonize";
 
 /// A file is open in a process that cannot be named.
 pub fn who_has_open(path: &str) -> String {

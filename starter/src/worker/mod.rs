@@ -4,6 +4,7 @@
 
 pub mod environment;
 mod explain;
+pub mod leftovers;
 mod settings;
 
 use std::convert::Infallible;

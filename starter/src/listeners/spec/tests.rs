@@ -23,6 +23,8 @@ fn ports_are_read_and_named_as_in_server_starter() {
     for (value, key, host, transport, port, descriptor) in [
         ("8080", "8080", ip("0.0.0.0"), Tcp, 8080, None),
         ("1", "1", ip("0.0.0.0"), Tcp, 1, None),
+        ("0", "0", ip("0.0.0.0"), Tcp, 0, None),
+        ("[::1]:u0=5", "[::1]:0", ip("::1"), Udp, 0, Some(5)),
         ("65535", "65535", ip("0.0.0.0"), Tcp, 65535, None),
         ("0080", "0080", ip("0.0.0.0"), Tcp, 80, None),
         (" \t\n\x0b\x0c\r80 ", "80", ip("0.0.0.0"), Tcp, 80, None),
@@ -125,6 +127,20 @@ fn ports_are_read_and_named_as_in_server_starter() {
 }
 
 #[test]
+fn a_port_that_the_kernel_chooses_is_named_by_its_number_and_no_other_is() {
+    for (value, name) in [
+        ("0", "1234"),
+        ("u00", "1234"),
+        ("127.0.0.1:0", "127.0.0.1:1234"),
+        ("[::1]:0=4", "[::1]:1234"),
+        ("80", "80"),
+        ("localhost:080", "localhost:080"),
+    ] {
+        assert_eq!(one_port(value).name_with(1234), name, "{value:?}");
+    }
+}
+
+#[test]
 fn what_is_no_port_is_refused_with_the_cause() {
     let descriptor = "a descriptor is a number from 0 to 1048575";
     let bracket_port = "the address in brackets is followed by : and a port";
@@ -132,14 +148,13 @@ fn what_is_no_port_is_refused_with_the_cause() {
         "a host name cannot contain ; or =, which are separators in SERVER_STARTER_PORT";
     let zone = "the name of an interface follows %";
     let blank = "a host name cannot contain white space";
+    let unknown = "a port is followed by another port or by the option freebind, not by";
     for (value, given, cause) in [
         ("", "", "a port is missing"),
         (" ", " ", "a port is missing"),
         (",", ",", "a port is missing"),
         ("80,", "80,", "a port is missing"),
         ("80,,81", "80,,81", "a port is missing"),
-        ("0", "0", PORT_RANGE),
-        ("u0", "u0", PORT_RANGE),
         ("65536", "65536", PORT_RANGE),
         ("80,70000", "70000", PORT_RANGE),
         ("99999999999999999999", "99999999999999999999", PORT_RANGE),
@@ -163,6 +178,23 @@ fn what_is_no_port_is_refused_with_the_cause() {
         ("80=1048576", "80=1048576", descriptor),
         ("80=99999999999", "80=99999999999", descriptor),
         ("80=4=5", "80=4=5", PORT_RANGE),
+        ("freebind", "freebind", PORT_RANGE),
+        ("freebind,80", "freebind", PORT_RANGE),
+        ("80,8l", "8l", PORT_RANGE),
+        ("80,u5x", "u5x", PORT_RANGE),
+        ("80,freebind,", "80,freebind,", "a port is missing"),
+        (
+            "80,freebind,freebind",
+            "80,freebind,freebind",
+            "freebind is given twice",
+        ),
+        ("80,freebind=1", "80,freebind=1", "freebind takes no value"),
+        (
+            "80,81,Freebind",
+            "81,Freebind",
+            &format!("{unknown} Freebind"),
+        ),
+        ("80,mode=0660", "80,mode=0660", &format!("{unknown} mode")),
         ("[::1", "[::1", BRACKETS),
         ("[::1:80", "[::1:80", BRACKETS),
         ("::1]:80", "::1]:80", BRACKETS),
@@ -215,6 +247,24 @@ fn one_port_option_may_hold_a_list() {
 }
 
 #[test]
+fn options_belong_to_the_port_before_them() {
+    let specs = parse_ports("192.0.2.7:80=4, freebind ,u53,u54,freebind,freebind:81").unwrap();
+    let specs: Vec<_> = specs
+        .iter()
+        .map(|spec| (spec.given.as_str(), spec.name.as_str(), spec.freebind))
+        .collect();
+    assert_eq!(
+        specs,
+        [
+            ("192.0.2.7:80=4,freebind", "192.0.2.7:80", true),
+            ("u53", "53", false),
+            ("u54,freebind", "54", true),
+            ("freebind:81", "freebind:81", false),
+        ]
+    );
+}
+
+#[test]
 fn paths_are_split_only_where_every_part_is_absolute() {
     for (value, paths) in [
         ("/a", vec![("/a", 0o777)]),
@@ -234,6 +284,10 @@ fn paths_are_split_only_where_every_part_is_absolute() {
             "/a,/b,/c",
             vec![("/a", 0o777), ("/b", 0o777), ("/c", 0o777)],
         ),
+        ("@a", vec![("@a", 0o777)]),
+        ("@a,/b", vec![("@a,/b", 0o777)]),
+        ("/a,@b", vec![("/a,@b", 0o777)]),
+        ("./@a,mode=0660", vec![("./@a", 0o660)]),
         ("/a,mode=0660", vec![("/a", 0o660)]),
         ("/a,b,mode=600", vec![("/a,b", 0o600)]),
         ("rel,mode=0", vec![("rel", 0)]),
@@ -312,11 +366,30 @@ fn a_path_may_have_107_bytes() {
 }
 
 #[test]
+fn what_begins_with_an_at_sign_is_an_abstract_name_and_nothing_else_is() {
+    let name = |value: &str| {
+        let specs = parse_paths(value.as_ref()).unwrap();
+        specs[0].abstract_name().map(<[u8]>::to_vec)
+    };
+    assert_eq!(name("@a"), Some(b"a".to_vec()));
+    assert_eq!(name("@/a,@b"), Some(b"/a,@b".to_vec()));
+    for path in ["./@a", "/@a", "a@", "/a"] {
+        assert_eq!(name(path), None, "{path}");
+    }
+    let longest = "x".repeat(LONGEST_PATH);
+    assert_eq!(name(&format!("@{longest}")), Some(longest.clone().into()));
+    let failure = parse_paths(format!("@{longest}x").as_ref()).unwrap_err();
+    assert!(failure.to_string().ends_with("this one has 108"));
+}
+
+#[test]
 fn what_is_no_path_is_refused_with_the_cause() {
     let separators = "a path cannot contain ; or =, which are separators in SERVER_STARTER_PORT";
     let mode = "a mode is an octal number from 0 to 0777";
     let follows =
         "the attributes are followed by neither an attribute nor a path that starts with /";
+    let no_file =
+        "an abstract socket is no file: it has neither mode nor owner (a file is written ./@name)";
     let unknown = "the attributes of a path are mode, user and group, not";
     for (value, given, cause) in [
         ("", "", "the path is empty"),
@@ -327,6 +400,10 @@ fn what_is_no_path_is_refused_with_the_cause() {
         ("/a,/b=c", "/b=c", separators),
         ("/a,b/c=d", "/a,b/c=d", separators),
         ("/a,=b", "/a,=b", separators),
+        ("@", "@", "the name of an abstract socket follows @"),
+        ("@a,mode=0660", "@a,mode=0660", no_file),
+        ("@a,user=x", "@a,user=x", no_file),
+        ("@a=b", "@a=b", separators),
         ("/a\nb", "/a\\x0Ab", "a path cannot contain a newline"),
         ("/a,mode=", "/a,mode=", mode),
         ("/a,mode=0888", "/a,mode=0888", mode),
@@ -390,6 +467,7 @@ fn duplicates(ports: &[&str], paths: &[&str]) -> Option<String> {
 #[test]
 fn what_can_be_bound_together_is_no_duplicate() {
     assert_eq!(duplicates(&[], &[]), None);
+    assert_eq!(duplicates(&["0,0,u0", "0", "[::1]:0,[::1]:0"], &[]), None);
     assert_eq!(duplicates(&["53", "u53"], &["/a", "/b"]), None);
     assert_eq!(
         duplicates(

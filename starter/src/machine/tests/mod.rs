@@ -80,6 +80,10 @@ struct World {
     fail_to_spawn: bool,
     highest: u32,
     said: Vec<Notice>,
+    /// Workers whose leftovers were ended.
+    ended_leftovers_of: Vec<Pid>,
+    /// First starts in a row that exited with success, and nobody has asked for another one since.
+    successes: u32,
     finished: Option<Outcome>,
     stopping: bool,
     /// A restart that was asked for and that no start since has served.
@@ -103,6 +107,8 @@ impl World {
             fail_to_spawn: false,
             highest: 0,
             said: Vec::new(),
+            ended_leftovers_of: Vec::new(),
+            successes: 0,
             finished: None,
             stopping: false,
             owed: false,
@@ -122,8 +128,19 @@ impl World {
             match action {
                 Action::Spawn { generation, slot } => self.spawn(generation, slot),
                 Action::Signal { pid, signal } => self.signal(pid, signal),
+                Action::EndLeftovers {
+                    worker,
+                    generation,
+                    signal,
+                } => self.end_leftovers(worker, generation, signal),
                 Action::SaveStatus | Action::Serving => {}
-                Action::Say(notice) => self.said.push(notice),
+                Action::Say(notice) => {
+                    // Another failure in between.
+                    if matches!(notice, Notice::CannotStartWorker(_)) {
+                        self.successes = 0;
+                    }
+                    self.said.push(notice);
+                }
                 Action::Finish(outcome) => {
                     assert_eq!(self.finished, None, "it finishes once");
                     assert!(self.living.is_empty(), "it finishes while workers live");
@@ -212,6 +229,15 @@ impl World {
         }
     }
 
+    fn end_leftovers(&mut self, worker: Pid, generation: u32, signal: Signal) {
+        assert_eq!(signal, self.machine.settings.signal_on_term);
+        assert!(
+            !self.living.iter().any(|one| one.generation == generation),
+            "what workers of {generation} have left behind is ended while one of them lives"
+        );
+        self.ended_leftovers_of.push(worker);
+    }
+
     fn has_proved_itself(&self, process: &Process) -> bool {
         let interval = self.machine.settings.interval;
         process.executed_at.is_some_and(|at| {
@@ -234,8 +260,22 @@ impl World {
     }
 
     fn exit(&mut self, pid: Pid, status: i32) {
+        self.count_successes(pid, status);
         self.living.retain(|one| one.pid != pid);
         self.on(Event::Exited { pid, status });
+    }
+
+    fn count_successes(&mut self, pid: Pid, status: i32) {
+        let process = self.living.iter().find(|one| one.pid == pid).unwrap();
+        let is_first_start =
+            self.state_of(process.generation) == Some(State::Starting) && !self.machine.has_served;
+        if is_first_start {
+            let is_asked_again = self.machine.restart_wanted;
+            self.successes = match status {
+                0 if !is_asked_again => self.successes + 1,
+                _ => 0,
+            };
+        }
     }
 
     fn exit_newest(&mut self, status: i32) {
@@ -253,6 +293,7 @@ impl World {
 
     fn restart(&mut self) {
         self.owed = !self.stopping;
+        self.successes = 0;
         self.on(Event::Restart);
     }
 
@@ -336,6 +377,10 @@ impl World {
     }
 
     fn check_serving(&self) {
+        assert!(
+            self.successes < 3,
+            "a program that goes into the background again and again is not given up"
+        );
         let count = |state: State| {
             let generations = self.machine.generations();
             generations.filter(|one| one.state() == state).count()

@@ -212,6 +212,81 @@ fn the_limit_ends_the_first_generation_with_a_failure() {
 }
 
 #[test]
+fn a_first_start_that_exits_with_success_three_times_in_a_row_is_given_up_without_any_limit() {
+    let mut world = World::new(settings());
+    world.exit_newest(0);
+    world.pass_deadline();
+    world.exit_newest(0);
+    world.pass_deadline();
+    world.exit_newest(256);
+    world.pass_deadline();
+    for _ in 0..2 {
+        world.exit_newest(0);
+        assert_eq!(world.finished, None);
+        world.pass_deadline();
+    }
+    world.exit_newest(0);
+    assert_eq!(world.finished, Some(Outcome::GivenUp));
+    assert!(world.said("giving up after 6 failed starts"));
+}
+
+#[test]
+fn a_smaller_limit_ends_a_first_start_that_exits_with_success() {
+    let mut world = World::new(Settings {
+        first_start_limit: NonZeroU32::new(2),
+        ..settings()
+    });
+    world.exit_newest(0);
+    world.pass_deadline();
+    world.exit_newest(0);
+    assert_eq!(world.finished, Some(Outcome::GivenUp));
+}
+
+#[test]
+fn a_hup_gives_a_first_start_that_exits_with_success_three_more_tries() {
+    let mut world = World::new(settings());
+    for _ in 0..2 {
+        world.exit_newest(0);
+        world.pass_deadline();
+    }
+    world.restart();
+    world.exit_newest(0);
+    for _ in 0..2 {
+        world.pass_deadline();
+        world.exit_newest(0);
+    }
+    assert_eq!(world.finished, None);
+    world.pass_deadline();
+    world.exit_newest(0);
+    assert_eq!(world.finished, Some(Outcome::GivenUp));
+}
+
+#[test]
+fn a_restart_that_exits_with_success_is_tried_again_for_ever() {
+    let mut world = World::new(settings());
+    world.pass_deadline();
+    world.restart();
+    for _ in 0..5 {
+        world.exit_newest(0);
+        world.pass_deadline();
+    }
+    assert_eq!(world.state_of(1), Some(State::Current));
+    assert_eq!(world.state_of(7), Some(State::Starting));
+}
+
+#[test]
+fn only_what_a_start_that_exited_with_success_has_left_behind_is_ended() {
+    let mut world = World::new(settings());
+    world.exit_newest(256);
+    world.pass_deadline();
+    world.exit_newest(0);
+    world.pass_deadline();
+    world.pass_deadline();
+    world.exit_newest(0);
+    assert_eq!(world.ended_leftovers_of, [Pid::from_raw(101)]);
+}
+
+#[test]
 fn the_limit_ends_a_restart_and_the_old_generation_serves_on() {
     let mut world = World::new(Settings {
         start_limit: NonZeroU32::new(2),

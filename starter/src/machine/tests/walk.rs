@@ -8,6 +8,7 @@ enum Step {
     OldestExits,
     SecondNewestExits,
     NewestExits,
+    NewestExitsWithSuccess,
     NewestExecutes,
     NewestCannotExecute,
     /// From now on, or no longer.
@@ -20,10 +21,11 @@ enum Step {
     KnobsChange,
 }
 
-const STEPS: [Step; 11] = [
+const STEPS: [Step; 12] = [
     Step::OldestExits,
     Step::SecondNewestExits,
     Step::NewestExits,
+    Step::NewestExitsWithSuccess,
     Step::NewestExecutes,
     Step::NewestCannotExecute,
     Step::SpawningFails,
@@ -54,6 +56,11 @@ impl World {
             Step::SecondNewestExits => self.exit(self.living[self.living.len() - 2].pid, 256),
             Step::NewestExits if self.living.is_empty() => return false,
             Step::NewestExits => self.exit_newest(256),
+            // Once something has served, it is an exit as any other.
+            Step::NewestExitsWithSuccess if self.living.is_empty() || self.machine.has_served => {
+                return false;
+            }
+            Step::NewestExitsWithSuccess => self.exit_newest(0),
             Step::NewestExecutes | Step::NewestCannotExecute => match (step, unexecuted) {
                 (_, None) => return false,
                 (Step::NewestExecutes, Some(pid)) => self.execute(pid),

@@ -119,6 +119,11 @@ impl<D: SocketDirectory> Place<D> {
         })
     }
 
+    /// Whether nothing is there, so that the bind removes nothing.
+    pub fn is_free(&self) -> bool {
+        self.stale.is_none()
+    }
+
     /// The directory that the socket is to be made in.
     pub fn directory(&self) -> BorrowedFd<'_> {
         self.directory.as_fd()
@@ -186,6 +191,11 @@ impl<D: SocketDirectory> MadeFile<D> {
         let (uid, gid) = (uid.map(Uid::from_raw), gid.map(Gid::from_raw));
         let file = self.file.as_ref().ok_or(Refusal::Replaced)?;
         Ok(fchownat(file, "", uid, gid, AtFlags::AT_EMPTY_PATH)?)
+    }
+
+    /// The file, where it is known.
+    pub fn file(&self) -> Option<&OwnedFd> {
+        self.file.as_ref()
     }
 
     /// Removes the file if it is still the one that was bound; whatever else is there by now stays.

@@ -9,7 +9,6 @@ use std::path::Path;
 
 use common::message::{Address, Ask, MOST_DESCRIPTORS, Refusal};
 use common::unix_socket::{Made, MadeFile, Place, is_served};
-use nix::errno::Errno;
 use nix::fcntl::{OFlag, open};
 use nix::sys::socket::{SockaddrStorage, getsockname};
 use nix::sys::stat::Mode;
@@ -20,6 +19,8 @@ use crate::host::open_files::{OpenFiles, duplicate_above};
 use crate::listeners::binder::{Answer, Binder, channel_failed};
 use crate::listeners::plan::{Maker, Planned, Prepared, SPARE_DESCRIPTORS, Wanted};
 use crate::listeners::refusal::{cannot_bind, cannot_bind_ourselves};
+use crate::listeners::second_name::SecondName;
+use crate::listeners::sockets;
 use crate::listeners::spec::{Host, PathSpec, PortSpec};
 use crate::listeners::user_directory::UserDirectory;
 use crate::words::failure::{self, Failure};
@@ -60,6 +61,8 @@ pub struct Listener {
 /// Everything that was bound, and who removes what of it at the end.
 pub struct Bound {
     pub listeners: Vec<Listener>,
+    /// What each of them was to be, in the same order.
+    pub planned: Vec<Planned>,
     pub files: SocketFiles,
     /// What confines, or confined, those who bound it.
     pub binders: Vec<OfBinder>,
@@ -67,8 +70,33 @@ pub struct Bound {
 
 /// The socket files, removed by whoever made them.
 pub struct SocketFiles {
-    ours: Vec<MadeFile<UserDirectory>>,
+    /// In the order of their listeners.
+    pub(super) ours: Vec<OurFile>,
     binder: Option<Binder>,
+}
+
+/// The file of a socket that we have made.
+pub(super) struct OurFile {
+    pub made: MadeFile<UserDirectory>,
+    pub second_name: SecondName,
+}
+
+impl OurFile {
+    fn new(made: MadeFile<UserDirectory>, path: &Path) -> OurFile {
+        let second_name = SecondName::of(path);
+        made.file()
+            .into_iter()
+            .for_each(|file| second_name.keep(file));
+        OurFile { made, second_name }
+    }
+
+    /// Removes both names, where they are still the file's.
+    pub fn remove(&self) {
+        let file = self.made.file();
+        file.into_iter()
+            .for_each(|file| self.second_name.remove(file));
+        self.made.remove();
+    }
 }
 
 impl Prepared {
@@ -197,9 +225,10 @@ impl Resolved {
             ask_binder(binder, &sockets, &file_asks, &mut made, notices)?;
         }
         make_ours(&sockets, &mut made, &mut files.ours, notices)?;
-        let listeners = listen_on(sockets, made, backlog, open_files, notices)?;
+        let listeners = listen_on(&sockets, made, backlog, open_files, notices)?;
         Ok(Bound {
             listeners,
+            planned: sockets,
             files,
             binders,
         })
@@ -270,7 +299,7 @@ fn removing_socket(spec: &PathSpec) -> Notice {
 fn make_ours(
     sockets: &[Planned],
     made: &mut [Option<OwnedFd>],
-    files: &mut Vec<MadeFile<UserDirectory>>,
+    files: &mut Vec<OurFile>,
     notices: &mut Vec<Notice>,
 ) -> Result<(), Failure> {
     for (planned, made) in sockets.iter().zip(made) {
@@ -281,10 +310,12 @@ fn make_ours(
                 socket,
                 file,
                 replaced,
-            } = bind_ourselves(spec, *uid, *gid).map_err(|refusal| {
-                cannot_bind_ourselves(&planned.wanted, &refusal, objection.as_ref())
-            })?;
-            files.push(file);
+            } = place_of(spec)
+                .and_then(|place| place.bind(spec.mode, *uid, *gid))
+                .map_err(|refusal| {
+                    cannot_bind_ourselves(&planned.wanted, &refusal, objection.as_ref())
+                })?;
+            files.push(OurFile::new(file, &spec.path));
             notices.extend(replaced.then(|| removing_socket(spec)));
             *made = Some(socket);
         }
@@ -292,24 +323,43 @@ fn make_ours(
     Ok(())
 }
 
-fn bind_ourselves(
-    spec: &PathSpec,
-    uid: Option<u32>,
-    gid: Option<u32>,
-) -> Result<Made<UserDirectory>, Refusal> {
+fn place_of(spec: &PathSpec) -> Result<Place<UserDirectory>, Refusal> {
     let directory = match spec.path.parent() {
         Some(parent) if parent != Path::new("") => parent,
         _ => Path::new("."),
     };
     let flags = OFlag::O_PATH | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC;
     let directory = open(directory, flags, Mode::empty())?;
-    Place::examine(UserDirectory(directory), &spec.path)?.bind(spec.mode, uid, gid)
+    Place::examine(UserDirectory(directory), &spec.path)
+}
+
+/// A new socket that listens at a path that nobody has, in place of one that we have made there.
+pub(super) fn make_again(
+    wanted: &Wanted,
+    backlog: i32,
+    highest: RawFd,
+) -> Result<(OwnedFd, OurFile), Failure> {
+    let Wanted::Path { spec, uid, gid } = wanted else {
+        return Err(channel_failed("no port can be made again"));
+    };
+    let made = place_of(spec).and_then(|place| match place.is_free() {
+        true => place.bind(spec.mode, *uid, *gid),
+        false => Err(Refusal::Replaced),
+    });
+    let Made { socket, file, .. } =
+        made.map_err(|refusal| cannot_bind_ourselves(wanted, &refusal, None))?;
+    let file = OurFile::new(file, &spec.path);
+    let ready = sockets::listen(&socket, backlog)
+        .and_then(|()| duplicate_above(socket.as_fd(), highest))
+        .inspect_err(|_| file.remove());
+    let socket = ready.map_err(|errno| cannot_bind(wanted, &errno.into(), None))?;
+    Ok((socket, file))
 }
 
 /// Listens on every socket, gives it its number in the workers (the fixed ones first, the others from 3 on), and moves it
 /// above all these numbers, so that placing them in a child cannot overwrite one.
 fn listen_on(
-    sockets: Vec<Planned>,
+    sockets: &[Planned],
     made: Vec<Option<OwnedFd>>,
     backlog: i32,
     open_files: OpenFiles,
@@ -323,7 +373,7 @@ fn listen_on(
     let highest = numbers.iter().copied().max().unwrap_or(2);
     make_room(highest, sockets.len(), open_files)?;
     let mut listeners = Vec::with_capacity(sockets.len());
-    for ((Planned { wanted, .. }, socket), number) in sockets.into_iter().zip(made).zip(numbers) {
+    for ((Planned { wanted, .. }, socket), number) in sockets.iter().zip(made).zip(numbers) {
         let Some(socket) = socket else {
             return Err(channel_failed("a socket is missing"));
         };
@@ -331,8 +381,8 @@ fn listen_on(
             Failure::failed(format!("cannot keep {}: {}", wanted.given(), errno.desc()))
         })?;
         if wanted.listens() {
-            start_listening(&socket, backlog)
-                .map_err(|errno| cannot_bind(&wanted, &errno.into(), bound_ip(&socket)))?;
+            sockets::listen(&socket, backlog)
+                .map_err(|errno| cannot_bind(wanted, &errno.into(), bound_ip(&socket)))?;
         }
         if wanted.fixed_number().is_some() {
             notices.push(Notice::Duplicated { descriptor: number });
@@ -369,16 +419,6 @@ fn numbers(fixed: &[Option<RawFd>]) -> Vec<RawFd> {
         .collect()
 }
 
-/// listen(2) with whatever backlog was asked for: the kernel cuts it to `net.core.somaxconn`.
-#[expect(
-    unsafe_code,
-    reason = "nix refuses a backlog above a limit that is the kernel's to set"
-)]
-fn start_listening(socket: &OwnedFd, backlog: i32) -> nix::Result<()> {
-    // SAFETY: it takes numbers only.
-    Errno::result(unsafe { libc::listen(socket.as_raw_fd(), backlog) }).map(drop)
-}
-
 /// The address of a socket of a port.
 fn bound_ip(socket: &OwnedFd) -> Option<IpAddr> {
     let name: SockaddrStorage = getsockname(socket.as_raw_fd()).ok()?;
@@ -401,7 +441,7 @@ impl SocketFiles {
 /// However it ends: every socket file that is still ours is removed, here and by the binder, and the binder has ended.
 impl Drop for SocketFiles {
     fn drop(&mut self) {
-        self.ours.iter().for_each(MadeFile::remove);
+        self.ours.iter().for_each(OurFile::remove);
         if let Some(binder) = self.binder.take() {
             // Nothing can be done about a binder that ended in its own way.
             drop(binder.end());

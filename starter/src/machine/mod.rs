@@ -31,6 +31,11 @@
 //! | replacement, dies before it is proved while a restart is under way | its successor may have told it to stop: no failure, and the next try comes as late as this one did |
 //! | last one of the generation, dies | whatever its slots wait for, the generation is gone: what it replaced is current again, or a new generation starts |
 //!
+//! A restart after which nobody can reach one of the listeners has failed, though its generation serves: the one before
+//! would be reached no better, and on other listeners the new one is. So it is the verdict alone that says so, and there is
+//! no further try. It is found at the commit, or as long as older workers end, each of which may have done it; what
+//! happens to a listener later is no verdict on a restart.
+//!
 //! A slot counts its failures alone: they neither delay a restart nor bring its limit nearer, and are no verdict on a
 //! restart. While its generation is retiring no slot is filled; what is empty is filled if it becomes current again.
 
@@ -99,6 +104,10 @@ impl Machine {
             Event::DeadlinePassed => self.deadline_passed(now),
             Event::Restart => self.restart(now),
             Event::Stop(signal) => self.stop(signal, now),
+            Event::Unreachable {
+                at_commit,
+                unreachable,
+            } => self.cannot_be_reached(at_commit, unreachable, now),
             Event::Broken => self.give_up_everything(now),
         }
         std::mem::take(&mut self.actions)

@@ -12,6 +12,7 @@ use super::generation::{Content, Generation, Slot, State, Why};
 use super::history::History;
 use crate::host::moment::Moment;
 use crate::words::notice::{ExecFailure, Notice};
+use crate::words::trouble::Unreachable;
 
 /// What the command line says about restarts.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -66,6 +67,11 @@ pub enum Event {
     Restart,
     /// TERM, INT or QUIT.
     Stop(Signal),
+    /// Nobody can reach one of the listeners: found at the commit of a generation, or when a worker has ended.
+    Unreachable {
+        at_commit: bool,
+        unreachable: Unreachable,
+    },
     /// The supervisor can only end: what it needs to supervise workers has failed.
     Broken,
 }
@@ -82,7 +88,7 @@ pub enum Action {
         pid: Pid,
         signal: Signal,
     },
-    /// A generation has committed.
+    /// A generation has committed: to be answered with [`Event::Unreachable`] where clients cannot reach it.
     Serving,
     /// What the status files show has changed.
     SaveStatus,
@@ -160,6 +166,12 @@ impl Machine {
     /// Every generation that has a worker, oldest first.
     pub fn generations(&self) -> impl Iterator<Item = &Generation> {
         self.generations.iter()
+    }
+
+    /// Whether this process is one of its workers.
+    pub fn has_worker(&self, pid: Pid) -> bool {
+        let mut workers = self.generations.iter().flat_map(Generation::workers);
+        workers.any(|worker| worker.pid == pid)
     }
 
     /// What has happened so far.

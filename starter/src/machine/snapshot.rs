@@ -14,7 +14,7 @@ use super::history::{History, REMEMBERED};
 use super::model::{Machine, Phase, Settings};
 
 /// Counts every change of the data: of another version nothing is known.
-const VERSION: u32 = 1;
+const VERSION: u32 = 2;
 
 /// Everything of a machine. The moments in it mean something until the host boots again.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]

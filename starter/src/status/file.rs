@@ -23,6 +23,7 @@ use crate::log::Reopened;
 use crate::machine::{Machine, REMEMBERED};
 use crate::words::failure::Failure;
 use crate::words::notice::Notice;
+use crate::words::trouble::Trouble;
 
 pub use super::replaced::read_text;
 use super::settings::Shown;
@@ -145,6 +146,16 @@ impl StatusFile {
         };
     }
 
+    /// What is wrong with each listener; to be written with the next change.
+    pub fn listeners_examined<'a>(&mut self, troubles: impl Iterator<Item = Option<&'a Trouble>>) {
+        let listeners = self.view.listeners.iter().zip(troubles);
+        let listeners = listeners.map(|(listener, trouble)| view::Listener {
+            trouble: trouble.map(|trouble| trouble.cause.clone()),
+            ..listener.clone()
+        });
+        self.view.listeners = listeners.collect();
+    }
+
     /// What a worker that is gone has said last, where that is captured.
     pub fn last_lines_of(&self, pid: Pid) -> &[String] {
         last_lines_of(&self.last_lines, pid)
@@ -212,6 +223,7 @@ impl From<&Listener> for view::Listener {
             name: listener.name.to_string_lossy().into_owned(),
             kind: listener.kind.to_owned(),
             fd: listener.number,
+            trouble: None,
         }
     }
 }

@@ -127,6 +127,9 @@ pub struct Listener {
     /// `tcp`, `udp` or `unix`.
     pub kind: String,
     pub fd: i32,
+    /// Why clients do not find it as it was made.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub trouble: Option<String>,
 }
 
 /// The orders to open the log file again.
@@ -198,6 +201,9 @@ pub struct Verdict {
     pub generation: u64,
     #[serde(default)]
     pub result: Outcome,
+    /// The generation serves though it has failed: its listeners, or one of them, cannot be reached.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub serves: bool,
     #[serde(default)]
     pub at: f64,
     /// The wait status of the worker that has failed. It and its parts are written only where there was such a worker.
@@ -209,7 +215,7 @@ pub struct Verdict {
     /// The inner one is null where the worker exited by itself.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub signal: Option<Option<i64>>,
-    /// Why no program ran.
+    /// Why no program ran, or nobody reaches it.
     #[serde(default)]
     pub cause: Option<String>,
     /// What can be done about that, where it is known.

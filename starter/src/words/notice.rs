@@ -15,6 +15,7 @@ use crate::words::failure::Failure;
 use crate::words::lack::Lack;
 use crate::words::remedy;
 use crate::words::text::printable;
+use crate::words::trouble::Trouble;
 
 /// How much a line matters, as syslog has it (syslog(3)).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -210,6 +211,20 @@ pub enum Notice {
     ReopenAsked {
         pid: Pid,
     },
+    /// With the worker that has just ended, where it was seen then.
+    ListenerMended {
+        name: String,
+        was: Was,
+        worker: Option<Pid>,
+    },
+    ListenerInTrouble {
+        name: String,
+        trouble: Trouble,
+        worker: Option<Pid>,
+    },
+    ListenerReachable {
+        name: String,
+    },
     /// With the pid in the file, where it is one.
     LockHeldByAnother {
         path: PathBuf,
@@ -229,7 +244,8 @@ impl Notice {
             | Notice::CannotSignal { .. }
             | Notice::CannotSave { .. }
             | Notice::CannotStartLogCommand { .. }
-            | Notice::CannotReopen { .. } => Severity::Error,
+            | Notice::CannotReopen { .. }
+            | Notice::ListenerInTrouble { .. } => Severity::Error,
             Notice::DiedUnexpectedly { .. }
             | Notice::RolledBack { .. }
             | Notice::KillingWorkers { .. }
@@ -246,6 +262,7 @@ impl Notice {
             | Notice::LockHeldByAnother { .. }
             | Notice::LogCommandDied { .. }
             | Notice::NothingToReopen
+            | Notice::ListenerMended { .. }
             | Notice::SyslogUnreachable { .. } => Severity::Warning,
             Notice::StartingNow(_)
             | Notice::ReceivedHup
@@ -254,6 +271,7 @@ impl Notice {
             | Notice::Stopping { .. }
             | Notice::Exiting
             | Notice::SavedAgain { .. }
+            | Notice::ListenerReachable { .. }
             | Notice::LogReopened { .. } => Severity::Notice,
             Notice::Duplicated { .. }
             | Notice::RemovingSocket { .. }
@@ -482,6 +500,21 @@ impl Notice {
             Notice::ReopenAsked { pid } => {
                 format!("sent USR1 to start_server (pid:{pid}), waiting for the log file...")
             }
+            Notice::ListenerMended { name, was, worker } => was.mended(name, *worker),
+            Notice::ListenerInTrouble {
+                name,
+                trouble: Trouble { cause, hint, .. },
+                worker,
+            } => {
+                let when = worker.map(|pid| format!(", seen at the end of worker {pid}"));
+                format!(
+                    "start_server: the listener {name} is in trouble: {cause}{}; {hint}",
+                    when.unwrap_or_default()
+                )
+            }
+            Notice::ListenerReachable { name } => {
+                format!("the listener {name} is in order again")
+            }
             Notice::BinderDied => {
                 "start_server: the binder died; its socket files will not be removed at the end"
                     .into()
@@ -497,6 +530,38 @@ impl Notice {
                     .into()
             }
         }
+    }
+}
+
+/// What a worker, or whoever removes files, had done to a listener.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Was {
+    ShutDown,
+    Connected,
+    /// Its file has its name again.
+    Removed,
+    /// There is a new socket, which the workers of before do not have.
+    Replaced,
+}
+
+impl Was {
+    fn mended(self, name: &str, worker: Option<Pid>) -> String {
+        // Whoever has just ended has most likely done it, but others live.
+        let by = match worker {
+            Some(pid) => format!("by worker {pid}, it seems"),
+            None => "meanwhile".into(),
+        };
+        let (what, done, mended) = match self {
+            Was::ShutDown => ("", "shut down", "it listens again"),
+            Was::Connected => ("", "connected to one peer", "it hears everybody again"),
+            Was::Removed => ("file of the ", "removed", "it is back"),
+            Was::Replaced => (
+                "",
+                "removed or shut down",
+                "workers from now on get a new socket",
+            ),
+        };
+        format!("start_server: the {what}listener {name} was {done} {by}; {mended}")
     }
 }
 

@@ -83,11 +83,10 @@ pub(super) struct OurFile {
 
 impl OurFile {
     fn new(made: MadeFile<UserDirectory>, path: &Path) -> OurFile {
-        let second_name = SecondName::of(path);
-        made.file()
-            .into_iter()
-            .for_each(|file| second_name.keep(file));
-        OurFile { made, second_name }
+        OurFile {
+            made,
+            second_name: SecondName::of(path),
+        }
     }
 
     /// Removes both names, where they are still the file's.

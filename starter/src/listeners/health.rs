@@ -19,14 +19,13 @@
 use std::os::fd::{AsRawFd, OwnedFd, RawFd};
 
 use nix::errno::Errno;
-use nix::fcntl::{OFlag, open};
 use nix::sys::socket::{SockaddrStorage, bind, getpeername, getsockname};
-use nix::sys::stat::Mode;
+use nix::sys::stat::{FileStat, lstat};
 use nix::unistd::Pid;
 
 use crate::listeners::bind::{OurFile, SocketFiles, make_again};
 use crate::listeners::plan::{Maker, Planned, Wanted};
-use crate::listeners::second_name::{Named, named};
+use crate::listeners::second_name::{Named, named, named_as};
 use crate::listeners::sockets::{Shut, backlog_of, disconnect, listen, shut};
 use crate::words::failure::Failure;
 use crate::words::notice::{Notice, Was};
@@ -75,7 +74,7 @@ enum Kind {
     /// Made by the binder; with its file, where this user can see that.
     Binders {
         wanted: Wanted,
-        file: Option<OwnedFd>,
+        file: Option<FileStat>,
     },
 }
 
@@ -187,8 +186,7 @@ impl Kind {
             },
             (Wanted::Path { spec, .. }, Maker::PortBinder(_) | Maker::FileBinder(_)) => {
                 // Where root alone can change the directory, it is the socket's file still.
-                let flags = OFlag::O_PATH | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
-                let file = open(&spec.path, flags, Mode::empty()).ok();
+                let file = lstat(&spec.path).ok();
                 Kind::Binders { wanted, file }
             }
         }
@@ -316,8 +314,10 @@ fn ours(
         Named::Unknown => Found::InOrder,
         Named::SomethingElse => Found::InTrouble(Trouble::replaced(trouble::Maker::Supervisor)),
         Named::Itself if !is_shut_down => {
-            // It may have been removed by itself.
-            ours.second_name.keep(file);
+            // When no start waits for it, and each time: it may be removed by itself.
+            if occasion == Occasion::Commit {
+                ours.second_name.keep(file);
+            }
             Found::InOrder
         }
         Named::Nothing if !is_shut_down && ours.second_name.restore(file, &spec.path) => {
@@ -330,7 +330,7 @@ fn ours(
                     *ours = file;
                     Found::Renewed(socket)
                 }
-                Err(failure) => Found::InTrouble(Trouble::unmended(failure.text())),
+                Err(failure) => Found::InTrouble(Trouble::not_made_again(failure.text())),
             }
         }
         Named::Itself => Found::InTrouble(Trouble::shut_down(trouble::Maker::Supervisor)),
@@ -338,9 +338,9 @@ fn ours(
     }
 }
 
-fn binders(socket: &OwnedFd, wanted: &Wanted, file: Option<&OwnedFd>) -> Found {
+fn binders(socket: &OwnedFd, wanted: &Wanted, file: Option<&FileStat>) -> Found {
     let named = match (wanted, file) {
-        (Wanted::Path { spec, .. }, Some(file)) => named(&spec.path, file),
+        (Wanted::Path { spec, .. }, Some(file)) => named_as(&spec.path, file),
         (Wanted::Path { .. } | Wanted::Port(_), _) => Named::Unknown,
     };
     let root = trouble::Maker::Start;

@@ -13,7 +13,7 @@ use common::stat::{find, has_type, same_file};
 use common::unix_socket::is_served;
 use nix::errno::Errno;
 use nix::fcntl::{AT_FDCWD, AtFlags, OFlag, open};
-use nix::sys::stat::{Mode, SFlag, fstat};
+use nix::sys::stat::{FileStat, Mode, SFlag, fstat};
 use nix::unistd::linkat;
 
 /// What the name of the socket gets around it.
@@ -32,12 +32,18 @@ pub enum Named {
 
 /// What has the name at `path`, where the file of the socket had it.
 pub fn named(path: &Path, file: &OwnedFd) -> Named {
-    match (find(AT_FDCWD, path), fstat(file)) {
-        (Ok(Some(there)), Ok(ours)) if same_file(&there, &ours) => Named::Itself,
-        (Ok(Some(_)), Ok(_)) => Named::SomethingElse,
+    fstat(file).map_or(Named::Unknown, |ours| named_as(path, &ours))
+}
+
+/// The same, by what stat(2) has said of the file. Its number cannot be given to another one while the socket is open, to
+/// which the file belongs as long as that lives.
+pub fn named_as(path: &Path, ours: &FileStat) -> Named {
+    match find(AT_FDCWD, path) {
+        Ok(Some(there)) if same_file(&there, ours) => Named::Itself,
+        Ok(Some(_)) => Named::SomethingElse,
         // Of a directory on the way that is gone as well.
-        (Ok(None) | Err(Errno::ENOENT | Errno::ENOTDIR), _) => Named::Nothing,
-        (Err(_), _) | (_, Err(_)) => Named::Unknown,
+        Ok(None) | Err(Errno::ENOENT | Errno::ENOTDIR) => Named::Nothing,
+        Err(_) => Named::Unknown,
     }
 }
 

@@ -60,6 +60,11 @@ impl Trouble {
         }
     }
 
+    /// A new unix socket could not be made in its place.
+    pub fn not_made_again(cause: impl Into<String>) -> Trouble {
+        Trouble::deaf(cause, "once that is mended, --restart makes a new socket")
+    }
+
     /// It could not be mended.
     pub fn unmended(cause: impl Into<String>) -> Trouble {
         Trouble::deaf(cause, "stop the server and start it again")

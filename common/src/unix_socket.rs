@@ -119,6 +119,11 @@ impl<D: SocketDirectory> Place<D> {
         })
     }
 
+    /// Whether nothing is there, so that binding removes nothing.
+    pub fn is_free(&self) -> bool {
+        self.stale.is_none()
+    }
+
     /// The directory in which the socket will be created.
     pub fn directory(&self) -> BorrowedFd<'_> {
         self.directory.as_fd()
@@ -186,6 +191,11 @@ impl<D: SocketDirectory> MadeFile<D> {
         let (uid, gid) = (uid.map(Uid::from_raw), gid.map(Gid::from_raw));
         let file = self.file.as_ref().ok_or(Refusal::Replaced)?;
         Ok(fchownat(file, "", uid, gid, AtFlags::AT_EMPTY_PATH)?)
+    }
+
+    /// The file, if it is known.
+    pub fn file(&self) -> Option<&OwnedFd> {
+        self.file.as_ref()
     }
 
     /// Removes the file if it is still the one that was bound; anything else is left alone.

@@ -29,6 +29,7 @@ use crate::host::open_files::OpenFiles;
 use crate::host::{identity, streams, terminal};
 use crate::listeners::bind::{Bound, Listener, SocketFiles};
 use crate::listeners::dialects::{self, Dialect};
+use crate::listeners::health::Health;
 use crate::listeners::plan::{Plan, Prepared};
 use crate::log::Log;
 use crate::machine::{self, Outcome};
@@ -145,6 +146,7 @@ struct Held {
     pid_file: Option<PidFile>,
     listeners: Vec<Listener>,
     socket_files: SocketFiles,
+    health: Health,
     in_force: InForce,
     login: Option<Login>,
     own_session: bool,
@@ -169,14 +171,18 @@ fn lock_and_bind(options: &Options, dropped: Dropped, log: &mut Log) -> Result<H
     notices.iter().for_each(|notice| log.say(notice));
     let Bound {
         listeners,
+        planned,
         files,
         binders,
     } = bound?;
+    let sockets = listeners.iter().map(|one| (&one.socket, one.number));
+    let health = Health::new(planned, sockets, backlog);
     Ok(Held {
         signals,
         pid_file,
         listeners,
         socket_files: files,
+        health,
         in_force: InForce {
             supervisor: dropped.supervisor,
             binders,
@@ -223,6 +229,7 @@ struct Ready {
     status_file: StatusFile,
     pid_file: Option<PidFile>,
     socket_files: SocketFiles,
+    health: Health,
     machine: machine::Settings,
 }
 
@@ -264,6 +271,7 @@ fn make_ready(options: Options, held: Held, log: &mut Log) -> Result<Ready, Fail
         status_file,
         pid_file: held.pid_file,
         socket_files: held.socket_files,
+        health: held.health,
     })
 }
 
@@ -278,6 +286,7 @@ impl Ready {
             status_file: self.status_file,
             pid_file: self.pid_file,
             socket_files: self.socket_files,
+            health: self.health,
             waiting,
             reason: None,
             has_hinted_at_streams: false,

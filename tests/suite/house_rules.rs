@@ -52,7 +52,7 @@ fn unsafe_code_appears_only_where_it_is_known() {
         "common/src/privileges.rs",
         "common/src/server_ports.rs",
         "common/src/signals.rs",
-        "starter/src/listeners/bind.rs",
+        "starter/src/listeners/sockets.rs",
         "starter/src/log/command.rs",
         "starter/src/host/open_files.rs",
         "starter/src/host/process.rs",
@@ -84,7 +84,7 @@ fn every_package_obeys_the_lints() {
 }
 
 /// The maximum lines of privileged code. A commit that raises it says what for.
-const MOST_PRIVILEGED_LINES: usize = 1985;
+const MOST_PRIVILEGED_LINES: usize = 1990;
 
 #[test]
 fn what_runs_with_privilege_does_not_grow_unseen() {

@@ -32,6 +32,7 @@ mod fuzz;
 mod holders;
 mod house_rules;
 mod launch;
+mod listener_health;
 mod listeners;
 mod lock_holder;
 mod logging;

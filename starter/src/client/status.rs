@@ -110,6 +110,13 @@ impl Status {
 
     fn failure(&self, decision: &view::Verdict) -> Failure {
         let generation = decision.generation;
+        if let (true, Some(cause)) = (decision.serves, &decision.cause) {
+            let cause = printable(cause);
+            let failure = Failure::failed(format!(
+                "the restart is incomplete: generation {generation} serves, but {cause}"
+            ));
+            return failure.hint_if(decision.hint.as_ref().map(printable));
+        }
         let status = decision
             .status
             .and_then(|status| i32::try_from(status).ok());

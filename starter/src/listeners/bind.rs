@@ -9,7 +9,6 @@ use std::path::Path;
 
 use common::message::{Address, Ask, MOST_DESCRIPTORS, Refusal};
 use common::unix_socket::{Made, MadeFile, Place, is_served};
-use nix::errno::Errno;
 use nix::fcntl::{OFlag, open};
 use nix::sys::socket::{
     AddressFamily, SockFlag, SockType, SockaddrStorage, UnixAddr, bind, getsockname, socket,
@@ -22,6 +21,8 @@ use crate::host::open_files::{OpenFiles, duplicate_above};
 use crate::listeners::binder::{Answer, Binder, channel_failed};
 use crate::listeners::plan::{Maker, Planned, Prepared, SPARE_DESCRIPTORS, Wanted};
 use crate::listeners::refusal::{cannot_bind, cannot_bind_ourselves};
+use crate::listeners::second_name::SecondName;
+use crate::listeners::sockets;
 use crate::listeners::spec::{Host, PathSpec, PortSpec};
 use crate::listeners::user_directory::UserDirectory;
 use crate::words::failure::{self, Failure};
@@ -64,6 +65,8 @@ pub struct Listener {
 /// Everything that was bound, and who removes which part of it at the end.
 pub struct Bound {
     pub listeners: Vec<Listener>,
+    /// What each of them was to be, in the same order.
+    pub planned: Vec<Planned>,
     pub files: SocketFiles,
     /// The confinement of the binders that bound it.
     pub binders: Vec<OfBinder>,
@@ -71,8 +74,32 @@ pub struct Bound {
 
 /// The socket files, each removed by the process that created it.
 pub struct SocketFiles {
-    ours: Vec<MadeFile<UserDirectory>>,
+    /// In the order of their listeners.
+    pub(super) ours: Vec<OurFile>,
     binder: Option<Binder>,
+}
+
+/// The file of a socket that we have made.
+pub(super) struct OurFile {
+    pub made: MadeFile<UserDirectory>,
+    pub second_name: SecondName,
+}
+
+impl OurFile {
+    fn new(made: MadeFile<UserDirectory>, path: &Path) -> OurFile {
+        OurFile {
+            made,
+            second_name: SecondName::of(path),
+        }
+    }
+
+    /// Removes both names, where they are still the file's.
+    pub fn remove(&self) {
+        let file = self.made.file();
+        file.into_iter()
+            .for_each(|file| self.second_name.remove(file));
+        self.made.remove();
+    }
 }
 
 impl Prepared {
@@ -201,9 +228,10 @@ impl Resolved {
             ask_binder(binder, &sockets, &file_asks, &mut made, notices)?;
         }
         make_ours(&sockets, &mut made, &mut files.ours, notices)?;
-        let listeners = listen_on(sockets, made, backlog, open_files, notices)?;
+        let listeners = listen_on(&sockets, made, backlog, open_files, notices)?;
         Ok(Bound {
             listeners,
+            planned: sockets,
             files,
             binders,
         })
@@ -274,7 +302,7 @@ fn removing_socket(spec: &PathSpec) -> Notice {
 fn make_ours(
     sockets: &[Planned],
     made: &mut [Option<OwnedFd>],
-    files: &mut Vec<MadeFile<UserDirectory>>,
+    files: &mut Vec<OurFile>,
     notices: &mut Vec<Notice>,
 ) -> Result<(), Failure> {
     for (planned, made) in sockets.iter().zip(made) {
@@ -291,10 +319,12 @@ fn make_ours(
                 socket,
                 file,
                 replaced,
-            } = bind_ourselves(spec, *uid, *gid).map_err(|refusal| {
-                cannot_bind_ourselves(&planned.wanted, &refusal, objection.as_ref())
-            })?;
-            files.push(file);
+            } = place_of(spec)
+                .and_then(|place| place.bind(spec.mode, *uid, *gid))
+                .map_err(|refusal| {
+                    cannot_bind_ourselves(&planned.wanted, &refusal, objection.as_ref())
+                })?;
+            files.push(OurFile::new(file, &spec.path));
             notices.extend(replaced.then(|| removing_socket(spec)));
             *made = Some(socket);
         }
@@ -310,24 +340,43 @@ fn bind_abstract(name: &[u8]) -> nix::Result<OwnedFd> {
     Ok(socket)
 }
 
-fn bind_ourselves(
-    spec: &PathSpec,
-    uid: Option<u32>,
-    gid: Option<u32>,
-) -> Result<Made<UserDirectory>, Refusal> {
+fn place_of(spec: &PathSpec) -> Result<Place<UserDirectory>, Refusal> {
     let directory = match spec.path.parent() {
         Some(parent) if parent != Path::new("") => parent,
         _ => Path::new("."),
     };
     let flags = OFlag::O_PATH | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC;
     let directory = open(directory, flags, Mode::empty())?;
-    Place::examine(UserDirectory(directory), &spec.path)?.bind(spec.mode, uid, gid)
+    Place::examine(UserDirectory(directory), &spec.path)
+}
+
+/// A new socket that listens at a path that nobody has, in place of one that we have made there.
+pub(super) fn make_again(
+    wanted: &Wanted,
+    backlog: i32,
+    highest: RawFd,
+) -> Result<(OwnedFd, OurFile), Failure> {
+    let Wanted::Path { spec, uid, gid } = wanted else {
+        return Err(channel_failed("no port can be made again"));
+    };
+    let made = place_of(spec).and_then(|place| match place.is_free() {
+        true => place.bind(spec.mode, *uid, *gid),
+        false => Err(Refusal::Replaced),
+    });
+    let Made { socket, file, .. } =
+        made.map_err(|refusal| cannot_bind_ourselves(wanted, &refusal, None))?;
+    let file = OurFile::new(file, &spec.path);
+    let ready = sockets::listen(&socket, backlog)
+        .and_then(|()| duplicate_above(socket.as_fd(), highest))
+        .inspect_err(|_| file.remove());
+    let socket = ready.map_err(|errno| cannot_bind(wanted, &errno.into(), None))?;
+    Ok((socket, file))
 }
 
 /// Listens on every socket, assigns its number in the workers (fixed ones first, the others from 3 on), and moves it above
 /// all these numbers, so that placing them in a child cannot overwrite one.
 fn listen_on(
-    sockets: Vec<Planned>,
+    sockets: &[Planned],
     made: Vec<Option<OwnedFd>>,
     backlog: i32,
     open_files: OpenFiles,
@@ -341,7 +390,7 @@ fn listen_on(
     let highest = numbers.iter().copied().max().unwrap_or(2);
     make_room(highest, sockets.len(), open_files)?;
     let mut listeners = Vec::with_capacity(sockets.len());
-    for ((Planned { wanted, .. }, socket), number) in sockets.into_iter().zip(made).zip(numbers) {
+    for ((Planned { wanted, .. }, socket), number) in sockets.iter().zip(made).zip(numbers) {
         let Some(socket) = socket else {
             return Err(channel_failed("a socket is missing"));
         };
@@ -351,8 +400,8 @@ fn listen_on(
         let address = bound_address(&socket);
         if wanted.listens() {
             let ip = address.map(|address| address.ip());
-            start_listening(&socket, backlog)
-                .map_err(|errno| cannot_bind(&wanted, &errno.into(), ip))?;
+            sockets::listen(&socket, backlog)
+                .map_err(|errno| cannot_bind(wanted, &errno.into(), ip))?;
         }
         if let Some(address) = address.filter(|_| wanted.is_chosen_by_kernel()) {
             let given = wanted.given();
@@ -394,18 +443,8 @@ fn numbers(fixed: &[Option<RawFd>]) -> Vec<RawFd> {
         .collect()
 }
 
-/// listen(2) with any backlog: the kernel silently caps it at `net.core.somaxconn`.
-#[expect(
-    unsafe_code,
-    reason = "nix refuses a backlog above a limit that is the kernel's to set"
-)]
-fn start_listening(socket: &OwnedFd, backlog: i32) -> nix::Result<()> {
-    // SAFETY: it takes numbers only.
-    Errno::result(unsafe { libc::listen(socket.as_raw_fd(), backlog) }).map(drop)
-}
-
 /// The address of a socket of a port.
-fn bound_address(socket: &OwnedFd) -> Option<SocketAddr> {
+pub(super) fn bound_address(socket: &OwnedFd) -> Option<SocketAddr> {
     let name: SockaddrStorage = getsockname(socket.as_raw_fd()).ok()?;
     let v4 = name.as_sockaddr_in().copied();
     let v6 = name.as_sockaddr_in6().copied();
@@ -428,7 +467,7 @@ impl SocketFiles {
 /// Removes every socket file that is still ours, here and by the binder, and waits for the binder to exit.
 impl Drop for SocketFiles {
     fn drop(&mut self) {
-        self.ours.iter().for_each(MadeFile::remove);
+        self.ours.iter().for_each(OurFile::remove);
         if let Some(binder) = self.binder.take() {
             // Nothing can be done about a binder that exited in another way.
             drop(binder.end());

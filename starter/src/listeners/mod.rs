@@ -12,10 +12,13 @@
 pub mod bind;
 pub mod binder;
 pub mod dialects;
+pub mod health;
 pub mod holders;
 pub mod plan;
 mod refusal;
+mod second_name;
 mod settings;
+mod sockets;
 pub mod spec;
 mod user_directory;
 

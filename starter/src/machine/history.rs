@@ -7,6 +7,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::host::moment::Moment;
 use crate::words::notice::ExecFailure;
+use crate::words::trouble::Unreachable;
 
 /// How many decisions and departed workers are remembered.
 pub const REMEMBERED: usize = 10;
@@ -46,6 +47,8 @@ pub struct Decision {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Verdict {
     Committed,
+    /// It serves, but not everywhere where it should.
+    Unreachable(Unreachable),
     Failed {
         /// The wait status of the worker that failed, if there was a process.
         status: Option<i32>,
@@ -68,6 +71,12 @@ pub struct Departed {
 impl History {
     pub(super) fn add_decision(&mut self, decision: Decision) {
         push_the_last(&mut self.decisions, decision);
+    }
+
+    /// The last one on this generation.
+    pub(super) fn decision_on(&self, generation: u32) -> Option<&Decision> {
+        let mut decisions = self.decisions.iter().rev();
+        decisions.find(|decision| decision.generation == generation)
     }
 
     pub(super) fn add_departed(&mut self, departed: Departed) {

@@ -100,6 +100,10 @@ impl Machine {
             Event::DeadlinePassed => self.deadline_passed(now),
             Event::Restart => self.restart(now),
             Event::Stop(signal) => self.stop(signal, now),
+            Event::Unreachable {
+                at_commit,
+                unreachable,
+            } => self.cannot_be_reached(at_commit, unreachable, now),
             Event::Broken => self.give_up_everything(now),
         }
         std::mem::take(&mut self.actions)

@@ -12,6 +12,7 @@ use super::generation::{Content, Generation, Slot, State, Why};
 use super::history::History;
 use crate::host::moment::Moment;
 use crate::words::notice::{ExecFailure, Notice};
+use crate::words::trouble::Unreachable;
 
 /// The restart policy of the command line.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -66,6 +67,11 @@ pub enum Event {
     Restart,
     /// TERM, INT or QUIT.
     Stop(Signal),
+    /// Clients cannot reach one of the listeners: found when a generation committed or a worker exited.
+    Unreachable {
+        at_commit: bool,
+        unreachable: Unreachable,
+    },
     /// A failure leaves the supervisor unable to supervise: it can only stop.
     Broken,
 }
@@ -82,13 +88,13 @@ pub enum Action {
         pid: Pid,
         signal: Signal,
     },
-    /// Send a signal to whatever a worker that is gone has left behind. Its generation has no worker any more.
+    /// Send a signal to whatever a departed worker left running. Its generation has no worker any more.
     EndLeftovers {
         worker: Pid,
         generation: u32,
         signal: Signal,
     },
-    /// A generation has committed.
+    /// A generation has committed: answer with [`Event::Unreachable`] if clients cannot reach it.
     Serving,
     /// The contents of the status files have changed.
     SaveStatus,
@@ -168,6 +174,12 @@ impl Machine {
     /// Every generation that has a worker, oldest first.
     pub fn generations(&self) -> impl Iterator<Item = &Generation> {
         self.generations.iter()
+    }
+
+    /// Whether this process is one of its workers.
+    pub fn has_worker(&self, pid: Pid) -> bool {
+        let mut workers = self.generations.iter().flat_map(Generation::workers);
+        workers.any(|worker| worker.pid == pid)
     }
 
     /// What has happened so far.

@@ -12,6 +12,7 @@ use super::history::{Decision, Verdict};
 use super::model::{Action, Machine, Outcome, Planned};
 use crate::host::moment::Moment;
 use crate::words::notice::{ExecFailure, Notice};
+use crate::words::trouble::Unreachable;
 
 /// The longest wait between two failed starts, unless the interval itself is longer.
 const LONGEST_BACKOFF: Duration = Duration::from_secs(30);
@@ -164,6 +165,31 @@ impl Machine {
         if std::mem::take(&mut self.restart_wanted) {
             self.say(Notice::ReceivedHup);
             self.start_generation(Why::Asked, now);
+        }
+    }
+
+    /// The verdict on the restart that is about to be over, once.
+    pub(super) fn cannot_be_reached(
+        &mut self,
+        at_commit: bool,
+        unreachable: Unreachable,
+        now: Moment,
+    ) {
+        let Some(current) = self.current().filter(|_| !self.is_stopping()) else {
+            return;
+        };
+        let (number, request) = (current.number, current.request);
+        let has_older = self.generations.iter().any(|one| one.number < number);
+        let decision = self.history.decision_on(number);
+        let is_committed = decision.is_some_and(|one| one.verdict == Verdict::Committed);
+        if is_committed && (at_commit || has_older) {
+            self.history.add_decision(Decision {
+                request,
+                generation: number,
+                verdict: Verdict::Unreachable(unreachable),
+                at: now,
+            });
+            self.save_status();
         }
     }
 

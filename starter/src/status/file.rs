@@ -23,6 +23,7 @@ use crate::log::Reopened;
 use crate::machine::{Machine, REMEMBERED};
 use crate::words::failure::Failure;
 use crate::words::notice::Notice;
+use crate::words::trouble::Trouble;
 
 pub use super::replaced::read_text;
 use super::settings::Shown;
@@ -145,6 +146,16 @@ impl StatusFile {
         };
     }
 
+    /// What is wrong with each listener; written with the next change.
+    pub fn listeners_examined<'a>(&mut self, troubles: impl Iterator<Item = Option<&'a Trouble>>) {
+        let listeners = self.view.listeners.iter().zip(troubles);
+        let listeners = listeners.map(|(listener, trouble)| view::Listener {
+            trouble: trouble.map(|trouble| trouble.cause.clone()),
+            ..listener.clone()
+        });
+        self.view.listeners = listeners.collect();
+    }
+
     /// The last lines of a departed worker, if captured.
     pub fn last_lines_of(&self, pid: Pid) -> &[String] {
         last_lines_of(&self.last_lines, pid)
@@ -217,6 +228,7 @@ impl From<&Listener> for view::Listener {
             name,
             kind: listener.kind.to_owned(),
             fd: listener.number,
+            trouble: None,
         }
     }
 }

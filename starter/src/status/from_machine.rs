@@ -7,8 +7,8 @@ use nix::unistd::Pid;
 use super::view::{self, LastLines, View};
 use crate::host::moment::Moment;
 use crate::machine::{Counters, Decision, Departed, Generation, Machine, State, Verdict as Found};
-use crate::words::notice::ExecFailure;
 use crate::words::remedy;
+use crate::words::trouble::Unreachable;
 
 /// Updates everything that changes while the superdaemon runs.
 pub fn update(
@@ -18,7 +18,7 @@ pub fn update(
     last_lines: impl Fn(Pid) -> LastLines,
 ) {
     let last_lines_for = |decision: &Decision| match &decision.verdict {
-        Found::Committed => LastLines::default(),
+        Found::Committed | Found::Unreachable(_) => LastLines::default(),
         Found::Failed { .. } => {
             let mut departed = machine.history().departed.iter().rev();
             let failed = departed.find(|one| one.generation == decision.generation);
@@ -126,9 +126,24 @@ fn counters(counters: Counters) -> view::Counters {
 }
 
 fn verdict(decision: &Decision, clock: &Clock, stderr: LastLines) -> view::Verdict {
-    let (result, status, cause) = match &decision.verdict {
-        Found::Committed => (view::Outcome::Committed, None, None),
-        Found::Failed { status, cause } => (view::Outcome::Failed, *status, cause.as_ref()),
+    let (result, status) = match &decision.verdict {
+        Found::Committed => (view::Outcome::Committed, None),
+        Found::Unreachable(_) => (view::Outcome::Failed, None),
+        Found::Failed { status, .. } => (view::Outcome::Failed, *status),
+    };
+    let (cause, hint) = match &decision.verdict {
+        Found::Committed => (None, None),
+        Found::Unreachable(Unreachable { cause, hint }) => {
+            (Some(cause.clone()), Some(hint.clone()))
+        }
+        Found::Failed {
+            cause: Some(cause), ..
+        } => (Some(cause.line()), cause.hint.clone()),
+        Found::Failed {
+            cause: None,
+            status: Some(0),
+        } => (None, Some(remedy::STAY_IN_FOREGROUND.to_owned())),
+        Found::Failed { cause: None, .. } => (None, None),
     };
     view::Verdict {
         request: decision.request.into(),
@@ -138,12 +153,9 @@ fn verdict(decision: &Decision, clock: &Clock, stderr: LastLines) -> view::Verdi
         status: status.map(Into::into),
         exit_code: status.map(exit_code),
         signal: status.map(signal),
-        cause: cause.map(ExecFailure::line),
-        hint: match (cause, status) {
-            (Some(cause), _) => cause.hint.clone(),
-            (None, Some(0)) => Some(remedy::STAY_IN_FOREGROUND.to_owned()),
-            (None, _) => None,
-        },
+        serves: matches!(decision.verdict, Found::Unreachable(_)),
+        cause,
+        hint,
         stderr,
     }
 }

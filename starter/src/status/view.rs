@@ -129,6 +129,9 @@ pub struct Listener {
     /// Where it is bound: `127.0.0.1:80`, `[::1]:80`, or the path.
     pub address: String,
     pub fd: i32,
+    /// Why clients do not find it as it was made.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub trouble: Option<String>,
 }
 
 /// The number of requests to reopen the log file.
@@ -200,6 +203,9 @@ pub struct Verdict {
     pub generation: u64,
     #[serde(default)]
     pub result: Outcome,
+    /// The generation serves though it has failed: its listeners, or one of them, cannot be reached.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub serves: bool,
     #[serde(default)]
     pub at: f64,
     /// The wait status of the failed worker. It and its parts are written only if there was such a worker.
@@ -211,7 +217,7 @@ pub struct Verdict {
     /// The inner one is null if the worker exited by itself.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub signal: Option<Option<i64>>,
-    /// Why no program ran.
+    /// Why no program ran, or nobody reaches it.
     #[serde(default)]
     pub cause: Option<String>,
     /// What can be done about that, if known.

@@ -7,6 +7,7 @@ use nix::unistd::Pid;
 
 use crate::host::moment::Moment;
 use crate::host::process::adopt_orphans;
+use crate::listeners::health::Occasion;
 use crate::machine::{Action, Event, Generation, Machine};
 use crate::status::pid_file::PidFile;
 use crate::supervisor::resources::Resources;
@@ -38,6 +39,7 @@ impl Resources {
                 if let Some(waiting) = self.waiting.take() {
                     waiting.tell_success();
                 }
+                return self.examine_listeners(Occasion::Commit);
             }
             Action::SaveStatus => self.save_status(machine),
             Action::Say(notice) => {
@@ -52,10 +54,27 @@ impl Resources {
         None
     }
 
+    /// Examines the listeners and mends what can be mended. Returns the event for the machine, if any.
+    fn examine_listeners(&mut self, occasion: Occasion) -> Option<Event> {
+        let sockets = &mut self.blueprint.sockets;
+        let notices = self
+            .health
+            .examine(sockets, &mut self.socket_files, occasion);
+        if !notices.is_empty() {
+            self.status_file.listeners_examined(self.health.troubles());
+        }
+        notices.iter().for_each(|notice| self.log.say(notice));
+        let unreachable = self.health.unreachable()?;
+        Some(Event::Unreachable {
+            at_commit: occasion == Occasion::Commit,
+            unreachable,
+        })
+    }
+
     /// Does one duty. Returns the events for the machine.
     pub fn fulfil(&mut self, duty: Duty, machine: &Machine) -> Vec<Event> {
         match duty {
-            Duty::ChildExited { pid, status } => return self.child_exited(pid, status),
+            Duty::ChildExited { pid, status } => return self.child_exited(pid, status, machine),
             Duty::RestorePidFile => self.restore_pid_file(),
             Duty::ReopenLog => {
                 self.log.reopen();
@@ -93,6 +112,8 @@ impl Resources {
     }
 
     fn spawn(&mut self, generation: u32, slot: usize, machine: &mut Machine) -> Event {
+        // What of it nobody can reach is the verdict at the commit.
+        self.examine_listeners(Occasion::Start);
         let (changes, knobs) = self.load_environment();
         machine.set_knobs(knobs);
         // If it fails, it may leave processes behind.
@@ -151,7 +172,7 @@ impl Resources {
         }
     }
 
-    fn child_exited(&mut self, pid: Pid, status: i32) -> Vec<Event> {
+    fn child_exited(&mut self, pid: Pid, status: i32, machine: &Machine) -> Vec<Event> {
         if self.socket_files.binder() == Some(pid) {
             self.socket_files.binder_is_gone();
             self.log.say(&Notice::BinderDied);
@@ -172,6 +193,10 @@ impl Resources {
         let last_lines = self.log.worker_exited(pid);
         self.status_file.worker_exited(pid, last_lines);
         let mut events = Vec::new();
+        // Before its exit, which may end a restart. A stop needs no listeners.
+        if machine.has_worker(pid) && !machine.is_stopping() {
+            events.extend(self.examine_listeners(Occasion::End(pid)));
+        }
         // It may have reported after the reports were read, and its report precedes its exit.
         if let Some(place) = self.reports.iter().position(|(one, _)| *one == pid) {
             let (_, report) = self.reports.swap_remove(place);

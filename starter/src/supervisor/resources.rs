@@ -4,6 +4,7 @@ use nix::unistd::Pid;
 
 use crate::host::daemon::Waiting;
 use crate::listeners::bind::SocketFiles;
+use crate::listeners::health::Health;
 use crate::log::Log;
 use crate::machine::Knobs;
 use crate::status::file::StatusFile;
@@ -25,6 +26,7 @@ pub struct Resources {
     pub status_file: StatusFile,
     pub pid_file: Option<PidFile>,
     pub socket_files: SocketFiles,
+    pub health: Health,
     /// The launcher, while it waits for the first generation to serve.
     pub waiting: Option<Waiting>,
     /// Why it exits, if the machine does not know the reason.

@@ -62,6 +62,11 @@ impl Failure {
         Failure::new(Status::Undecided, text)
     }
 
+    /// The error alone, in one line.
+    pub fn text(&self) -> String {
+        printable(&self.text)
+    }
+
     /// Adds the last lines of a worker.
     #[must_use]
     pub fn stderr(self, lines: &[String]) -> Failure {

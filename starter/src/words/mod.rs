@@ -7,3 +7,4 @@ pub mod notice;
 pub mod number;
 pub mod remedy;
 pub mod text;
+pub mod trouble;

@@ -16,6 +16,7 @@ use crate::words::failure::Failure;
 use crate::words::lack::Lack;
 use crate::words::remedy;
 use crate::words::text::printable;
+use crate::words::trouble::{Trouble, Was};
 
 /// How important a line is, in syslog's terms (syslog(3)).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -224,6 +225,20 @@ pub enum Notice {
     ReopenAsked {
         pid: Pid,
     },
+    /// With the worker that has just exited, if that is when it was noticed.
+    ListenerMended {
+        name: String,
+        was: Was,
+        worker: Option<Pid>,
+    },
+    ListenerInTrouble {
+        name: String,
+        trouble: Trouble,
+        worker: Option<Pid>,
+    },
+    ListenerReachable {
+        name: String,
+    },
     /// With the pid in the file, if it contains one.
     LockHeldByAnother {
         path: PathBuf,
@@ -243,7 +258,8 @@ impl Notice {
             | Notice::CannotSignal { .. }
             | Notice::CannotSave { .. }
             | Notice::CannotStartLogCommand { .. }
-            | Notice::CannotReopen { .. } => Severity::Error,
+            | Notice::CannotReopen { .. }
+            | Notice::ListenerInTrouble { .. } => Severity::Error,
             Notice::DiedUnexpectedly { .. }
             | Notice::EndingLeftovers { .. }
             | Notice::RolledBack { .. }
@@ -262,6 +278,7 @@ impl Notice {
             | Notice::LockHeldByAnother { .. }
             | Notice::LogCommandDied { .. }
             | Notice::NothingToReopen
+            | Notice::ListenerMended { .. }
             | Notice::SyslogUnreachable { .. } => Severity::Warning,
             Notice::StartingNow(_)
             | Notice::ReceivedHup
@@ -270,6 +287,7 @@ impl Notice {
             | Notice::Stopping { .. }
             | Notice::Exiting
             | Notice::SavedAgain { .. }
+            | Notice::ListenerReachable { .. }
             | Notice::LogReopened { .. } => Severity::Notice,
             Notice::Duplicated { .. }
             | Notice::PortChosen { .. }
@@ -518,6 +536,15 @@ impl Notice {
             }
             Notice::ReopenAsked { pid } => {
                 format!("sent USR1 to start_server (pid:{pid}), waiting for the log file...")
+            }
+            Notice::ListenerMended { name, was, worker } => was.mended(name, *worker),
+            Notice::ListenerInTrouble {
+                name,
+                trouble,
+                worker,
+            } => trouble.of(name, *worker),
+            Notice::ListenerReachable { name } => {
+                format!("start_server: the listener {name} is in order again")
             }
             Notice::BinderDied => {
                 "start_server: the binder died; its socket files will not be removed at exit"

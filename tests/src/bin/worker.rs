@@ -19,6 +19,9 @@
 //! * `--catch=USR1,WINCH` write these signals to the journal and go on
 //! * `--graceful` at TERM, stop to accept, answer every accepted connection, and end with status 0. Without this TERM
 //!   has its default action
+//! * `--unlink-at-term`, `--shutdown-at-term`: with `--graceful`, remove the file of each unix listener, or shut down every
+//!   stream listener, before that
+//! * `--unlink-at-start` remove the file of each unix listener
 //! * `--notify` send READY=1 to NOTIFY_SOCKET
 //!
 //! Requests, one line on a connection, or a datagram; the answer is one line, and the connection is closed:
@@ -27,6 +30,8 @@
 //! * `ping`: the pid
 //! * `hold`: answers `holding`, waits for one more line, then reports (not for datagrams)
 //! * `exit CODE`: ends at once, without an answer
+//! * `shutdown KEY`, `connect KEY`, `listen KEY BACKLOG`: these system calls on the listener with this key, which is
+//!   shut down for both ways, or connected to a port of the loopback interface that nobody has
 //! * `stdout TEXT`, `stderr TEXT`: writes the line there
 //! * `raw STREAM HEX`: writes these bytes to `stdout` or `stderr`
 //! * `burst COUNT LENGTH STREAM`: writes so many lines of this length (with its end), `GENERATION NUMBER ...`, each by a
@@ -65,8 +70,9 @@ use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::resource::{Resource, getrlimit};
 use nix::sys::signal::{SaFlags, SigAction, SigHandler, SigSet, Signal, sigaction};
 use nix::sys::socket::{
-    AddressFamily, MsgFlags, SockFlag, SockType, SockaddrLike, SockaddrStorage, accept4,
-    getsockname, getsockopt, recvfrom, sendto, sockopt,
+    AddressFamily, Backlog, MsgFlags, Shutdown, SockFlag, SockType, SockaddrIn, SockaddrLike,
+    SockaddrStorage, accept4, connect, getsockname, getsockopt, listen, recvfrom, sendto, shutdown,
+    sockopt,
 };
 use nix::unistd::getpgrp;
 
@@ -108,6 +114,9 @@ struct Options {
     ignore: Vec<Signal>,
     catch: Vec<Signal>,
     graceful: bool,
+    unlink_at_term: bool,
+    shutdown_at_term: bool,
+    unlink_at_start: bool,
     notify: bool,
 }
 
@@ -127,6 +136,9 @@ impl Options {
                 "--ignore" => options.ignore = signals(value),
                 "--catch" => options.catch = signals(value),
                 "--graceful" => options.graceful = true,
+                "--unlink-at-term" => options.unlink_at_term = true,
+                "--shutdown-at-term" => options.shutdown_at_term = true,
+                "--unlink-at-start" => options.unlink_at_start = true,
                 "--notify" => options.notify = true,
                 _ => {}
             }
@@ -223,6 +235,9 @@ impl Worker {
             act_on(signal, SigHandler::SigIgn);
         }
 
+        if options.unlink_at_start {
+            self.unlink();
+        }
         let mut accepting: Vec<_> = self
             .as_executed
             .listeners
@@ -240,11 +255,47 @@ impl Worker {
                 && options.graceful
                 && !STOPPING.swap(true, Ordering::SeqCst)
             {
+                if options.unlink_at_term {
+                    self.unlink();
+                }
+                if options.shutdown_at_term {
+                    self.shut_down();
+                }
                 let accepting = mem::take(&mut accepting);
                 // Beside this loop, which has further signals to write down.
                 spawn(move || self.drain(&accepting));
             }
         }
+    }
+
+    /// As servers do that believe that they have made their socket.
+    fn unlink(&self) {
+        for Listener { name, socket, .. } in &self.as_executed.listeners {
+            if socket.as_ref().is_ok_and(|socket| socket.family == "unix") {
+                // It may be gone.
+                drop(fs::remove_file(name));
+            }
+        }
+    }
+
+    fn shut_down(&self) {
+        for Listener { fd, socket, .. } in &self.as_executed.listeners {
+            if socket.as_ref().is_ok_and(|socket| socket.listening) {
+                shutdown(*fd, Shutdown::Both).expect("shutdown");
+            }
+        }
+    }
+
+    fn descriptor(&self, key: &str) -> RawFd {
+        let mut listeners = self.as_executed.listeners.iter();
+        let found = listeners.find(|listener| listener.name == key);
+        found.unwrap_or_else(|| panic!("no listener {key}")).fd
+    }
+
+    fn listen(&self, words: &str) {
+        let (key, backlog) = words.split_once(' ').expect("listen KEY BACKLOG");
+        let backlog = Backlog::new(backlog.parse::<i32>().expect("a number")).expect("a backlog");
+        listen(&borrow(self.descriptor(key)), backlog).expect("listen");
     }
 
     /// Ends the process when every accepted connection is answered.
@@ -308,6 +359,8 @@ impl Worker {
                 Err(Errno::EINTR | Errno::ECONNABORTED) => {}
                 // A listener that somebody has made non-blocking.
                 Err(Errno::EAGAIN) => wait_for(listener),
+                // Somebody has shut it down, and somebody else may let it listen again.
+                Err(Errno::EINVAL) => thread::sleep(Duration::from_millis(1)),
                 Err(errno) => panic!("accept on descriptor {listener}: {errno}"),
             }
         }
@@ -405,6 +458,15 @@ impl Worker {
         match word {
             "" | "report" => return self.report(),
             "exit" => process::exit(rest.parse().expect("exit CODE")),
+            "shutdown" => {
+                // Of a UDP socket it says that it is not connected, and does it.
+                let _ = shutdown(self.descriptor(rest), Shutdown::Both);
+            }
+            "connect" => {
+                let nobody = SockaddrIn::new(127, 0, 0, 1, 1);
+                connect(self.descriptor(rest), &nobody).expect("connect");
+            }
+            "listen" => self.listen(rest),
             "stdout" => write_line(1, rest),
             "stderr" => write_line(2, rest),
             "raw" => write_hex(rest),

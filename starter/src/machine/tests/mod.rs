@@ -14,6 +14,7 @@ use nix::sys::signal::Signal;
 use super::generation::PROOF_OF_LIFE;
 use super::snapshot::Snapshot;
 use super::*;
+use crate::words::trouble::Unreachable;
 
 fn settings() -> Settings {
     Settings {
@@ -54,6 +55,13 @@ fn cannot_execute() -> ExecFailure {
     }
 }
 
+fn nobody_reaches() -> Unreachable {
+    Unreachable {
+        cause: "nobody can reach x: its file was removed".into(),
+        hint: "make another".into(),
+    }
+}
+
 /// A process that the world knows of, by its own account and not the machine's.
 #[derive(Debug, Clone)]
 struct Process {
@@ -78,6 +86,8 @@ struct World {
     execute: bool,
     /// Whether there will be no process for the workers that are asked for.
     fail_to_spawn: bool,
+    /// Whether nobody can reach a listener, which is seen when a generation commits and when a worker has ended.
+    is_unreachable: bool,
     highest: u32,
     said: Vec<Notice>,
     /// Workers whose leftovers were ended.
@@ -105,6 +115,7 @@ impl World {
             next_pid: 100,
             execute,
             fail_to_spawn: false,
+            is_unreachable: false,
             highest: 0,
             said: Vec::new(),
             ended_leftovers_of: Vec::new(),
@@ -133,7 +144,8 @@ impl World {
                     generation,
                     signal,
                 } => self.end_leftovers(worker, generation, signal),
-                Action::SaveStatus | Action::Serving => {}
+                Action::SaveStatus => {}
+                Action::Serving => self.look_at_listeners(true),
                 Action::Say(notice) => {
                     // Another failure in between.
                     if matches!(notice, Notice::CannotStartWorker(_)) {
@@ -261,6 +273,9 @@ impl World {
 
     fn exit(&mut self, pid: Pid, status: i32) {
         self.count_successes(pid, status);
+        if !self.stopping {
+            self.look_at_listeners(false);
+        }
         self.living.retain(|one| one.pid != pid);
         self.on(Event::Exited { pid, status });
     }
@@ -281,6 +296,34 @@ impl World {
     fn exit_newest(&mut self, status: i32) {
         let pid = self.living.last().unwrap().pid;
         self.exit(pid, status);
+    }
+
+    /// It is a verdict, and nothing else.
+    fn look_at_listeners(&mut self, at_commit: bool) {
+        if !self.is_unreachable {
+            return;
+        }
+        let before = self.machine.clone();
+        let unreachable = nobody_reaches();
+        let event = Event::Unreachable {
+            at_commit,
+            unreachable,
+        };
+        let actions = self.machine.on(event, self.now);
+        let is_told = before.history != self.machine.history;
+        let expected: &[Action] = if is_told { &[Action::SaveStatus] } else { &[] };
+        assert_eq!(actions, expected);
+        let decisions = self.machine.history.decisions.clone();
+        let mut after = before;
+        after.history.decisions = decisions;
+        assert_eq!(after, self.machine, "a verdict changes nothing");
+        let current = self.machine.current().map(|one| one.number);
+        let verdict = current.and_then(|number| self.machine.history.decision_on(number));
+        let is_reached = verdict.is_some_and(|one| one.verdict == Verdict::Committed);
+        assert!(
+            !(at_commit && is_reached),
+            "a generation has committed that nobody can reach"
+        );
     }
 
     fn fail_to_execute(&mut self, pid: Pid) {

@@ -64,6 +64,54 @@ fn a_worker_that_hangs_before_the_program_is_killed_and_its_start_has_failed() {
     assert!(world.said(&format!("old worker {hanging} died, status:9")));
 }
 
+fn verdicts(world: &World) -> Vec<(u32, bool)> {
+    let decisions = world.machine.history().decisions.iter();
+    decisions
+        .map(|one| (one.generation, one.verdict == Verdict::Committed))
+        .collect()
+}
+
+#[test]
+fn a_restart_after_which_nobody_reaches_a_listener_has_failed_though_it_serves() {
+    let mut world = World::new(settings());
+    world.pass_deadline();
+    world.is_unreachable = true;
+    world.restart();
+    world.pass_deadline();
+    assert_eq!(verdicts(&world), [(1, true), (2, true), (2, false)]);
+    assert_eq!(world.state_of(2), Some(State::Current));
+    // The old one would be reached no better, and there is no further try.
+    assert!(world.living[0].is_signalled);
+    assert_eq!(world.machine.history().counters.failed_starts, 0);
+    world.exit(Pid::from_raw(100), 0);
+    assert_eq!(world.machine.deadline(), None);
+    assert_eq!(verdicts(&world).len(), 3, "it is said once");
+    let last = world.machine.history().decisions.back().unwrap();
+    assert_eq!(last.verdict, Verdict::Unreachable(nobody_reaches()));
+    assert_eq!(last.request, 1);
+}
+
+#[test]
+fn what_an_old_worker_does_to_a_listener_at_its_end_is_the_verdict_on_its_restart() {
+    let mut world = World::new(settings());
+    world.pass_deadline();
+    world.restart();
+    world.pass_deadline();
+    assert_eq!(verdicts(&world), [(1, true), (2, true)]);
+    world.is_unreachable = true;
+    world.exit(Pid::from_raw(100), 0);
+    assert_eq!(verdicts(&world), [(1, true), (2, true), (2, false)]);
+}
+
+#[test]
+fn what_happens_to_a_listener_after_a_restart_is_no_verdict_on_it() {
+    let mut world = World::new(with_workers(2));
+    world.pass_deadline();
+    world.is_unreachable = true;
+    world.exit_newest(256);
+    assert_eq!(verdicts(&world), [(1, true)]);
+}
+
 #[test]
 fn a_supervisor_that_is_broken_stops_everything_and_has_failed() {
     let mut world = World::new(settings());

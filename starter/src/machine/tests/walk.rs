@@ -236,6 +236,14 @@ fn slow(settings: Settings) -> Settings {
     }
 }
 
+/// Where nobody reaches a listener.
+fn unreachable(world: World) -> World {
+    World {
+        is_unreachable: true,
+        ..world
+    }
+}
+
 /// Where workers execute the program only when it is a step of the history.
 fn slow_to_execute(settings: Settings) -> World {
     World::with(settings, false)
@@ -283,6 +291,7 @@ fn every_short_history_of_one_worker_keeps_the_promises() {
         (World::new(limited(2, slow(settings()))), 6),
         (World::new(kills), 6),
         (World::new(restarts_by_itself), 6),
+        (unreachable(World::new(slow(settings()))), 6),
     ]);
 }
 
@@ -302,6 +311,7 @@ fn every_short_history_of_two_workers_keeps_the_promises() {
         (retiring_soon(with_workers(2)), 4),
         (World::new(with_workers(2)), 5),
         (serving(limited(2, slow(with_workers(2)))), 5),
+        (unreachable(World::new(slow(with_workers(2)))), 5),
         (World::new(hasty), 5),
     ]);
 }

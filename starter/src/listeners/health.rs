@@ -1,0 +1,464 @@
+//! The listeners while the superdaemon runs: whether each is still as it was created, and mending what can be mended.
+//!
+//! Every worker of every generation shares them with us, and much of what one worker does to a shared socket affects all
+//! of them. Whatever cuts clients off, and can be undone without harm to living workers, is undone:
+//!
+//! | done to it | seen by | mended by |
+//! |---|---|---|
+//! | TCP: shutdown(2), or connect(2) to nobody or somebody | the state in TCP_INFO | listen(2) |
+//! | TCP: listen(2) with a smaller backlog | TCP_INFO | listen(2), for each new generation |
+//! | UDP: connect(2) | getpeername(2) | connect(2) to nobody, and bind(2) if that lost the port |
+//! | UDP: shutdown(2) | poll(2) | nothing |
+//! | unix: its file is removed | device and inode of what is at the path | the second name, or a new socket |
+//! | unix: shutdown(2) | poll(2) | a new socket |
+//!
+//! Only workers started later get a new socket, so one is created only before a start. Anything at a path that is not the
+//! socket's own file is never touched. The user cannot create again what root created, and the binder that created it is
+//! confined to removing it.
+
+use std::os::fd::{AsRawFd, OwnedFd, RawFd};
+
+use nix::errno::Errno;
+use nix::sys::socket::{SockaddrStorage, bind, getpeername, getsockname};
+use nix::sys::stat::{FileStat, lstat};
+use nix::unistd::Pid;
+
+use crate::listeners::bind::{OurFile, SocketFiles, bound_address, make_again};
+use crate::listeners::plan::{Maker, Planned, Wanted};
+use crate::listeners::second_name::{Named, named, named_as};
+use crate::listeners::sockets::{Shut, backlog_of, disconnect, listen, shut};
+use crate::words::failure::Failure;
+use crate::words::notice::Notice;
+use crate::words::text::printable;
+use crate::words::trouble::{self, Trouble, Unreachable, Was};
+
+/// The listeners as they should be, in the order of the sockets that workers get.
+pub struct Health {
+    listeners: Vec<Watched>,
+    backlog: i32,
+    /// The highest number of a listener in the workers.
+    highest: RawFd,
+}
+
+/// When the listeners are examined.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Occasion {
+    /// A worker is about to be started.
+    Start,
+    /// A generation has committed.
+    Commit,
+    /// This worker has exited.
+    End(Pid),
+}
+
+struct Watched {
+    name: String,
+    kind: Kind,
+    trouble: Option<Trouble>,
+}
+
+enum Kind {
+    Tcp {
+        address: Option<SockaddrStorage>,
+        /// Ours, as the kernel capped it.
+        backlog: Option<u32>,
+    },
+    Udp {
+        address: Option<SockaddrStorage>,
+    },
+    /// Without a file.
+    Abstract,
+    /// Created by ourselves; with its index among our files.
+    Ours {
+        wanted: Wanted,
+        place: usize,
+    },
+    /// Created by the binder; with its file, if this user can see it.
+    Binders {
+        wanted: Wanted,
+        file: Option<FileStat>,
+    },
+}
+
+/// What has become of a listener.
+enum Found {
+    InOrder,
+    Mended(Was),
+    /// It replaces the old socket.
+    Renewed(OwnedFd),
+    InTrouble(Trouble),
+}
+
+impl Health {
+    /// For listeners that have just been created as planned, with their numbers in the workers.
+    pub fn new<'a>(
+        planned: Vec<Planned>,
+        sockets: impl Iterator<Item = (&'a OwnedFd, RawFd)>,
+        backlog: i32,
+    ) -> Health {
+        let mut highest = 2;
+        let mut ours = 0..;
+        let watch = |(planned, (socket, number)): (Planned, (&OwnedFd, RawFd))| {
+            highest = highest.max(number);
+            Watched {
+                name: printable(planned.wanted.name(bound_address(socket))),
+                kind: Kind::of(planned, socket, &mut ours),
+                trouble: None,
+            }
+        };
+        let listeners = planned.into_iter().zip(sockets).map(watch).collect();
+        Health {
+            listeners,
+            backlog,
+            highest,
+        }
+    }
+
+    /// Examines each listener and mends what can be mended. A new socket replaces the old one in `sockets`, and its file
+    /// the old one in `files`.
+    pub fn examine(
+        &mut self,
+        sockets: &mut [(OwnedFd, RawFd)],
+        files: &mut SocketFiles,
+        occasion: Occasion,
+    ) -> Vec<Notice> {
+        let mut notices = Vec::new();
+        for (listener, (socket, _)) in self.listeners.iter_mut().zip(sockets) {
+            let found = match &listener.kind {
+                Kind::Tcp { address, backlog } => {
+                    let listen = |socket: &OwnedFd| listen(socket, self.backlog);
+                    tcp(socket, address.as_ref(), *backlog, occasion, listen)
+                }
+                Kind::Udp { address } => udp(socket, address.as_ref()),
+                Kind::Abstract => by_shutdown(socket, trouble::Maker::Start),
+                Kind::Ours { wanted, place } => match files.ours.get_mut(*place) {
+                    Some(file) => {
+                        let again = || make_again(wanted, self.backlog, self.highest);
+                        ours(socket, wanted, file, occasion, again)
+                    }
+                    None => Found::InOrder,
+                },
+                Kind::Binders { wanted, file } => binders(socket, wanted, file.as_ref()),
+            };
+            let (was, trouble) = match found {
+                Found::InOrder => (None, None),
+                Found::Mended(was) => (Some(was), None),
+                Found::Renewed(renewed) => {
+                    *socket = renewed;
+                    (Some(Was::Replaced), None)
+                }
+                Found::InTrouble(trouble) => (None, Some(trouble)),
+            };
+            notices.extend(listener.turn(was, trouble, occasion));
+        }
+        notices
+    }
+
+    /// What is wrong with each of them.
+    pub fn troubles(&self) -> impl Iterator<Item = Option<&Trouble>> {
+        self.listeners.iter().map(|one| one.trouble.as_ref())
+    }
+
+    /// The first one that nobody can reach.
+    pub fn unreachable(&self) -> Option<Unreachable> {
+        let mut listeners = self.listeners.iter();
+        listeners.find_map(|Watched { name, trouble, .. }| {
+            let trouble = trouble.as_ref().filter(|one| !one.is_reachable)?;
+            Some(Unreachable {
+                cause: format!("nobody can reach {name}: {}", trouble.cause),
+                hint: trouble.hint.into(),
+            })
+        })
+    }
+}
+
+impl Kind {
+    fn of(planned: Planned, socket: &OwnedFd, ours: &mut impl Iterator<Item = usize>) -> Kind {
+        let Planned { wanted, maker } = planned;
+        match (&wanted, maker) {
+            (Wanted::Port(_), _) if wanted.listens() => Kind::Tcp {
+                address: getsockname(socket.as_raw_fd()).ok(),
+                backlog: backlog_of(socket).ok().flatten(),
+            },
+            (Wanted::Port(_), _) => Kind::Udp {
+                address: getsockname(socket.as_raw_fd()).ok(),
+            },
+            (Wanted::Path { spec, .. }, _) if spec.abstract_name().is_some() => Kind::Abstract,
+            (Wanted::Path { .. }, Maker::Ourselves { .. }) => Kind::Ours {
+                wanted,
+                place: ours.next().unwrap_or(usize::MAX),
+            },
+            (Wanted::Path { spec, .. }, Maker::PortBinder(_) | Maker::FileBinder(_)) => {
+                // If only root can change the directory, it is still the socket's file.
+                let file = lstat(&spec.path).ok();
+                Kind::Binders { wanted, file }
+            }
+        }
+    }
+}
+
+impl Watched {
+    /// Says what has changed since the last examination.
+    fn turn(
+        &mut self,
+        was: Option<Was>,
+        trouble: Option<Trouble>,
+        occasion: Occasion,
+    ) -> Option<Notice> {
+        let name = self.name.clone();
+        let worker = match occasion {
+            Occasion::End(pid) => Some(pid),
+            Occasion::Start | Occasion::Commit => None,
+        };
+        let before = std::mem::replace(&mut self.trouble, trouble);
+        match (was, &self.trouble) {
+            (Some(was), _) => Some(Notice::ListenerMended { name, was, worker }),
+            (None, Some(trouble)) if before.as_ref() != Some(trouble) => {
+                let trouble = trouble.clone();
+                Some(Notice::ListenerInTrouble {
+                    name,
+                    trouble,
+                    worker,
+                })
+            }
+            (None, None) if before.is_some() => Some(Notice::ListenerReachable { name }),
+            (None, Some(_) | None) => None,
+        }
+    }
+}
+
+/// `at_start` is the backlog as the kernel capped it when the socket was created.
+fn tcp(
+    socket: &OwnedFd,
+    address: Option<&SockaddrStorage>,
+    at_start: Option<u32>,
+    occasion: Occasion,
+    listen: impl Fn(&OwnedFd) -> nix::Result<()>,
+) -> Found {
+    match backlog_of(socket) {
+        Ok(None) => match listen_again(socket, address, listen) {
+            Ok(()) => Found::Mended(Was::ShutDown),
+            Err(errno) => Found::InTrouble(Trouble::unmended(format!(
+                "a worker has shut it down, and it cannot listen again: {}",
+                errno.desc()
+            ))),
+        },
+        // Each generation begins with the backlog of the command line. What it changes is its own business, and so is a
+        // longer queue.
+        Ok(Some(now)) if occasion == Occasion::Start && at_start.is_some_and(|then| now < then) => {
+            // It listens in any case.
+            let _ = listen(socket);
+            Found::InOrder
+        }
+        Ok(Some(_)) | Err(_) => Found::InOrder,
+    }
+}
+
+fn listen_again(
+    socket: &OwnedFd,
+    address: Option<&SockaddrStorage>,
+    listen: impl Fn(&OwnedFd) -> nix::Result<()>,
+) -> nix::Result<()> {
+    let again = || match address.map(|address| bind(socket.as_raw_fd(), address)) {
+        // A port that the kernel chose is lost with the shutdown, and listen(2) would choose another. Any other is still
+        // bound.
+        Some(Ok(()) | Err(Errno::EINVAL)) | None => listen(socket),
+        Some(Err(errno)) => Err(errno),
+    };
+    match again() {
+        // It is connected to a peer.
+        Err(Errno::EINVAL) => disconnect(socket).and_then(|()| again()),
+        listens => listens,
+    }
+}
+
+fn udp(socket: &OwnedFd, address: Option<&SockaddrStorage>) -> Found {
+    let is_connected = getpeername::<SockaddrStorage>(socket.as_raw_fd()).is_ok();
+    if is_connected
+        && let Err(errno) = disconnect(socket).and_then(|()| bind_again(socket, address))
+    {
+        return Found::InTrouble(Trouble::unmended(format!(
+            "a worker has connected it to one peer, and that cannot be undone: {}",
+            errno.desc()
+        )));
+    }
+    match (shut(socket), is_connected) {
+        (Shut::Everything, _) => Found::InTrouble(Trouble::shut_down(trouble::Maker::Start)),
+        (Shut::Reading, _) => Found::InTrouble(Trouble::shut_down_for_reading()),
+        (Shut::Nothing, true) => Found::Mended(Was::Connected),
+        (Shut::Nothing, false) => Found::InOrder,
+    }
+}
+
+/// A port that the kernel chose is lost with the connection.
+fn bind_again(socket: &OwnedFd, address: Option<&SockaddrStorage>) -> nix::Result<()> {
+    let port = |address: &SockaddrStorage| {
+        let v4 = address.as_sockaddr_in().map(|address| address.port());
+        v4.or_else(|| address.as_sockaddr_in6().map(|address| address.port()))
+    };
+    let now: SockaddrStorage = getsockname(socket.as_raw_fd())?;
+    match address {
+        Some(address) if port(&now) != port(address) => bind(socket.as_raw_fd(), address),
+        Some(_) | None => Ok(()),
+    }
+}
+
+fn ours(
+    socket: &OwnedFd,
+    wanted: &Wanted,
+    ours: &mut OurFile,
+    occasion: Occasion,
+    again: impl FnOnce() -> Result<(OwnedFd, OurFile), Failure>,
+) -> Found {
+    let (Wanted::Path { spec, .. }, Some(file)) = (wanted, ours.made.file()) else {
+        return Found::InOrder;
+    };
+    let is_shut_down = shut(socket) != Shut::Nothing;
+    match named(&spec.path, file) {
+        Named::Unknown => Found::InOrder,
+        Named::SomethingElse => Found::InTrouble(Trouble::replaced(trouble::Maker::Supervisor)),
+        Named::Itself if !is_shut_down => {
+            // Not while a start waits for it. Every time, because it may have been removed alone.
+            if occasion == Occasion::Commit {
+                ours.second_name.keep(file);
+            }
+            Found::InOrder
+        }
+        Named::Nothing if !is_shut_down && ours.second_name.restore(file, &spec.path) => {
+            Found::Mended(Was::Removed)
+        }
+        Named::Itself | Named::Nothing if occasion == Occasion::Start => {
+            ours.remove();
+            match again() {
+                Ok((socket, file)) => {
+                    *ours = file;
+                    Found::Renewed(socket)
+                }
+                Err(failure) => Found::InTrouble(Trouble::not_made_again(failure.text())),
+            }
+        }
+        Named::Itself => Found::InTrouble(Trouble::shut_down(trouble::Maker::Supervisor)),
+        Named::Nothing => Found::InTrouble(Trouble::removed(trouble::Maker::Supervisor)),
+    }
+}
+
+fn binders(socket: &OwnedFd, wanted: &Wanted, file: Option<&FileStat>) -> Found {
+    let named = match (wanted, file) {
+        (Wanted::Path { spec, .. }, Some(file)) => named_as(&spec.path, file),
+        (Wanted::Path { .. } | Wanted::Port(_), _) => Named::Unknown,
+    };
+    let root = trouble::Maker::Start;
+    match named {
+        Named::Nothing => Found::InTrouble(Trouble::removed(root)),
+        Named::SomethingElse => Found::InTrouble(Trouble::replaced(root)),
+        Named::Itself | Named::Unknown => by_shutdown(socket, root),
+    }
+}
+
+/// A unix socket that still has its name, or needs none.
+fn by_shutdown(socket: &OwnedFd, maker: trouble::Maker) -> Found {
+    match shut(socket) {
+        Shut::Nothing => Found::InOrder,
+        Shut::Reading | Shut::Everything => Found::InTrouble(Trouble::shut_down(maker)),
+    }
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used, clippy::panic, reason = "tests fail by panicking")]
+mod tests {
+    use std::net::{TcpListener, TcpStream, UdpSocket};
+
+    use nix::sys::socket::{Shutdown, connect, shutdown};
+
+    use super::*;
+
+    /// The port that the kernel has chosen, or one that was asked for because it had been chosen.
+    fn ports<S>(make: impl Fn(u16) -> S, port: impl Fn(&S) -> u16) -> [S; 2] {
+        let chosen = port(&make(0));
+        [make(0), make(chosen)]
+    }
+
+    fn address(socket: &OwnedFd) -> SockaddrStorage {
+        getsockname(socket.as_raw_fd()).unwrap()
+    }
+
+    fn examine_tcp(socket: &OwnedFd, was: &SockaddrStorage, occasion: Occasion) -> Found {
+        tcp(socket, Some(was), Some(7), occasion, |socket| {
+            listen(socket, 7)
+        })
+    }
+
+    #[test]
+    fn a_tcp_listener_listens_again_at_its_port_whatever_was_done_to_it() {
+        let other = TcpListener::bind("127.0.0.1:0").unwrap();
+        let other: SockaddrStorage = getsockname(other.as_raw_fd()).unwrap();
+        let make = |port| TcpListener::bind(("127.0.0.1", port)).unwrap();
+        for socket in ports(make, |one| one.local_addr().unwrap().port()) {
+            let socket = OwnedFd::from(socket);
+            let was = address(&socket);
+            let shut_down = || shutdown(socket.as_raw_fd(), Shutdown::Both).unwrap();
+            let disconnected = || disconnect(&socket).unwrap();
+            let connected = || {
+                disconnect(&socket).unwrap();
+                connect(socket.as_raw_fd(), &other).unwrap();
+            };
+            for harm in [&shut_down as &dyn Fn(), &disconnected, &connected] {
+                harm();
+                let found = examine_tcp(&socket, &was, Occasion::Commit);
+                assert!(matches!(found, Found::Mended(Was::ShutDown)));
+                assert_eq!(address(&socket), was);
+                let port = was.as_sockaddr_in().unwrap().port();
+                TcpStream::connect(("127.0.0.1", port)).unwrap();
+                let found = examine_tcp(&socket, &was, Occasion::Commit);
+                assert!(matches!(found, Found::InOrder));
+            }
+        }
+    }
+
+    #[test]
+    fn a_shorter_backlog_is_as_it_was_for_the_next_generation_and_a_longer_one_stays() {
+        let socket = OwnedFd::from(TcpListener::bind("127.0.0.1:0").unwrap());
+        let was = address(&socket);
+        for (set, occasion, then) in [
+            (3, Occasion::Commit, 3),
+            (3, Occasion::Start, 7),
+            (9, Occasion::Start, 9),
+        ] {
+            listen(&socket, set).unwrap();
+            examine_tcp(&socket, &was, occasion);
+            assert_eq!(backlog_of(&socket), Ok(Some(then)), "{set} {occasion:?}");
+        }
+    }
+
+    #[test]
+    fn a_udp_socket_that_was_connected_hears_everybody_again_at_its_port() {
+        let make = |port| UdpSocket::bind(("127.0.0.1", port)).unwrap();
+        for socket in ports(make, |one| one.local_addr().unwrap().port()) {
+            let client = UdpSocket::bind("127.0.0.1:0").unwrap();
+            let port = socket.local_addr().unwrap().port();
+            socket.connect("127.0.0.1:9").unwrap();
+            let socket = OwnedFd::from(socket);
+            let was = address(&socket);
+            let found = udp(&socket, Some(&was));
+            assert!(matches!(found, Found::Mended(Was::Connected)));
+            assert_eq!(address(&socket), was);
+            client.send_to(b"x", ("127.0.0.1", port)).unwrap();
+            let socket = UdpSocket::from(socket);
+            assert_eq!(socket.recv(&mut [0; 2]).unwrap(), 1);
+        }
+    }
+
+    #[test]
+    fn a_udp_socket_that_is_shut_down_to_read_is_in_trouble_and_reached() {
+        let socket = UdpSocket::bind("127.0.0.1:0").unwrap();
+        let socket = OwnedFd::from(socket);
+        for (how, is_reachable) in [(Shutdown::Read, true), (Shutdown::Both, false)] {
+            // It says that it is not connected, and does it.
+            let _ = shutdown(socket.as_raw_fd(), how);
+            let Found::InTrouble(trouble) = udp(&socket, None) else {
+                panic!("it is in order");
+            };
+            assert_eq!(trouble.is_reachable, is_reachable);
+        }
+    }
+}

@@ -1,0 +1,104 @@
+//! Socket calls that nix does not have.
+
+use std::os::fd::{AsRawFd, OwnedFd};
+
+use nix::errno::Errno;
+
+/// `TCP_LISTEN` of the kernel's list of states (include/net/tcp_states.h).
+const LISTENING: u8 = 10;
+
+/// listen(2) with any backlog: the kernel silently caps it at `net.core.somaxconn`.
+#[expect(
+    unsafe_code,
+    reason = "nix refuses a backlog above a limit that is the kernel's to set"
+)]
+pub fn listen(socket: &OwnedFd, backlog: i32) -> nix::Result<()> {
+    // SAFETY: it takes numbers only.
+    Errno::result(unsafe { libc::listen(socket.as_raw_fd(), backlog) }).map(drop)
+}
+
+/// The backlog of a listening TCP socket, as the kernel capped it; `None` if it does not listen.
+#[expect(unsafe_code, reason = "nix does not know TCP_INFO")]
+pub fn backlog_of(socket: &OwnedFd) -> nix::Result<Option<u32>> {
+    // SAFETY: all zeroes is a value of this struct of integers.
+    let mut info: libc::tcp_info = unsafe { std::mem::zeroed() };
+    let mut length = libc::socklen_t::try_from(size_of_val(&info)).unwrap_or(0);
+    // SAFETY: `info` is `length` bytes that the kernel may write, and both outlive the call.
+    let result = unsafe {
+        libc::getsockopt(
+            socket.as_raw_fd(),
+            libc::IPPROTO_TCP,
+            libc::TCP_INFO,
+            (&raw mut info).cast(),
+            &raw mut length,
+        )
+    };
+    Errno::result(result)?;
+    // For a listening socket, the kernel puts the backlog into this field.
+    Ok((info.tcpi_state == LISTENING).then_some(info.tcpi_sacked))
+}
+
+/// Disconnects a socket: connect(2) with AF_UNSPEC.
+#[expect(unsafe_code, reason = "nix has no address of no family")]
+pub fn disconnect(socket: &OwnedFd) -> nix::Result<()> {
+    let nobody = libc::sockaddr {
+        sa_family: 0,
+        sa_data: [0; 14],
+    };
+    let length = libc::socklen_t::try_from(size_of_val(&nobody)).unwrap_or(0);
+    // SAFETY: `nobody` is `length` bytes that outlive the call.
+    let result = unsafe { libc::connect(socket.as_raw_fd(), &raw const nobody, length) };
+    Errno::result(result).map(drop)
+}
+
+/// Which part of a socket is shut down. A shutdown of writing alone is invisible.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Shut {
+    Nothing,
+    /// Reading, which includes accept(2) on a unix socket.
+    Reading,
+    Everything,
+}
+
+/// Which part of a socket other than TCP is shut down.
+#[expect(unsafe_code, reason = "nix does not know POLLRDHUP")]
+pub fn shut(socket: &OwnedFd) -> Shut {
+    let mut source = libc::pollfd {
+        fd: socket.as_raw_fd(),
+        events: libc::POLLRDHUP,
+        revents: 0,
+    };
+    // SAFETY: one struct, which the kernel may write and which outlives the call.
+    let ready = unsafe { libc::poll(&raw mut source, 1, 0) };
+    let has = |event: i16| ready > 0 && source.revents & event != 0;
+    match (has(libc::POLLHUP), has(libc::POLLRDHUP)) {
+        (true, _) => Shut::Everything,
+        (false, true) => Shut::Reading,
+        (false, false) => Shut::Nothing,
+    }
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used, reason = "tests fail by panicking")]
+mod tests {
+    use std::net::UdpSocket;
+
+    use nix::sys::socket::{Shutdown, shutdown};
+
+    use super::*;
+
+    #[test]
+    fn what_is_shut_down_is_seen() {
+        for (how, expected) in [
+            (Shutdown::Read, Shut::Reading),
+            (Shutdown::Both, Shut::Everything),
+        ] {
+            let socket = OwnedFd::from(UdpSocket::bind("127.0.0.1:0").unwrap());
+            assert_eq!(shut(&socket), Shut::Nothing);
+            // It says that it is not connected, and does it.
+            let done = shutdown(socket.as_raw_fd(), how);
+            assert_eq!(done, Err(Errno::ENOTCONN));
+            assert_eq!(shut(&socket), expected);
+        }
+    }
+}

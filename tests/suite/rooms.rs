@@ -257,6 +257,19 @@ fn imports_are_found_in_groups_and_in_the_middle_of_code() {
 }
 
 #[test]
+fn every_hint_is_worded_among_the_remedies() {
+    for (file, code) in files() {
+        let code: String = code.split_whitespace().collect();
+        for worded in [".hint(\"", ".hint(format!(", ".hint_if(Some("] {
+            assert!(
+                !code.contains(worded),
+                "{file} words a hint of its own: {worded}"
+            );
+        }
+    }
+}
+
+#[test]
 fn no_file_is_longer_than_600_lines_without_its_tests() {
     for (file, code) in files() {
         let lines = code.lines().count();

@@ -8,6 +8,7 @@ use super::status::{Status, Verdict, no_status};
 use crate::status::file::json_path;
 use crate::status::lines::read_lines;
 use crate::words::failure::Failure;
+use crate::words::remedy;
 use crate::words::text::printable;
 
 /// Finds the verdict in the server's status files.
@@ -97,10 +98,10 @@ impl Follower {
             } => Status::read(json)?.waits_for(*generation),
             _ => None,
         };
-        server.is_stopped().or_else(old_workers).unwrap_or_else(|| {
-            let json = printable(json);
-            format!("{json} shows its progress, unless its disk is full")
-        })
+        server
+            .is_stopped()
+            .or_else(old_workers)
+            .unwrap_or_else(|| remedy::progress_in(json))
     }
 }
 
@@ -112,8 +113,6 @@ fn cannot_follow(server: &Server, json: &Path) -> Failure {
     ));
     match json.exists() {
         true => failure,
-        false => {
-            failure.hint("to follow another implementation's server, give its --status-file too")
-        }
+        false => failure.hint(remedy::STATUS_FILE_OF_ANOTHER),
     }
 }

@@ -116,7 +116,7 @@ impl Server {
                     errno.desc()
                 ));
                 Err(match errno {
-                    Errno::EPERM => failure.hint("use the user that the server runs as, or root"),
+                    Errno::EPERM => failure.hint(remedy::USER_OF_THE_SERVER),
                     _ => failure,
                 })
             }
@@ -212,7 +212,7 @@ impl PidFile<'_> {
         Failure::failed(format!(
             "cannot find the server of --pid-file={path}: {what}, and the process that does cannot be found"
         ))
-        .hint(format!("`fuser {path}` as root shows who has it open"))
+        .hint(remedy::who_has_open(&path))
     }
 
     /// Users who can write the file can also lock it: root must not send a signal for them that they could not send
@@ -318,10 +318,7 @@ fn missing(path: &Path) -> Failure {
     let failure = not_running(path, "does not exist");
     let json = json_path(path);
     match Status::read(&json).map(|status| status.supervisor()) {
-        Some(pid) if is_alive(pid) => failure.hint(format!(
-            "{} names pid {pid}: if that is a start_server, HUP makes it rewrite the file",
-            printable(json)
-        )),
+        Some(pid) if is_alive(pid) => failure.hint(remedy::maybe_the_server(&json, pid)),
         _ => failure,
     }
 }

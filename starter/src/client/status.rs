@@ -76,7 +76,7 @@ impl Status {
         let workers = self.all_workers();
         Some(match workers.is_empty() {
             true => failure,
-            false => failure.hint(format!("it is waiting for its workers to exit: {workers}")),
+            false => failure.hint(remedy::waits_for_workers(&workers)),
         })
     }
 
@@ -138,9 +138,8 @@ impl Status {
             "cannot restart: generation {generation} failed to start{how}; {serving}"
         ))
         .stderr(&said)
-        .hint(format!(
-            "{}; it is retried until it comes up or --start-limit is reached",
-            self.advice(decision.hint.as_deref(), own_status)
+        .hint(remedy::until_it_is_retried(
+            &self.advice(decision.hint.as_deref(), own_status),
         ))
     }
 
@@ -150,8 +149,8 @@ impl Status {
             (Some(hint), ..) => shortened(hint),
             // A server of an older version has no hint for it.
             (None, Some(0), _) => remedy::STAY_IN_FOREGROUND.into(),
-            (None, _, Some(file)) => format!("see {} for more", shortened(file)),
-            _ => "see the log for more".into(),
+            (None, _, Some(file)) => remedy::see_for_more(&shortened(file)),
+            _ => remedy::see_for_more("the log"),
         }
     }
 

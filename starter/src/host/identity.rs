@@ -9,6 +9,7 @@ use nix::errno::Errno;
 use nix::unistd::{Gid, Group, Uid, User, getegid, geteuid, getgid, getgrouplist, getuid};
 
 use crate::words::failure::Failure;
+use crate::words::remedy;
 
 /// Where the user database names none (passwd(5)).
 const DEFAULT_SHELL: &str = "/bin/sh";
@@ -82,7 +83,7 @@ pub fn refuse_rights_of_another() -> Result<(), Failure> {
     Err(Failure::failed(
         "cannot start with a setuid or setgid bit: the launcher's user is not trusted",
     )
-    .hint("remove the bit with chmod u-s,g-s"))
+    .hint(remedy::NO_SETUID_BIT))
 }
 
 /// The user of the workers; `None` if there is nothing to drop.
@@ -99,11 +100,11 @@ pub fn identify(settings: &Settings) -> Result<Option<Account>, Failure> {
         (true, None) => Err(Failure::usage(
             "cannot start as root without --user: workers never run as root",
         )
-        .hint("add --user=NAME, the user that the server program runs as")),
+        .hint(remedy::NAME_THE_USER)),
         (false, Some(user)) => Err(Failure::usage(format!(
             "cannot use --user={user}: only root can change the user"
         ))
-        .hint("start as root, or omit --user to run as yourself")),
+        .hint(remedy::ROOT_OR_YOURSELF)),
         (false, None) => Ok(None),
     }
 }
@@ -115,8 +116,9 @@ fn can_become(user: &str) -> Result<(), Failure> {
     let available = privileges::available(&needed).map_err(|error| cannot(&error.to_string()))?;
     match needed.iter().find(|one| !available.contains(one)) {
         None => Ok(()),
-        Some(missing) => Err(cannot(&format!("root lacks {missing} here"))
-            .hint("give the container or unit that capability, or start as the user itself")),
+        Some(missing) => {
+            Err(cannot(&format!("root lacks {missing} here")).hint(remedy::CAPABILITY_OR_THE_USER))
+        }
     }
 }
 
@@ -139,7 +141,7 @@ fn ordinary_user(name: &str, group: Option<&str>) -> Result<Account, Failure> {
         return Err(Failure::usage(format!(
             "cannot use --user={name}: its uid is 0, and workers never run as root"
         ))
-        .hint("name the ordinary user that the server program runs as"));
+        .hint(remedy::AN_ORDINARY_USER));
     }
     let group = group.map(|group| {
         gid(group).map_err(|cause| Failure::failed(format!("cannot use --group={group}: {cause}")))
@@ -155,9 +157,7 @@ fn ordinary_user(name: &str, group: Option<&str>) -> Result<Account, Failure> {
             },
             login: Login::without_entry(uid),
         }),
-        (None, None) => Err(cannot(NO_SUCH_USER).hint(
-            "add --group=GROUP: only an entry in the user database says in which group a uid is",
-        )),
+        (None, None) => Err(cannot(NO_SUCH_USER).hint(remedy::ADD_THE_GROUP)),
     }
 }
 

@@ -50,12 +50,8 @@ pub fn cannot_open(path: &Path, error: &io::Error) -> Failure {
         cause(error)
     ));
     match error.raw_os_error().map(Errno::from_raw) {
-        Some(Errno::ELOOP) if path.starts_with("/dev") => {
-            failure.hint("without --log-file everything goes to standard error and output")
-        }
-        Some(Errno::ENXIO) => {
-            failure.hint("to pipe the log to a command, use --log-file='| COMMAND'")
-        }
+        Some(Errno::ELOOP) if path.starts_with("/dev") => failure.hint(remedy::NO_LOG_FILE),
+        Some(Errno::ENXIO) => failure.hint(remedy::LOG_TO_A_COMMAND),
         Some(errno) => failure.hint_if(remedy::of_file(path, errno)),
         None => failure,
     }

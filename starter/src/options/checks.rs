@@ -13,6 +13,7 @@ use crate::log::{self, LogTarget};
 use crate::status;
 use crate::status::file::json_path;
 use crate::words::failure::Failure;
+use crate::words::remedy;
 use crate::words::text::printable;
 
 /// Options, each with those of which it needs one.
@@ -38,8 +39,7 @@ const OF_SELF_TEST: [&str; 4] = ["self-test", "user", "group", "strict"];
 /// A server can only be started if there is a program for it.
 pub fn check_program(given: &Given<'_>) -> Result<(), Failure> {
     match given.all("program").next() {
-        None => Err(Failure::usage("server program not specified")
-            .hint("put it last, after two dashes: see --help")),
+        None => Err(Failure::usage("server program not specified").hint(remedy::PROGRAM_LAST)),
         Some(program) if program.is_empty() => {
             Err(Failure::usage("the name of the server program is empty"))
         }

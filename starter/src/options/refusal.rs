@@ -5,6 +5,7 @@ use std::ffi::OsStr;
 use clap::error::{ContextKind, ContextValue, ErrorKind};
 
 use crate::words::failure::Failure;
+use crate::words::remedy;
 use crate::words::text::printable;
 
 /// `--option` cannot be used, whatever its value.
@@ -50,7 +51,7 @@ pub fn of_clap(error: &clap::Error, unknown: Option<&str>) -> Failure {
         (ErrorKind::UnknownArgument, Some(option)) => {
             let failure = Failure::usage(format!("unknown option {}", unknown.unwrap_or(option)));
             match context(ContextKind::SuggestedArg) {
-                Some(suggestion) => failure.hint(format!("did you mean {suggestion}?")),
+                Some(suggestion) => failure.hint(remedy::did_you_mean(suggestion)),
                 None => failure,
             }
         }

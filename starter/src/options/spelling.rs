@@ -11,6 +11,7 @@ use clap::{Arg, ArgAction, Command};
 use super::refusal::alternatives;
 use crate::log::facility;
 use crate::words::failure::Failure;
+use crate::words::remedy;
 use crate::words::text::printable;
 
 /// The normalized command line for clap: options as `--name=value`, then `--`, then the program.
@@ -159,8 +160,8 @@ fn single_dash(typed: &Typed, candidates: &[(&str, &Arg)]) -> Failure {
     ));
     match candidates {
         [] => failure,
-        [(name, _)] => failure.hint(format!("write --{name}{value}")),
-        _ => failure.hint(format!("write {}", alternatives(&names(candidates)))),
+        [(name, _)] => failure.hint(remedy::write_instead(&format!("--{name}{value}"))),
+        _ => failure.hint(remedy::write_instead(&alternatives(&names(candidates)))),
     }
 }
 
@@ -201,9 +202,7 @@ fn no_value(option: &Arg, typed: &Typed, next: Option<&OsString>) -> Failure {
     match next {
         Some(next) if next != "--" => {
             let (name, next) = (option.get_id(), printable(next));
-            failure.hint(format!(
-                "a value that begins with a dash needs an equals sign: --{name}={next}"
-            ))
+            failure.hint(remedy::value_with_a_dash(name.as_str(), &next))
         }
         _ => failure,
     }
@@ -215,9 +214,7 @@ fn refuse_facility_apart(next: &OsStr) -> Result<(), Failure> {
         Some(name) => Err(Failure::usage(format!(
             "cannot use --syslog {name}: a facility needs an equals sign"
         ))
-        .hint(format!(
-            "write --syslog={name}, or -- before a server program of that name"
-        ))),
+        .hint(remedy::facility_or_program(name))),
         None => Ok(()),
     }
 }

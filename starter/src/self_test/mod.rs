@@ -36,6 +36,7 @@ use self::scratch::{Ports, Scratch};
 use crate::host::identity;
 use crate::host::proc::Status;
 use crate::words::failure::Failure;
+use crate::words::remedy;
 
 /// What all parts of the self-test share.
 struct Test<'a> {
@@ -100,9 +101,8 @@ fn can_examine() -> Result<(), Failure> {
     let available = privileges::available(&needed).map_err(|error| cannot(error.to_string()))?;
     match needed.iter().find(|one| !available.contains(one)) {
         None => Ok(()),
-        Some(missing) => Err(cannot(format!("{missing} is missing here")).hint(
-            "give the container or unit CAP_KILL, CAP_SYS_PTRACE and CAP_DAC_OVERRIDE for the self-test; the server itself does not need them",
-        )),
+        Some(missing) => Err(cannot(format!("{missing} is missing here"))
+            .hint(remedy::CAPABILITIES_OF_THE_SELF_TEST)),
     }
 }
 

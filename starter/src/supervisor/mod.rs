@@ -139,8 +139,8 @@ impl Supervisor {
         ))
         .stderr(worker.map_or(&[], |worker| status_file.last_lines_of(worker.pid)))
         .hint(match status {
-            0 => remedy::STAY_IN_FOREGROUND,
-            _ => "see the worker's output for more",
+            0 => remedy::STAY_IN_FOREGROUND.into(),
+            _ => remedy::see_for_more("the worker's output"),
         })
     }
 }

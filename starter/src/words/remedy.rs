@@ -1,6 +1,7 @@
 //! Every hint, documented by the situation that it remedies.
 
 use std::ffi::OsStr;
+use std::fmt::Display;
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 
@@ -248,4 +249,94 @@ pub fn workers_that_do_not_exit(pids: Option<String>) -> String {
         None => "workers that do not exit hold it up; --stop-timeout at the start would kill them"
             .into(),
     }
+}
+
+/// The log file is a name of an open descriptor, such as /dev/stderr.
+pub const NO_LOG_FILE: &str = "without --log-file everything goes to standard error and output";
+
+/// The log file is a FIFO that nobody reads, or a socket.
+pub const LOG_TO_A_COMMAND: &str = "to pipe the log to a command, use --log-file='| COMMAND'";
+
+/// A command line has no server program.
+pub const PROGRAM_LAST: &str = "put it last, after two dashes: see --help";
+
+/// The self-test of root lacks the capabilities to look into its processes.
+pub const CAPABILITIES_OF_THE_SELF_TEST: &str = "give the container or unit CAP_KILL, CAP_SYS_PTRACE and CAP_DAC_OVERRIDE for the self-test; the server itself does not need them";
+
+/// A client may not signal the server.
+pub const USER_OF_THE_SERVER: &str = "use the user that the server runs as, or root";
+
+/// Another implementation of start_server holds the pid file.
+pub const STATUS_FILE_OF_ANOTHER: &str =
+    "to follow another implementation's server, give its --status-file too";
+
+/// The program is setuid or setgid.
+pub const NO_SETUID_BIT: &str = "remove the bit with chmod u-s,g-s";
+
+/// Root has named no user.
+pub const NAME_THE_USER: &str = "add --user=NAME, the user that the server program runs as";
+
+/// An ordinary user has named a user.
+pub const ROOT_OR_YOURSELF: &str = "start as root, or omit --user to run as yourself";
+
+/// Root lacks a capability that a change of user takes.
+pub const CAPABILITY_OR_THE_USER: &str =
+    "give the container or unit that capability, or start as the user itself";
+
+/// The user of the workers is root.
+pub const AN_ORDINARY_USER: &str = "name the ordinary user that the server program runs as";
+
+/// A uid without an entry in the user database is in no known group.
+pub const ADD_THE_GROUP: &str =
+    "add --group=GROUP: only an entry in the user database says in which group a uid is";
+
+/// An option is misspelled.
+pub fn did_you_mean(suggestion: &str) -> String {
+    format!("did you mean {suggestion}?")
+}
+
+/// An option is abbreviated or written in another way.
+pub fn write_instead(spelling: &str) -> String {
+    format!("write {spelling}")
+}
+
+/// The value of an option, which may be an option itself.
+pub fn value_with_a_dash(name: &str, value: &str) -> String {
+    format!("a value that begins with a dash needs an equals sign: --{name}={value}")
+}
+
+/// A facility of syslog stands where the server program is expected.
+pub fn facility_or_program(name: &str) -> String {
+    format!("write --syslog={name}, or -- before a server program of that name")
+}
+
+/// More about a failed start is in this place: `the log`.
+pub fn see_for_more(place: &str) -> String {
+    format!("see {place} for more")
+}
+
+/// A generation failed to start, for which there is advice.
+pub fn until_it_is_retried(advice: &str) -> String {
+    format!("{advice}; it is retried until it comes up or --start-limit is reached")
+}
+
+/// A server is stopping, with these workers.
+pub fn waits_for_workers(workers: &str) -> String {
+    format!("it is waiting for its workers to exit: {workers}")
+}
+
+/// A restart takes longer than the client waits, and nothing is known of it.
+pub fn progress_in(json: &Path) -> String {
+    format!(
+        "{} shows its progress, unless its disk is full",
+        printable(json)
+    )
+}
+
+/// A pid file is missing, but a process is named in the status file beside it.
+pub fn maybe_the_server(json: &Path, pid: impl Display) -> String {
+    format!(
+        "{} names pid {pid}: if that is a start_server, HUP makes it rewrite the file",
+        printable(json)
+    )
 }

@@ -16,7 +16,7 @@ use nix::unistd::{Gid, Uid, mkfifo};
 use crate::holders::{hint_of_path_held_here, hint_of_port_held_here};
 use crate::launch::{Launched, as_ordinary_user, install, launch_program, make_directory};
 
-const FAILED: i32 = 1;
+pub const FAILED: i32 = 1;
 const USAGE: i32 = 2;
 
 /// The remedy for a file in a directory `missing`.
@@ -27,7 +27,7 @@ const MISSING_DIRECTORY: &str =
 const FOREIGN: u32 = 4242;
 
 /// Server::Starter has other messages and other exit codes.
-fn is_ours() -> bool {
+pub fn is_ours() -> bool {
     !original_differs("its messages and exit codes are others")
 }
 
@@ -38,7 +38,7 @@ fn is_usual(line: &str) -> bool {
 
 /// Runs it to its end: it must end with this code, say these lines and no others, and leave the folder as it was.
 #[track_caller]
-fn assert_refused(setup: Setup, code: i32, lines: &[&str]) -> Finished {
+pub fn assert_refused(setup: Setup, code: i32, lines: &[&str]) -> Finished {
     // It is made for the server, not by it.
     let log = setup.folder().join("log");
     File::create(&log).expect("cannot make the log");
@@ -61,7 +61,7 @@ fn assert_refused(setup: Setup, code: i32, lines: &[&str]) -> Finished {
 }
 
 #[track_caller]
-fn assert_usage(setup: Setup, lines: &[&str]) {
+pub fn assert_usage(setup: Setup, lines: &[&str]) {
     let finished = assert_refused(setup, USAGE, lines);
     // It was seen before anything was begun.
     assert_eq!(finished.log.lines().collect::<Vec<_>>(), lines);
@@ -123,7 +123,10 @@ fn wrong_usage_is_one_line_and_exit_code_2() {
         ),
         (
             &["--port=abc"],
-            &["start_server: cannot use --port=abc: a port is a number from 0 to 65535"],
+            &[
+                "start_server: cannot use --port=abc: a port is a number from 0 to 65535",
+                "hint: names of services are not looked up: `getent services abc` shows the number",
+            ],
         ),
         (
             &["--port=18001=4", "--port=18002=4"],
@@ -326,7 +329,7 @@ fn owner(setup: &Setup) -> (u32, u32) {
     (metadata.uid(), metadata.gid())
 }
 
-fn make_file(setup: &Setup, name: &str, text: &str, mode: u32) {
+pub fn make_file(setup: &Setup, name: &str, text: &str, mode: u32) {
     let path = setup.folder().join(name);
     let draft = setup.folder().join("draft");
     fs::write(&draft, text).expect("cannot write the file");

@@ -98,7 +98,8 @@ fn assert_refused(setup: Setup, disk: &Disk, line: &str) {
     let finished = setup.run();
     assert_eq!(finished.status.code(), Some(1), "{}", finished.log);
     let lines: Vec<&str> = finished.log.lines().skip(1).collect();
-    assert_eq!(lines, [line]);
+    let hint = "hint: the file system is full: see `df` and `df -i`";
+    assert_eq!(lines, [line, hint]);
     assert_eq!(finished.server.started(), []);
     assert_eq!(disk.names(), [""; 0]);
 }

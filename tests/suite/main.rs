@@ -40,6 +40,7 @@ mod pid_namespaces;
 mod policy;
 mod privileges;
 mod real_servers;
+mod remedies;
 mod restart;
 mod rooms;
 mod root_start;

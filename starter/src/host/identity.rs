@@ -135,7 +135,8 @@ fn ordinary_user(name: &str, group: Option<&str>) -> Result<Account, Failure> {
     let user = find_user(name).map_err(|errno| cannot(errno.desc()))?;
     let uid = match &user {
         Some(user) => user.uid.as_raw(),
-        None => number(name).ok_or_else(|| cannot(NO_SUCH_USER))?,
+        None => number(name)
+            .ok_or_else(|| cannot(NO_SUCH_USER).hint_if(remedy::of_user_and_group(name)))?,
     };
     if uid == 0 {
         return Err(Failure::usage(format!(

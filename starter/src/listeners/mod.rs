@@ -12,6 +12,7 @@
 pub mod bind;
 pub mod binder;
 pub mod dialects;
+mod foreign_spelling;
 pub mod health;
 pub mod holders;
 pub mod plan;

@@ -8,9 +8,9 @@ use nix::errno::Errno;
 use nix::sys::stat::SFlag;
 use nix::unistd::getuid;
 
-use crate::listeners::holders;
 use crate::listeners::plan::{Wanted, kind_of};
 use crate::listeners::spec::PortSpec;
+use crate::listeners::{foreign_spelling, holders};
 use crate::words::failure::Failure;
 use crate::words::{distrust, remedy};
 
@@ -47,7 +47,13 @@ pub fn cannot_bind_ourselves(
             };
             cannot_bind(wanted, refusal, None).hint(hint)
         }
-        Refusal::Errno(libc::ENOENT) => cannot_listen(wanted, "its directory does not exist"),
+        Refusal::Errno(libc::ENOENT) => {
+            let hint = match wanted {
+                Wanted::Path { spec, .. } => foreign_spelling::of_path(&spec.path),
+                Wanted::Port(_) => None,
+            };
+            cannot_listen(wanted, "its directory does not exist").hint_if(hint)
+        }
         // From a change of owner; without one it is a sticky directory that holds another user's stale socket.
         Refusal::Errno(libc::EPERM) if wanted.owner_is_asked() => {
             cannot_bind(wanted, refusal, None).hint(remedy::CHOWN_AS_USER)

@@ -11,6 +11,7 @@ use std::path::PathBuf;
 
 use common::message::Transport;
 
+use crate::listeners::foreign_spelling;
 use crate::words::failure::Failure;
 use crate::words::number;
 use crate::words::text::printable;
@@ -141,9 +142,10 @@ pub fn parse_ports(value: &str) -> Result<Vec<PortSpec>, Failure> {
             _ if segment.is_empty() => {
                 return Err(refused("--port", value.as_ref(), "a port is missing"));
             }
-            _ => specs.push(
-                parse_port(segment).map_err(|cause| refused("--port", segment.as_ref(), cause))?,
-            ),
+            _ => specs.push(parse_port(segment).map_err(|cause| {
+                let hint = foreign_spelling::of_port(segment);
+                refused("--port", segment.as_ref(), cause).hint_if(hint)
+            })?),
         }
     }
     Ok(specs)

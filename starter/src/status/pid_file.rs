@@ -79,9 +79,11 @@ impl PidFile {
             is_shared: false,
             is_lost: false,
         };
-        locked
-            .write()
-            .map_err(|error| cannot(&failure::cause(&error)))?;
+        locked.write().map_err(|error| {
+            let errno = error.raw_os_error().map(Errno::from_raw);
+            cannot(&failure::cause(&error))
+                .hint_if(errno.and_then(|errno| remedy::of_file(path, errno)))
+        })?;
         Ok(Some(locked))
     }
 

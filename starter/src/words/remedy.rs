@@ -8,7 +8,7 @@ use std::path::Path;
 use common::message::POLICY_FILE;
 use nix::errno::Errno;
 
-use crate::words::text::printable;
+use crate::words::text::{printable, quoted};
 
 /// The supervisor's user may not write a file.
 const WRITABLE: &str =
@@ -145,10 +145,98 @@ pub fn of_directory_of_others(objection: &str) -> String {
 pub fn of_file(path: &Path, errno: Errno) -> Option<String> {
     match errno {
         Errno::EACCES => Some(WRITABLE.into()),
-        Errno::EROFS => Some(READ_ONLY.into()),
         Errno::ENOENT => Some(missing_directory(path)),
+        Errno::ETXTBSY => Some("it is a program that is running".into()),
+        Errno::EROFS => Some(READ_ONLY.into()),
+        Errno::ENOTDIR => Some(PART_IS_A_FILE.into()),
+        Errno::ENAMETOOLONG => Some("no part of a path can be longer than 255 bytes".into()),
+        Errno::ENOSPC => Some("the file system is full: see `df` and `df -i`".into()),
+        Errno::EDQUOT => Some("the quota of this user is used up: see `quota`".into()),
+        Errno::EPERM => Some("see `lsattr -d`: it or its directory may be immutable".into()),
+        _ => of_resources(errno).map(str::to_owned),
+    }
+}
+
+const PART_IS_A_FILE: &str = "a part of its path is a file, not a directory";
+
+/// The system refuses a resource that many calls need.
+fn of_resources(errno: Errno) -> Option<&'static str> {
+    match errno {
+        Errno::EMFILE => Some("the limit on open files is reached: see `ulimit -n`"),
+        Errno::ENFILE => {
+            Some("the whole system has too many open files: see fs.file-max of sysctl")
+        }
+        Errno::ENOMEM => Some("no more memory is available: see `free`, or MemoryMax of systemd"),
         _ => None,
     }
+}
+
+/// A program exists but cannot be executed, for a reason other than its permissions.
+pub fn of_executing(errno: Errno) -> Option<&'static str> {
+    match errno {
+        Errno::ETXTBSY => Some(
+            "a process has it open for writing: write a new version under another name, then rename it to this one",
+        ),
+        Errno::ENOEXEC => {
+            Some("it has no `#!` line, or was built for another kind of machine: see `file`")
+        }
+        Errno::E2BIG => Some(
+            "its arguments and environment, or one of them, are too long: see execve(2); --envdir adds to them",
+        ),
+        Errno::ELIBBAD | Errno::EISDIR => Some("its interpreter is not a program: see `file`"),
+        Errno::EPERM => {
+            Some("a filter or a security module forbids it: see the unit or container, and `dmesg`")
+        }
+        Errno::ENOTDIR => Some(PART_IS_A_FILE),
+        Errno::ELOOP => {
+            Some("its symbolic links form a loop, or too many interpreters need another")
+        }
+        _ => of_resources(errno),
+    }
+}
+
+/// A file is executable by its mode, but not on its file system.
+pub const MOUNTED_NOEXEC: &str = "its file system is mounted with noexec: see findmnt(8)";
+
+/// What was taken for the program has blanks, and does not exist.
+pub fn of_program_with_blanks(program: &OsStr) -> Option<String> {
+    program.as_bytes().contains(&b' ').then(|| {
+        format!(
+            "the program and its arguments are separate words, but {} was given as one",
+            quoted(program)
+        )
+    })
+}
+
+/// A user is written with a group, as chown(1) and chpst(8) take it.
+pub fn of_user_and_group(typed: &str) -> Option<String> {
+    let (user, groups) = typed.split_once(':')?;
+    let group = groups.split(':').next().filter(|group| !group.is_empty());
+    let group = group.map(|group| format!(" --group={}", quoted(group)));
+    (!user.is_empty()).then(|| {
+        let (user, group) = (quoted(user), group.unwrap_or_default());
+        format!("the group has an option of its own: --user={user}{group}")
+    })
+}
+
+/// Another program would have taken this path for a port.
+pub fn written_as_path(path: &OsStr) -> String {
+    format!("a unix socket is written as --path={}", quoted(path))
+}
+
+/// Another program would have accepted another spelling of this port.
+pub fn written_as_port(endpoint: &str) -> String {
+    format!("it is written as --port={}", quoted(endpoint))
+}
+
+/// A range of ports.
+pub fn port_range(first: &str, last: &str) -> String {
+    format!("a range is written as a list: --port={first},...,{last}")
+}
+
+/// The name of a service instead of a port.
+pub fn service_name(name: &str) -> String {
+    format!("names of services are not looked up: `getent services {name}` shows the number")
 }
 
 /// The directory of a file does not exist.
@@ -163,8 +251,7 @@ pub fn of_spawning(errno: Errno) -> Option<&'static str> {
         Errno::EAGAIN => {
             Some("this user has reached its process limit: see `ulimit -u`, or TasksMax of systemd")
         }
-        Errno::EMFILE => Some("the limit on open files is reached: see `ulimit -n`"),
-        _ => None,
+        _ => of_resources(errno),
     }
 }
 

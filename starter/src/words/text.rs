@@ -24,6 +24,15 @@ pub fn shortened(text: impl AsRef<OsStr>) -> String {
     line
 }
 
+/// The same for a word that a shell would have to quote: with blanks in it, in single quotes.
+pub fn quoted(word: impl AsRef<OsStr>) -> String {
+    let word = printable(word);
+    match word.contains(char::is_whitespace) {
+        true => format!("'{}'", word.replace('\'', r"'\''")),
+        false => word,
+    }
+}
+
 /// Appends escaped text while `line` stays within `most` bytes. Returns whether that was all of it, and how many bytes of it
 /// were taken.
 pub fn escape(bytes: &[u8], most: usize, line: &mut String) -> (bool, usize) {
@@ -88,6 +97,16 @@ mod tests {
         assert_eq!(printable("a\nb\tc\x1b[2J"), r"a\x0Ab\x09c\x1B[2J");
         assert_eq!(printable("\u{9b}2J\u{202e}"), r"\xC2\x9B2J\xE2\x80\xAE");
         assert_eq!(printable(OsStr::from_bytes(b"/\xff")), r"/\xFF");
+    }
+
+    #[test]
+    fn a_word_is_quoted_only_if_it_has_blanks() {
+        assert_eq!(quoted("/srv/my app/server"), "'/srv/my app/server'");
+        assert_eq!(quoted("it's here"), r"'it'\''s here'");
+        assert_eq!(quoted("a\u{a0}b"), "'a\u{a0}b'");
+        for word in ["", "it's", "/srv/app", "a\nb"] {
+            assert_eq!(quoted(word), printable(word));
+        }
     }
 
     #[test]

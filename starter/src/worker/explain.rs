@@ -5,16 +5,17 @@ use std::ffi::OsStr;
 use std::fs::File;
 use std::io::Read;
 use std::os::unix::ffi::OsStrExt;
-use std::os::unix::fs::OpenOptionsExt;
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
 use nix::errno::Errno;
 use nix::fcntl::OFlag;
+use nix::sys::statvfs::{FsFlags, statvfs};
 use nix::unistd::{AccessFlags, access};
 
 use crate::words::notice::ExecFailure;
 use crate::words::remedy;
-use crate::words::text::printable;
+use crate::words::text::quoted;
 
 /// The step at which a child failed, as sent over the pipe.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -64,13 +65,13 @@ pub fn explain(step: Step, errno: Errno, attempt: &Attempt<'_>) -> ExecFailure {
     let Attempt {
         program, directory, ..
     } = *attempt;
-    let shown = printable(program);
+    let shown = quoted(program);
     let action = match step {
         Step::Descriptors => format!("pass the sockets to {shown}"),
         Step::Limits => format!("restore the resource limits for {shown}"),
         Step::Signals => format!("reset the signals for {shown}"),
         Step::Directory => {
-            let directory = printable(directory.unwrap_or(Path::new("")));
+            let directory = quoted(directory.unwrap_or(Path::new("")));
             format!("change to --dir={directory}")
         }
         Step::Execute => return explain_execute(errno, attempt),
@@ -83,14 +84,14 @@ pub fn explain(step: Step, errno: Errno, attempt: &Attempt<'_>) -> ExecFailure {
 }
 
 fn explain_execute(errno: Errno, attempt: &Attempt<'_>) -> ExecFailure {
-    let action = format!("execute {}", printable(attempt.program));
+    let action = format!("execute {}", quoted(attempt.program));
     let (program, directory) = (Path::new(attempt.program), attempt.directory);
     if !program.as_os_str().as_bytes().contains(&b'/') {
         let (errno, hint) = explain_lookup(errno, attempt);
         return ExecFailure {
             action,
             errno,
-            hint: Some(hint),
+            hint,
         };
     }
     let file = match directory {
@@ -100,7 +101,8 @@ fn explain_execute(errno: Errno, attempt: &Attempt<'_>) -> ExecFailure {
     let hint = match errno {
         Errno::EACCES => explain_denied(&file),
         Errno::ENOENT if file.exists() => Some(explain_missing_interpreter(&file)),
-        _ => None,
+        Errno::ENOENT => remedy::of_program_with_blanks(attempt.program),
+        _ => remedy::of_executing(errno).map(str::to_owned),
     };
     ExecFailure {
         action,
@@ -111,7 +113,11 @@ fn explain_execute(errno: Errno, attempt: &Attempt<'_>) -> ExecFailure {
 
 /// A program that no directory of PATH has, as far as this user can see: where one of them is closed it may be there
 /// all the same, and execvp(3) says "permission denied". The closed ones are often root's own.
-fn explain_lookup(errno: Errno, attempt: &Attempt<'_>) -> (Errno, String) {
+fn explain_lookup(errno: Errno, attempt: &Attempt<'_>) -> (Errno, Option<String>) {
+    // Anything else is about a file that was found.
+    if !matches!(errno, Errno::ENOENT | Errno::EACCES | Errno::ENOTDIR) {
+        return (errno, remedy::of_executing(errno).map(str::to_owned));
+    }
     let Attempt {
         program,
         directory,
@@ -122,16 +128,35 @@ fn explain_lookup(errno: Errno, attempt: &Attempt<'_>) -> (Errno, String) {
         .map(|one| start.join(one).join(program))
         .collect();
     if let Some(found) = candidates.iter().find(|one| one.is_file()) {
-        return (errno, remedy::not_executable_in_path(found));
+        let hint = match errno {
+            Errno::ENOENT => explain_missing_interpreter(found),
+            _ if is_on_noexec(found) => remedy::MOUNTED_NOEXEC.into(),
+            _ => remedy::not_executable_in_path(found),
+        };
+        return (errno, Some(hint));
     }
     let closed: Vec<&Path> = candidates
         .iter()
         .filter_map(|one| closed_part(one))
         .collect();
     match closed.is_empty() {
-        true => (Errno::ENOENT, remedy::not_in_path(path)),
-        false => (Errno::EACCES, remedy::maybe_behind(&closed, path)),
+        true => {
+            let hint = remedy::of_program_with_blanks(program);
+            (
+                Errno::ENOENT,
+                hint.or_else(|| Some(remedy::not_in_path(path))),
+            )
+        }
+        false => (Errno::EACCES, Some(remedy::maybe_behind(&closed, path))),
     }
+}
+
+/// Whether the file is executable by its mode, but not on its file system.
+fn is_on_noexec(file: &Path) -> bool {
+    let has_mode = file
+        .metadata()
+        .is_ok_and(|metadata| metadata.mode() & 0o111 != 0);
+    has_mode && statvfs(file).is_ok_and(|mount| mount.flags().contains(FsFlags::ST_NOEXEC))
 }
 
 /// What a file needs that exists and still cannot be found.
@@ -164,6 +189,7 @@ fn explain_denied(file: &Path) -> Option<String> {
     match closed_part(file) {
         Some(closed) => Some(remedy::closed_directory(closed)),
         None if file.is_dir() => Some(remedy::IS_A_DIRECTORY.into()),
+        None if is_on_noexec(file) => Some(remedy::MOUNTED_NOEXEC.into()),
         None if access(file, AccessFlags::X_OK).is_err() => Some(remedy::NOT_EXECUTABLE.into()),
         None => None,
     }

@@ -27,6 +27,7 @@ use crate::host::launcher::Handover;
 use crate::host::moment::Moment;
 use crate::host::open_files::OpenFiles;
 use crate::host::{identity, streams, terminal};
+use crate::listeners::backlog::Backlog;
 use crate::listeners::bind::{Bound, Listener, SocketFiles};
 use crate::listeners::dialects::{self, Dialect};
 use crate::listeners::health::Health;
@@ -43,7 +44,7 @@ use crate::supervisor::signals::Signals;
 use crate::words::failure::{self, Failure, Status};
 use crate::words::notice::Notice;
 use crate::words::remedy;
-use crate::words::text::printable;
+use crate::words::text::quoted;
 use crate::worker::Blueprint;
 use crate::worker::environment::Environment;
 
@@ -164,7 +165,8 @@ fn lock_and_bind(options: &Options, dropped: Dropped, log: &mut Log) -> Result<H
     let pid_file = pid_file
         .map(|path| lock_pid_file(path, &signals))
         .transpose()?;
-    let (backlog, open_files) = (options.listeners.backlog, dropped.open_files);
+    let backlog = Backlog::new(options.listeners.backlog);
+    let open_files = dropped.open_files;
     let mut notices = Vec::new();
     let bound = resolved.bind(backlog, options.is_strict, open_files, &mut notices);
     // Even after a failure: they tell how far it got.
@@ -176,7 +178,7 @@ fn lock_and_bind(options: &Options, dropped: Dropped, log: &mut Log) -> Result<H
         binders,
     } = bound?;
     let sockets = listeners.iter().map(|one| (&one.socket, one.number));
-    let health = Health::new(planned, sockets, backlog);
+    let health = Health::new(planned, sockets, backlog.number());
     Ok(Held {
         signals,
         pid_file,
@@ -212,7 +214,7 @@ fn lock_pid_file(path: &Path, signals: &Signals) -> Result<PidFile, Failure> {
             )));
         }
         if Moment::now() >= until {
-            let path = printable(path);
+            let path = quoted(path);
             return Err(Failure::failed(format!(
                 "cannot use --pid-file={path}: another process holds a lock on it for reading"
             ))

@@ -176,7 +176,7 @@ fn a_message_is_one_line_whatever_was_typed() {
     assert_usage(
         Server::setup().option("--port=80\n\x1b(Bstart_server: all is well"),
         &[
-            "start_server: cannot use --port=80\\x0A\\x1B(Bstart_server: all is well: \
+            "start_server: cannot use --port='80\\x0A\\x1B(Bstart_server: all is well': \
            a port is a number from 0 to 65535",
         ],
     );

@@ -955,7 +955,7 @@ fn output_options_that_cannot_be_are_one_line_and_exit_code_2() {
         ),
         (
             &["--syslog=Daemon "],
-            "cannot use --syslog=Daemon : the facilities are kern, ",
+            "cannot use --syslog='Daemon ': the facilities are kern, ",
         ),
         (
             &["--syslog", "--syslog-format=rfc5425"],
@@ -971,7 +971,7 @@ fn output_options_that_cannot_be_are_one_line_and_exit_code_2() {
         ),
         (
             &["--syslog", "--syslog-tag=a b"],
-            "cannot use --syslog-tag=a b: a tag has 1 to 32 letters",
+            "cannot use --syslog-tag='a b': a tag has 1 to 32 letters",
         ),
         (
             &["--syslog", "--syslog-address=log"],

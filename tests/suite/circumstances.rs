@@ -498,7 +498,7 @@ fn as_pid_1_it_reaps_strangers_silently_and_obeys_its_signals() {
 }
 
 /// What refuses a system call to a program, and so to everything that it starts: see the fixture.
-fn refusing(call: impl Display, how: &str) -> [String; 4] {
+pub fn refusing(call: impl Display, how: &str) -> [String; 4] {
     let attacker = attacker().to_str().expect("UTF-8").to_owned();
     [attacker, "refuse".into(), call.to_string(), how.into()]
 }

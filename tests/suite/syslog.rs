@@ -773,6 +773,9 @@ fn a_socket_that_is_missing_at_the_start_is_said_once_and_found_later() {
         path.display()
     );
     server.wait_for_log(&notice);
+    let hint = "hint: no syslog daemon has created that socket: start one, or give the address of another with \
+                --syslog-address";
+    server.wait_for_log(hint);
     write(port, "stdout", "before there was a daemon");
     // Some tries more.
     let_pass(Duration::from_millis(2500));
@@ -886,7 +889,9 @@ fn a_udp_port_where_nobody_listens_is_said_once_and_found_later() {
     let said = format!(
         "start_server: cannot reach syslog at udp:127.0.0.1:{log_port}: Connection refused; will keep trying"
     );
+    let hint = "hint: no syslog daemon is running there";
     assert_eq!(server.count_in_log("cannot reach syslog"), 1);
+    assert_eq!(server.count_in_log(hint), 1);
     assert_eq!(server.count_in_log(&said), 1);
     let messages = daemon.messages();
     let start = format!("start_server (pid:{}) starting now...", server.pid());

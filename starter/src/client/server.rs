@@ -25,7 +25,7 @@ use crate::words::distrust;
 use crate::words::failure::{self, Failure};
 use crate::words::notice::Notice;
 use crate::words::remedy;
-use crate::words::text::printable;
+use crate::words::text::quoted;
 
 /// Shows the user what is going on.
 pub type Say<'a> = &'a mut dyn FnMut(Notice);
@@ -188,14 +188,14 @@ impl PidFile<'_> {
     }
 
     fn elsewhere(&self) -> Failure {
-        let path = printable(self.path);
+        let path = quoted(self.path);
         Failure::failed(format!(
             "cannot ask the server of --pid-file={path}: it runs in another pid namespace; ask there"
         ))
     }
 
     fn no_proc(&self) -> Failure {
-        let path = printable(self.path);
+        let path = quoted(self.path);
         Failure::failed(format!(
             "cannot find the server of --pid-file={path}: /proc is missing, or that of another pid namespace"
         ))
@@ -203,7 +203,7 @@ impl PidFile<'_> {
     }
 
     fn unknown_holder(&self, written: Result<Option<u32>, ()>) -> Failure {
-        let path = printable(self.path);
+        let path = quoted(self.path);
         let what = match written {
             Ok(Some(pid)) => format!("pid {pid} in it does not hold its lock"),
             Ok(None) => "it is empty".to_owned(),
@@ -285,7 +285,7 @@ impl PidFile<'_> {
             .map_err(|untrusted| of_owner(&distrust::of_path(&untrusted)))?;
         let stat = fstat(&opened).map_err(|errno| self.cannot(errno.desc()))?;
         if let Some(objection) = trust.objection(&stat) {
-            let directory = printable(directory);
+            let directory = quoted(directory);
             return Err(of_owner(&format_args!(
                 "{directory} {}",
                 distrust::predicate(objection)
@@ -305,12 +305,12 @@ fn real_user(pid: Pid) -> Option<u32> {
 }
 
 fn cannot_read(path: &Path, cause: &str) -> Failure {
-    let path = printable(path);
+    let path = quoted(path);
     Failure::failed(format!("cannot read --pid-file={path}: {cause}"))
 }
 
 fn not_running(path: &Path, cause: &str) -> Failure {
-    Failure::not_running(format!("not running: {} {cause}", printable(path)))
+    Failure::not_running(format!("not running: {} {cause}", quoted(path)))
 }
 
 /// There is no such file, though its server may still be running.

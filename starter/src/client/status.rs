@@ -10,7 +10,7 @@ use crate::status::view::{self, Outcome, State, View, Worker};
 use crate::words::failure::{self, Failure};
 use crate::words::notice::WithMeaning;
 use crate::words::remedy;
-use crate::words::text::{printable, shortened};
+use crate::words::text::{printable, quoted, shortened};
 
 /// The result of a restart.
 pub type Verdict = Result<(), Failure>;
@@ -181,7 +181,7 @@ pub fn no_status(json: &Path) -> String {
         Err(error) if error.kind() == io::ErrorKind::NotFound => "is missing".to_owned(),
         Err(error) => format!("cannot be read: {}", failure::cause(&error)),
     };
-    format!("{} {cause}", printable(json))
+    format!("{} {cause}", quoted(json))
 }
 
 #[cfg(test)]

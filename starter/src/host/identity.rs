@@ -10,6 +10,7 @@ use nix::unistd::{Gid, Group, Uid, User, getegid, geteuid, getgid, getgrouplist,
 
 use crate::words::failure::Failure;
 use crate::words::remedy;
+use crate::words::text::quoted;
 
 /// Where the user database names none (passwd(5)).
 const DEFAULT_SHELL: &str = "/bin/sh";
@@ -102,7 +103,8 @@ pub fn identify(settings: &Settings) -> Result<Option<Account>, Failure> {
         )
         .hint(remedy::NAME_THE_USER)),
         (false, Some(user)) => Err(Failure::usage(format!(
-            "cannot use --user={user}: only root can change the user"
+            "cannot use --user={}: only root can change the user",
+            quoted(user)
         ))
         .hint(remedy::ROOT_OR_YOURSELF)),
         (false, None) => Ok(None),
@@ -111,7 +113,8 @@ pub fn identify(settings: &Settings) -> Result<Option<Account>, Failure> {
 
 /// Root may lack these capabilities in a container.
 fn can_become(user: &str) -> Result<(), Failure> {
-    let cannot = |cause: &str| Failure::failed(format!("cannot become --user={user}: {cause}"));
+    let cannot =
+        |cause: &str| Failure::failed(format!("cannot become --user={}: {cause}", quoted(user)));
     let needed = [Capability::CAP_SETUID, Capability::CAP_SETGID];
     let available = privileges::available(&needed).map_err(|error| cannot(&error.to_string()))?;
     match needed.iter().find(|one| !available.contains(one)) {
@@ -131,7 +134,8 @@ pub fn is_in_partial_namespace() -> bool {
 }
 
 fn ordinary_user(name: &str, group: Option<&str>) -> Result<Account, Failure> {
-    let cannot = |cause: &str| Failure::failed(format!("cannot use --user={name}: {cause}"));
+    let cannot =
+        |cause: &str| Failure::failed(format!("cannot use --user={}: {cause}", quoted(name)));
     let user = find_user(name).map_err(|errno| cannot(errno.desc()))?;
     let uid = match &user {
         Some(user) => user.uid.as_raw(),
@@ -140,12 +144,15 @@ fn ordinary_user(name: &str, group: Option<&str>) -> Result<Account, Failure> {
     };
     if uid == 0 {
         return Err(Failure::usage(format!(
-            "cannot use --user={name}: its uid is 0, and workers never run as root"
+            "cannot use --user={}: its uid is 0, and workers never run as root",
+            quoted(name)
         ))
         .hint(remedy::AN_ORDINARY_USER));
     }
     let group = group.map(|group| {
-        gid(group).map_err(|cause| Failure::failed(format!("cannot use --group={group}: {cause}")))
+        gid(group).map_err(|cause| {
+            Failure::failed(format!("cannot use --group={}: {cause}", quoted(group)))
+        })
     });
     match (user, group.transpose()?) {
         (Some(user), gid) => account_of(user, gid),
@@ -169,7 +176,7 @@ fn account_of(user: User, group: Option<u32>) -> Result<Account, Failure> {
     let cannot = |cause: &str| {
         Failure::failed(format!(
             "cannot look up the groups of --user={}: {cause}",
-            user.name
+            quoted(&user.name)
         ))
     };
     let name = CString::new(user.name.as_bytes()).map_err(|_| cannot("its name holds a NUL"))?;

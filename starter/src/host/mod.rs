@@ -6,6 +6,7 @@ pub mod dispositions;
 pub mod identity;
 pub mod launcher;
 pub mod locks;
+pub mod low_ports;
 pub mod moment;
 pub mod open_files;
 pub mod proc;

@@ -18,6 +18,7 @@ use nix::unistd::Pid;
 
 use crate::host::confinement::{self, OfBinder};
 use crate::host::open_files::{OpenFiles, duplicate_above};
+use crate::listeners::backlog::Backlog;
 use crate::listeners::binder::{Answer, Binder, channel_failed};
 use crate::listeners::plan::{Maker, Planned, Prepared, SPARE_DESCRIPTORS, Wanted};
 use crate::listeners::refusal::{cannot_bind, cannot_bind_ourselves};
@@ -28,7 +29,7 @@ use crate::listeners::user_directory::UserDirectory;
 use crate::words::failure::{self, Failure};
 use crate::words::notice::Notice;
 use crate::words::remedy;
-use crate::words::text::printable;
+use crate::words::text::quoted;
 
 /// How many numbers above its listeners a worker needs for its exec (the program, its loader, libraries).
 const DESCRIPTORS_TO_EXEC: u64 = 8;
@@ -60,6 +61,8 @@ pub struct Listener {
     pub socket: OwnedFd,
     /// Its descriptor number in the workers.
     pub number: RawFd,
+    /// How many connections may wait there; `None` for UDP.
+    pub backlog: Option<u32>,
 }
 
 /// Everything that was bound, and who removes which part of it at the end.
@@ -153,8 +156,8 @@ fn resolve(spec: &PortSpec) -> Result<Address, Failure> {
     let cannot = |cause: &str| {
         Failure::failed(format!(
             "cannot resolve the host {} of --port={}: {cause}",
-            printable(name),
-            spec.given
+            quoted(name),
+            quoted(&spec.given)
         ))
     };
     let found: Vec<SocketAddr> = (name.as_str(), spec.port)
@@ -192,7 +195,7 @@ impl Resolved {
     /// Adds to `notices`, even on failure.
     pub fn bind(
         self,
-        backlog: i32,
+        backlog: Backlog,
         strict: bool,
         open_files: OpenFiles,
         notices: &mut Vec<Notice>,
@@ -378,7 +381,7 @@ pub(super) fn make_again(
 fn listen_on(
     sockets: &[Planned],
     made: Vec<Option<OwnedFd>>,
-    backlog: i32,
+    backlog: Backlog,
     open_files: OpenFiles,
     notices: &mut Vec<Notice>,
 ) -> Result<Vec<Listener>, Failure> {
@@ -400,7 +403,7 @@ fn listen_on(
         let address = bound_address(&socket);
         if wanted.listens() {
             let ip = address.map(|address| address.ip());
-            sockets::listen(&socket, backlog)
+            sockets::listen(&socket, backlog.number())
                 .map_err(|errno| cannot_bind(wanted, &errno.into(), ip))?;
         }
         if let Some(address) = address.filter(|_| wanted.is_chosen_by_kernel()) {
@@ -416,7 +419,11 @@ fn listen_on(
             address,
             socket,
             number,
+            backlog: wanted.listens().then(|| backlog.granted()),
         });
+    }
+    if listeners.iter().any(|one| one.backlog.is_some()) {
+        notices.extend(backlog.notice());
     }
     Ok(listeners)
 }

@@ -18,7 +18,7 @@ use crate::host::proc::Fields;
 use crate::words::distrust;
 use crate::words::failure::{self, Failure};
 use crate::words::remedy::{self, BINDER};
-use crate::words::text::printable;
+use crate::words::text::quoted;
 
 type ToBinder = Channel<Request, Reply>;
 
@@ -64,7 +64,7 @@ impl Binder {
         let cannot = |cause: &dyn std::fmt::Display| {
             Failure::failed(format!(
                 "cannot run the binder {}: {cause}",
-                printable(&program)
+                quoted(&program)
             ))
         };
         let (channel, theirs) = ToBinder::pair().map_err(|error| cannot(&error))?;
@@ -225,7 +225,7 @@ fn program_beside_us() -> Result<PathBuf, Failure> {
     let cannot = |cause: &dyn std::fmt::Display| {
         Failure::failed(format!(
             "cannot run the binder {}: {cause}",
-            printable(&program)
+            quoted(&program)
         ))
     };
     let binder = program.symlink_metadata().map_err(|error| {

@@ -7,7 +7,7 @@ use nix::fcntl::{FcntlArg, OFlag, fcntl};
 
 use crate::listeners::bind::Listener;
 use crate::words::failure::Failure;
-use crate::words::text::printable;
+use crate::words::text::quoted;
 
 /// Environment variables that announce sockets to a worker, beside `SERVER_STARTER_PORT`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -50,7 +50,7 @@ pub fn prepare(listeners: &[Listener], dialects: &[Dialect]) -> Result<(), Failu
                 )
             })
             .map_err(|errno| {
-                let name = printable(&listener.name);
+                let name = quoted(&listener.name);
                 Failure::failed(format!(
                     "cannot make the socket of {name} non-blocking: {}",
                     errno.desc()
@@ -146,6 +146,7 @@ mod tests {
             .zip(names)
             .map(|(number, name)| Listener {
                 name: name.into(),
+                backlog: None,
                 kind: "tcp",
                 address: None,
                 socket: null(),

@@ -29,7 +29,7 @@ use crate::listeners::second_name::{Named, named, named_as};
 use crate::listeners::sockets::{Shut, backlog_of, disconnect, listen, shut};
 use crate::words::failure::Failure;
 use crate::words::notice::Notice;
-use crate::words::text::printable;
+use crate::words::text::quoted;
 use crate::words::trouble::{self, Trouble, Unreachable, Was};
 
 /// The listeners as they should be, in the order of the sockets that workers get.
@@ -101,7 +101,7 @@ impl Health {
         let watch = |(planned, (socket, number)): (Planned, (&OwnedFd, RawFd))| {
             highest = highest.max(number);
             Watched {
-                name: printable(planned.wanted.name(bound_address(socket))),
+                name: quoted(planned.wanted.name(bound_address(socket))),
                 kind: Kind::of(planned, socket, &mut ours),
                 trouble: None,
             }

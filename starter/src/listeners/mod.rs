@@ -9,6 +9,7 @@
 //! 4. [`plan::Prepared::resolve`]: turns host names into addresses.
 //! 5. [`bind::Resolved::bind`]: requests and receives the sockets, and listens on them.
 
+pub mod backlog;
 pub mod bind;
 pub mod binder;
 pub mod dialects;

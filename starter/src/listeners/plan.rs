@@ -15,7 +15,7 @@ use crate::host::open_files::OpenFiles;
 use crate::listeners::binder::Binder;
 use crate::listeners::spec::{Host, PathSpec, PortSpec};
 use crate::words::failure::Failure;
-use crate::words::text::printable;
+use crate::words::text::quoted;
 
 /// Descriptors that the supervisor may need beside the listeners.
 pub const SPARE_DESCRIPTORS: usize = 64;
@@ -117,10 +117,7 @@ impl Plan {
             return Ok(Maker::Ourselves { objection: None });
         }
         let path = std::path::absolute(&spec.path).map_err(|error| {
-            Failure::failed(format!(
-                "cannot bind to {}: {error}",
-                printable(&spec.given)
-            ))
+            Failure::failed(format!("cannot bind to {}: {error}", quoted(&spec.given)))
         })?;
         match open_directory(path.parent().unwrap_or(Path::new("/")), &Trust::ROOT) {
             Ok(_) => {
@@ -165,8 +162,8 @@ fn owners(spec: &PathSpec) -> Result<(Option<u32>, Option<u32>), Failure> {
     let cannot = |option: &str, name: &str, cause: String| {
         Failure::failed(format!(
             "cannot use {option}={} of --path={}: {cause}",
-            printable(name),
-            printable(&spec.given)
+            quoted(name),
+            quoted(&spec.given)
         ))
     };
     let uid = spec
@@ -251,8 +248,8 @@ impl Wanted {
     /// What the user typed.
     pub fn given(&self) -> String {
         match self {
-            Wanted::Port(spec) => format!("--port={}", spec.given),
-            Wanted::Path { spec, .. } => format!("--path={}", printable(&spec.given)),
+            Wanted::Port(spec) => format!("--port={}", quoted(&spec.given)),
+            Wanted::Path { spec, .. } => format!("--path={}", quoted(&spec.given)),
         }
     }
 }
@@ -267,7 +264,7 @@ mod tests {
         let mut specs = parse_paths("/a,user=x\nforged: line".as_ref()).unwrap_or_default();
         let spec = specs.pop().map(|spec| owners(&spec));
         let failure = spec.and_then(Result::err).map(|it| it.to_string());
-        let line = r"cannot use user=x\x0Aforged: line of --path=/a,user=x\x0Aforged: line: there is no such user";
+        let line = r"cannot use user='x\x0Aforged: line' of --path='/a,user=x\x0Aforged: line': there is no such user";
         assert_eq!(failure.as_deref(), Some(line));
     }
 }

@@ -8,8 +8,9 @@ use nix::errno::Errno;
 use nix::sys::stat::SFlag;
 use nix::unistd::getuid;
 
+use crate::host::low_ports;
 use crate::listeners::plan::{Wanted, kind_of};
-use crate::listeners::spec::PortSpec;
+use crate::listeners::spec::{Host, PortSpec};
 use crate::listeners::{foreign_spelling, holders};
 use crate::words::failure::Failure;
 use crate::words::{distrust, remedy};
@@ -23,10 +24,18 @@ pub fn cannot_bind(wanted: &Wanted, refusal: &Refusal, ip: Option<IpAddr>) -> Fa
                 Some(remedy::of_abstract_name_in_use(&spec.path))
             }
             Refusal::Served => holders::hint_of_path(&spec.path),
+            Refusal::Errno(
+                errno @ (libc::ENOTDIR
+                | libc::ENAMETOOLONG
+                | libc::EROFS
+                | libc::ENOSPC
+                | libc::EDQUOT),
+            ) => remedy::of_file(&spec.path, Errno::from_raw(*errno)),
             // From a change of owner, the only thing there for which root needs a capability.
             Refusal::Errno(libc::EPERM) if wanted.owner_is_asked() => {
                 Some(remedy::CHOWN_AS_ROOT.to_owned())
             }
+            Refusal::Errno(errno) => remedy::of_any_call(Errno::from_raw(*errno)),
             _ => None,
         },
     };
@@ -71,13 +80,26 @@ fn hint_of_port(spec: &PortSpec, refusal: &Refusal, ip: Option<IpAddr>) -> Optio
         Refusal::Errno(libc::EADDRINUSE) => ip
             .and_then(|ip| holders::hint_of_port(spec.transport, ip, spec.port))
             .or_else(|| Some(remedy::of_port_in_use(spec.port))),
+        Refusal::Errno(libc::EACCES) if u32::from(spec.port) >= low_ports::first_unprivileged() => {
+            Some(remedy::PORT_OF_A_LABEL.to_owned())
+        }
         Refusal::Errno(libc::EACCES) => Some(remedy::of_low_port(spec.port)),
+        Refusal::Errno(libc::EPERM) => Some(remedy::BIND_DENIED.to_owned()),
+        Refusal::Errno(libc::EAFNOSUPPORT) => Some(remedy::NO_SUCH_FAMILY.to_owned()),
+        Refusal::Errno(libc::ENODEV) => Some(remedy::NO_SUCH_INTERFACE.to_owned()),
+        Refusal::Errno(libc::EINVAL) => match spec.host {
+            Host::Address(IpAddr::V6(ip)) if ip.is_unicast_link_local() => {
+                Some(remedy::of_link_local(ip, &spec.typed_port()))
+            }
+            _ => None,
+        },
         Refusal::Errno(libc::EADDRNOTAVAIL) => Some(remedy::NO_SUCH_ADDRESS.to_owned()),
         Refusal::BadPolicy(BadPolicy::Line { .. }) => Some(remedy::POLICY_LINE.to_owned()),
         Refusal::BadPolicy(_) | Refusal::NotAllowed => {
             let (uid, kind) = (getuid().as_raw(), kind_of(spec.transport));
             Some(remedy::of_policy(uid, kind, spec.port))
         }
+        Refusal::Errno(errno) => remedy::of_any_call(Errno::from_raw(*errno)),
         _ => None,
     }
 }

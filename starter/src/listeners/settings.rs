@@ -8,8 +8,8 @@ use super::spec::{PathSpec, PortSpec};
 pub struct Settings {
     pub ports: Vec<PortSpec>,
     pub paths: Vec<PathSpec>,
-    /// For listen(2), at least 1.
-    pub backlog: i32,
+    /// For listen(2), at least 1; `None` if it was not given.
+    pub backlog: Option<i32>,
     /// In the order given, without duplicates.
     pub dialects: Vec<Dialect>,
 }

@@ -14,7 +14,7 @@ use common::message::Transport;
 use crate::listeners::foreign_spelling;
 use crate::words::failure::Failure;
 use crate::words::number;
-use crate::words::text::printable;
+use crate::words::text::{printable, quoted};
 
 /// The longest path of a unix socket: `sun_path` of unix(7) without the NUL at its end.
 pub const LONGEST_PATH: usize = 107;
@@ -78,6 +78,14 @@ impl PortSpec {
         }
     }
 
+    /// The port itself, as it is typed after an address.
+    pub fn typed_port(&self) -> String {
+        match self.transport {
+            Transport::Tcp => self.port.to_string(),
+            Transport::Udp => format!("u{}", self.port),
+        }
+    }
+
     /// Whether the two cannot be bound together. Of ports that the kernel chooses, each is another one.
     fn is_same_address(&self, other: &PortSpec) -> bool {
         self.port != 0
@@ -98,7 +106,7 @@ impl PortSpec {
 fn unknown_option(name: &str) -> String {
     format!(
         "a port is followed by another port or by the option freebind, not by {}",
-        printable(name)
+        quoted(name)
     )
 }
 
@@ -124,7 +132,7 @@ impl PathSpec {
 }
 
 fn refused(option: &str, given: &OsStr, cause: impl Display) -> Failure {
-    let given = printable(given);
+    let given = quoted(given);
     Failure::usage(format!("cannot use {option}={given}: {cause}"))
 }
 
@@ -243,7 +251,7 @@ fn parse_host(typed: &str) -> Result<Host, String> {
             None => (typed, None),
         };
         let Ok(ip) = address.parse::<Ipv6Addr>() else {
-            return Err(format!("{} is not an IPv6 address", printable(typed)));
+            return Err(format!("{} is not an IPv6 address", quoted(typed)));
         };
         return match zone {
             None => Ok(Host::Address(ip.into())),
@@ -417,7 +425,8 @@ impl Attributes {
             "group" => self.group.replace(value.to_owned()).is_some(),
             _ => {
                 return Err(format!(
-                    "the attributes of a path are mode, user and group, not {name}"
+                    "the attributes of a path are mode, user and group, not {}",
+                    quoted(name)
                 ));
             }
         };
@@ -461,7 +470,7 @@ pub fn check_duplicates(ports: &[PortSpec], paths: &[PathSpec]) -> Result<(), Fa
             .take(index)
             .find(|earlier| earlier.path == path.path)
         {
-            let cause = format!("it is the same as --path={}", printable(&earlier.given));
+            let cause = format!("it is the same as --path={}", quoted(&earlier.given));
             return Err(refused("--path", &path.given, cause));
         }
     }

@@ -20,7 +20,7 @@ use crate::host::launcher::Handover;
 use crate::log::target::write_if_ready;
 use crate::words::failure::{self, Failure};
 use crate::words::notice::Notice;
-use crate::words::text::printable;
+use crate::words::text::quoted;
 
 /// The shortest time between two starts of a log command.
 const RESPAWN: Duration = Duration::from_secs(1);
@@ -41,9 +41,11 @@ pub struct LogCommand {
 
 /// Why it cannot be started, for the user.
 pub fn cannot_use(command: &OsStr, error: &io::Error) -> Failure {
-    let shown = printable(command);
+    let mut shown = OsString::from("|");
+    shown.push(command);
     Failure::failed(format!(
-        "cannot use --log-file=|{shown}: {}",
+        "cannot use --log-file={}: {}",
+        quoted(shown),
         failure::cause(error)
     ))
 }

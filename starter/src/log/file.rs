@@ -10,7 +10,7 @@ use nix::fcntl::{FcntlArg, OFlag, fcntl};
 
 use crate::words::failure::{self, Failure};
 use crate::words::remedy;
-use crate::words::text::printable;
+use crate::words::text::quoted;
 
 /// Opens it for appending.
 pub fn open_file(path: &Path) -> io::Result<File> {
@@ -46,7 +46,7 @@ pub fn cause(error: &io::Error) -> String {
 pub fn cannot_open(path: &Path, error: &io::Error) -> Failure {
     let failure = Failure::failed(format!(
         "cannot open --log-file={}: {}",
-        printable(path),
+        quoted(path),
         cause(error)
     ));
     match error.raw_os_error().map(Errno::from_raw) {

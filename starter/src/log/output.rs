@@ -134,8 +134,8 @@ impl Output {
             return;
         };
         syslog.flush(Instant::now());
-        if let Some((place, cause)) = syslog.take_trouble() {
-            self.say(&Notice::SyslogUnreachable { place, cause });
+        if let Some((place, errno)) = syslog.take_trouble() {
+            self.say(&Notice::SyslogUnreachable { place, errno });
         }
     }
 

@@ -24,7 +24,7 @@ use crate::log::local_time::LocalTime;
 use crate::log::settings::{Address, Format, SyslogSettings};
 use crate::words::failure::{self, Failure};
 use crate::words::notice::Severity;
-use crate::words::text::printable;
+use crate::words::text::quoted;
 
 /// Where a syslog daemon listens (syslog(3)).
 pub const DEFAULT_ADDRESS: &str = "/dev/log";
@@ -67,7 +67,7 @@ pub struct Syslog {
     /// Lines dropped from a full queue since the last record that fit.
     dropped: u64,
     /// Why the daemon cannot be reached, until that is reported.
-    trouble: Option<String>,
+    trouble: Option<Errno>,
     is_reachable: bool,
     lost_at: Option<Instant>,
 }
@@ -286,18 +286,18 @@ impl Syslog {
         self.retry_at = Some(now + RECONNECT);
         self.lost_at = Some(now);
         if std::mem::replace(&mut self.is_reachable, false) {
-            self.trouble = Some(errno.desc().to_owned());
+            self.trouble = Some(errno);
         }
     }
 
     /// Once for each time that the daemon is lost: where it is, and why it cannot be reached.
-    pub fn take_trouble(&mut self) -> Option<(String, String)> {
-        let cause = self.trouble.take()?;
+    pub fn take_trouble(&mut self) -> Option<(String, Errno)> {
+        let errno = self.trouble.take()?;
         let place = match &self.peer {
-            Peer::Socket(path) => printable(path.as_os_str()),
+            Peer::Socket(path) => quoted(path.as_os_str()),
             Peer::Udp(address) => format!("udp:{address}"),
         };
-        Some((place, cause))
+        Some((place, errno))
     }
 
     /// How many records are queued.
@@ -396,7 +396,7 @@ fn cannot(address: &str, cause: &str) -> Failure {
 
 /// It may be missing: a daemon that is started later creates it.
 fn checked(path: &Path) -> Result<PathBuf, Failure> {
-    let refused = |cause: &str| cannot(&printable(path.as_os_str()), cause);
+    let refused = |cause: &str| cannot(&quoted(path.as_os_str()), cause);
     UnixAddr::new(path).map_err(|_| refused("it is too long for a socket"))?;
     match path.metadata() {
         Ok(there) if !there.file_type().is_socket() => Err(refused("it is not a socket")),

@@ -6,7 +6,7 @@ use nix::unistd::Pid;
 use serde::{Deserialize, Serialize};
 
 use crate::host::moment::Moment;
-use crate::words::notice::ExecFailure;
+use crate::words::exec_failure::ExecFailure;
 
 /// How long a worker must survive its exec to count as started, however short the interval.
 pub(super) const PROOF_OF_LIFE: Duration = Duration::from_millis(50);

@@ -6,7 +6,7 @@ use nix::unistd::Pid;
 use serde::{Deserialize, Serialize};
 
 use crate::host::moment::Moment;
-use crate::words::notice::ExecFailure;
+use crate::words::exec_failure::ExecFailure;
 use crate::words::trouble::Unreachable;
 
 /// How many decisions and departed workers are remembered.

@@ -56,7 +56,8 @@ pub use self::model::{Action, Event, Knobs, Machine, Outcome, Settings};
 use self::generation::{Content, Slot, Stage, Standing, Why, Worker};
 use self::model::Phase;
 use crate::host::moment::Moment;
-use crate::words::notice::{ExecFailure, Notice};
+use crate::words::exec_failure::ExecFailure;
+use crate::words::notice::Notice;
 
 impl Machine {
     /// The machine, and the actions that start the first generation.

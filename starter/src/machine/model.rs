@@ -11,7 +11,8 @@ use serde::{Deserialize, Serialize};
 use super::generation::{Content, Generation, Slot, State, Why};
 use super::history::History;
 use crate::host::moment::Moment;
-use crate::words::notice::{ExecFailure, Notice};
+use crate::words::exec_failure::ExecFailure;
+use crate::words::notice::Notice;
 use crate::words::trouble::Unreachable;
 
 /// The restart policy of the command line.

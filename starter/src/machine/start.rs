@@ -11,7 +11,8 @@ use super::generation::{
 use super::history::{Decision, Verdict};
 use super::model::{Action, Machine, Outcome, Planned};
 use crate::host::moment::Moment;
-use crate::words::notice::{ExecFailure, Notice};
+use crate::words::exec_failure::ExecFailure;
+use crate::words::notice::Notice;
 use crate::words::trouble::Unreachable;
 
 /// The longest wait between two failed starts, unless the interval itself is longer.

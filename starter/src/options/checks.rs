@@ -14,7 +14,7 @@ use crate::status;
 use crate::status::file::json_path;
 use crate::words::failure::Failure;
 use crate::words::remedy;
-use crate::words::text::printable;
+use crate::words::text::quoted;
 
 /// Options, each with those of which it needs one.
 const NEEDS: [(&str, &[&str]); 10] = [
@@ -97,7 +97,7 @@ pub fn check_files(status: &status::Settings, log: &log::Settings) -> Result<(),
     ];
     for (option, path, has_json) in options {
         let Some(path) = path else { continue };
-        let shown = format!("--{option}={}", printable(path));
+        let shown = format!("--{option}={}", quoted(path));
         let json = has_json.then(|| (format!("the JSON beside {shown}"), json_path(path)));
         for (name, path) in std::iter::once((shown.clone(), path.to_owned())).chain(json) {
             // What is not absolute is so in the same directory.
@@ -122,7 +122,7 @@ pub fn check_listeners(settings: &listeners::Settings) -> Result<(), Failure> {
     {
         let cause = format!(
             "its descriptors are numbered from 3 without gaps, but --port={} sets its own",
-            printable(&port.given)
+            quoted(&port.given)
         );
         return Err(refused("fd-env", "systemd".as_ref(), &cause));
     }
@@ -131,7 +131,7 @@ pub fn check_listeners(settings: &listeners::Settings) -> Result<(), Failure> {
     {
         let cause = format!(
             "it takes stream sockets only, but --port={} is UDP",
-            printable(&port.given)
+            quoted(&port.given)
         );
         return Err(refused("fd-env", "unicorn".as_ref(), &cause));
     }

@@ -171,7 +171,7 @@ fn listeners(given: &Given<'_>) -> Result<listeners::Settings, Failure> {
     Ok(listeners::Settings {
         ports: given.ports("port")?,
         paths: given.paths("path")?,
-        backlog: given.count("backlog", i32::MAX)?.unwrap_or(libc::SOMAXCONN),
+        backlog: given.count("backlog", i32::MAX)?,
         dialects: given.dialects("fd-env")?,
     })
 }

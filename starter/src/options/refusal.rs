@@ -6,7 +6,7 @@ use clap::error::{ContextKind, ContextValue, ErrorKind};
 
 use crate::words::failure::Failure;
 use crate::words::remedy;
-use crate::words::text::printable;
+use crate::words::text::quoted;
 
 /// `--option` cannot be used, whatever its value.
 pub fn unusable(option: &str, cause: &str) -> Failure {
@@ -15,10 +15,7 @@ pub fn unusable(option: &str, cause: &str) -> Failure {
 
 /// `--option` cannot be used with this value.
 pub fn refused(option: &str, value: &OsStr, cause: &str) -> Failure {
-    Failure::usage(format!(
-        "cannot use --{option}={}: {cause}",
-        printable(value)
-    ))
+    Failure::usage(format!("cannot use --{option}={}: {cause}", quoted(value)))
 }
 
 /// The cause of a refusal if one of these is missing.

@@ -12,7 +12,7 @@ use super::refusal::alternatives;
 use crate::log::facility;
 use crate::words::failure::Failure;
 use crate::words::remedy;
-use crate::words::text::printable;
+use crate::words::text::quoted;
 
 /// The normalized command line for clap: options as `--name=value`, then `--`, then the program.
 pub struct Spelled {
@@ -100,14 +100,16 @@ impl Typed {
 
     /// `=VALUE`, or nothing.
     fn shown_value(&self) -> String {
-        let shown = |value| format!("={}", printable(value));
+        let shown = |value| format!("={}", quoted(value));
         self.value.as_ref().map(shown).unwrap_or_default()
     }
 }
 
 impl fmt::Display for Typed {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}{}", self.dashes, printable(&self.name))
+        let mut whole = OsString::from(&self.dashes);
+        whole.push(&self.name);
+        f.write_str(&quoted(whole))
     }
 }
 
@@ -201,7 +203,7 @@ fn no_value(option: &Arg, typed: &Typed, next: Option<&OsString>) -> Failure {
     let failure = Failure::usage(format!("cannot use {typed}: its value is missing"));
     match next {
         Some(next) if next != "--" => {
-            let (name, next) = (option.get_id(), printable(next));
+            let (name, next) = (option.get_id(), quoted(next));
             failure.hint(remedy::value_with_a_dash(name.as_str(), &next))
         }
         _ => failure,

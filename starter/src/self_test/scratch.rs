@@ -11,11 +11,10 @@ use common::message::Identity;
 use nix::fcntl::{FcntlArg, FdFlag, fcntl};
 use nix::unistd::mkdtemp;
 
+use crate::host::low_ports;
 use crate::words::failure::{self, Failure};
-use crate::words::text::printable;
-
-/// The first port that needs no privilege.
-const FIRST_UNPRIVILEGED_PORT: &str = "/proc/sys/net/ipv4/ip_unprivileged_port_start";
+use crate::words::remedy;
+use crate::words::text::quoted;
 
 /// Ports below this number are low, unless the kernel opens them to everybody.
 const LOW: u32 = 1024;
@@ -38,12 +37,14 @@ impl Scratch {
         let cannot = |cause: String| {
             Failure::failed(format!(
                 "cannot prepare a directory in {}: {cause}",
-                printable(&place)
+                quoted(&place)
             ))
         };
         let template = format!("start_server-self-test-{}-XXXXXX", std::process::id());
-        let directory =
-            mkdtemp(&place.join(template)).map_err(|errno| cannot(errno.desc().to_owned()))?;
+        let directory = mkdtemp(&place.join(template)).map_err(|errno| {
+            let hint = remedy::of_scratch(&place, errno, identity.is_some());
+            cannot(errno.desc().to_owned()).hint_if(hint)
+        })?;
         // As /proc shows it: without links.
         let furnished = directory.canonicalize().and_then(|directory| {
             let (log, leak) = furnish(&directory, identity)?;
@@ -88,7 +89,7 @@ impl Scratch {
         let copy = self.log.try_clone().map_err(|error| {
             Failure::failed(format!(
                 "cannot open {}: {}",
-                printable(self.log_path()),
+                quoted(self.log_path()),
                 failure::cause(&error)
             ))
         })?;
@@ -160,11 +161,7 @@ impl Ports {
         let number = std::process::id() & 0x00ff_ffff;
         let address =
             Ipv4Addr::from_bits(Ipv4Addr::LOCALHOST.to_bits() & 0xff00_0000 | number.max(2));
-        let first = fs::read_to_string(FIRST_UNPRIVILEGED_PORT)
-            .ok()
-            .and_then(|text| text.trim().parse().ok())
-            .unwrap_or(LOW);
-        let mut low = (1..LOW.min(first))
+        let mut low = (1..LOW.min(low_ports::first_unprivileged()))
             .rev()
             .filter_map(|port| u16::try_from(port).ok());
         let highest = low.clone().next();

@@ -228,6 +228,7 @@ impl From<&Listener> for view::Listener {
             name,
             kind: listener.kind.to_owned(),
             fd: listener.number,
+            backlog: listener.backlog,
             trouble: None,
         }
     }

@@ -18,7 +18,7 @@ use crate::host::locks::{self, Holder};
 use crate::words::failure::{self, Failure};
 use crate::words::notice::Notice;
 use crate::words::remedy;
-use crate::words::text::printable;
+use crate::words::text::quoted;
 
 /// The locked file; removed when dropped, if it is still ours.
 #[derive(Debug)]
@@ -38,10 +38,7 @@ impl PidFile {
     /// somebody is only examining the file or has just removed it: the caller may try again.
     pub fn try_lock(path: &Path, pid: u32) -> Result<Option<PidFile>, Failure> {
         let cannot = |cause: &str| {
-            Failure::failed(format!(
-                "cannot use --pid-file={}: {cause}",
-                printable(path)
-            ))
+            Failure::failed(format!("cannot use --pid-file={}: {cause}", quoted(path)))
         };
         let file = open(path).map_err(|error| {
             let errno = error.raw_os_error().map(Errno::from_raw);

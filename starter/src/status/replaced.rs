@@ -18,7 +18,7 @@ use crate::host::proc;
 use crate::words::failure::{self, Failure};
 use crate::words::notice::Notice;
 use crate::words::remedy;
-use crate::words::text::printable;
+use crate::words::text::quoted;
 
 /// The largest file that is read, in bytes.
 const LARGEST: u64 = 16 * 1024 * 1024;
@@ -192,7 +192,7 @@ fn open_text(path: &Path) -> io::Result<(String, File)> {
 fn cannot(path: &Path, cause: &str) -> Failure {
     Failure::failed(format!(
         "cannot write the status file {}: {cause}",
-        printable(path)
+        quoted(path)
     ))
 }
 

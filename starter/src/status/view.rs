@@ -129,6 +129,8 @@ pub struct Listener {
     /// Where it is bound: `127.0.0.1:80`, `[::1]:80`, or the path.
     pub address: String,
     pub fd: i32,
+    /// How many connections may wait to be accepted, as the kernel grants it; null for UDP.
+    pub backlog: Option<u32>,
     /// Why clients do not find it as it was made.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub trouble: Option<String>,

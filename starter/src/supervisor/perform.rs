@@ -12,8 +12,9 @@ use crate::machine::{Action, Event, Generation, Machine};
 use crate::status::pid_file::PidFile;
 use crate::supervisor::resources::Resources;
 use crate::supervisor::sources::{Duty, executed};
+use crate::words::exec_failure::ExecFailure;
 use crate::words::failure::Failure;
-use crate::words::notice::{ExecFailure, Notice, WithMeaning};
+use crate::words::notice::{Notice, WithMeaning};
 use crate::worker::leftovers::Leftovers;
 use crate::worker::{Change, Report, cannot_spawn};
 

@@ -10,8 +10,8 @@ use crate::machine::Knobs;
 use crate::status::file::StatusFile;
 use crate::status::pid_file::PidFile;
 use crate::supervisor::signals::Signals;
+use crate::words::exec_failure::ExecFailure;
 use crate::words::failure::Failure;
-use crate::words::notice::ExecFailure;
 use crate::worker::environment::Environment;
 use crate::worker::{Blueprint, Change, Report};
 

@@ -15,8 +15,8 @@ use crate::host::process::reap;
 use crate::machine::{Event, Knobs, Machine};
 use crate::supervisor::resources::Resources;
 use crate::supervisor::signals::STOPS;
+use crate::words::exec_failure::ExecFailure;
 use crate::words::failure::Failure;
-use crate::words::notice::ExecFailure;
 
 /// How often a supervisor that can no longer wait for its descriptors polls the workers it has to stop.
 const BLIND_LOOK: Duration = Duration::from_millis(10);

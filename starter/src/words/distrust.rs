@@ -5,11 +5,11 @@ use std::borrow::Cow;
 use common::trusted_path::{Distrust, Untrusted};
 use nix::errno::Errno;
 
-use crate::words::text::printable;
+use crate::words::text::quoted;
 
 /// Which part of a path is not trusted, and why: `/tmp/x belongs to an ordinary user`.
 pub fn of_path(untrusted: &Untrusted) -> String {
-    format!("{} {}", printable(&untrusted.at), predicate(untrusted.why))
+    format!("{} {}", quoted(&untrusted.at), predicate(untrusted.why))
 }
 
 /// What follows the name of a file or directory: `belongs to an ordinary user`.
@@ -36,7 +36,7 @@ mod tests {
             at: "/a\nforged: line".into(),
             why: Distrust::OwnedByUser,
         };
-        let sentence = r"/a\x0Aforged: line belongs to an ordinary user";
+        let sentence = r"'/a\x0Aforged: line' belongs to an ordinary user";
         assert_eq!(of_path(&untrusted), sentence);
     }
 }

@@ -10,12 +10,12 @@ use std::time::Duration;
 use nix::errno::Errno;
 use nix::sys::signal::Signal;
 use nix::unistd::Pid;
-use serde::{Deserialize, Serialize};
 
+use crate::words::exec_failure::ExecFailure;
 use crate::words::failure::Failure;
 use crate::words::lack::Lack;
 use crate::words::remedy;
-use crate::words::text::printable;
+use crate::words::text::{printable, quoted};
 use crate::words::trouble::{Trouble, Was};
 
 /// How important a line is, in syslog's terms (syslog(3)).
@@ -25,65 +25,6 @@ pub enum Severity {
     Warning,
     Notice,
     Info,
-}
-
-/// Why a worker does not run the server program.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct ExecFailure {
-    /// What failed: `execute ./server`.
-    pub action: String,
-    #[serde(with = "errno_as_number")]
-    pub errno: Errno,
-    /// What the user can do about it, if known.
-    pub hint: Option<String>,
-}
-
-impl ExecFailure {
-    /// A worker has not executed the program for this long.
-    pub fn hanging(pid: Pid, longest: Duration) -> ExecFailure {
-        let seconds = longest.as_secs();
-        ExecFailure {
-            action: format!("execute the program in worker {pid} within {seconds} seconds"),
-            errno: Errno::ETIME,
-            hint: Some(remedy::HANGING.into()),
-        }
-    }
-
-    /// One line, without the hint.
-    pub fn line(&self) -> String {
-        format!("cannot {}: {}", self.action, self.errno.desc())
-    }
-}
-
-impl From<&ExecFailure> for Failure {
-    fn from(failure: &ExecFailure) -> Failure {
-        let text = failure.line();
-        match &failure.hint {
-            Some(hint) => Failure::failed(text).hint(hint),
-            None => Failure::failed(text),
-        }
-    }
-}
-
-mod errno_as_number {
-    use nix::errno::Errno;
-    use serde::de::Error;
-    use serde::{Deserialize, Deserializer, Serialize, Serializer};
-
-    pub fn serialize<S: Serializer>(errno: &Errno, serializer: S) -> Result<S::Ok, S::Error> {
-        (*errno as i32).serialize(serializer)
-    }
-
-    pub fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Errno, D::Error> {
-        let number = i32::deserialize(deserializer)?;
-        match Errno::from_raw(number) {
-            // UnknownErrno itself is 0.
-            Errno::UnknownErrno if number != 0 => {
-                Err(D::Error::custom(format_args!("{number} is no errno")))
-            }
-            errno => Ok(errno),
-        }
-    }
 }
 
 /// Something that the superdaemon says while it runs.
@@ -138,6 +79,11 @@ pub enum Notice {
     PortChosen {
         given: String,
         address: SocketAddr,
+    },
+    /// The kernel grants a shorter queue at each listener.
+    BacklogCut {
+        asked: i32,
+        granted: u32,
     },
     CannotStartWorker(ExecFailure),
     /// Processes that a worker has left behind, which is gone.
@@ -208,7 +154,7 @@ pub enum Notice {
     },
     SyslogUnreachable {
         place: String,
-        cause: String,
+        errno: Errno,
     },
     CannotReopen {
         path: PathBuf,
@@ -268,6 +214,7 @@ impl Notice {
             | Notice::BinderDied
             | Notice::BoundingSetKept
             | Notice::Unconfined(_)
+            | Notice::BacklogCut { .. }
             | Notice::Complaint(_)
             | Notice::ClosedStreams(_)
             | Notice::LinesLost(_)
@@ -319,16 +266,26 @@ impl fmt::Display for Notice {
             Notice::CannotStartWorker(failure) => {
                 write!(f, "start_server: {}", Failure::from(failure))
             }
-            Notice::FailedToStart { status: 0, .. } => {
-                let hint = remedy::STAY_IN_FOREGROUND;
-                write!(f, "{}\nhint: {hint}", self.sentence())
+            one_line => {
+                f.write_str(&printable(one_line.sentence()))?;
+                match one_line.hint() {
+                    Some(hint) => write!(f, "\nhint: {hint}"),
+                    None => Ok(()),
+                }
             }
-            one_line => f.write_str(&printable(one_line.sentence())),
         }
     }
 }
 
 impl Notice {
+    fn hint(&self) -> Option<&'static str> {
+        match self {
+            Notice::FailedToStart { status: 0, .. } => Some(remedy::STAY_IN_FOREGROUND),
+            Notice::SyslogUnreachable { errno, .. } => remedy::of_syslog(*errno),
+            _ => None,
+        }
+    }
+
     /// One long match that keeps all messages in one place.
     fn sentence(&self) -> String {
         match self {
@@ -381,6 +338,9 @@ impl Notice {
             Notice::CannotStartWorker(failure) => failure.line(),
             Notice::PortChosen { given, address } => {
                 format!("start_server: {given} is bound to {address}")
+            }
+            Notice::BacklogCut { asked, granted } => {
+                format!("start_server: --backlog={asked} is cut to {granted} by the kernel: see net.core.somaxconn of sysctl")
             }
             Notice::EndingLeftovers {
                 worker,
@@ -438,14 +398,14 @@ impl Notice {
             Notice::CannotSave { path, cause } => {
                 format!(
                     "start_server: cannot write {}: {cause}; will keep trying",
-                    printable(path)
+                    quoted(path)
                 )
             }
-            Notice::SavedAgain { path } => format!("{} is up to date again", printable(path)),
+            Notice::SavedAgain { path } => format!("{} is up to date again", quoted(path)),
             Notice::TakenOver { path } => {
                 format!(
                     "start_server: {} was replaced by another process, leaving it alone",
-                    printable(path)
+                    quoted(path)
                 )
             }
             Notice::Complaint(text) => text.clone(),
@@ -461,19 +421,19 @@ impl Notice {
             Notice::PidFileGone { path } => {
                 format!(
                     "start_server: {} is gone and cannot be rewritten",
-                    printable(path)
+                    quoted(path)
                 )
             }
             Notice::PidFileWrittenAgain { path } => {
                 format!(
                     "start_server: {} was gone, rewrote it",
-                    printable(path)
+                    quoted(path)
                 )
             }
             Notice::PidFileOverwritten { path, by } => {
                 let with = by.map(|pid| format!(" with pid {pid}"));
                 format!("start_server: {} was overwritten{}, rewrote it; give the server program a pid file of its own",
-                    printable(path),
+                    quoted(path),
                     with.unwrap_or_default()
                 )
             }
@@ -489,7 +449,7 @@ impl Notice {
             } => {
                 format!(
                     "start_server: reopened {}; new workers write to it",
-                    printable(path)
+                    quoted(path)
                 )
             }
             Notice::LogReopened {
@@ -498,18 +458,19 @@ impl Notice {
             } => {
                 format!(
                     "start_server: reopened {}; all lines now go there",
-                    printable(path)
+                    quoted(path)
                 )
             }
-            Notice::SyslogUnreachable { place, cause } => {
+            Notice::SyslogUnreachable { place, errno } => {
                 format!(
-                    "start_server: cannot reach syslog at {place}: {cause}; will keep trying"
+                    "start_server: cannot reach syslog at {place}: {}; will keep trying",
+                    errno.desc()
                 )
             }
             Notice::CannotReopen { path, cause } => {
                 format!(
                     "start_server: cannot reopen {}: {cause}; keeping the old one open",
-                    printable(path)
+                    quoted(path)
                 )
             }
             Notice::NothingToReopen => {
@@ -531,7 +492,7 @@ impl Notice {
                     None => "no pid".into(),
                 };
                 format!("start_server: {} contains {written}, but pid {holder} holds its lock and is the server",
-                    printable(path)
+                    quoted(path)
                 )
             }
             Notice::ReopenAsked { pid } => {

@@ -2,13 +2,14 @@
 
 use std::ffi::OsStr;
 use std::fmt::Display;
+use std::net::Ipv6Addr;
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 
 use common::message::POLICY_FILE;
 use nix::errno::Errno;
 
-use crate::words::text::{printable, quoted};
+use crate::words::text::quoted;
 
 /// The supervisor's user may not write a file.
 const WRITABLE: &str =
@@ -93,7 +94,7 @@ pub fn of_inner_namespace(pid: i32, inner: i32) -> String {
 
 /// Where the binder is missing. The program is this one.
 pub fn of_missing_binder(program: &Path) -> String {
-    format!("install {BINDER} beside {}", printable(program))
+    format!("install {BINDER} beside {}", quoted(program))
 }
 
 /// The port is in use, and no process is visible that holds it.
@@ -107,7 +108,7 @@ pub fn of_port_in_use(port: u16) -> String {
 pub fn of_abstract_name_in_use(name: &Path) -> String {
     format!(
         "`ss -lxp src {}` as root shows who has it: perhaps a worker left over from a killed start_server",
-        printable(name)
+        quoted(name)
     )
 }
 
@@ -123,6 +124,33 @@ pub fn of_low_port(port: u16) -> String {
          `setcap cap_net_bind_service=ep` on {BINDER} and allow it in {POLICY_FILE} (which has no effect under \
          no_new_privs or on a nosuid file system); or, in a unit with User=, add AmbientCapabilities=CAP_NET_BIND_SERVICE"
     )
+}
+
+/// A port that needs no privilege is refused all the same.
+pub const PORT_OF_A_LABEL: &str = "a security module forbids this port: with SELinux, `ausearch -m avc` shows the refusal \
+     and `semanage port -l` the ports that are allowed";
+
+/// The kernel has no such addresses, or a filter hides them.
+pub const NO_SUCH_FAMILY: &str = "addresses of this kind are switched off: for IPv6 see net.ipv6.conf and the kernel's command line, in a \
+     unit RestrictAddressFamilies=";
+
+/// A filter of a control group.
+pub const BIND_DENIED: &str =
+    "a filter around it forbids this port: in a unit, see SocketBindDeny= and SocketBindAllow=";
+
+/// The interface after the address.
+pub const NO_SUCH_INTERFACE: &str = "no interface has that name: see `ip link`";
+
+/// An address of which each interface may have one.
+pub fn of_link_local(ip: Ipv6Addr, port: &str) -> String {
+    format!(
+        "a link-local address needs its interface: --port=[{ip}%eth0]:{port}, with the name that `ip address` shows"
+    )
+}
+
+/// Of an error that any call can give.
+pub fn of_any_call(errno: Errno) -> Option<String> {
+    of_resources(errno).map(str::to_owned)
 }
 
 /// The policy does not allow a port, or cannot be trusted.
@@ -166,7 +194,9 @@ fn of_resources(errno: Errno) -> Option<&'static str> {
         Errno::ENFILE => {
             Some("the whole system has too many open files: see fs.file-max of sysctl")
         }
-        Errno::ENOMEM => Some("no more memory is available: see `free`, or MemoryMax of systemd"),
+        Errno::ENOMEM | Errno::ENOBUFS => {
+            Some("no more memory is available: see `free`, or MemoryMax of systemd")
+        }
         _ => None,
     }
 }
@@ -194,6 +224,13 @@ pub fn of_executing(errno: Errno) -> Option<&'static str> {
         _ => of_resources(errno),
     }
 }
+
+/// A relative path begins in a directory that does not exist any more.
+pub const LAUNCHED_FROM_NOWHERE: &str = "the directory that start_server was started in has been removed: start it from another \
+     one, or give an absolute path";
+
+/// A directory to change to, or one above it, is a file.
+pub const NOT_A_DIRECTORY: &str = "it, or a part of its path, is a file";
 
 /// A file is executable by its mode, but not on its file system.
 pub const MOUNTED_NOEXEC: &str = "its file system is mounted with noexec: see findmnt(8)";
@@ -241,7 +278,7 @@ pub fn service_name(name: &str) -> String {
 
 /// The directory of a file does not exist.
 fn missing_directory(file: &Path) -> String {
-    let directory = printable(file.parent().unwrap_or(file));
+    let directory = quoted(file.parent().unwrap_or(file));
     format!("create it for the server's user: `install -d -o USER {directory}`")
 }
 
@@ -277,36 +314,33 @@ pub const MISSING_LOADER: &str =
 
 /// A directory of PATH has the program, but this user may not execute it.
 pub fn not_executable_in_path(found: &Path) -> String {
-    format!("{} is not executable for this user", printable(found))
+    format!("{} is not executable for this user", quoted(found))
 }
 
 /// Where no directory of PATH has the program.
 pub fn not_in_path(path: &OsStr) -> String {
-    format!("PATH is {}", printable(path))
+    format!("PATH is {}", quoted(path))
 }
 
 /// Where none that this user can look into has it, and others are behind these directories.
 pub fn maybe_behind(closed: &[&Path], path: &OsStr) -> String {
-    let mut names: Vec<String> = closed.iter().map(printable).collect();
+    let mut names: Vec<String> = closed.iter().map(quoted).collect();
     names.dedup();
     format!(
         "closed to this user, so that the program may be there: {}; PATH is {}",
         names.join(", "),
-        printable(path)
+        quoted(path)
     )
 }
 
 /// This user may not search a directory above the program.
 pub fn closed_directory(directory: &Path) -> String {
-    format!(
-        "the directory {} is closed to this user",
-        printable(directory)
-    )
+    format!("the directory {} is closed to this user", quoted(directory))
 }
 
 /// The interpreter that a script names does not exist.
 pub fn missing_interpreter(name: &OsStr) -> String {
-    let shown = printable(name);
+    let shown = quoted(name);
     match name.as_bytes().ends_with(b"\r") {
         true => format!(
             "its first line ends with a carriage return, which becomes part of the interpreter's name: {shown}"
@@ -335,6 +369,40 @@ pub fn workers_that_do_not_exit(pids: Option<String>) -> String {
         ),
         None => "workers that do not exit hold it up; --stop-timeout at the start would kill them"
             .into(),
+    }
+}
+
+/// A syslog daemon cannot be reached.
+pub fn of_syslog(errno: Errno) -> Option<&'static str> {
+    match errno {
+        Errno::ENOENT => Some(
+            "no syslog daemon has created that socket: start one, or give the address of another with --syslog-address",
+        ),
+        Errno::ECONNREFUSED => Some("no syslog daemon is running there"),
+        Errno::EACCES => Some(
+            "the user that the server runs as must be able to write to the socket and to enter its directory",
+        ),
+        Errno::EPROTOTYPE => Some("it is not a datagram socket, so not one of syslog"),
+        Errno::ENETUNREACH | Errno::EHOSTUNREACH => {
+            Some("no route leads to that address: see `ip route`")
+        }
+        _ => of_resources(errno),
+    }
+}
+
+/// The self-test cannot create a directory for its files.
+pub fn of_scratch(place: &Path, errno: Errno, is_root: bool) -> Option<String> {
+    match (errno, is_root) {
+        (Errno::EACCES | Errno::ENOENT | Errno::ENOTDIR | Errno::EROFS, false) => {
+            Some("set TMPDIR to a directory in which this user may create another".into())
+        }
+        (Errno::EROFS | Errno::ENOENT, true) => Some(format!(
+            "root creates it where nobody else can write: mount a tmpfs at {0}, or in a unit with ProtectSystem=strict, name {0} \
+             in ReadWritePaths=",
+            quoted(place)
+        )),
+        (Errno::EACCES, true) => None,
+        _ => of_file(place, errno),
     }
 }
 
@@ -416,7 +484,7 @@ pub fn waits_for_workers(workers: &str) -> String {
 pub fn progress_in(json: &Path) -> String {
     format!(
         "{} shows its progress, unless its disk is full",
-        printable(json)
+        quoted(json)
     )
 }
 
@@ -424,6 +492,6 @@ pub fn progress_in(json: &Path) -> String {
 pub fn maybe_the_server(json: &Path, pid: impl Display) -> String {
     format!(
         "{} names pid {pid}: if that is a start_server, HUP makes it rewrite the file",
-        printable(json)
+        quoted(json)
     )
 }

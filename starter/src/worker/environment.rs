@@ -19,9 +19,10 @@ use nix::sys::inotify::Inotify;
 
 use crate::host::watch;
 use crate::machine::Knobs;
+use crate::words::exec_failure::ExecFailure;
 use crate::words::failure::Failure;
-use crate::words::notice::{ExecFailure, Notice};
-use crate::words::text::printable;
+use crate::words::notice::Notice;
+use crate::words::text::quoted;
 use crate::words::{number, remedy};
 use crate::worker::Change;
 
@@ -95,7 +96,7 @@ impl Environment {
             None => (std::env::var_os("ENVDIR"), "ENVDIR"),
         };
         let directory = given.filter(|one| !one.is_empty()).map(|path| Directory {
-            name: format!("{how}={}", printable(&path)),
+            name: format!("{how}={}", quoted(&path)),
             path: path.into(),
         });
         let enable = settings
@@ -225,7 +226,7 @@ impl Environment {
             match self.variable(name) {
             None => default,
             Some(value) => value.to_str().and_then(number::seconds).unwrap_or_else(|| {
-                let (value, seconds) = (printable(&value), default.as_secs());
+                let (value, seconds) = (quoted(&value), default.as_secs());
                 complaints.insert(format!(
                     "start_server: cannot use {name}={value}: it is not a number of seconds; using {seconds}"
                 ));
@@ -276,7 +277,7 @@ fn is_true(value: &OsStr, complaints: &mut BTreeSet<String>) -> bool {
         "false" | "no" | "off" => {
             complaints.insert(format!(
                 "start_server: {ENABLE}={} is treated as 0, unlike in Server::Starter",
-                printable(value)
+                quoted(value)
             ));
             false
         }
@@ -296,7 +297,7 @@ impl Directory {
             if name.as_bytes().starts_with(b".") {
                 continue;
             }
-            let shown = printable(path.as_os_str());
+            let shown = quoted(path.as_os_str());
             match variable(&name, || first_line(&path)) {
                 Ok(variable) => variables.extend(variable),
                 // It was removed after it was listed.

@@ -13,7 +13,7 @@ use nix::fcntl::OFlag;
 use nix::sys::statvfs::{FsFlags, statvfs};
 use nix::unistd::{AccessFlags, access};
 
-use crate::words::notice::ExecFailure;
+use crate::words::exec_failure::ExecFailure;
 use crate::words::remedy;
 use crate::words::text::quoted;
 
@@ -71,8 +71,12 @@ pub fn explain(step: Step, errno: Errno, attempt: &Attempt<'_>) -> ExecFailure {
         Step::Limits => format!("restore the resource limits for {shown}"),
         Step::Signals => format!("reset the signals for {shown}"),
         Step::Directory => {
-            let directory = quoted(directory.unwrap_or(Path::new("")));
-            format!("change to --dir={directory}")
+            let directory = directory.unwrap_or(Path::new(""));
+            return ExecFailure {
+                action: format!("change to --dir={}", quoted(directory)),
+                errno,
+                hint: explain_directory(errno, directory),
+            };
         }
         Step::Execute => return explain_execute(errno, attempt),
     };
@@ -101,6 +105,7 @@ fn explain_execute(errno: Errno, attempt: &Attempt<'_>) -> ExecFailure {
     let hint = match errno {
         Errno::EACCES => explain_denied(&file),
         Errno::ENOENT if file.exists() => Some(explain_missing_interpreter(&file)),
+        Errno::ENOENT if is_from_nowhere(&file) => Some(remedy::LAUNCHED_FROM_NOWHERE.into()),
         Errno::ENOENT => remedy::of_program_with_blanks(attempt.program),
         _ => remedy::of_executing(errno).map(str::to_owned),
     };
@@ -193,6 +198,22 @@ fn explain_denied(file: &Path) -> Option<String> {
         None if access(file, AccessFlags::X_OK).is_err() => Some(remedy::NOT_EXECUTABLE.into()),
         None => None,
     }
+}
+
+/// What keeps this user from changing to a directory.
+fn explain_directory(errno: Errno, directory: &Path) -> Option<String> {
+    match errno {
+        // The directory itself may be the closed one.
+        Errno::EACCES => closed_part(&directory.join("any")).map(remedy::closed_directory),
+        Errno::ENOENT if is_from_nowhere(directory) => Some(remedy::LAUNCHED_FROM_NOWHERE.into()),
+        Errno::ENOTDIR => Some(remedy::NOT_A_DIRECTORY.into()),
+        _ => None,
+    }
+}
+
+/// Whether a path begins in the launcher's directory, and that one was removed.
+fn is_from_nowhere(path: &Path) -> bool {
+    path.is_relative() && std::env::current_dir().is_err()
 }
 
 /// The first directory on the way to the file that this user may not search.

@@ -31,7 +31,7 @@ pub use crate::host::launcher::Change;
 use crate::host::launcher::Handover;
 use crate::host::open_files::{OpenFiles, duplicate_above};
 use crate::host::process::{exit_child, fork_single_threaded};
-use crate::words::notice::ExecFailure;
+use crate::words::exec_failure::ExecFailure;
 
 /// Everything about a worker that is the same in every generation.
 #[derive(Debug)]

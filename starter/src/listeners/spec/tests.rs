@@ -227,7 +227,7 @@ fn what_is_no_port_is_refused_with_the_cause() {
         // A hint may follow.
         assert_eq!(
             failure.to_string().lines().next(),
-            Some(format!("cannot use --port={given}: {cause}").as_str()),
+            Some(format!("cannot use --port={}: {cause}", quoted(given)).as_str()),
             "{value:?}"
         );
         assert_eq!(failure.status, Status::Usage);

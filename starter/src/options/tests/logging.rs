@@ -20,10 +20,10 @@ fn a_log_goes_to_a_file_or_to_a_command() {
             "{value:?}"
         );
     }
-    for value in ["|", " | "] {
+    for (value, shown) in [("|", "|"), (" | ", "' | '")] {
         assert_eq!(
             error(&["--log-file", value, "prog"]),
-            format!("cannot use --log-file={value}: a command is missing after the |")
+            format!("cannot use --log-file={shown}: a command is missing after the |")
         );
     }
 }

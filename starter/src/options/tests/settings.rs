@@ -62,7 +62,7 @@ fn the_defaults_are_those_of_server_starter() {
     let expected = listeners::Settings {
         ports: vec![],
         paths: vec![],
-        backlog: libc::SOMAXCONN,
+        backlog: None,
         dialects: vec![],
     };
     assert_eq!(listeners, expected);
@@ -161,7 +161,7 @@ fn every_option_reaches_its_room() {
     let expected = listeners::Settings {
         ports: parse_ports("80").unwrap(),
         paths: parse_paths("/a,mode=0660".as_ref()).unwrap(),
-        backlog: 5,
+        backlog: Some(5),
         dialects: vec![Dialect::Nginx],
     };
     assert_eq!(listeners, expected);

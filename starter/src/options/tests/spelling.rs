@@ -143,7 +143,7 @@ fn an_unknown_option_is_refused() {
         ("--=", "unknown option --="),
         (
             "--po rt=1",
-            "unknown option --po rt\nhint: did you mean --port?",
+            "unknown option '--po rt'\nhint: did you mean --port?",
         ),
         ("--x\ny", "unknown option --x\\x0Ay"),
     ] {

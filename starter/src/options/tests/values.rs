@@ -5,6 +5,7 @@ use nix::sys::signal::Signal;
 
 use super::{error, started, stopped, with};
 use crate::listeners::dialects::Dialect;
+use crate::words::text::quoted;
 
 #[test]
 fn seconds_may_have_decimals() {
@@ -63,13 +64,13 @@ fn seconds_may_have_decimals() {
             let word = format!("--{name}={value}");
             assert_eq!(
                 error(&[&word, "prog"]),
-                format!("cannot use {word}: {cause}")
+                format!("cannot use --{name}={}: {cause}", quoted(value))
             );
         }
         let word = format!("--timeout={value}");
         assert_eq!(
             error(&["--stop", "--pid-file=/p", &word]),
-            format!("cannot use {word}: {cause}")
+            format!("cannot use --timeout={}: {cause}", quoted(value))
         );
     }
     let endless = format!("--interval={}", "9".repeat(400));
@@ -83,7 +84,7 @@ fn seconds_may_have_decimals() {
 fn counts_begin_at_one() {
     for (value, number) in [("1", 1), ("128", 128), ("007", 7), ("2147483647", i32::MAX)] {
         let options = with(&["--backlog", value, "--start-limit", value]);
-        assert_eq!(options.listeners.backlog, number);
+        assert_eq!(options.listeners.backlog, Some(number));
         assert_eq!(
             options.machine.start_limit,
             NonZeroU32::new(number.unsigned_abs())
@@ -102,7 +103,7 @@ fn counts_begin_at_one() {
             let word = format!("--{name}={value}");
             assert_eq!(
                 error(&[&word, "prog"]),
-                format!("cannot use {word}: {cause} {most}")
+                format!("cannot use --{name}={}: {cause} {most}", quoted(value))
             );
         }
     }
@@ -162,10 +163,9 @@ fn signals_have_names_in_any_case_and_numbers() {
     ] {
         for name in ["signal-on-hup", "signal-on-term"] {
             let word = format!("--{name}={value}");
-            let shown = word.replace('\n', "\\x0A");
             assert_eq!(
                 error(&[&word, "prog"]),
-                format!("cannot use {shown}: {cause}")
+                format!("cannot use --{name}={}: {cause}", quoted(value))
             );
         }
     }
@@ -230,7 +230,10 @@ fn auto_restart_is_a_flag_that_can_be_switched_off() {
         let word = format!("--enable-auto-restart={value}");
         assert_eq!(
             error(&[&word, "prog"]),
-            format!("cannot use {word}: it takes 0, 1, true or false, or no value")
+            format!(
+                "cannot use --enable-auto-restart={}: it takes 0, 1, true or false, or no value",
+                quoted(value)
+            )
         );
     }
     // The next word is never its value.

@@ -12,7 +12,7 @@ use crate::privileges::can_drop;
 
 const HINT: &str = "hint: a server must stay in the foreground: nginx with `daemon off;`, others without -D, --daemon or --daemonize";
 
-/// Whether this is the start_server that knows what to do about them.
+/// Whether this is our start_server, which knows what to do about such programs.
 fn is_ours() -> bool {
     !original_differs("it starts daemons for ever and leaves all of them behind")
 }
@@ -23,7 +23,7 @@ fn setups() -> Vec<Setup> {
     [Server::setup()].into_iter().chain(by_root).collect()
 }
 
-/// The processes that workers of this generation have become or started, and that live.
+/// The living processes of this generation: those that its workers have become, or have started.
 fn of_generation(server: &Server, generation: u32) -> Vec<Pid> {
     let mut pids = server.marked();
     pids.retain(|pid| {
@@ -53,7 +53,7 @@ fn a_first_start_is_given_up_after_three_exits_with_success_and_leaves_nothing_b
         let finished = setup
             .port(ports::tcp())
             .interval("0.3")
-            // Forked twice, as daemon(3) and its like do.
+            // Forked twice, as traditional daemons are.
             .program([
                 "sh",
                 "-c",
@@ -112,8 +112,8 @@ fn the_launcher_of_a_daemon_hears_that_the_server_left_the_foreground() {
     }
 }
 
-/// What a generation that serves has left behind on purpose lives on when the start of the next one fails, and what a
-/// worker that serves has started lives on anyway.
+/// If the start of the next generation fails, what the serving generation has left behind on purpose lives on, and so
+/// does whatever its living worker has started.
 #[test]
 fn a_failed_restart_ends_what_it_has_left_behind_and_nothing_else() {
     if !is_ours() {

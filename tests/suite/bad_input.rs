@@ -316,7 +316,7 @@ fn a_program_that_cannot_be_executed_is_said_and_leaves_nothing_behind() {
     let setup = with_files().program(["missing-program"]);
     let lines = [
         "start_server: cannot execute missing-program: No such file or directory",
-        "hint: PATH is /usr/bin:/bin",
+        "hint: no directory in PATH has it: PATH is /usr/bin:/bin",
     ];
     assert_refused(setup.env("PATH", "/usr/bin:/bin"), FAILED, &lines);
 
@@ -770,7 +770,7 @@ fn a_user_that_root_cannot_become_is_refused() {
     assert_refused(root().option("--user=no-such-name"), FAILED, &[line]);
     let lines = [
         "start_server: cannot use --user=4242: there is no such user",
-        "hint: add --group=GROUP: only an entry in the user database says in which group a uid is",
+        "hint: add --group=GROUP: a uid without an entry in the user database has no group of its own",
     ];
     assert_refused(root().option("--user=4242"), FAILED, &lines);
     let line = "start_server: cannot use --group=no-such-name: there is no such group";

@@ -583,7 +583,8 @@ fn a_filter_around_start_server_that_kills_the_binder_is_named() {
     );
     assert_eq!(launched.wait_exit(), 1, "{}", launched.log());
     let lines = "start_server: cannot talk to the binder: it exited too early, signal: 31 (SIGSYS)\n\
-                 hint: a seccomp filter around it forbids what it needs: in a unit, add to SystemCallFilter= \
+                 hint: a seccomp filter of the unit or container forbids a system call that the binder needs: in a unit, add to \
+                 SystemCallFilter= \
                  seccomp landlock_create_ruleset landlock_add_rule landlock_restrict_self\n";
     assert!(launched.log().ends_with(lines), "{}", launched.log());
 }

@@ -909,7 +909,7 @@ fn stop_ends_with_4_when_its_time_is_over_and_the_server_goes_on_to_stop() {
         server.pid()
     );
     let hint = format!(
-        "hint: it is waiting for its workers to exit: {}; kill -KILL ends one, and --stop-timeout at the start does it by itself",
+        "hint: it is waiting for its workers to exit: {}; kill -KILL PID ends one; a server started with --stop-timeout=SECONDS does this by itself",
         worker.pid
     );
     assert_eq!(stop.verdict(), [expected, hint]);
@@ -1024,7 +1024,7 @@ fn restart_tells_at_once_that_the_new_generation_has_failed() {
         restart.verdict(),
         [
             "start_server: cannot restart: generation 2 failed to start, exit status:256 (exit code 1); the old one keeps serving",
-            "hint: see the log for more; it is retried until it comes up or --start-limit is reached"
+            "hint: see the log for more; start_server keeps trying until a start succeeds or --start-limit is reached"
         ]
     );
     assert_eq!(server.ask(port).pid, old.pid.as_raw());
@@ -1121,8 +1121,9 @@ fn a_failed_restart_names_the_remedy_and_the_log_file() {
         fs::rename(&next, &program).expect("cannot deploy it");
         let mut restart = run(&server, &["--restart", "--pid-file=pid"]);
         assert_eq!(restart.wait(), 1, "{}", restart.said());
-        let hint =
-            format!("{expected}; it is retried until it comes up or --start-limit is reached");
+        let hint = format!(
+            "{expected}; start_server keeps trying until a start succeeds or --start-limit is reached"
+        );
         assert_eq!(restart.verdict().last(), Some(&hint));
     }
 }
@@ -1222,7 +1223,7 @@ fn a_new_generation_that_dies_before_the_old_one_is_signalled_has_failed() {
         restart.verdict(),
         [
             "start_server: cannot restart: generation 2 failed to start, exit status:9 (signal 9); the old one keeps serving",
-            "hint: see the log for more; it is retried until it comes up or --start-limit is reached"
+            "hint: see the log for more; start_server keeps trying until a start succeeds or --start-limit is reached"
         ]
     );
     assert!(server.caught(first).is_empty());
@@ -1378,7 +1379,7 @@ fn quiet_does_not_hide_why_a_command_has_failed() {
     break_it(&server);
     let mut restart = run(&server, &["--restart", "--pid-file=pid", "--quiet"]);
     let error = "start_server: cannot restart: generation 2 failed to start, exit status:256 (exit code 1); the old one keeps serving\n\
-         hint: see the log for more; it is retried until it comes up or --start-limit is reached\n";
+         hint: see the log for more; start_server keeps trying until a start succeeds or --start-limit is reached\n";
     assert_eq!((restart.wait(), restart.said()), (1, error.to_owned()));
 
     let held = client::hold(port);
@@ -1386,7 +1387,7 @@ fn quiet_does_not_hide_why_a_command_has_failed() {
     let mut stop = run(&server, &words);
     let error = format!(
         "start_server: cannot wait longer for the end of pid {}: --timeout expired\n\
-         hint: it is waiting for its workers to exit: {}; kill -KILL ends one, and --stop-timeout at the start does it by itself\n",
+         hint: it is waiting for its workers to exit: {}; kill -KILL PID ends one; a server started with --stop-timeout=SECONDS does this by itself\n",
         server.pid(),
         worker.pid
     );

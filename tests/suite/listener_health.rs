@@ -1,4 +1,4 @@
-//! A listener is not for ever: what workers, and whoever removes files, do to one, and what is mended of it.
+//! Listeners can break: what workers, and whoever removes files, do to them, and which of it is mended.
 
 use std::fs;
 use std::os::unix::fs::{FileTypeExt, MetadataExt, PermissionsExt};
@@ -16,7 +16,7 @@ use nix::sys::signal::{Signal, kill};
 use crate::launch::RootFolder;
 use crate::privileges::can_drop;
 
-/// As an ordinary user, and as root who names one.
+/// Started by an ordinary user, and by root with `--user`.
 fn each_user() -> Vec<Setup> {
     let mut setups = vec![Server::setup()];
     if needs_root() {
@@ -42,7 +42,7 @@ fn restart_done(server: &Server) {
     assert!(output.status.success(), "{said}\n{}", server.log());
 }
 
-/// The restart has failed for this reason, though the generation serves.
+/// Asserts that a restart fails for this reason, although the new generation serves.
 #[track_caller]
 fn restart_fails(server: &Server, generation: u32, cause: &str) {
     let output = restart(server);
@@ -79,7 +79,7 @@ fn with_socket(setup: Setup) -> (Server, PathBuf) {
     (server, path)
 }
 
-/// The hidden name beside it.
+/// The hidden second name beside the path.
 fn second_name(path: &Path) -> PathBuf {
     path.with_file_name(".socket.start_server")
 }
@@ -105,10 +105,10 @@ fn a_socket_whose_file_was_removed_is_reached_after_a_restart() {
         fs::remove_file(&path).expect("cannot remove");
         restart_done(&server);
         assert_eq!(client::ask(&path).generation, Some(2));
-        // The very socket, so that workers of before hear on it as well.
+        // It is the very same socket, so workers started earlier can be reached as well.
         assert_eq!(fs::metadata(&path).expect("no socket").ino(), made.ino());
         let line = format!(
-            "start_server: the file of the listener {} was removed meanwhile; it is back",
+            "start_server: the file of the listener {} was removed since the last check; it is back",
             path.display()
         );
         server.wait_for_log(&line);
@@ -137,7 +137,7 @@ fn a_socket_that_was_removed_under_both_names_is_made_again_at_a_restart() {
         let again = fs::metadata(&path).expect("no socket");
         assert_eq!((again.mode(), again.uid()), (made.mode(), made.uid()));
         server.wait_for_log("workers started from now on get a new socket");
-        // And it is looked after as the first one was.
+        // And the new one is looked after as the first one was.
         fs::remove_file(&path).expect("cannot remove");
         restart_done(&server);
         assert_eq!(client::ask(&path).generation, Some(3));
@@ -157,7 +157,7 @@ fn an_old_generation_that_removes_the_socket_at_its_end_does_not_cut_the_new_one
             let old = server.wait_for_service(generation - 1);
             restart_done(&server);
             assert_eq!(client::ask(&path).generation, Some(generation));
-            let line = format!("removed by worker {}, it seems; it is back", old.pid);
+            let line = format!("removed, apparently by worker {}; it is back", old.pid);
             server.wait_for_log(&line);
         }
         assert_eq!(trouble(&server, 0), None);
@@ -183,7 +183,7 @@ fn a_foreign_file_at_the_path_stays_and_the_restart_has_failed() {
         assert!(trouble(&server, 0).is_some());
         let line = format!("start_server: the listener {name} is in trouble: something else");
         server.wait_for_log(&line);
-        // Once it is gone, the next restart gives the name back.
+        // Once the foreign file is gone, the next restart gives the socket its name back.
         fs::remove_file(&path).expect("cannot remove");
         restart_done(&server);
         assert_eq!(client::ask(&path).generation, Some(3));
@@ -206,7 +206,7 @@ fn a_foreign_socket_that_is_served_at_the_path_stays_and_the_restart_has_failed(
         let name = path.display();
         let cause = format!("{name}: something else is at its path, and is left alone");
         restart_fails(&server, 2, &cause);
-        // One that nobody serves is as foreign.
+        // A foreign socket that nobody serves is just as foreign.
         drop(foreign);
         restart_fails(&server, 3, &cause);
         assert!(server.stop().success());
@@ -281,7 +281,7 @@ fn an_old_generation_that_shuts_a_unix_socket_down_at_its_end_is_the_verdict_on_
         server.wait_for_service(1);
         let cause = format!("{}: a worker has shut it down", path.display());
         restart_fails(&server, 2, &cause);
-        // The next generation has a socket of its own, which the one before cannot reach.
+        // The next generation has a socket of its own, which the previous one cannot shut down.
         restart_done(&server);
         assert_eq!(client::ask(&path).generation, Some(3));
     }
@@ -326,7 +326,7 @@ fn a_socket_in_a_directory_of_root_that_was_removed_asks_for_a_stop_and_a_start(
     assert_eq!(server.ask(Path::new(&path)).generation, Some(2));
     fs::remove_file(&path).expect("cannot remove");
     restart_fails(&server, 3, &format!("{path}: its file was removed"));
-    // Everything else of it is served.
+    // Its other listener is still served.
     assert_eq!(client::ask(port).generation, Some(3));
     assert_eq!(trouble(&server, 0), None);
     assert_eq!(trouble(&server, 1).as_deref(), Some("its file was removed"));
@@ -352,7 +352,7 @@ fn a_tcp_listener_that_a_worker_shuts_down_before_it_ends_listens_again() {
         end(&server, first, Signal::SIGKILL);
         assert_eq!(server.ask(port).generation, Some(2));
         let line = format!(
-            "start_server: the listener {name} was shut down by worker {}, it seems; it listens again",
+            "start_server: the listener {name} was shut down, apparently by worker {}; it listens again",
             first.pid
         );
         server.wait_for_log(&line);

@@ -1,5 +1,5 @@
-//! Containers that share a volume: in each the pids of the other are those of other processes, so nobody is signalled by a
-//! command from another pid namespace than that of the server.
+//! Containers that share a volume: a pid of one belongs to another process in the other, so a command from a pid
+//! namespace other than the server's signals nobody.
 
 use std::path::Path;
 use std::process::Command;
@@ -14,7 +14,8 @@ use crate::launch::{AS_NOBODY, Launched, as_ordinary_user, launch};
 
 const COMMANDS: [&str; 3] = ["--stop", "--restart", "--reopen"];
 
-/// What makes a container of root's, and one of an ordinary user, whoever runs the tests; none that cannot be made here.
+/// The commands that make a container of root's and one of an ordinary user's, whoever runs the tests; without those
+/// that do not work here. `more` options are added to each.
 fn containers(more: &[&'static str]) -> Vec<Vec<&'static str>> {
     let of_root = vec!["unshare", "--pid", "--fork"];
     let of_user = as_ordinary_user().iter().copied();
@@ -36,7 +37,7 @@ fn containers(more: &[&'static str]) -> Vec<Vec<&'static str>> {
     found
 }
 
-/// A command to the server of this pid file, behind these words.
+/// Starts a command to the server of this pid file, such as `--stop`, behind the words `before` it.
 fn command(before: &[&str], word: &str, pid_file: &Path, folder: &Path) -> Client {
     let program = programs::start_server();
     let program = program.to_str().expect("UTF-8");
@@ -156,8 +157,8 @@ fn a_command_to_a_server_in_a_container_says_where_it_runs_and_signals_nobody() 
             assert_eq!(client.wait(), 1, "{}", client.said());
             let pid = first(&launched);
             let hint = format!(
-                "hint: it is pid {pid} here and pid 1 there: `nsenter --all --target={pid}`, as root, before the \
-                 command runs it there, and so does the exec command of a container\n"
+                "hint: it is pid {pid} here and pid 1 there: as root, put `nsenter --all --target={pid}` before the \
+                 command, or run the command by the exec of the container (docker exec, podman exec)\n"
             );
             assert_eq!(client.said(), elsewhere("pid") + &hint);
         }
@@ -170,7 +171,7 @@ fn the_first_process_of_a_container_is_not_taken_for_that_of_another() {
     if !is_ours() || !needs_root() || !needs_program("unshare") || !needs_program("nsenter") {
         return;
     }
-    // Both are pid 1, belong to one user, and have dropped privileges: nobody but root can look at their descriptors.
+    // Both are pid 1, belong to the same user, and have dropped privileges: only root can look at their descriptors.
     let container = ["unshare", "--pid", "--fork", "--mount-proc", "--kill-child"];
     let (asked, other) = (contained(&container), contained(&container));
     let pid_file = asked.folder().join("pid");
@@ -190,7 +191,7 @@ fn the_first_process_of_a_container_is_not_taken_for_that_of_another() {
         assert_was_not_signalled(&asked);
         assert_was_not_signalled(&other);
     }
-    // Where it runs it is asked as ever.
+    // In its own container it can be asked as usual.
     let target = format!("--target={}", first(&asked));
     let before = ["nsenter", &target, "--pid", "--mount"];
     let mut restart = command(&before, "--restart", &pid_file, asked.folder());
@@ -211,8 +212,8 @@ fn pids_that_proc_shows_of_another_namespace_are_not_used() {
             assert_eq!(client.wait(), 1, "{}", client.said());
             let said = "start_server: cannot find the server of --pid-file=pid: /proc is missing, or that of another \
                         pid namespace\n\
-                        hint: a /proc of this pid namespace is mounted by `mount -t proc proc /proc`, or \
-                        `unshare --mount-proc`\n";
+                        hint: mount the /proc of this pid namespace: `mount -t proc proc /proc`, as root in it; or create \
+                        the namespace with `unshare --mount-proc`\n";
             assert_eq!(client.said(), said);
         }
     }

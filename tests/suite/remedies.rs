@@ -80,13 +80,13 @@ fn a_program_with_blanks_is_quoted_and_told_to_be_several_words() {
         let hint = format!(
             "hint: the program and its arguments are separate words, but '{program}' was given as one"
         );
-        // Another PATH may have closed directories.
+        // The PATH of whoever runs the tests may have directories that are closed to the user.
         let setup = Server::setup()
             .program([program])
             .env("PATH", "/usr/bin:/bin");
         assert_refused(setup, FAILED, &[&line, &hint]);
     }
-    // One that is there is another matter.
+    // If a program of that name exists, the blank is not the problem.
     let setup = Server::setup().program(["./my server"]);
     make_file(&setup, "my server", "#!/bin/sh\n", 0o644);
     let lines = [
@@ -316,13 +316,13 @@ fn each_refusal_of_a_port_has_its_remedy() {
         (
             libc::EPERM,
             "Operation not permitted",
-            "a filter around it forbids this port: in a unit, see SocketBindDeny= and SocketBindAllow=",
+            "a filter of the unit or container forbids this port: in a unit, see SocketBindDeny= and SocketBindAllow=",
         ),
         (
             libc::EAFNOSUPPORT,
             "Address family not supported by protocol",
-            "addresses of this kind are switched off: for IPv6 see net.ipv6.conf and the kernel's command line, in a \
-             unit RestrictAddressFamilies=",
+            "this address family is switched off: for IPv6, look for ipv6.disable=1 on the kernel's command line; in a \
+             unit, see RestrictAddressFamilies=",
         ),
         (
             libc::ENODEV,
@@ -332,7 +332,7 @@ fn each_refusal_of_a_port_has_its_remedy() {
         (
             libc::ENOBUFS,
             "No buffer space available",
-            "no more memory is available: see `free`, or MemoryMax of systemd",
+            "no more memory is available: see `free`, or MemoryMax= of the unit",
         ),
     ] {
         let refusing = refusing(libc::SYS_bind, &errno.to_string());
@@ -365,11 +365,11 @@ fn a_backlog_above_the_limit_of_the_kernel_is_said_once_and_shown_as_it_is() {
             Some(granted)
         );
         let line = format!(
-            "start_server: --backlog={asked} is cut to {granted} by the kernel: see net.core.somaxconn of sysctl"
+            "start_server: the kernel caps --backlog={asked} at {granted}: see `sysctl net.core.somaxconn`"
         );
         assert_eq!(server.count_in_log(&line), usize::from(granted < asked));
         assert_eq!(
-            server.count_in_log("is cut to"),
+            server.count_in_log("the kernel caps"),
             usize::from(granted < asked)
         );
         let json = server.status_json().expect("no status");

@@ -168,7 +168,7 @@ fn a_directory_of_path_that_is_closed_to_the_user_is_named() {
     let path = format!("/usr/bin:{}:/bin", bin.display());
     let cannot = |name: &str| format!("start_server: cannot execute {name}: Permission denied");
     let hint = format!(
-        "hint: closed to this user, so that the program may be there: {}; PATH is {path}",
+        "hint: the program may be in or below directories that are closed to this user: {}; PATH is {path}",
         closed.path().display()
     );
     // By the launcher's PATH, and by one that the workers alone have.
@@ -316,8 +316,8 @@ fn a_program_that_cannot_open_its_streams_has_a_hint_with_the_remedy() {
             .open(folder.join(name))
             .expect("cannot make a file")
     };
-    let hint = "hint: a program that opens /dev/stdout or /dev/stderr by that path cannot do so as this user; \
-                with --log-file='| cat' it can";
+    let hint = "hint: this user cannot open /dev/stdout or /dev/stderr by path, so a program that logs there fails; \
+                --log-file='| cat' allows it";
     let count = |name: &str| {
         let text = fs::read_to_string(folder.join(name)).expect("cannot read the log");
         text.lines().filter(|line| *line == hint).count()
@@ -470,7 +470,7 @@ fn root_of_a_namespace_with_one_user_hears_how_to_start_instead() {
     let log = launched.log();
     for text in [
         "start_server: cannot drop privileges: ",
-        "hint: this user namespace maps some users only",
+        "hint: this user namespace maps only some users",
         "unshare --map-current-user",
     ] {
         assert!(log.contains(text), "{log}");

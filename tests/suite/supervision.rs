@@ -154,7 +154,7 @@ fn a_worker_that_hangs_before_it_executes_the_program_is_a_failed_start() {
     let log = server.log();
     let why = format!(
         "start_server: cannot execute the program in worker {worker} within 30 seconds: Timer expired\n\
-         hint: a file system does not respond"
+         hint: probably a file system does not respond"
     );
     assert!(log.contains(&why), "{log}");
     assert!(log.contains("giving up after 1 failed starts"), "{log}");

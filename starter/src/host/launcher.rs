@@ -1,4 +1,4 @@
-//! The environment that the launcher has given to this process, and what of it is not for our children.
+//! The environment that the launcher has given to this process, and which parts of it our children must not get.
 
 use std::ffi::{OsStr, OsString};
 use std::os::unix::ffi::OsStrExt;
@@ -9,8 +9,9 @@ use crate::host::identity::Login;
 /// A change to the launcher's environment; without a value the variable is removed.
 pub type Change = (OsString, Option<OsString>);
 
-/// What others have told this process alone: a worker that found it would answer to them in our place, or take for its
-/// sockets the descriptors of a process that is gone, since we have closed all but 0 to 2.
+/// Variables that are addressed to this process alone. A worker that found them would answer the sender in our place,
+/// or take whatever has the announced descriptor numbers for its sockets: we have closed all inherited descriptors but
+/// 0 to 2.
 const TOLD_TO_US: [&str; 12] = [
     // A service manager: sd_notify(3), sd_watchdog_enabled(3), sd_listen_fds(3).
     "NOTIFY_SOCKET",
@@ -28,24 +29,24 @@ const TOLD_TO_US: [&str; 12] = [
     "FPM_SOCKETS",
 ];
 
-/// The same where the names go on with a number, or with what was added later: another superdaemon, einhorn, puma.
+/// The same by prefix, where a number follows or more names may be added: another superdaemon, einhorn, puma.
 const TOLD_TO_US_BY_PREFIX: [&str; 3] = ["SERVER_STARTER_", "EINHORN_", "PUMA_INHERIT_"];
 
-/// What belongs to the session of whoever has logged in: a mailbox, and the directories of the XDG specification.
+/// What belongs to a login session: the mailbox, and the directories of the XDG specification.
 const OF_SESSION: &str = "MAIL";
 const OF_SESSION_BY_PREFIX: &str = "XDG_";
 
-/// What the environment of all our children has different from our own.
+/// How the environment of all our children differs from our own.
 #[derive(Debug, Default)]
 pub struct Handover(Vec<Change>);
 
 impl Handover {
-    /// With a login, the children are at home there, and not where root is.
+    /// With a login, the children get that user's name, home and shell instead of root's.
     pub fn new(login: Option<&Login>) -> Handover {
         Handover(changes(std::env::vars_os().map(|(name, _)| name), login))
     }
 
-    /// Makes them, before any other change.
+    /// Applies these changes to a command. Any other change must come later.
     pub fn apply(&self, command: &mut Command) {
         for (name, value) in &self.0 {
             match value {

@@ -1,16 +1,16 @@
 //! Which process holds an exclusive lock on a file (flock(2)), whatever the file says.
 //!
-//! The kernel tells it in two places, and neither is sufficient alone:
+//! The kernel shows this in two places, and neither is sufficient alone:
 //!
-//! - /proc/locks has a line for each lock with the pid of whoever took it. That one may be gone, with its descriptor left to
-//!   a child, and its pid given to another process. And on some file systems (btrfs, overlayfs) the device, or even the
-//!   inode, is not that of stat(2); the device is that of the mount.
-//! - /proc/PID/fdinfo/FD has the same line for each descriptor that has the lock. But it is closed to other users, and where
-//!   a process has dropped privileges to everybody but root.
+//! - /proc/locks has a line for each lock, with the pid of the process that took it. That process may be gone and have
+//!   left its descriptor to a child, and another process may have its pid. And on some file systems (btrfs, overlayfs)
+//!   the device, or even the inode, is not the one that stat(2) reports; the device is that of the mount.
+//! - /proc/PID/fdinfo/FD has the same line for each descriptor that has the lock. But other users cannot read it, and
+//!   if the process has dropped privileges, only root can.
 //!
-//! Both know the processes of one pid namespace, with those of its inner ones: that of whoever has mounted /proc. A lock that
-//! somebody else took has no line in the first, and the pid 0 in the second. So a number from elsewhere, as the one in the
-//! file, is never taken for a holder: in another container that is another process.
+//! Both know only the pid namespace of whoever mounted /proc, and the namespaces inside it. A lock that was taken by a
+//! process outside has no line in the first, and pid 0 in the second. So a pid from another source, such as the one in
+//! the file, never counts by itself: in another container it belongs to another process.
 
 use std::cell::Cell;
 use std::fs::{self, File, Metadata};
@@ -29,24 +29,24 @@ use super::proc;
 /// Who holds a lock, as far as that can be known.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Holder {
-    /// This one, by its pid in our pid namespace. It may live in an inner one.
+    /// This process, by its pid in our pid namespace. It may live in an inner one.
     Process(Pid),
-    /// The kernel names this one, whose descriptors are closed to us: it may be a process that has the pid of a holder that is
-    /// gone.
+    /// The kernel names this process, but we cannot read its descriptors: it may merely have inherited the pid of a
+    /// holder that is gone.
     Hidden(Pid),
-    /// No process that our pid namespace knows of.
+    /// No process in our pid namespace or in one inside it.
     Elsewhere,
-    /// Several, or one that hides.
+    /// Several processes, or one that cannot be seen.
     Unknown,
     /// There is no /proc, or it shows another pid namespace, whose pids mean other processes here.
     NoProc,
 }
 
-/// What is known about one process and the lock.
+/// Whether one process has the lock, as far as its descriptors show.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Finding {
-    /// One of its descriptors has the lock, which this process took; none where that is gone, or never was in this pid
-    /// namespace.
+    /// One of its descriptors has the lock. `taker` is the process that took it, and may be gone by now; `None` if the
+    /// kernel knows no pid for it in this pid namespace.
     Holds { taker: Option<Pid> },
     /// It has no such descriptor, or there is no such process.
     HoldsNot,
@@ -54,17 +54,18 @@ enum Finding {
     Hidden,
 }
 
-/// How much of the table of locks is read, in bytes: some ten thousand locks. Others can hold any number, and the kernel takes
-/// longer for each the more there are.
+/// How much of the table of locks is read, in bytes: some ten thousand locks. Other processes can hold any number, and
+/// the more there are, the longer the kernel takes for each.
 const LARGEST_TABLE: u64 = 1 << 20;
 
-/// How many descriptors are looked at: others can open any number too.
+/// How many descriptors are examined: other processes can open any number of those, too.
 const MOST_DESCRIPTORS: u32 = 20_000;
 
-/// Who has locked the file. `written` is the pid in the file, which only shortens the search.
+/// Who has locked the file. `written` is the pid in the file: it shortens the search and decides between several
+/// processes that have the lock, but never makes one without the lock the holder.
 ///
 /// # Errors
-/// When the file's own numbers cannot be read.
+/// When the file's own device and inode cannot be read.
 pub fn holder(file: &File, written: Option<Pid>) -> io::Result<Holder> {
     if !proc::shows_our_namespace() {
         return Ok(Holder::NoProc);
@@ -72,14 +73,15 @@ pub fn holder(file: &File, written: Option<Pid>) -> io::Result<Holder> {
     let left = Cell::new(MOST_DESCRIPTORS);
     let mount = device_of_mount(file);
     let file = file.metadata()?;
-    // By far the most often: the server has written its pid, has taken the lock itself, and shows its descriptors to us.
+    // By far the most common case: the server has written its pid, has taken the lock itself, and lets us see its
+    // descriptors.
     if let Some(pid) = written
         && look_at(pid, &file, &left) == (Finding::Holds { taker: written })
     {
         return Ok(Holder::Process(pid));
     }
     let device = (major(file.dev()), minor(file.dev()));
-    // Where there is none, the descriptors have to tell.
+    // Without it, only the descriptors can tell.
     let table = read_table().ok();
     let is_whole = table
         .as_ref()
@@ -105,16 +107,16 @@ pub fn holder(file: &File, written: Option<Pid>) -> io::Result<Holder> {
     ))
 }
 
-/// What it means that the table of locks has no line for a file.
+/// What it means if the table of locks has no line for a file.
 #[derive(Debug, Clone, Copy)]
 struct Absence {
-    /// There is a table, and it has none.
+    /// The whole table was read, and it has none.
     from_table: bool,
-    /// The file is one whose numbers are those of the table.
+    /// The table would show the file with the device that stat(2) reports, so the absence of a line is proof.
     is_proof: bool,
 }
 
-/// The rule, from the best evidence to the least.
+/// The rule, from the strongest evidence to the weakest.
 fn decide(
     takers: impl Iterator<Item = Pid>,
     mut likely: impl Iterator<Item = Pid>,
@@ -124,7 +126,7 @@ fn decide(
     look_at: impl Fn(Pid) -> Finding,
 ) -> Holder {
     let holds = |pid: &Pid| matches!(look_at(*pid), Finding::Holds { .. });
-    // The kernel names it for this very file, and nothing shows that it no longer has the lock.
+    // The kernel names this process for this very file, and nothing shows that it no longer has the lock.
     let mut found = takers.map(|pid| (pid, look_at(pid)));
     match found.find(|(_, finding)| *finding != Finding::HoldsNot) {
         Some((taker, Finding::Hidden)) => return Holder::Hidden(taker),
@@ -148,16 +150,16 @@ fn decide(
         &found[..],
     ) {
         (Some((taker, _)), _) => Holder::Process(*taker),
-        // It was left to this one by a process that is gone.
+        // Another process took the lock and left it to this one.
         (None, [(only, _)]) => Holder::Process(*only),
         (None, []) if absence.from_table && (absence.is_proof || !some_hide) => Holder::Elsewhere,
-        // One hides, or several have it and none of them took it.
+        // A process hides its descriptors, or several have the lock and none of them took it.
         (None, _) => Holder::Unknown,
     }
 }
 
-/// The device of the file system that the file is on, as the table of locks and /proc/self/mountinfo show it. Unlike that of
-/// stat(2) it is the same for all of a btrfs or an overlay.
+/// The device of the file system that the file is on, as the table of locks and /proc/self/mountinfo show it. Unlike
+/// the one that stat(2) reports, it is the same everywhere on a btrfs or an overlay.
 fn device_of_mount(file: &File) -> Option<(u64, u64)> {
     let info = fs::read_to_string(format!("/proc/self/fdinfo/{}", file.as_raw_fd())).ok()?;
     let mut fields = info.lines().filter_map(|line| line.strip_prefix("mnt_id:"));
@@ -178,7 +180,7 @@ fn device_of(mount: &str, mounts: &str) -> Option<(u64, u64)> {
 /// An exclusive lock by flock(2), as /proc/locks and fdinfo show it (proc_locks(5)).
 #[derive(Debug, PartialEq, Eq)]
 struct Lock {
-    /// None where our pid namespace does not know it.
+    /// `None` if it has no pid in our pid namespace.
     taker: Option<Pid>,
     device: (u64, u64),
     inode: u64,
@@ -211,13 +213,13 @@ fn read_table() -> io::Result<String> {
     Ok(table)
 }
 
-/// `left` is how many more descriptors are looked at: without any a process is as good as hidden.
+/// Examines the descriptors of one process. `left` is how many more may be examined: at 0, a process counts as hidden.
 fn look_at(pid: Pid, file: &Metadata, left: &Cell<u32>) -> Finding {
     let directory = PathBuf::from(format!("/proc/{pid}"));
     let entries = match fs::read_dir(directory.join("fdinfo")) {
         Ok(entries) => entries,
         Err(error) if error.kind() == io::ErrorKind::PermissionDenied => return Finding::Hidden,
-        // A /proc that hides other users' processes (hidepid, proc(5)) says that there is none.
+        // A /proc that hides other users' processes (hidepid, proc(5)) claims that there is none.
         Err(_) if kill(pid, None) == Err(Errno::EPERM) => return Finding::Hidden,
         Err(_) => return Finding::HoldsNot,
     };
@@ -242,7 +244,7 @@ fn look_at(pid: Pid, file: &Metadata, left: &Cell<u32>) -> Finding {
         let Some(lock) = locks.find_map(Lock::parse) else {
             continue;
         };
-        // Only now, because its other files may be on a file system that does not respond.
+        // Only for a descriptor with a lock: the process's other files may be on a file system that does not respond.
         match fs::metadata(directory.join("fd").join(entry.file_name())) {
             Ok(open) if (open.dev(), open.ino()) == (file.dev(), file.ino()) => {
                 return Finding::Holds { taker: lock.taker };
@@ -316,7 +318,8 @@ mod tests {
         is_proof: true,
     };
 
-    /// Who is found where these processes hold the lock, with the taker of each (0: not known here), and those are hidden.
+    /// The holder that is found if the processes in `holds` have the lock, each with its taker (0: not known here), and
+    /// those in `hidden` cannot be seen.
     fn decided(
         takers: &[i32],
         likely: &[i32],
@@ -363,7 +366,7 @@ mod tests {
 
     #[test]
     fn the_lock_decides_and_not_what_is_written() {
-        // Seen by its descriptor, or closed to us.
+        // Its descriptors show the lock, or are closed to us.
         assert_eq!(decided(&[1], &[1], Some(1), &[(1, 1)], &[]), Some(1));
         assert_eq!(decided(&[1], &[1], Some(2), &[(1, 1)], &[]), Some(1));
         assert_eq!(decided(&[1], &[1], Some(2), &[], &[1, 2]), Some(1));
@@ -372,7 +375,7 @@ mod tests {
 
     #[test]
     fn a_process_that_took_the_lock_and_has_it_no_more_is_not_the_holder() {
-        // Its pid may be another's by now. Who has the lock is written in the file, or found.
+        // Another process may have its pid by now. The holder is the one in the file, or is found by its descriptors.
         assert_eq!(decided(&[1], &[1], Some(2), &[(2, 1)], &[]), Some(2));
         assert_eq!(decided(&[1], &[1], Some(1), &[(2, 1)], &[]), Some(2));
         assert_eq!(decided(&[1], &[1], Some(1), &[], &[]), None);
@@ -384,7 +387,7 @@ mod tests {
     fn where_the_table_has_other_numbers_the_descriptors_decide() {
         assert_eq!(decided(&[], &[4, 1], Some(2), &[(1, 1)], &[2]), Some(1));
         assert_eq!(decided(&[], &[], Some(2), &[(3, 1), (1, 1)], &[2]), Some(1));
-        // One that is like it by its inode alone, and cannot be seen, is nobody.
+        // A taker that only the inode suggests, and that cannot be seen, does not count.
         assert_eq!(decided(&[], &[4], Some(2), &[], &[4]), None);
     }
 
@@ -407,13 +410,13 @@ mod tests {
             found(&[], &[], Some(2), UNLISTED, &[], &[2]),
             Holder::Elsewhere
         );
-        // The table might list it with other numbers: then whoever hides might hold it.
+        // The table might list it with other numbers: then the hidden process might hold it.
         assert_eq!(found(&[], &[], Some(2), unsure, &[], &[2]), Holder::Unknown);
         assert_eq!(
             found(&[], &[], Some(2), unsure, &[], &[]),
             Holder::Elsewhere
         );
-        // Somebody has it who did not take it.
+        // A process has it that did not take it.
         let left = [(3, 0)];
         assert_eq!(
             found(&[], &[], Some(2), UNLISTED, &left, &[]),

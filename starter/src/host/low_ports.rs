@@ -1,14 +1,14 @@
-//! Which ports need a privilege.
+//! Which ports need privilege to be bound.
 
 use std::fs;
 
-/// The first one that needs none, per network namespace (ip(7)).
+/// Contains the first port that needs none; each network namespace has its own value (ip(7)).
 const FIRST: &str = "/proc/sys/net/ipv4/ip_unprivileged_port_start";
 
-/// Where the kernel does not say.
+/// What to assume if the kernel does not say.
 const USUAL_FIRST: u32 = 1024;
 
-/// The first port that needs no privilege, which is 65536 where all of them need one.
+/// The first port that needs no privilege: 0 if no port needs any; the kernel allows at most 65535.
 pub fn first_unprivileged() -> u32 {
     let text = fs::read_to_string(FIRST).ok();
     text.and_then(|text| text.trim().parse().ok())

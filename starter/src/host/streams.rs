@@ -1,5 +1,5 @@
-//! Standard output and error by their paths: servers that log to /dev/stderr open again what is there, which takes the rights
-//! that whoever made it has given.
+//! Opening standard output and error by path: a server that logs to /dev/stderr opens what is behind it once more, and
+//! depends on the permissions that its creator gave it.
 
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
@@ -9,11 +9,12 @@ use nix::sys::stat::{FileStat, SFlag, fstat};
 use nix::sys::statfs::{FsType, fstatfs};
 use nix::unistd::{AccessFlags, Uid, access, fchown};
 
-/// The file system of pipes that have no name (`PIPEFS_MAGIC`, statfs(2)).
+/// The file system of unnamed pipes (`PIPEFS_MAGIC`, statfs(2)).
 const PIPEFS: FsType = FsType(0x5049_5045);
 
-/// Gives root's pipes on descriptors 1 and 2 to the user, as container runtimes do. Only those without a name, which are the
-/// launcher's for this very purpose: a file, a FIFO or a terminal stays root's. So does a pipe where root may not give it.
+/// Gives root's pipes on descriptors 1 and 2 to the user, as container runtimes do: only unnamed ones, which the
+/// launcher has made for this very purpose. A file, a FIFO or a terminal stays root's, and so does a pipe that root may
+/// not give away.
 pub fn give_pipes_to(user: Uid) {
     let (stdout, stderr) = (io::stdout(), io::stderr());
     for stream in [stdout.as_fd(), stderr.as_fd()] {
@@ -29,7 +30,8 @@ fn is_pipe_of_root(stream: BorrowedFd<'_>) -> bool {
         && fstatfs(stream).is_ok_and(|there| there.filesystem_type() == PIPEFS)
 }
 
-/// Whether this user can open standard output or error by its path; of a descriptor that is closed nobody can tell.
+/// Whether this user can open standard output or error by its path. If that cannot be known, as with a closed
+/// descriptor, the answer is yes.
 pub fn can_open_by_path(number: i32, stream: BorrowedFd<'_>) -> bool {
     // Nobody can open a socket, whatever its mode says.
     let is_socket = fstat(stream).is_ok_and(|there| kind(&there) == SFlag::S_IFSOCK);

@@ -1,10 +1,10 @@
-//! How many connections may wait at a listener: what listen(2) is asked for, and what the kernel makes of it.
+//! How many connections may wait at a listener: what we ask listen(2) for, and what the kernel grants.
 
 use std::fs;
 
 use crate::words::notice::Notice;
 
-/// The kernel's limit, of which listen(2) says nothing when it cuts a larger number.
+/// The kernel's limit. listen(2) silently cuts a larger number down to it.
 const LIMIT: &str = "/proc/sys/net/core/somaxconn";
 
 /// A backlog for listen(2), with the limit of this network namespace.
@@ -35,7 +35,7 @@ impl Backlog {
         self.limit.map_or(number, |limit| number.min(limit))
     }
 
-    /// What is to be said where the user asked for more than that.
+    /// The notice for a user who asked for more than that.
     pub fn notice(self) -> Option<Notice> {
         let (asked, granted) = (self.asked?, self.granted());
         (granted < asked.unsigned_abs()).then_some(Notice::BacklogCut { asked, granted })

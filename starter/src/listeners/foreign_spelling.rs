@@ -67,7 +67,7 @@ fn as_port(endpoint: &str) -> String {
     remedy::written_as_port(endpoint)
 }
 
-/// `u` precedes the port.
+/// Puts `u` between the host, if any, and the port.
 fn as_udp(endpoint: &str) -> String {
     let (host, port) = match endpoint.rsplit_once(':') {
         Some((host, port)) => (format!("{host}:"), port),

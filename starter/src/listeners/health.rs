@@ -1,20 +1,20 @@
-//! The listeners while the superdaemon runs: whether each is still as it was created, and mending what can be mended.
+//! Looks after the listeners while the superdaemon runs: is each still as it was created, and if not, can it be mended?
 //!
-//! Every worker of every generation shares them with us, and much of what one worker does to a shared socket affects all
-//! of them. Whatever cuts clients off, and can be undone without harm to living workers, is undone:
+//! Every worker of every generation shares them with us, and much of what one worker does to a shared socket affects
+//! everybody. Whatever cuts clients off, and can be undone without harm to living workers, is undone:
 //!
 //! | done to it | seen by | mended by |
 //! |---|---|---|
-//! | TCP: shutdown(2), or connect(2) to nobody or somebody | the state in TCP_INFO | listen(2) |
+//! | TCP: shutdown(2), or connect(2) to a peer or with AF_UNSPEC | the state in TCP_INFO | listen(2) |
 //! | TCP: listen(2) with a smaller backlog | TCP_INFO | listen(2), for each new generation |
-//! | UDP: connect(2) | getpeername(2) | connect(2) to nobody, and bind(2) if that lost the port |
+//! | UDP: connect(2) | getpeername(2) | connect(2) with AF_UNSPEC, and bind(2) if that lost the port |
 //! | UDP: shutdown(2) | poll(2) | nothing |
 //! | unix: its file is removed | device and inode of what is at the path | the second name, or a new socket |
 //! | unix: shutdown(2) | poll(2) | a new socket |
 //!
-//! Only workers started later get a new socket, so one is created only before a start. Anything at a path that is not the
-//! socket's own file is never touched. The user cannot create again what root created, and the binder that created it is
-//! confined to removing it.
+//! Only workers started later get a new socket, so one is created only before a start. Anything at a path that is not
+//! the socket's own file is never touched. What root created cannot be replaced before the server is started again: the
+//! user cannot create it, and the binder that did can by now only remove it.
 
 use std::os::fd::{AsRawFd, OwnedFd, RawFd};
 
@@ -36,7 +36,7 @@ use crate::words::trouble::{self, Trouble, Unreachable, Was};
 pub struct Health {
     listeners: Vec<Watched>,
     backlog: i32,
-    /// The highest number of a listener in the workers.
+    /// The highest descriptor number of a listener in the workers.
     highest: RawFd,
 }
 
@@ -60,7 +60,7 @@ struct Watched {
 enum Kind {
     Tcp {
         address: Option<SockaddrStorage>,
-        /// Ours, as the kernel capped it.
+        /// The one that we asked for, as the kernel capped it.
         backlog: Option<u32>,
     },
     Udp {
@@ -84,7 +84,7 @@ enum Kind {
 enum Found {
     InOrder,
     Mended(Was),
-    /// It replaces the old socket.
+    /// This new socket replaces the old one.
     Renewed(OwnedFd),
     InTrouble(Trouble),
 }
@@ -114,8 +114,8 @@ impl Health {
         }
     }
 
-    /// Examines each listener and mends what can be mended. A new socket replaces the old one in `sockets`, and its file
-    /// the old one in `files`.
+    /// Examines each listener and mends what can be mended. A new socket replaces the old one in `sockets`, and its
+    /// file the old file in `files`. Returns what to say about it.
     pub fn examine(
         &mut self,
         sockets: &mut [(OwnedFd, RawFd)],
@@ -154,7 +154,7 @@ impl Health {
         notices
     }
 
-    /// What is wrong with each of them.
+    /// What is wrong with each listener, if anything, in their order.
     pub fn troubles(&self) -> impl Iterator<Item = Option<&Trouble>> {
         self.listeners.iter().map(|one| one.trouble.as_ref())
     }
@@ -189,7 +189,7 @@ impl Kind {
                 place: ours.next().unwrap_or(usize::MAX),
             },
             (Wanted::Path { spec, .. }, Maker::PortBinder(_) | Maker::FileBinder(_)) => {
-                // If only root can change the directory, it is still the socket's file.
+                // Only root can change the directory, so this is still the socket's file.
                 let file = lstat(&spec.path).ok();
                 Kind::Binders { wanted, file }
             }
@@ -198,7 +198,7 @@ impl Kind {
 }
 
 impl Watched {
-    /// Says what has changed since the last examination.
+    /// Remembers the trouble. Returns what to say if something has changed since the last examination.
     fn turn(
         &mut self,
         was: Option<Was>,
@@ -243,10 +243,10 @@ fn tcp(
                 errno.desc()
             ))),
         },
-        // Each generation begins with the backlog of the command line. What it changes is its own business, and so is a
-        // longer queue.
+        // Each generation begins with at least the backlog of the command line. What it changes later is its own
+        // business, and so is a longer queue.
         Ok(Some(now)) if occasion == Occasion::Start && at_start.is_some_and(|then| now < then) => {
-            // It listens in any case.
+            // Even if this fails, it still listens.
             let _ = listen(socket);
             Found::InOrder
         }
@@ -260,8 +260,8 @@ fn listen_again(
     listen: impl Fn(&OwnedFd) -> nix::Result<()>,
 ) -> nix::Result<()> {
     let again = || match address.map(|address| bind(socket.as_raw_fd(), address)) {
-        // A port that the kernel chose is lost with the shutdown, and listen(2) would choose another. Any other is still
-        // bound.
+        // A port that the kernel chose is lost with the shutdown, and listen(2) would choose another. Any other port is
+        // still bound, which bind(2) reports as EINVAL.
         Some(Ok(()) | Err(Errno::EINVAL)) | None => listen(socket),
         Some(Err(errno)) => Err(errno),
     };
@@ -290,7 +290,7 @@ fn udp(socket: &OwnedFd, address: Option<&SockaddrStorage>) -> Found {
     }
 }
 
-/// A port that the kernel chose is lost with the connection.
+/// Binds the socket to its port again if disconnecting it has lost the port, as it does if the kernel chose it.
 fn bind_again(socket: &OwnedFd, address: Option<&SockaddrStorage>) -> nix::Result<()> {
     let port = |address: &SockaddrStorage| {
         let v4 = address.as_sockaddr_in().map(|address| address.port());
@@ -318,7 +318,8 @@ fn ours(
         Named::Unknown => Found::InOrder,
         Named::SomethingElse => Found::InTrouble(Trouble::replaced(trouble::Maker::Supervisor)),
         Named::Itself if !is_shut_down => {
-            // Not while a start waits for it. Every time, because it may have been removed alone.
+            // At a commit, when no start waits for it. At every commit, because the second name alone may have been
+            // removed.
             if occasion == Occasion::Commit {
                 ours.second_name.keep(file);
             }
@@ -372,7 +373,8 @@ mod tests {
 
     use super::*;
 
-    /// The port that the kernel has chosen, or one that was asked for because it had been chosen.
+    /// Two sockets: one whose port the kernel chooses, and one that asks for a port by its number. (The kernel has just
+    /// chosen that one, too, so it is free.)
     fn ports<S>(make: impl Fn(u16) -> S, port: impl Fn(&S) -> u16) -> [S; 2] {
         let chosen = port(&make(0));
         [make(0), make(chosen)]
@@ -453,7 +455,7 @@ mod tests {
         let socket = UdpSocket::bind("127.0.0.1:0").unwrap();
         let socket = OwnedFd::from(socket);
         for (how, is_reachable) in [(Shutdown::Read, true), (Shutdown::Both, false)] {
-            // It says that it is not connected, and does it.
+            // It fails with ENOTCONN, and takes effect nevertheless.
             let _ = shutdown(socket.as_raw_fd(), how);
             let Found::InTrouble(trouble) = udp(&socket, None) else {
                 panic!("it is in order");

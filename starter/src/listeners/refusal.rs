@@ -1,4 +1,4 @@
-//! Why a socket was refused, in words, and the remedy if one is known. It decides nothing.
+//! Why a socket was refused, in words, and the remedy if one is known. Nothing is decided here.
 
 use std::net::IpAddr;
 
@@ -31,7 +31,7 @@ pub fn cannot_bind(wanted: &Wanted, refusal: &Refusal, ip: Option<IpAddr>) -> Fa
                 | libc::ENOSPC
                 | libc::EDQUOT),
             ) => remedy::of_file(&spec.path, Errno::from_raw(*errno)),
-            // From a change of owner, the only thing there for which root needs a capability.
+            // From the change of owner, the only step here for which root needs a capability.
             Refusal::Errno(libc::EPERM) if wanted.owner_is_asked() => {
                 Some(remedy::CHOWN_AS_ROOT.to_owned())
             }
@@ -42,7 +42,7 @@ pub fn cannot_bind(wanted: &Wanted, refusal: &Refusal, ip: Option<IpAddr>) -> Fa
     cannot_listen(wanted, &cause(wanted, refusal)).hint_if(hint)
 }
 
-/// Why the user was refused a socket at a path; `objection` is why root did not create it, if it was root.
+/// Why the user was refused a socket at a path; `objection` is why root did not create it, if root started us.
 pub fn cannot_bind_ourselves(
     wanted: &Wanted,
     refusal: &Refusal,
@@ -63,7 +63,7 @@ pub fn cannot_bind_ourselves(
             };
             cannot_listen(wanted, "its directory does not exist").hint_if(hint)
         }
-        // From a change of owner; without one it is a sticky directory that holds another user's stale socket.
+        // From the change of owner. Without one, the cause is a sticky directory with another user's stale socket.
         Refusal::Errno(libc::EPERM) if wanted.owner_is_asked() => {
             cannot_bind(wanted, refusal, None).hint(remedy::CHOWN_AS_USER)
         }
@@ -134,7 +134,7 @@ fn cause_of_policy(bad: &BadPolicy) -> String {
     match bad {
         BadPolicy::Untrusted(untrusted) => distrust::of_path(untrusted),
         BadPolicy::Distrusted(why) => format!("it {}", distrust::predicate(*why)),
-        // It is opened without following links.
+        // The file is opened without following links.
         BadPolicy::Unopened(libc::ELOOP) => "it is a symbolic link".to_owned(),
         BadPolicy::Unopened(libc::ENOENT) => "it does not exist".to_owned(),
         BadPolicy::Unopened(errno) => format!("it cannot be opened: {}", description(*errno)),
@@ -182,7 +182,7 @@ mod tests {
             (libc::S_IFIFO, "a fifo"),
             (libc::S_IFCHR, "a device"),
             (libc::S_IFBLK, "a device"),
-            // Only another program than the binder could say this.
+            // Only a program other than the binder could say this.
             (u32::MAX, "something else"),
         ] {
             assert_eq!(name_of_type(file_type), name);

@@ -1,8 +1,8 @@
 //! A second, hidden name for the file of a unix socket, so that the first can be restored.
 //!
-//! A file without a name can never get one again (linkat(2)), and a bound socket cannot be bound again (unix(7)): whoever
-//! removes its only name cuts it off for good, with every worker that accepts on it. Servers that believe the socket is
-//! theirs do that when they exit, just when a new generation accepts on the same socket.
+//! A file without a name can never get one again (linkat(2)), and a bound socket cannot be bound again (unix(7)):
+//! whoever removes its only name cuts it off for good, and with it every worker that accepts on it. Servers that
+//! believe that the socket is theirs do so when they exit, just when a new generation has begun to accept on it.
 
 use std::ffi::OsString;
 use std::os::fd::{AsRawFd, OwnedFd};
@@ -16,7 +16,7 @@ use nix::fcntl::{AT_FDCWD, AtFlags, OFlag, open};
 use nix::sys::stat::{FileStat, Mode, SFlag, fstat};
 use nix::unistd::linkat;
 
-/// Before and after the name of the socket.
+/// What is put before and after the name of the socket.
 const AROUND: [&str; 2] = [".", ".start_server"];
 
 /// What is at the path of a socket.
@@ -35,8 +35,8 @@ pub fn named(path: &Path, file: &OwnedFd) -> Named {
     fstat(file).map_or(Named::Unknown, |ours| named_as(path, &ours))
 }
 
-/// The same, by what stat(2) says about the file. Its inode number cannot be reused while the socket is open, because the
-/// socket keeps the file.
+/// The same for a file that is known only by what stat(2) said about it. Its inode number cannot be reused while the
+/// socket is open, because the socket keeps the file.
 pub fn named_as(path: &Path, ours: &FileStat) -> Named {
     match find(AT_FDCWD, path) {
         Ok(Some(there)) if same_file(&there, ours) => Named::Itself,
@@ -61,14 +61,15 @@ impl SecondName {
         SecondName(path.with_file_name(name))
     }
 
-    /// Gives the name to the file, which must still have another. A leftover of a killed start_server is replaced, as at
-    /// the path itself. If the file system, or what is there, does not allow it, there is no second name.
+    /// Gives this name to the file, which must still have another one. A socket left over from a killed start_server is
+    /// replaced, as at the path itself. If the file system, or what is already there, does not allow it, the file gets
+    /// no second name.
     pub fn keep(&self, file: &OwnedFd) {
         if named(&self.0, file) == Named::Itself {
             return;
         }
         if give(file, &self.0) == Err(Errno::EEXIST) && self.remove_stale() {
-            // If another process was faster, it has the name.
+            // If another process was faster, it keeps the name.
             let _ = give(file, &self.0);
         }
     }
@@ -78,7 +79,7 @@ impl SecondName {
         give(file, path).is_ok()
     }
 
-    /// Removes it, if the file has it.
+    /// Removes this name, if the file has it.
     pub fn remove(&self, file: &OwnedFd) {
         // If that fails, the next start replaces it.
         let _ = entry::remove(AT_FDCWD, self.0.as_os_str(), file);
@@ -98,7 +99,7 @@ impl SecondName {
 
 /// Gives the open file one more name, if that name is free.
 fn give(file: &OwnedFd, path: &Path) -> nix::Result<()> {
-    // By its number, as linkat(2) says: AT_EMPTY_PATH needs privilege.
+    // By its number in /proc, as linkat(2) suggests: AT_EMPTY_PATH needs privilege.
     let by_number = format!("/proc/self/fd/{}", file.as_raw_fd());
     let by_number = by_number.as_str();
     linkat(
@@ -184,7 +185,7 @@ mod tests {
         drop(UnixListener::bind(&second.0).unwrap());
         second.keep(&file);
         assert_eq!(named(&second.0, &file), Named::Itself);
-        // Twice is no harm.
+        // Keeping it twice does no harm.
         second.keep(&file);
         assert_eq!(named(&second.0, &file), Named::Itself);
     }

@@ -20,7 +20,7 @@ pub fn listen(socket: &OwnedFd, backlog: i32) -> nix::Result<()> {
 /// The backlog of a listening TCP socket, as the kernel capped it; `None` if it does not listen.
 #[expect(unsafe_code, reason = "nix does not know TCP_INFO")]
 pub fn backlog_of(socket: &OwnedFd) -> nix::Result<Option<u32>> {
-    // SAFETY: all zeroes is a value of this struct of integers.
+    // SAFETY: all zeroes is a valid value of this struct of integers.
     let mut info: libc::tcp_info = unsafe { std::mem::zeroed() };
     let mut length = libc::socklen_t::try_from(size_of_val(&info)).unwrap_or(0);
     // SAFETY: `info` is `length` bytes that the kernel may write, and both outlive the call.
@@ -51,7 +51,7 @@ pub fn disconnect(socket: &OwnedFd) -> nix::Result<()> {
     Errno::result(result).map(drop)
 }
 
-/// Which part of a socket is shut down. A shutdown of writing alone is invisible.
+/// Which part of a socket is shut down. A shutdown for writing alone is invisible.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Shut {
     Nothing,
@@ -60,7 +60,7 @@ pub enum Shut {
     Everything,
 }
 
-/// Which part of a socket other than TCP is shut down.
+/// Which part of a socket is shut down; not for TCP.
 #[expect(unsafe_code, reason = "nix does not know POLLRDHUP")]
 pub fn shut(socket: &OwnedFd) -> Shut {
     let mut source = libc::pollfd {
@@ -95,7 +95,7 @@ mod tests {
         ] {
             let socket = OwnedFd::from(UdpSocket::bind("127.0.0.1:0").unwrap());
             assert_eq!(shut(&socket), Shut::Nothing);
-            // It says that it is not connected, and does it.
+            // It fails with ENOTCONN, and takes effect nevertheless.
             let done = shutdown(socket.as_raw_fd(), how);
             assert_eq!(done, Err(Errno::ENOTCONN));
             assert_eq!(shut(&socket), expected);

@@ -1,4 +1,4 @@
-//! Why a worker does not run the server program, in a value that the snapshot of the machine can keep.
+//! Why a worker does not run the server program, as a value that the machine's snapshot can store.
 
 use std::time::Duration;
 
@@ -21,7 +21,7 @@ pub struct ExecFailure {
 }
 
 impl ExecFailure {
-    /// A worker has not executed the program for this long.
+    /// A worker has not got as far as executing the program in this time.
     pub fn hanging(pid: Pid, longest: Duration) -> ExecFailure {
         let seconds = longest.as_secs();
         ExecFailure {

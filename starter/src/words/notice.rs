@@ -75,18 +75,18 @@ pub enum Notice {
     },
     Exiting,
     // Not in Server::Starter:
-    /// Where a port was left to the kernel.
+    /// The kernel has chosen a port that was left to it.
     PortChosen {
         given: String,
         address: SocketAddr,
     },
-    /// The kernel grants a shorter queue at each listener.
+    /// The kernel grants each listener a shorter queue than was asked for.
     BacklogCut {
         asked: i32,
         granted: u32,
     },
     CannotStartWorker(ExecFailure),
-    /// Processes that a worker has left behind, which is gone.
+    /// A worker that has exited left these processes behind.
     EndingLeftovers {
         worker: Pid,
         signal: Signal,
@@ -124,9 +124,9 @@ pub enum Notice {
     BinderDied,
     BoundingSetKept,
     Unconfined(Lack),
-    /// A message of its own about something that is skipped.
+    /// A complete message, worded elsewhere, about a problem with `--envdir`.
     Complaint(String),
-    /// What may be the cause of a failed start: paths of streams that the user cannot open.
+    /// A possible cause of a failed start: the user cannot open the streams with these paths.
     ClosedStreams(Vec<&'static str>),
     LinesLost(u64),
     NeverSent(u64),
@@ -149,7 +149,7 @@ pub enum Notice {
     },
     LogReopened {
         path: PathBuf,
-        /// We write every line, so all of them go there now.
+        /// Whether we write every line ourselves, so that all of them go there now.
         is_captured: bool,
     },
     SyslogUnreachable {
@@ -340,7 +340,7 @@ impl Notice {
                 format!("start_server: {given} is bound to {address}")
             }
             Notice::BacklogCut { asked, granted } => {
-                format!("start_server: --backlog={asked} is cut to {granted} by the kernel: see net.core.somaxconn of sysctl")
+                format!("start_server: the kernel caps --backlog={asked} at {granted}: see `sysctl net.core.somaxconn`")
             }
             Notice::EndingLeftovers {
                 worker,
@@ -420,7 +420,7 @@ impl Notice {
             }
             Notice::PidFileGone { path } => {
                 format!(
-                    "start_server: {} is gone and cannot be rewritten",
+                    "start_server: cannot rewrite {}, which is gone or no longer contains our pid",
                     quoted(path)
                 )
             }

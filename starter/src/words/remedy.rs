@@ -1,4 +1,4 @@
-//! Every hint, documented by the situation that it remedies.
+//! Every hint. Its documentation names the situation that it remedies.
 
 use std::ffi::OsStr;
 use std::fmt::Display;
@@ -15,7 +15,7 @@ use crate::words::text::quoted;
 const WRITABLE: &str =
     "the user that the server runs as must be able to write the file and its directory";
 
-/// Nobody may write a file, which is more often due to a service manager than to a disk.
+/// The file system is read-only, more often because of a service manager than because of a disk.
 const READ_ONLY: &str =
     "in a unit with ProtectSystem=strict, name its directory in ReadWritePaths=";
 
@@ -30,7 +30,7 @@ pub const CONFINE_FULLY: &str = "it needs Linux 6.12 with `landlock` in /sys/ker
 pub const BINDER: &str = "start_server-binder";
 
 /// A user's sandboxed binder was killed for a system call while a seccomp filter of the launcher's is in force.
-pub const FOREIGN_FILTER: &str = "a seccomp filter around it forbids what it needs: in a unit, add to SystemCallFilter= \
+pub const FOREIGN_FILTER: &str = "a seccomp filter of the unit or container forbids a system call that the binder needs: in a unit, add to SystemCallFilter= \
      seccomp landlock_create_ruleset landlock_add_rule landlock_restrict_self";
 
 /// The same, when the binder's own filter is the only one.
@@ -58,53 +58,53 @@ pub const CHOWN_AS_USER: &str =
 /// A user may not create a socket.
 pub const WRITABLE_DIRECTORY: &str = "the directory must be writable by this user";
 
-/// Where root is root of a user namespace only, and cannot become the user.
-pub const MAP_USER: &str = "this user namespace maps some users only, maybe no other than root: map the uid and gid of --user \
+/// Root is root only in a user namespace, and cannot become the user.
+pub const MAP_USER: &str = "this user namespace maps only some users, perhaps only root: map the uid and gid of --user \
      too, as with newuidmap(1); or start it in a namespace where you are that user (unshare --map-current-user, podman \
      --userns=keep-id), without --user";
 
-/// Where a server may have died because it cannot open standard output or error by its path. The names are those paths.
+/// A server may have died because it cannot open standard output or error by its path. `names` are those paths.
 pub fn of_closed_streams(names: &str) -> String {
     format!(
-        "a program that opens {names} by that path cannot do so as this user; with --log-file='| cat' it can"
+        "this user cannot open {names} by path, so a program that logs there fails; --log-file='| cat' allows it"
     )
 }
 
-/// Where a line of the policy is not understood.
+/// A line of the policy is invalid.
 pub const POLICY_LINE: &str =
     "a valid line is, for example, `user alice tcp 80,443` or `group dns udp 53`";
 
 /// Another listener of this very process has the address.
 pub const HELD_BY_OURSELVES: &str = "another listener of the same command line has it";
 
-/// Where a server lives in a pid namespace that is not known here.
+/// The server lives in a pid namespace that cannot be seen from here.
 pub const ASK_THERE: &str = "pids of one container mean nothing in another: run the command in the container that the \
      server was started in";
 
-/// Where /proc does not show the processes that can be signalled.
-pub const MOUNT_PROC: &str = "a /proc of this pid namespace is mounted by `mount -t proc proc /proc`, or `unshare --mount-proc`";
+/// /proc is missing, or its pids are those of another pid namespace.
+pub const MOUNT_PROC: &str = "mount the /proc of this pid namespace: `mount -t proc proc /proc`, as root in it; or create the namespace with `unshare --mount-proc`";
 
-/// Where a server has this pid, and in the pid namespace that it lives in that one.
+/// The server lives in an inner pid namespace: it has the pid `pid` here and `inner` there.
 pub fn of_inner_namespace(pid: i32, inner: i32) -> String {
     format!(
-        "it is pid {pid} here and pid {inner} there: `nsenter --all --target={pid}`, as root, before the command runs it \
-         there, and so does the exec command of a container"
+        "it is pid {pid} here and pid {inner} there: as root, put `nsenter --all --target={pid}` before the command, \
+         or run the command by the exec of the container (docker exec, podman exec)"
     )
 }
 
-/// Where the binder is missing. The program is this one.
+/// The binder is missing. `program` is start_server itself.
 pub fn of_missing_binder(program: &Path) -> String {
     format!("install {BINDER} beside {}", quoted(program))
 }
 
-/// The port is in use, and no process is visible that holds it.
+/// The port is in use, but no process that holds it is visible.
 pub fn of_port_in_use(port: u16) -> String {
     format!(
         "`ss -anp 'sport = :{port}'`, as root, shows who holds it, perhaps a worker left behind by a killed start_server"
     )
 }
 
-/// A process has this abstract name, written with its @.
+/// Another process has taken this abstract name, which is written with its @.
 pub fn of_abstract_name_in_use(name: &Path) -> String {
     format!(
         "`ss -lxp src {}` as root shows who has it: perhaps a worker left over from a killed start_server",
@@ -126,29 +126,28 @@ pub fn of_low_port(port: u16) -> String {
     )
 }
 
-/// A port that needs no privilege is refused all the same.
+/// The kernel denies permission for a port that needs no privilege.
 pub const PORT_OF_A_LABEL: &str = "a security module forbids this port: with SELinux, `ausearch -m avc` shows the refusal \
      and `semanage port -l` the ports that are allowed";
 
-/// The kernel has no such addresses, or a filter hides them.
-pub const NO_SUCH_FAMILY: &str = "addresses of this kind are switched off: for IPv6 see net.ipv6.conf and the kernel's command line, in a \
-     unit RestrictAddressFamilies=";
+/// The kernel does not support this address family, or a filter forbids it.
+pub const NO_SUCH_FAMILY: &str = "this address family is switched off: for IPv6, look for ipv6.disable=1 on the kernel's command line; in \
+     a unit, see RestrictAddressFamilies=";
 
-/// A filter of a control group.
-pub const BIND_DENIED: &str =
-    "a filter around it forbids this port: in a unit, see SocketBindDeny= and SocketBindAllow=";
+/// A filter of a control group forbids the port.
+pub const BIND_DENIED: &str = "a filter of the unit or container forbids this port: in a unit, see SocketBindDeny= and SocketBindAllow=";
 
-/// The interface after the address.
+/// The interface that is named after the address does not exist.
 pub const NO_SUCH_INTERFACE: &str = "no interface has that name: see `ip link`";
 
-/// An address of which each interface may have one.
+/// A link-local address, which any interface may have, was given without its interface.
 pub fn of_link_local(ip: Ipv6Addr, port: &str) -> String {
     format!(
         "a link-local address needs its interface: --port=[{ip}%eth0]:{port}, with the name that `ip address` shows"
     )
 }
 
-/// Of an error that any call can give.
+/// An error that any system call can return.
 pub fn of_any_call(errno: Errno) -> Option<String> {
     of_resources(errno).map(str::to_owned)
 }
@@ -169,12 +168,12 @@ pub fn of_directory_of_others(objection: &str) -> String {
     )
 }
 
-/// What helps when a server's file cannot be opened or created, by the error.
+/// A server's file cannot be opened or created, because of this error.
 pub fn of_file(path: &Path, errno: Errno) -> Option<String> {
     match errno {
         Errno::EACCES => Some(WRITABLE.into()),
         Errno::ENOENT => Some(missing_directory(path)),
-        Errno::ETXTBSY => Some("it is a program that is running".into()),
+        Errno::ETXTBSY => Some("it is a running program".into()),
         Errno::EROFS => Some(READ_ONLY.into()),
         Errno::ENOTDIR => Some(PART_IS_A_FILE.into()),
         Errno::ENAMETOOLONG => Some("no part of a path can be longer than 255 bytes".into()),
@@ -191,11 +190,9 @@ const PART_IS_A_FILE: &str = "a part of its path is a file, not a directory";
 fn of_resources(errno: Errno) -> Option<&'static str> {
     match errno {
         Errno::EMFILE => Some("the limit on open files is reached: see `ulimit -n`"),
-        Errno::ENFILE => {
-            Some("the whole system has too many open files: see fs.file-max of sysctl")
-        }
+        Errno::ENFILE => Some("the whole system has too many open files: see `sysctl fs.file-max`"),
         Errno::ENOMEM | Errno::ENOBUFS => {
-            Some("no more memory is available: see `free`, or MemoryMax of systemd")
+            Some("no more memory is available: see `free`, or MemoryMax= of the unit")
         }
         _ => None,
     }
@@ -219,13 +216,13 @@ pub fn of_executing(errno: Errno) -> Option<&'static str> {
         }
         Errno::ENOTDIR => Some(PART_IS_A_FILE),
         Errno::ELOOP => {
-            Some("its symbolic links form a loop, or too many interpreters need another")
+            Some("its symbolic links form a loop, or its chain of interpreters is too long")
         }
         _ => of_resources(errno),
     }
 }
 
-/// A relative path begins in a directory that does not exist any more.
+/// A relative path begins in a directory that no longer exists.
 pub const LAUNCHED_FROM_NOWHERE: &str = "the directory that start_server was started in has been removed: start it from another \
      one, or give an absolute path";
 
@@ -235,7 +232,7 @@ pub const NOT_A_DIRECTORY: &str = "it, or a part of its path, is a file";
 /// A file is executable by its mode, but not on its file system.
 pub const MOUNTED_NOEXEC: &str = "its file system is mounted with noexec: see findmnt(8)";
 
-/// What was taken for the program has blanks, and does not exist.
+/// What was taken for the program contains blanks, and does not exist.
 pub fn of_program_with_blanks(program: &OsStr) -> Option<String> {
     program.as_bytes().contains(&b' ').then(|| {
         format!(
@@ -245,7 +242,7 @@ pub fn of_program_with_blanks(program: &OsStr) -> Option<String> {
     })
 }
 
-/// A user is written with a group, as chown(1) and chpst(8) take it.
+/// A user and a group were given in one word, as chown(1) and chpst(8) take them.
 pub fn of_user_and_group(typed: &str) -> Option<String> {
     let (user, groups) = typed.split_once(':')?;
     let group = groups.split(':').next().filter(|group| !group.is_empty());
@@ -256,7 +253,7 @@ pub fn of_user_and_group(typed: &str) -> Option<String> {
     })
 }
 
-/// Another program would have taken this path for a port.
+/// Another program would have accepted another spelling of this path, or accepted it as a port.
 pub fn written_as_path(path: &OsStr) -> String {
     format!("a unix socket is written as --path={}", quoted(path))
 }
@@ -266,12 +263,12 @@ pub fn written_as_port(endpoint: &str) -> String {
     format!("it is written as --port={}", quoted(endpoint))
 }
 
-/// A range of ports.
+/// A range of ports was given.
 pub fn port_range(first: &str, last: &str) -> String {
     format!("a range is written as a list: --port={first},...,{last}")
 }
 
-/// The name of a service instead of a port.
+/// The name of a service was given instead of a port.
 pub fn service_name(name: &str) -> String {
     format!("names of services are not looked up: `getent services {name}` shows the number")
 }
@@ -285,14 +282,14 @@ fn missing_directory(file: &Path) -> String {
 /// A process cannot be created.
 pub fn of_spawning(errno: Errno) -> Option<&'static str> {
     match errno {
-        Errno::EAGAIN => {
-            Some("this user has reached its process limit: see `ulimit -u`, or TasksMax of systemd")
-        }
+        Errno::EAGAIN => Some(
+            "this user has reached its process limit: see `ulimit -u`, or TasksMax= of the unit",
+        ),
         _ => of_resources(errno),
     }
 }
 
-/// Where a file or directory of variables cannot be read.
+/// A file or directory of variables cannot be read.
 pub fn of_environment(errno: Errno) -> Option<&'static str> {
     match errno {
         Errno::EACCES => Some(
@@ -302,7 +299,7 @@ pub fn of_environment(errno: Errno) -> Option<&'static str> {
     }
 }
 
-/// Where a program is a directory.
+/// The program is a directory.
 pub const IS_A_DIRECTORY: &str = "it is a directory";
 
 /// The program has no execute permission.
@@ -317,17 +314,17 @@ pub fn not_executable_in_path(found: &Path) -> String {
     format!("{} is not executable for this user", quoted(found))
 }
 
-/// Where no directory of PATH has the program.
+/// No directory of PATH has the program.
 pub fn not_in_path(path: &OsStr) -> String {
-    format!("PATH is {}", quoted(path))
+    format!("no directory in PATH has it: PATH is {}", quoted(path))
 }
 
-/// Where none that this user can look into has it, and others are behind these directories.
+/// No directory of PATH that this user can search has the program, but it may be in or below these closed ones.
 pub fn maybe_behind(closed: &[&Path], path: &OsStr) -> String {
     let mut names: Vec<String> = closed.iter().map(quoted).collect();
     names.dedup();
     format!(
-        "closed to this user, so that the program may be there: {}; PATH is {}",
+        "the program may be in or below directories that are closed to this user: {}; PATH is {}",
         names.join(", "),
         quoted(path)
     )
@@ -351,7 +348,7 @@ pub fn missing_interpreter(name: &OsStr) -> String {
 
 /// A worker does not get as far as executing the program.
 pub const HANGING: &str =
-    "a file system does not respond: that of the program, of --dir or of a library";
+    "probably a file system does not respond: that of the program, of --dir or of a library";
 
 /// A server program ends without an error right after its start.
 pub const STAY_IN_FOREGROUND: &str = "a server must stay in the foreground: nginx with `daemon off;`, others without -D, --daemon or --daemonize";
@@ -361,13 +358,13 @@ pub fn who_has_open(path: &str) -> String {
     format!("`fuser {path}` as root shows who has it open")
 }
 
-/// A stop takes longer than the client waits: workers hold it up, with these pids where they are known.
+/// A stop takes longer than the client waits: workers hold it up, with these pids if they are known.
 pub fn workers_that_do_not_exit(pids: Option<String>) -> String {
     match pids.filter(|pids| !pids.is_empty()) {
         Some(pids) => format!(
-            "it is waiting for its workers to exit: {pids}; kill -KILL ends one, and --stop-timeout at the start does it by itself"
+            "it is waiting for its workers to exit: {pids}; kill -KILL PID ends one; a server started with --stop-timeout=SECONDS does this by itself"
         ),
-        None => "workers that do not exit hold it up; --stop-timeout at the start would kill them"
+        None => "it is waiting for workers that do not exit; a server started with --stop-timeout=SECONDS kills them"
             .into(),
     }
 }
@@ -382,7 +379,7 @@ pub fn of_syslog(errno: Errno) -> Option<&'static str> {
         Errno::EACCES => Some(
             "the user that the server runs as must be able to write to the socket and to enter its directory",
         ),
-        Errno::EPROTOTYPE => Some("it is not a datagram socket, so not one of syslog"),
+        Errno::EPROTOTYPE => Some("it is not a datagram socket, which --syslog needs"),
         Errno::ENETUNREACH | Errno::EHOSTUNREACH => {
             Some("no route leads to that address: see `ip route`")
         }
@@ -407,7 +404,7 @@ pub fn of_scratch(place: &Path, errno: Errno, is_root: bool) -> Option<String> {
 }
 
 /// The log file is a name of an open descriptor, such as /dev/stderr.
-pub const NO_LOG_FILE: &str = "without --log-file everything goes to standard error and output";
+pub const NO_LOG_FILE: &str = "omit --log-file: everything then goes to standard output and error";
 
 /// The log file is a FIFO that nobody reads, or a socket.
 pub const LOG_TO_A_COMMAND: &str = "to pipe the log to a command, use --log-file='| COMMAND'";
@@ -415,7 +412,7 @@ pub const LOG_TO_A_COMMAND: &str = "to pipe the log to a command, use --log-file
 /// A command line has no server program.
 pub const PROGRAM_LAST: &str = "put it last, after two dashes: see --help";
 
-/// The self-test of root lacks the capabilities to look into its processes.
+/// The self-test, run as root, lacks the capabilities to inspect its processes.
 pub const CAPABILITIES_OF_THE_SELF_TEST: &str = "give the container or unit CAP_KILL, CAP_SYS_PTRACE and CAP_DAC_OVERRIDE for the self-test; the server itself does not need them";
 
 /// A client may not signal the server.
@@ -443,7 +440,7 @@ pub const AN_ORDINARY_USER: &str = "name the ordinary user that the server progr
 
 /// A uid without an entry in the user database is in no known group.
 pub const ADD_THE_GROUP: &str =
-    "add --group=GROUP: only an entry in the user database says in which group a uid is";
+    "add --group=GROUP: a uid without an entry in the user database has no group of its own";
 
 /// An option is misspelled.
 pub fn did_you_mean(suggestion: &str) -> String {
@@ -465,33 +462,35 @@ pub fn facility_or_program(name: &str) -> String {
     format!("write --syslog={name}, or -- before a server program of that name")
 }
 
-/// More about a failed start is in this place: `the log`.
+/// This place says more about a failed start: `the log`.
 pub fn see_for_more(place: &str) -> String {
     format!("see {place} for more")
 }
 
-/// A generation failed to start, for which there is advice.
+/// A generation failed to start, and there is advice about that.
 pub fn until_it_is_retried(advice: &str) -> String {
-    format!("{advice}; it is retried until it comes up or --start-limit is reached")
+    format!(
+        "{advice}; start_server keeps trying until a start succeeds or --start-limit is reached"
+    )
 }
 
-/// A server is stopping, with these workers.
+/// A server is stopping, and these workers hold it up.
 pub fn waits_for_workers(workers: &str) -> String {
     format!("it is waiting for its workers to exit: {workers}")
 }
 
-/// A restart takes longer than the client waits, and nothing is known of it.
+/// A restart takes longer than the client waits, and the client does not know why.
 pub fn progress_in(json: &Path) -> String {
     format!(
-        "{} shows its progress, unless its disk is full",
+        "{} shows the progress of the restart, unless the disk is full",
         quoted(json)
     )
 }
 
-/// A pid file is missing, but a process is named in the status file beside it.
+/// A pid file is missing, but the status file beside it names a living process.
 pub fn maybe_the_server(json: &Path, pid: impl Display) -> String {
     format!(
-        "{} names pid {pid}: if that is a start_server, HUP makes it rewrite the file",
+        "{} names pid {pid}: if that is a start_server, `kill -HUP {pid}` makes it rewrite the pid file, and restarts its workers",
         quoted(json)
     )
 }

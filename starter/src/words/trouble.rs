@@ -26,7 +26,7 @@ pub struct Unreachable {
 pub enum Maker {
     /// The supervisor, before the next generation starts.
     Supervisor,
-    /// Only the next start: root creates it there, or the name or port is taken until then.
+    /// Only a start of the whole server: root creates it then, and until then the name or port is taken.
     Start,
 }
 
@@ -71,7 +71,7 @@ impl Trouble {
         Trouble::cut_off(cause, "stop the server and start it again")
     }
 
-    /// The line about the listener of this name, with the worker that has just exited, if that is when it was noticed.
+    /// The line about the listener of this name. `worker` has just exited, if that is when the trouble was noticed.
     pub(super) fn of(&self, name: &str, worker: Option<Pid>) -> String {
         let Trouble { cause, hint, .. } = self;
         let when = worker.map(|pid| format!(", seen when worker {pid} exited"));
@@ -110,10 +110,10 @@ pub enum Was {
 
 impl Was {
     pub(super) fn mended(self, name: &str, worker: Option<Pid>) -> String {
-        // The worker that has just exited has most likely done it, but others are alive.
+        // Most likely it was the worker that has just exited, but others are still alive.
         let by = match worker {
-            Some(pid) => format!("by worker {pid}, it seems"),
-            None => "meanwhile".into(),
+            Some(pid) => format!(", apparently by worker {pid}"),
+            None => " since the last check".into(),
         };
         let (what, done, mended) = match self {
             Was::ShutDown => ("", "shut down", "it listens again"),
@@ -129,6 +129,6 @@ impl Was {
                 "workers started from now on get a new socket",
             ),
         };
-        format!("start_server: the {what}listener {name} was {done} {by}; {mended}")
+        format!("start_server: the {what}listener {name} was {done}{by}; {mended}")
     }
 }

@@ -1,5 +1,5 @@
-//! Why a worker does not run the server program: the step, the error, and what helps. It examines the file system as the
-//! user that the worker was to run as, and changes nothing.
+//! Why a worker does not run the server program: the step, the error, and what helps. To find out, this examines the
+//! file system as the user that the worker would have run as; it changes nothing.
 
 use std::ffi::OsStr;
 use std::fs::File;
@@ -43,7 +43,7 @@ impl Step {
     }
 }
 
-/// There is no process, or not what it takes to start one.
+/// The process, or something that is needed to start it, could not be created.
 pub fn cannot_spawn(errno: Errno) -> ExecFailure {
     ExecFailure {
         action: "start a new worker".into(),
@@ -116,8 +116,8 @@ fn explain_execute(errno: Errno, attempt: &Attempt<'_>) -> ExecFailure {
     }
 }
 
-/// A program that no directory of PATH has, as far as this user can see: where one of them is closed it may be there
-/// all the same, and execvp(3) says "permission denied". The closed ones are often root's own.
+/// Why the program could not be executed from PATH. If this user finds it nowhere there, it may still be in a directory
+/// that is closed to this user, for which execvp(3) says "permission denied". Such directories are often root's own.
 fn explain_lookup(errno: Errno, attempt: &Attempt<'_>) -> (Errno, Option<String>) {
     // Anything else is about a file that was found.
     if !matches!(errno, Errno::ENOENT | Errno::EACCES | Errno::ENOTDIR) {
@@ -164,7 +164,7 @@ fn is_on_noexec(file: &Path) -> bool {
     has_mode && statvfs(file).is_ok_and(|mount| mount.flags().contains(FsFlags::ST_NOEXEC))
 }
 
-/// What a file needs that exists and still cannot be found.
+/// What is missing if the file exists and the kernel says that it does not.
 fn explain_missing_interpreter(file: &Path) -> String {
     let Some(line) = first_line(file).filter(|line| line.starts_with(b"#!")) else {
         return remedy::MISSING_LOADER.into();
@@ -175,7 +175,7 @@ fn explain_missing_interpreter(file: &Path) -> String {
     remedy::missing_interpreter(OsStr::from_bytes(name))
 }
 
-/// As much of it as the kernel examines.
+/// The first line, or as much of it as the kernel examines.
 fn first_line(file: &Path) -> Option<Vec<u8>> {
     let mut start = Vec::new();
     File::options()
@@ -189,7 +189,7 @@ fn first_line(file: &Path) -> Option<Vec<u8>> {
     Some(start)
 }
 
-/// Which part of the path keeps this user from executing the file.
+/// What keeps this user from executing the file.
 fn explain_denied(file: &Path) -> Option<String> {
     match closed_part(file) {
         Some(closed) => Some(remedy::closed_directory(closed)),
@@ -211,7 +211,7 @@ fn explain_directory(errno: Errno, directory: &Path) -> Option<String> {
     }
 }
 
-/// Whether a path begins in the launcher's directory, and that one was removed.
+/// Whether the path is relative to the launcher's directory, and that directory has been removed.
 fn is_from_nowhere(path: &Path) -> bool {
     path.is_relative() && std::env::current_dir().is_err()
 }

@@ -1,10 +1,11 @@
-//! What a worker leaves behind that puts itself into the background: found and ended where it is certain whose it is.
+//! Processes that a worker leaves behind when it puts itself into the background: they are found, and signalled if it
+//! is certain whose they are.
 //!
-//! While a generation starts, this process adopts what its descendants leave behind ([`adopt_orphans`]). So whatever a
-//! worker that has ended left running is a child of ours, or descends from one. Others may be among them: what workers of
-//! other generations, or the log command, have left behind on purpose. Their environment tells them apart, as every
-//! process got it when it executed its program (proc(5), `environ`). What has another one, because it was given one or has
-//! written over it, is left alone.
+//! While a generation starts, this process adopts the orphans among its descendants ([`adopt_orphans`]). So whatever a
+//! dead worker left running is a child of ours, or descends from one. Others may be among them: what workers of other
+//! generations, or the log command, have left behind on purpose. What tells them apart is the environment that each
+//! process was executed with (proc(5), `environ`). A process with a different one, because it was started with that or
+//! has overwritten its own, is left alone.
 //!
 //! [`adopt_orphans`]: crate::host::process::adopt_orphans
 
@@ -18,22 +19,22 @@ use nix::unistd::{Pid, getpid};
 use crate::host::proc;
 use crate::host::process::Process;
 
-/// What is found while they are told to stop may have been started by them just before. More looks than that would be a
-/// race with somebody who wants to win it.
+/// The maximum number of looks. A process may start others just before it is signalled, and only another look finds
+/// them; whoever stays ahead of this many means to win the race.
 const MOST_LOOKS: usize = 8;
 
-/// What is known of the processes that are looked for.
+/// What identifies the processes that are looked for.
 pub struct Leftovers<'a> {
-    /// The number of their generation, of which no worker lives.
+    /// The number of their generation, which has no living worker.
     pub generation: u32,
     /// The variables that tell each worker about its sockets.
     pub variables: &'a [(OsString, OsString)],
-    /// Every worker that lives, of whatever generation: what descends from these is theirs.
+    /// Every living worker, of any generation: its descendants belong to it and are left alone.
     pub workers: &'a [Pid],
 }
 
 impl Leftovers<'_> {
-    /// Sends a signal to all of them. Returns who got it.
+    /// Sends a signal to all of them. Returns those that got it.
     pub fn signal(&self, signal: Signal) -> Vec<Pid> {
         let mut signalled = Vec::new();
         for _ in 0..MOST_LOOKS {
@@ -56,7 +57,8 @@ impl Leftovers<'_> {
     fn is_orphan(&self, pid: Pid, parents: &BTreeMap<Pid, Pid>) -> bool {
         let ourselves = getpid();
         let mut at = pid;
-        // No longer than there are processes, because the table was not read in one moment.
+        // At most as many steps as there are processes: the table was not read at one instant, so it may contain a
+        // loop.
         for _ in 0..parents.len() {
             match parents.get(&at) {
                 _ if self.workers.contains(&at) => return false,
@@ -68,9 +70,9 @@ impl Leftovers<'_> {
         false
     }
 
-    /// Whether the process has got the signal.
+    /// Sends the signal if the process is one of them. Returns whether it got it.
     fn signal_one(&self, pid: Pid, signal: Signal) -> bool {
-        // Opened first: what is read then belongs to this process, or the signal to nobody.
+        // Opened first: either the environment that is read next is that of this process, or nobody gets the signal.
         let Ok(process) = Process::open(pid) else {
             return false;
         };

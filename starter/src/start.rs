@@ -18,7 +18,7 @@ use std::time::Duration;
 use common::message::Identity;
 use common::privileges::{self, Bounding};
 use nix::errno::Errno;
-use nix::unistd::{Uid, getpid};
+use nix::unistd::getpid;
 
 use crate::host::confinement::{InForce, OfSupervisor};
 use crate::host::daemon::{self, Side, Waiting};
@@ -126,8 +126,8 @@ fn drop_to_user(options: &Options) -> Result<Dropped, Failure> {
     // Before the binders, which must not have it either.
     let own_session =
         identity.is_some() && terminal::keep_from_user().map_err(cannot_keep_terminal)?;
-    if let Some(identity) = &identity {
-        streams::give_pipes_to(Uid::from_raw(identity.uid));
+    if identity.is_some() {
+        streams::let_user_write_to_pipes();
     }
     let prepared = plan.start_binders(open_files)?;
     let (supervisor, notice) = drop_privileges(identity.as_ref(), options.is_strict)?;

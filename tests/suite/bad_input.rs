@@ -490,7 +490,8 @@ fn a_path_that_cannot_be_bound_is_named() {
     }
     let setup = Server::setup().option("--path=missing/socket");
     let line = "start_server: cannot listen on --path=missing/socket: its directory does not exist";
-    assert_refused(setup, FAILED, &[line]);
+    let hint = "hint: create it for the server's user: `install -d -o USER missing`";
+    assert_refused(setup, FAILED, &[line, hint]);
 
     let setup = Server::setup().option("--path=directory/");
     make_directory_of_server(&setup, "directory");

@@ -1238,7 +1238,7 @@ fn restart_works_after_a_restart_that_was_given_up() {
     let (server, ..) = serving(breakable(setup));
     break_it(&server);
     assert_eq!(restart(&server).wait(), 1);
-    server.wait_for_log("giving up the restart after 1 failed starts");
+    server.wait_for_log("giving up the restart after 1 failed start");
     assert_eq!(restart(&server).wait(), 1);
     mend_it(&server);
     let mut last = restart(&server);

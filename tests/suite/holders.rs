@@ -13,7 +13,7 @@ use nix::unistd::{Pid, Uid};
 
 use crate::launch::RootFolder;
 
-const TAIL: &str = "a killed start_server leaves its workers behind";
+const TAIL: &str = "another server, or workers that a killed start_server has left behind";
 
 /// The hint for a port that this very process holds: an ordinary user does not see into the tests of root.
 pub fn hint_of_port_held_here(port: u16) -> String {
@@ -30,7 +30,7 @@ pub fn hint_of_path_held_here() -> Option<String> {
     let comm = format!("/proc/{}/comm", process::id());
     let comm = fs::read_to_string(comm).expect("cannot read our own name");
     let this = format!("pid {} ({})", process::id(), comm.trim_end());
-    (!Uid::effective().is_root()).then(|| format!("hint: it is held by {this}; {TAIL}"))
+    (!Uid::effective().is_root()).then(|| format!("hint: it is held by {this}: {TAIL}"))
 }
 
 /// As an ordinary user, and as root with `--user`.
@@ -95,7 +95,7 @@ fn a_worker_that_a_killed_start_server_has_left_is_named_by_the_next_start() {
         let worker = first.wait_for_service(1).pid;
         kill_supervisor(&mut first, &[worker]);
 
-        let hint = format!("hint: it is held by pid {worker} (worker); {TAIL}");
+        let hint = format!("hint: it is held by pid {worker} (worker): {TAIL}");
         for spec in specs {
             assert_refused(setup(), &format!("--port={spec}"), IN_USE, &hint);
         }
@@ -123,7 +123,7 @@ fn of_sockets_at_the_same_relative_path_only_the_one_in_the_same_directory_count
 
     let expected = format!(
         "start_server: cannot listen on --path=socket: {SERVED}\n\
-         hint: it is held by pid {worker} (worker); {TAIL}\n"
+         hint: it is held by pid {worker} (worker): {TAIL}\n"
     );
     let mut second = first.client(["--path=socket", "--start-limit=1", "--", "false"]);
     let second = second.output_in_turn().expect("cannot run start_server");
@@ -149,7 +149,7 @@ fn every_worker_that_is_left_is_named() {
     kill_supervisor(&mut server, &left);
 
     let [one, other] = left;
-    let hint = format!("hint: it is held by pid {one} (worker) and pid {other} (worker); {TAIL}");
+    let hint = format!("hint: it is held by pid {one} (worker) and pid {other} (worker): {TAIL}");
     assert_refused(Server::setup(), &format!("--port={port}"), IN_USE, &hint);
     held.finish();
 }
@@ -169,7 +169,7 @@ fn a_process_cannot_bring_control_characters_into_the_hint_by_its_name() {
     let worker = server.wait_for_service(1).pid;
     kill_supervisor(&mut server, &[worker]);
 
-    let hint = format!("hint: it is held by pid {worker} (\\x1B[2J\\x0A\\xC2\\x9B); {TAIL}");
+    let hint = format!("hint: it is held by pid {worker} (\\x1B[2J\\x0A\\xC2\\x9B): {TAIL}");
     assert_refused(Server::setup(), &format!("--port={port}"), IN_USE, &hint);
 }
 
@@ -196,6 +196,6 @@ fn the_holder_of_a_socket_where_only_root_may_look_is_named_too() {
     let worker = server.wait_for_service(1).pid;
     let closed = Permissions::from_mode(0o700);
     fs::set_permissions(folder.path(), closed).expect("cannot close the folder");
-    let hint = format!("hint: it is held by pid {worker} (worker); {TAIL}");
+    let hint = format!("hint: it is held by pid {worker} (worker): {TAIL}");
     assert_refused(setup(), &option, SERVED, &hint);
 }

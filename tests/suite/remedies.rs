@@ -215,7 +215,7 @@ fn names_with_blanks_are_quoted_as_in_a_shell() {
     }
     let line = "start_server: cannot listen on --path='no such/a b': its directory does not exist";
     let setup = Server::setup().option("--path=no such/a b");
-    assert_refused(setup, FAILED, &[line]);
+    assert_refused(setup, FAILED, &[line, hint]);
     if needs_root() {
         let line = "start_server: cannot use --user='no body': there is no such user";
         let setup = Server::setup().as_root().option("--user=no body");
@@ -257,26 +257,40 @@ fn a_launcher_whose_directory_was_removed_is_told_so() {
     if !is_ours() {
         return;
     }
-    let run = |change: fn(Setup) -> Setup| {
-        let setup = change(Server::setup());
+    let run = |setup: Setup| {
         let gone = setup.folder().join("gone");
         fs::create_dir(&gone).expect("cannot make a directory");
         setup.enter_and_remove(&gone).run()
     };
-    for (change, cannot) in [
+    let user = Server::setup;
+    let root = || Server::setup().as_root().option("--user=nobody");
+    let missing = "No such file or directory";
+    let mut cases = vec![
+        (user().program(["./server"]), "execute ./server", missing),
         (
-            (|setup| setup.program(["./server"])) as fn(Setup) -> Setup,
-            "execute ./server",
-        ),
-        (
-            |setup| setup.option("--dir=inside"),
+            user().option("--dir=inside"),
             "change to --dir=inside",
+            missing,
         ),
+    ];
+    let directory = "its directory does not exist";
+    for (option, cannot) in [
+        ("--path=socket", "listen on --path=socket"),
+        ("--pid-file=pid", "use --pid-file=pid"),
+        ("--log-file=out", "open --log-file=out"),
     ] {
-        let finished = run(change);
+        cases.push((user().option(option), cannot, directory));
+        if needs_root() {
+            let is_path = option.starts_with("--path");
+            let cause = if is_path { missing } else { directory };
+            cases.push((root().option(option), cannot, cause));
+        }
+    }
+    for (setup, cannot, cause) in cases {
+        let finished = run(setup);
         assert_eq!(finished.status.code(), Some(FAILED), "{}", finished.log);
         let lines = format!(
-            "start_server: cannot {cannot}: No such file or directory\n\
+            "start_server: cannot {cannot}: {cause}\n\
              hint: the directory that start_server was started in has been removed: start it from another one, or give \
              an absolute path\n"
         );

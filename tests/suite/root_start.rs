@@ -246,11 +246,16 @@ fn a_worker_of_root_can_open_the_pipes_of_its_launcher_by_their_paths() {
     let port = ports::tcp();
     let (mut reader, writer) = pipe();
     assert_eq!(writer.metadata().expect("fstat").uid(), 0);
+    let kept = writer.try_clone().expect("cannot duplicate a descriptor");
     let setup = Server::setup().as_root().port(port).output(writer);
     let mut server = opens_streams(setup)
         .options(["--user=nobody", "--start-limit=1"])
         .start();
     assert_eq!(server.wait_for_answer_or_exit(port), None);
+    // To write, and nothing else: what others write there is not theirs to read.
+    let there = kept.metadata().expect("fstat");
+    assert_eq!((there.uid(), there.mode() & 0o7777), (0, 0o622));
+    drop(kept);
     assert!(server.stop().success());
     let mut text = String::new();
     reader.read_to_string(&mut text).expect("cannot read");
@@ -261,7 +266,7 @@ fn a_worker_of_root_can_open_the_pipes_of_its_launcher_by_their_paths() {
 }
 
 #[test]
-fn nothing_of_root_but_a_pipe_without_a_name_is_given_to_the_user() {
+fn nothing_of_root_but_a_pipe_without_a_name_is_opened_to_the_user() {
     if !can_drop() {
         return;
     }
@@ -316,8 +321,8 @@ fn a_program_that_cannot_open_its_streams_has_a_hint_with_the_remedy() {
             .open(folder.join(name))
             .expect("cannot make a file")
     };
-    let hint = "hint: this user cannot open /dev/stdout or /dev/stderr by path, so a program that logs there fails; \
-                --log-file='| cat' allows it";
+    let hint = "hint: if the program opens /dev/stdout or /dev/stderr by path: this user cannot; \
+                with --log-file='| cat' it can";
     let count = |name: &str| {
         let text = fs::read_to_string(folder.join(name)).expect("cannot read the log");
         text.lines().filter(|line| *line == hint).count()

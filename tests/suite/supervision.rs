@@ -132,7 +132,7 @@ fn at_the_end_the_pid_file_goes_last_and_the_listeners_are_closed_before() {
     assert!(removed.ends_with(&last.map(str::to_owned)), "{removed:?}");
     let (accepts, log) = seen_last;
     assert!(!accepts, "the listener is open when the lock is given up");
-    assert!(log.contains("giving up after 1 failed starts"), "{log}");
+    assert!(log.contains("giving up after 1 failed start"), "{log}");
 }
 
 /// As a file system does that does not answer. It takes as long as the supervisor is patient.
@@ -157,6 +157,6 @@ fn a_worker_that_hangs_before_it_executes_the_program_is_a_failed_start() {
          hint: probably a file system does not respond"
     );
     assert!(log.contains(&why), "{log}");
-    assert!(log.contains("giving up after 1 failed starts"), "{log}");
+    assert!(log.contains("giving up after 1 failed start"), "{log}");
     assert!(!proc::alive(worker), "{log}");
 }

@@ -18,6 +18,7 @@ use std::io::{self, Read};
 use std::os::fd::AsRawFd;
 use std::os::unix::fs::MetadataExt;
 use std::path::PathBuf;
+use std::time::{Duration, Instant};
 
 use nix::errno::Errno;
 use nix::sys::signal::kill;
@@ -58,8 +59,43 @@ enum Finding {
 /// the more there are, the longer the kernel takes for each.
 const LARGEST_TABLE: u64 = 1 << 20;
 
-/// How many descriptors are examined: other processes can open any number of those, too.
+/// How many descriptors are examined, and how long: other processes can open any number of those, too, and of some of them
+/// the kernel tells as much as their owner likes.
 const MOST_DESCRIPTORS: u32 = 20_000;
+const LONGEST_SEARCH: Duration = Duration::from_secs(2);
+
+/// What is left of these bounds.
+struct Budget {
+    descriptors: Cell<u32>,
+    until: Instant,
+}
+
+impl Budget {
+    fn new(descriptors: u32) -> Budget {
+        Budget {
+            descriptors: Cell::new(descriptors),
+            until: Instant::now() + LONGEST_SEARCH,
+        }
+    }
+
+    /// Whether one more descriptor may be examined.
+    fn spend(&self) -> bool {
+        let left = self.descriptors.get();
+        self.descriptors.set(left.saturating_sub(1));
+        left > 0 && Instant::now() < self.until
+    }
+}
+
+/// How often a holder that is not found is looked for. The kernel shows the table of locks a page at a time, and a line is
+/// missing if another lock before it is released between two pages.
+const MOST_LOOKS: usize = 5;
+
+/// How much of it is certainly from one moment, in bytes: a page, less what a line may need.
+const AT_ONCE: usize = 4096 - 256;
+
+/// The size of a read from the table of locks, in bytes: the kernel shows no more than a page at once, and what one read
+/// returns is from one moment.
+const PORTION: usize = 64 * 1024;
 
 /// Who has locked the file. `written` is the pid in the file: it shortens the search and decides between several
 /// processes that have the lock, but never makes one without the lock the holder.
@@ -70,15 +106,36 @@ pub fn holder(file: &File, written: Option<Pid>) -> io::Result<Holder> {
     if !proc::shows_our_namespace() {
         return Ok(Holder::NoProc);
     }
-    let left = Cell::new(MOST_DESCRIPTORS);
+    let budget = Budget::new(MOST_DESCRIPTORS);
+    for _ in 1..MOST_LOOKS {
+        let look = look_for_holder(file, written, &budget)?;
+        let is_found = !matches!(look.holder, Holder::Elsewhere | Holder::Unknown);
+        if is_found || !look.may_have_missed {
+            return Ok(look.holder);
+        }
+    }
+    Ok(look_for_holder(file, written, &budget)?.holder)
+}
+
+/// What one look has found.
+struct Look {
+    holder: Holder,
+    /// Whether the table of locks may have a line for the file that was not seen.
+    may_have_missed: bool,
+}
+
+fn look_for_holder(file: &File, written: Option<Pid>, budget: &Budget) -> io::Result<Look> {
     let mount = device_of_mount(file);
     let file = file.metadata()?;
     // By far the most common case: the server has written its pid, has taken the lock itself, and lets us see its
     // descriptors.
     if let Some(pid) = written
-        && look_at(pid, &file, &left) == (Finding::Holds { taker: written })
+        && look_at(pid, &file, budget) == (Finding::Holds { taker: written })
     {
-        return Ok(Holder::Process(pid));
+        return Ok(Look {
+            holder: Holder::Process(pid),
+            may_have_missed: false,
+        });
     }
     let device = (major(file.dev()), minor(file.dev()));
     // Without it, only the descriptors can tell.
@@ -92,7 +149,9 @@ pub fn holder(file: &File, written: Option<Pid>) -> io::Result<Holder> {
             .filter_map(Lock::parse)
             .filter(|lock| lock.inode == file.ino())
     };
-    Ok(decide(
+    let length = table.as_ref().map_or(0, String::len);
+    let may_have_missed = is_whole && length > AT_ONCE && locks().next().is_none();
+    let holder = decide(
         locks()
             .filter(|lock| lock.device == mount.unwrap_or(device))
             .filter_map(|lock| lock.taker),
@@ -103,8 +162,12 @@ pub fn holder(file: &File, written: Option<Pid>) -> io::Result<Holder> {
             is_proof: mount == Some(device),
         },
         all_processes,
-        |pid| look_at(pid, &file, &left),
-    ))
+        |pid| look_at(pid, &file, budget),
+    );
+    Ok(Look {
+        holder,
+        may_have_missed,
+    })
 }
 
 /// What it means if the table of locks has no line for a file.
@@ -205,16 +268,24 @@ impl Lock {
     }
 }
 
-/// The start of the table of locks.
+/// The start of the table of locks. A `read_to_string` would begin with a few bytes at a time.
 fn read_table() -> io::Result<String> {
-    let mut table = String::new();
-    let file = File::open("/proc/locks")?;
-    file.take(LARGEST_TABLE).read_to_string(&mut table)?;
-    Ok(table)
+    let mut file = File::open("/proc/locks")?.take(LARGEST_TABLE);
+    let mut table = Vec::new();
+    let mut portion = vec![0; PORTION];
+    loop {
+        match file.read(&mut portion) {
+            Ok(0) => break,
+            Ok(length) => table.extend(&portion[..length]),
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            Err(error) => return Err(error),
+        }
+    }
+    String::from_utf8(table).map_err(io::Error::other)
 }
 
-/// Examines the descriptors of one process. `left` is how many more may be examined: at 0, a process counts as hidden.
-fn look_at(pid: Pid, file: &Metadata, left: &Cell<u32>) -> Finding {
+/// Examines the descriptors of one process. Once the budget is spent, a process counts as hidden.
+fn look_at(pid: Pid, file: &Metadata, budget: &Budget) -> Finding {
     let directory = PathBuf::from(format!("/proc/{pid}"));
     let entries = match fs::read_dir(directory.join("fdinfo")) {
         Ok(entries) => entries,
@@ -228,10 +299,14 @@ fn look_at(pid: Pid, file: &Metadata, left: &Cell<u32>) -> Finding {
         let Ok(entry) = entry else {
             return Finding::Hidden;
         };
-        let Some(rest) = left.get().checked_sub(1) else {
+        if !budget.spend() {
             return Finding::Hidden;
-        };
-        left.set(rest);
+        }
+        // A pid file has a path. What has none may have much to tell: epoll lists everything that it watches.
+        let link = fs::read_link(directory.join("fd").join(entry.file_name()));
+        if link.is_ok_and(|target| target.is_relative()) {
+            continue;
+        }
         let info = match fs::read_to_string(entry.path()) {
             Ok(info) => info,
             Err(error) if error.kind() == io::ErrorKind::PermissionDenied => {
@@ -453,10 +528,15 @@ mod tests {
         let file = lock.metadata().unwrap();
         let taker = Some(getpid());
         assert_eq!(
-            look_at(getpid(), &file, &Cell::new(1000)),
+            look_at(getpid(), &file, &Budget::new(1000)),
             Finding::Holds { taker }
         );
-        assert_eq!(look_at(getpid(), &file, &Cell::new(0)), Finding::Hidden);
+        assert_eq!(look_at(getpid(), &file, &Budget::new(0)), Finding::Hidden);
+        let late = Budget {
+            until: Instant::now(),
+            ..Budget::new(1000)
+        };
+        assert_eq!(look_at(getpid(), &file, &late), Finding::Hidden);
         let file = lock.unlock().map_err(|_| "still locked").unwrap();
         assert_eq!(holder(&file, Some(getpid())).unwrap(), Holder::Elsewhere);
         fs::remove_file(path).unwrap();

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::fs;
-use std::io;
+use std::io::{self, Read};
 use std::os::fd::{AsRawFd, BorrowedFd};
 use std::os::unix::fs::MetadataExt;
 use std::path::PathBuf;
@@ -10,6 +10,10 @@ use std::path::PathBuf;
 use nix::unistd::Pid;
 
 use crate::words::failure::{self, Failure};
+
+/// The largest environment that execve(2) accepts, in bytes. A process can point the kernel to more (prctl(2),
+/// `PR_SET_MM_ENV_END`).
+const LARGEST_ENVIRONMENT: u64 = 6 << 20;
 
 /// /proc/PID/status.
 #[derive(Debug, PartialEq, Eq)]
@@ -174,7 +178,10 @@ pub fn parents() -> BTreeMap<Pid, Pid> {
 /// The environment that the process was executed with, unless it has overwritten it: `NAME=VALUE`, each followed by a
 /// NUL.
 pub fn environment(pid: Pid) -> io::Result<Vec<u8>> {
-    fs::read(path(pid, "environ"))
+    let mut text = Vec::new();
+    let file = fs::File::open(path(pid, "environ"))?;
+    file.take(LARGEST_ENVIRONMENT).read_to_end(&mut text)?;
+    Ok(text)
 }
 
 /// The open descriptors and what they refer to; for a socket or pipe only its kind.

@@ -5,21 +5,25 @@ use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
 
 use nix::errno::Errno;
-use nix::sys::stat::{FileStat, SFlag, fstat};
+use nix::sys::stat::{FileStat, Mode, SFlag, fchmod, fstat};
 use nix::sys::statfs::{FsType, fstatfs};
-use nix::unistd::{AccessFlags, Uid, access, fchown};
+use nix::unistd::{AccessFlags, access};
 
 /// The file system of unnamed pipes (`PIPEFS_MAGIC`, statfs(2)).
 const PIPEFS: FsType = FsType(0x5049_5045);
 
-/// Gives root's pipes on descriptors 1 and 2 to the user, as container runtimes do: only unnamed ones, which the
-/// launcher has made for this very purpose. A file, a FIFO or a terminal stays root's, and so does a pipe that root may
-/// not give away.
-pub fn give_pipes_to(user: Uid) {
+/// The mode of a pipe that its owner reads and writes, and everybody else only writes.
+const WRITTEN_BY_ALL: Mode = Mode::from_bits_retain(0o622);
+
+/// Lets the user open root's pipes on descriptors 1 and 2 for writing: only unnamed ones, which nobody can reach who does
+/// not have them open already. A file, a FIFO or a terminal stays closed. Container runtimes give the pipe to the user
+/// instead, who could then read from it and outlive its reader.
+pub fn let_user_write_to_pipes() {
     let (stdout, stderr) = (io::stdout(), io::stderr());
     for stream in [stdout.as_fd(), stderr.as_fd()] {
         if is_pipe_of_root(stream) {
-            let _ = fchown(stream, Some(user), None);
+            // Without it, a program that opens the stream by its path is told that it may not.
+            let _ = fchmod(stream, WRITTEN_BY_ALL);
         }
     }
 }

@@ -422,7 +422,7 @@ mod tests {
             command: command(comm),
         };
         assert_eq!(hint(&[]), None);
-        let tail = "; a killed start_server leaves its workers behind";
+        let tail = ": another server, or workers that a killed start_server has left behind";
         let hint_of = |holders: &[Holder]| {
             let hint = hint(holders).unwrap();
             hint.strip_suffix(tail).unwrap().to_owned()

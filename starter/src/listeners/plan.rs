@@ -14,7 +14,8 @@ use crate::host::identity;
 use crate::host::open_files::OpenFiles;
 use crate::listeners::binder::Binder;
 use crate::listeners::spec::{Host, PathSpec, PortSpec};
-use crate::words::failure::Failure;
+use crate::words::failure::{self, Failure};
+use crate::words::remedy;
 use crate::words::text::quoted;
 
 /// Descriptors that the supervisor may need beside the listeners.
@@ -117,7 +118,9 @@ impl Plan {
             return Ok(Maker::Ourselves { objection: None });
         }
         let path = std::path::absolute(&spec.path).map_err(|error| {
-            Failure::failed(format!("cannot bind to {}: {error}", quoted(&spec.given)))
+            let (shown, cause) = (quoted(&spec.given), failure::cause(&error));
+            Failure::failed(format!("cannot listen on --path={shown}: {cause}"))
+                .hint(remedy::LAUNCHED_FROM_NOWHERE)
         })?;
         match open_directory(path.parent().unwrap_or(Path::new("/")), &Trust::ROOT) {
             Ok(_) => {

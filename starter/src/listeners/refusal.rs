@@ -58,7 +58,8 @@ pub fn cannot_bind_ourselves(
         }
         Refusal::Errno(libc::ENOENT) => {
             let hint = match wanted {
-                Wanted::Path { spec, .. } => foreign_spelling::of_path(&spec.path),
+                Wanted::Path { spec, .. } => foreign_spelling::of_path(&spec.path)
+                    .or_else(|| remedy::of_file(&spec.path, Errno::ENOENT)),
                 Wanted::Port(_) => None,
             };
             cannot_listen(wanted, "its directory does not exist").hint_if(hint)

@@ -360,13 +360,15 @@ impl Notice {
             }
             Notice::GivingUp { failures, serving } if serving.is_empty() => {
                 format!(
-                    "start_server: giving up after {failures} failed starts, no worker is left to serve"
+                    "start_server: giving up after {}, no worker is left to serve",
+                    failed_starts(*failures)
                 )
             }
             Notice::GivingUp { failures, serving } => {
                 let pids = Pids(serving, "");
                 format!(
-                    "start_server: giving up the restart after {failures} failed starts, still serving:{pids}"
+                    "start_server: giving up the restart after {}, still serving:{pids}",
+                    failed_starts(*failures)
                 )
             }
             Notice::NothingServes { next } => {
@@ -557,4 +559,11 @@ impl fmt::Display for Pids<'_> {
 fn name(signal: Signal) -> &'static str {
     let name = signal.as_str();
     name.strip_prefix("SIG").unwrap_or(name)
+}
+
+fn failed_starts(count: u32) -> String {
+    match count {
+        1 => "1 failed start".to_owned(),
+        count => format!("{count} failed starts"),
+    }
 }

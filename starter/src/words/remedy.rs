@@ -66,7 +66,7 @@ pub const MAP_USER: &str = "this user namespace maps only some users, perhaps on
 /// A server may have died because it cannot open standard output or error by its path. `names` are those paths.
 pub fn of_closed_streams(names: &str) -> String {
     format!(
-        "this user cannot open {names} by path, so a program that logs there fails; --log-file='| cat' allows it"
+        "if the program opens {names} by path: this user cannot; with --log-file='| cat' it can"
     )
 }
 
@@ -114,7 +114,9 @@ pub fn of_abstract_name_in_use(name: &Path) -> String {
 
 /// These processes hold an address: `pid 1 (init) and pid 2 (x)`.
 pub fn of_holders(holders: &str) -> String {
-    format!("it is held by {holders}; a killed start_server leaves its workers behind")
+    format!(
+        "it is held by {holders}: another server, or workers that a killed start_server has left behind"
+    )
 }
 
 /// An ordinary user asks for a low port.
@@ -172,6 +174,8 @@ pub fn of_directory_of_others(objection: &str) -> String {
 pub fn of_file(path: &Path, errno: Errno) -> Option<String> {
     match errno {
         Errno::EACCES => Some(WRITABLE.into()),
+        // A file of that name alone could only be missing together with the directory itself.
+        Errno::ENOENT if path.parent() == Some(Path::new("")) => Some(LAUNCHED_FROM_NOWHERE.into()),
         Errno::ENOENT => Some(missing_directory(path)),
         Errno::ETXTBSY => Some("it is a running program".into()),
         Errno::EROFS => Some(READ_ONLY.into()),
@@ -482,7 +486,7 @@ pub fn waits_for_workers(workers: &str) -> String {
 /// A restart takes longer than the client waits, and the client does not know why.
 pub fn progress_in(json: &Path) -> String {
     format!(
-        "{} shows the progress of the restart, unless the disk is full",
+        "{} shows the progress of the restart, unless the server cannot write it: then its log says why",
         quoted(json)
     )
 }

@@ -107,7 +107,7 @@ fn a_generation_whose_other_slots_are_given_up_ends_with_its_last_worker() {
     });
     world.exit_newest(9);
     world.exit_newest(256);
-    assert!(world.said("after 1 failed starts, still serving:100"));
+    assert!(world.said("after 1 failed start, still serving:100"));
     world.exit_newest(9);
     assert_eq!(world.state_of(2), Some(State::Starting));
     assert_eq!(world.living.len(), 2);

@@ -6,7 +6,7 @@ use nix::unistd::Pid;
 use serde::{Deserialize, Serialize};
 
 use crate::host::moment::Moment;
-use crate::words::exec_failure::ExecFailure;
+use crate::words::start_failure::StartFailure;
 
 /// How long a worker must survive its exec to count as started, however short the interval.
 pub(super) const PROOF_OF_LIFE: Duration = Duration::from_millis(50);
@@ -73,8 +73,13 @@ pub enum State {
 pub(super) enum Stage {
     Uncommitted,
     Current,
-    Retiring { signal_at: Moment },
-    Old,
+    Retiring {
+        signal_at: Moment,
+    },
+    /// It has served, and was told to stop or has begun to by itself.
+    Draining,
+    /// Its start has failed.
+    Failed,
 }
 
 /// The place of one worker.
@@ -110,6 +115,14 @@ pub struct Worker {
     pub slot: usize,
     pub spawned_at: Moment,
     pub(super) standing: Standing,
+    /// It may take until then to become ready, whatever `--start-timeout` says.
+    pub(super) extended_until: Option<Moment>,
+    /// When it is killed, if it has been told to stop and that is bounded.
+    pub(super) kill_at: Option<Moment>,
+    /// What is known of its way to readiness.
+    pub(super) known: Option<String>,
+    /// What it says about itself.
+    pub(super) text: Option<String>,
 }
 
 /// The progress of a worker.
@@ -119,10 +132,12 @@ pub enum Standing {
     Spawned,
     /// It runs the server program.
     Executed { at: Moment },
-    /// It cannot run the server program and is about to exit.
-    NotExecuted(ExecFailure),
+    /// It cannot run the server program, or has not become ready in time, and is about to exit.
+    Failed(StartFailure),
     /// It has proved itself, and serves.
     Ready,
+    /// It has begun to stop by itself.
+    Stopping,
 }
 
 impl Generation {
@@ -153,7 +168,7 @@ impl Generation {
             Stage::Uncommitted => State::Starting,
             Stage::Current => State::Current,
             Stage::Retiring { .. } => State::Retiring,
-            Stage::Old => State::Old,
+            Stage::Draining | Stage::Failed => State::Old,
         }
     }
 
@@ -218,6 +233,18 @@ impl Generation {
 }
 
 impl Slot {
+    /// Whether it has a worker that is not about to end, or will have one in a moment.
+    pub fn goes_on(&self) -> bool {
+        match &self.content {
+            Content::AskedFor => true,
+            Content::Occupied(worker) => match worker.standing {
+                Standing::Spawned | Standing::Executed { .. } | Standing::Ready => true,
+                Standing::Failed(_) | Standing::Stopping => false,
+            },
+            Content::Empty | Content::GivenUp => false,
+        }
+    }
+
     /// When this slot's worker has taken too long to execute the program, if it has not yet.
     pub fn hangs_at(&self) -> Option<Moment> {
         match &self.content {
@@ -248,7 +275,19 @@ impl Slot {
             Standing::Executed { at } => {
                 Some((self.asked_at + settle_time).max(at + PROOF_OF_LIFE))
             }
-            Standing::Spawned | Standing::NotExecuted(_) | Standing::Ready => None,
+            Standing::Spawned | Standing::Failed(_) | Standing::Ready | Standing::Stopping => None,
+        }
+    }
+
+    /// When its worker must be ready at the latest, if it is not and that is to be told.
+    pub fn late_at(&self, within: Duration) -> Option<Moment> {
+        let worker = self.worker()?;
+        match worker.standing {
+            Standing::Spawned | Standing::Executed { .. } => {
+                let at = self.asked_at + within;
+                Some(worker.extended_until.map_or(at, |until| at.max(until)))
+            }
+            Standing::Failed(_) | Standing::Ready | Standing::Stopping => None,
         }
     }
 
@@ -264,15 +303,42 @@ impl Slot {
 }
 
 impl Worker {
+    pub(super) fn new(pid: Pid, generation: u32, slot: usize, now: Moment) -> Worker {
+        Worker {
+            pid,
+            generation,
+            slot,
+            spawned_at: now,
+            standing: Standing::Spawned,
+            extended_until: None,
+            kill_at: None,
+            known: None,
+            text: None,
+        }
+    }
+
+    /// What it says about itself, if anything.
+    pub fn text(&self) -> Option<&str> {
+        self.text.as_deref()
+    }
+
     pub(super) fn is_proved(&self) -> bool {
         self.standing == Standing::Ready
     }
 
+    /// Whether it serves, or did until it began to stop by itself.
+    pub(super) fn has_served(&self) -> bool {
+        matches!(self.standing, Standing::Ready | Standing::Stopping)
+    }
+
     /// Why it does not run the server program, if known.
-    pub(super) fn failure(&self) -> Option<&ExecFailure> {
+    pub(super) fn failure(&self) -> Option<&StartFailure> {
         match &self.standing {
-            Standing::NotExecuted(failure) => Some(failure),
-            Standing::Spawned | Standing::Executed { .. } | Standing::Ready => None,
+            Standing::Failed(failure) => Some(failure),
+            Standing::Spawned
+            | Standing::Executed { .. }
+            | Standing::Ready
+            | Standing::Stopping => None,
         }
     }
 }

@@ -6,7 +6,7 @@ use nix::unistd::Pid;
 use serde::{Deserialize, Serialize};
 
 use crate::host::moment::Moment;
-use crate::words::exec_failure::ExecFailure;
+use crate::words::start_failure::StartFailure;
 use crate::words::trouble::Unreachable;
 
 /// How many decisions and departed workers are remembered.
@@ -53,7 +53,7 @@ pub enum Verdict {
         /// The wait status of the worker that failed, if there was a process.
         status: Option<i32>,
         /// Why it did not run the program, if it did not: then the status says nothing.
-        cause: Option<ExecFailure>,
+        cause: Option<StartFailure>,
     },
 }
 

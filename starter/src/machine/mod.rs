@@ -43,6 +43,7 @@ mod as_number;
 mod generation;
 mod history;
 mod model;
+mod readiness;
 mod snapshot;
 mod start;
 mod stop;
@@ -51,13 +52,13 @@ use nix::unistd::Pid;
 
 pub use self::generation::{Generation, State};
 pub use self::history::{Counters, Decision, Departed, History, REMEMBERED, Verdict};
-pub use self::model::{Action, Event, Knobs, Machine, Outcome, Settings};
+pub use self::model::{Action, Event, Knobs, Machine, Outcome, Proof, Settings};
 
 use self::generation::{Content, Slot, Stage, Standing, Why, Worker};
 use self::model::Phase;
 use crate::host::moment::Moment;
-use crate::words::exec_failure::ExecFailure;
 use crate::words::notice::Notice;
+use crate::words::start_failure::StartFailure;
 
 impl Machine {
     /// The machine, and the actions that start the first generation.
@@ -96,7 +97,12 @@ impl Machine {
                 cause,
             } => self.spawn_failed(generation, slot, cause, now),
             Event::Executed(pid) => self.executed(pid, Standing::Executed { at: now }),
-            Event::NotExecuted { pid, cause } => self.executed(pid, Standing::NotExecuted(cause)),
+            Event::NotExecuted { pid, cause } => self.executed(pid, Standing::Failed(cause)),
+            Event::Ready(pid) => self.ready(pid, now),
+            Event::StartExtended { pid, until } => self.start_extended(pid, until),
+            Event::NotYetReady { pid, known } => self.not_yet_ready(pid, known),
+            Event::Text { pid, text } => self.says(pid, text),
+            Event::Stopping(pid) => self.stopping_by_itself(pid, now),
             Event::Exited { pid, status } => self.exited(pid, status, now),
             Event::DeadlinePassed => self.deadline_passed(now),
             Event::Restart => self.restart(now),
@@ -120,9 +126,13 @@ impl Machine {
                     .filter_map(|generation| self.deadline_of(generation));
                 let planned = self.planned.map(|planned| planned.at);
                 let auto = self.next_auto_restart().map(|(at, _)| at);
-                of_generations.chain(planned).chain(auto).min()
+                of_generations
+                    .chain(planned)
+                    .chain(auto)
+                    .chain(self.kill_at())
+                    .min()
             }
-            Phase::Stopping { kill_at, .. } => kill_at,
+            Phase::Stopping { kill_at, .. } => kill_at.into_iter().chain(self.kill_at()).min(),
             Phase::Finished => None,
         }
     }
@@ -133,25 +143,23 @@ impl Machine {
         let Some(place) = self.asked_for(number, slot) else {
             return;
         };
-        place.content = Content::Occupied(Worker {
-            pid,
-            generation: number,
-            slot,
-            spawned_at: now,
-            standing: Standing::Spawned,
-        });
+        place.content = Content::Occupied(Worker::new(pid, number, slot, now));
         self.say(Notice::StartingNewWorker(pid));
         match (self.phase, self.state_of(number)) {
             (Phase::Serving, Some(State::Starting | State::Current | State::Retiring) | None) => {}
             // Its start failed or was stopped before this worker existed.
-            (Phase::Serving, Some(State::Old)) | (Phase::Stopping { .. } | Phase::Finished, _) => {
+            (Phase::Serving, Some(State::Old)) => {
+                let signal = self.settings.signal_on_term;
+                self.tell_to_stop(&[pid], signal, self.patience_with_failed(), now);
+            }
+            (Phase::Stopping { .. } | Phase::Finished, _) => {
                 self.signal(pid, self.settings.signal_on_term);
             }
         }
         self.save_status();
     }
 
-    fn spawn_failed(&mut self, number: u32, slot: usize, cause: ExecFailure, now: Moment) {
+    fn spawn_failed(&mut self, number: u32, slot: usize, cause: StartFailure, now: Moment) {
         let Some(place) = self.asked_for(number, slot) else {
             return;
         };
@@ -225,9 +233,12 @@ impl Machine {
                 kill_at: Some(at),
                 outcome,
             } if at <= now => self.kill_all(outcome),
-            Phase::Stopping { .. } | Phase::Finished => {}
+            Phase::Stopping { .. } => self.kill_due(now),
+            Phase::Finished => {}
             Phase::Serving => {
+                self.kill_due(now);
                 self.fail_hanging(now);
+                self.fail_late(now);
                 self.prove_workers(now);
                 self.commit_if_proved(now);
                 self.signal_retiring(now);
@@ -246,7 +257,8 @@ impl Machine {
     fn deadline_of(&self, generation: &Generation) -> Option<Moment> {
         let slots = || generation.slots.iter();
         let proofs = slots().filter_map(|slot| self.proved_at(slot));
-        let hanging = slots().filter_map(Slot::hangs_at);
+        let late = slots().filter_map(|slot| self.late_at(slot));
+        let hanging = slots().filter_map(Slot::hangs_at).chain(late);
         match generation.stage {
             Stage::Uncommitted => proofs.chain(hanging).min(),
             Stage::Current => {
@@ -257,7 +269,7 @@ impl Machine {
                 let signal_at = self.current_serves().then_some(signal_at);
                 proofs.chain(signal_at).min()
             }
-            Stage::Old => None,
+            Stage::Draining | Stage::Failed => None,
         }
     }
 }

@@ -11,8 +11,8 @@ use serde::{Deserialize, Serialize};
 use super::generation::{Content, Generation, Slot, State, Why};
 use super::history::History;
 use crate::host::moment::Moment;
-use crate::words::exec_failure::ExecFailure;
 use crate::words::notice::Notice;
+use crate::words::start_failure::StartFailure;
 use crate::words::trouble::Unreachable;
 
 /// The restart policy of the command line.
@@ -21,16 +21,30 @@ pub struct Settings {
     /// The number of slots of a generation, at least 1.
     pub workers: usize,
     pub interval: Duration,
+    pub proof: Proof,
     #[serde(with = "super::as_number::signal")]
     pub signal_on_hup: Signal,
     #[serde(with = "super::as_number::signal")]
     pub signal_on_term: Signal,
     pub stop_timeout: Option<Duration>,
+    /// Kills workers that drain longer than this.
+    pub kill_old_timeout: Option<Duration>,
+    /// When more generations than this are draining, the oldest ones are killed at once.
+    pub max_old_generations: Option<NonZeroU32>,
     pub start_limit: Option<NonZeroU32>,
     /// The limit until the first generation has committed.
     pub first_start_limit: Option<NonZeroU32>,
     /// The initial values; [`Machine::set_knobs`] changes them later.
     pub knobs: Knobs,
+}
+
+/// What proves that a worker serves.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Proof {
+    /// It has lived for the interval.
+    Interval,
+    /// It is said by [`Event::Ready`], at the latest this long after the worker was asked for.
+    Told { within: Duration },
 }
 
 /// Settings that may change while the superdaemon runs.
@@ -54,12 +68,22 @@ pub enum Event {
     SpawnFailed {
         generation: u32,
         slot: usize,
-        cause: ExecFailure,
+        cause: StartFailure,
     },
     /// The worker runs the server program.
     Executed(Pid),
+    /// The worker serves, where that is to be told ([`Proof::Told`]).
+    Ready(Pid),
+    /// The worker may take until this moment to become ready.
+    StartExtended { pid: Pid, until: Moment },
+    /// What is known of a worker that is not ready yet: `READY=1 has not come`.
+    NotYetReady { pid: Pid, known: String },
+    /// What the worker says about itself, for the status alone.
+    Text { pid: Pid, text: String },
+    /// The worker has begun to stop by itself.
+    Stopping(Pid),
     /// The worker could not run the server program; its exit follows.
-    NotExecuted { pid: Pid, cause: ExecFailure },
+    NotExecuted { pid: Pid, cause: StartFailure },
     /// A child has exited, with its wait status as wait(2) gives it.
     Exited { pid: Pid, status: i32 },
     /// The requested deadline has passed.

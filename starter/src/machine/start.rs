@@ -9,10 +9,10 @@ use super::generation::{
     Content, Generation, LONGEST_EXEC, PROOF_OF_LIFE, Slot, Stage, Standing, State, Why, Worker,
 };
 use super::history::{Decision, Verdict};
-use super::model::{Action, Machine, Outcome, Planned};
+use super::model::{Action, Machine, Outcome, Planned, Proof, Settings};
 use crate::host::moment::Moment;
-use crate::words::exec_failure::ExecFailure;
 use crate::words::notice::Notice;
+use crate::words::start_failure::StartFailure;
 use crate::words::trouble::Unreachable;
 
 /// The longest wait between two failed starts, unless the interval itself is longer.
@@ -30,7 +30,7 @@ struct FailedStart {
     asked_at: Moment,
     /// The wait status of the worker that failed, if there was a process.
     status: Option<i32>,
-    cause: Option<ExecFailure>,
+    cause: Option<StartFailure>,
 }
 
 // The start of a generation.
@@ -124,10 +124,16 @@ impl Machine {
 
     /// When the worker of this slot is proved, if only time is missing.
     pub(super) fn proved_at(&self, slot: &Slot) -> Option<Moment> {
-        slot.proved_at(self.settle_time())
+        match self.settings.proof {
+            Proof::Interval => slot.proved_at(self.settle_time()),
+            Proof::Told { .. } => None,
+        }
     }
 
     pub(super) fn prove_workers(&mut self, now: Moment) {
+        if self.settings.proof != Proof::Interval {
+            return;
+        }
         let settle_time = self.settle_time();
         for generation in &mut self.generations {
             // A worker that was told to stop has nothing left to prove.
@@ -226,7 +232,7 @@ impl Machine {
         let mut due = Vec::new();
         for generation in &mut self.generations {
             if matches!(generation.stage, Stage::Retiring { signal_at } if signal_at <= now) {
-                generation.stage = Stage::Old;
+                generation.stage = Stage::Draining;
                 due.extend(generation.pids());
             }
         }
@@ -235,9 +241,13 @@ impl Machine {
         }
         self.failures = 0;
         self.say(Notice::KillingOldWorkers);
-        for pid in due {
-            self.signal(pid, self.settings.signal_on_hup);
-        }
+        let Settings {
+            signal_on_hup,
+            kill_old_timeout,
+            ..
+        } = self.settings;
+        self.tell_to_stop(&due, signal_on_hup, kill_old_timeout, now);
+        self.kill_surplus();
         self.save_status();
     }
 }
@@ -285,7 +295,7 @@ impl Machine {
             .cloned()
             .collect();
         for worker in hanging {
-            let cause = ExecFailure::hanging(worker.pid, LONGEST_EXEC);
+            let cause = StartFailure::hanging(worker.pid, LONGEST_EXEC);
             self.signal(worker.pid, Signal::SIGKILL);
             if self.state_of(worker.generation) == Some(State::Starting) {
                 self.say(Notice::CannotStartWorker(cause.clone()));
@@ -294,7 +304,7 @@ impl Machine {
                 && let Some(worker) = generation.worker_mut(worker.pid)
             {
                 // Its exit is the failure of its slot, which cannot be refilled before.
-                worker.standing = Standing::NotExecuted(cause);
+                worker.standing = Standing::Failed(cause);
             }
         }
     }
@@ -304,28 +314,28 @@ impl Machine {
         &mut self,
         number: u32,
         status: Option<i32>,
-        cause: Option<ExecFailure>,
+        cause: Option<StartFailure>,
         now: Moment,
     ) {
         let Some(generation) = self.generation_mut(number) else {
             return;
         };
-        generation.stage = Stage::Old;
+        generation.stage = Stage::Failed;
         let failed = FailedStart::of(generation, status, cause, now);
-        for pid in generation.pids() {
-            self.signal(pid, self.settings.signal_on_term);
-        }
+        let pids = generation.pids();
+        let signal = self.settings.signal_on_term;
+        self.tell_to_stop(&pids, signal, self.patience_with_failed(), now);
         self.drop_gone();
         self.try_again(&failed, now);
     }
 
-    /// The last worker of the current generation is gone. If the previous generation has not been signalled yet, it becomes
-    /// current again: this is the rollback.
-    fn current_died(
+    /// The last worker of the current generation is gone, or about to be. If the previous generation has not been signalled
+    /// yet, it becomes current again: this is the rollback.
+    pub(super) fn current_died(
         &mut self,
         number: u32,
         status: Option<i32>,
-        cause: Option<ExecFailure>,
+        cause: Option<StartFailure>,
         now: Moment,
     ) {
         let Some(generation) = self.generation(number) else {
@@ -453,7 +463,7 @@ impl Machine {
         let is_restarting = self.is_restarting();
         // During a restart, its successor may well have told it to stop: unicorn's does. As in Server::Starter, the
         // worker being replaced already counts as old.
-        if !worker.is_proved() && (cause.is_some() || !is_restarting) {
+        if !worker.has_served() && (cause.is_some() || !is_restarting) {
             self.say(Notice::FailedToStart { pid, status });
             self.replacement_failed(worker.generation, worker.slot);
         } else if is_restarting {
@@ -494,7 +504,7 @@ impl Machine {
         &mut self,
         number: u32,
         status: Option<i32>,
-        cause: Option<ExecFailure>,
+        cause: Option<StartFailure>,
         now: Moment,
     ) {
         match self.generation(number).is_some_and(Generation::is_gone) {
@@ -542,7 +552,7 @@ impl FailedStart {
     fn of(
         generation: &Generation,
         status: Option<i32>,
-        cause: Option<ExecFailure>,
+        cause: Option<StartFailure>,
         now: Moment,
     ) -> FailedStart {
         FailedStart {
@@ -557,7 +567,7 @@ impl FailedStart {
 }
 
 /// Whether the program itself has ended without an error, though it was to serve.
-fn is_success(status: Option<i32>, cause: Option<&ExecFailure>) -> bool {
+fn is_success(status: Option<i32>, cause: Option<&StartFailure>) -> bool {
     status == Some(0) && cause.is_none()
 }
 

@@ -85,7 +85,7 @@ fn program() -> [Arg; 3] {
     ]
 }
 
-fn restarting() -> [Arg; 8] {
+fn restarting() -> [Arg; 10] {
     [
         valued("interval", "SECONDS").help(lines([
             "How long a new server must stay alive to count as started, and the",
@@ -100,6 +100,14 @@ fn restarting() -> [Arg; 8] {
         valued("kill-old-delay", "SECONDS").help(lines([
             "The time between the start of a new server and that signal (default:",
             "0, or 5 with --enable-auto-restart).",
+        ])),
+        valued("kill-old-timeout", "SECONDS").help(lines([
+            "Kill an old server that is still alive this long after that signal",
+            "(default: never).",
+        ])),
+        valued("max-old-generations", "NUMBER").help(lines([
+            "Kill the oldest servers at once when more generations than this have",
+            "been told to stop and are still alive (default: no limit).",
         ])),
         valued("signal-on-term", "SIGNAL")
             .help("The signal for the server when TERM ends start_server (default: TERM)."),

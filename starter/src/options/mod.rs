@@ -28,7 +28,7 @@ use self::spelling::spell_out;
 use self::values::{Given, tag_of};
 use crate::host::identity;
 use crate::log::{Address, DEFAULT_ADDRESS, Format, SyslogSettings};
-use crate::machine::Knobs;
+use crate::machine::{Knobs, Proof};
 use crate::words::failure::Failure;
 use crate::worker::environment;
 use crate::{client, listeners, log, machine, self_test, status, worker};
@@ -205,9 +205,14 @@ fn machine(given: &Given<'_>) -> Result<machine::Settings, Failure> {
     Ok(machine::Settings {
         workers: 1,
         interval: given.seconds("interval")?.unwrap_or(Duration::from_secs(1)),
+        proof: Proof::Interval,
         signal_on_hup: given.signal("signal-on-hup")?.unwrap_or(Signal::SIGTERM),
         signal_on_term: given.signal("signal-on-term")?.unwrap_or(Signal::SIGTERM),
         stop_timeout: given.seconds("stop-timeout")?,
+        kill_old_timeout: given.seconds("kill-old-timeout")?,
+        max_old_generations: given
+            .count("max-old-generations", u32::MAX)?
+            .and_then(NonZeroU32::new),
         start_limit,
         first_start_limit,
         // The environment of the first generation can override these, and is read later.

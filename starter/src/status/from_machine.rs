@@ -138,7 +138,7 @@ fn verdict(decision: &Decision, clock: &Clock, stderr: LastLines) -> view::Verdi
         }
         Found::Failed {
             cause: Some(cause), ..
-        } => (Some(cause.line()), cause.hint.clone()),
+        } => (Some(cause.cause.clone()), cause.hint.clone()),
         Found::Failed {
             cause: None,
             status: Some(0),

@@ -12,9 +12,9 @@ use crate::machine::{Action, Event, Generation, Machine};
 use crate::status::pid_file::PidFile;
 use crate::supervisor::resources::Resources;
 use crate::supervisor::sources::{Duty, executed};
-use crate::words::exec_failure::ExecFailure;
 use crate::words::failure::Failure;
 use crate::words::notice::{Notice, WithMeaning};
+use crate::words::start_failure::StartFailure;
 use crate::worker::leftovers::Leftovers;
 use crate::worker::{Change, Report, cannot_spawn};
 
@@ -140,7 +140,7 @@ impl Resources {
         &mut self,
         generation: u32,
         changes: &[Change],
-    ) -> Result<(Pid, Report), ExecFailure> {
+    ) -> Result<(Pid, Report), StartFailure> {
         let pipes = self.log.pipes().map_err(cannot_spawn)?;
         let (pid, report) = self.blueprint.spawn(generation, changes, &pipes.theirs)?;
         self.log.attach(generation, pid, pipes);

@@ -10,8 +10,8 @@ use crate::machine::Knobs;
 use crate::status::file::StatusFile;
 use crate::status::pid_file::PidFile;
 use crate::supervisor::signals::Signals;
-use crate::words::exec_failure::ExecFailure;
 use crate::words::failure::Failure;
+use crate::words::start_failure::StartFailure;
 use crate::worker::environment::Environment;
 use crate::worker::{Blueprint, Change, Report};
 
@@ -37,7 +37,7 @@ pub struct Resources {
 
 impl Resources {
     /// Reads the environment of the next worker. What is wrong with it is said once.
-    pub fn load_environment(&mut self) -> (Result<Vec<Change>, ExecFailure>, Knobs) {
+    pub fn load_environment(&mut self) -> (Result<Vec<Change>, StartFailure>, Knobs) {
         let loaded = self.environment.load();
         for notice in &loaded.notices {
             self.log.say(notice);

@@ -15,8 +15,8 @@ use crate::host::process::reap;
 use crate::machine::{Event, Knobs, Machine};
 use crate::supervisor::resources::Resources;
 use crate::supervisor::signals::STOPS;
-use crate::words::exec_failure::ExecFailure;
 use crate::words::failure::Failure;
+use crate::words::start_failure::StartFailure;
 
 /// How often a supervisor that can no longer wait for its descriptors polls the workers it has to stop.
 const BLIND_LOOK: Duration = Duration::from_millis(10);
@@ -243,7 +243,7 @@ impl Inbox {
 }
 
 /// The event for a worker's report.
-pub fn executed(pid: Pid, result: Result<(), ExecFailure>) -> Event {
+pub fn executed(pid: Pid, result: Result<(), StartFailure>) -> Event {
     match result {
         Ok(()) => Event::Executed(pid),
         Err(cause) => Event::NotExecuted { pid, cause },

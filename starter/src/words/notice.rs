@@ -11,10 +11,10 @@ use nix::errno::Errno;
 use nix::sys::signal::Signal;
 use nix::unistd::Pid;
 
-use crate::words::exec_failure::ExecFailure;
 use crate::words::failure::Failure;
 use crate::words::lack::Lack;
 use crate::words::remedy;
+use crate::words::start_failure::StartFailure;
 use crate::words::text::{printable, quoted};
 use crate::words::trouble::{Trouble, Was};
 
@@ -85,7 +85,7 @@ pub enum Notice {
         asked: i32,
         granted: u32,
     },
-    CannotStartWorker(ExecFailure),
+    CannotStartWorker(StartFailure),
     /// A worker that has exited left these processes behind.
     EndingLeftovers {
         worker: Pid,
@@ -105,6 +105,12 @@ pub enum Notice {
     KillingWorkers {
         pids: Vec<Pid>,
     },
+    /// They were told to stop.
+    KillingLateWorkers {
+        pids: Vec<Pid>,
+    },
+    /// A worker was not told to stop, and has begun to.
+    StoppingByItself(Pid),
     Ignored(Signal),
     CannotSignal {
         pid: Pid,
@@ -210,6 +216,8 @@ impl Notice {
             | Notice::EndingLeftovers { .. }
             | Notice::RolledBack { .. }
             | Notice::KillingWorkers { .. }
+            | Notice::KillingLateWorkers { .. }
+            | Notice::StoppingByItself(_)
             | Notice::TakenOver { .. }
             | Notice::BinderDied
             | Notice::BoundingSetKept
@@ -335,7 +343,7 @@ impl Notice {
             }
             Notice::WorkerDied { pid, status } => format!("worker {pid} died, status:{status}"),
             Notice::Exiting => "exiting".into(),
-            Notice::CannotStartWorker(failure) => failure.line(),
+            Notice::CannotStartWorker(failure) => failure.cause.clone(),
             Notice::PortChosen { given, address } => {
                 format!("start_server: {given} is bound to {address}")
             }
@@ -382,6 +390,15 @@ impl Notice {
                     "--stop-timeout expired, sending KILL to all workers:{}",
                     Pids(pids, "")
                 )
+            }
+            Notice::KillingLateWorkers { pids } => {
+                format!(
+                    "start_server: sending KILL to workers that have not stopped in time:{}",
+                    Pids(pids, "")
+                )
+            }
+            Notice::StoppingByItself(pid) => {
+                format!("start_server: worker {pid} says that it is stopping, though nobody told it to")
             }
             Notice::Ignored(Signal::SIGXCPU) => {
                 "received XCPU: start_server has used up its CPU time (ulimit -t); at the hard limit the kernel kills it"

@@ -19,9 +19,9 @@ use nix::sys::inotify::Inotify;
 
 use crate::host::watch;
 use crate::machine::Knobs;
-use crate::words::exec_failure::ExecFailure;
 use crate::words::failure::Failure;
 use crate::words::notice::Notice;
+use crate::words::start_failure::StartFailure;
 use crate::words::text::quoted;
 use crate::words::{number, remedy};
 use crate::worker::Change;
@@ -80,7 +80,7 @@ struct Directory {
 pub struct Loaded {
     /// What differs from the launcher's environment; or why no worker can have it, since a server
     /// without its secrets is no server.
-    pub changes: Result<Vec<Change>, ExecFailure>,
+    pub changes: Result<Vec<Change>, StartFailure>,
     pub knobs: Knobs,
     /// Problems with the directory that are new since the last read.
     pub notices: Vec<Notice>,
@@ -141,7 +141,7 @@ impl Environment {
                 Err(cause) => {
                     complaints.insert(format!(
                         "start_server: {}; no worker is started without it",
-                        cause.line()
+                        cause.cause
                     ));
                     // Nobody knows what has become of the others.
                     complaints.extend(self.complaints.iter().cloned());
@@ -288,7 +288,7 @@ fn is_true(value: &OsStr, complaints: &mut BTreeSet<String>) -> bool {
 impl Directory {
     /// Its variables, sorted by name. Files that cannot be variables are complained about and left out; one that cannot be
     /// read fails all of it.
-    fn read(&self, complaints: &mut BTreeSet<String>) -> Result<Vec<Variable>, ExecFailure> {
+    fn read(&self, complaints: &mut BTreeSet<String>) -> Result<Vec<Variable>, StartFailure> {
         let cannot_list = |error| cannot_read(&self.name, &error);
         let mut variables = Vec::new();
         for entry in fs::read_dir(&self.path).map_err(cannot_list)? {
@@ -385,13 +385,10 @@ fn first_line(path: &Path) -> Result<Vec<u8>, Unusable> {
 }
 
 /// What could not be read of the directory, in words, and why.
-fn cannot_read(what: &str, error: &io::Error) -> ExecFailure {
+fn cannot_read(what: &str, error: &io::Error) -> StartFailure {
     let errno = Errno::from_raw(error.raw_os_error().unwrap_or(libc::EIO));
-    ExecFailure {
-        action: format!("read {what}"),
-        errno,
-        hint: remedy::of_environment(errno).map(str::to_owned),
-    }
+    let hint = remedy::of_environment(errno).map(str::to_owned);
+    StartFailure::cannot(&format!("read {what}"), errno, hint)
 }
 
 /// Watches the directory; where it did not exist before, it may by now.
@@ -426,7 +423,8 @@ mod tests {
         let after = environment.load();
         assert_eq!(before.knobs.kill_old_delay, Duration::from_secs(7));
         assert_eq!(after.knobs, before.knobs);
-        assert_eq!(after.changes.unwrap_err().errno, Errno::ENOENT);
+        let failure = after.changes.unwrap_err();
+        assert!(failure.cause.ends_with(Errno::ENOENT.desc()), "{failure:?}");
         // Said once, by whoever has read it.
         assert_eq!(after.notices.len(), 1);
         assert_eq!(environment.load().notices, []);

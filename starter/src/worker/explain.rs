@@ -13,8 +13,8 @@ use nix::fcntl::OFlag;
 use nix::sys::statvfs::{FsFlags, statvfs};
 use nix::unistd::{AccessFlags, access};
 
-use crate::words::exec_failure::ExecFailure;
 use crate::words::remedy;
+use crate::words::start_failure::StartFailure;
 use crate::words::text::quoted;
 
 /// The step at which a child failed, as sent over the pipe.
@@ -44,12 +44,9 @@ impl Step {
 }
 
 /// The process, or something that is needed to start it, could not be created.
-pub fn cannot_spawn(errno: Errno) -> ExecFailure {
-    ExecFailure {
-        action: "start a new worker".into(),
-        errno,
-        hint: remedy::of_spawning(errno).map(str::to_owned),
-    }
+pub fn cannot_spawn(errno: Errno) -> StartFailure {
+    let hint = remedy::of_spawning(errno).map(str::to_owned);
+    StartFailure::cannot("start a new worker", errno, hint)
 }
 
 /// What was tried: this program, in this directory, and where it is looked up.
@@ -61,7 +58,7 @@ pub struct Attempt<'a> {
 }
 
 /// What the user needs to know about a step that failed on the way to the program.
-pub fn explain(step: Step, errno: Errno, attempt: &Attempt<'_>) -> ExecFailure {
+pub fn explain(step: Step, errno: Errno, attempt: &Attempt<'_>) -> StartFailure {
     let Attempt {
         program, directory, ..
     } = *attempt;
@@ -72,31 +69,20 @@ pub fn explain(step: Step, errno: Errno, attempt: &Attempt<'_>) -> ExecFailure {
         Step::Signals => format!("reset the signals for {shown}"),
         Step::Directory => {
             let directory = directory.unwrap_or(Path::new(""));
-            return ExecFailure {
-                action: format!("change to --dir={}", quoted(directory)),
-                errno,
-                hint: explain_directory(errno, directory),
-            };
+            let action = format!("change to --dir={}", quoted(directory));
+            return StartFailure::cannot(&action, errno, explain_directory(errno, directory));
         }
         Step::Execute => return explain_execute(errno, attempt),
     };
-    ExecFailure {
-        action,
-        errno,
-        hint: None,
-    }
+    StartFailure::cannot(&action, errno, None)
 }
 
-fn explain_execute(errno: Errno, attempt: &Attempt<'_>) -> ExecFailure {
+fn explain_execute(errno: Errno, attempt: &Attempt<'_>) -> StartFailure {
     let action = format!("execute {}", quoted(attempt.program));
     let (program, directory) = (Path::new(attempt.program), attempt.directory);
     if !program.as_os_str().as_bytes().contains(&b'/') {
         let (errno, hint) = explain_lookup(errno, attempt);
-        return ExecFailure {
-            action,
-            errno,
-            hint,
-        };
+        return StartFailure::cannot(&action, errno, hint);
     }
     let file = match directory {
         Some(directory) => directory.join(program),
@@ -109,11 +95,7 @@ fn explain_execute(errno: Errno, attempt: &Attempt<'_>) -> ExecFailure {
         Errno::ENOENT => remedy::of_program_with_blanks(attempt.program),
         _ => remedy::of_executing(errno).map(str::to_owned),
     };
-    ExecFailure {
-        action,
-        errno,
-        hint,
-    }
+    StartFailure::cannot(&action, errno, hint)
 }
 
 /// Why the program could not be executed from PATH. If this user finds it nowhere there, it may still be in a directory

@@ -31,7 +31,7 @@ pub use crate::host::launcher::Change;
 use crate::host::launcher::Handover;
 use crate::host::open_files::{OpenFiles, duplicate_above};
 use crate::host::process::{exit_child, fork_single_threaded};
-use crate::words::exec_failure::ExecFailure;
+use crate::words::start_failure::StartFailure;
 
 /// Everything about a worker that is the same in every generation.
 #[derive(Debug)]
@@ -76,7 +76,7 @@ impl Blueprint {
         generation: u32,
         environment: &[Change],
         output: &[(OwnedFd, RawFd)],
-    ) -> Result<(Pid, Report), ExecFailure> {
+    ) -> Result<(Pid, Report), StartFailure> {
         let (ours, theirs) = pipe2(OFlag::O_CLOEXEC | OFlag::O_NONBLOCK).map_err(cannot_spawn)?;
         let theirs = self.out_of_the_way(&theirs).map_err(cannot_spawn)?;
         match fork_single_threaded().map_err(cannot_spawn)? {
@@ -166,7 +166,7 @@ impl Blueprint {
 
 impl Report {
     /// The child's report: `None` while it has neither executed the program nor failed to.
-    pub fn read(&self, blueprint: &Blueprint) -> Option<Result<(), ExecFailure>> {
+    pub fn read(&self, blueprint: &Blueprint) -> Option<Result<(), StartFailure>> {
         let mut message = [0; 5];
         match read(&self.pipe, &mut message) {
             Err(Errno::EAGAIN | Errno::EINTR) => None,

@@ -20,9 +20,12 @@ fn settings() -> Settings {
     Settings {
         workers: 1,
         interval: Duration::from_secs(1),
+        proof: Proof::Interval,
         signal_on_hup: Signal::SIGUSR1,
         signal_on_term: Signal::SIGUSR2,
         stop_timeout: None,
+        kill_old_timeout: None,
+        max_old_generations: None,
         start_limit: None,
         first_start_limit: None,
         knobs: Knobs {
@@ -47,12 +50,8 @@ fn delayed(seconds: u64) -> Knobs {
     }
 }
 
-fn cannot_execute() -> ExecFailure {
-    ExecFailure {
-        action: "execute x".into(),
-        errno: Errno::ENOENT,
-        hint: None,
-    }
+fn cannot_execute() -> StartFailure {
+    StartFailure::cannot("execute x", Errno::ENOENT, None)
 }
 
 fn nobody_reaches() -> Unreachable {

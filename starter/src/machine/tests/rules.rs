@@ -354,11 +354,7 @@ fn the_limit_ends_a_restart_and_the_old_generation_serves_on() {
 
 #[test]
 fn a_program_that_cannot_be_executed_ends_the_first_start_only() {
-    let cause = || ExecFailure {
-        action: "execute x".into(),
-        errno: nix::errno::Errno::ENOENT,
-        hint: None,
-    };
+    let cause = cannot_execute;
     let mut world = World::with(settings(), false);
     world.on(Event::NotExecuted {
         pid: Pid::from_raw(100),

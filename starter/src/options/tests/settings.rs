@@ -8,31 +8,10 @@ use crate::host::identity;
 use crate::listeners::dialects::Dialect;
 use crate::listeners::spec::{parse_paths, parse_ports};
 use crate::log::{Address, Format, LogTarget, Stream, SyslogSettings};
-use crate::machine::Knobs;
+use crate::machine::{Knobs, Proof};
 use crate::options::Options;
 use crate::worker::environment;
 use crate::{listeners, log, machine, status, worker};
-
-/// Compares all fields, which cannot be compared as a whole.
-fn assert_machine(settings: machine::Settings, expected: machine::Settings) {
-    let all = |settings: machine::Settings| {
-        let machine::Settings {
-            workers,
-            interval,
-            signal_on_hup,
-            signal_on_term,
-            stop_timeout,
-            start_limit,
-            first_start_limit,
-            knobs,
-        } = settings;
-        (
-            (workers, interval, signal_on_hup, signal_on_term),
-            (stop_timeout, start_limit, first_start_limit, knobs),
-        )
-    };
-    assert_eq!(all(settings), all(expected));
-}
 
 const NO_KNOBS: Knobs = Knobs {
     kill_old_delay: Duration::ZERO,
@@ -82,14 +61,17 @@ fn the_defaults_are_those_of_server_starter() {
     let expected = machine::Settings {
         workers: 1,
         interval: Duration::from_secs(1),
+        proof: Proof::Interval,
         signal_on_hup: Signal::SIGTERM,
         signal_on_term: Signal::SIGTERM,
         stop_timeout: None,
+        kill_old_timeout: None,
+        max_old_generations: None,
         start_limit: None,
         first_start_limit: None,
         knobs: NO_KNOBS,
     };
-    assert_machine(machine, expected);
+    assert_eq!(machine, expected);
     let expected = log::Settings {
         target: None,
         target_streams: Stream::BOTH.into(),
@@ -133,6 +115,8 @@ fn every_option_reaches_its_room() {
         "--enable-auto-restart",
         "--auto-restart-interval=7",
         "--stop-timeout=4",
+        "--kill-old-timeout=8",
+        "--max-old-generations=9",
         "--start-limit=6",
         "--pid-file=/p",
         "--status-file=/s",
@@ -181,14 +165,17 @@ fn every_option_reaches_its_room() {
     let expected = machine::Settings {
         workers: 1,
         interval: Duration::from_secs(2),
+        proof: Proof::Interval,
         signal_on_hup: Signal::SIGQUIT,
         signal_on_term: Signal::SIGINT,
         stop_timeout: Some(Duration::from_secs(4)),
+        kill_old_timeout: Some(Duration::from_secs(8)),
+        max_old_generations: NonZeroU32::new(9),
         start_limit: NonZeroU32::new(6),
         first_start_limit: NonZeroU32::new(6),
         knobs: NO_KNOBS,
     };
-    assert_machine(machine, expected);
+    assert_eq!(machine, expected);
     let expected = log::Settings {
         target: Some(LogTarget::File("/l".into())),
         target_streams: vec![Stream::Stdout],

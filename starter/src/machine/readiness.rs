@@ -1,0 +1,233 @@
+//! Readiness that is told instead of being a matter of time, and workers that are killed because they do not stop.
+
+use std::time::Duration;
+
+use nix::sys::signal::Signal;
+use nix::unistd::Pid;
+
+use super::generation::{Generation, Slot, Stage, Standing, State, Worker};
+use super::model::{Machine, Proof};
+use crate::host::moment::Moment;
+use crate::words::notice::Notice;
+use crate::words::start_failure::StartFailure;
+
+/// How long the workers of a failed start may take to stop, where `--stop-timeout` does not say.
+const PATIENCE_WITH_FAILED: Duration = Duration::from_secs(10);
+
+// What is told of a worker.
+
+impl Machine {
+    /// It serves. What is told of a worker that has been told to stop, or cannot serve, comes too late.
+    pub(super) fn ready(&mut self, pid: Pid, now: Moment) {
+        if self.settings.proof == Proof::Interval || self.is_stopping() {
+            return;
+        }
+        let slot = self
+            .generations
+            .iter_mut()
+            .filter(|generation| generation.state() != State::Old)
+            .flat_map(|generation| &mut generation.slots)
+            .find(|slot| slot.worker().is_some_and(|worker| worker.pid == pid));
+        let Some(slot) = slot else { return };
+        let Some(worker) = slot.worker_mut() else {
+            return;
+        };
+        match worker.standing {
+            Standing::Spawned | Standing::Executed { .. } => worker.standing = Standing::Ready,
+            Standing::Failed(_) | Standing::Ready | Standing::Stopping => return,
+        }
+        slot.failures = 0;
+        self.commit_if_proved(now);
+        self.signal_retiring(now);
+    }
+
+    pub(super) fn start_extended(&mut self, pid: Pid, until: Moment) {
+        if let Some(worker) = self.worker_mut(pid) {
+            worker.extended_until = worker.extended_until.max(Some(until));
+        }
+    }
+
+    pub(super) fn not_yet_ready(&mut self, pid: Pid, known: String) {
+        if let Some(worker) = self.worker_mut(pid) {
+            worker.known = Some(known);
+        }
+    }
+
+    pub(super) fn says(&mut self, pid: Pid, text: String) {
+        if let Some(worker) = self.worker_mut(pid) {
+            worker.text = Some(text);
+        }
+    }
+
+    /// A worker that was not told to stop, and does: for its generation it is as good as gone.
+    pub(super) fn stopping_by_itself(&mut self, pid: Pid, now: Moment) {
+        let Some(worker) = self.worker_mut(pid) else {
+            return;
+        };
+        let (number, slot) = (worker.generation, worker.slot);
+        if self.is_stopping() || self.state_of(number) == Some(State::Old) {
+            return;
+        }
+        let Some(worker) = self.worker_mut(pid) else {
+            return;
+        };
+        if std::mem::replace(&mut worker.standing, Standing::Stopping) == Standing::Stopping {
+            return;
+        }
+        self.say(Notice::StoppingByItself(pid));
+        match self.state_of(number) {
+            Some(State::Starting) => {
+                let cause = StartFailure::stopping(pid);
+                self.say(Notice::CannotStartWorker(cause.clone()));
+                self.start_failed(number, None, Some(cause), now);
+            }
+            Some(State::Current) if !self.has_others(number, slot) => {
+                self.retire_at_once(number);
+                self.current_died(number, None, Some(StartFailure::stopping(pid)), now);
+            }
+            Some(State::Retiring) if !self.has_others(number, slot) => self.retire_at_once(number),
+            Some(State::Current | State::Retiring | State::Old) | None => {}
+        }
+        self.save_status();
+    }
+
+    /// There is no way back to it, and it need not be told to stop.
+    fn retire_at_once(&mut self, number: u32) {
+        if let Some(generation) = self.generation_mut(number) {
+            generation.stage = Stage::Draining;
+        }
+    }
+
+    /// Whether another slot of the generation has a worker that goes on, or is about to get one.
+    fn has_others(&self, number: u32, slot: usize) -> bool {
+        let slots = self.generation(number).map(|one| one.slots.as_slice());
+        let mut others = slots.unwrap_or_default().iter().enumerate();
+        others.any(|(place, other)| place != slot && other.goes_on())
+    }
+
+    fn worker_mut(&mut self, pid: Pid) -> Option<&mut Worker> {
+        self.generations
+            .iter_mut()
+            .find_map(|generation| generation.worker_mut(pid))
+    }
+}
+
+// What is not told in time.
+
+impl Machine {
+    /// When the worker of this slot must have become ready.
+    pub(super) fn late_at(&self, slot: &Slot) -> Option<Moment> {
+        match self.settings.proof {
+            Proof::Interval => None,
+            Proof::Told { within } => slot.late_at(within),
+        }
+    }
+
+    /// Workers that have not become ready in time have failed.
+    pub(super) fn fail_late(&mut self, now: Moment) {
+        let Proof::Told { within } = self.settings.proof else {
+            return;
+        };
+        let late: Vec<Worker> = self
+            .generations
+            .iter()
+            .filter(|generation| matches!(generation.stage, Stage::Uncommitted | Stage::Current))
+            .flat_map(|generation| &generation.slots)
+            .filter(|slot| slot.late_at(within).is_some_and(|at| at <= now))
+            .filter_map(Slot::worker)
+            .cloned()
+            .collect();
+        for worker in late {
+            let known = worker.known.as_deref().unwrap_or("nothing is known of it");
+            let cause = StartFailure::not_ready(worker.pid, within, known);
+            match self.state_of(worker.generation) {
+                Some(State::Starting) => {
+                    self.say(Notice::CannotStartWorker(cause.clone()));
+                    self.start_failed(worker.generation, None, Some(cause), now);
+                }
+                // Its exit is the failure of its slot, which cannot be refilled before.
+                Some(State::Current) => {
+                    if let Some(worker) = self.worker_mut(worker.pid) {
+                        worker.standing = Standing::Failed(cause);
+                    }
+                    let signal = self.settings.signal_on_term;
+                    self.tell_to_stop(&[worker.pid], signal, self.patience_with_failed(), now);
+                }
+                // Another worker of its generation was late as well, and the whole start has failed.
+                Some(State::Retiring | State::Old) | None => {}
+            }
+        }
+    }
+}
+
+// Workers that do not stop.
+
+impl Machine {
+    pub(super) fn patience_with_failed(&self) -> Option<Duration> {
+        Some(self.settings.stop_timeout.unwrap_or(PATIENCE_WITH_FAILED))
+    }
+
+    /// Sends a signal to stop. Whoever lives longer than `patience` is killed.
+    pub(super) fn tell_to_stop(
+        &mut self,
+        pids: &[Pid],
+        signal: Signal,
+        patience: Option<Duration>,
+        now: Moment,
+    ) {
+        for pid in pids {
+            self.signal(*pid, signal);
+            if let Some(worker) = self.worker_mut(*pid) {
+                worker.kill_at = patience.map(|patience| now + patience);
+            }
+        }
+    }
+
+    /// When the next worker is to be killed.
+    pub(super) fn kill_at(&self) -> Option<Moment> {
+        let workers = self.generations.iter().flat_map(Generation::workers);
+        workers.filter_map(|worker| worker.kill_at).min()
+    }
+
+    /// Kills workers that have taken too long to stop.
+    pub(super) fn kill_due(&mut self, now: Moment) {
+        let workers = self.generations.iter().flat_map(Generation::workers);
+        let due = workers.filter(|worker| worker.kill_at.is_some_and(|at| at <= now));
+        let due: Vec<Pid> = due.map(|worker| worker.pid).collect();
+        self.kill(&due);
+    }
+
+    /// Kills the oldest of too many draining generations. What a failed start has left does not count: it never served.
+    pub(super) fn kill_surplus(&mut self) {
+        let Some(most) = self.settings.max_old_generations else {
+            return;
+        };
+        let most = usize::try_from(most.get()).unwrap_or(usize::MAX);
+        let old: Vec<&Generation> = self
+            .generations
+            .iter()
+            .filter(|generation| generation.stage == Stage::Draining)
+            .collect();
+        let surplus = old.len().saturating_sub(most);
+        let pids = old.into_iter().take(surplus).flat_map(Generation::pids);
+        let pids: Vec<Pid> = pids.collect();
+        self.kill(&pids);
+    }
+
+    fn kill(&mut self, pids: &[Pid]) {
+        if pids.is_empty() {
+            return;
+        }
+        self.say(Notice::KillingLateWorkers {
+            pids: pids.to_vec(),
+        });
+        for pid in pids {
+            if let Some(worker) = self.worker_mut(*pid) {
+                worker.kill_at = None;
+            }
+            // As at a stop: whoever watches a stopped process sees it run again.
+            self.signal(*pid, Signal::SIGCONT);
+            self.signal(*pid, Signal::SIGKILL);
+        }
+    }
+}

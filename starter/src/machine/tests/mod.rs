@@ -1,5 +1,6 @@
 //! The machine is driven by hand: single rules, then every short history of events, then what a snapshot holds.
 
+mod readiness;
 mod replacement;
 mod rules;
 mod snapshot;
@@ -69,8 +70,13 @@ struct Process {
     slot: usize,
     spawned_at: Moment,
     executed_at: Option<Moment>,
+    /// It has said so.
+    is_ready: bool,
+    /// It has begun to stop by itself.
+    is_stopping: bool,
     /// A restart has told it to stop.
     is_signalled: bool,
+    is_killed: bool,
 }
 
 /// The machine and the processes that it believes in, with the invariants checked at every step.
@@ -192,7 +198,10 @@ impl World {
             slot,
             spawned_at: self.now,
             executed_at: None,
+            is_ready: false,
+            is_stopping: false,
             is_signalled: false,
+            is_killed: false,
         });
         self.on(Event::Spawned {
             generation,
@@ -211,9 +220,10 @@ impl World {
     }
 
     fn signal(&mut self, pid: Pid, signal: Signal) {
-        let Some(process) = self.living.iter().find(|one| one.pid == pid) else {
+        let Some(process) = self.living.iter_mut().find(|one| one.pid == pid) else {
             panic!("{signal} to the dead {pid}");
         };
+        process.is_killed |= signal == Signal::SIGKILL;
         if signal != self.machine.settings.signal_on_hup {
             return;
         }
@@ -250,10 +260,30 @@ impl World {
     }
 
     fn has_proved_itself(&self, process: &Process) -> bool {
+        if self.is_told() {
+            return process.is_ready && !process.is_stopping;
+        }
         let interval = self.machine.settings.interval;
         process.executed_at.is_some_and(|at| {
             self.now >= at + PROOF_OF_LIFE && self.now >= process.spawned_at + interval
         })
+    }
+
+    /// Whether readiness is told, instead of being a matter of time.
+    fn is_told(&self) -> bool {
+        self.machine.settings.proof != Proof::Interval
+    }
+
+    fn become_ready(&mut self, pid: Pid) {
+        let process = self.living.iter_mut().find(|one| one.pid == pid).unwrap();
+        process.is_ready = true;
+        self.on(Event::Ready(pid));
+    }
+
+    fn stop_by_itself(&mut self, pid: Pid) {
+        let process = self.living.iter_mut().find(|one| one.pid == pid).unwrap();
+        process.is_stopping = true;
+        self.on(Event::Stopping(pid));
     }
 
     fn pass(&mut self, seconds: f64) {
@@ -427,6 +457,7 @@ impl World {
             let generations = self.machine.generations();
             generations.filter(|one| one.state() == state).count()
         };
+        self.check_draining();
         let (starting, current) = (count(State::Starting), count(State::Current));
         assert!(current <= 1, "one generation is current");
         assert!(starting <= 1, "one generation starts at a time");
@@ -446,6 +477,26 @@ impl World {
                 "only a restart makes another generation retire"
             );
         }
+    }
+}
+
+impl World {
+    /// Generations that have served and were told to stop, and that nobody has killed.
+    fn check_draining(&self) {
+        let Some(most) = self.machine.settings.max_old_generations else {
+            return;
+        };
+        let is_draining = |number: &u32| {
+            let its = |one: &&Process| one.generation == *number && one.is_signalled;
+            self.living.iter().filter(its).any(|one| !one.is_killed)
+        };
+        let mut draining: Vec<u32> = self.living.iter().map(|one| one.generation).collect();
+        draining.dedup();
+        draining.retain(is_draining);
+        assert!(
+            draining.len() <= usize::try_from(most.get()).unwrap(),
+            "{draining:?} drain"
+        );
     }
 }
 

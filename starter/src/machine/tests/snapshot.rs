@@ -107,7 +107,7 @@ fn states_that_no_machine_can_be_in_are_refused() {
         ),
         (
             "/machine/generations/1/stage",
-            json!("Old"),
+            json!("Draining"),
             "generation 1 is retiring, and no newer one serves",
         ),
         (

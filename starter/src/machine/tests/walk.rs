@@ -11,6 +11,9 @@ enum Step {
     NewestExitsWithSuccess,
     NewestExecutes,
     NewestCannotExecute,
+    /// Where readiness is told.
+    NewestIsReady,
+    NewestStopsByItself,
     /// From now on, or no longer.
     SpawningFails,
     TimePasses,
@@ -21,13 +24,15 @@ enum Step {
     KnobsChange,
 }
 
-const STEPS: [Step; 12] = [
+const STEPS: [Step; 14] = [
     Step::OldestExits,
     Step::SecondNewestExits,
     Step::NewestExits,
     Step::NewestExitsWithSuccess,
     Step::NewestExecutes,
     Step::NewestCannotExecute,
+    Step::NewestIsReady,
+    Step::NewestStopsByItself,
     Step::SpawningFails,
     Step::TimePasses,
     Step::Restart,
@@ -66,6 +71,20 @@ impl World {
                 (Step::NewestExecutes, Some(pid)) => self.execute(pid),
                 (_, Some(pid)) => self.fail_to_execute(pid),
             },
+            Step::NewestIsReady => {
+                let unready = self.living.iter().rfind(|one| !one.is_ready);
+                match unready.map(|one| one.pid).filter(|_| self.is_told()) {
+                    Some(pid) => self.become_ready(pid),
+                    None => return false,
+                }
+            }
+            Step::NewestStopsByItself => {
+                let running = self.living.iter().rfind(|one| !one.is_stopping);
+                match running.map(|one| one.pid).filter(|_| self.is_told()) {
+                    Some(pid) => self.stop_by_itself(pid),
+                    None => return false,
+                }
+            }
             Step::SpawningFails if self.stopping => return false,
             Step::SpawningFails => self.fail_to_spawn ^= true,
             Step::TimePasses => return self.pass_time(unexecuted.is_some()),
@@ -114,6 +133,20 @@ impl World {
                 cause: cannot_execute(),
             },
             Event::Executed(stranger),
+            Event::Ready(stranger),
+            Event::Stopping(stranger),
+            Event::Text {
+                pid: stranger,
+                text: "hello".into(),
+            },
+            Event::NotYetReady {
+                pid: stranger,
+                known: "hello".into(),
+            },
+            Event::StartExtended {
+                pid: stranger,
+                until: self.now,
+            },
             Event::NotExecuted {
                 pid: stranger,
                 cause: cannot_execute(),
@@ -236,6 +269,25 @@ fn slow(settings: Settings) -> Settings {
     }
 }
 
+/// Where workers say that they are ready.
+fn told(settings: Settings) -> Settings {
+    Settings {
+        proof: Proof::Told {
+            within: Duration::from_secs(20),
+        },
+        ..settings
+    }
+}
+
+/// Where old workers are killed, because they take too long or because there are too many of them.
+fn impatient(settings: Settings) -> Settings {
+    Settings {
+        kill_old_timeout: Some(Duration::from_secs(8)),
+        max_old_generations: NonZeroU32::new(1),
+        ..settings
+    }
+}
+
 /// Where nobody reaches a listener.
 fn unreachable(world: World) -> World {
     World {
@@ -292,6 +344,18 @@ fn every_short_history_of_one_worker_keeps_the_promises() {
         (World::new(kills), 6),
         (World::new(restarts_by_itself), 6),
         (unreachable(World::new(slow(settings()))), 6),
+        (World::new(impatient(settings())), 6),
+    ]);
+}
+
+#[test]
+fn every_short_history_of_a_worker_that_says_when_it_is_ready_keeps_the_promises() {
+    walk_all(vec![
+        (World::new(told(settings())), 6),
+        (slow_to_execute(told(settings())), 5),
+        (World::new(told(slow(settings()))), 5),
+        (World::new(told(impatient(slow(settings())))), 5),
+        (World::new(told(limited(2, settings()))), 5),
     ]);
 }
 
@@ -313,6 +377,8 @@ fn every_short_history_of_two_workers_keeps_the_promises() {
         (serving(limited(2, slow(with_workers(2)))), 5),
         (unreachable(World::new(slow(with_workers(2)))), 5),
         (World::new(hasty), 5),
+        (World::new(told(with_workers(2))), 5),
+        (World::new(told(impatient(slow(with_workers(2))))), 4),
     ]);
 }
 
@@ -323,6 +389,7 @@ fn some_long_histories_keep_the_promises() {
         limited(3, slow(with_workers(2))),
         with_workers(3),
         slow(settings()),
+        told(impatient(with_workers(2))),
     ];
     let mut state: u64 = 1;
     let mut chosen = |from: usize| {

@@ -27,6 +27,7 @@ mod listeners;
 mod log;
 mod machine;
 mod options;
+mod ready;
 mod self_test;
 mod start;
 mod status;

@@ -29,12 +29,13 @@ use crate::host::open_files::OpenFiles;
 use crate::host::{identity, streams, terminal};
 use crate::listeners::backlog::Backlog;
 use crate::listeners::bind::{Bound, Listener, SocketFiles};
-use crate::listeners::dialects::{self, Dialect};
+use crate::listeners::dialects::{self, Announced, Dialect};
 use crate::listeners::health::Health;
 use crate::listeners::plan::{Plan, Prepared};
 use crate::log::Log;
 use crate::machine::{self, Outcome};
 use crate::options::Options;
+use crate::ready::{Layout, Readiness};
 use crate::status::Shown;
 use crate::status::file::StatusFile;
 use crate::status::pid_file::PidFile;
@@ -168,7 +169,14 @@ fn lock_and_bind(options: &Options, dropped: Dropped, log: &mut Log) -> Result<H
     let backlog = Backlog::new(options.listeners.backlog);
     let open_files = dropped.open_files;
     let mut notices = Vec::new();
-    let bound = resolved.bind(backlog, options.is_strict, open_files, &mut notices);
+    let reserved = options.ready.reserved_number();
+    let bound = resolved.bind(
+        reserved,
+        backlog,
+        options.is_strict,
+        open_files,
+        &mut notices,
+    );
     // Even after a failure: they tell how far it got.
     notices.iter().for_each(|notice| log.say(notice));
     let Bound {
@@ -226,6 +234,7 @@ fn lock_pid_file(path: &Path, signals: &Signals) -> Result<PidFile, Failure> {
 /// Everything that must exist before the first worker.
 struct Ready {
     blueprint: Blueprint,
+    readiness: Readiness,
     environment: Environment,
     signals: Signals,
     status_file: StatusFile,
@@ -246,21 +255,31 @@ fn make_ready(options: Options, held: Held, log: &mut Log) -> Result<Ready, Fail
         worker: &options.worker,
         environment: &options.environment,
         machine: &options.machine,
+        ready: &options.ready,
         log: &options.log,
         identity: &options.identity,
     };
     let status_file = StatusFile::create(&shown, &listeners, held.in_force)?;
     let handover = Rc::new(Handover::new(held.login.as_ref()));
     log.open(&options.log, &handover)?;
+    let announced: Vec<Announced> = listeners.iter().map(Announced::from).collect();
+    let numbers = announced.iter().map(|one| one.number);
+    let layout = Layout::new(
+        numbers,
+        &options.ready,
+        Backlog::new(options.listeners.backlog),
+        !dialects.contains(&Dialect::Nginx),
+    );
     Ok(Ready {
+        readiness: Readiness::new(options.ready, layout),
         environment,
         blueprint: Blueprint {
             program: options.worker.program,
             arguments: options.worker.arguments,
             directory: options.worker.directory,
             handover,
-            variables: dialects::variables(&listeners, dialects),
-            listen_pid: dialects.contains(&Dialect::Systemd),
+            announced,
+            dialects: options.listeners.dialects,
             own_session: held.own_session,
             sockets: listeners
                 .into_iter()
@@ -281,6 +300,7 @@ impl Ready {
     fn run(self, log: Log, waiting: Option<Waiting>) -> Outcome {
         let resources = Resources {
             blueprint: self.blueprint,
+            readiness: self.readiness,
             environment: self.environment,
             signals: self.signals,
             reports: Vec::new(),

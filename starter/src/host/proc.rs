@@ -68,7 +68,7 @@ impl Fields {
         self.numbers("Uid")?.first().copied()
     }
 
-    fn parent(&self) -> Option<Pid> {
+    pub fn parent(&self) -> Option<Pid> {
         self.field("PPid")?.parse().ok().map(Pid::from_raw)
     }
 

@@ -1,11 +1,14 @@
 //! Creating and ending processes, and identifying them by more than their number.
 
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::unix::process::CommandExt;
+use std::process::Command;
 
+use common::signals::reset_all;
 use nix::errno::Errno;
 use nix::sys::prctl::set_child_subreaper;
-use nix::sys::signal::Signal;
-use nix::unistd::{ForkResult, Pid};
+use nix::sys::signal::{SigSet, SigmaskHow, Signal, sigprocmask};
+use nix::unistd::{ForkResult, Pid, setsid};
 
 /// fork(2), for a process that has one thread.
 #[expect(
@@ -48,6 +51,27 @@ pub fn reap() -> nix::Result<Option<(Pid, i32)>> {
 pub fn adopt_orphans(adopt: bool) {
     // It fails only on kernels before 3.4, which cannot do it.
     let _ = set_child_subreaper(adopt);
+}
+
+/// Gives a command of ours a session of its own: a terminal's INT is meant for the server, which the log outlives; and a
+/// worker, which has the same uid, must not find a way to root's terminal there. Signals are reset, because the standard library passes on
+/// what we block and ignore.
+#[expect(
+    unsafe_code,
+    reason = "only a hook can change the session and the signals of a command"
+)]
+pub fn detach(command: &mut Command) {
+    let detach = || {
+        setsid()?;
+        reset_all();
+        Ok(sigprocmask(
+            SigmaskHow::SIG_SETMASK,
+            Some(&SigSet::empty()),
+            None,
+        )?)
+    };
+    // SAFETY: the hook makes system calls only and touches no memory of the process.
+    unsafe { command.pre_exec(detach) };
 }
 
 /// A process that stays the same even if its pid is reused (pidfd_open(2)). Readable once it has exited.

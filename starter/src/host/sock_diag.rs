@@ -152,10 +152,6 @@ pub fn udp(mut keep: impl FnMut(&InetSocket) -> bool) -> io::Result<Vec<InetSock
 ///
 /// # Errors
 /// If the kernel cannot tell.
-#[cfg_attr(
-    not(test),
-    expect(dead_code, reason = "nobody asks for a single connection yet")
-)]
 pub fn connection(local: SocketAddr, remote: SocketAddr) -> io::Result<Option<InetSocket>> {
     let request = inet_request(
         family_of(local),

@@ -195,6 +195,7 @@ impl Resolved {
     /// Adds to `notices`, even on failure.
     pub fn bind(
         self,
+        reserved: Option<RawFd>,
         backlog: Backlog,
         strict: bool,
         open_files: OpenFiles,
@@ -231,7 +232,7 @@ impl Resolved {
             ask_binder(binder, &sockets, &file_asks, &mut made, notices)?;
         }
         make_ours(&sockets, &mut made, &mut files.ours, notices)?;
-        let listeners = listen_on(&sockets, made, backlog, open_files, notices)?;
+        let listeners = listen_on(&sockets, made, reserved, backlog, open_files, notices)?;
         Ok(Bound {
             listeners,
             planned: sockets,
@@ -381,6 +382,7 @@ pub(super) fn make_again(
 fn listen_on(
     sockets: &[Planned],
     made: Vec<Option<OwnedFd>>,
+    reserved: Option<RawFd>,
     backlog: Backlog,
     open_files: OpenFiles,
     notices: &mut Vec<Notice>,
@@ -389,8 +391,8 @@ fn listen_on(
         .iter()
         .map(|planned| planned.wanted.fixed_number())
         .collect();
-    let numbers = numbers(&fixed);
-    let highest = numbers.iter().copied().max().unwrap_or(2);
+    let numbers = numbers(&fixed, reserved);
+    let highest = numbers.iter().copied().chain(reserved).max().unwrap_or(2);
     make_room(highest, sockets.len(), open_files)?;
     let mut listeners = Vec::with_capacity(sockets.len());
     for ((Planned { wanted, .. }, socket), number) in sockets.iter().zip(made).zip(numbers) {
@@ -442,8 +444,10 @@ fn make_room(highest: RawFd, sockets: usize, open_files: OpenFiles) -> Result<()
 }
 
 /// Numbers the workers' descriptors: fixed ones as requested, the others consecutively from 3.
-fn numbers(fixed: &[Option<RawFd>]) -> Vec<RawFd> {
-    let mut free = (3..).filter(|number| !fixed.contains(&Some(*number)));
+/// One of them may be reserved for something else.
+fn numbers(fixed: &[Option<RawFd>], reserved: Option<RawFd>) -> Vec<RawFd> {
+    let mut free =
+        (3..).filter(|number| !fixed.contains(&Some(*number)) && Some(*number) != reserved);
     fixed
         .iter()
         .map(|number| number.or_else(|| free.next()).unwrap_or(RawFd::MAX))
@@ -488,10 +492,11 @@ mod tests {
 
     #[test]
     fn descriptors_are_consecutive_from_3_and_move_away_only_for_fixed_ones() {
-        assert_eq!(numbers(&[None, None, None]), [3, 4, 5]);
-        assert_eq!(numbers(&[None, Some(4), None]), [3, 4, 5]);
-        assert_eq!(numbers(&[None, Some(3), None]), [4, 3, 5]);
-        assert_eq!(numbers(&[Some(0), None, Some(100)]), [0, 3, 100]);
-        assert!(numbers(&[]).is_empty());
+        assert_eq!(numbers(&[None, None, None], None), [3, 4, 5]);
+        assert_eq!(numbers(&[None, Some(4), None], None), [3, 4, 5]);
+        assert_eq!(numbers(&[None, Some(3), None], None), [4, 3, 5]);
+        assert_eq!(numbers(&[Some(0), None, Some(100)], None), [0, 3, 100]);
+        assert!(numbers(&[], None).is_empty());
+        assert_eq!(numbers(&[None, Some(5), None, None], Some(3)), [4, 5, 6, 7]);
     }
 }

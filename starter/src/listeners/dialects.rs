@@ -1,6 +1,7 @@
 //! How a worker learns about its sockets: always by `SERVER_STARTER_PORT`, by other conventions as `--fd-env` names them.
 
 use std::ffi::{OsStr, OsString};
+use std::os::fd::RawFd;
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 
 use nix::fcntl::{FcntlArg, OFlag, fcntl};
@@ -20,11 +21,29 @@ pub enum Dialect {
     Einhorn,
 }
 
+/// A socket as a worker knows it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Announced {
+    /// Its key in `SERVER_STARTER_PORT`.
+    pub name: OsString,
+    /// Its descriptor number.
+    pub number: RawFd,
+}
+
+impl From<&Listener> for Announced {
+    fn from(listener: &Listener) -> Announced {
+        Announced {
+            name: listener.name.clone(),
+            number: listener.number,
+        }
+    }
+}
+
 /// A variable and its value.
 type Variable = (OsString, OsString);
 
 /// The variables that are the same in every worker. `LISTEN_PID` is not one of them: it is the worker's own pid.
-pub fn variables(listeners: &[Listener], dialects: &[Dialect]) -> Vec<Variable> {
+pub fn variables(listeners: &[Announced], dialects: &[Dialect]) -> Vec<Variable> {
     let mut variables = vec![("SERVER_STARTER_PORT".into(), server_starter_port(listeners))];
     for dialect in dialects {
         variables.extend(in_dialect(listeners, *dialect));
@@ -61,7 +80,7 @@ pub fn prepare(listeners: &[Listener], dialects: &[Dialect]) -> Result<(), Failu
 }
 
 /// `KEY=NUMBER` for every listener, with semicolons between them.
-fn server_starter_port(listeners: &[Listener]) -> OsString {
+fn server_starter_port(listeners: &[Announced]) -> OsString {
     joined(listeners, ";", |listener| {
         let mut text = listener.name.clone();
         text.push(format!("={}", listener.number));
@@ -69,7 +88,7 @@ fn server_starter_port(listeners: &[Listener]) -> OsString {
     })
 }
 
-fn in_dialect(listeners: &[Listener], dialect: Dialect) -> Vec<Variable> {
+fn in_dialect(listeners: &[Announced], dialect: Dialect) -> Vec<Variable> {
     let numbers = |separator| {
         joined(listeners, separator, |listener| {
             listener.number.to_string().into()
@@ -125,9 +144,9 @@ fn systemd_name(name: &OsStr) -> OsString {
 }
 
 fn joined(
-    listeners: &[Listener],
+    listeners: &[Announced],
     separator: &str,
-    part: impl Fn(&Listener) -> OsString,
+    part: impl Fn(&Announced) -> OsString,
 ) -> OsString {
     let parts: Vec<OsString> = listeners.iter().map(part).collect();
     parts.join(OsStr::new(separator))
@@ -136,20 +155,13 @@ fn joined(
 #[cfg(test)]
 #[allow(clippy::unwrap_used, reason = "tests fail by panicking")]
 mod tests {
-    use std::fs::File;
-
     use super::*;
 
-    fn listeners(names: &[&str]) -> Vec<Listener> {
-        let null = || File::open("/dev/null").unwrap().into();
+    fn listeners(names: &[&str]) -> Vec<Announced> {
         (3..)
             .zip(names)
-            .map(|(number, name)| Listener {
+            .map(|(number, name)| Announced {
                 name: name.into(),
-                backlog: None,
-                kind: "tcp",
-                address: None,
-                socket: null(),
                 number,
             })
             .collect()

@@ -20,7 +20,7 @@ pub mod plan;
 mod refusal;
 mod second_name;
 mod settings;
-mod sockets;
+pub mod sockets;
 pub mod spec;
 mod user_directory;
 

@@ -6,17 +6,16 @@ use std::fs::{File, OpenOptions};
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::os::unix::fs::OpenOptionsExt;
-use std::os::unix::process::{CommandExt, ExitStatusExt};
+use std::os::unix::process::ExitStatusExt;
 use std::process::{Child, Command, Stdio};
 use std::rc::Rc;
 use std::time::{Duration, Instant};
 
-use common::signals::reset_all;
 use nix::fcntl::OFlag;
-use nix::sys::signal::{SigSet, SigmaskHow, sigprocmask};
-use nix::unistd::{Pid, pipe2, setsid};
+use nix::unistd::{Pid, pipe2};
 
 use crate::host::launcher::Handover;
+use crate::host::process::detach;
 use crate::log::target::write_if_ready;
 use crate::words::failure::{self, Failure};
 use crate::words::notice::Notice;
@@ -180,25 +179,4 @@ impl LogCommand {
             cause: failure::cause(&error),
         })
     }
-}
-
-/// Gives it a session of its own: a terminal's INT is meant for the server, which the log outlives; and a worker, which has
-/// the same uid, must not find a way to root's terminal there. Signals are reset, because the standard library passes on
-/// what we block and ignore.
-#[expect(
-    unsafe_code,
-    reason = "only a hook can change the session and the signals of a command"
-)]
-fn detach(command: &mut Command) {
-    let detach = || {
-        setsid()?;
-        reset_all();
-        Ok(sigprocmask(
-            SigmaskHow::SIG_SETMASK,
-            Some(&SigSet::empty()),
-            None,
-        )?)
-    };
-    // SAFETY: the hook makes system calls only and touches no memory of the process.
-    unsafe { command.pre_exec(detach) };
 }

@@ -1,5 +1,6 @@
 //! What one option requires of the others, once each is valid by itself.
 
+use std::os::fd::RawFd;
 use std::path::PathBuf;
 
 use common::message::Transport;
@@ -10,6 +11,8 @@ use crate::listeners;
 use crate::listeners::dialects::Dialect;
 use crate::listeners::spec::{PortSpec, check_duplicates};
 use crate::log::{self, LogTarget};
+use crate::options::Options;
+use crate::ready::Ready;
 use crate::status;
 use crate::status::file::json_path;
 use crate::words::failure::Failure;
@@ -81,6 +84,56 @@ pub fn check_self_test(given: &Given<'_>) -> Result<(), Failure> {
         )),
         None => check_needs(given),
     }
+}
+
+/// Refuses options about readiness that have nothing to do, and descriptors that two things want.
+pub fn check_ready(given: &Given<'_>, options: &Options) -> Result<(), Failure> {
+    let ready = &options.ready.ready;
+    if given.has("ready-status") && !matches!(ready, Ready::Http { .. }) {
+        return Err(unusable("ready-status", &lacks(&["ready=http:PATH"])));
+    }
+    if given.has("probe")
+        && !matches!(
+            ready,
+            Ready::Accept | Ready::Http { .. } | Ready::Command(_)
+        )
+    {
+        let needed = ["ready=accept", "ready=http:PATH", "ready=exec:COMMAND"];
+        return Err(unusable("probe", &lacks(&needed)));
+    }
+    if given.has("start-timeout") {
+        if *ready == Ready::Interval {
+            let cause = "it needs a --ready other than interval as well";
+            return Err(unusable("start-timeout", cause));
+        }
+        if options.ready.start_timeout.is_zero() {
+            let cause = "no server is ready in no time";
+            return Err(refused("start-timeout", "0".as_ref(), cause));
+        }
+    }
+    match options.ready.reserved_number() {
+        Some(number) => check_reserved(number, &options.listeners),
+        None => Ok(()),
+    }
+}
+
+fn check_reserved(number: RawFd, listeners: &listeners::Settings) -> Result<(), Failure> {
+    let value = format!("fd:{number}");
+    let has_it = |port: &&PortSpec| port.descriptor == Some(number);
+    if let Some(port) = listeners.ports.iter().find(has_it) {
+        let cause = format!("--port={} has that descriptor", quoted(&port.given));
+        return Err(refused("ready", value.as_ref(), &cause));
+    }
+    let count = listeners.ports.len() + listeners.paths.len();
+    let is_within = usize::try_from(number).is_ok_and(|number| number < 3 + count);
+    if listeners.dialects.contains(&Dialect::Systemd) && is_within {
+        let cause = format!(
+            "--fd-env=systemd numbers the listeners from 3 without gaps: the first free one is {}",
+            3 + count
+        );
+        return Err(refused("ready", value.as_ref(), &cause));
+    }
+    Ok(())
 }
 
 /// Refuses one file for two purposes: each would overwrite the other.

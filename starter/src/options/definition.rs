@@ -30,6 +30,8 @@ pub fn definition() -> Command {
         .args(program())
         .next_help_heading("Restarting")
         .args(restarting())
+        .next_help_heading("Readiness")
+        .args(readiness())
         .next_help_heading("Files and logging")
         .args(files())
         .next_help_heading("Syslog")
@@ -118,6 +120,31 @@ fn restarting() -> [Arg; 10] {
         valued("auto-restart-interval", "SECONDS").help(lines([
             "The time between two such starts (default: 360); doubled while an old",
             "server is still alive.",
+        ])),
+    ]
+}
+
+fn readiness() -> [Arg; 4] {
+    [
+        valued("ready", "WHAT").help(lines([
+            "What proves that a new server serves, and so ends the old one:",
+            "interval      it stays alive for --interval (default)",
+            "notify        it says READY=1, as to systemd (sd_notify)",
+            "fd:N          it writes a line feed to descriptor N, as to s6",
+            "exec:COMMAND  a shell command exits with 0; it is tried again",
+            "accept        it accepts a connection on a listener of its own",
+            "http:PATH     it answers GET PATH there",
+        ])),
+        valued("ready-status", "STATUS[-STATUS]")
+            .help("The statuses of --ready=http that count as ready (default: 200)."),
+        valued("probe", "tcp|unix").help(lines([
+            "Where the server's own listener is for --ready=accept and http: a port",
+            "of 127.0.0.1 (default), or a unix socket. It is announced after the",
+            "others; with exec, COMMAND finds it in SERVER_STARTER_PROBE.",
+        ])),
+        valued("start-timeout", "SECONDS").help(lines([
+            "How long a new server may take to become ready; after that it has",
+            "failed (default: 60).",
         ])),
     ]
 }

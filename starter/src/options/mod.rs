@@ -21,7 +21,9 @@ use std::time::Duration;
 use clap::error::ErrorKind;
 use nix::sys::signal::Signal;
 
-use self::checks::{check_files, check_listeners, check_needs, check_program, check_self_test};
+use self::checks::{
+    check_files, check_listeners, check_needs, check_program, check_ready, check_self_test,
+};
 use self::definition::definition;
 use self::refusal::{lacks, of_clap, unusable};
 use self::spelling::spell_out;
@@ -29,9 +31,10 @@ use self::values::{Given, tag_of};
 use crate::host::identity;
 use crate::log::{Address, DEFAULT_ADDRESS, Format, SyslogSettings};
 use crate::machine::{Knobs, Proof};
+use crate::ready::{ProbeAt, Ready, Statuses};
 use crate::words::failure::Failure;
 use crate::worker::environment;
-use crate::{client, listeners, log, machine, self_test, status, worker};
+use crate::{client, listeners, log, machine, ready, self_test, status, worker};
 
 /// What the command line asks for.
 #[derive(Debug)]
@@ -61,9 +64,19 @@ pub struct Options {
     pub worker: worker::Settings,
     pub environment: environment::Settings,
     pub machine: machine::Settings,
+    pub ready: ready::Settings,
     pub log: log::Settings,
     pub status: status::Settings,
 }
+
+/// How long a worker may take to become ready, by default.
+const START_TIMEOUT: Duration = Duration::from_secs(60);
+
+/// The status of HTTP that counts as ready, by default.
+const OK_ALONE: Statuses = Statuses {
+    first: 200,
+    last: 200,
+};
 
 /// Makes an invocation that signals a running superdaemon.
 type Command = fn(client::Settings) -> Invocation;
@@ -113,6 +126,7 @@ fn start(given: &Given<'_>) -> Result<Options, Failure> {
     check_needs(given)?;
     check_listeners(&options.listeners)?;
     check_files(&options.status, &options.log)?;
+    check_ready(given, &options)?;
     Ok(options)
 }
 
@@ -143,12 +157,14 @@ fn self_test(given: &Given<'_>) -> Result<self_test::Settings, Failure> {
 /// Each option by itself; the program may be missing.
 fn options(given: &Given<'_>) -> Result<Options, Failure> {
     let worker = worker(given)?;
+    let ready = ready(given)?;
     Ok(Options {
         listeners: listeners(given)?,
         log: log(given, &worker.program)?,
         worker,
         environment: environment(given)?,
-        machine: machine(given)?,
+        machine: machine(given, &ready)?,
+        ready,
         status: status::Settings {
             pid_file: given.path("pid-file")?,
             status_file: given.path("status-file")?,
@@ -194,7 +210,19 @@ fn environment(given: &Given<'_>) -> Result<environment::Settings, Failure> {
     })
 }
 
-fn machine(given: &Given<'_>) -> Result<machine::Settings, Failure> {
+fn ready(given: &Given<'_>) -> Result<ready::Settings, Failure> {
+    let statuses = given.statuses("ready-status")?;
+    let ready = given.ready("ready", statuses.unwrap_or(OK_ALONE))?;
+    let probe = given.probe("probe")?;
+    let needs_probe = matches!(ready, Some(Ready::Accept | Ready::Http { .. }));
+    Ok(ready::Settings {
+        ready: ready.unwrap_or(Ready::Interval),
+        probe: probe.or(needs_probe.then_some(ProbeAt::Tcp)),
+        start_timeout: given.seconds("start-timeout")?.unwrap_or(START_TIMEOUT),
+    })
+}
+
+fn machine(given: &Given<'_>, ready: &ready::Settings) -> Result<machine::Settings, Failure> {
     let start_limit = given.count("start-limit", u32::MAX)?;
     let start_limit = start_limit.and_then(NonZeroU32::new);
     let first_start_limit = match given.flag("daemonize") {
@@ -205,7 +233,12 @@ fn machine(given: &Given<'_>) -> Result<machine::Settings, Failure> {
     Ok(machine::Settings {
         workers: 1,
         interval: given.seconds("interval")?.unwrap_or(Duration::from_secs(1)),
-        proof: Proof::Interval,
+        proof: match ready.ready {
+            Ready::Interval => Proof::Interval,
+            _ => Proof::Told {
+                within: ready.start_timeout,
+            },
+        },
         signal_on_hup: given.signal("signal-on-hup")?.unwrap_or(Signal::SIGTERM),
         signal_on_term: given.signal("signal-on-term")?.unwrap_or(Signal::SIGTERM),
         stop_timeout: given.seconds("stop-timeout")?,

@@ -12,8 +12,10 @@ use nix::sys::signal::Signal;
 
 use super::refusal::refused;
 use crate::listeners::dialects::Dialect;
-use crate::listeners::spec::{PathSpec, PortSpec, parse_paths, parse_ports};
+use crate::listeners::spec::{HIGHEST_DESCRIPTOR, PathSpec, PortSpec, parse_paths, parse_ports};
 use crate::log::{Address, Format, LogTarget, Stream, facility};
+use crate::ready::http::is_path;
+use crate::ready::{ProbeAt, Ready, Statuses};
 use crate::words::failure::Failure;
 use crate::words::number::{self, LONGEST_TIME};
 
@@ -196,6 +198,30 @@ impl<'a> Given<'a> {
         })
     }
 
+    /// What proves that a generation serves. A request over HTTP is to be answered with one of these statuses.
+    pub fn ready(&self, option: &str, statuses: Statuses) -> Result<Option<Ready>, Failure> {
+        let Some(value) = self.value(option)? else {
+            return Ok(None);
+        };
+        let ready = read_ready(value, statuses);
+        let ready = ready.map_err(|cause| refused(option, value, cause))?;
+        Ok(Some(ready))
+    }
+
+    pub fn statuses(&self, option: &str) -> Result<Option<Statuses>, Failure> {
+        let cause = || "it takes a status from 100 to 599 or a range such as 200-399".to_owned();
+        self.read(option, read_statuses, cause)
+    }
+
+    pub fn probe(&self, option: &str) -> Result<Option<ProbeAt>, Failure> {
+        let read = |word: &str| match word {
+            "tcp" => Some(ProbeAt::Tcp),
+            "unix" => Some(ProbeAt::Unix),
+            _ => None,
+        };
+        self.read(option, read, || "the probes are tcp and unix".to_owned())
+    }
+
     /// A number from 1 on.
     pub fn count<T>(&self, option: &str, most: T) -> Result<Option<T>, Failure>
     where
@@ -245,6 +271,44 @@ fn read_dialects(value: &str) -> Result<Vec<Dialect>, Failure> {
             })
         })
         .collect()
+}
+
+/// The error is the cause alone.
+fn read_ready(value: &OsStr, statuses: Statuses) -> Result<Ready, &'static str> {
+    const KINDS: &str = "the kinds are interval, notify, fd:N, exec:COMMAND, accept and http:PATH";
+    if let Some(command) = value.as_bytes().strip_prefix(b"exec:") {
+        return match without_blanks(command) {
+            b"" => Err("a command is missing after exec:"),
+            command => Ok(Ready::Command(OsString::from_vec(command.to_vec()))),
+        };
+    }
+    let text = value.to_str().ok_or("it is not valid UTF-8")?;
+    let (kind, rest) = match text.split_once(':') {
+        Some((kind, rest)) => (kind, Some(rest)),
+        None => (text, None),
+    };
+    match (kind, rest) {
+        ("interval", None) => Ok(Ready::Interval),
+        ("notify", None) => Ok(Ready::Notify),
+        ("accept", None) => Ok(Ready::Accept),
+        ("fd", Some(digits)) => number::digits(digits)
+            .filter(|number| (3..=HIGHEST_DESCRIPTOR).contains(number))
+            .map(Ready::Descriptor)
+            .ok_or("a descriptor for it is a number from 3 to 1048575"),
+        ("http", Some(path)) if is_path(path) => Ok(Ready::Http {
+            path: path.to_owned(),
+            statuses,
+        }),
+        ("http", Some(_)) => Err("a path begins with a slash and has no blanks"),
+        _ => Err(KINDS),
+    }
+}
+
+fn read_statuses(text: &str) -> Option<Statuses> {
+    let status = |digits: &str| number::digits(digits).filter(|one| (100..=599).contains(one));
+    let (first, last) = text.split_once('-').unwrap_or((text, text));
+    let (first, last) = (status(first)?, status(last)?);
+    (first <= last).then_some(Statuses { first, last })
 }
 
 /// An absolute path, or `udp:HOST:PORT`.

@@ -90,7 +90,10 @@ impl Socket {
 ///
 /// There is room for the sender alone, whom the kernel puts first (scm_recv of net/core/scm.h): descriptors that were sent
 /// are never installed here. nix would show nothing at all then.
-#[expect(unsafe_code, reason = "nix hides the sender where descriptors were dropped")]
+#[expect(
+    unsafe_code,
+    reason = "nix hides the sender where descriptors were dropped"
+)]
 fn receive(
     socket: &OwnedFd,
     datagram: &mut [u8],

@@ -38,6 +38,12 @@ pub struct Statuses {
     pub last: u16,
 }
 
+impl Statuses {
+    pub fn contain(self, status: u16) -> bool {
+        (self.first..=self.last).contains(&status)
+    }
+}
+
 /// `--probe`
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum ProbeAt {
@@ -47,7 +53,33 @@ pub enum ProbeAt {
     Unix,
 }
 
+impl Settings {
+    /// A descriptor number that listeners must leave to it.
+    pub fn reserved_number(&self) -> Option<RawFd> {
+        match self.ready {
+            Ready::Descriptor(number) => Some(number),
+            Ready::Interval
+            | Ready::Notify
+            | Ready::Command(_)
+            | Ready::Accept
+            | Ready::Http { .. } => None,
+        }
+    }
+}
+
 impl Ready {
+    /// As it is given on the command line.
+    pub fn shown(&self) -> String {
+        match self {
+            Ready::Interval => "interval".to_owned(),
+            Ready::Notify => "notify".to_owned(),
+            Ready::Descriptor(number) => format!("fd:{number}"),
+            Ready::Command(command) => format!("exec:{}", command.to_string_lossy()),
+            Ready::Accept => "accept".to_owned(),
+            Ready::Http { path, .. } => format!("http:{path}"),
+        }
+    }
+
     /// What it waits for, to follow `waiting for`.
     pub fn awaited(&self) -> Option<String> {
         match self {

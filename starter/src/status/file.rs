@@ -32,6 +32,9 @@ use super::shown::shown;
 /// How long after a failed write it is retried.
 const RETRY: Duration = Duration::from_secs(1);
 
+/// How long what a worker says about itself may wait to be written: it can say something new at any moment.
+const SOON: Duration = Duration::from_millis(100);
+
 /// The mode of `F`, whatever the umask: it contains nothing but numbers.
 const READ_BY_ALL: u32 = 0o644;
 
@@ -161,7 +164,12 @@ impl StatusFile {
         last_lines_of(&self.last_lines, pid)
     }
 
-    /// When [`StatusFile::save`] is due again after a failure.
+    /// Something has changed that need not be written at once.
+    pub fn changed(&mut self, now: Moment) {
+        self.retry_at.get_or_insert(now + SOON);
+    }
+
+    /// When [`StatusFile::save`] is due again after a failure, or after what was not written at once.
     pub fn deadline(&self) -> Option<Moment> {
         self.retry_at
     }

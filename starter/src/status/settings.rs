@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use crate::host::identity;
 use crate::worker::environment;
-use crate::{log, machine, worker};
+use crate::{log, machine, ready, worker};
 
 /// Where the files are.
 #[derive(Debug, PartialEq, Eq)]
@@ -19,6 +19,7 @@ pub struct Shown<'a> {
     pub worker: &'a worker::Settings,
     pub environment: &'a environment::Settings,
     pub machine: &'a machine::Settings,
+    pub ready: &'a ready::Settings,
     pub log: &'a log::Settings,
     pub identity: &'a identity::Settings,
 }

@@ -13,6 +13,7 @@ pub fn shown(settings: &Shown<'_>) -> view::Options {
         worker,
         environment,
         machine,
+        ready,
         log,
         identity,
     } = settings;
@@ -27,6 +28,11 @@ pub fn shown(settings: &Shown<'_>) -> view::Options {
             .collect(),
         dir: path(&worker.directory),
         interval: machine.interval.as_secs_f64(),
+        ready: ready.ready.shown(),
+        start_timeout: ready
+            .ready
+            .awaited()
+            .map(|_| ready.start_timeout.as_secs_f64()),
         signal_on_hup: machine.signal_on_hup.as_str().to_owned(),
         signal_on_term: machine.signal_on_term.as_str().to_owned(),
         kill_old_delay: environment.kill_old_delay.map(|one| one.as_secs_f64()),

@@ -69,6 +69,10 @@ pub struct Options {
     pub arguments: List<String, MANY>,
     pub dir: Option<String>,
     pub interval: f64,
+    /// As given: `http:/healthz`.
+    pub ready: String,
+    /// Only where readiness is told.
+    pub start_timeout: Option<f64>,
     pub signal_on_hup: String,
     pub signal_on_term: String,
     pub kill_old_delay: Option<f64>,

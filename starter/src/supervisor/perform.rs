@@ -9,6 +9,8 @@ use crate::host::moment::Moment;
 use crate::host::process::adopt_orphans;
 use crate::listeners::health::Occasion;
 use crate::machine::{Action, Event, Generation, Machine};
+use crate::ready::command::Running;
+use crate::ready::{Handed, Order};
 use crate::status::pid_file::PidFile;
 use crate::supervisor::resources::Resources;
 use crate::supervisor::sources::{Duty, executed};
@@ -16,7 +18,7 @@ use crate::words::failure::Failure;
 use crate::words::notice::{Notice, WithMeaning};
 use crate::words::start_failure::StartFailure;
 use crate::worker::leftovers::Leftovers;
-use crate::worker::{Change, Report, cannot_spawn};
+use crate::worker::{Change, Extra, Report, cannot_spawn};
 
 impl Resources {
     /// Carries out one action. Returns the event that results from it.
@@ -84,6 +86,8 @@ impl Resources {
             }
             Duty::Ignore(signal) => self.log.say(&Notice::Ignored(signal)),
             Duty::SaveStatus => self.save_status(machine),
+            Duty::LookForReadiness => self.look_for_readiness(),
+            Duty::TellReadiness => return self.tell_readiness(machine),
             Duty::WorkOnLog => self.log.work(Instant::now()),
         }
         Vec::new()
@@ -119,8 +123,9 @@ impl Resources {
         machine.set_knobs(knobs);
         // If it fails, it may leave processes behind.
         adopt_orphans(true);
-        match changes.and_then(|changes| self.spawn_captured(generation, &changes)) {
-            Ok((pid, report)) => {
+        match changes.and_then(|changes| self.spawn_prepared(generation, changes)) {
+            Ok((pid, report, handed, changes)) => {
+                self.readiness.started(generation, pid, handed, &changes);
                 self.reports.push((pid, report));
                 Event::Spawned {
                     generation,
@@ -136,15 +141,53 @@ impl Resources {
         }
     }
 
-    fn spawn_captured(
+    fn spawn_prepared(
         &mut self,
         generation: u32,
-        changes: &[Change],
-    ) -> Result<(Pid, Report), StartFailure> {
+        changes: Vec<Change>,
+    ) -> Result<(Pid, Report, Handed, Vec<Change>), StartFailure> {
+        let handed = self.readiness.begin(generation)?;
         let pipes = self.log.pipes().map_err(cannot_spawn)?;
-        let (pid, report) = self.blueprint.spawn(generation, changes, &pipes.theirs)?;
+        let (pid, report) = self.blueprint.spawn(Extra {
+            generation,
+            changes: &changes,
+            output: &pipes.theirs,
+            descriptors: &handed.descriptors,
+            variables: &handed.variables,
+            probe: handed.probe.as_ref(),
+        })?;
         self.log.attach(generation, pid, pipes);
-        Ok((pid, report))
+        Ok((pid, report, handed, changes))
+    }
+
+    fn look_for_readiness(&mut self) {
+        let Resources {
+            blueprint,
+            readiness,
+            ..
+        } = self;
+        let mut run = |order: &Order<'_>| {
+            Running::start(order.command, |command| {
+                blueprint.equip(command, order.generation, order.changes);
+                if let Some(probe) = order.probe {
+                    command.env("SERVER_STARTER_PROBE", &probe.name);
+                }
+            })
+        };
+        readiness.look(Moment::now(), &mut run);
+        for notice in self.readiness.take_notices() {
+            self.log.say(&notice);
+        }
+    }
+
+    /// What was found before the last exits were handled: whoever has exited since is not ready.
+    fn tell_readiness(&mut self, machine: &Machine) -> Vec<Event> {
+        let found = self.readiness.take_found();
+        if !found.is_empty() {
+            self.status_file.changed(Moment::now());
+        }
+        self.readiness.tidy(machine);
+        found
     }
 
     /// The pid still belongs to the worker: it is a child that has not been reaped.
@@ -158,9 +201,11 @@ impl Resources {
         let generations = machine.generations();
         let workers = generations.flat_map(Generation::workers);
         let workers: Vec<Pid> = workers.map(|worker| worker.pid).collect();
+        let probe = self.readiness.probe_of(generation);
+        let variables = self.blueprint.variables(probe.as_ref());
         let leftovers = Leftovers {
             generation,
-            variables: &self.blueprint.variables,
+            variables: &variables,
             workers: &workers,
         };
         let pids = leftovers.signal(signal);
@@ -177,6 +222,9 @@ impl Resources {
         if self.socket_files.binder() == Some(pid) {
             self.socket_files.binder_is_gone();
             self.log.say(&Notice::BinderDied);
+            return Vec::new();
+        }
+        if self.readiness.has_exited(pid, status) {
             return Vec::new();
         }
         if self.log.has_exited(pid, status) {

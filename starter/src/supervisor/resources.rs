@@ -7,6 +7,7 @@ use crate::listeners::bind::SocketFiles;
 use crate::listeners::health::Health;
 use crate::log::Log;
 use crate::machine::Knobs;
+use crate::ready::Readiness;
 use crate::status::file::StatusFile;
 use crate::status::pid_file::PidFile;
 use crate::supervisor::signals::Signals;
@@ -22,6 +23,7 @@ pub struct Resources {
     pub signals: Signals,
     /// Workers that have not yet executed the program or failed to.
     pub reports: Vec<(Pid, Report)>,
+    pub readiness: Readiness,
     pub log: Log,
     pub status_file: StatusFile,
     pub pid_file: Option<PidFile>,
@@ -57,6 +59,7 @@ impl Resources {
     pub fn shut_down(self, failure: &Failure) {
         let Resources {
             blueprint,
+            readiness,
             log,
             status_file,
             pid_file,
@@ -66,6 +69,7 @@ impl Resources {
         } = self;
         drop(status_file);
         drop(socket_files);
+        drop(readiness);
         drop(blueprint);
         log.end();
         drop(pid_file);

@@ -47,6 +47,10 @@ pub enum Duty {
     Ignore(Signal),
     /// Writing the status failed, and a retry is due.
     SaveStatus,
+    /// What workers tell is read, and asked for where that is due.
+    LookForReadiness,
+    /// What was found is told to the machine.
+    TellReadiness,
     /// The log reads and writes what is ready.
     WorkOnLog,
 }
@@ -64,12 +68,16 @@ pub struct Inbox {
 /// - A signal to stop comes before exits, because a service manager sends TERM to the workers too, and a worker that
 ///   obeys it has not died unexpectedly.
 /// - Exits come before HUP and before the deadline, lest a dead worker be taken for a living one.
+/// - What tells of readiness is read before exits are, and told to the machine after them: a worker that is ready and dead
+///   is dead.
 /// - An exit is reaped only when it is handed out: until then the pid is the worker's and may be signalled.
 #[derive(Debug, Clone, Copy)]
 enum Step {
     Stop,
     Reports,
+    Readiness,
     Exits,
+    ReadinessFound,
     Requests,
     Environment,
     Deadlines,
@@ -87,11 +95,16 @@ pub fn wait(resources: &Resources, machine: &Machine) -> Result<(), Failure> {
         log,
         status_file,
         environment,
+        readiness,
         reports,
         ..
     } = resources;
     let (now, instant) = (Moment::now(), Instant::now());
-    let moments = [machine.deadline(), status_file.deadline()];
+    let moments = [
+        machine.deadline(),
+        status_file.deadline(),
+        readiness.deadline(),
+    ];
     let moments = moments.into_iter().flatten();
     let timeouts = moments.map(|deadline| deadline.saturating_since(now));
     let of_log = log
@@ -108,7 +121,9 @@ pub fn wait(resources: &Resources, machine: &Machine) -> Result<(), Failure> {
         .map(|source| PollFd::new(source, PollFlags::POLLIN));
     let writable = log.writable.into_iter();
     let writable = writable.map(|source| PollFd::new(source, PollFlags::POLLOUT));
-    let mut sources: Vec<PollFd<'_>> = readable.chain(writable).collect();
+    let readiness = readiness.sources();
+    let readiness = readiness.map(|(source, flags)| PollFd::new(source, flags));
+    let mut sources: Vec<PollFd<'_>> = readable.chain(writable).chain(readiness).collect();
     match ppoll(&mut sources, timeout.map(rounded_up), None) {
         Ok(_) | Err(Errno::EINTR) => Ok(()),
         Err(errno) => Err(cannot("wait for events", errno)),
@@ -142,7 +157,15 @@ impl Inbox {
             self.step = match self.step {
                 Step::Stop => self.stop(),
                 Step::Reports => self.reports(resources),
+                Step::Readiness => {
+                    self.next.push_back(Input::Duty(Duty::LookForReadiness));
+                    Step::Exits
+                }
                 Step::Exits => self.exit(),
+                Step::ReadinessFound => {
+                    self.next.push_back(Input::Duty(Duty::TellReadiness));
+                    Step::Requests
+                }
                 Step::Requests => self.requests(resources),
                 Step::Environment => self.environment(resources),
                 Step::Deadlines => self.deadlines(resources, machine),
@@ -174,7 +197,7 @@ impl Inbox {
                 false
             }
         });
-        Step::Exits
+        Step::Readiness
     }
 
     /// One at a time.
@@ -187,11 +210,11 @@ impl Inbox {
                 self.next.push_back(Input::Duty(Duty::RestorePidFile));
                 Step::Exits
             }
-            Ok(None) => Step::Requests,
+            Ok(None) => Step::ReadinessFound,
             Err(errno) => {
                 let broken = Input::Broken(cannot("wait for children", errno));
                 self.next.push_back(broken);
-                Step::Requests
+                Step::ReadinessFound
             }
         }
     }

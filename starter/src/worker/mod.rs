@@ -31,6 +31,7 @@ pub use crate::host::launcher::Change;
 use crate::host::launcher::Handover;
 use crate::host::open_files::{OpenFiles, duplicate_above};
 use crate::host::process::{exit_child, fork_single_threaded};
+use crate::listeners::dialects::{self, Announced, Dialect};
 use crate::words::start_failure::StartFailure;
 
 /// Everything about a worker that is the same in every generation.
@@ -44,14 +45,28 @@ pub struct Blueprint {
     pub sockets: Vec<(OwnedFd, RawFd)>,
     /// What it has different from the launcher's environment, before anything else is changed.
     pub handover: Rc<Handover>,
-    /// What tells it about its sockets: `SERVER_STARTER_PORT` and further dialects.
-    pub variables: Vec<(OsString, OsString)>,
-    /// Whether to set `LISTEN_PID` too, which must be the worker's own pid (sd_listen_fds(3)).
-    pub listen_pid: bool,
+    /// What it is told about its sockets: always `SERVER_STARTER_PORT`, and these dialects.
+    pub announced: Vec<Announced>,
+    pub dialects: Vec<Dialect>,
     /// Whether it gets a session of its own: see [`crate::host::terminal`].
     pub own_session: bool,
     /// The launcher's limit, which may have been raised since.
     pub open_files: OpenFiles,
+}
+
+/// What one worker gets beside that.
+#[derive(Clone, Copy)]
+pub struct Extra<'a> {
+    pub generation: u32,
+    /// Changes to the launcher's environment.
+    pub changes: &'a [Change],
+    /// Pipes for its output, with their numbers; a listener may have the same number, and gets it.
+    pub output: &'a [(OwnedFd, RawFd)],
+    /// Descriptors, with their numbers. Their own numbers are above all of these.
+    pub descriptors: &'a [(OwnedFd, RawFd)],
+    pub variables: &'a [(OsString, OsString)],
+    /// A listener of its generation alone, which is one of the descriptors.
+    pub probe: Option<&'a Announced>,
 }
 
 /// The pipe on which a child says why it could not execute the program. It closes by itself when it could.
@@ -66,33 +81,34 @@ pub struct Report {
 const DEFAULT_PATH: &str = "/bin:/usr/bin";
 
 impl Blueprint {
-    /// Starts a process that becomes a worker of `generation`. Its output goes where ours goes, except for these
-    /// descriptors, which get the given numbers unless a listener has that number.
+    /// Starts a process that becomes a worker. Its output goes where ours goes, unless it gets pipes.
     ///
     /// # Errors
     /// If there is no process. Later failures arrive by the [`Report`].
-    pub fn spawn(
-        &self,
-        generation: u32,
-        environment: &[Change],
-        output: &[(OwnedFd, RawFd)],
-    ) -> Result<(Pid, Report), StartFailure> {
+    pub fn spawn(&self, extra: Extra<'_>) -> Result<(Pid, Report), StartFailure> {
         let (ours, theirs) = pipe2(OFlag::O_CLOEXEC | OFlag::O_NONBLOCK).map_err(cannot_spawn)?;
-        let theirs = self.out_of_the_way(&theirs).map_err(cannot_spawn)?;
+        let theirs = self
+            .out_of_the_way(&theirs, extra.descriptors)
+            .map_err(cannot_spawn)?;
         match fork_single_threaded().map_err(cannot_spawn)? {
             ForkResult::Parent { child } => {
-                let path = path_in(environment);
+                let path = path_in(extra.changes);
                 Ok((child, Report { pipe: ours, path }))
             }
-            ForkResult::Child => self.run(generation, environment, output, &theirs),
+            ForkResult::Child => self.run(extra, &theirs),
         }
     }
 
     /// A copy with a number above all that the worker's sockets will take.
-    fn out_of_the_way(&self, descriptor: &OwnedFd) -> nix::Result<OwnedFd> {
+    fn out_of_the_way(
+        &self,
+        descriptor: &OwnedFd,
+        others: &[(OwnedFd, RawFd)],
+    ) -> nix::Result<OwnedFd> {
         let highest = self
             .sockets
             .iter()
+            .chain(others)
             .map(|(_, number)| *number)
             .max()
             .unwrap_or(2);
@@ -100,14 +116,8 @@ impl Blueprint {
     }
 
     /// The child's side; it never returns to the supervisor's code.
-    fn run(
-        &self,
-        generation: u32,
-        environment: &[Change],
-        output: &[(OwnedFd, RawFd)],
-        report: &OwnedFd,
-    ) -> ! {
-        let Err((step, errno)) = self.execute(generation, environment, output);
+    fn run(&self, extra: Extra<'_>, report: &OwnedFd) -> ! {
+        let Err((step, errno)) = self.execute(extra);
         let mut message = vec![step as u8];
         message.extend((errno as i32).to_ne_bytes());
         // Without the report the exit status still says that it failed.
@@ -115,19 +125,14 @@ impl Blueprint {
         exit_child(255)
     }
 
-    fn execute(
-        &self,
-        generation: u32,
-        environment: &[Change],
-        output: &[(OwnedFd, RawFd)],
-    ) -> Result<Infallible, (Step, Errno)> {
+    fn execute(&self, extra: Extra<'_>) -> Result<Infallible, (Step, Errno)> {
         let at = |step| move |errno| (step, errno);
         keep_from_exec().map_err(at(Step::Descriptors))?;
         // Before the sockets, as one of them may need the same number, and a pipe may have one of theirs.
-        for (pipe, number) in output {
+        for (pipe, number) in extra.output {
             place(pipe.as_fd(), *number).map_err(at(Step::Descriptors))?;
         }
-        for (socket, number) in &self.sockets {
+        for (socket, number) in self.sockets.iter().chain(extra.descriptors) {
             place(socket.as_fd(), *number).map_err(at(Step::Descriptors))?;
         }
         // After the sockets are placed: their numbers may need the raised limit.
@@ -145,22 +150,45 @@ impl Blueprint {
         }
         let mut command = Command::new(&self.program);
         command.args(&self.arguments);
-        self.handover.apply(&mut command);
-        for (name, value) in environment {
-            match value {
-                Some(value) => command.env(name, value),
-                None => command.env_remove(name),
-            };
-        }
+        self.set_environment(&mut command, extra.generation, extra.changes);
         // Last, so that nothing else can change them.
-        command.envs(self.variables.iter().map(|(name, value)| (name, value)));
-        command.env("SERVER_STARTER_GENERATION", generation.to_string());
-        if self.listen_pid {
+        command.envs(self.variables(extra.probe));
+        command.envs(extra.variables.iter().map(|(name, value)| (name, value)));
+        // It must be the worker's own pid (sd_listen_fds(3)).
+        if self.dialects.contains(&Dialect::Systemd) {
             command.env("LISTEN_PID", std::process::id().to_string());
         }
         reset_signals(&mut command);
         let error = command.exec();
         Err((Step::Execute, errno_of(&error)))
+    }
+}
+
+impl Blueprint {
+    /// The variables that tell a worker about its sockets.
+    pub fn variables(&self, probe: Option<&Announced>) -> Vec<(OsString, OsString)> {
+        let announced = self.announced.iter().chain(probe).cloned();
+        dialects::variables(&announced.collect::<Vec<_>>(), &self.dialects)
+    }
+
+    /// The environment of a worker of this generation, but for what it is told about its sockets.
+    fn set_environment(&self, command: &mut Command, generation: u32, changes: &[Change]) {
+        self.handover.apply(command);
+        for (name, value) in changes {
+            match value {
+                Some(value) => command.env(name, value),
+                None => command.env_remove(name),
+            };
+        }
+        command.env("SERVER_STARTER_GENERATION", generation.to_string());
+    }
+
+    /// Prepares a command that is to run as a worker of this generation would, but without its sockets.
+    pub fn equip(&self, command: &mut Command, generation: u32, changes: &[Change]) {
+        self.set_environment(command, generation, changes);
+        if let Some(directory) = &self.directory {
+            command.current_dir(directory);
+        }
     }
 }
 

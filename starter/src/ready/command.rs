@@ -1,0 +1,175 @@
+//! A shell command that is run again and again until it exits with 0.
+
+use std::collections::VecDeque;
+use std::ffi::OsStr;
+use std::fs::File;
+use std::io::{self, Read};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::unix::ffi::OsStrExt;
+use std::process::{Command, Stdio};
+
+use nix::fcntl::{FcntlArg, OFlag, fcntl};
+use nix::sys::signal::{Signal, killpg};
+use nix::unistd::{Pid, pipe2};
+
+use crate::host::process::detach;
+use crate::words::text::shortened;
+
+/// How many of its last lines are kept.
+const KEPT: usize = 20;
+
+/// How much is read at a time, in bytes: a command that floods its output must not hold up the loop.
+const PORTION: usize = 64 * 1024;
+
+/// The longest line that is kept, in bytes.
+const LONGEST_LINE: usize = 1024;
+
+/// A running command, in a session and a process group of its own. Dropping it kills the group.
+#[derive(Debug)]
+pub struct Running {
+    pid: Pid,
+    has_exited: bool,
+    output: Output,
+}
+
+/// The last lines of what it writes to standard output and error.
+#[derive(Debug)]
+struct Output {
+    /// `None` once everybody who could write has closed it.
+    pipe: Option<File>,
+    lines: VecDeque<Vec<u8>>,
+    /// The line that has not ended yet.
+    partial: Vec<u8>,
+}
+
+impl Running {
+    /// Starts it; `prepare` sets its environment and directory. It gets none of our descriptors but its output.
+    ///
+    /// # Errors
+    /// Why there is no process.
+    pub fn start(command: &OsStr, prepare: impl FnOnce(&mut Command)) -> io::Result<Running> {
+        let (ours, theirs) = pipe2(OFlag::O_CLOEXEC)?;
+        fcntl(&ours, FcntlArg::F_SETFL(OFlag::O_NONBLOCK))?;
+        let mut shell = Command::new("/bin/sh");
+        shell
+            .arg("-c")
+            .arg(command)
+            .stdin(Stdio::null())
+            .stdout(OwnedFd::from(theirs.try_clone()?))
+            .stderr(theirs);
+        prepare(&mut shell);
+        detach(&mut shell);
+        let child = shell.spawn()?;
+        Ok(Running {
+            pid: Pid::from_raw(child.id().cast_signed()),
+            has_exited: false,
+            output: Output {
+                pipe: Some(ours.into()),
+                lines: VecDeque::new(),
+                partial: Vec::new(),
+            },
+        })
+    }
+
+    pub fn pid(&self) -> Pid {
+        self.pid
+    }
+
+    /// Reads a bounded amount of what it has written.
+    pub fn read(&mut self) {
+        self.output.read();
+    }
+
+    /// It was reaped: its pid, and that of its group unless others are in it, is nobody's any more.
+    pub fn exited(&mut self) {
+        self.end_group();
+        self.has_exited = true;
+        self.output.read();
+    }
+
+    /// Its last lines, oldest first, made safe to show.
+    pub fn last_lines(&self) -> Vec<String> {
+        let partial = Some(&self.output.partial).filter(|line| !line.is_empty());
+        let lines = self.output.lines.iter().chain(partial);
+        let lines = lines.map(|line| shortened(OsStr::from_bytes(line)));
+        lines.collect()
+    }
+
+    /// Its output, as long as it is open.
+    pub fn source(&self) -> Option<BorrowedFd<'_>> {
+        self.output.pipe.as_ref().map(AsFd::as_fd)
+    }
+
+    fn end_group(&self) {
+        if !self.has_exited {
+            // It fails only if nobody is left in it.
+            let _ = killpg(self.pid, Signal::SIGKILL);
+        }
+    }
+}
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        self.end_group();
+    }
+}
+
+impl Output {
+    fn read(&mut self) {
+        let Some(pipe) = &mut self.pipe else { return };
+        let mut portion = vec![0; PORTION];
+        match pipe.read(&mut portion) {
+            Ok(0) => self.pipe = None,
+            Ok(length) => self.take(&portion[..length]),
+            Err(error)
+                if matches!(
+                    error.kind(),
+                    io::ErrorKind::WouldBlock | io::ErrorKind::Interrupted
+                ) => {}
+            Err(_) => self.pipe = None,
+        }
+    }
+
+    fn take(&mut self, portion: &[u8]) {
+        for piece in portion.split_inclusive(|byte| *byte == b'\n') {
+            let (piece, is_end) = match piece.strip_suffix(b"\n") {
+                Some(piece) => (piece, true),
+                None => (piece, false),
+            };
+            let room = LONGEST_LINE.saturating_sub(self.partial.len());
+            self.partial.extend(&piece[..piece.len().min(room)]);
+            if is_end {
+                self.lines.push_back(std::mem::take(&mut self.partial));
+                if self.lines.len() > KEPT {
+                    self.lines.pop_front();
+                }
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used, reason = "tests fail by panicking")]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_last_lines_are_kept_and_no_line_without_end() {
+        let mut output = Output {
+            pipe: None,
+            lines: VecDeque::new(),
+            partial: Vec::new(),
+        };
+        for number in 0..100 {
+            output.take(format!("line {number}\nli").as_bytes());
+            output.take(b"ne\n");
+        }
+        assert_eq!(output.lines.len(), KEPT);
+        assert_eq!(output.lines[KEPT - 2], b"line 99");
+        assert_eq!(output.lines[KEPT - 1], b"line");
+        for _ in 0..100 {
+            output.take(&[b'x'; 4096]);
+        }
+        assert_eq!(output.partial.len(), LONGEST_LINE);
+    }
+}

@@ -1,0 +1,221 @@
+//! Whether a new generation serves, as `--ready` asks: told by its workers, by a command, or by an answer of theirs.
+//!
+//! Nothing is decided here: what is found becomes events of the machine, which commits a generation or fails it.
+//!
+//! | `--ready` | proof | file |
+//! |---|---|---|
+//! | `interval` | none here: the machine waits | |
+//! | `notify` | `READY=1` on the generation's own socket | [`mod@notify`], [`mod@message`] |
+//! | `fd:N` | a line feed on a pipe | [`mod@line`] |
+//! | `exec:COMMAND` | a command exits with 0 | [`mod@command`] |
+//! | `accept`, `http:PATH` | the generation's own listener is served | [`mod@probe`], [`mod@trial`], [`mod@http`] |
+
+pub mod command;
+pub mod http;
+mod line;
+mod message;
+mod notify;
+mod probe;
+mod sender;
+mod settings;
+mod trial;
+mod watched;
+
+use std::ffi::{OsStr, OsString};
+use std::io;
+use std::os::fd::{BorrowedFd, OwnedFd, RawFd};
+
+use nix::poll::PollFlags;
+use nix::unistd::Pid;
+
+use self::command::Running;
+use self::line::Pipe;
+use self::watched::Watched;
+use crate::host::launcher::Change;
+use crate::host::moment::Moment;
+use crate::listeners::backlog::Backlog;
+use crate::listeners::dialects::Announced;
+use crate::machine::{Event, Machine, State};
+use crate::words::notice::Notice;
+use crate::words::start_failure::StartFailure;
+
+pub use self::settings::{ProbeAt, Ready, Settings, Statuses};
+
+/// The ways to readiness of all generations that have workers.
+pub struct Readiness {
+    pub settings: Settings,
+    layout: Layout,
+    watched: Vec<Watched>,
+    /// What was found, for the machine.
+    found: Vec<Event>,
+    notices: Vec<Notice>,
+}
+
+/// What the listeners of a worker leave to its probe listener.
+#[derive(Debug, Clone, Copy)]
+pub struct Layout {
+    /// Its descriptor number in the worker.
+    pub probe_number: RawFd,
+    /// The highest number that anything of ours has in a worker.
+    pub highest: RawFd,
+    pub backlog: i32,
+    /// Whether listeners block, as they do unless a dialect wants it otherwise.
+    pub is_blocking: bool,
+}
+
+impl Layout {
+    /// For a worker whose listeners have these numbers.
+    pub fn new(
+        listeners: impl Iterator<Item = RawFd>,
+        settings: &Settings,
+        backlog: Backlog,
+        is_blocking: bool,
+    ) -> Layout {
+        let taken: Vec<RawFd> = listeners.chain(settings.reserved_number()).collect();
+        let probe_number = (3..).find(|number| !taken.contains(number));
+        let probe_number = probe_number.unwrap_or(RawFd::MAX);
+        let highest = taken.into_iter().chain([probe_number]).max();
+        Layout {
+            probe_number,
+            highest: highest.unwrap_or(probe_number),
+            backlog: backlog.number(),
+            is_blocking,
+        }
+    }
+}
+
+/// What a worker gets so that it can prove itself.
+#[derive(Debug, Default)]
+pub struct Handed {
+    /// Descriptors with their numbers in the worker. Their own numbers are above all of these.
+    pub descriptors: Vec<(OwnedFd, RawFd)>,
+    pub variables: Vec<(OsString, OsString)>,
+    pub probe: Option<Announced>,
+    pipe: Option<Pipe>,
+}
+
+/// A command that is to be run for a generation.
+pub struct Order<'a> {
+    pub command: &'a OsStr,
+    pub generation: u32,
+    /// The environment of its worker, and what is added to it.
+    pub changes: &'a [Change],
+    pub probe: Option<&'a Announced>,
+}
+
+/// Runs a command as a worker of this generation would run.
+pub type Runner<'a> = dyn FnMut(&Order<'_>) -> io::Result<Running> + 'a;
+
+impl Readiness {
+    pub fn new(settings: Settings, layout: Layout) -> Readiness {
+        Readiness {
+            settings,
+            layout,
+            watched: Vec::new(),
+            found: Vec::new(),
+            notices: Vec::new(),
+        }
+    }
+
+    /// Prepares what the next worker of a generation gets.
+    ///
+    /// # Errors
+    /// What cannot be made for it.
+    pub fn begin(&mut self, generation: u32) -> Result<Handed, StartFailure> {
+        if !self.watched.iter().any(|one| one.generation == generation) {
+            let watched = Watched::new(generation, &self.settings, &self.layout)?;
+            self.watched.push(watched);
+        }
+        let watched = self.watched.iter().find(|one| one.generation == generation);
+        match watched {
+            Some(watched) => watched.hand_out(&self.settings, &self.layout),
+            None => Ok(Handed::default()),
+        }
+    }
+
+    /// The worker has been started with it, in this environment.
+    pub fn started(&mut self, generation: u32, pid: Pid, handed: Handed, changes: &[Change]) {
+        let now = Moment::now();
+        let mut watched = self.watched.iter_mut();
+        if let Some(watched) = watched.find(|one| one.generation == generation) {
+            watched.started(pid, handed.pipe, changes, &self.settings, now);
+            let known = watched.known(&self.settings);
+            self.found
+                .extend(known.map(|known| Event::NotYetReady { pid, known }));
+        }
+    }
+
+    /// The probe listener of a generation, as its workers know it.
+    pub fn probe_of(&self, generation: u32) -> Option<Announced> {
+        let watched = self
+            .watched
+            .iter()
+            .find(|one| one.generation == generation)?;
+        watched.announced(&self.layout)
+    }
+
+    /// What to wait for.
+    pub fn sources(&self) -> impl Iterator<Item = (BorrowedFd<'_>, PollFlags)> {
+        self.watched.iter().flat_map(Watched::sources)
+    }
+
+    /// When [`Readiness::look`] is due at the latest.
+    pub fn deadline(&self) -> Option<Moment> {
+        match self.found.is_empty() {
+            true => self.watched.iter().filter_map(Watched::deadline).min(),
+            // They are told at once.
+            false => Some(Moment::now()),
+        }
+    }
+
+    /// Looks at everything that may have changed, without waiting for anything. What is found is told afterwards.
+    pub fn look(&mut self, now: Moment, run: &mut Runner<'_>) {
+        let Readiness {
+            settings,
+            watched,
+            found,
+            notices,
+            ..
+        } = self;
+        for watched in watched {
+            watched.look(settings, now, run, found, notices);
+        }
+    }
+
+    /// What was found since the last time.
+    pub fn take_found(&mut self) -> Vec<Event> {
+        std::mem::take(&mut self.found)
+    }
+
+    /// What is to be said since the last time.
+    pub fn take_notices(&mut self) -> Vec<Notice> {
+        std::mem::take(&mut self.notices)
+    }
+
+    /// Whether this child was a command; then its end is taken into account.
+    pub fn has_exited(&mut self, pid: Pid, status: i32) -> bool {
+        let (now, found) = (Moment::now(), &mut self.found);
+        let mut watched = self.watched.iter_mut();
+        watched.any(|watched| watched.command_exited(pid, status, now, found))
+    }
+
+    /// Closes what no generation needs any more.
+    pub fn tidy(&mut self, machine: &Machine) {
+        let state_of = |number: u32| {
+            let mut generations = machine.generations();
+            generations
+                .find(|generation| generation.number == number)
+                .map(|generation| generation.state())
+        };
+        self.watched.retain_mut(|watched| {
+            watched.forget_departed(machine);
+            match state_of(watched.generation) {
+                None => return false,
+                Some(State::Starting) => {}
+                Some(State::Current | State::Retiring) => watched.settle(),
+                Some(State::Old) => watched.retire(),
+            }
+            true
+        });
+    }
+}

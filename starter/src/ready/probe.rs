@@ -1,0 +1,240 @@
+//! The probe: a listener that belongs to one generation alone. What is asked there is answered by that generation, while
+//! the shared listeners would be answered by the old one.
+
+use std::ffi::OsString;
+use std::net::{Ipv4Addr, SocketAddr, SocketAddrV4};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
+use std::os::unix::ffi::OsStrExt;
+use std::path::{Path, PathBuf};
+
+use nix::errno::Errno;
+use nix::fcntl::{FcntlArg, OFlag, fcntl};
+use nix::sys::socket::{
+    AddressFamily, SockFlag, SockType, SockaddrIn, UnixAddr, bind, connect, getsockname,
+    getsockopt, socket,
+};
+use nix::unistd::mkdtemp;
+use nix::{getsockopt_impl, setsockopt_impl, sockopt_impl};
+
+use crate::host::sock_diag::{self, State};
+use crate::listeners::sockets;
+use crate::ready::settings::ProbeAt;
+
+sockopt_impl!(
+    /// Of a TCP listener, in seconds (tcp(7)).
+    DeferAccept,
+    Both,
+    libc::IPPROTO_TCP,
+    libc::TCP_DEFER_ACCEPT,
+    libc::c_int
+);
+
+/// A listener of one generation. Dropping it closes our copy, and removes the file of a unix socket.
+#[derive(Debug)]
+pub struct Probe {
+    listener: OwnedFd,
+    place: Place,
+}
+
+#[derive(Debug)]
+enum Place {
+    Port(SocketAddr),
+    /// In a directory of its own.
+    File(PathBuf),
+}
+
+/// A connection to a probe, of which nothing may be known yet.
+#[derive(Debug)]
+pub struct Connection {
+    pub socket: OwnedFd,
+    /// Our end and theirs, of TCP.
+    addresses: Option<(SocketAddr, SocketAddr)>,
+}
+
+impl Probe {
+    /// A new one, whose descriptor in this process is above this number.
+    pub fn open(
+        at: ProbeAt,
+        backlog: i32,
+        is_blocking: bool,
+        highest: RawFd,
+    ) -> nix::Result<Probe> {
+        let (listener, place) = match at {
+            ProbeAt::Tcp => open_port()?,
+            ProbeAt::Unix => open_file()?,
+        };
+        // From here on it removes what was made.
+        let mut probe = Probe { listener, place };
+        sockets::listen(&probe.listener, backlog)?;
+        if !is_blocking {
+            fcntl(&probe.listener, FcntlArg::F_SETFL(OFlag::O_NONBLOCK))?;
+        }
+        probe.listener = crate::host::open_files::duplicate_above(probe.listener.as_fd(), highest)?;
+        Ok(probe)
+    }
+
+    /// Its key in `SERVER_STARTER_PORT`.
+    pub fn name(&self) -> OsString {
+        match &self.place {
+            Place::Port(address) => address.to_string().into(),
+            Place::File(path) => path.clone().into(),
+        }
+    }
+
+    /// What a request names as its host.
+    pub fn host(&self) -> String {
+        match &self.place {
+            Place::Port(address) => address.to_string(),
+            Place::File(_) => "localhost".to_owned(),
+        }
+    }
+
+    /// Begins to connect. The socket is writable once it is.
+    pub fn connect(&self) -> nix::Result<Connection> {
+        let flags = SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK;
+        match &self.place {
+            Place::Port(SocketAddr::V4(address)) => {
+                let socket = socket(AddressFamily::Inet, SockType::Stream, flags, None)?;
+                match connect(socket.as_raw_fd(), &SockaddrIn::from(*address)) {
+                    Ok(()) | Err(Errno::EINPROGRESS) => {}
+                    Err(errno) => return Err(errno),
+                }
+                let ours: SockaddrIn = getsockname(socket.as_raw_fd())?;
+                let ours = SocketAddr::V4(SocketAddrV4::from(ours));
+                Ok(Connection {
+                    socket,
+                    addresses: Some((ours, SocketAddr::V4(*address))),
+                })
+            }
+            Place::Port(SocketAddr::V6(_)) => Err(Errno::EAFNOSUPPORT),
+            Place::File(path) => {
+                let socket = socket(AddressFamily::Unix, SockType::Stream, flags, None)?;
+                connect(socket.as_raw_fd(), &UnixAddr::new(path.as_path())?)?;
+                Ok(Connection {
+                    socket,
+                    addresses: None,
+                })
+            }
+        }
+    }
+
+    /// Whether accept(2) gives a connection away only once data has come (TCP_DEFER_ACCEPT of tcp(7)), as unicorn wants it.
+    pub fn defers(&self) -> bool {
+        matches!(self.place, Place::Port(_))
+            && getsockopt(&self.listener, DeferAccept).is_ok_and(|seconds| seconds > 0)
+    }
+
+    /// Whether the server has accepted this connection.
+    ///
+    /// Of TCP, its end has an inode from then on. A connection to a unix socket is in the listener's queue as soon as
+    /// connect(2) has returned, and nobody else connects here: once the queue is empty it was accepted.
+    pub fn has_accepted(&self, connection: &Connection) -> bool {
+        match (connection.addresses, &self.place) {
+            (Some((ours, theirs)), _) => sock_diag::connection(theirs, ours)
+                .ok()
+                .flatten()
+                .is_some_and(|it| it.inode != 0),
+            (None, Place::File(path)) => {
+                let name = path.as_os_str().as_bytes();
+                let listeners = sock_diag::unix(|one| {
+                    one.state == State::Listen && one.name.as_deref() == Some(name)
+                });
+                listeners
+                    .is_ok_and(|found| found.first().and_then(|one| one.receive_queue) == Some(0))
+            }
+            (None, Place::Port(_)) => false,
+        }
+    }
+}
+
+fn open_port() -> nix::Result<(OwnedFd, Place)> {
+    let flags = SockFlag::SOCK_CLOEXEC;
+    let socket = socket(AddressFamily::Inet, SockType::Stream, flags, None)?;
+    let any = SockaddrIn::from(SocketAddrV4::new(Ipv4Addr::LOCALHOST, 0));
+    bind(socket.as_raw_fd(), &any)?;
+    let bound: SockaddrIn = getsockname(socket.as_raw_fd())?;
+    Ok((socket, Place::Port(SocketAddr::V4(bound.into()))))
+}
+
+/// mkdtemp(3) makes the directory for its owner alone.
+fn open_file() -> nix::Result<(OwnedFd, Place)> {
+    let directory = mkdtemp(&std::env::temp_dir().join("start_server-probe-XXXXXX"))?;
+    let path = directory.join("socket");
+    let made = socket(
+        AddressFamily::Unix,
+        SockType::Stream,
+        SockFlag::SOCK_CLOEXEC,
+        None,
+    )
+    .and_then(|socket| {
+        bind(socket.as_raw_fd(), &UnixAddr::new(path.as_path())?)?;
+        Ok(socket)
+    });
+    match made {
+        Ok(socket) => Ok((socket, Place::File(path))),
+        Err(errno) => {
+            remove(&path);
+            Err(errno)
+        }
+    }
+}
+
+/// Nobody else can enter the directory, so both are still ours.
+fn remove(path: &Path) {
+    drop(std::fs::remove_file(path));
+    if let Some(directory) = path.parent() {
+        drop(std::fs::remove_dir(directory));
+    }
+}
+
+impl Drop for Probe {
+    fn drop(&mut self) {
+        if let Place::File(path) = &self.place {
+            remove(path);
+        }
+    }
+}
+
+impl AsFd for Probe {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.listener.as_fd()
+    }
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used, reason = "tests fail by panicking")]
+mod tests {
+    use nix::sys::socket::{accept, setsockopt};
+
+    use super::*;
+
+    #[test]
+    fn a_connection_counts_as_accepted_once_it_is_and_not_before() {
+        for at in [ProbeAt::Tcp, ProbeAt::Unix] {
+            let probe = Probe::open(at, 8, true, 2).unwrap();
+            let connection = probe.connect().unwrap();
+            assert!(!probe.has_accepted(&connection), "{at:?}");
+            let accepted = accept(probe.as_fd().as_raw_fd()).unwrap();
+            assert!(probe.has_accepted(&connection), "{at:?}");
+            nix::unistd::close(accepted).unwrap();
+        }
+    }
+
+    #[test]
+    fn a_listener_that_waits_for_data_is_known() {
+        let probe = Probe::open(ProbeAt::Tcp, 8, true, 2).unwrap();
+        assert!(!probe.defers());
+        setsockopt(&probe, DeferAccept, &1).unwrap();
+        assert!(probe.defers());
+    }
+
+    #[test]
+    fn nothing_is_left_of_a_unix_socket() {
+        let probe = Probe::open(ProbeAt::Unix, 8, true, 2).unwrap();
+        let path = PathBuf::from(probe.name());
+        let directory = path.parent().unwrap().to_owned();
+        assert!(path.exists());
+        drop(probe);
+        assert!(!directory.exists());
+    }
+}

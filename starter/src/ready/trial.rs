@@ -1,0 +1,240 @@
+//! Asking a probe again and again, until the generation has proved that it serves. It never blocks.
+
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
+use std::time::Duration;
+
+use nix::errno::Errno;
+use nix::poll::PollFlags;
+use nix::sys::socket::{MsgFlags, recv, send};
+
+use crate::host::moment::Moment;
+use crate::ready::http::{Answer, LONGEST_HEAD, read_answer, request};
+use crate::ready::probe::{Connection, Probe};
+use crate::ready::settings::Statuses;
+
+/// The first pause between two looks; each one after it is 1.5 times longer, up to the longest.
+const FIRST_PAUSE: Duration = Duration::from_millis(1);
+const LONGEST_PAUSE: Duration = Duration::from_millis(100);
+
+/// How long one request may take.
+const LONGEST_REQUEST: Duration = Duration::from_secs(1);
+
+/// What to send to a listener that gives a connection away only once data has come. A server skips an empty line before a
+/// request (RFC 9112, 2.2).
+const SOME_DATA: &[u8] = b"\r\n";
+
+/// What proves that a generation serves.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Goal {
+    /// It accepts a connection.
+    Accept,
+    /// It answers a request with one of these statuses.
+    Http { path: String, statuses: Statuses },
+}
+
+/// Where the asking has got to.
+#[derive(Debug)]
+pub struct Trial {
+    goal: Goal,
+    asking: Option<Asking>,
+    /// The next look, or the end of the request that is under way.
+    next_at: Moment,
+    pause: Duration,
+}
+
+#[derive(Debug)]
+struct Asking {
+    connection: Connection,
+    unsent: Vec<u8>,
+    received: Vec<u8>,
+}
+
+/// What a look has found.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Found {
+    Ready,
+    /// What is known instead, to be told.
+    NotYet(String),
+    /// Nothing new.
+    Nothing,
+}
+
+impl Trial {
+    pub fn new(goal: Goal, now: Moment) -> Trial {
+        Trial {
+            goal,
+            asking: None,
+            next_at: now + FIRST_PAUSE,
+            pause: FIRST_PAUSE,
+        }
+    }
+
+    /// What is known before the first answer.
+    pub fn known(&self) -> String {
+        match &self.goal {
+            Goal::Accept => "it has not accepted a connection".to_owned(),
+            Goal::Http { path, .. } => format!("GET {path} has not been answered"),
+        }
+    }
+
+    /// When [`Trial::look`] is due at the latest.
+    pub fn deadline(&self) -> Moment {
+        self.next_at
+    }
+
+    /// What to wait for, if not only for the deadline.
+    pub fn source(&self) -> Option<(BorrowedFd<'_>, PollFlags)> {
+        let asking = self.asking.as_ref()?;
+        if self.goal == Goal::Accept {
+            return None;
+        }
+        let flags = match asking.unsent.is_empty() {
+            true => PollFlags::POLLIN,
+            false => PollFlags::POLLOUT,
+        };
+        Some((asking.connection.socket.as_fd(), flags))
+    }
+
+    /// Goes on as far as it can.
+    pub fn look(&mut self, probe: &Probe, now: Moment) -> Found {
+        match self.goal.clone() {
+            Goal::Accept => self.look_for_accept(probe, now),
+            Goal::Http { path, statuses } => self.look_for_answer(probe, &path, statuses, now),
+        }
+    }
+
+    fn rest(&mut self, now: Moment) {
+        self.next_at = now + self.pause;
+        self.pause = (self.pause * 3 / 2).min(LONGEST_PAUSE);
+    }
+
+    /// One connection is kept until it is accepted: each that is given up would have to be accepted before the next.
+    fn look_for_accept(&mut self, probe: &Probe, now: Moment) -> Found {
+        if now < self.next_at {
+            return Found::Nothing;
+        }
+        self.rest(now);
+        let asking = match self.asking.take() {
+            Some(asking) => asking,
+            None => match probe.connect() {
+                Ok(connection) => Asking {
+                    connection,
+                    unsent: SOME_DATA.to_vec(),
+                    received: Vec::new(),
+                },
+                Err(errno) => return Found::NotYet(cannot_connect(errno)),
+            },
+        };
+        self.wait_for_accept(asking, probe)
+    }
+
+    fn wait_for_accept(&mut self, mut asking: Asking, probe: &Probe) -> Found {
+        let socket = asking.connection.socket.as_raw_fd();
+        let flags = MsgFlags::MSG_DONTWAIT | MsgFlags::MSG_NOSIGNAL;
+        match recv(socket, &mut [0], MsgFlags::MSG_PEEK | flags) {
+            // Only a server that has accepted it writes or closes it in order.
+            Ok(_) => return Found::Ready,
+            Err(Errno::EAGAIN | Errno::EINTR | Errno::ENOTCONN) => {}
+            // Reset, as when the listener is shut down: another one is needed.
+            Err(errno) => return Found::NotYet(cannot_connect(errno)),
+        }
+        if probe.has_accepted(&asking.connection) {
+            return Found::Ready;
+        }
+        if !asking.unsent.is_empty() && probe.defers() {
+            let sent = send(socket, &asking.unsent, flags).unwrap_or(0);
+            asking.unsent.drain(..sent);
+        }
+        self.asking = Some(asking);
+        Found::Nothing
+    }
+
+    fn look_for_answer(
+        &mut self,
+        probe: &Probe,
+        path: &str,
+        statuses: Statuses,
+        now: Moment,
+    ) -> Found {
+        let is_due = now >= self.next_at;
+        let not_yet =
+            |what: &str| Found::NotYet(format!("GET {path} on the new generation: {what}"));
+        let Some(mut asking) = self.asking.take() else {
+            if !is_due {
+                return Found::Nothing;
+            }
+            match probe.connect() {
+                Ok(connection) => {
+                    self.next_at = now + LONGEST_REQUEST;
+                    self.asking = Some(Asking {
+                        connection,
+                        unsent: request(path, &probe.host()),
+                        received: Vec::new(),
+                    });
+                    return Found::Nothing;
+                }
+                Err(errno) => {
+                    self.rest(now);
+                    return not_yet(errno.desc());
+                }
+            }
+        };
+        let answer = asking.exchange();
+        match answer {
+            Ok(Answer::Final { status, .. }) if statuses.contain(status) => return Found::Ready,
+            Ok(Answer::Partial) if !is_due => {
+                self.asking = Some(asking);
+                return Found::Nothing;
+            }
+            _ => self.rest(now),
+        }
+        match answer {
+            Ok(Answer::Final { shown, .. }) => not_yet(&shown),
+            Ok(Answer::Partial) => not_yet("no answer within a second"),
+            Ok(Answer::Broken(why)) => not_yet(&format!("the answer cannot be used: {why}")),
+            Err(why) => not_yet(&why),
+        }
+    }
+}
+
+impl Asking {
+    /// Sends and reads what can be sent and read at once. The error is the cause in words.
+    fn exchange(&mut self) -> Result<Answer, String> {
+        let socket = self.connection.socket.as_raw_fd();
+        let flags = MsgFlags::MSG_DONTWAIT | MsgFlags::MSG_NOSIGNAL;
+        while !self.unsent.is_empty() {
+            match send(socket, &self.unsent, flags) {
+                Ok(sent) => drop(self.unsent.drain(..sent)),
+                Err(Errno::EINTR) => {}
+                Err(Errno::EAGAIN | Errno::ENOTCONN) => return Ok(Answer::Partial),
+                Err(errno) => return Err(errno.desc().to_owned()),
+            }
+        }
+        let mut portion = [0; 4096];
+        // No more than it takes to know that the head is too long.
+        while self.received.len() <= LONGEST_HEAD {
+            match recv(socket, &mut portion, flags) {
+                Ok(0) => {
+                    return match read_answer(&self.received) {
+                        Answer::Partial => {
+                            Err("the connection was closed before an answer".to_owned())
+                        }
+                        answer => Ok(answer),
+                    };
+                }
+                Ok(length) => self.received.extend(&portion[..length]),
+                Err(Errno::EINTR) => {}
+                Err(Errno::EAGAIN) => break,
+                Err(errno) => return Err(errno.desc().to_owned()),
+            }
+        }
+        Ok(read_answer(&self.received))
+    }
+}
+
+fn cannot_connect(errno: Errno) -> String {
+    format!(
+        "a connection to the new generation has failed: {}",
+        errno.desc()
+    )
+}

@@ -10,6 +10,7 @@
 //!
 //! Everything that an attacker could influence comes after the drop: host names, files, the server program.
 
+use std::collections::BTreeMap;
 use std::io;
 use std::path::Path;
 use std::rc::Rc;
@@ -282,6 +283,7 @@ impl Ready {
         let resources = Resources {
             blueprint: self.blueprint,
             environment: self.environment,
+            pins: BTreeMap::new(),
             signals: self.signals,
             reports: Vec::new(),
             log,

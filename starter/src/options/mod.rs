@@ -210,6 +210,7 @@ fn machine(given: &Given<'_>) -> Result<machine::Settings, Failure> {
         stop_timeout: given.seconds("stop-timeout")?,
         start_limit,
         first_start_limit,
+        pins: !given.flag("no-pin"),
         // The environment of the first generation can override these, and is read later.
         knobs: Knobs {
             kill_old_delay: Duration::ZERO,

@@ -1,14 +1,16 @@
 //! Carries out what the machine has decided, and what needs no decision. There is no policy here.
 
+use std::rc::Rc;
 use std::time::Instant;
 
+use nix::errno::Errno;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
 use crate::host::moment::Moment;
 use crate::host::process::adopt_orphans;
 use crate::listeners::health::Occasion;
-use crate::machine::{Action, Event, Generation, Machine};
+use crate::machine::{Action, Event, Generation, Machine, Source};
 use crate::status::pid_file::PidFile;
 use crate::supervisor::resources::Resources;
 use crate::supervisor::sources::{Duty, executed};
@@ -16,15 +18,17 @@ use crate::words::exec_failure::ExecFailure;
 use crate::words::failure::Failure;
 use crate::words::notice::{Notice, WithMeaning};
 use crate::worker::leftovers::Leftovers;
-use crate::worker::{Change, Report, cannot_spawn};
+use crate::worker::{Pin, Report, cannot_spawn};
 
 impl Resources {
     /// Carries out one action. Returns the event that results from it.
     pub fn perform(&mut self, action: Action, machine: &mut Machine) -> Option<Event> {
         match action {
-            Action::Spawn { generation, slot } => {
-                return Some(self.spawn(generation, slot, machine));
-            }
+            Action::Spawn {
+                generation,
+                slot,
+                from,
+            } => return Some(self.spawn(generation, slot, from, machine)),
             Action::Signal { pid, signal } => self.signal(pid, signal),
             Action::EndLeftovers {
                 worker,
@@ -84,6 +88,7 @@ impl Resources {
             }
             Duty::Ignore(signal) => self.log.say(&Notice::Ignored(signal)),
             Duty::SaveStatus => self.save_status(machine),
+            Duty::Say(notice) => self.log.say(&notice),
             Duty::WorkOnLog => self.log.work(Instant::now()),
         }
         Vec::new()
@@ -112,14 +117,24 @@ impl Resources {
         }
     }
 
-    fn spawn(&mut self, generation: u32, slot: usize, machine: &mut Machine) -> Event {
+    fn spawn(
+        &mut self,
+        generation: u32,
+        slot: usize,
+        from: Source,
+        machine: &mut Machine,
+    ) -> Event {
         // What of it nobody can reach is the verdict at the commit.
         self.examine_listeners(Occasion::Start);
-        let (changes, knobs) = self.load_environment();
-        machine.set_knobs(knobs);
+        let kept = match from {
+            Source::Disk => None,
+            Source::Generation(number) => self.kept(number, generation),
+        };
+        let is_again = kept.is_some();
+        let pin = kept.map_or_else(|| self.pin(machine), Ok);
         // If it fails, it may leave processes behind.
         adopt_orphans(true);
-        match changes.and_then(|changes| self.spawn_captured(generation, &changes)) {
+        match pin.and_then(|pin| self.spawn_captured(generation, pin, is_again)) {
             Ok((pid, report)) => {
                 self.reports.push((pid, report));
                 Event::Spawned {
@@ -136,13 +151,39 @@ impl Resources {
         }
     }
 
+    /// What one generation was started from, for a worker of another one or the same.
+    fn kept(&mut self, number: u32, generation: u32) -> Option<Rc<Pin>> {
+        let kept = self.pins.get(&number).cloned();
+        if kept.is_none() {
+            let errno = Errno::EBADF;
+            self.log.say(&Notice::Unpinned { generation, errno });
+        }
+        kept
+    }
+
+    /// What the disk has now.
+    fn pin(&mut self, machine: &mut Machine) -> Result<Rc<Pin>, ExecFailure> {
+        let (changes, knobs) = self.load_environment();
+        machine.set_knobs(knobs);
+        Ok(Rc::new(match machine.pins() {
+            true => self.blueprint.pin(changes?),
+            false => Pin::without_files(changes?),
+        }))
+    }
+
     fn spawn_captured(
         &mut self,
         generation: u32,
-        changes: &[Change],
+        pin: Rc<Pin>,
+        is_again: bool,
     ) -> Result<(Pid, Report), ExecFailure> {
         let pipes = self.log.pipes().map_err(cannot_spawn)?;
-        let (pid, report) = self.blueprint.spawn(generation, changes, &pipes.theirs)?;
+        let spawned = self
+            .blueprint
+            .spawn(generation, &pin, is_again, &pipes.theirs);
+        // Even if there is no process: the next one is started from the same.
+        self.pins.insert(generation, pin);
+        let (pid, report) = spawned?;
         self.log.attach(generation, pid, pipes);
         Ok((pid, report))
     }
@@ -200,8 +241,11 @@ impl Resources {
         }
         // It may have reported after the reports were read, and its report precedes its exit.
         if let Some(place) = self.reports.iter().position(|(one, _)| *one == pid) {
-            let (_, report) = self.reports.swap_remove(place);
+            let (_, mut report) = self.reports.swap_remove(place);
             let result = report.read(&self.blueprint);
+            if let Some(notice) = report.notice() {
+                self.log.say(&notice);
+            }
             events.extend(result.map(|result| executed(pid, result)));
         }
         events.push(Event::Exited { pid, status });

@@ -17,6 +17,7 @@ use crate::supervisor::resources::Resources;
 use crate::supervisor::signals::STOPS;
 use crate::words::exec_failure::ExecFailure;
 use crate::words::failure::Failure;
+use crate::words::notice::Notice;
 
 /// How often a supervisor that can no longer wait for its descriptors polls the workers it has to stop.
 const BLIND_LOOK: Duration = Duration::from_millis(10);
@@ -47,6 +48,8 @@ pub enum Duty {
     Ignore(Signal),
     /// Writing the status failed, and a retry is due.
     SaveStatus,
+    /// What a worker has found out about its own start.
+    Say(Notice),
     /// The log reads and writes what is ready.
     WorkOnLog,
 }
@@ -167,9 +170,11 @@ impl Inbox {
         let Resources {
             blueprint, reports, ..
         } = resources;
-        reports.retain(|(pid, report)| match report.read(blueprint) {
+        reports.retain_mut(|(pid, report)| match report.read(blueprint) {
             None => true,
             Some(result) => {
+                let notice = report.notice().map(Duty::Say);
+                self.next.extend(notice.map(Input::Duty));
                 self.next.push_back(Input::Event(executed(*pid, result)));
                 false
             }

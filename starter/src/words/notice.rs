@@ -86,6 +86,11 @@ pub enum Notice {
         granted: u32,
     },
     CannotStartWorker(ExecFailure),
+    /// What has served cannot be started again in this generation.
+    Unpinned {
+        generation: u32,
+        errno: Errno,
+    },
     /// Processes that a worker has left behind, which is gone.
     EndingLeftovers {
         worker: Pid,
@@ -208,6 +213,7 @@ impl Notice {
             | Notice::ListenerInTrouble { .. } => Severity::Error,
             Notice::DiedUnexpectedly { .. }
             | Notice::EndingLeftovers { .. }
+            | Notice::Unpinned { .. }
             | Notice::RolledBack { .. }
             | Notice::KillingWorkers { .. }
             | Notice::TakenOver { .. }
@@ -282,6 +288,7 @@ impl Notice {
         match self {
             Notice::FailedToStart { status: 0, .. } => Some(remedy::STAY_IN_FOREGROUND),
             Notice::SyslogUnreachable { errno, .. } => remedy::of_syslog(*errno),
+            Notice::Unpinned { errno, .. } => remedy::of_unpinned(*errno),
             _ => None,
         }
     }
@@ -341,6 +348,13 @@ impl Notice {
             }
             Notice::BacklogCut { asked, granted } => {
                 format!("start_server: --backlog={asked} is cut to {granted} by the kernel: see net.core.somaxconn of sysctl")
+            }
+            Notice::Unpinned { generation, errno } => {
+                format!(
+                    "start_server: cannot start again what has served: {}; generation {generation} starts what is \
+                     at its path now",
+                    errno.desc()
+                )
             }
             Notice::EndingLeftovers {
                 worker,

@@ -5,6 +5,7 @@
 pub mod environment;
 mod explain;
 pub mod leftovers;
+mod pin;
 mod settings;
 
 use std::convert::Infallible;
@@ -25,6 +26,8 @@ use nix::unistd::{ForkResult, Pid, chdir, pipe2, read, setsid, write};
 
 pub use self::explain::cannot_spawn;
 use self::explain::{Attempt, Step, explain};
+pub use self::pin::Pin;
+use self::pin::Wanted;
 pub use self::settings::Settings;
 use crate::host::dispositions;
 pub use crate::host::launcher::Change;
@@ -32,6 +35,7 @@ use crate::host::launcher::Handover;
 use crate::host::open_files::{OpenFiles, duplicate_above};
 use crate::host::process::{exit_child, fork_single_threaded};
 use crate::words::exec_failure::ExecFailure;
+use crate::words::notice::Notice;
 
 /// Everything about a worker that is the same in every generation.
 #[derive(Debug)]
@@ -58,69 +62,81 @@ pub struct Blueprint {
 #[derive(Debug)]
 pub struct Report {
     pipe: OwnedFd,
+    generation: u32,
+    /// Why the child could not start what its pin holds, if it has said so.
+    unpinned: Option<Errno>,
     /// Where the child looks the program up.
     path: OsString,
 }
+
+/// What a child writes, before the errno, if it starts whatever the program's path leads to instead of what its pin holds.
+/// No [`Step`] has this number.
+const UNPINNED: u8 = 0;
 
 /// Where a program is looked up without any PATH (execvp(3)).
 const DEFAULT_PATH: &str = "/bin:/usr/bin";
 
 impl Blueprint {
-    /// Starts a process that becomes a worker of `generation`. Its output goes where ours goes, except for these
-    /// descriptors, which get the given numbers unless a listener has that number.
+    /// Starts a process that becomes a worker of `generation`, from what its pin holds. `is_again` says that another worker
+    /// was started from the same before. Its output goes where ours goes, except for these descriptors, which get the
+    /// given numbers unless a listener has that number.
     ///
     /// # Errors
     /// If there is no process. Later failures arrive by the [`Report`].
     pub fn spawn(
         &self,
         generation: u32,
-        environment: &[Change],
+        pin: &Pin,
+        is_again: bool,
         output: &[(OwnedFd, RawFd)],
     ) -> Result<(Pid, Report), ExecFailure> {
         let (ours, theirs) = pipe2(OFlag::O_CLOEXEC | OFlag::O_NONBLOCK).map_err(cannot_spawn)?;
-        let theirs = self.out_of_the_way(&theirs).map_err(cannot_spawn)?;
+        let theirs = duplicate_above(theirs.as_fd(), self.highest()).map_err(cannot_spawn)?;
         match fork_single_threaded().map_err(cannot_spawn)? {
             ForkResult::Parent { child } => {
-                let path = path_in(environment);
-                Ok((child, Report { pipe: ours, path }))
+                let report = Report {
+                    pipe: ours,
+                    generation,
+                    unpinned: None,
+                    path: path_in(&pin.environment),
+                };
+                Ok((child, report))
             }
-            ForkResult::Child => self.run(generation, environment, output, &theirs),
+            ForkResult::Child => {
+                let Err((step, errno)) = self.prepare(output).and_then(|()| {
+                    let command = self.command(generation, &pin.environment);
+                    dispositions::reset_for_worker();
+                    match pin.execute(&command) {
+                        Err(Some(errno)) if is_again => say(&theirs, UNPINNED, errno),
+                        Err(_) => {}
+                    }
+                    self.execute(command)
+                });
+                say(&theirs, step as u8, errno);
+                exit_child(255)
+            }
         }
     }
 
-    /// A copy with a number above all that the worker's sockets will take.
-    fn out_of_the_way(&self, descriptor: &OwnedFd) -> nix::Result<OwnedFd> {
-        let highest = self
-            .sockets
-            .iter()
-            .map(|(_, number)| *number)
-            .max()
-            .unwrap_or(2);
-        duplicate_above(descriptor.as_fd(), highest)
+    /// Holds what a worker with this environment would be started from now.
+    pub fn pin(&self, environment: Vec<Change>) -> Pin {
+        let wanted = Wanted {
+            program: &self.program,
+            directory: self.directory.as_deref(),
+            path: &path_in(&environment),
+            highest: self.highest(),
+        };
+        Pin::new(&wanted, environment)
     }
 
-    /// The child's side; it never returns to the supervisor's code.
-    fn run(
-        &self,
-        generation: u32,
-        environment: &[Change],
-        output: &[(OwnedFd, RawFd)],
-        report: &OwnedFd,
-    ) -> ! {
-        let Err((step, errno)) = self.execute(generation, environment, output);
-        let mut message = vec![step as u8];
-        message.extend((errno as i32).to_ne_bytes());
-        // Without the report the exit status still says that it failed.
-        let _ = write(report, &message);
-        exit_child(255)
+    /// The highest number that a worker's sockets take. What else is open in a child must be above.
+    fn highest(&self) -> RawFd {
+        let numbers = self.sockets.iter().map(|(_, number)| *number);
+        numbers.max().unwrap_or(2)
     }
 
-    fn execute(
-        &self,
-        generation: u32,
-        environment: &[Change],
-        output: &[(OwnedFd, RawFd)],
-    ) -> Result<Infallible, (Step, Errno)> {
+    /// The child's side, up to the directory and the program.
+    fn prepare(&self, output: &[(OwnedFd, RawFd)]) -> Result<(), (Step, Errno)> {
         let at = |step| move |errno| (step, errno);
         keep_from_exec().map_err(at(Step::Descriptors))?;
         // Before the sockets, as one of them may need the same number, and a pipe may have one of theirs.
@@ -140,9 +156,10 @@ impl Blueprint {
         if self.own_session {
             setsid().map_err(at(Step::Signals))?;
         }
-        if let Some(directory) = &self.directory {
-            chdir(directory.as_path()).map_err(at(Step::Directory))?;
-        }
+        Ok(())
+    }
+
+    fn command(&self, generation: u32, environment: &[Change]) -> Command {
         let mut command = Command::new(&self.program);
         command.args(&self.arguments);
         self.handover.apply(&mut command);
@@ -159,6 +176,14 @@ impl Blueprint {
             command.env("LISTEN_PID", std::process::id().to_string());
         }
         reset_signals(&mut command);
+        command
+    }
+
+    /// Executes what lies on disk.
+    fn execute(&self, mut command: Command) -> Result<Infallible, (Step, Errno)> {
+        if let Some(directory) = &self.directory {
+            chdir(directory.as_path()).map_err(|errno| (Step::Directory, errno))?;
+        }
         let error = command.exec();
         Err((Step::Execute, errno_of(&error)))
     }
@@ -166,13 +191,17 @@ impl Blueprint {
 
 impl Report {
     /// The child's report: `None` while it has neither executed the program nor failed to.
-    pub fn read(&self, blueprint: &Blueprint) -> Option<Result<(), ExecFailure>> {
+    pub fn read(&mut self, blueprint: &Blueprint) -> Option<Result<(), ExecFailure>> {
         let mut message = [0; 5];
         match read(&self.pipe, &mut message) {
             Err(Errno::EAGAIN | Errno::EINTR) => None,
             Ok(5) => {
                 let [step, errno @ ..] = message;
                 let errno = Errno::from_raw(i32::from_ne_bytes(errno));
+                if step == UNPINNED {
+                    self.unpinned = Some(errno);
+                    return self.read(blueprint);
+                }
                 let attempt = Attempt {
                     program: &blueprint.program,
                     directory: blueprint.directory.as_deref(),
@@ -184,12 +213,27 @@ impl Report {
             Ok(_) | Err(_) => Some(Ok(())),
         }
     }
+
+    /// What else is to be said, once the report is read.
+    pub fn notice(&self) -> Option<Notice> {
+        let generation = self.generation;
+        self.unpinned
+            .map(|errno| Notice::Unpinned { generation, errno })
+    }
 }
 
 impl AsFd for Report {
     fn as_fd(&self) -> BorrowedFd<'_> {
         self.pipe.as_fd()
     }
+}
+
+/// What the child says.
+fn say(report: &OwnedFd, what: u8, errno: Errno) {
+    let mut message = vec![what];
+    message.extend((errno as i32).to_ne_bytes());
+    // Without the report the exit status still says that it failed.
+    let _ = write(report, &message);
 }
 
 fn path_in(changes: &[Change]) -> OsString {

@@ -29,14 +29,14 @@ fn refusal(machine: &Machine, place: &str, other: Value) -> String {
 fn another_version_is_refused() {
     let machine = World::new(settings()).machine;
     assert_eq!(
-        read(&written(&machine).replacen("\"version\":3", "\"version\":4", 1)).unwrap_err(),
-        "it is of version 4, and this program knows version 3 alone at line 1 column 12"
+        read(&written(&machine).replacen("\"version\":4", "\"version\":5", 1)).unwrap_err(),
+        "it is of version 5, and this program knows version 4 alone at line 1 column 12"
     );
     // Whatever else is in it.
     assert!(
-        read(r#"{"version":4,"rooms":[]}"#)
+        read(r#"{"version":5,"rooms":[]}"#)
             .unwrap_err()
-            .contains("version 4")
+            .contains("version 5")
     );
 }
 
@@ -126,9 +126,24 @@ fn states_that_no_machine_can_be_in_are_refused() {
             "a start is under way, and another one is planned",
         ),
         (
-            "/machine/has_served",
-            json!(false),
+            "/machine/served",
+            Value::Null,
             "a generation is current, and none has ever committed",
+        ),
+        (
+            "/machine/served",
+            json!(1),
+            "generation 2 is current, and another one has served last",
+        ),
+        (
+            "/machine/served_before",
+            json!(2),
+            "what has served is in no order",
+        ),
+        (
+            "/machine/postponed",
+            json!("Asked"),
+            "a restart waits for what served, and that serves",
         ),
         (
             "/machine/phase",
@@ -187,10 +202,12 @@ fn a_machine_that_would_wait_for_ever_is_refused() {
     let ended = refusal(&world.machine, "/machine/generations", json!([]));
     assert_eq!(ended, "it is stopping, and no worker is left");
     let planned = json!({"at": 0, "why": "First"});
-    assert_eq!(
-        refusal(&world.machine, "/machine/planned", planned),
-        "it is stopping, and a start is planned"
-    );
+    for (place, other) in [("planned", planned), ("postponed", json!("Asked"))] {
+        assert_eq!(
+            refusal(&world.machine, &format!("/machine/{place}"), other),
+            "it is stopping, and a start is planned"
+        );
+    }
 }
 
 #[test]
@@ -204,7 +221,7 @@ fn everything_has_its_place_in_the_text() {
     world.check();
     let value = serde_json::to_value(world.machine.snapshot()).unwrap();
     for (place, expected) in [
-        ("/version", json!(3)),
+        ("/version", json!(4)),
         ("/machine/settings/signal_on_hup", json!(10)),
         ("/machine/settings/knobs/kill_old_delay/secs", json!(60)),
         ("/machine/generations/1/stage", json!("Current")),
@@ -214,6 +231,8 @@ fn everything_has_its_place_in_the_text() {
             "/machine/generations/2/slots/0/content/Occupied/pid",
             json!(104),
         ),
+        ("/machine/served", json!(2)),
+        ("/machine/served_before", json!(1)),
         ("/machine/history/counters/restarts", json!(2)),
     ] {
         assert_eq!(value.pointer(place), Some(&expected), "{place}");

@@ -24,11 +24,12 @@ fn assert_machine(settings: machine::Settings, expected: machine::Settings) {
             stop_timeout,
             start_limit,
             first_start_limit,
+            pins,
             knobs,
         } = settings;
         (
             (workers, interval, signal_on_hup, signal_on_term),
-            (stop_timeout, start_limit, first_start_limit, knobs),
+            (stop_timeout, start_limit, first_start_limit, pins, knobs),
         )
     };
     assert_eq!(all(settings), all(expected));
@@ -87,6 +88,7 @@ fn the_defaults_are_those_of_server_starter() {
         stop_timeout: None,
         start_limit: None,
         first_start_limit: None,
+        pins: true,
         knobs: NO_KNOBS,
     };
     assert_machine(machine, expected);
@@ -126,6 +128,7 @@ fn every_option_reaches_its_room() {
         "--dir=/d",
         "--envdir=/e",
         "--fd-env=nginx",
+        "--no-pin",
         "--interval=2",
         "--signal-on-hup=QUIT",
         "--signal-on-term=INT",
@@ -186,6 +189,7 @@ fn every_option_reaches_its_room() {
         stop_timeout: Some(Duration::from_secs(4)),
         start_limit: NonZeroU32::new(6),
         first_start_limit: NonZeroU32::new(6),
+        pins: false,
         knobs: NO_KNOBS,
     };
     assert_machine(machine, expected);

@@ -10,6 +10,7 @@
 //!
 //! Everything that an attacker could influence comes after the drop: host names, files, the server program.
 
+use std::collections::BTreeMap;
 use std::io;
 use std::path::Path;
 use std::rc::Rc;
@@ -279,6 +280,7 @@ fn make_ready(options: Options, held: Held, log: &mut Log) -> Result<Ready, Fail
             directory: options.worker.directory,
             handover,
             announced,
+            highest: layout.highest,
             dialects: options.listeners.dialects,
             own_session: held.own_session,
             sockets: listeners
@@ -302,6 +304,7 @@ impl Ready {
             blueprint: self.blueprint,
             readiness: self.readiness,
             environment: self.environment,
+            pins: BTreeMap::new(),
             signals: self.signals,
             reports: Vec::new(),
             log,

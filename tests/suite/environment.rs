@@ -8,9 +8,9 @@ use std::path::{Path, PathBuf};
 use e2e::skip::{needs_root, original_differs};
 use e2e::start::InTurn;
 use e2e::{Report, Server, Setup, client, ports, programs};
-use nix::sys::signal::{Signal, kill};
+use nix::sys::signal::Signal;
 use nix::sys::stat::Mode;
-use nix::unistd::{Pid, mkfifo};
+use nix::unistd::mkfifo;
 
 /// The longest `NAME=VALUE` that the kernel hands to a program.
 const LONGEST: usize = 128 * 1024 - 1;
@@ -92,16 +92,6 @@ fn each_generation_gets_the_directory_as_it_is_then() {
     assert_eq!(variable(&second, "KEPT"), Some("kept"));
     assert_eq!(variable(&second, "CHANGED"), Some("after"));
     assert_eq!(variable(&second, "ADDED"), Some("added"));
-}
-
-#[test]
-fn a_worker_that_replaces_one_which_died_gets_the_directory_as_it_is_then() {
-    let (server, port, directory) = with_envdir(|directory| put(directory, "NAME", "before\n"));
-    let first = server.ask(port);
-    put(&directory, "NAME", "after\n");
-    kill(Pid::from_raw(first.pid), Signal::SIGKILL).expect("cannot kill the worker");
-    server.wait_for_generations(&[2]);
-    assert_eq!(variable(&server.ask(port), "NAME"), Some("after"));
 }
 
 #[test]

@@ -37,6 +37,7 @@ mod listeners;
 mod lock_holder;
 mod logging;
 mod pid_namespaces;
+mod pins;
 mod policy;
 mod privileges;
 mod real_servers;

@@ -33,6 +33,17 @@
 //!
 //! Each slot counts its own failures: they neither delay a restart nor count toward its limit or verdict. While its
 //! generation is retiring no slot is filled; empty ones are filled if it becomes current again.
+//!
+//! What a generation is started from is kept, unless `--no-pin` is given, and a crash deploys nothing:
+//!
+//! | a worker of | is started from ([`Source`]) |
+//! |---|---|
+//! | the first generation, a restart, and every further try of it | the disk as it is then |
+//! | the same generation, in another slot or instead of one that died | the same as the first one |
+//! | a generation that replaces one whose workers have all died | the same as the one that served last |
+//!
+//! When nothing serves, what served comes back before a failed restart is tried again: its next try is due once that
+//! serves, or when that has failed as well.
 
 #![deny(
     clippy::wildcard_enum_match_arm,
@@ -43,6 +54,7 @@ mod as_number;
 mod generation;
 mod history;
 mod model;
+mod pins;
 mod readiness;
 mod snapshot;
 mod start;
@@ -52,7 +64,7 @@ use nix::unistd::Pid;
 
 pub use self::generation::{Generation, State};
 pub use self::history::{Counters, Decision, Departed, History, REMEMBERED, Verdict};
-pub use self::model::{Action, Event, Knobs, Machine, Outcome, Proof, Settings};
+pub use self::model::{Action, Event, Knobs, Machine, Outcome, Proof, Settings, Source};
 
 use self::generation::{Content, Slot, Stage, Standing, Why, Worker};
 use self::model::Phase;
@@ -71,9 +83,11 @@ impl Machine {
             last_started_at: now,
             restart_wanted: false,
             planned: None,
+            postponed: None,
             failures: 0,
             successes: 0,
-            has_served: false,
+            served: None,
+            served_before: None,
             auto_restart_since: now,
             history: History::default(),
             actions: Vec::new(),

@@ -34,6 +34,8 @@ pub struct Settings {
     pub start_limit: Option<NonZeroU32>,
     /// The limit until the first generation has committed.
     pub first_start_limit: Option<NonZeroU32>,
+    /// Whether a worker that dies is replaced from what its generation was started from, not from what lies on disk.
+    pub pins: bool,
     /// The initial values; [`Machine::set_knobs`] changes them later.
     pub knobs: Knobs,
 }
@@ -108,6 +110,7 @@ pub enum Action {
     Spawn {
         generation: u32,
         slot: usize,
+        from: Source,
     },
     Signal {
         pid: Pid,
@@ -126,6 +129,15 @@ pub enum Action {
     Say(Notice),
     /// No worker is left: exit.
     Finish(Outcome),
+}
+
+/// Where the program, the directory and the environment of a worker come from.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Source {
+    /// The disk as it is now. What is found there is kept with the worker's generation.
+    Disk,
+    /// What this generation was started from.
+    Generation(u32),
 }
 
 /// What the machine is currently doing.
@@ -171,12 +183,16 @@ pub struct Machine {
     pub(super) restart_wanted: bool,
     /// The next start, if it is delayed.
     pub(super) planned: Option<Planned>,
+    /// A failed restart whose next try waits for what served to serve again.
+    pub(super) postponed: Option<Why>,
     /// Consecutive failed starts of generations.
     pub(super) failures: u32,
     /// How many of the last failed starts in a row were exits with success, while nothing has ever served.
     pub(super) successes: u32,
-    /// Whether any generation has ever committed.
-    pub(super) has_served: bool,
+    /// The generation that is current, or was last.
+    pub(super) served: Option<u32>,
+    /// The one that the last successful restart replaced: a start from it would undo that restart.
+    pub(super) served_before: Option<u32>,
     /// The start of the wait for the next automatic restart.
     pub(super) auto_restart_since: Moment,
     pub(super) history: History,
@@ -213,6 +229,11 @@ impl Machine {
     }
 
     // Questions.
+
+    /// Whether any generation has ever committed.
+    pub(super) fn has_served(&self) -> bool {
+        self.served.is_some()
+    }
 
     pub(super) fn current(&self) -> Option<&Generation> {
         self.generations

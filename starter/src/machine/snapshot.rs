@@ -199,8 +199,28 @@ fn check_states(machine: &Machine) -> Result<(), String> {
             format!("generation {number} is starting, and the last one was {last}")
         })?;
     }
-    refuse_if(current.is_some() && !machine.has_served, || {
-        "a generation is current, and none has ever committed".to_owned()
+    check_served(machine)
+}
+
+/// Whoever is current has served last, after what a restart replaced.
+fn check_served(machine: &Machine) -> Result<(), String> {
+    let Machine {
+        served,
+        served_before,
+        last_number,
+        ..
+    } = machine;
+    if let Some(current) = machine.current().map(|generation| generation.number) {
+        refuse_if(served.is_none(), || {
+            "a generation is current, and none has ever committed".to_owned()
+        })?;
+        refuse_if(*served != Some(current), || {
+            format!("generation {current} is current, and another one has served last")
+        })?;
+    }
+    let is_in_order = served_before.is_none_or(|before| Some(before) < *served);
+    refuse_if(!is_in_order || *served > Some(*last_number), || {
+        "what has served is in no order".to_owned()
     })
 }
 
@@ -216,13 +236,18 @@ fn check_phase(machine: &Machine) -> Result<(), String> {
             refuse_if(machine.restart_wanted && !is_starting, || {
                 "a restart waits for the end of a start, and none is under way".to_owned()
             })?;
+            refuse_if(
+                machine.postponed.is_some() && machine.current().is_some(),
+                || "a restart waits for what served, and that serves".to_owned(),
+            )?;
             let is_hopeless = machine.current().is_none() && !is_starting && !is_planned;
             refuse_if(is_hopeless, || {
                 "nothing serves, and nothing will".to_owned()
             })
         }
         Phase::Stopping { .. } => {
-            refuse_if(is_planned || machine.restart_wanted, || {
+            let is_postponed = machine.postponed.is_some();
+            refuse_if(is_planned || is_postponed || machine.restart_wanted, || {
                 "it is stopping, and a start is planned".to_owned()
             })?;
             refuse_if(is_empty, || {

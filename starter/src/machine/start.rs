@@ -9,7 +9,7 @@ use super::generation::{
     Content, Generation, LONGEST_EXEC, PROOF_OF_LIFE, Slot, Stage, Standing, State, Why, Worker,
 };
 use super::history::{Decision, Verdict};
-use super::model::{Action, Machine, Outcome, Planned, Proof, Settings};
+use super::model::{Action, Machine, Outcome, Planned, Proof, Settings, Source};
 use crate::host::moment::Moment;
 use crate::words::notice::Notice;
 use crate::words::start_failure::StartFailure;
@@ -42,22 +42,32 @@ impl Machine {
         // Numbers are never reused: a worker that died while starting leaves a gap, as in Server::Starter.
         self.last_number = self.last_number.saturating_add(1);
         self.last_started_at = now;
-        let workers = self.settings.workers;
-        self.generations.push(Generation::new(
-            self.last_number,
-            why,
-            self.history.counters.restarts,
-            workers,
-            now,
-        ));
+        let (number, workers) = (self.last_number, self.settings.workers);
+        let from = self.source(why);
+        let request = match from {
+            Source::Disk => self.history.counters.restarts,
+            // What served before is no answer to any of them.
+            Source::Generation(_) => 0,
+        };
+        if why.is_restart() {
+            self.postponed = None;
+        }
+        self.generations
+            .push(Generation::new(number, why, request, workers, now));
+        let further = self.source_within(number);
         self.actions.extend((0..workers).map(|slot| Action::Spawn {
-            generation: self.last_number,
+            generation: number,
             slot,
+            from: if slot == 0 { from } else { further },
         }));
     }
 
     fn start_at(&mut self, at: Moment, why: Why, now: Moment) {
-        let why = why.instead_of(self.planned.map(|planned| planned.why));
+        let planned = self.planned.map(|planned| planned.why);
+        let why = match self.postpones(planned, why) {
+            true => why,
+            false => why.instead_of(planned),
+        };
         match at <= now {
             true => self.start_generation(why, now),
             false => self.planned = Some(Planned { at, why }),
@@ -157,7 +167,10 @@ impl Machine {
                 generation.stage = Stage::Retiring { signal_at };
             }
         }
-        self.has_served = true;
+        if why.is_restart() {
+            self.served_before = self.served;
+        }
+        self.served = Some(number);
         self.auto_restart_since = now;
         self.history.add_decision(Decision {
             request,
@@ -172,6 +185,8 @@ impl Machine {
         if std::mem::take(&mut self.restart_wanted) {
             self.say(Notice::ReceivedHup);
             self.start_generation(Why::Asked, now);
+        } else if let Some(restart) = self.postponed {
+            self.start_generation(restart, now);
         }
     }
 
@@ -353,6 +368,7 @@ impl Machine {
             Some(generation) => {
                 generation.stage = Stage::Current;
                 let pids = generation.pids();
+                (self.served, self.served_before) = (Some(generation.number), None);
                 self.say(Notice::RolledBack { pids });
                 match is_starting {
                     // What is starting is the next try.
@@ -362,8 +378,9 @@ impl Machine {
                 self.fill_slots(now);
             }
             // What is starting becomes current.
-            None if is_starting => {}
+            None if is_starting => self.count_for_what_served(),
             None => {
+                self.count_for_what_served();
                 let at = self.last_started_at + self.settle_time();
                 self.start_at(at, Why::Replacement, now);
             }
@@ -387,30 +404,20 @@ impl Machine {
     fn try_again(&mut self, failed: &FailedStart, now: Moment) {
         self.failures = self.failures.saturating_add(1);
         self.successes = match is_success(failed.status, failed.cause.as_ref()) {
-            true if !self.has_served => self.successes.saturating_add(1),
+            true if !self.has_served() => self.successes.saturating_add(1),
             true | false => 0,
         };
         self.record_failure(failed, now);
-        let is_asked_again = std::mem::take(&mut self.restart_wanted);
-        let limit = match self.has_served {
-            true => self.settings.start_limit,
-            false => self.settings.first_start_limit,
-        };
-        if is_asked_again {
+        if std::mem::take(&mut self.restart_wanted) {
             self.forget_failures();
             self.say(Notice::ReceivedHup);
             self.start_at(failed.asked_at + self.settle_time(), Why::Asked, now);
-        } else if is_reached(limit, self.failures) || self.successes >= MOST_SUCCESSES {
-            self.give_up(now);
+        } else if let Some(why) = self.next_try(failed.why) {
+            self.start_at(failed.asked_at + self.backoff(self.failures), why, now);
         } else {
-            self.start_at(
-                failed.asked_at + self.backoff(self.failures),
-                failed.why,
-                now,
-            );
+            self.give_up(now);
         }
-        let is_down = self.has_served && self.current().is_none();
-        if let Some(planned) = self.planned.filter(|_| is_down) {
+        if let Some(planned) = self.planned.filter(|_| self.is_down()) {
             self.say(Notice::NothingServes {
                 next: planned.at.saturating_since(now),
             });
@@ -418,7 +425,7 @@ impl Machine {
         self.save_status();
     }
 
-    fn forget_failures(&mut self) {
+    pub(super) fn forget_failures(&mut self) {
         self.failures = 0;
         self.successes = 0;
     }
@@ -543,6 +550,7 @@ impl Machine {
             self.actions.push(Action::Spawn {
                 generation: number,
                 slot: place,
+                from: self.source_within(number),
             });
         }
     }
@@ -571,6 +579,6 @@ fn is_success(status: Option<i32>, cause: Option<&StartFailure>) -> bool {
     status == Some(0) && cause.is_none()
 }
 
-fn is_reached(limit: Option<NonZeroU32>, failures: u32) -> bool {
+pub(super) fn is_reached(limit: Option<NonZeroU32>, failures: u32) -> bool {
     limit.is_some_and(|limit| failures >= limit.get())
 }

@@ -37,6 +37,7 @@ impl Machine {
         let kill_at = self.settings.stop_timeout.map(|timeout| now + timeout);
         self.phase = Phase::Stopping { kill_at, outcome };
         self.planned = None;
+        self.postponed = None;
         self.restart_wanted = false;
         for pid in self.all_pids() {
             self.signal(pid, signal);

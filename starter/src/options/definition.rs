@@ -71,18 +71,23 @@ fn listening() -> [Arg; 3] {
     ]
 }
 
-fn program() -> [Arg; 3] {
+fn program() -> [Arg; 4] {
     [
         valued("dir", "DIR").help("Change to this directory before executing the server program."),
         valued("envdir", "DIR").help(lines([
             "Set an environment variable for each file in this directory: its name",
             "is that of the file, its value the first line. The files are read",
-            "anew before each start of a server.",
+            "anew for each restart.",
         ])),
         list("fd-env", "STYLE[,STYLE]").help(lines([
             "Also announce the descriptors in the variables of systemd",
             "(LISTEN_FDS), unicorn (UNICORN_FD), nginx (NGINX) or einhorn",
             "(EINHORN_FDS). Repeatable; takes a comma-separated list.",
+        ])),
+        flag("no-pin").help(lines([
+            "Replace a server that has died by what lies on disk then. By default",
+            "the program, directory and environment that have served come back, and",
+            "only a restart looks at the disk.",
         ])),
     ]
 }

@@ -248,6 +248,7 @@ fn machine(given: &Given<'_>, ready: &ready::Settings) -> Result<machine::Settin
             .and_then(NonZeroU32::new),
         start_limit,
         first_start_limit,
+        pins: !given.flag("no-pin"),
         // The environment of the first generation can override these, and is read later.
         knobs: Knobs {
             kill_old_delay: Duration::ZERO,

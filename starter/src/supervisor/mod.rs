@@ -85,6 +85,9 @@ impl Supervisor {
                 self.decide(event);
             }
         }
+        let machine = &self.machine;
+        let pins = &mut self.resources.pins;
+        pins.retain(|generation, _| machine.may_start_from(*generation));
     }
 }
 

@@ -1,16 +1,18 @@
 //! Carries out what the machine has decided, and what needs no decision. There is no policy here.
 
+use std::rc::Rc;
 use std::time::Instant;
 
+use nix::errno::Errno;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
 use crate::host::moment::Moment;
 use crate::host::process::adopt_orphans;
 use crate::listeners::health::Occasion;
-use crate::machine::{Action, Event, Generation, Machine};
+use crate::machine::{Action, Event, Generation, Machine, Source};
+use crate::ready::Order;
 use crate::ready::command::Running;
-use crate::ready::{Handed, Order};
 use crate::status::pid_file::PidFile;
 use crate::supervisor::resources::Resources;
 use crate::supervisor::sources::{Duty, executed};
@@ -18,15 +20,17 @@ use crate::words::failure::Failure;
 use crate::words::notice::{Notice, WithMeaning};
 use crate::words::start_failure::StartFailure;
 use crate::worker::leftovers::Leftovers;
-use crate::worker::{Change, Extra, Report, cannot_spawn};
+use crate::worker::{Extra, Pin, Report, cannot_spawn};
 
 impl Resources {
     /// Carries out one action. Returns the event that results from it.
     pub fn perform(&mut self, action: Action, machine: &mut Machine) -> Option<Event> {
         match action {
-            Action::Spawn { generation, slot } => {
-                return Some(self.spawn(generation, slot, machine));
-            }
+            Action::Spawn {
+                generation,
+                slot,
+                from,
+            } => return Some(self.spawn(generation, slot, from, machine)),
             Action::Signal { pid, signal } => self.signal(pid, signal),
             Action::EndLeftovers {
                 worker,
@@ -88,6 +92,7 @@ impl Resources {
             Duty::SaveStatus => self.save_status(machine),
             Duty::LookForReadiness => self.look_for_readiness(),
             Duty::TellReadiness => return self.tell_readiness(machine),
+            Duty::Say(notice) => self.log.say(&notice),
             Duty::WorkOnLog => self.log.work(Instant::now()),
         }
         Vec::new()
@@ -116,16 +121,25 @@ impl Resources {
         }
     }
 
-    fn spawn(&mut self, generation: u32, slot: usize, machine: &mut Machine) -> Event {
+    fn spawn(
+        &mut self,
+        generation: u32,
+        slot: usize,
+        from: Source,
+        machine: &mut Machine,
+    ) -> Event {
         // What of it nobody can reach is the verdict at the commit.
         self.examine_listeners(Occasion::Start);
-        let (changes, knobs) = self.load_environment();
-        machine.set_knobs(knobs);
+        let kept = match from {
+            Source::Disk => None,
+            Source::Generation(number) => self.kept(number, generation),
+        };
+        let is_again = kept.is_some();
+        let pin = kept.map_or_else(|| self.pin(machine), Ok);
         // If it fails, it may leave processes behind.
         adopt_orphans(true);
-        match changes.and_then(|changes| self.spawn_prepared(generation, changes)) {
-            Ok((pid, report, handed, changes)) => {
-                self.readiness.started(generation, pid, handed, &changes);
+        match pin.and_then(|pin| self.spawn_captured(generation, pin, is_again)) {
+            Ok((pid, report)) => {
                 self.reports.push((pid, report));
                 Event::Spawned {
                     generation,
@@ -141,23 +155,48 @@ impl Resources {
         }
     }
 
-    fn spawn_prepared(
+    /// What one generation was started from, for a worker of another one or the same.
+    fn kept(&mut self, number: u32, generation: u32) -> Option<Rc<Pin>> {
+        let kept = self.pins.get(&number).cloned();
+        if kept.is_none() {
+            let errno = Errno::EBADF;
+            self.log.say(&Notice::Unpinned { generation, errno });
+        }
+        kept
+    }
+
+    /// What the disk has now.
+    fn pin(&mut self, machine: &mut Machine) -> Result<Rc<Pin>, StartFailure> {
+        let (changes, knobs) = self.load_environment();
+        machine.set_knobs(knobs);
+        Ok(Rc::new(match machine.pins() {
+            true => self.blueprint.pin(changes?),
+            false => Pin::without_files(changes?),
+        }))
+    }
+
+    fn spawn_captured(
         &mut self,
         generation: u32,
-        changes: Vec<Change>,
-    ) -> Result<(Pid, Report, Handed, Vec<Change>), StartFailure> {
+        pin: Rc<Pin>,
+        is_again: bool,
+    ) -> Result<(Pid, Report), StartFailure> {
+        // Even if there is no process: the next one is started from the same.
+        self.pins.insert(generation, Rc::clone(&pin));
         let handed = self.readiness.begin(generation)?;
         let pipes = self.log.pipes().map_err(cannot_spawn)?;
-        let (pid, report) = self.blueprint.spawn(Extra {
+        let extra = Extra {
             generation,
-            changes: &changes,
             output: &pipes.theirs,
             descriptors: &handed.descriptors,
             variables: &handed.variables,
             probe: handed.probe.as_ref(),
-        })?;
+        };
+        let (pid, report) = self.blueprint.spawn(&pin, is_again, extra)?;
+        self.readiness
+            .started(generation, pid, handed, &pin.environment);
         self.log.attach(generation, pid, pipes);
-        Ok((pid, report, handed, changes))
+        Ok((pid, report))
     }
 
     fn look_for_readiness(&mut self) {
@@ -248,8 +287,11 @@ impl Resources {
         }
         // It may have reported after the reports were read, and its report precedes its exit.
         if let Some(place) = self.reports.iter().position(|(one, _)| *one == pid) {
-            let (_, report) = self.reports.swap_remove(place);
+            let (_, mut report) = self.reports.swap_remove(place);
             let result = report.read(&self.blueprint);
+            if let Some(notice) = report.notice() {
+                self.log.say(&notice);
+            }
             events.extend(result.map(|result| executed(pid, result)));
         }
         events.push(Event::Exited { pid, status });

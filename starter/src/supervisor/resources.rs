@@ -1,5 +1,8 @@
 //! What the superdaemon holds while it runs, and the order in which it releases it.
 
+use std::collections::BTreeMap;
+use std::rc::Rc;
+
 use nix::unistd::Pid;
 
 use crate::host::daemon::Waiting;
@@ -14,12 +17,14 @@ use crate::supervisor::signals::Signals;
 use crate::words::failure::Failure;
 use crate::words::start_failure::StartFailure;
 use crate::worker::environment::Environment;
-use crate::worker::{Blueprint, Change, Report};
+use crate::worker::{Blueprint, Change, Pin, Report};
 
 /// Everything that the loop reads from and acts on.
 pub struct Resources {
     pub blueprint: Blueprint,
     pub environment: Environment,
+    /// What a worker may be started from again, by the number of the generation that was started from it.
+    pub pins: BTreeMap<u32, Rc<Pin>>,
     pub signals: Signals,
     /// Workers that have not yet executed the program or failed to.
     pub reports: Vec<(Pid, Report)>,

@@ -16,6 +16,7 @@ use crate::machine::{Event, Knobs, Machine};
 use crate::supervisor::resources::Resources;
 use crate::supervisor::signals::STOPS;
 use crate::words::failure::Failure;
+use crate::words::notice::Notice;
 use crate::words::start_failure::StartFailure;
 
 /// How often a supervisor that can no longer wait for its descriptors polls the workers it has to stop.
@@ -51,6 +52,8 @@ pub enum Duty {
     LookForReadiness,
     /// What was found is told to the machine.
     TellReadiness,
+    /// What a worker has found out about its own start.
+    Say(Notice),
     /// The log reads and writes what is ready.
     WorkOnLog,
 }
@@ -190,9 +193,11 @@ impl Inbox {
         let Resources {
             blueprint, reports, ..
         } = resources;
-        reports.retain(|(pid, report)| match report.read(blueprint) {
+        reports.retain_mut(|(pid, report)| match report.read(blueprint) {
             None => true,
             Some(result) => {
+                let notice = report.notice().map(Duty::Say);
+                self.next.extend(notice.map(Input::Duty));
                 self.next.push_back(Input::Event(executed(*pid, result)));
                 false
             }

@@ -86,6 +86,11 @@ pub enum Notice {
         granted: u32,
     },
     CannotStartWorker(StartFailure),
+    /// What has served cannot be started again in this generation.
+    Unpinned {
+        generation: u32,
+        errno: Errno,
+    },
     /// A worker that has exited left these processes behind.
     EndingLeftovers {
         worker: Pid,
@@ -214,6 +219,7 @@ impl Notice {
             | Notice::ListenerInTrouble { .. } => Severity::Error,
             Notice::DiedUnexpectedly { .. }
             | Notice::EndingLeftovers { .. }
+            | Notice::Unpinned { .. }
             | Notice::RolledBack { .. }
             | Notice::KillingWorkers { .. }
             | Notice::KillingLateWorkers { .. }
@@ -290,6 +296,7 @@ impl Notice {
         match self {
             Notice::FailedToStart { status: 0, .. } => Some(remedy::STAY_IN_FOREGROUND),
             Notice::SyslogUnreachable { errno, .. } => remedy::of_syslog(*errno),
+            Notice::Unpinned { errno, .. } => remedy::of_unpinned(*errno),
             _ => None,
         }
     }
@@ -349,6 +356,13 @@ impl Notice {
             }
             Notice::BacklogCut { asked, granted } => {
                 format!("start_server: the kernel caps --backlog={asked} at {granted}: see `sysctl net.core.somaxconn`")
+            }
+            Notice::Unpinned { generation, errno } => {
+                format!(
+                    "start_server: cannot start again what has served: {}; generation {generation} starts what is \
+                     at its path now",
+                    errno.desc()
+                )
             }
             Notice::EndingLeftovers {
                 worker,

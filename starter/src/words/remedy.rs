@@ -97,6 +97,23 @@ pub fn of_missing_binder(program: &Path) -> String {
     format!("install {BINDER} beside {}", quoted(program))
 }
 
+/// A program that is held open, but has no path any more, cannot be executed.
+pub fn of_unpinned(errno: Errno) -> Option<&'static str> {
+    match errno {
+        Errno::ENOENT => {
+            Some("a `#!` script that was deleted or replaced needs /proc to be started again")
+        }
+        Errno::EACCES => {
+            Some("the file that served must stay executable, even when another one has replaced it")
+        }
+        Errno::ENOSYS | Errno::EPERM => {
+            Some("a seccomp filter of the unit or container forbids execveat(2)")
+        }
+        Errno::EMFILE | Errno::ENFILE => Some(RAISE_OPEN_FILES),
+        _ => None,
+    }
+}
+
 /// The port is in use, but no process that holds it is visible.
 pub fn of_port_in_use(port: u16) -> String {
     format!(

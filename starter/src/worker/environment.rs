@@ -1,4 +1,4 @@
-//! The environment of the workers: the launcher's, modified by the files of `--envdir`, read anew for each generation.
+//! The environment of the workers: the launcher's, modified by the files of `--envdir`, read anew for each restart.
 //!
 //! The variables that are also options (the knobs) come from the same place: the option applies at the start and, as in
 //! Server::Starter, the directory overrides it once it sets the variable.

@@ -5,6 +5,7 @@
 pub mod environment;
 mod explain;
 pub mod leftovers;
+mod pin;
 mod settings;
 
 use std::convert::Infallible;
@@ -25,6 +26,8 @@ use nix::unistd::{ForkResult, Pid, chdir, pipe2, read, setsid, write};
 
 pub use self::explain::cannot_spawn;
 use self::explain::{Attempt, Step, explain};
+pub use self::pin::Pin;
+use self::pin::Wanted;
 pub use self::settings::Settings;
 use crate::host::dispositions;
 pub use crate::host::launcher::Change;
@@ -32,6 +35,7 @@ use crate::host::launcher::Handover;
 use crate::host::open_files::{OpenFiles, duplicate_above};
 use crate::host::process::{exit_child, fork_single_threaded};
 use crate::listeners::dialects::{self, Announced, Dialect};
+use crate::words::notice::Notice;
 use crate::words::start_failure::StartFailure;
 
 /// Everything about a worker that is the same in every generation.
@@ -48,18 +52,18 @@ pub struct Blueprint {
     /// What it is told about its sockets: always `SERVER_STARTER_PORT`, and these dialects.
     pub announced: Vec<Announced>,
     pub dialects: Vec<Dialect>,
+    /// The highest number that anything of ours has in a worker. What else is open in a child must be above.
+    pub highest: RawFd,
     /// Whether it gets a session of its own: see [`crate::host::terminal`].
     pub own_session: bool,
     /// The launcher's limit, which may have been raised since.
     pub open_files: OpenFiles,
 }
 
-/// What one worker gets beside that.
+/// What one worker gets beside that, and beside what its pin holds.
 #[derive(Clone, Copy)]
 pub struct Extra<'a> {
     pub generation: u32,
-    /// Changes to the launcher's environment.
-    pub changes: &'a [Change],
     /// Pipes for its output, with their numbers; a listener may have the same number, and gets it.
     pub output: &'a [(OwnedFd, RawFd)],
     /// Descriptors, with their numbers. Their own numbers are above all of these.
@@ -73,59 +77,73 @@ pub struct Extra<'a> {
 #[derive(Debug)]
 pub struct Report {
     pipe: OwnedFd,
+    generation: u32,
+    /// Why the child could not start what its pin holds, if it has said so.
+    unpinned: Option<Errno>,
     /// Where the child looks the program up.
     path: OsString,
 }
+
+/// What a child writes, before the errno, if it starts whatever the program's path leads to instead of what its pin holds.
+/// No [`Step`] has this number.
+const UNPINNED: u8 = 0;
 
 /// Where a program is looked up without any PATH (execvp(3)).
 const DEFAULT_PATH: &str = "/bin:/usr/bin";
 
 impl Blueprint {
-    /// Starts a process that becomes a worker. Its output goes where ours goes, unless it gets pipes.
+    /// Starts a process that becomes a worker, from what its pin holds. `is_again` says that another worker was started from
+    /// the same before. Its output goes where ours goes, unless it gets pipes.
     ///
     /// # Errors
     /// If there is no process. Later failures arrive by the [`Report`].
-    pub fn spawn(&self, extra: Extra<'_>) -> Result<(Pid, Report), StartFailure> {
+    pub fn spawn(
+        &self,
+        pin: &Pin,
+        is_again: bool,
+        extra: Extra<'_>,
+    ) -> Result<(Pid, Report), StartFailure> {
         let (ours, theirs) = pipe2(OFlag::O_CLOEXEC | OFlag::O_NONBLOCK).map_err(cannot_spawn)?;
-        let theirs = self
-            .out_of_the_way(&theirs, extra.descriptors)
-            .map_err(cannot_spawn)?;
+        let theirs = duplicate_above(theirs.as_fd(), self.highest).map_err(cannot_spawn)?;
         match fork_single_threaded().map_err(cannot_spawn)? {
             ForkResult::Parent { child } => {
-                let path = path_in(extra.changes);
-                Ok((child, Report { pipe: ours, path }))
+                let report = Report {
+                    pipe: ours,
+                    generation: extra.generation,
+                    unpinned: None,
+                    path: path_in(&pin.environment),
+                };
+                Ok((child, report))
             }
-            ForkResult::Child => self.run(extra, &theirs),
+            ForkResult::Child => {
+                let Err((step, errno)) = self.prepare(extra).and_then(|()| {
+                    let command = self.command(extra, &pin.environment);
+                    dispositions::reset_for_worker();
+                    match pin.execute(&command) {
+                        Err(Some(errno)) if is_again => say(&theirs, UNPINNED, errno),
+                        Err(_) => {}
+                    }
+                    self.execute(command)
+                });
+                say(&theirs, step as u8, errno);
+                exit_child(255)
+            }
         }
     }
 
-    /// A copy with a number above all that the worker's sockets will take.
-    fn out_of_the_way(
-        &self,
-        descriptor: &OwnedFd,
-        others: &[(OwnedFd, RawFd)],
-    ) -> nix::Result<OwnedFd> {
-        let highest = self
-            .sockets
-            .iter()
-            .chain(others)
-            .map(|(_, number)| *number)
-            .max()
-            .unwrap_or(2);
-        duplicate_above(descriptor.as_fd(), highest)
+    /// Holds what a worker with this environment would be started from now.
+    pub fn pin(&self, environment: Vec<Change>) -> Pin {
+        let wanted = Wanted {
+            program: &self.program,
+            directory: self.directory.as_deref(),
+            path: &path_in(&environment),
+            highest: self.highest,
+        };
+        Pin::new(&wanted, environment)
     }
 
-    /// The child's side; it never returns to the supervisor's code.
-    fn run(&self, extra: Extra<'_>, report: &OwnedFd) -> ! {
-        let Err((step, errno)) = self.execute(extra);
-        let mut message = vec![step as u8];
-        message.extend((errno as i32).to_ne_bytes());
-        // Without the report the exit status still says that it failed.
-        let _ = write(report, &message);
-        exit_child(255)
-    }
-
-    fn execute(&self, extra: Extra<'_>) -> Result<Infallible, (Step, Errno)> {
+    /// The child's side, up to the directory and the program.
+    fn prepare(&self, extra: Extra<'_>) -> Result<(), (Step, Errno)> {
         let at = |step| move |errno| (step, errno);
         keep_from_exec().map_err(at(Step::Descriptors))?;
         // Before the sockets, as one of them may need the same number, and a pipe may have one of theirs.
@@ -145,12 +163,13 @@ impl Blueprint {
         if self.own_session {
             setsid().map_err(at(Step::Signals))?;
         }
-        if let Some(directory) = &self.directory {
-            chdir(directory.as_path()).map_err(at(Step::Directory))?;
-        }
+        Ok(())
+    }
+
+    fn command(&self, extra: Extra<'_>, changes: &[Change]) -> Command {
         let mut command = Command::new(&self.program);
         command.args(&self.arguments);
-        self.set_environment(&mut command, extra.generation, extra.changes);
+        self.set_environment(&mut command, extra.generation, changes);
         // Last, so that nothing else can change them.
         command.envs(self.variables(extra.probe));
         command.envs(extra.variables.iter().map(|(name, value)| (name, value)));
@@ -159,6 +178,14 @@ impl Blueprint {
             command.env("LISTEN_PID", std::process::id().to_string());
         }
         reset_signals(&mut command);
+        command
+    }
+
+    /// Executes what lies on disk.
+    fn execute(&self, mut command: Command) -> Result<Infallible, (Step, Errno)> {
+        if let Some(directory) = &self.directory {
+            chdir(directory.as_path()).map_err(|errno| (Step::Directory, errno))?;
+        }
         let error = command.exec();
         Err((Step::Execute, errno_of(&error)))
     }
@@ -194,13 +221,17 @@ impl Blueprint {
 
 impl Report {
     /// The child's report: `None` while it has neither executed the program nor failed to.
-    pub fn read(&self, blueprint: &Blueprint) -> Option<Result<(), StartFailure>> {
+    pub fn read(&mut self, blueprint: &Blueprint) -> Option<Result<(), StartFailure>> {
         let mut message = [0; 5];
         match read(&self.pipe, &mut message) {
             Err(Errno::EAGAIN | Errno::EINTR) => None,
             Ok(5) => {
                 let [step, errno @ ..] = message;
                 let errno = Errno::from_raw(i32::from_ne_bytes(errno));
+                if step == UNPINNED {
+                    self.unpinned = Some(errno);
+                    return self.read(blueprint);
+                }
                 let attempt = Attempt {
                     program: &blueprint.program,
                     directory: blueprint.directory.as_deref(),
@@ -212,12 +243,27 @@ impl Report {
             Ok(_) | Err(_) => Some(Ok(())),
         }
     }
+
+    /// What else is to be said, once the report is read.
+    pub fn notice(&self) -> Option<Notice> {
+        let generation = self.generation;
+        self.unpinned
+            .map(|errno| Notice::Unpinned { generation, errno })
+    }
 }
 
 impl AsFd for Report {
     fn as_fd(&self) -> BorrowedFd<'_> {
         self.pipe.as_fd()
     }
+}
+
+/// What the child says.
+fn say(report: &OwnedFd, what: u8, errno: Errno) {
+    let mut message = vec![what];
+    message.extend((errno as i32).to_ne_bytes());
+    // Without the report the exit status still says that it failed.
+    let _ = write(report, &message);
 }
 
 fn path_in(changes: &[Change]) -> OsString {

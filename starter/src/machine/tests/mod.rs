@@ -1,5 +1,6 @@
 //! The machine is driven by hand: single rules, then every short history of events, then what a snapshot holds.
 
+mod pins;
 mod readiness;
 mod replacement;
 mod rules;
@@ -29,6 +30,7 @@ fn settings() -> Settings {
         max_old_generations: None,
         start_limit: None,
         first_start_limit: None,
+        pins: true,
         knobs: Knobs {
             kill_old_delay: Duration::ZERO,
             auto_restart: None,
@@ -40,6 +42,14 @@ fn with_workers(workers: usize) -> Settings {
     Settings {
         workers,
         ..settings()
+    }
+}
+
+/// With `--no-pin`.
+fn unpinned(settings: Settings) -> Settings {
+    Settings {
+        pins: false,
+        ..settings
     }
 }
 
@@ -99,6 +109,8 @@ struct World {
     ended_leftovers_of: Vec<Pid>,
     /// First starts in a row that exited with success, and nobody has asked for another one since.
     successes: u32,
+    /// The generation that was current last, by what could be seen of it.
+    served_last: Option<u32>,
     finished: Option<Outcome>,
     stopping: bool,
     /// A restart that was asked for and that no start since has served.
@@ -125,6 +137,7 @@ impl World {
             said: Vec::new(),
             ended_leftovers_of: Vec::new(),
             successes: 0,
+            served_last: None,
             finished: None,
             stopping: false,
             owed: false,
@@ -136,13 +149,22 @@ impl World {
 
     fn on(&mut self, event: Event) {
         let actions = self.machine.on(event, self.now);
+        let current = self.machine.current().map(|one| one.number);
+        self.served_last = current.or(self.served_last);
         self.perform(actions);
     }
 
     fn perform(&mut self, actions: Vec<Action>) {
         for action in actions {
             match action {
-                Action::Spawn { generation, slot } => self.spawn(generation, slot),
+                Action::Spawn {
+                    generation,
+                    slot,
+                    from,
+                } => {
+                    self.check_source(generation, slot, from);
+                    self.spawn(generation, slot);
+                }
                 Action::Signal { pid, signal } => self.signal(pid, signal),
                 Action::EndLeftovers {
                     worker,
@@ -210,6 +232,25 @@ impl World {
         });
         if self.execute {
             self.execute(pid);
+        }
+    }
+
+    /// A crash deploys nothing: only what was asked for, or is due, looks at the disk.
+    fn check_source(&self, generation: u32, slot: usize, from: Source) {
+        if !self.machine.settings.pins {
+            assert_eq!(from, Source::Disk, "with --no-pin it is always the disk");
+            return;
+        }
+        let why = self.machine.generation(generation).unwrap().why;
+        let expected = match (generation > self.highest, slot, why) {
+            (true, 0, Why::First | Why::Asked | Why::Timed) => Source::Disk,
+            (true, 0, Why::Replacement) => Source::Generation(self.served_last.unwrap()),
+            // The other slots, and whoever replaces one that died.
+            _ => Source::Generation(generation),
+        };
+        assert_eq!(from, expected, "slot {slot} of generation {generation}");
+        if let Source::Generation(number) = from {
+            assert!(self.machine.may_start_from(number), "{number} is not kept");
         }
     }
 
@@ -311,8 +352,8 @@ impl World {
 
     fn count_successes(&mut self, pid: Pid, status: i32) {
         let process = self.living.iter().find(|one| one.pid == pid).unwrap();
-        let is_first_start =
-            self.state_of(process.generation) == Some(State::Starting) && !self.machine.has_served;
+        let is_first_start = self.state_of(process.generation) == Some(State::Starting)
+            && !self.machine.has_served();
         if is_first_start {
             let is_asked_again = self.machine.restart_wanted;
             self.successes = match status {
@@ -414,6 +455,7 @@ impl World {
 
     fn check_promises(&self) {
         self.check_workers();
+        self.check_kept();
         if self.machine.phase == Phase::Serving {
             self.check_serving();
         }
@@ -446,6 +488,17 @@ impl World {
                 "generation {number} has more workers than slots"
             );
         }
+    }
+
+    /// What nothing will be started from is let go, and nothing that is running.
+    fn check_kept(&self) {
+        let kept = (1..=self.highest).filter(|number| self.machine.may_start_from(*number));
+        let kept: Vec<u32> = kept.collect();
+        let may_get_workers = self.machine.generations();
+        let may_get_workers = may_get_workers.filter(|one| one.state() != State::Old);
+        let count = may_get_workers.count();
+        assert!(kept.len() <= count + 2, "{kept:?} are kept");
+        assert!(self.served_last.is_none_or(|last| kept.contains(&last)));
     }
 
     fn check_serving(&self) {

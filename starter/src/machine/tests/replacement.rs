@@ -167,11 +167,12 @@ fn a_worker_of_a_generation_that_is_about_to_lose_its_last_one_and_cannot_be_spa
         },
         now,
     );
-    let spawn = |slot| Action::Spawn {
+    let spawn = |slot, from| Action::Spawn {
         generation: 2,
         slot,
+        from: Source::Generation(from),
     };
-    assert!(actions.contains(&spawn(0)) && actions.contains(&spawn(1)));
+    assert!(actions.contains(&spawn(0, 1)) && actions.contains(&spawn(1, 2)));
 }
 
 #[test]

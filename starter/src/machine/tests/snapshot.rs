@@ -121,9 +121,24 @@ fn states_that_no_machine_can_be_in_are_refused() {
             "a start is under way, and another one is planned",
         ),
         (
-            "/machine/has_served",
-            json!(false),
+            "/machine/served",
+            Value::Null,
             "a generation is current, and none has ever committed",
+        ),
+        (
+            "/machine/served",
+            json!(1),
+            "generation 2 is current, and another one has served last",
+        ),
+        (
+            "/machine/served_before",
+            json!(2),
+            "what has served is in no order",
+        ),
+        (
+            "/machine/postponed",
+            json!("Asked"),
+            "a restart waits for what served, and that serves",
         ),
         (
             "/machine/phase",
@@ -182,10 +197,12 @@ fn a_machine_that_would_wait_for_ever_is_refused() {
     let ended = refusal(&world.machine, "/machine/generations", json!([]));
     assert_eq!(ended, "it is stopping, and no worker is left");
     let planned = json!({"at": 0, "why": "First"});
-    assert_eq!(
-        refusal(&world.machine, "/machine/planned", planned),
-        "it is stopping, and a start is planned"
-    );
+    for (place, other) in [("planned", planned), ("postponed", json!("Asked"))] {
+        assert_eq!(
+            refusal(&world.machine, &format!("/machine/{place}"), other),
+            "it is stopping, and a start is planned"
+        );
+    }
 }
 
 #[test]
@@ -209,6 +226,8 @@ fn everything_has_its_place_in_the_text() {
             "/machine/generations/2/slots/0/content/Occupied/pid",
             json!(104),
         ),
+        ("/machine/served", json!(2)),
+        ("/machine/served_before", json!(1)),
         ("/machine/history/counters/restarts", json!(2)),
     ] {
         assert_eq!(value.pointer(place), Some(&expected), "{place}");

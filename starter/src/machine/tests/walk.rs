@@ -62,7 +62,7 @@ impl World {
             Step::NewestExits if self.living.is_empty() => return false,
             Step::NewestExits => self.exit_newest(256),
             // Once something has served, it is an exit as any other.
-            Step::NewestExitsWithSuccess if self.living.is_empty() || self.machine.has_served => {
+            Step::NewestExitsWithSuccess if self.living.is_empty() || self.machine.has_served() => {
                 return false;
             }
             Step::NewestExitsWithSuccess => self.exit_newest(0),
@@ -203,9 +203,10 @@ impl Walk {
             living,
             fail_to_spawn,
             owed,
+            served_last,
             ..
         } = world;
-        let point = format!("{snapshot}{now:?}{living:?}{fail_to_spawn}{owed}");
+        let point = format!("{snapshot}{now:?}{living:?}{fail_to_spawn}{owed}{served_last:?}");
         let walked = self.visited.get(&point);
         if walked.is_some_and(|walked| *walked >= length) {
             return;
@@ -345,6 +346,7 @@ fn every_short_history_of_one_worker_keeps_the_promises() {
         (World::new(restarts_by_itself), 6),
         (unreachable(World::new(slow(settings()))), 6),
         (World::new(impatient(settings())), 6),
+        (World::new(unpinned(slow(settings()))), 6),
     ]);
 }
 
@@ -374,6 +376,7 @@ fn every_short_history_of_two_workers_keeps_the_promises() {
         (serving_slowly, 5),
         (retiring_soon(with_workers(2)), 4),
         (World::new(with_workers(2)), 5),
+        (World::new(unpinned(with_workers(2))), 5),
         (serving(limited(2, slow(with_workers(2)))), 5),
         (unreachable(World::new(slow(with_workers(2)))), 5),
         (World::new(hasty), 5),

@@ -43,6 +43,7 @@ fn the_help_shows_every_option_in_80_columns() {
             "Listening:",
             "Program:",
             "Restarting:",
+            "Readiness:",
             "Files and logging:",
             "Syslog:",
             "Privileges:",

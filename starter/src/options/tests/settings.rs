@@ -10,8 +10,9 @@ use crate::listeners::spec::{parse_paths, parse_ports};
 use crate::log::{Address, Format, LogTarget, Stream, SyslogSettings};
 use crate::machine::{Knobs, Proof};
 use crate::options::Options;
+use crate::ready::{ProbeAt, Ready, Statuses};
 use crate::worker::environment;
-use crate::{listeners, log, machine, status, worker};
+use crate::{listeners, log, machine, ready, status, worker};
 
 const NO_KNOBS: Knobs = Knobs {
     kill_old_delay: Duration::ZERO,
@@ -28,6 +29,7 @@ fn the_defaults_are_those_of_server_starter() {
         worker,
         environment,
         machine,
+        ready,
         log,
         status,
     } = started(&["prog"]);
@@ -69,9 +71,16 @@ fn the_defaults_are_those_of_server_starter() {
         max_old_generations: None,
         start_limit: None,
         first_start_limit: None,
+        pins: true,
         knobs: NO_KNOBS,
     };
     assert_eq!(machine, expected);
+    let expected = ready::Settings {
+        ready: Ready::Interval,
+        probe: None,
+        start_timeout: Duration::from_secs(60),
+    };
+    assert_eq!(ready, expected);
     let expected = log::Settings {
         target: None,
         target_streams: Stream::BOTH.into(),
@@ -99,6 +108,7 @@ fn every_option_reaches_its_room() {
         worker,
         environment,
         machine,
+        ready,
         log,
         status,
     } = with(&[
@@ -108,6 +118,7 @@ fn every_option_reaches_its_room() {
         "--dir=/d",
         "--envdir=/e",
         "--fd-env=nginx",
+        "--no-pin",
         "--interval=2",
         "--signal-on-hup=QUIT",
         "--signal-on-term=INT",
@@ -115,6 +126,10 @@ fn every_option_reaches_its_room() {
         "--enable-auto-restart",
         "--auto-restart-interval=7",
         "--stop-timeout=4",
+        "--ready=http:/up",
+        "--ready-status=200-399",
+        "--probe=unix",
+        "--start-timeout=10",
         "--kill-old-timeout=8",
         "--max-old-generations=9",
         "--start-limit=6",
@@ -165,7 +180,9 @@ fn every_option_reaches_its_room() {
     let expected = machine::Settings {
         workers: 1,
         interval: Duration::from_secs(2),
-        proof: Proof::Interval,
+        proof: Proof::Told {
+            within: Duration::from_secs(10),
+        },
         signal_on_hup: Signal::SIGQUIT,
         signal_on_term: Signal::SIGINT,
         stop_timeout: Some(Duration::from_secs(4)),
@@ -173,9 +190,22 @@ fn every_option_reaches_its_room() {
         max_old_generations: NonZeroU32::new(9),
         start_limit: NonZeroU32::new(6),
         first_start_limit: NonZeroU32::new(6),
+        pins: false,
         knobs: NO_KNOBS,
     };
     assert_eq!(machine, expected);
+    let expected = ready::Settings {
+        ready: Ready::Http {
+            path: "/up".into(),
+            statuses: Statuses {
+                first: 200,
+                last: 399,
+            },
+        },
+        probe: Some(ProbeAt::Unix),
+        start_timeout: Duration::from_secs(10),
+    };
+    assert_eq!(ready, expected);
     let expected = log::Settings {
         target: Some(LogTarget::File("/l".into())),
         target_streams: vec![Stream::Stdout],

@@ -103,11 +103,11 @@ fn a_beginning_that_is_not_unique_is_refused_with_the_candidates() {
     for (word, candidates) in [
         (
             "--st",
-            "--start-limit, --status-file, --stop, --stop-timeout or --strict",
+            "--start-limit, --start-timeout, --status-file, --stop, --stop-timeout or --strict",
         ),
         (
             "--ST=1",
-            "--start-limit, --status-file, --stop, --stop-timeout or --strict",
+            "--start-limit, --start-timeout, --status-file, --stop, --stop-timeout or --strict",
         ),
         ("--sta", "--start-limit or --status-file"),
         ("--sto", "--stop or --stop-timeout"),
@@ -163,7 +163,7 @@ fn an_option_with_one_dash_is_refused_with_the_right_spelling() {
         ("-PORT=80", "\nhint: write --port=80"),
         ("-port", "\nhint: write --port"),
         ("-h", "\nhint: write --help"),
-        ("-p", "\nhint: write --path, --pid-file or --port"),
+        ("-p", "\nhint: write --path, --pid-file, --port or --probe"),
         ("-x", ""),
         ("-1", ""),
     ] {

@@ -298,7 +298,7 @@ mod tests {
         assert_eq!(status.stopping(), Some(failure));
         let workers = [8, 9].map(|pid| Worker {
             pid,
-            started_at: 0.0,
+            ..Worker::default()
         });
         status.0.generations = [view::Generation {
             workers: workers.into_iter().collect(),

@@ -50,7 +50,7 @@ mod stop;
 use nix::unistd::Pid;
 
 pub use self::generation::{Generation, State};
-pub use self::history::{Counters, Decision, Departed, History, REMEMBERED, Verdict};
+pub use self::history::{Decision, Departed, History, REMEMBERED, Verdict};
 pub use self::model::{Action, Event, Knobs, Machine, Outcome, Settings};
 
 use self::generation::{Content, Slot, Stage, Standing, Why, Worker};

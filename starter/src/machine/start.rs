@@ -153,6 +153,7 @@ impl Machine {
         }
         self.has_served = true;
         self.auto_restart_since = now;
+        self.history.count_commit(now);
         self.history.add_decision(Decision {
             request,
             generation: number,

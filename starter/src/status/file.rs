@@ -48,6 +48,7 @@ pub struct StatusFile {
     view: View,
     /// The last lines on standard error of departed workers, if captured; oldest first.
     last_lines: VecDeque<(Pid, Vec<String>)>,
+    /// When it is saved even without a change of the machine.
     retry_at: Option<Moment>,
 }
 
@@ -140,10 +141,16 @@ impl StatusFile {
 
     /// The results of requests to reopen the log file; written with the next change.
     pub fn log_reopened(&mut self, Reopened { orders, failure }: Reopened) {
-        self.view.log = view::Log {
-            reopened: orders.into(),
-            failure,
-        };
+        self.view.log.reopened = orders.into();
+        self.view.log.failure = failure;
+    }
+
+    /// How many lines the log has lost so far; written with the next change, or soon. However fast they are lost, that
+    /// does not write all the time.
+    pub fn lines_lost(&mut self, lost: u64, now: Moment) {
+        if std::mem::replace(&mut self.view.log.lost, lost) != lost {
+            self.retry_at.get_or_insert(now + RETRY);
+        }
     }
 
     /// What is wrong with each listener; written with the next change.
@@ -161,7 +168,7 @@ impl StatusFile {
         last_lines_of(&self.last_lines, pid)
     }
 
-    /// When [`StatusFile::save`] is due again after a failure.
+    /// When [`StatusFile::save`] is due: after a failure, or after lines were lost.
     pub fn deadline(&self) -> Option<Moment> {
         self.retry_at
     }

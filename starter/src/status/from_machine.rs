@@ -6,7 +6,7 @@ use nix::unistd::Pid;
 
 use super::view::{self, LastLines, View};
 use crate::host::moment::Moment;
-use crate::machine::{Counters, Decision, Departed, Generation, Machine, State, Verdict as Found};
+use crate::machine::{Decision, Departed, Generation, History, Machine, State, Verdict as Found};
 use crate::words::remedy;
 use crate::words::trouble::Unreachable;
 
@@ -36,7 +36,7 @@ pub fn update(
         .iter()
         .map(|one| departed(one, clock, last_lines(one.pid)))
         .collect();
-    view.counters = counters(machine.history().counters);
+    view.counters = counters(machine.history(), clock);
     view.verdicts = machine
         .history()
         .decisions
@@ -100,8 +100,10 @@ fn generation(generation: &Generation, clock: &Clock) -> view::Generation {
             .map(|worker| view::Worker {
                 pid: worker.pid.as_raw().into(),
                 started_at: clock.seconds(worker.spawned_at),
+                text: None,
             })
             .collect(),
+        ..view::Generation::default()
     }
 }
 
@@ -117,9 +119,12 @@ fn departed(departed: &Departed, clock: &Clock, stderr: LastLines) -> view::Depa
     }
 }
 
-fn counters(counters: Counters) -> view::Counters {
+fn counters(history: &History, clock: &Clock) -> view::Counters {
+    let counters = history.counters;
     view::Counters {
         restarts: counters.restarts.into(),
+        commits: counters.commits.into(),
+        committed_at: history.committed_at.map(|at| clock.seconds(at)),
         failed_starts: counters.failed_starts.into(),
         crashes: counters.crashes.into(),
     }

@@ -84,7 +84,10 @@ impl Resources {
             }
             Duty::Ignore(signal) => self.log.say(&Notice::Ignored(signal)),
             Duty::SaveStatus => self.save_status(machine),
-            Duty::WorkOnLog => self.log.work(Instant::now()),
+            Duty::WorkOnLog => {
+                self.log.work(Instant::now());
+                self.status_file.lines_lost(self.log.lost(), Moment::now());
+            }
         }
         Vec::new()
     }

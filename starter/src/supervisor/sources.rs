@@ -45,7 +45,7 @@ pub enum Duty {
     ReopenLog,
     /// A signal without a meaning here.
     Ignore(Signal),
-    /// Writing the status failed, and a retry is due.
+    /// Writing the status is due without a change of the machine.
     SaveStatus,
     /// The log reads and writes what is ready.
     WorkOnLog,

@@ -11,6 +11,7 @@ pub mod moment;
 pub mod open_files;
 pub mod proc;
 pub mod process;
+pub mod sock_diag;
 pub mod streams;
 pub mod terminal;
 pub mod watch;

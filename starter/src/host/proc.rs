@@ -1,13 +1,16 @@
 //! What /proc says about a process.
 
+use std::cell::Cell;
 use std::collections::BTreeMap;
+use std::ffi::OsStr;
 use std::fs;
 use std::io;
 use std::os::fd::{AsRawFd, BorrowedFd};
 use std::os::unix::fs::MetadataExt;
 use std::path::PathBuf;
+use std::time::Duration;
 
-use nix::unistd::Pid;
+use nix::unistd::{Pid, SysconfVar, sysconf};
 
 use crate::words::failure::{self, Failure};
 
@@ -201,6 +204,63 @@ pub fn descriptors(pid: Pid) -> io::Result<BTreeMap<i32, String>> {
     Ok(open)
 }
 
+/// The inodes of the sockets that a process has open. Each descriptor that is looked at reduces `left`.
+///
+/// # Errors
+/// If its descriptors are closed to us, or are more than that.
+pub fn sockets(pid: Pid, left: &Cell<u32>) -> io::Result<Vec<u64>> {
+    let mut inodes = Vec::new();
+    for entry in fs::read_dir(path(pid, "fd"))? {
+        let more = left.get().checked_sub(1);
+        left.set(more.ok_or_else(|| io::Error::other("it has too many descriptors"))?);
+        // One that cannot be read has been closed in the meantime.
+        let target = entry.and_then(|entry| fs::read_link(entry.path()));
+        inodes.extend(target.ok().and_then(|it| socket_inode(it.as_os_str())));
+    }
+    Ok(inodes)
+}
+
+/// The number in `socket:[NUMBER]`, the target of a link in /proc/PID/fd.
+pub fn socket_inode(target: &OsStr) -> Option<u64> {
+    let number = target.to_str()?.strip_prefix("socket:[")?;
+    number.strip_suffix(']')?.parse().ok()
+}
+
+/// What a process has used so far, and uses now.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Usage {
+    /// The time for which it has computed.
+    pub cpu: Duration,
+    /// Its memory that is resident, in bytes.
+    pub resident: u64,
+}
+
+impl Usage {
+    pub fn of(pid: Pid) -> Option<Usage> {
+        let stat = fs::read_to_string(path(pid, "stat")).ok()?;
+        let unit = |of| sysconf(of).ok().flatten().and_then(|it| it.try_into().ok());
+        let (ticks, page) = (unit(SysconfVar::CLK_TCK)?, unit(SysconfVar::PAGE_SIZE)?);
+        Usage::parse(&stat, ticks, page)
+    }
+
+    /// `ticks` are those of a second, a `page` is in bytes. The name may contain anything.
+    fn parse(stat: &str, ticks: u64, page: u64) -> Option<Usage> {
+        let fields: Vec<&str> = stat.rsplit_once(") ")?.1.split(' ').collect();
+        let field = |number: usize| fields.get(number)?.parse::<u64>().ok();
+        let computed = field(11)?.saturating_add(field(12)?);
+        Some(Usage {
+            cpu: Duration::from_millis(computed.saturating_mul(1000).checked_div(ticks)?),
+            resident: field(21)?.saturating_mul(page),
+        })
+    }
+}
+
+/// Whether two processes have the same network; none if that of either is closed to us.
+pub fn share_network(one: Pid, other: Pid) -> Option<bool> {
+    let network = |pid| fs::read_link(path(pid, "ns/net")).ok();
+    Some(network(one)? == network(other)?)
+}
+
 /// The names of the variables that the process was executed with, in order.
 pub fn variables(pid: Pid) -> io::Result<Vec<String>> {
     let bytes = environment(pid)?;
@@ -274,6 +334,33 @@ mod tests {
         assert_eq!(inner_pid("Pid:\t7\nNSpid:\t7\n"), None);
         assert_eq!(inner_pid("Pid:\t7\nNSpid:\t7\t5\t1\n"), Some(1));
         assert_eq!(inner_pid("Pid:\t7\n"), None);
+    }
+
+    #[test]
+    fn what_a_process_uses_is_read_whatever_its_name() {
+        let stat = "7 (a) R (b) S 1 7 7 0 -1 4194304 90 0 0 0 150 50 9 9 20 0 1 0 100 4096000 300 18446744073709551615";
+        let usage = Usage {
+            cpu: Duration::from_secs(2),
+            resident: 300 * 4096,
+        };
+        assert_eq!(Usage::parse(stat, 100, 4096), Some(usage));
+        assert_eq!(Usage::parse("7 (a) S 1", 100, 4096), None);
+        assert!(Usage::of(nix::unistd::getpid()).unwrap().resident > 100_000);
+    }
+
+    #[test]
+    fn the_sockets_of_a_process_are_found_by_their_inodes() {
+        let socket = std::net::UdpSocket::bind("127.0.0.1:0").unwrap();
+        let link = fs::read_link(format!("/proc/self/fd/{}", socket.as_raw_fd())).unwrap();
+        let inode = socket_inode(link.as_os_str()).unwrap();
+        let ourselves = nix::unistd::getpid();
+        assert!(
+            sockets(ourselves, &Cell::new(10_000))
+                .unwrap()
+                .contains(&inode)
+        );
+        assert!(sockets(ourselves, &Cell::new(0)).is_err());
+        assert_eq!(share_network(ourselves, ourselves), Some(true));
     }
 
     #[test]

@@ -12,6 +12,7 @@ use std::path::{Path, PathBuf};
 
 use common::message::Transport;
 
+use crate::host::proc::socket_inode;
 use crate::words::remedy;
 use crate::words::text::printable;
 
@@ -108,7 +109,7 @@ fn processes(is_wanted: impl Fn(&Path, u64) -> bool) -> Vec<Holder> {
         let descriptors = fs::read_dir(process.join("fd"));
         let holds = descriptors.into_iter().flatten().flatten().any(|entry| {
             let target = fs::read_link(entry.path());
-            let inode = target.ok().and_then(|it| inode_of_link(it.as_os_str()));
+            let inode = target.ok().and_then(|it| socket_inode(it.as_os_str()));
             inode.is_some_and(|inode| is_wanted(&process, inode))
         });
         if holds {
@@ -237,12 +238,6 @@ pub fn served_sockets(table: &[u8]) -> Vec<ServedSocket> {
         })
     };
     rows(table).filter_map(parsed).collect()
-}
-
-/// The number in `socket:[NUMBER]`, the target of a link in /proc/PID/fd.
-fn inode_of_link(target: &OsStr) -> Option<u64> {
-    let number = target.to_str()?.strip_prefix("socket:[")?;
-    number.strip_suffix(']')?.parse().ok()
 }
 
 /// A process can give itself any name.
@@ -408,7 +403,7 @@ mod tests {
 
     #[test]
     fn a_link_to_a_socket_has_its_inode() {
-        let inode = |target: &str| inode_of_link(OsStr::new(target));
+        let inode = |target: &str| socket_inode(OsStr::new(target));
         assert_eq!(inode("socket:[123]"), Some(123));
         for other in ["pipe:[123]", "socket:[]", "socket:[123", "socket:[1]2]", ""] {
             assert_eq!(inode(other), None);

@@ -19,7 +19,7 @@ use nix::sys::resource::Resource;
 use nix::sys::signal::{Signal, kill};
 use serde_json::Value;
 
-use crate::commands::{accepted, is_ours};
+use crate::commands::{accepted, is_ours, run};
 use crate::launch::{as_ordinary_user, launch, ordinary_folder};
 use crate::lock_holder::locking;
 
@@ -105,6 +105,24 @@ fn serving(setup: Setup) -> (Server, u16, Worker) {
     let server = setup.pid_file().port(port).start();
     let worker = accepted(&server);
     (server, port, worker)
+}
+
+/// Stops a worker with all its threads: from now on none of them accepts or receives anything.
+#[track_caller]
+fn freeze(worker: Worker) {
+    proc::stop(worker.pid);
+    let threads = format!("/proc/{}/task", worker.pid);
+    wait::until("all its threads have stopped", String::new, || {
+        let threads = fs::read_dir(&threads).expect("it is gone").flatten();
+        let mut states = threads.map(|thread| {
+            let stat = fs::read_to_string(thread.path().join("stat")).unwrap_or_default();
+            stat.rsplit_once(") ")
+                .map(|(_, rest)| rest.starts_with('T'))
+        });
+        states
+            .all(|is_stopped| is_stopped == Some(true))
+            .then_some(())
+    });
 }
 
 #[track_caller]
@@ -269,7 +287,7 @@ fn a_queue_that_nobody_accepts_from_shows_its_length_and_its_backlog() {
         .option("--backlog=5")
         .option(format!("--port=127.0.0.1:u{udp}"));
     let (server, port, worker) = serving(setup);
-    proc::stop(worker.pid);
+    freeze(worker);
     let socket = server.folder().join("socket");
     let _clients: Vec<_> = (0..3)
         .flat_map(|_| [client::connect(port), client::connect(&socket)])
@@ -346,7 +364,7 @@ fn root_and_the_user_of_a_server_that_root_started_see_everything_and_others_see
         .start();
     let worker = accepted(&server);
     let _held = client::hold(port);
-    proc::stop(worker.pid);
+    freeze(worker);
     let _clients = [client::connect(port), client::connect(port)];
     let address = format!("127.0.0.1:{port}");
     for (uid, connections) in [(0, "1"), (NOBODY, "1"), (FOREIGN, "-")] {
@@ -778,8 +796,8 @@ fn a_follower_needs_a_terminal() {
         return;
     }
     let (server, _, _) = serving(Server::setup());
-    let told = told(&server, &["--follow"]);
-    assert_eq!((told.code, &*told.text), (Some(2), ""));
+    let mut follower = run(&server, &["--status", "--pid-file=pid", "--follow"]);
+    assert_eq!(follower.wait(), 2);
     let cause = "start_server: cannot use --follow: standard output is not a terminal\n";
-    assert_eq!(told.errors, cause);
+    assert_eq!(follower.said(), cause);
 }

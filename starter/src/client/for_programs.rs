@@ -276,7 +276,7 @@ impl Metrics {
         }
         let help = "Workers that died while they served.";
         self.counter("crashes", help, counters.crashes);
-        let help = "Lines that reached neither the log nor syslog.";
+        let help = "Lines that were lost on the way to the log or to syslog.";
         self.counter("log_lines_dropped", help, view.log.lost);
     }
 

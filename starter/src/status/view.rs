@@ -147,7 +147,7 @@ pub struct Log {
     pub reopened: u64,
     /// Why the last one failed.
     pub failure: Option<String>,
-    /// Lines that reached neither the log nor syslog.
+    /// Lines that were lost on the way to the log or to syslog.
     pub lost: u64,
 }
 

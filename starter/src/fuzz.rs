@@ -7,7 +7,7 @@ use std::os::unix::ffi::{OsStrExt, OsStringExt};
 
 use common::message::Transport;
 
-use crate::client::Status;
+use crate::client::{self, Status};
 use crate::listeners::holders::{self, InetSocket};
 use crate::listeners::spec::{
     HIGHEST_DESCRIPTOR, LONGEST_PATH, PathSpec, PortSpec, check_duplicates, parse_paths,
@@ -111,7 +111,7 @@ pub fn status_file(bytes: &[u8]) {
     assert_eq!(lines::parse_lines(&written), generations);
 }
 
-/// `F.json`, as `--restart` reads it.
+/// `F.json`, as `--restart` and `--status` read it.
 pub fn status_json(bytes: &[u8]) {
     let Ok(text) = std::str::from_utf8(bytes) else {
         return;
@@ -127,6 +127,18 @@ pub fn status_json(bytes: &[u8]) {
             assert_message(&failure.to_string());
         }
     }
+    let [page, json, metrics] = client::in_every_form(&status);
+    for line in page.lines() {
+        assert_line(line);
+        assert!(line.chars().count() <= 80, "{line:?}");
+    }
+    json.lines().for_each(assert_line);
+    assert!(
+        serde_json::from_str::<serde_json::Value>(&json).is_ok(),
+        "{json}"
+    );
+    metrics.lines().for_each(assert_line);
+    assert_eq!(metrics.matches("# EOF\n").count(), 1, "{metrics}");
 }
 
 /// A pid file.

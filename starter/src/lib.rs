@@ -11,7 +11,7 @@
 //! | `listeners` | from `--port` and `--path` to sockets, by way of the binder or directly |
 //! | `worker` | one child: its descriptors, its environment, its exec |
 //! | `status` | pid file, status file and `FILE.json` |
-//! | `client` | `--restart`, `--stop`, `--reopen`: requests to another start_server |
+//! | `client` | `--restart`, `--stop`, `--reopen`, `--status`: requests to another start_server |
 //! | `self_test` | `--self-test`: everything promised about the processes, tried on this host |
 //! | `supervisor` | the loop: descriptors become events, actions become system calls |
 //! | `options` | the command line, which fills in the settings that each room defines |
@@ -78,6 +78,7 @@ fn run() -> Result<Status, Failure> {
         }
         Invocation::Stop(settings) => client::stop(&settings, &mut teller(&settings)).map(done),
         Invocation::Reopen(settings) => client::reopen(&settings, &mut teller(&settings)).map(done),
+        Invocation::Status(settings) => client::show(&settings, &mut teller(&settings)),
         Invocation::SelfTest(settings) => self_test::run(&settings).map(|holds| match holds {
             true => Status::Done,
             false => Status::Failed,

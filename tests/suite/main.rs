@@ -48,6 +48,7 @@ mod root_start;
 mod rsyslog;
 mod scale;
 mod self_test;
+mod status_command;
 mod supervision;
 mod syslog;
 mod unicorn;

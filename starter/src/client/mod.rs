@@ -1,16 +1,24 @@
-//! `--restart`, `--stop` and `--reopen`: each signals a running start_server and waits until the outcome is known.
+//! Requests to a running start_server. `--restart`, `--stop` and `--reopen` signal it and wait until the outcome is known;
+//! `--status` only looks at it.
 
 mod follower;
+mod for_people;
+mod for_programs;
+mod observed;
+mod overview;
 mod reopen;
 mod restart;
 mod server;
 mod settings;
+mod sheet;
+mod show;
 mod status;
 mod stop;
 mod wait;
 
 pub use self::reopen::reopen;
 pub use self::restart::restart;
-pub use self::settings::Settings;
+pub use self::settings::{Form, Settings};
+pub use self::show::{in_every_form, show};
 pub use self::status::Status;
 pub use self::stop::stop;

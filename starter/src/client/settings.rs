@@ -10,6 +10,20 @@ pub struct Settings {
     pub status_file: Option<PathBuf>,
     /// `None` waits indefinitely.
     pub timeout: Option<Duration>,
-    /// Nothing is shown except why the command failed.
+    /// Nothing is shown except why the command failed, and what `--status` was asked for.
     pub is_quiet: bool,
+    /// How `--status` shows what it finds.
+    pub form: Form,
+}
+
+/// How `--status` shows what it finds.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum Form {
+    /// For people.
+    #[default]
+    Text,
+    /// The same, redrawn until somebody ends it.
+    Follow,
+    Json,
+    OpenMetrics,
 }

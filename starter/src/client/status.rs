@@ -28,6 +28,11 @@ impl Status {
         View::parse(text).map(Status)
     }
 
+    /// All of it.
+    pub fn view(&self) -> &View {
+        &self.0
+    }
+
     /// Whether that server has written it.
     pub fn is_of(&self, server: Pid) -> bool {
         self.supervisor() == i64::from(server.as_raw())
@@ -117,15 +122,8 @@ impl Status {
             ));
             return failure.hint_if(decision.hint.as_ref().map(printable));
         }
-        let status = decision
-            .status
-            .and_then(|status| i32::try_from(status).ok());
-        let how = match (&decision.cause, status) {
-            // A status that no program returned would mislead.
-            (Some(cause), _) => format!(": {}", shortened(cause)),
-            (None, Some(status)) => format!(", exit status:{}", WithMeaning(status)),
-            (None, None) => String::new(),
-        };
+        let status = wait_status(decision);
+        let how = how(decision);
         let mut living = self.0.generations.iter();
         let serving = match living.any(|one| one.state == State::Current) {
             true => "the old one keeps serving",
@@ -171,6 +169,21 @@ impl Status {
             .map(|Worker { pid, .. }| pid.to_string())
             .collect();
         pids.join(", ")
+    }
+}
+
+fn wait_status(decision: &view::Verdict) -> Option<i32> {
+    let status = decision.status?;
+    i32::try_from(status).ok()
+}
+
+/// How a start has failed, as the end of a sentence.
+pub fn how(decision: &view::Verdict) -> String {
+    match (&decision.cause, wait_status(decision)) {
+        // A status that no program returned would mislead.
+        (Some(cause), _) => format!(": {}", shortened(cause)),
+        (None, Some(status)) => format!(", exit status:{}", WithMeaning(status)),
+        (None, None) => String::new(),
     }
 }
 
@@ -298,7 +311,7 @@ mod tests {
         assert_eq!(status.stopping(), Some(failure));
         let workers = [8, 9].map(|pid| Worker {
             pid,
-            started_at: 0.0,
+            ..Worker::default()
         });
         status.0.generations = [view::Generation {
             workers: workers.into_iter().collect(),

@@ -262,10 +262,14 @@ impl Usage {
     }
 }
 
-/// Whether two processes have the same network; none if that of either is closed to us.
-pub fn share_network(one: Pid, other: Pid) -> Option<bool> {
-    let network = |pid| fs::read_link(path(pid, "ns/net")).ok();
-    Some(network(one)? == network(other)?)
+/// Whether two processes are known to be in the same network namespace. Unlike the link in /proc/PID/ns, which is closed to
+/// other users, every file in /proc/PID/net shows it: each namespace has files of its own.
+pub fn share_network(one: Pid, other: Pid) -> bool {
+    let network = |pid| {
+        let file = fs::metadata(path(pid, "net/dev")).ok();
+        file.map(|file| (file.dev(), file.ino()))
+    };
+    network(one).is_some_and(|it| network(other) == Some(it))
 }
 
 /// The names of the variables that the process was executed with, in order.
@@ -367,7 +371,8 @@ mod tests {
                 .contains(&inode)
         );
         assert!(sockets(ourselves, &Cell::new(0)).is_err());
-        assert_eq!(share_network(ourselves, ourselves), Some(true));
+        assert!(share_network(ourselves, nix::unistd::getppid()));
+        assert!(!share_network(ourselves, Pid::from_raw(i32::MAX)));
     }
 
     #[test]

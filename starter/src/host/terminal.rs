@@ -1,4 +1,4 @@
-//! Root's terminal must not give the server program a way back to root.
+//! The terminal: how large it is, and above all that root's must not give the server program a way back to root.
 //!
 //! A process can type into its controlling terminal (`TIOCSTI`, tty_ioctl(4)) as if root had, and anything that can read
 //! from a terminal gets what root types. So the supervisor started by root gives the terminal up as far as it can, and
@@ -52,6 +52,21 @@ fn give_up_controlling() -> bool {
         // Without that file, or a free descriptor for it, nobody can tell.
         Err(error) => error.raw_os_error() != Some(Errno::ENXIO as i32),
     }
+}
+
+/// The lines and columns of a terminal, unless it does not know them.
+#[expect(unsafe_code, reason = "nix has no TIOCGWINSZ")]
+pub fn size(terminal: &impl AsFd) -> Option<(u16, u16)> {
+    let mut size = libc::winsize {
+        ws_row: 0,
+        ws_col: 0,
+        ws_xpixel: 0,
+        ws_ypixel: 0,
+    };
+    let terminal = terminal.as_fd().as_raw_fd();
+    // SAFETY: TIOCGWINSZ writes one such struct (ioctl_tty(2)), which outlives the call.
+    let result = unsafe { libc::ioctl(terminal, libc::TIOCGWINSZ, &raw mut size) };
+    (result == 0 && size.ws_row > 0 && size.ws_col > 0).then_some((size.ws_row, size.ws_col))
 }
 
 #[expect(unsafe_code, reason = "nix has no TIOCNOTTY")]

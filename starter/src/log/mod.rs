@@ -202,6 +202,11 @@ impl Log {
         self.say(&notice);
     }
 
+    /// How many lines have been lost since the start, on the way to the target or to syslog.
+    pub fn lost(&self) -> u64 {
+        self.output.lost_in_all()
+    }
+
     pub fn reopened(&self) -> &Reopened {
         &self.reopened
     }

@@ -42,8 +42,10 @@ pub struct Output {
     pub target: Target,
     /// Each line in the target is prefixed with time, generation and pid.
     pub is_stamped: bool,
-    /// Lines that could not be written to the target.
+    /// Lines that could not be written to the target, and have not been reported yet.
     lost: u64,
+    /// The same since the start, reported or not.
+    lost_in_all: u64,
     /// Workers' lines to be written to a file in one go.
     portion: Vec<u8>,
     syslog: Option<Syslog>,
@@ -68,6 +70,7 @@ impl Output {
             target: Target::Inherited,
             is_stamped: false,
             lost: 0,
+            lost_in_all: 0,
             portion: Vec::new(),
             syslog,
             launcher: None,
@@ -126,10 +129,17 @@ impl Output {
         self.syslog.as_ref().map_or(0, Syslog::unsent)
     }
 
+    /// How many lines have been lost since the start.
+    pub fn lost_in_all(&self) -> u64 {
+        let syslog = self.syslog.as_ref().map_or(0, Syslog::dropped_in_all);
+        self.lost_in_all.saturating_add(syslog)
+    }
+
     /// Writes what is queued, as far as that does not block, and reports if syslog cannot be reached.
     pub fn flush(&mut self) {
         self.write_portion();
-        self.lost += self.target.flush();
+        let lost = self.target.flush();
+        self.count_lost(lost);
         let Some(syslog) = &mut self.syslog else {
             return;
         };
@@ -182,7 +192,8 @@ impl Output {
     fn write_sentence(&mut self, severity: Severity, text: &dyn Display, is_reason: bool) {
         let text = text.to_string();
         self.tell_lost();
-        self.lost += self.write_own(&text, is_reason);
+        let lost = self.write_own(&text, is_reason);
+        self.count_lost(lost);
         if let (true, Some(launcher)) = (is_reason, &self.launcher) {
             write_if_ready(launcher, &text);
         }
@@ -190,6 +201,11 @@ impl Output {
             syslog.push_own(severity, &text);
             syslog.flush(Instant::now());
         }
+    }
+
+    fn count_lost(&mut self, lines: u64) {
+        self.lost = self.lost.saturating_add(lines);
+        self.lost_in_all = self.lost_in_all.saturating_add(lines);
     }
 
     /// Reports lost lines in their place, by number.
@@ -222,7 +238,8 @@ impl Output {
             return;
         }
         self.tell_lost();
-        self.lost += self.target.write_of_workers(&self.portion);
+        let lost = self.target.write_of_workers(&self.portion);
+        self.count_lost(lost);
         self.portion.clear();
         self.portion.shrink_to(LARGEST_PORTION);
     }

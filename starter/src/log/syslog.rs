@@ -66,6 +66,8 @@ pub struct Syslog {
     waiting: usize,
     /// Lines dropped from a full queue since the last record that fit.
     dropped: u64,
+    /// The same since the start.
+    dropped_in_all: u64,
     /// Why the daemon cannot be reached, until that is reported.
     trouble: Option<Errno>,
     is_reachable: bool,
@@ -104,6 +106,7 @@ impl Syslog {
             queue: VecDeque::new(),
             waiting: 0,
             dropped: 0,
+            dropped_in_all: 0,
             trouble: None,
             is_reachable: true,
             lost_at: None,
@@ -130,11 +133,21 @@ impl Syslog {
         };
         // About the length of the record.
         if self.waiting + line.len() > most {
-            self.dropped += 1;
+            self.count_dropped();
             return;
         }
         self.tell_dropped();
         self.enqueue(origin, severity, line);
+    }
+
+    fn count_dropped(&mut self) {
+        self.dropped = self.dropped.saturating_add(1);
+        self.dropped_in_all = self.dropped_in_all.saturating_add(1);
+    }
+
+    /// How many lines have been dropped since the start.
+    pub fn dropped_in_all(&self) -> u64 {
+        self.dropped_in_all
     }
 
     /// Reports dropped lines in their place, by number.
@@ -214,7 +227,7 @@ impl Syslog {
                 // This one will never fit.
                 Err(Errno::EMSGSIZE) => {
                     self.forget_first();
-                    self.dropped += 1;
+                    self.count_dropped();
                 }
                 Err(errno) => {
                     self.disconnect(errno, now);
@@ -238,7 +251,7 @@ impl Syslog {
                 (Ok(_), Peer::Udp(_)) => return refusal(socket),
                 // From another machine, and thus about an earlier record.
                 (Err(Errno::ECONNREFUSED), Peer::Udp(_)) => {
-                    self.dropped += 1;
+                    self.count_dropped();
                     return Err(Errno::ECONNREFUSED);
                 }
                 // The daemon that was there is gone; a new one may be there already.
@@ -512,5 +525,7 @@ mod tests {
         assert!(text(&syslog.queue[place]).contains(&told));
         assert!(text(&syslog.queue[place + 1]).ends_with("again"));
         assert_eq!(syslog.dropped, 0);
+        // What is told stays counted.
+        assert_eq!(syslog.dropped_in_all(), pushed - kept as u64);
     }
 }

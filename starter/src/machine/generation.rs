@@ -201,6 +201,11 @@ impl Generation {
         })
     }
 
+    /// When the first of its workers was requested, or the one in its place.
+    pub fn started_at(&self) -> Option<Moment> {
+        self.slots.iter().map(|slot| slot.asked_at).min()
+    }
+
     /// When one of its workers was last requested.
     pub(super) fn asked_at(&self) -> Option<Moment> {
         self.slots.iter().map(|slot| slot.asked_at).max()

@@ -16,6 +16,8 @@ pub const REMEMBERED: usize = 10;
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct History {
     pub counters: Counters,
+    /// When a generation last committed.
+    pub committed_at: Option<Moment>,
     /// The last decisions, oldest first.
     pub decisions: VecDeque<Decision>,
     /// The last departed workers, oldest first.
@@ -27,6 +29,8 @@ pub struct History {
 pub struct Counters {
     /// Restarts requested.
     pub restarts: u32,
+    /// Generations that have committed, the first included.
+    pub commits: u32,
     /// Failed starts, of a generation or of a replacement within a generation.
     pub failed_starts: u32,
     /// Workers that died while serving.
@@ -77,6 +81,12 @@ impl History {
     pub(super) fn decision_on(&self, generation: u32) -> Option<&Decision> {
         let mut decisions = self.decisions.iter().rev();
         decisions.find(|decision| decision.generation == generation)
+    }
+
+    /// A generation has committed.
+    pub(super) fn count_commit(&mut self, now: Moment) {
+        self.counters.commits = self.counters.commits.saturating_add(1);
+        self.committed_at = Some(now);
     }
 
     pub(super) fn add_departed(&mut self, departed: Departed) {

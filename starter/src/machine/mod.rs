@@ -63,7 +63,7 @@ mod stop;
 use nix::unistd::Pid;
 
 pub use self::generation::{Generation, State};
-pub use self::history::{Counters, Decision, Departed, History, REMEMBERED, Verdict};
+pub use self::history::{Decision, Departed, History, REMEMBERED, Verdict};
 pub use self::model::{Action, Event, Knobs, Machine, Outcome, Proof, Settings, Source};
 
 use self::generation::{Content, Slot, Stage, Standing, Why, Worker};

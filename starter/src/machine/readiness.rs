@@ -123,6 +123,13 @@ impl Machine {
         }
     }
 
+    /// When a starting generation fails unless it is ready by then.
+    pub fn fails_at(&self, generation: &Generation) -> Option<Moment> {
+        let slots = generation.slots.iter();
+        let late = slots.filter_map(|slot| self.late_at(slot)).min();
+        late.filter(|_| generation.state() == State::Starting)
+    }
+
     /// Workers that have not become ready in time have failed.
     pub(super) fn fail_late(&mut self, now: Moment) {
         let Proof::Told { within } = self.settings.proof else {

@@ -172,6 +172,7 @@ impl Machine {
         }
         self.served = Some(number);
         self.auto_restart_since = now;
+        self.history.count_commit(now);
         self.history.add_decision(Decision {
             request,
             generation: number,

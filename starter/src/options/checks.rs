@@ -7,6 +7,7 @@ use common::message::Transport;
 
 use super::refusal::{lacks, refused, unusable};
 use super::values::Given;
+use crate::client::Form;
 use crate::listeners;
 use crate::listeners::dialects::Dialect;
 use crate::listeners::spec::{PortSpec, check_duplicates};
@@ -20,8 +21,11 @@ use crate::words::remedy;
 use crate::words::text::quoted;
 
 /// Options, each with those of which it needs one.
-const NEEDS: [(&str, &[&str]); 10] = [
+const NEEDS: [(&str, &[&str]); 13] = [
     ("timeout", &["restart", "stop", "reopen"]),
+    ("follow", &["status"]),
+    ("json", &["status"]),
+    ("openmetrics", &["status"]),
     ("group", &["user"]),
     ("keep-env", &["user"]),
     ("log-stream", &["log-file"]),
@@ -66,6 +70,24 @@ pub fn check_needs(given: &Given<'_>) -> Result<(), Failure> {
         Some(value) => refused(option, value, &lacks(needed)),
         None => unusable(option, &lacks(needed)),
     })
+}
+
+/// How `--status` shows what it finds. Unlike the options of a start, those that say it have no meaning for other commands.
+pub fn form(command: &str, given: &Given<'_>) -> Result<Form, Failure> {
+    let forms = [
+        ("follow", Form::Follow),
+        ("json", Form::Json),
+        ("openmetrics", Form::OpenMetrics),
+    ];
+    let mut forms = forms.into_iter().filter(|(name, _)| given.flag(name));
+    match (forms.next(), forms.next()) {
+        (None, _) => Ok(Form::Text),
+        (Some((name, _)), _) if command != "status" => Err(unusable(name, &lacks(&["status"]))),
+        (Some((_, form)), None) => Ok(form),
+        (Some((name, _)), Some((other, _))) => {
+            Err(unusable(name, &format!("--{other} is given as well")))
+        }
+    }
 }
 
 /// Refuses options that a self-test sets itself.

@@ -10,6 +10,7 @@ start_server [options] -- server-prog server-arg1 server-arg2 ...
        start_server --restart --pid-file=FILE [--timeout=SECONDS]
        start_server --stop --pid-file=FILE [--timeout=SECONDS]
        start_server --reopen --pid-file=FILE [--timeout=SECONDS]
+       start_server --status --pid-file=FILE [--follow|--json|--openmetrics]
        start_server --self-test [--user=USER] [--group=GROUP] [--strict]";
 
 /// All options, in the order of the help.
@@ -172,7 +173,8 @@ fn files() -> [Arg; 7] {
             .help("Prefix each line of --log-file with time, generation and process id."),
         flag("quiet").help(lines([
             "Write no messages of start_server itself to stderr, except why it",
-            "failed. The commands below print nothing when they succeed.",
+            "failed. Of the commands below only --status then prints anything when",
+            "it succeeds.",
         ])),
         flag("daemonize").help("Run in the background. Needs --log-file or --syslog."),
     ]
@@ -211,7 +213,7 @@ fn privileges() -> [Arg; 4] {
     ]
 }
 
-fn commands() -> [Arg; 7] {
+fn commands() -> [Arg; 11] {
     [
         flag("restart").help(lines([
             "Send HUP to the start_server that holds --pid-file, and wait until a",
@@ -228,6 +230,13 @@ fn commands() -> [Arg; 7] {
         ])),
         valued("timeout", "SECONDS")
             .help("The longest that these three commands wait (default: no limit)."),
+        flag("status").help(lines([
+            "Print what the start_server that holds --pid-file is doing, with its",
+            "listeners and workers. Options for a start have no effect.",
+        ])),
+        flag("follow").help("With --status: redraw it once a second, until Ctrl-C."),
+        flag("json").help("With --status: print it as JSON."),
+        flag("openmetrics").help("With --status: print it as OpenMetrics text, for scrapers."),
         flag("self-test").help(lines([
             "Start servers, try to break out of each of their processes, and report",
             "what holds on this host. Allows only --user, --group and --strict.",

@@ -22,7 +22,7 @@ use clap::error::ErrorKind;
 use nix::sys::signal::Signal;
 
 use self::checks::{
-    check_files, check_listeners, check_needs, check_program, check_ready, check_self_test,
+    check_files, check_listeners, check_needs, check_program, check_ready, check_self_test, form,
 };
 use self::definition::definition;
 use self::refusal::{lacks, of_clap, unusable};
@@ -46,6 +46,8 @@ pub enum Invocation {
     Stop(client::Settings),
     /// Tell a running superdaemon to reopen its log file.
     Reopen(client::Settings),
+    /// Show what a running superdaemon is doing.
+    Status(client::Settings),
     /// Test both programs on this host.
     SelfTest(self_test::Settings),
     /// Print this text, the help or the version, on stdout.
@@ -78,13 +80,14 @@ const OK_ALONE: Statuses = Statuses {
     last: 200,
 };
 
-/// Makes an invocation that signals a running superdaemon.
+/// Makes an invocation that asks a running superdaemon for something.
 type Command = fn(client::Settings) -> Invocation;
 
-const COMMANDS: [(&str, Command); 3] = [
+const COMMANDS: [(&str, Command); 4] = [
     ("restart", Invocation::Restart),
     ("stop", Invocation::Stop),
     ("reopen", Invocation::Reopen),
+    ("status", Invocation::Status),
 ];
 
 /// Parses the words after the name of this program.
@@ -143,6 +146,7 @@ fn client(command: &str, given: &Given<'_>) -> Result<client::Settings, Failure>
         status_file,
         timeout,
         is_quiet: given.flag("quiet"),
+        form: form(command, given)?,
     })
 }
 

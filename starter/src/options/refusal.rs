@@ -53,7 +53,12 @@ pub fn of_clap(error: &clap::Error, unknown: Option<&str>) -> Failure {
             }
         }
         (ErrorKind::TooManyValues, Some(option)) => {
-            Failure::usage(format!("cannot use {option}: it takes no value"))
+            let failure = Failure::usage(format!("cannot use {option}: it takes no value"));
+            match option {
+                // To Server::Starter it is short for that one.
+                "--status" => failure.hint(remedy::did_you_mean("--status-file")),
+                _ => failure,
+            }
         }
         // No other kind is known to occur, because the words were normalized before.
         _ => {

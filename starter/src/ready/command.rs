@@ -4,7 +4,7 @@ use std::collections::VecDeque;
 use std::ffi::OsStr;
 use std::fs::File;
 use std::io::{self, Read};
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::process::{Command, Stdio};
 
@@ -55,7 +55,7 @@ impl Running {
             .arg("-c")
             .arg(command)
             .stdin(Stdio::null())
-            .stdout(OwnedFd::from(theirs.try_clone()?))
+            .stdout(theirs.try_clone()?)
             .stderr(theirs);
         prepare(&mut shell);
         detach(&mut shell);

@@ -51,7 +51,10 @@ pub struct StatusFile {
     view: View,
     /// The last lines on standard error of departed workers, if captured; oldest first.
     last_lines: VecDeque<(Pid, Vec<String>)>,
+    /// When it is saved even without a change of the machine.
     retry_at: Option<Moment>,
+    /// What a starting generation waits for, if that is more than time.
+    awaited: Option<String>,
 }
 
 impl StatusFile {
@@ -85,6 +88,7 @@ impl StatusFile {
             view,
             last_lines: VecDeque::new(),
             retry_at: None,
+            awaited: settings.ready.ready.awaited(),
         };
         lines.into_iter().for_each(remove_drafts);
         let text: Rc<str> = status.view.text().into();
@@ -121,7 +125,8 @@ impl StatusFile {
                     .cloned()
                     .collect()
             };
-            from_machine::update(&mut self.view, machine, &Clock::new(now), last_lines);
+            let (clock, awaited) = (Clock::new(now), self.awaited.as_deref());
+            from_machine::update(&mut self.view, machine, &clock, awaited, last_lines);
             let text = self.view.text().into();
             saved.extend(self.json.iter_mut().map(|file| file.save(&text)));
         }
@@ -143,10 +148,16 @@ impl StatusFile {
 
     /// The results of requests to reopen the log file; written with the next change.
     pub fn log_reopened(&mut self, Reopened { orders, failure }: Reopened) {
-        self.view.log = view::Log {
-            reopened: orders.into(),
-            failure,
-        };
+        self.view.log.reopened = orders.into();
+        self.view.log.failure = failure;
+    }
+
+    /// How many lines the log has lost so far; written with the next change, or soon. However fast they are lost, that
+    /// does not write all the time.
+    pub fn lines_lost(&mut self, lost: u64, now: Moment) {
+        if std::mem::replace(&mut self.view.log.lost, lost) != lost {
+            self.retry_at.get_or_insert(now + RETRY);
+        }
     }
 
     /// What is wrong with each listener; written with the next change.
@@ -169,7 +180,7 @@ impl StatusFile {
         self.retry_at.get_or_insert(now + SOON);
     }
 
-    /// When [`StatusFile::save`] is due again after a failure, or after what was not written at once.
+    /// When [`StatusFile::save`] is due: after a failure, after lines were lost, or after what was not written at once.
     pub fn deadline(&self) -> Option<Moment> {
         self.retry_at
     }

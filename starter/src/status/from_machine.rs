@@ -6,15 +6,17 @@ use nix::unistd::Pid;
 
 use super::view::{self, LastLines, View};
 use crate::host::moment::Moment;
-use crate::machine::{Counters, Decision, Departed, Generation, Machine, State, Verdict as Found};
+use crate::machine::{Decision, Departed, Generation, History, Machine, State, Verdict as Found};
 use crate::words::remedy;
 use crate::words::trouble::Unreachable;
 
-/// Updates everything that changes while the superdaemon runs.
+/// Updates everything that changes while the superdaemon runs. `awaited` is what a starting generation waits for, if that
+/// is more than time.
 pub fn update(
     view: &mut View,
     machine: &Machine,
     clock: &Clock,
+    awaited: Option<&str>,
     last_lines: impl Fn(Pid) -> LastLines,
 ) {
     let last_lines_for = |decision: &Decision| match &decision.verdict {
@@ -28,7 +30,10 @@ pub fn update(
     view.stopping = machine.is_stopping();
     view.generations = machine
         .generations()
-        .map(|one| generation(one, clock))
+        .map(|one| view::Generation {
+            fails_at: machine.fails_at(one).map(|at| clock.seconds(at)),
+            ..generation(one, awaited, clock)
+        })
         .collect();
     view.departed = machine
         .history()
@@ -36,7 +41,7 @@ pub fn update(
         .iter()
         .map(|one| departed(one, clock, last_lines(one.pid)))
         .collect();
-    view.counters = counters(machine.history().counters);
+    view.counters = counters(machine.history(), clock);
     view.verdicts = machine
         .history()
         .decisions
@@ -77,17 +82,22 @@ impl Clock {
         }
     }
 
-    /// Rounded to milliseconds.
+    /// Rounded to milliseconds. It may be in the future.
     pub fn seconds(&self, moment: Moment) -> f64 {
-        let at = self
-            .since_1970
-            .saturating_sub(self.moment.saturating_since(moment));
+        let (since, until) = (
+            self.moment.saturating_since(moment),
+            moment.saturating_since(self.moment),
+        );
+        let at = self.since_1970.saturating_sub(since).saturating_add(until);
         (at.as_secs_f64() * 1000.0).round() / 1000.0
     }
 }
 
-fn generation(generation: &Generation, clock: &Clock) -> view::Generation {
+fn generation(generation: &Generation, awaited: Option<&str>, clock: &Clock) -> view::Generation {
+    let is_starting = generation.state() == State::Starting;
     view::Generation {
+        started_at: generation.started_at().map(|at| clock.seconds(at)),
+        waiting_for: awaited.filter(|_| is_starting).map(str::to_owned),
         number: generation.number.into(),
         state: match generation.state() {
             State::Starting => view::State::Starting,
@@ -100,8 +110,10 @@ fn generation(generation: &Generation, clock: &Clock) -> view::Generation {
             .map(|worker| view::Worker {
                 pid: worker.pid.as_raw().into(),
                 started_at: clock.seconds(worker.spawned_at),
+                text: worker.text().map(str::to_owned),
             })
             .collect(),
+        ..view::Generation::default()
     }
 }
 
@@ -117,9 +129,12 @@ fn departed(departed: &Departed, clock: &Clock, stderr: LastLines) -> view::Depa
     }
 }
 
-fn counters(counters: Counters) -> view::Counters {
+fn counters(history: &History, clock: &Clock) -> view::Counters {
+    let counters = history.counters;
     view::Counters {
         restarts: counters.restarts.into(),
+        commits: counters.commits.into(),
+        committed_at: history.committed_at.map(|at| clock.seconds(at)),
         failed_starts: counters.failed_starts.into(),
         crashes: counters.crashes.into(),
     }

@@ -40,6 +40,9 @@ pub struct View {
     /// It was told to stop, or is giving up.
     #[serde(default)]
     pub stopping: bool,
+    /// Why the generation that serves is not in good health.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub unhealthy: Option<String>,
     /// Those that have workers, oldest first.
     pub generations: List<Generation, MANY>,
     /// The last departed workers, oldest first.
@@ -140,13 +143,16 @@ pub struct Listener {
     pub trouble: Option<String>,
 }
 
-/// The number of requests to reopen the log file.
+/// The log: what became of requests to reopen its file, and of lines.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct Log {
+    /// The number of requests to reopen the log file.
     pub reopened: u64,
     /// Why the last one failed.
     pub failure: Option<String>,
+    /// Lines that were lost on the way to the log or to syslog.
+    pub lost: u64,
 }
 
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
@@ -154,6 +160,15 @@ pub struct Generation {
     pub number: u64,
     #[serde(default)]
     pub state: State,
+    /// When it was started.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub started_at: Option<f64>,
+    /// What it must do before it serves, such as `READY`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub waiting_for: Option<String>,
+    /// When its start fails unless it has done that.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub fails_at: Option<f64>,
     #[serde(default)]
     pub workers: List<Worker, MANY>,
 }
@@ -173,11 +188,14 @@ pub enum State {
     Unknown,
 }
 
-#[derive(Debug, Clone, Copy, Default, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 pub struct Worker {
     pub pid: i64,
     #[serde(default)]
     pub started_at: f64,
+    /// What it last said about itself.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub text: Option<String>,
 }
 
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
@@ -192,11 +210,15 @@ pub struct Departed {
     pub stderr: LastLines,
 }
 
-#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct Counters {
     /// Restarts requested.
     pub restarts: u64,
+    /// Generations that have committed, the first included.
+    pub commits: u64,
+    /// When one last did.
+    pub committed_at: Option<f64>,
     pub failed_starts: u64,
     /// Workers that died while serving.
     pub crashes: u64,

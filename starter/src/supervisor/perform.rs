@@ -93,7 +93,10 @@ impl Resources {
             Duty::LookForReadiness => self.look_for_readiness(),
             Duty::TellReadiness => return self.tell_readiness(machine),
             Duty::Say(notice) => self.log.say(&notice),
-            Duty::WorkOnLog => self.log.work(Instant::now()),
+            Duty::WorkOnLog => {
+                self.log.work(Instant::now());
+                self.status_file.lines_lost(self.log.lost(), Moment::now());
+            }
         }
         Vec::new()
     }

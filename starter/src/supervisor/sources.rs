@@ -46,7 +46,7 @@ pub enum Duty {
     ReopenLog,
     /// A signal without a meaning here.
     Ignore(Signal),
-    /// Writing the status failed, and a retry is due.
+    /// Writing the status is due without a change of the machine.
     SaveStatus,
     /// What workers tell is read, and asked for where that is due.
     LookForReadiness,

@@ -443,6 +443,10 @@ pub const USER_OF_THE_SERVER: &str = "use the user that the server runs as, or r
 pub const STATUS_FILE_OF_ANOTHER: &str =
     "to follow another implementation's server, give its --status-file too";
 
+/// A server has no status that could be shown.
+pub const NO_STATUS: &str =
+    "it is written once the listeners are bound; other implementations of start_server write none";
+
 /// The program is setuid or setgid.
 pub const NO_SETUID_BIT: &str = "remove the bit with chmod u-s,g-s";
 

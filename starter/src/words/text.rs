@@ -33,6 +33,21 @@ pub fn quoted(word: impl AsRef<OsStr>) -> String {
     }
 }
 
+/// JSON that is safe to show, whatever its strings contain: its own escapes stand for what could do harm.
+pub fn printable_json(json: &str) -> String {
+    let mut safe = String::with_capacity(json.len());
+    for character in json.chars() {
+        if character == '\n' || !is_harmful(character) {
+            safe.push(character);
+            continue;
+        }
+        for unit in character.encode_utf16(&mut [0; 2]) {
+            safe.push_str(&format!("\\u{unit:04x}"));
+        }
+    }
+    safe
+}
+
 /// Appends escaped text while `line` stays within `most` bytes. Returns whether that was all of it, and how many bytes of it
 /// were taken.
 pub fn escape(bytes: &[u8], most: usize, line: &mut String) -> (bool, usize) {
@@ -115,6 +130,13 @@ mod tests {
         let long = shortened("\u{20ac}".repeat(10_000));
         assert_eq!(long.len(), 4095 + "[...]".len());
         assert!(long.ends_with("[...]"));
+    }
+
+    #[test]
+    fn json_is_escaped_by_its_own_means() {
+        let json = "{\n  \"a\": \"\u{9b}2J\u{202e}\u{7f}\u{fc}\"\n}";
+        let safe = "{\n  \"a\": \"\\u009b2J\\u202e\\u007f\u{fc}\"\n}";
+        assert_eq!(printable_json(json), safe);
     }
 
     #[test]

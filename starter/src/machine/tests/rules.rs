@@ -16,6 +16,26 @@ fn a_new_generation_commits_after_the_interval_and_the_old_one_is_signalled_then
 }
 
 #[test]
+fn commits_are_counted_with_the_time_of_the_last_one() {
+    let mut world = World::new(settings());
+    let counted = |world: &World| {
+        let history = world.machine.history();
+        (history.counters.commits, history.committed_at)
+    };
+    assert_eq!(counted(&world), (0, None));
+    world.pass_deadline();
+    let first = Some(world.now);
+    assert_eq!(counted(&world), (1, first));
+    world.pass(10.0);
+    world.restart();
+    world.exit_newest(256);
+    assert_eq!(counted(&world), (1, first));
+    world.pass_deadline();
+    world.pass_deadline();
+    assert_eq!(counted(&world), (2, Some(world.now)));
+}
+
+#[test]
 fn an_interval_of_zero_still_asks_for_a_proof_of_life() {
     let mut world = World::new(Settings {
         interval: Duration::ZERO,

@@ -1,6 +1,7 @@
 use std::time::Duration;
 
 use super::{error, parse_words, started};
+use crate::client::Form;
 use crate::host::identity;
 use crate::options::Invocation;
 use crate::{client, self_test};
@@ -11,6 +12,7 @@ fn asked(words: &[&str]) -> (&'static str, client::Settings) {
         Ok(Invocation::Restart(settings)) => ("restart", settings),
         Ok(Invocation::Stop(settings)) => ("stop", settings),
         Ok(Invocation::Reopen(settings)) => ("reopen", settings),
+        Ok(Invocation::Status(settings)) => ("status", settings),
         other => panic!("{words:?}: {other:?}"),
     }
 }
@@ -22,6 +24,7 @@ fn a_running_superdaemon_is_reached_by_its_files() {
         status_file: status_file.map(Into::into),
         timeout,
         is_quiet: false,
+        form: Form::Text,
     };
     for (words, expected) in [
         (
@@ -94,7 +97,7 @@ fn the_command_line_of_the_start_serves_for_a_restart_too() {
 
 #[test]
 fn a_running_superdaemon_is_asked_for_one_thing_and_by_its_pid_file() {
-    for command in ["restart", "stop", "reopen"] {
+    for command in ["restart", "stop", "reopen", "status"] {
         let message = format!("cannot use --{command}: it needs --pid-file as well");
         let word = format!("--{command}");
         assert_eq!(error(&[&word]), message);
@@ -108,6 +111,42 @@ fn a_running_superdaemon_is_asked_for_one_thing_and_by_its_pid_file() {
         error(&["--timeout=5", "--pid-file=/p", "prog"]),
         "cannot use --timeout=5: it needs --restart, --stop or --reopen as well"
     );
+}
+
+#[test]
+fn a_status_is_shown_in_one_form() {
+    for (words, form) in [
+        (&["--status"][..], Form::Text),
+        (&["--status", "--follow"], Form::Follow),
+        (&["--JSON", "--Status"], Form::Json),
+        (
+            &["--open", "--status", "--port=80", "prog"],
+            Form::OpenMetrics,
+        ),
+    ] {
+        let (command, settings) = asked(&[&["--pid-file=/p"], words].concat());
+        assert_eq!((command, settings.form), ("status", form), "{words:?}");
+    }
+    for (words, cause) in [
+        (
+            &["--status", "--json", "--follow"][..],
+            "cannot use --follow: --json is given as well",
+        ),
+        (
+            &["--restart", "--json"],
+            "cannot use --json: it needs --status as well",
+        ),
+        (
+            &["--follow", "prog"],
+            "cannot use --follow: it needs --status as well",
+        ),
+        (
+            &["--status", "--stop"],
+            "cannot use --stop: --status is given as well",
+        ),
+    ] {
+        assert_eq!(error(&[&["--pid-file=/p"], words].concat()), cause);
+    }
 }
 
 #[test]

@@ -90,7 +90,7 @@ fn options_are_found_in_any_case_and_by_a_unique_beginning() {
         Signal::SIGINT
     );
     assert_eq!(
-        with(&["--di", "/x", "--STAT=/y"]).status.status_file,
+        with(&["--di", "/x", "--STATUS-F=/y"]).status.status_file,
         Some("/y".into())
     );
     assert!(with(&["--str"]).is_strict);
@@ -103,13 +103,13 @@ fn a_beginning_that_is_not_unique_is_refused_with_the_candidates() {
     for (word, candidates) in [
         (
             "--st",
-            "--start-limit, --start-timeout, --status-file, --stop, --stop-timeout or --strict",
+            "--start-limit, --start-timeout, --status, --status-file, --stop, --stop-timeout or --strict",
         ),
         (
             "--ST=1",
-            "--start-limit, --start-timeout, --status-file, --stop, --stop-timeout or --strict",
+            "--start-limit, --start-timeout, --status, --status-file, --stop, --stop-timeout or --strict",
         ),
-        ("--sta", "--start-limit or --status-file"),
+        ("--sta", "--start-limit, --start-timeout, --status or --status-file"),
         ("--sto", "--stop or --stop-timeout"),
         ("--d", "--daemonize or --dir"),
         ("--en=1", "--enable-auto-restart or --envdir"),
@@ -218,6 +218,11 @@ fn a_flag_takes_no_value() {
             format!("cannot use {name}: it takes no value")
         );
     }
+    // To Server::Starter it is short for another option.
+    assert_eq!(
+        error(&["--status=/s", "prog"]),
+        "cannot use --status: it takes no value\nhint: did you mean --status-file?"
+    );
     assert_eq!(started(&["--strict", "1", "2"]).worker.program, "1");
 }
 

@@ -1,0 +1,315 @@
+//! What a server is doing, in one word and in one line.
+
+use super::observed::workers;
+use crate::status::view::{self, Generation, Outcome, View};
+use crate::words::failure::Status as Code;
+use crate::words::number::time;
+use crate::words::text::shortened;
+
+/// What a server is doing.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum State {
+    Serving,
+    /// It serves, and the next generation is starting.
+    Restarting,
+    /// It serves, but not well.
+    Unhealthy,
+    /// Nothing has ever served.
+    Starting,
+    /// No generation serves any more.
+    NothingServes,
+    /// It was told to stop, or is giving up.
+    Stopping,
+}
+
+impl State {
+    /// All of them.
+    pub const ALL: [State; 6] = [
+        State::Serving,
+        State::Restarting,
+        State::Unhealthy,
+        State::Starting,
+        State::NothingServes,
+        State::Stopping,
+    ];
+
+    pub fn of(view: &View) -> State {
+        let serves =
+            |one: &Generation| matches!(one.state, view::State::Current | view::State::Retiring);
+        if view.stopping {
+            State::Stopping
+        } else if !view.generations.iter().any(serves) {
+            match has_served(view) {
+                true => State::NothingServes,
+                false => State::Starting,
+            }
+        } else if view.unhealthy.is_some() {
+            State::Unhealthy
+        } else if starting(view).is_some() {
+            State::Restarting
+        } else {
+            State::Serving
+        }
+    }
+
+    /// Its name for programs.
+    pub fn name(self) -> &'static str {
+        match self {
+            State::Serving => "serving",
+            State::Restarting => "restarting",
+            State::Unhealthy => "unhealthy",
+            State::Starting => "starting",
+            State::NothingServes => "nothing_serves",
+            State::Stopping => "stopping",
+        }
+    }
+
+    /// Its name for people.
+    pub fn words(self) -> &'static str {
+        match self {
+            State::NothingServes => "nothing serves",
+            other => other.name(),
+        }
+    }
+
+    /// The exit code of `--status`.
+    pub fn code(self) -> Code {
+        match self {
+            State::Serving | State::Restarting => Code::Done,
+            State::Unhealthy | State::Starting | State::NothingServes | State::Stopping => {
+                Code::Failed
+            }
+        }
+    }
+}
+
+/// The state, and what is known about it: safe to show. `at` is the time in seconds since 1970.
+pub fn headline(view: &View, at: f64) -> String {
+    let state = State::of(view);
+    let details = match state {
+        State::Serving => None,
+        State::Unhealthy => view.unhealthy.as_ref().map(shortened),
+        State::Restarting | State::Starting | State::NothingServes => progress(view, at),
+        State::Stopping => Some(match workers(view).count() {
+            0 => "no worker is left".to_owned(),
+            1 => "waiting for 1 worker to exit".to_owned(),
+            left => format!("waiting for {left} workers to exit"),
+        }),
+    };
+    match details {
+        Some(details) => format!("{}: {details}", state.words()),
+        None => state.words().to_owned(),
+    }
+}
+
+/// The start that is under way, or what became of the last one.
+fn progress(view: &View, at: f64) -> Option<String> {
+    let Some(starting) = starting(view) else {
+        let last = view.verdicts.last()?;
+        return (last.result == Outcome::Failed).then(|| {
+            format!(
+                "generation {} has failed, and another try follows",
+                last.generation
+            )
+        });
+    };
+    let number = starting.number;
+    let serves = |one: &&Generation| one.state == view::State::Current;
+    let mut parts = vec![match view.generations.iter().rev().find(serves) {
+        Some(current) => format!("generation {number} of {}", current.number),
+        None => format!("generation {number}"),
+    }];
+    let what = starting.waiting_for.as_ref();
+    parts.extend(what.map(|what| format!("waiting for {}", shortened(what))));
+    let workers = starting.workers.iter().map(|worker| worker.started_at);
+    if let Some(began) = starting.started_at.or(workers.reduce(f64::min)) {
+        let passed = time(at - began);
+        parts.push(match starting.fails_at {
+            Some(end) => format!("{passed} of {}", time(end - began)),
+            None => passed,
+        });
+    }
+    Some(parts.join(", "))
+}
+
+fn starting(view: &View) -> Option<&Generation> {
+    let mut generations = view.generations.iter().rev();
+    generations.find(|one| one.state == view::State::Starting)
+}
+
+/// An older server does not count its commits, but remembers the last ones.
+fn has_served(view: &View) -> bool {
+    let mut verdicts = view.verdicts.iter();
+    view.counters.commits > 0 || verdicts.any(|one| one.result == Outcome::Committed)
+}
+
+/// The result of the last start, in a sentence that is safe to show.
+pub fn last_start(view: &View, at: f64) -> Option<String> {
+    let last = view.verdicts.last()?;
+    let (generation, ago) = (last.generation, time(at - last.at));
+    let how = super::status::how(last);
+    Some(match (last.result, last.serves) {
+        (Outcome::Committed, _) => {
+            format!("last start: generation {generation} committed {ago} ago")
+        }
+        (_, true) => {
+            format!(
+                "last start: generation {generation} serves, but not everywhere, {ago} ago{how}"
+            )
+        }
+        (Outcome::Failed, false) => {
+            format!("last start: generation {generation} failed {ago} ago{how}")
+        }
+        (Outcome::Unknown, false) => {
+            format!("last start: generation {generation}, {ago} ago, with an unknown result")
+        }
+    })
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used, reason = "tests fail by panicking")]
+mod tests {
+    use super::*;
+    use crate::status::view::{Counters, Verdict, Worker};
+
+    fn generation(number: u64, state: view::State) -> Generation {
+        Generation {
+            number,
+            state,
+            workers: [Worker {
+                pid: 7,
+                started_at: 990.0,
+                text: None,
+            }]
+            .into_iter()
+            .collect(),
+            ..Generation::default()
+        }
+    }
+
+    fn view(generations: &[Generation], commits: u64) -> View {
+        View {
+            generations: generations.iter().cloned().collect(),
+            counters: Counters {
+                commits,
+                ..Counters::default()
+            },
+            ..View::default()
+        }
+    }
+
+    fn shown(view: &View) -> (State, String, u8) {
+        let state = State::of(view);
+        (state, headline(view, 1000.0), state.code() as u8)
+    }
+
+    #[test]
+    fn a_server_serves_while_a_generation_is_current_or_retiring() {
+        use view::State::{Current, Old, Retiring, Starting};
+        for generations in [
+            &[generation(1, Current)][..],
+            &[generation(1, Retiring), generation(2, Current)],
+            &[generation(1, Old), generation(2, Current)],
+        ] {
+            let expected = (State::Serving, "serving".to_owned(), 0);
+            assert_eq!(shown(&view(generations, 1)), expected);
+        }
+        let headline = "restarting: generation 5 of 4, 10 s".to_owned();
+        let restarting = [generation(4, Current), generation(5, Starting)];
+        let expected = (State::Restarting, headline, 0);
+        assert_eq!(shown(&view(&restarting, 1)), expected);
+    }
+
+    #[test]
+    fn a_start_shows_what_it_waits_for_and_how_long() {
+        let mut one = generation(5, view::State::Starting);
+        one.waiting_for = Some("READY".to_owned());
+        one.started_at = Some(996.8);
+        one.fails_at = Some(1056.8);
+        let details = "waiting for READY, 3.2 s of 60 s";
+        let restarting = [generation(4, view::State::Current), one.clone()];
+        assert_eq!(
+            headline(&view(&restarting, 1), 1000.0),
+            format!("restarting: generation 5 of 4, {details}")
+        );
+        for (commits, words) in [(0, "starting"), (1, "nothing serves")] {
+            assert_eq!(
+                headline(&view(std::slice::from_ref(&one), commits), 1000.0),
+                format!("{words}: generation 5, {details}")
+            );
+        }
+        one.waiting_for = Some("GET /\n\x1b[2J".to_owned());
+        let shown = headline(&view(&[one], 0), 1000.0);
+        assert!(shown.contains(r"waiting for GET /\x0A\x1B[2J, "), "{shown}");
+    }
+
+    #[test]
+    fn without_a_current_generation_nothing_serves_and_the_code_is_1() {
+        let old = [generation(1, view::State::Old)];
+        let expected = (State::NothingServes, "nothing serves".to_owned(), 1);
+        assert_eq!(shown(&view(&old, 1)), expected);
+        // An older server, which counts no commits.
+        let mut older = view(&[], 0);
+        assert_eq!(State::of(&older), State::Starting);
+        let verdict = |result| Verdict {
+            generation: 3,
+            result,
+            at: 970.0,
+            ..Verdict::default()
+        };
+        let both = [Outcome::Committed, Outcome::Failed].map(verdict);
+        older.verdicts = both.into_iter().collect();
+        let headline = "nothing serves: generation 3 has failed, and another try follows";
+        let expected = (State::NothingServes, headline.to_owned(), 1);
+        assert_eq!(shown(&older), expected);
+    }
+
+    #[test]
+    fn what_is_unhealthy_or_stopping_says_so_first() {
+        let mut view = view(&[generation(1, view::State::Current)], 1);
+        view.unhealthy = Some("GET /healthz: 503".to_owned());
+        let headline = "unhealthy: GET /healthz: 503".to_owned();
+        assert_eq!(shown(&view), (State::Unhealthy, headline, 1));
+        view.stopping = true;
+        let headline = "stopping: waiting for 1 worker to exit".to_owned();
+        assert_eq!(shown(&view), (State::Stopping, headline, 1));
+    }
+
+    #[test]
+    fn the_last_start_is_told_with_its_cause() {
+        let mut view = view(&[], 0);
+        let mut told = |verdict: Verdict| {
+            view.verdicts = [verdict].into_iter().collect();
+            last_start(&view, 1000.0).unwrap()
+        };
+        let verdict = Verdict {
+            generation: 3,
+            at: 940.0,
+            result: Outcome::Committed,
+            ..Verdict::default()
+        };
+        assert_eq!(
+            told(verdict.clone()),
+            "last start: generation 3 committed 60 s ago"
+        );
+        let failed = Verdict {
+            result: Outcome::Failed,
+            status: Some(256),
+            ..verdict
+        };
+        assert_eq!(
+            told(failed.clone()),
+            "last start: generation 3 failed 60 s ago, exit status:256 (exit code 1)"
+        );
+        let cause = Some("nobody can reach x".to_owned());
+        assert_eq!(
+            told(Verdict {
+                cause,
+                serves: true,
+                ..failed
+            }),
+            "last start: generation 3 serves, but not everywhere, 60 s ago: nobody can reach x"
+        );
+        assert_eq!(last_start(&View::default(), 1000.0), None);
+    }
+}

@@ -40,6 +40,7 @@ mod pid_namespaces;
 mod pins;
 mod policy;
 mod privileges;
+mod readiness;
 mod real_servers;
 mod remedies;
 mod restart;

@@ -12,6 +12,7 @@ const ROOMS: &[&str] = &[
     "machine",
     "listeners",
     "worker",
+    "ready",
     "status",
     "client",
     "self_test",

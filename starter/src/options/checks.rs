@@ -12,8 +12,7 @@ use crate::listeners;
 use crate::listeners::dialects::Dialect;
 use crate::listeners::spec::{PortSpec, check_duplicates};
 use crate::log::{self, LogTarget};
-use crate::options::Options;
-use crate::ready::Ready;
+use crate::ready::{self, Ready};
 use crate::status;
 use crate::status::file::json_path;
 use crate::words::failure::Failure;
@@ -109,8 +108,12 @@ pub fn check_self_test(given: &Given<'_>) -> Result<(), Failure> {
 }
 
 /// Refuses options about readiness that have nothing to do, and descriptors that two things want.
-pub fn check_ready(given: &Given<'_>, options: &Options) -> Result<(), Failure> {
-    let ready = &options.ready.ready;
+pub fn check_ready(
+    given: &Given<'_>,
+    settings: &ready::Settings,
+    listeners: &listeners::Settings,
+) -> Result<(), Failure> {
+    let ready = &settings.ready;
     if given.has("ready-status") && !matches!(ready, Ready::Http { .. }) {
         return Err(unusable("ready-status", &lacks(&["ready=http:PATH"])));
     }
@@ -128,13 +131,13 @@ pub fn check_ready(given: &Given<'_>, options: &Options) -> Result<(), Failure> 
             let cause = "it needs a --ready other than interval as well";
             return Err(unusable("start-timeout", cause));
         }
-        if options.ready.start_timeout.is_zero() {
+        if settings.start_timeout.is_zero() {
             let cause = "no server is ready in no time";
             return Err(refused("start-timeout", "0".as_ref(), cause));
         }
     }
-    match options.ready.reserved_number() {
-        Some(number) => check_reserved(number, &options.listeners),
+    match settings.reserved_number() {
+        Some(number) => check_reserved(number, listeners),
         None => Ok(()),
     }
 }

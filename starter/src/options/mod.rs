@@ -129,7 +129,7 @@ fn start(given: &Given<'_>) -> Result<Options, Failure> {
     check_needs(given)?;
     check_listeners(&options.listeners)?;
     check_files(&options.status, &options.log)?;
-    check_ready(given, &options)?;
+    check_ready(given, &options.ready, &options.listeners)?;
     Ok(options)
 }
 

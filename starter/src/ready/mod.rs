@@ -11,6 +11,7 @@
 //! | `accept`, `http:PATH` | the generation's own listener is served | [`mod@probe`], [`mod@trial`], [`mod@http`] |
 
 pub mod command;
+mod handed;
 pub mod http;
 mod line;
 mod message;
@@ -21,24 +22,20 @@ mod settings;
 mod trial;
 mod watched;
 
-use std::ffi::{OsStr, OsString};
-use std::io;
-use std::os::fd::{BorrowedFd, OwnedFd, RawFd};
+use std::os::fd::BorrowedFd;
 
 use nix::poll::PollFlags;
 use nix::unistd::Pid;
 
-use self::command::Running;
-use self::line::Pipe;
 use self::watched::Watched;
 use crate::host::launcher::Change;
 use crate::host::moment::Moment;
-use crate::listeners::backlog::Backlog;
 use crate::listeners::dialects::Announced;
 use crate::machine::{Event, Machine, State};
 use crate::words::notice::Notice;
 use crate::words::start_failure::StartFailure;
 
+pub use self::handed::{Handed, Layout, Order, Runner};
 pub use self::settings::{ProbeAt, Ready, Settings, Statuses};
 
 /// The ways to readiness of all generations that have workers.
@@ -50,61 +47,6 @@ pub struct Readiness {
     found: Vec<Event>,
     notices: Vec<Notice>,
 }
-
-/// What the listeners of a worker leave to its probe listener.
-#[derive(Debug, Clone, Copy)]
-pub struct Layout {
-    /// Its descriptor number in the worker.
-    pub probe_number: RawFd,
-    /// The highest number that anything of ours has in a worker.
-    pub highest: RawFd,
-    pub backlog: i32,
-    /// Whether listeners block, as they do unless a dialect wants it otherwise.
-    pub is_blocking: bool,
-}
-
-impl Layout {
-    /// For a worker whose listeners have these numbers.
-    pub fn new(
-        listeners: impl Iterator<Item = RawFd>,
-        settings: &Settings,
-        backlog: Backlog,
-        is_blocking: bool,
-    ) -> Layout {
-        let taken: Vec<RawFd> = listeners.chain(settings.reserved_number()).collect();
-        let probe_number = (3..).find(|number| !taken.contains(number));
-        let probe_number = probe_number.unwrap_or(RawFd::MAX);
-        let highest = taken.into_iter().chain([probe_number]).max();
-        Layout {
-            probe_number,
-            highest: highest.unwrap_or(probe_number),
-            backlog: backlog.number(),
-            is_blocking,
-        }
-    }
-}
-
-/// What a worker gets so that it can prove itself.
-#[derive(Debug, Default)]
-pub struct Handed {
-    /// Descriptors with their numbers in the worker. Their own numbers are above all of these.
-    pub descriptors: Vec<(OwnedFd, RawFd)>,
-    pub variables: Vec<(OsString, OsString)>,
-    pub probe: Option<Announced>,
-    pipe: Option<Pipe>,
-}
-
-/// A command that is to be run for a generation.
-pub struct Order<'a> {
-    pub command: &'a OsStr,
-    pub generation: u32,
-    /// The environment of its worker, and what is added to it.
-    pub changes: &'a [Change],
-    pub probe: Option<&'a Announced>,
-}
-
-/// Runs a command as a worker of this generation would run.
-pub type Runner<'a> = dyn FnMut(&Order<'_>) -> io::Result<Running> + 'a;
 
 impl Readiness {
     pub fn new(settings: Settings, layout: Layout) -> Readiness {

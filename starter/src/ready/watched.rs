@@ -8,6 +8,7 @@ use nix::poll::PollFlags;
 use nix::unistd::{Pid, getuid};
 
 use super::command::Running;
+use super::handed::{Handed, Layout, Order, Runner};
 use super::line::{self, Pipe};
 use super::message::Message;
 use super::notify::{Received, Socket};
@@ -15,7 +16,6 @@ use super::probe::Probe;
 use super::sender::worker_of;
 use super::settings::{Ready, Settings};
 use super::trial::{self, Goal, Trial};
-use super::{Handed, Layout, Order, Runner};
 use crate::host::launcher::Change;
 use crate::host::moment::Moment;
 use crate::host::open_files::duplicate_above;

@@ -14,6 +14,7 @@
 //! * `--last-words=COUNT` write `last word NUMBER` so many times to standard error
 //! * `--exit=CODE` end at once
 //! * `--exit-if-exists=FILE` end with status 1 when there is such a file
+//! * `--say=TEXT` send a notification to NOTIFY_SOCKET, with a line feed for each semicolon
 //! * `--hold=FIFO` go on only when somebody has opened the FIFO for writing and closed it again
 //! * `--ignore=TERM,HUP` ignore these signals
 //! * `--catch=USR1,WINCH` write these signals to the journal and go on
@@ -29,6 +30,9 @@
 //! * `report`, or nothing: the report
 //! * `ping`: the pid
 //! * `hold`: answers `holding`, waits for one more line, then reports (not for datagrams)
+//! * `say TEXT`, `say-to ADDRESS TEXT`: sends a notification, to NOTIFY_SOCKET or another address
+//! * `GET PATH ...`: an answer of HTTP. `/exists/FILE` is 200 if the file exists and 503 if not, `/garbage` is no HTTP,
+//!   `/fields` has a head without end, `/half` ends within the head, `/silent` is never answered, `/moved` is 301
 //! * `exit CODE`: ends at once, without an answer
 //! * `shutdown KEY`, `connect KEY`, `listen KEY BACKLOG`: these system calls on the listener with this key, which is
 //!   shut down for both ways, or connected to a port of the loopback interface that nobody has
@@ -110,6 +114,7 @@ struct Options {
     last_words: usize,
     exit: Option<i32>,
     exit_if_exists: Option<String>,
+    say: Option<String>,
     hold: Option<String>,
     ignore: Vec<Signal>,
     catch: Vec<Signal>,
@@ -132,6 +137,7 @@ impl Options {
                 "--last-words" => options.last_words = value.parse().expect("--last-words=COUNT"),
                 "--exit" => options.exit = Some(value.parse().expect("--exit=CODE")),
                 "--exit-if-exists" => options.exit_if_exists = Some(value.to_owned()),
+                "--say" => options.say = Some(value.to_owned()),
                 "--hold" => options.hold = Some(value.to_owned()),
                 "--ignore" => options.ignore = signals(value),
                 "--catch" => options.catch = signals(value),
@@ -221,6 +227,9 @@ impl Worker {
         {
             return 1;
         }
+        if let Some(text) = &options.say {
+            say(&own_address(), text);
+        }
         if let Some(fifo) = &options.hold {
             fs::read(fifo).expect("cannot read the FIFO");
         }
@@ -245,7 +254,7 @@ impl Worker {
             .filter_map(|it| self.serve(it))
             .collect();
         if options.notify {
-            notify_ready();
+            say(&own_address(), "READY=1");
         }
         self.note(Happened::Served);
         loop {
@@ -379,6 +388,7 @@ impl Worker {
                 self.close(reader, "report");
             })),
             Some("flow") => drop(spawn(move || self.flow(reader, request.trim_end()))),
+            Some("GET") => drop(spawn(move || answer_http(reader, &request))),
             Some("burst") => drop(spawn(move || self.close(reader, request.trim_end()))),
             _ => self.close(reader, request.trim_end()),
         }
@@ -471,6 +481,11 @@ impl Worker {
             "stderr" => write_line(2, rest),
             "raw" => write_hex(rest),
             "burst" => return self.burst(rest),
+            "say" => say(&own_address(), rest),
+            "say-to" => {
+                let (address, text) = rest.split_once(' ').expect("say-to ADDRESS TEXT");
+                say(address, text);
+            }
             "ping" => {}
             _ => return format!("no such request: {request}"),
         }
@@ -581,16 +596,47 @@ fn spawn(run: impl FnOnce() + Send + 'static) -> JoinHandle<()> {
         .expect("cannot start a thread")
 }
 
-fn notify_ready() {
-    let name = env::var("NOTIFY_SOCKET").expect("--notify needs NOTIFY_SOCKET");
-    let address = match name.strip_prefix('@') {
+fn own_address() -> String {
+    env::var("NOTIFY_SOCKET").expect("there is no NOTIFY_SOCKET")
+}
+
+fn say(address: &str, text: &str) {
+    let address = match address.strip_prefix('@') {
         Some(name) => SocketAddr::from_abstract_name(name),
-        None => SocketAddr::from_pathname(&name),
+        None => SocketAddr::from_pathname(address),
     };
     let socket = UnixDatagram::unbound().expect("cannot make a socket");
+    let datagram = text.replace(';', "\n");
     socket
-        .send_to_addr(b"READY=1", &address.expect("an address"))
-        .expect("cannot send to NOTIFY_SOCKET");
+        .send_to_addr(datagram.as_bytes(), &address.expect("an address"))
+        .expect("cannot send a notification");
+}
+
+fn answer_http(mut reader: BufReader<File>, request: &str) {
+    let path = request.split(' ').nth(1).unwrap_or("/");
+    // The whole head, so that closing the connection resets nothing.
+    let mut line = String::new();
+    while reader.read_line(&mut line).is_ok_and(|length| length > 2) {
+        line.clear();
+    }
+    let status = |text: &str| format!("HTTP/1.1 {text}\r\nContent-Length: 0\r\n\r\n");
+    let answer = match path.split_once("/exists/") {
+        Some((_, file)) if fs::exists(file).expect("cannot look for the file") => status("200 OK"),
+        Some(_) => status("503 Service Unavailable"),
+        None => match path {
+            "/garbage" => "hello\n".to_owned(),
+            "/fields" => format!("HTTP/1.1 200 OK\r\n{}", "A: b\r\n".repeat(200_000)),
+            "/half" => "HTTP/1.1 200 OK\r\nContent-".to_owned(),
+            "/silent" => loop {
+                thread::park();
+            },
+            "/moved" => status("301 Moved Permanently"),
+            _ => status("404 Not Found"),
+        },
+    };
+    drop(reader.get_mut().write_all(answer.as_bytes()));
+    drop(reader);
+    OPEN.fetch_sub(1, Ordering::SeqCst);
 }
 
 /// Whole lines, so that those of several workers do not mix.

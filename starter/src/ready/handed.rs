@@ -1,0 +1,67 @@
+//! What a worker gets so that it can prove itself, and the commands that are run for it.
+
+use std::ffi::{OsStr, OsString};
+use std::io;
+use std::os::fd::{OwnedFd, RawFd};
+
+use crate::host::launcher::Change;
+use crate::listeners::backlog::Backlog;
+use crate::listeners::dialects::Announced;
+use crate::ready::command::Running;
+use crate::ready::line::Pipe;
+use crate::ready::settings::Settings;
+
+/// What the listeners of a worker leave to its probe listener.
+#[derive(Debug, Clone, Copy)]
+pub struct Layout {
+    /// Its descriptor number in the worker.
+    pub probe_number: RawFd,
+    /// The highest number that anything of ours has in a worker.
+    pub highest: RawFd,
+    pub backlog: i32,
+    /// Whether listeners block, as they do unless a dialect wants it otherwise.
+    pub is_blocking: bool,
+}
+
+impl Layout {
+    /// For a worker whose listeners have these numbers.
+    pub fn new(
+        listeners: impl Iterator<Item = RawFd>,
+        settings: &Settings,
+        backlog: Backlog,
+        is_blocking: bool,
+    ) -> Layout {
+        let taken: Vec<RawFd> = listeners.chain(settings.reserved_number()).collect();
+        let probe_number = (3..).find(|number| !taken.contains(number));
+        let probe_number = probe_number.unwrap_or(RawFd::MAX);
+        let highest = taken.into_iter().chain([probe_number]).max();
+        Layout {
+            probe_number,
+            highest: highest.unwrap_or(probe_number),
+            backlog: backlog.number(),
+            is_blocking,
+        }
+    }
+}
+
+/// What a worker gets so that it can prove itself.
+#[derive(Debug, Default)]
+pub struct Handed {
+    /// Descriptors with their numbers in the worker. Their own numbers are above all of these.
+    pub descriptors: Vec<(OwnedFd, RawFd)>,
+    pub variables: Vec<(OsString, OsString)>,
+    pub probe: Option<Announced>,
+    pub pipe: Option<Pipe>,
+}
+
+/// A command that is to be run for a generation.
+pub struct Order<'a> {
+    pub command: &'a OsStr,
+    pub generation: u32,
+    /// The environment of its worker, and what is added to it.
+    pub changes: &'a [Change],
+    pub probe: Option<&'a Announced>,
+}
+
+/// Runs a command as a worker of this generation would run.
+pub type Runner<'a> = dyn FnMut(&Order<'_>) -> io::Result<Running> + 'a;

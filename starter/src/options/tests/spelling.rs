@@ -116,7 +116,7 @@ fn a_beginning_that_is_not_unique_is_refused_with_the_candidates() {
         ("--sto", "--stop or --stop-timeout"),
         ("--d", "--daemonize or --dir"),
         ("--en=1", "--enable-auto-restart or --envdir"),
-        ("--p", "--path, --pid-file or --port"),
+        ("--p", "--path, --pid-file, --port or --probe"),
         ("--signal-on", "--signal-on-hup or --signal-on-term"),
     ] {
         let name = word.split('=').next().unwrap();

@@ -8,7 +8,7 @@ use nix::unistd::Pid;
 use crate::status::file::read_text;
 use crate::status::view::{self, Outcome, State, View, Worker};
 use crate::words::failure::{self, Failure};
-use crate::words::notice::WithMeaning;
+use crate::words::parts::WithMeaning;
 use crate::words::remedy;
 use crate::words::text::{printable, quoted, shortened};
 

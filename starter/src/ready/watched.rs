@@ -22,7 +22,8 @@ use crate::host::open_files::duplicate_above;
 use crate::listeners::dialects::Announced;
 use crate::machine::{Event, Machine};
 use crate::words::failure;
-use crate::words::notice::{Notice, WithMeaning};
+use crate::words::notice::Notice;
+use crate::words::parts::WithMeaning;
 use crate::words::start_failure::StartFailure;
 
 /// How long after its end a command is run again.

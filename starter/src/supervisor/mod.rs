@@ -15,7 +15,7 @@ use crate::machine::{Action, Event, Machine, Outcome, Settings, Verdict};
 use crate::supervisor::resources::Resources;
 use crate::supervisor::sources::{Inbox, Input, wait, wait_blindly};
 use crate::words::failure::Failure;
-use crate::words::notice::WithMeaning;
+use crate::words::parts::WithMeaning;
 use crate::words::remedy;
 
 /// The running superdaemon.

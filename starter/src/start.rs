@@ -41,6 +41,7 @@ use crate::status::Shown;
 use crate::status::file::StatusFile;
 use crate::status::pid_file::PidFile;
 use crate::supervisor;
+use crate::supervisor::check::Check;
 use crate::supervisor::resources::Resources;
 use crate::supervisor::signals::Signals;
 use crate::words::failure::{self, Failure, Status};
@@ -236,6 +237,7 @@ fn lock_pid_file(path: &Path, signals: &Signals) -> Result<PidFile, Failure> {
 struct Ready {
     blueprint: Blueprint,
     readiness: Readiness,
+    check: Check,
     environment: Environment,
     signals: Signals,
     status_file: StatusFile,
@@ -273,6 +275,7 @@ fn make_ready(options: Options, held: Held, log: &mut Log) -> Result<Ready, Fail
     );
     Ok(Ready {
         readiness: Readiness::new(options.ready, layout),
+        check: Check::new(options.worker.check),
         environment,
         blueprint: Blueprint {
             program: options.worker.program,
@@ -303,6 +306,7 @@ impl Ready {
         let resources = Resources {
             blueprint: self.blueprint,
             readiness: self.readiness,
+            check: self.check,
             environment: self.environment,
             pins: BTreeMap::new(),
             signals: self.signals,

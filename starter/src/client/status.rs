@@ -131,6 +131,11 @@ impl Status {
         };
         // Someone else may have written anything into the file.
         let said: Vec<String> = decision.stderr.iter().map(shortened).collect();
+        // Nothing was started, because a check has failed.
+        if generation == 0 {
+            let cause = decision.cause.as_ref().map(shortened).unwrap_or_default();
+            return Failure::failed(format!("cannot restart: {cause}; {serving}")).stderr(&said);
+        }
         let own_status = status.filter(|_| decision.cause.is_none());
         Failure::failed(format!(
             "cannot restart: generation {generation} failed to start{how}; {serving}"

@@ -5,6 +5,7 @@ use std::collections::VecDeque;
 use nix::unistd::Pid;
 use serde::{Deserialize, Serialize};
 
+use super::check::FailedCheck;
 use crate::host::moment::Moment;
 use crate::words::start_failure::StartFailure;
 use crate::words::trouble::Unreachable;
@@ -53,6 +54,8 @@ pub enum Verdict {
     Committed,
     /// It serves, but not everywhere where it should.
     Unreachable(Unreachable),
+    /// Nothing was started.
+    CheckFailed(FailedCheck),
     Failed {
         /// The wait status of the worker that failed, if there was a process.
         status: Option<i32>,

@@ -51,6 +51,7 @@
 )]
 
 mod as_number;
+mod check;
 mod generation;
 mod history;
 mod model;
@@ -62,6 +63,7 @@ mod stop;
 
 use nix::unistd::Pid;
 
+pub use self::check::FailedCheck;
 pub use self::generation::{Generation, State};
 pub use self::history::{Decision, Departed, History, REMEMBERED, Verdict};
 pub use self::model::{Action, Event, Knobs, Machine, Outcome, Proof, Settings, Source};
@@ -82,6 +84,7 @@ impl Machine {
             last_number: 0,
             last_started_at: now,
             restart_wanted: false,
+            checking: None,
             planned: None,
             postponed: None,
             failures: 0,
@@ -92,7 +95,7 @@ impl Machine {
             history: History::default(),
             actions: Vec::new(),
         };
-        machine.start_generation(Why::First, now);
+        machine.start_checked(Why::First, now);
         let actions = std::mem::take(&mut machine.actions);
         (machine, actions)
     }
@@ -116,6 +119,7 @@ impl Machine {
             Event::StartExtended { pid, until } => self.start_extended(pid, until),
             Event::NotYetReady { pid, known } => self.not_yet_ready(pid, known),
             Event::Text { pid, text } => self.says(pid, text),
+            Event::Checked(result) => self.checked(result, now),
             Event::Stopping(pid) => self.stopping_by_itself(pid, now),
             Event::Exited { pid, status } => self.exited(pid, status, now),
             Event::DeadlinePassed => self.deadline_passed(now),
@@ -144,6 +148,7 @@ impl Machine {
                     .chain(planned)
                     .chain(auto)
                     .chain(self.kill_at())
+                    .chain(self.checking.map(|checking| checking.until))
                     .min()
             }
             Phase::Stopping { kill_at, .. } => kill_at.into_iter().chain(self.kill_at()).min(),
@@ -251,6 +256,7 @@ impl Machine {
             Phase::Finished => {}
             Phase::Serving => {
                 self.kill_due(now);
+                self.fail_late_check(now);
                 self.fail_hanging(now);
                 self.fail_late(now);
                 self.prove_workers(now);

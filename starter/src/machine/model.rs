@@ -8,6 +8,7 @@ use nix::sys::signal::Signal;
 use nix::unistd::Pid;
 use serde::{Deserialize, Serialize};
 
+use super::check::{Checking, FailedCheck};
 use super::generation::{Content, Generation, Slot, State, Why};
 use super::history::History;
 use crate::host::moment::Moment;
@@ -27,6 +28,10 @@ pub struct Settings {
     #[serde(with = "super::as_number::signal")]
     pub signal_on_term: Signal,
     pub stop_timeout: Option<Duration>,
+    /// A restart is checked first, and the check may take this long.
+    pub check: Option<Duration>,
+    /// The very first start is checked too.
+    pub check_first: bool,
     /// Kills workers that drain longer than this.
     pub kill_old_timeout: Option<Duration>,
     /// When more generations than this are draining, the oldest ones are killed at once.
@@ -82,6 +87,8 @@ pub enum Event {
     NotYetReady { pid: Pid, known: String },
     /// What the worker says about itself, for the status alone.
     Text { pid: Pid, text: String },
+    /// The check before a restart has ended.
+    Checked(Result<(), FailedCheck>),
     /// The worker has begun to stop by itself.
     Stopping(Pid),
     /// The worker could not run the server program; its exit follows.
@@ -124,6 +131,12 @@ pub enum Action {
     },
     /// A generation has committed: answer with [`Event::Unreachable`] if clients cannot reach it.
     Serving,
+    /// Run the check for what would be this generation, and answer with [`Event::Checked`].
+    Check {
+        generation: u32,
+    },
+    /// Its answer is no longer needed.
+    EndCheck,
     /// The contents of the status files have changed.
     SaveStatus,
     Say(Notice),
@@ -181,6 +194,8 @@ pub struct Machine {
     pub(super) last_started_at: Moment,
     /// A restart was requested during a start.
     pub(super) restart_wanted: bool,
+    /// The check that is under way.
+    pub(super) checking: Option<Checking>,
     /// The next start, if it is delayed.
     pub(super) planned: Option<Planned>,
     /// A failed restart whose next try waits for what served to serve again.

@@ -233,14 +233,17 @@ fn check_phase(machine: &Machine) -> Result<(), String> {
             refuse_if(is_starting && is_planned, || {
                 "a start is under way, and another one is planned".to_owned()
             })?;
-            refuse_if(machine.restart_wanted && !is_starting, || {
-                "a restart waits for the end of a start, and none is under way".to_owned()
-            })?;
+            let is_checking = machine.checking.is_some();
+            refuse_if(
+                machine.restart_wanted && !is_starting && !is_checking,
+                || "a restart waits for the end of a start, and none is under way".to_owned(),
+            )?;
             refuse_if(
                 machine.postponed.is_some() && machine.current().is_some(),
                 || "a restart waits for what served, and that serves".to_owned(),
             )?;
-            let is_hopeless = machine.current().is_none() && !is_starting && !is_planned;
+            let is_hopeless =
+                machine.current().is_none() && !is_starting && !is_planned && !is_checking;
             refuse_if(is_hopeless, || {
                 "nothing serves, and nothing will".to_owned()
             })

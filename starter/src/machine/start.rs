@@ -80,12 +80,17 @@ impl Machine {
             return;
         }
         self.history.counters.count_restart();
-        if self.is_starting() {
+        if self.is_starting() || self.checking.is_some() {
             // However many requests arrive during one start, they lead to one more restart.
             self.restart_wanted = true;
             self.save_status();
             return;
         }
+        self.start_checked(Why::Asked, now);
+    }
+
+    /// A restart that was asked for, and checked if it had to be.
+    pub(super) fn restart_now(&mut self, now: Moment) {
         // Presumably the user has fixed what failed: the next try is not delayed any longer.
         self.forget_failures();
         let earliest = match self.planned {
@@ -105,13 +110,17 @@ impl Machine {
         };
         let interval = self.settings.knobs.auto_restart.unwrap_or_default();
         self.say(Notice::AutoRestart { interval, forced });
-        self.start_generation(Why::Timed, now);
+        self.start_checked(Why::Timed, now);
     }
 
     /// When the next automatic restart is due, and whether it is forced.
     pub(super) fn next_auto_restart(&self) -> Option<(Moment, bool)> {
         let interval = self.settings.knobs.auto_restart?;
-        if self.current().is_none() || self.is_starting() || self.planned.is_some() {
+        if self.current().is_none()
+            || self.is_starting()
+            || self.planned.is_some()
+            || self.checking.is_some()
+        {
             return None;
         }
         let forced = self.generations.len() > 1;
@@ -183,9 +192,8 @@ impl Machine {
         self.save_status();
         self.announce_commit(why);
         self.signal_retiring(now);
-        if std::mem::take(&mut self.restart_wanted) {
-            self.say(Notice::ReceivedHup);
-            self.start_generation(Why::Asked, now);
+        if self.checking.is_none() && std::mem::take(&mut self.restart_wanted) {
+            self.start_checked(Why::Asked, now);
         } else if let Some(restart) = self.postponed {
             self.start_generation(restart, now);
         }
@@ -409,7 +417,7 @@ impl Machine {
             true | false => 0,
         };
         self.record_failure(failed, now);
-        if std::mem::take(&mut self.restart_wanted) {
+        if self.checking.is_none() && std::mem::take(&mut self.restart_wanted) {
             self.forget_failures();
             self.say(Notice::ReceivedHup);
             self.start_at(failed.asked_at + self.settle_time(), Why::Asked, now);

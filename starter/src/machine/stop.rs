@@ -36,6 +36,7 @@ impl Machine {
     pub(super) fn stop_all(&mut self, signal: Signal, outcome: Outcome, now: Moment) {
         let kill_at = self.settings.stop_timeout.map(|timeout| now + timeout);
         self.phase = Phase::Stopping { kill_at, outcome };
+        self.give_up_check();
         self.planned = None;
         self.postponed = None;
         self.restart_wanted = false;

@@ -20,12 +20,13 @@ use crate::words::remedy;
 use crate::words::text::quoted;
 
 /// Options, each with those of which it needs one.
-const NEEDS: [(&str, &[&str]); 13] = [
+const NEEDS: [(&str, &[&str]); 14] = [
     ("timeout", &["restart", "stop", "reopen"]),
     ("follow", &["status"]),
     ("json", &["status"]),
     ("openmetrics", &["status"]),
     ("group", &["user"]),
+    ("check-first", &["check"]),
     ("keep-env", &["user"]),
     ("log-stream", &["log-file"]),
     ("log-timestamps", &["log-file"]),
@@ -127,8 +128,8 @@ pub fn check_ready(
         return Err(unusable("probe", &lacks(&needed)));
     }
     if given.has("start-timeout") {
-        if *ready == Ready::Interval {
-            let cause = "it needs a --ready other than interval as well";
+        if *ready == Ready::Interval && !given.has("check") {
+            let cause = "it needs --check, or a --ready other than interval, as well";
             return Err(unusable("start-timeout", cause));
         }
         if settings.start_timeout.is_zero() {

@@ -93,7 +93,7 @@ fn program() -> [Arg; 4] {
     ]
 }
 
-fn restarting() -> [Arg; 10] {
+fn restarting() -> [Arg; 12] {
     [
         valued("interval", "SECONDS").help(lines([
             "How long a new server must stay alive to count as started, and the",
@@ -101,6 +101,11 @@ fn restarting() -> [Arg; 10] {
         ])),
         valued("start-limit", "NUMBER")
             .help("Give up a restart after this many failed starts (default: no limit)."),
+        valued("check", "COMMAND").help(lines([
+            "Run this shell command before each restart, as the server would be",
+            "run; unless it exits with 0 within --start-timeout, nothing is started.",
+        ])),
+        flag("check-first").help("Run --check before the very first start too."),
         valued("signal-on-hup", "SIGNAL").help(lines([
             "The signal for the old server once HUP has started a new one (default:",
             "TERM).",

@@ -199,6 +199,7 @@ fn listeners(given: &Given<'_>) -> Result<listeners::Settings, Failure> {
 fn worker(given: &Given<'_>) -> Result<worker::Settings, Failure> {
     let mut words = given.all("program").cloned();
     Ok(worker::Settings {
+        check: given.value("check")?.cloned(),
         program: words.next().unwrap_or_default(),
         arguments: words.collect(),
         directory: given.path("dir")?,
@@ -246,6 +247,8 @@ fn machine(given: &Given<'_>, ready: &ready::Settings) -> Result<machine::Settin
         signal_on_hup: given.signal("signal-on-hup")?.unwrap_or(Signal::SIGTERM),
         signal_on_term: given.signal("signal-on-term")?.unwrap_or(Signal::SIGTERM),
         stop_timeout: given.seconds("stop-timeout")?,
+        check: given.value("check")?.map(|_| ready.start_timeout),
+        check_first: given.flag("check-first"),
         kill_old_timeout: given.seconds("kill-old-timeout")?,
         max_old_generations: given
             .count("max-old-generations", u32::MAX)?

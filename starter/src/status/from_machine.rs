@@ -21,6 +21,7 @@ pub fn update(
 ) {
     let last_lines_for = |decision: &Decision| match &decision.verdict {
         Found::Committed | Found::Unreachable(_) => LastLines::default(),
+        Found::CheckFailed(failed) => failed.lines.iter().cloned().collect(),
         Found::Failed { .. } => {
             let mut departed = machine.history().departed.iter().rev();
             let failed = departed.find(|one| one.generation == decision.generation);
@@ -144,10 +145,12 @@ fn verdict(decision: &Decision, clock: &Clock, stderr: LastLines) -> view::Verdi
     let (result, status) = match &decision.verdict {
         Found::Committed => (view::Outcome::Committed, None),
         Found::Unreachable(_) => (view::Outcome::Failed, None),
+        Found::CheckFailed(failed) => (view::Outcome::Failed, failed.status),
         Found::Failed { status, .. } => (view::Outcome::Failed, *status),
     };
     let (cause, hint) = match &decision.verdict {
         Found::Committed => (None, None),
+        Found::CheckFailed(failed) => (Some(failed.cause.cause.clone()), None),
         Found::Unreachable(Unreachable { cause, hint }) => {
             (Some(cause.clone()), Some(hint.clone()))
         }

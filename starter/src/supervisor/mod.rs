@@ -5,6 +5,7 @@
 //! - [`perform`] carries the actions out.
 //! - [`resources`] holds what all of them work with, and releases it in order at the end.
 
+pub mod check;
 mod perform;
 pub mod resources;
 pub mod signals;
@@ -121,6 +122,9 @@ impl Supervisor {
                 }),
                 _,
             ) => cause.into(),
+            (Some(Verdict::CheckFailed(failed)), _) => {
+                Failure::from(&failed.cause).stderr(&failed.lines)
+            }
             (
                 Some(Verdict::Failed {
                     status: Some(status),

@@ -49,6 +49,12 @@ impl Resources {
                 }
                 return self.examine_listeners(Occasion::Commit);
             }
+            Action::Check { generation } => {
+                let (changes, knobs) = self.load_environment();
+                machine.set_knobs(knobs);
+                return self.check.start(&self.blueprint, generation, changes);
+            }
+            Action::EndCheck => self.check.end(),
             Action::SaveStatus => self.save_status(machine),
             Action::Say(notice) => {
                 self.log.say(&notice);
@@ -218,6 +224,7 @@ impl Resources {
             })
         };
         readiness.look(Moment::now(), &mut run);
+        self.check.read();
         for notice in self.readiness.take_notices() {
             self.log.say(&notice);
         }
@@ -266,6 +273,9 @@ impl Resources {
             self.socket_files.binder_is_gone();
             self.log.say(&Notice::BinderDied);
             return Vec::new();
+        }
+        if let Some(checked) = self.check.has_exited(pid, status) {
+            return vec![checked];
         }
         if self.readiness.has_exited(pid, status) {
             return Vec::new();

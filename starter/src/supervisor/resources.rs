@@ -13,6 +13,7 @@ use crate::machine::Knobs;
 use crate::ready::Readiness;
 use crate::status::file::StatusFile;
 use crate::status::pid_file::PidFile;
+use crate::supervisor::check::Check;
 use crate::supervisor::signals::Signals;
 use crate::words::failure::Failure;
 use crate::words::start_failure::StartFailure;
@@ -29,6 +30,7 @@ pub struct Resources {
     /// Workers that have not yet executed the program or failed to.
     pub reports: Vec<(Pid, Report)>,
     pub readiness: Readiness,
+    pub check: Check,
     pub log: Log,
     pub status_file: StatusFile,
     pub pid_file: Option<PidFile>,
@@ -65,6 +67,7 @@ impl Resources {
         let Resources {
             blueprint,
             readiness,
+            check,
             log,
             status_file,
             pid_file,
@@ -75,6 +78,7 @@ impl Resources {
         drop(status_file);
         drop(socket_files);
         drop(readiness);
+        drop(check);
         drop(blueprint);
         log.end();
         drop(pid_file);

@@ -99,6 +99,7 @@ pub fn wait(resources: &Resources, machine: &Machine) -> Result<(), Failure> {
         status_file,
         environment,
         readiness,
+        check,
         reports,
         ..
     } = resources;
@@ -120,6 +121,7 @@ pub fn wait(resources: &Resources, machine: &Machine) -> Result<(), Failure> {
         .into_iter()
         .chain(environment.watched())
         .chain(reports)
+        .chain(check.source())
         .chain(log.readable)
         .map(|source| PollFd::new(source, PollFlags::POLLIN));
     let writable = log.writable.into_iter();

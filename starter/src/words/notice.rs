@@ -87,6 +87,8 @@ pub enum Notice {
         granted: u32,
     },
     CannotStartWorker(StartFailure),
+    /// Nothing is started.
+    CheckFailed(StartFailure),
     /// What has served cannot be started again in this generation.
     Unpinned {
         generation: u32,
@@ -211,6 +213,7 @@ impl Notice {
         match self {
             Notice::FailedToStart { .. }
             | Notice::CannotStartWorker(_)
+            | Notice::CheckFailed(_)
             | Notice::GivingUp { .. }
             | Notice::NothingServes { .. }
             | Notice::CannotSignal { .. }
@@ -352,6 +355,9 @@ impl Notice {
             Notice::WorkerDied { pid, status } => format!("worker {pid} died, status:{status}"),
             Notice::Exiting => "exiting".into(),
             Notice::CannotStartWorker(failure) => failure.cause.clone(),
+            Notice::CheckFailed(failure) => {
+                format!("start_server: {}; nothing is started", failure.cause)
+            }
             Notice::PortChosen { given, address } => {
                 format!("start_server: {given} is bound to {address}")
             }

@@ -7,6 +7,7 @@ use nix::unistd::Pid;
 use serde::{Deserialize, Serialize};
 
 use crate::words::failure::Failure;
+use crate::words::parts::WithMeaning;
 use crate::words::remedy;
 
 /// Why a start has failed, where more is known than how a worker ended.
@@ -39,6 +40,31 @@ impl StartFailure {
         let seconds = longest.as_secs_f64();
         StartFailure {
             cause: format!("worker {pid} was not ready within {seconds} secs: {known}"),
+            hint: None,
+        }
+    }
+
+    /// The command of `--check` has exited with this wait status.
+    pub fn failed_check(status: i32) -> StartFailure {
+        StartFailure {
+            cause: format!("the check failed, exit status:{}", WithMeaning(status)),
+            hint: None,
+        }
+    }
+
+    /// It cannot be run.
+    pub fn no_check(cause: &str) -> StartFailure {
+        StartFailure {
+            cause: format!("cannot run the check: {cause}"),
+            hint: None,
+        }
+    }
+
+    /// It has taken longer than this.
+    pub fn late_check(longest: Duration) -> StartFailure {
+        let seconds = longest.as_secs_f64();
+        StartFailure {
+            cause: format!("the check has not ended within {seconds} secs"),
             hint: None,
         }
     }

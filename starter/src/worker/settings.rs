@@ -9,6 +9,8 @@ pub struct Settings {
     /// Not empty, and not yet looked up.
     pub program: OsString,
     pub arguments: Vec<OsString>,
+    /// A shell command that is run before each restart.
+    pub check: Option<OsString>,
     /// `None` is the launcher's.
     pub directory: Option<PathBuf>,
 }

@@ -1,5 +1,6 @@
 //! The machine is driven by hand: single rules, then every short history of events, then what a snapshot holds.
 
+mod check;
 mod pins;
 mod readiness;
 mod replacement;
@@ -26,6 +27,8 @@ fn settings() -> Settings {
         signal_on_hup: Signal::SIGUSR1,
         signal_on_term: Signal::SIGUSR2,
         stop_timeout: None,
+        check: None,
+        check_first: false,
         kill_old_timeout: None,
         max_old_generations: None,
         start_limit: None,
@@ -113,6 +116,8 @@ struct World {
     served_last: Option<u32>,
     finished: Option<Outcome>,
     stopping: bool,
+    /// A check is under way.
+    is_checking: bool,
     /// A restart that was asked for and that no start since has served.
     owed: bool,
 }
@@ -140,6 +145,7 @@ impl World {
             served_last: None,
             finished: None,
             stopping: false,
+            is_checking: false,
             owed: false,
         };
         world.perform(actions);
@@ -172,6 +178,17 @@ impl World {
                     signal,
                 } => self.end_leftovers(worker, generation, signal),
                 Action::SaveStatus => {}
+                Action::Check { generation } => {
+                    assert!(!self.is_checking, "two checks at a time");
+                    assert_eq!(generation, self.highest + 1, "it is for the next one");
+                    self.is_checking = true;
+                }
+                Action::EndCheck => {
+                    assert!(self.is_checking, "there is no check to end");
+                    self.is_checking = false;
+                    // That is the answer, or it is stopping.
+                    self.owed = false;
+                }
                 Action::Serving => self.look_at_listeners(true),
                 Action::Say(notice) => {
                     // Another failure in between.
@@ -453,7 +470,30 @@ impl World {
         assert_eq!(restored.as_ref(), expected, "a snapshot holds everything");
     }
 
+    /// The check ends like this.
+    fn end_check(&mut self, is_good: bool) {
+        self.is_checking = false;
+        let failed = FailedCheck {
+            status: Some(256),
+            cause: StartFailure::failed_check(256),
+            lines: vec!["no".to_owned()],
+        };
+        let before = self.living.len();
+        if !is_good {
+            // That is the answer.
+            self.owed = self.machine.restart_wanted;
+        }
+        self.on(Event::Checked(is_good.then_some(()).ok_or(failed)));
+        if !is_good {
+            assert!(
+                self.living.len() <= before,
+                "something is started though the check has failed"
+            );
+        }
+    }
+
     fn check_promises(&self) {
+        assert_eq!(self.machine.checking.is_some(), self.is_checking);
         self.check_workers();
         self.check_kept();
         if self.machine.phase == Phase::Serving {
@@ -516,11 +556,11 @@ impl World {
         assert!(starting <= 1, "one generation starts at a time");
         let is_planned = self.machine.planned.is_some();
         assert!(
-            starting > 0 || is_planned || current > 0,
+            starting > 0 || is_planned || current > 0 || self.is_checking,
             "nothing serves and nothing will"
         );
         assert!(
-            !self.owed || starting > 0 || is_planned,
+            !self.owed || starting > 0 || is_planned || self.is_checking,
             "a restart is forgotten"
         );
         if count(State::Retiring) > 0 {

@@ -14,6 +14,8 @@ enum Step {
     /// Where readiness is told.
     NewestIsReady,
     NewestStopsByItself,
+    CheckSucceeds,
+    CheckFails,
     /// From now on, or no longer.
     SpawningFails,
     TimePasses,
@@ -24,7 +26,7 @@ enum Step {
     KnobsChange,
 }
 
-const STEPS: [Step; 14] = [
+const STEPS: [Step; 16] = [
     Step::OldestExits,
     Step::SecondNewestExits,
     Step::NewestExits,
@@ -33,6 +35,8 @@ const STEPS: [Step; 14] = [
     Step::NewestCannotExecute,
     Step::NewestIsReady,
     Step::NewestStopsByItself,
+    Step::CheckSucceeds,
+    Step::CheckFails,
     Step::SpawningFails,
     Step::TimePasses,
     Step::Restart,
@@ -85,6 +89,9 @@ impl World {
                     None => return false,
                 }
             }
+            Step::CheckSucceeds | Step::CheckFails if !self.is_checking => return false,
+            Step::CheckSucceeds => self.end_check(true),
+            Step::CheckFails => self.end_check(false),
             Step::SpawningFails if self.stopping => return false,
             Step::SpawningFails => self.fail_to_spawn ^= true,
             Step::TimePasses => return self.pass_time(unexecuted.is_some()),
@@ -280,6 +287,14 @@ fn told(settings: Settings) -> Settings {
     }
 }
 
+/// Where restarts are checked.
+fn checked(settings: Settings) -> Settings {
+    Settings {
+        check: Some(Duration::from_secs(20)),
+        ..settings
+    }
+}
+
 /// Where old workers are killed, because they take too long or because there are too many of them.
 fn impatient(settings: Settings) -> Settings {
     Settings {
@@ -358,6 +373,25 @@ fn every_short_history_of_a_worker_that_says_when_it_is_ready_keeps_the_promises
         (World::new(told(slow(settings()))), 5),
         (World::new(told(impatient(slow(settings())))), 5),
         (World::new(told(limited(2, settings()))), 5),
+    ]);
+}
+
+#[test]
+fn every_short_history_with_a_check_keeps_the_promises() {
+    let timed = Settings {
+        knobs: Knobs {
+            auto_restart: Some(Duration::from_secs(3)),
+            ..delayed(5)
+        },
+        ..settings()
+    };
+    walk_all(vec![
+        (serving(checked(settings())), 6),
+        (serving(checked(unpinned(settings()))), 5),
+        (serving(checked(timed)), 5),
+        (serving(checked(slow(settings()))), 5),
+        (serving(checked(limited(1, settings()))), 6),
+        (World::new(checked(settings())), 6),
     ]);
 }
 

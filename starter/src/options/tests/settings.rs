@@ -50,6 +50,7 @@ fn the_defaults_are_those_of_server_starter() {
     let expected = worker::Settings {
         program: "prog".into(),
         arguments: vec![],
+        check: None,
         directory: None,
     };
     assert_eq!(worker, expected);
@@ -67,6 +68,8 @@ fn the_defaults_are_those_of_server_starter() {
         signal_on_hup: Signal::SIGTERM,
         signal_on_term: Signal::SIGTERM,
         stop_timeout: None,
+        check: None,
+        check_first: false,
         kill_old_timeout: None,
         max_old_generations: None,
         start_limit: None,
@@ -126,6 +129,8 @@ fn every_option_reaches_its_room() {
         "--enable-auto-restart",
         "--auto-restart-interval=7",
         "--stop-timeout=4",
+        "--check=make test",
+        "--check-first",
         "--ready=http:/up",
         "--ready-status=200-399",
         "--probe=unix",
@@ -167,6 +172,7 @@ fn every_option_reaches_its_room() {
     let expected = worker::Settings {
         program: "prog".into(),
         arguments: vec![],
+        check: Some("make test".into()),
         directory: Some("/d".into()),
     };
     assert_eq!(worker, expected);
@@ -186,6 +192,8 @@ fn every_option_reaches_its_room() {
         signal_on_hup: Signal::SIGQUIT,
         signal_on_term: Signal::SIGINT,
         stop_timeout: Some(Duration::from_secs(4)),
+        check: Some(Duration::from_secs(10)),
+        check_first: true,
         kill_old_timeout: Some(Duration::from_secs(8)),
         max_old_generations: NonZeroU32::new(9),
         start_limit: NonZeroU32::new(6),

@@ -1,0 +1,130 @@
+//! A check before a restart: while it goes on nothing changes, and nothing is started unless it succeeds.
+
+use serde::{Deserialize, Serialize};
+
+use super::generation::Why;
+use super::history::{Decision, Verdict};
+use super::model::{Action, Machine, Outcome};
+use crate::host::moment::Moment;
+use crate::words::notice::Notice;
+use crate::words::start_failure::StartFailure;
+
+/// A check that is under way.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) struct Checking {
+    /// What is started if it succeeds.
+    pub why: Why,
+    /// How many restarts had been requested when it began.
+    pub request: u32,
+    /// When it has taken too long.
+    pub until: Moment,
+}
+
+/// How a check has ended.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct FailedCheck {
+    /// Its wait status, if it has one.
+    pub status: Option<i32>,
+    pub cause: StartFailure,
+    /// The last lines of its output.
+    pub lines: Vec<String>,
+}
+
+impl Machine {
+    /// Checks first whether a generation is to be started, or starts it at once where no check is asked for. Where nothing
+    /// serves there is nothing to protect, so only the first start of all is checked, if that is asked for.
+    pub(super) fn start_checked(&mut self, why: Why, now: Moment) {
+        let is_checked = match why {
+            Why::Asked | Why::Timed => self.current().is_some(),
+            Why::First => self.settings.check_first,
+            Why::Replacement => false,
+        };
+        match self.settings.check.filter(|_| is_checked) {
+            Some(within) => {
+                self.checking = Some(Checking {
+                    why,
+                    request: self.history.counters.restarts,
+                    until: now + within,
+                });
+                self.actions.push(Action::Check {
+                    generation: self.last_number.saturating_add(1),
+                });
+                self.save_status();
+            }
+            None => self.start_now(why, now),
+        }
+    }
+
+    fn start_now(&mut self, why: Why, now: Moment) {
+        match why {
+            Why::Asked => self.restart_now(now),
+            Why::First | Why::Timed | Why::Replacement => self.start_generation(why, now),
+        }
+    }
+
+    /// It has ended. One that nobody waits for any more changes nothing.
+    pub(super) fn checked(&mut self, result: Result<(), FailedCheck>, now: Moment) {
+        let Some(checking) = self.checking.take() else {
+            return;
+        };
+        match result {
+            // Meanwhile the workers have died, and what served is coming back: the restart is for after that.
+            Ok(()) if self.is_starting() => self.restart_wanted = true,
+            Ok(()) => {
+                self.start_now(checking.why, now);
+                if !self.is_starting() {
+                    // What is planned for later answers whoever has asked since, too.
+                    self.restart_wanted = false;
+                }
+            }
+            Err(failed) => self.check_failed(checking, failed, now),
+        }
+        self.save_status();
+    }
+
+    fn check_failed(&mut self, checking: Checking, failed: FailedCheck, now: Moment) {
+        self.say(Notice::CheckFailed(failed.cause.clone()));
+        self.history.add_decision(Decision {
+            request: checking.request,
+            // No generation was started for it.
+            generation: 0,
+            verdict: Verdict::CheckFailed(failed),
+            at: now,
+        });
+        self.auto_restart_since = now;
+        match checking.why {
+            Why::First => {
+                let signal = self.settings.signal_on_term;
+                self.stop_all(signal, Outcome::GivenUp, now);
+            }
+            // Asked for again since it began.
+            Why::Asked | Why::Timed | Why::Replacement => {
+                if !self.is_starting() && std::mem::take(&mut self.restart_wanted) {
+                    self.start_checked(Why::Asked, now);
+                }
+            }
+        }
+    }
+
+    /// A check that has taken too long has failed.
+    pub(super) fn fail_late_check(&mut self, now: Moment) {
+        let Some(within) = self.settings.check else {
+            return;
+        };
+        if self.checking.is_some_and(|checking| checking.until <= now) {
+            self.actions.push(Action::EndCheck);
+            let failed = FailedCheck {
+                status: None,
+                cause: StartFailure::late_check(within),
+                lines: Vec::new(),
+            };
+            self.checked(Err(failed), now);
+        }
+    }
+
+    pub(super) fn give_up_check(&mut self) {
+        if self.checking.take().is_some() {
+            self.actions.push(Action::EndCheck);
+        }
+    }
+}

@@ -142,7 +142,8 @@ fn assert_is_unprivileged(report: &Report, server: &Server, expected: Expected<'
     assert_has_no_privilege(&supervisor);
     assert_eq!(supervisor.threads, 1, "{what}");
     assert!(!is_dumpable(server.pid()), "{what}");
-    assert_is_a_usual_supervisor(server, what, 3);
+    let generations = report.generation.expect("a generation");
+    assert_is_a_usual_supervisor(server, what, 3, generations as usize);
 }
 
 #[track_caller]
@@ -156,7 +157,7 @@ fn assert_ordinary_is_unaffected(
     let report = server.ask(port);
     assert_eq!(report.descriptor_numbers(), [0, 1, 2, 3], "{what}");
     assert_is_a_usual_worker(&report, &server, expected, what);
-    assert_is_a_usual_supervisor(&server, what, 1);
+    assert_is_a_usual_supervisor(&server, what, 1, 1);
     let root = |pid: &Pid| proc::status(*pid).is_some_and(|it| it.uids.contains(&0));
     let children = proc::children(server.pid());
     if nix::unistd::geteuid().is_root() {
@@ -188,9 +189,10 @@ fn assert_is_a_usual_worker(report: &Report, server: &Server, expected: Expected
     }
 }
 
-/// The signals and descriptors of a supervisor that has this many channels and listeners.
+/// The signals and descriptors of a supervisor that has this many channels and listeners, and has started as many
+/// generations.
 #[track_caller]
-fn assert_is_a_usual_supervisor(server: &Server, what: &str, sockets: usize) {
+fn assert_is_a_usual_supervisor(server: &Server, what: &str, sockets: usize, generations: usize) {
     let status = status(server.pid());
     let taken = [
         Signal::SIGHUP,
@@ -227,6 +229,7 @@ fn assert_is_a_usual_supervisor(server: &Server, what: &str, sockets: usize) {
         .to_vec();
     open.push("anon_inode:[signalfd]".to_owned());
     open.extend(vec!["socket".to_owned(); sockets]);
+    open.extend(vec![text(&programs::worker()).to_owned(); generations]);
     open.sort();
     // A status file that is just being replaced is open twice.
     server.wait_until(&format!("nothing else is open: {what}"), |server| {

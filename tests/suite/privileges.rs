@@ -168,6 +168,8 @@ fn the_supervisor_has_its_files_and_listeners_open_and_nothing_else() {
         .map(file)
         .to_vec();
     expected.extend(["anon_inode:[signalfd]", "socket", "socket"].map(str::to_owned));
+    // The program that would be started again.
+    expected.push(text(&programs::worker()).to_owned());
     expected.sort();
     // A status file that is just being replaced is open twice.
     server.wait_until("nothing else is open", |it| kinds(it.pid()) == expected);

@@ -141,6 +141,8 @@ impl Test<'_> {
             .iter()
             .filter(|path| !path.ends_with("socket"));
         rest.extend(named.map(|path| text(path)));
+        // Its server program, to start it again after a crash.
+        rest.extend(std::env::current_exe().map(|path| text(&path)));
         rest.push("anon_inode:[signalfd]".into());
         rest.extend((0..sockets).map(|_| "socket".to_owned()));
         let log = text(&self.scratch.log_path());

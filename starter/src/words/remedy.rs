@@ -97,12 +97,10 @@ pub fn of_missing_binder(program: &Path) -> String {
     format!("install {BINDER} beside {}", quoted(program))
 }
 
-/// A program that is held open, but has no path any more, cannot be executed.
+/// A program that is held open cannot be executed.
 pub fn of_unpinned(errno: Errno) -> Option<&'static str> {
     match errno {
-        Errno::ENOENT => {
-            Some("a `#!` script that was deleted or replaced needs /proc to be started again")
-        }
+        Errno::ENOENT => Some("the interpreter or loader that it needs is gone"),
         Errno::EACCES => {
             Some("the file that served must stay executable, even when another one has replaced it")
         }

@@ -17,6 +17,7 @@ mod background;
 mod bad_input;
 mod capture;
 mod channel;
+mod check;
 mod circumstances;
 mod commands;
 mod defects;

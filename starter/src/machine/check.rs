@@ -1,34 +1,11 @@
 //! A check before a restart: while it goes on nothing changes, and nothing is started unless it succeeds.
 
-use serde::{Deserialize, Serialize};
-
 use super::generation::Why;
-use super::history::{Decision, Verdict};
-use super::model::{Action, Machine, Outcome};
+use super::history::{Decision, FailedCheck, Verdict};
+use super::model::{Action, Checking, Machine, Outcome};
 use crate::host::moment::Moment;
 use crate::words::notice::Notice;
 use crate::words::start_failure::StartFailure;
-
-/// A check that is under way.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-pub(super) struct Checking {
-    /// What is started if it succeeds.
-    pub why: Why,
-    /// How many restarts had been requested when it began.
-    pub request: u32,
-    /// When it has taken too long.
-    pub until: Moment,
-}
-
-/// How a check has ended.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct FailedCheck {
-    /// Its wait status, if it has one.
-    pub status: Option<i32>,
-    pub cause: StartFailure,
-    /// The last lines of its output.
-    pub lines: Vec<String>,
-}
 
 impl Machine {
     /// Checks first whether a generation is to be started, or starts it at once where no check is asked for. Where nothing

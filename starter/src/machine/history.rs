@@ -5,7 +5,6 @@ use std::collections::VecDeque;
 use nix::unistd::Pid;
 use serde::{Deserialize, Serialize};
 
-use super::check::FailedCheck;
 use crate::host::moment::Moment;
 use crate::words::start_failure::StartFailure;
 use crate::words::trouble::Unreachable;
@@ -62,6 +61,16 @@ pub enum Verdict {
         /// Why it did not run the program, if it did not: then the status says nothing.
         cause: Option<StartFailure>,
     },
+}
+
+/// How a check has failed.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct FailedCheck {
+    /// Its wait status, if it has one.
+    pub status: Option<i32>,
+    pub cause: StartFailure,
+    /// The last lines of its output.
+    pub lines: Vec<String>,
 }
 
 /// A departed worker.

@@ -63,9 +63,8 @@ mod stop;
 
 use nix::unistd::Pid;
 
-pub use self::check::FailedCheck;
 pub use self::generation::{Generation, State};
-pub use self::history::{Decision, Departed, History, REMEMBERED, Verdict};
+pub use self::history::{Decision, Departed, FailedCheck, History, REMEMBERED, Verdict};
 pub use self::model::{Action, Event, Knobs, Machine, Outcome, Proof, Settings, Source};
 
 use self::generation::{Content, Slot, Stage, Standing, Why, Worker};

@@ -8,9 +8,8 @@ use nix::sys::signal::Signal;
 use nix::unistd::Pid;
 use serde::{Deserialize, Serialize};
 
-use super::check::{Checking, FailedCheck};
 use super::generation::{Content, Generation, Slot, State, Why};
-use super::history::History;
+use super::history::{FailedCheck, History};
 use crate::host::moment::Moment;
 use crate::words::notice::Notice;
 use crate::words::start_failure::StartFailure;
@@ -179,6 +178,17 @@ pub enum Outcome {
 pub(super) struct Planned {
     pub at: Moment,
     pub why: Why,
+}
+
+/// A check that is under way.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) struct Checking {
+    /// What is started if it succeeds.
+    pub why: Why,
+    /// How many restarts had been requested when it began.
+    pub request: u32,
+    /// When it has taken too long.
+    pub until: Moment,
 }
 
 /// The machine.

@@ -102,8 +102,8 @@ fn restarting() -> [Arg; 12] {
         valued("start-limit", "NUMBER")
             .help("Give up a restart after this many failed starts (default: no limit)."),
         valued("check", "COMMAND").help(lines([
-            "Run this shell command before each restart, as the server would be",
-            "run; unless it exits with 0 within --start-timeout, nothing is started.",
+            "Run this shell command before each restart, as the server would run.",
+            "Unless it exits with 0 within --start-timeout, nothing is started.",
         ])),
         flag("check-first").help("Run --check before the very first start too."),
         valued("signal-on-hup", "SIGNAL").help(lines([

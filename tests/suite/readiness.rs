@@ -593,7 +593,7 @@ fn options_of_readiness_that_cannot_be_are_one_line() {
         ),
         (
             &["--start-timeout=5"],
-            "cannot use --start-timeout: it needs a --ready other than interval as well",
+            "cannot use --start-timeout: it needs --check, or a --ready other than interval, as well",
         ),
         (
             &["--ready=notify", "--start-timeout=0"],

@@ -55,6 +55,7 @@ pub struct Generation {
     /// How many restarts had been requested when it was started.
     pub(super) request: u32,
     pub(super) stage: Stage,
+    pub(super) committed_at: Option<Moment>,
     /// One for each of its workers, numbered from 0.
     pub(super) slots: Vec<Slot>,
 }
@@ -159,6 +160,7 @@ impl Generation {
             why,
             request,
             stage: Stage::Uncommitted,
+            committed_at: None,
             slots: vec![slot; workers],
         }
     }

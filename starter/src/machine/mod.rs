@@ -31,6 +31,9 @@
 //! | replacement, dies before it is proved while a restart is under way | its successor may have told it to stop: no failure, and the next try has the same delay as this one |
 //! | last one of the generation, dies | whatever its slots wait for, the generation is gone: the one it replaced is current again, or a new generation starts |
 //!
+//! A generation that dies sooner than an interval after its commit, and so do those that replace it, comes back with the
+//! same growing delays.
+//!
 //! Each slot counts its own failures: they neither delay a restart nor count toward its limit or verdict. While its
 //! generation is retiring no slot is filled; empty ones are filled if it becomes current again.
 //!
@@ -52,6 +55,7 @@
 
 mod as_number;
 mod check;
+mod crash;
 mod generation;
 mod history;
 mod model;
@@ -88,6 +92,7 @@ impl Machine {
             postponed: None,
             failures: 0,
             successes: 0,
+            early_deaths: 0,
             served: None,
             served_before: None,
             auto_restart_since: now,

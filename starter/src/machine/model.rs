@@ -214,6 +214,8 @@ pub struct Machine {
     pub(super) failures: u32,
     /// How many of the last failed starts in a row were exits with success, while nothing has ever served.
     pub(super) successes: u32,
+    /// How many generations in a row died soon after they had committed.
+    pub(super) early_deaths: u32,
     /// The generation that is current, or was last.
     pub(super) served: Option<u32>,
     /// The one that the last successful restart replaced: a start from it would undo that restart.

@@ -93,6 +93,7 @@ impl Machine {
     pub(super) fn restart_now(&mut self, now: Moment) {
         // Presumably the user has fixed what failed: the next try is not delayed any longer.
         self.forget_failures();
+        self.early_deaths = 0;
         let earliest = match self.planned {
             Some(_) => self.last_started_at + self.settle_time(),
             None => now,
@@ -137,7 +138,7 @@ impl Machine {
 
 impl Machine {
     /// How long a worker must live to be proved, and the shortest time between two starts.
-    fn settle_time(&self) -> Duration {
+    pub(super) fn settle_time(&self) -> Duration {
         self.settings.interval.max(PROOF_OF_LIFE)
     }
 
@@ -172,6 +173,7 @@ impl Machine {
         for generation in &mut self.generations {
             if generation.number == number {
                 generation.stage = Stage::Current;
+                generation.committed_at = Some(now);
             } else if generation.state() == State::Current {
                 generation.stage = Stage::Retiring { signal_at };
             }
@@ -365,6 +367,7 @@ impl Machine {
         let Some(generation) = self.generation(number) else {
             return;
         };
+        let served_since = generation.committed_at;
         let failed = FailedStart::of(generation, status, cause, now);
         self.drop_gone();
         let is_starting = self.is_starting();
@@ -390,7 +393,7 @@ impl Machine {
             None if is_starting => self.count_for_what_served(),
             None => {
                 self.count_for_what_served();
-                let at = self.last_started_at + self.settle_time();
+                let at = self.comes_back_at(served_since, now);
                 self.start_at(at, Why::Replacement, now);
             }
         }
@@ -457,7 +460,7 @@ impl Machine {
     }
 
     /// The delay after this many failures: the interval, multiplied by 1.5 each time.
-    fn backoff(&self, failures: u32) -> Duration {
+    pub(super) fn backoff(&self, failures: u32) -> Duration {
         let first = self.settle_time();
         let longest = first.max(LONGEST_BACKOFF);
         let mut delay = first;

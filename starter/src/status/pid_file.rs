@@ -55,8 +55,15 @@ impl PidFile {
         let file = match Flock::lock(file, FlockArg::LockExclusiveNonblock) {
             Ok(file) => file,
             // Not a server, but a client looking for one.
-            Err((file, Errno::EWOULDBLOCK)) if is_read_locked(&file) => return Ok(None),
-            Err((file, Errno::EWOULDBLOCK)) => return Err(cannot(&locked_by(&file))),
+            Err((file, Errno::EWOULDBLOCK)) if has_no_holder(&file) => return Ok(None),
+            Err((file, Errno::EWOULDBLOCK)) => {
+                let why = locked_by(&file);
+                // A killed server's child has the lock until it executes its program; by now it may have.
+                return match has_no_holder(&file) {
+                    true => Ok(None),
+                    false => Err(cannot(&why)),
+                };
+            }
             Err((_, errno)) => return Err(cannot(errno.desc())),
         };
         // The previous holder of the lock may have removed the file when it exited: then the lock is on a file without a
@@ -203,8 +210,8 @@ pub fn parse(content: &[u8]) -> Result<Option<u32>, ()> {
     }
 }
 
-/// Whether the conflicting lock is a shared one.
-fn is_read_locked(file: &File) -> bool {
+/// Whether nobody has locked it exclusively: then somebody was only reading it, or has just let go of it.
+fn has_no_holder(file: &File) -> bool {
     file.try_clone()
         .is_ok_and(|file| Flock::lock(file, FlockArg::LockSharedNonblock).is_ok())
 }

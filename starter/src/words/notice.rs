@@ -110,6 +110,11 @@ pub enum Notice {
     NothingServes {
         next: Duration,
     },
+    /// What serves dies soon after it has committed.
+    CrashLoop {
+        deaths: u32,
+        next: Duration,
+    },
     KillingWorkers {
         pids: Vec<Pid>,
     },
@@ -216,6 +221,7 @@ impl Notice {
             | Notice::CheckFailed(_)
             | Notice::GivingUp { .. }
             | Notice::NothingServes { .. }
+            | Notice::CrashLoop { .. }
             | Notice::CannotSignal { .. }
             | Notice::CannotSave { .. }
             | Notice::CannotStartLogCommand { .. }
@@ -404,6 +410,12 @@ impl Notice {
                 let next = next.as_secs_f64();
                 format!(
                     "start_server: no worker is serving, clients have to wait; next start in {next:.1} secs"
+                )
+            }
+            Notice::CrashLoop { deaths, next } => {
+                let next = next.as_secs_f64();
+                format!(
+                    "start_server: workers have died {deaths} times in a row soon after they began to serve; next start in {next:.1} secs"
                 )
             }
             Notice::KillingWorkers { pids } => {

@@ -52,7 +52,7 @@ fn a_restart_whose_check_fails_starts_nothing_and_says_why() {
                     stderr: no good\nstderr: at all\n";
     assert!(said.ends_with(expected), "{said}");
     server.wait_for_log(
-        "start_server: the check failed, exit status:768 (exit code 3); nothing is started",
+        "start_server: the check failed, exit status:768 (exit code 3); nothing was started",
     );
     assert_eq!(server.generations(), [2]);
     assert_eq!(server.ask(port).generation, Some(2));
@@ -113,7 +113,7 @@ fn a_check_that_hangs_is_ended_with_all_that_it_has_started() {
     let said = client.said();
     assert!(
         said.contains(
-            "cannot restart: the check has not ended within 0.5 secs; the old one keeps serving"
+            "cannot restart: the check did not finish within 0.5 secs; the old one keeps serving"
         ),
         "{said}"
     );
@@ -124,7 +124,7 @@ fn a_check_that_hangs_is_ended_with_all_that_it_has_started() {
         || proc::group(Pid::from_raw(group)).is_empty().then_some(()),
     );
     assert_eq!(server.ask(port).generation, Some(1));
-    // A stop does not wait for one either.
+    // A stop does not wait for a check either.
     server.signal(Signal::SIGHUP);
     server.wait_until("another one runs", |server| {
         lines(server, "checks").len() == 2
@@ -146,7 +146,7 @@ fn with_check_first_not_even_the_first_start_goes_unchecked() {
     assert!(
         finished
             .log
-            .contains("the check failed, exit status:256 (exit code 1); nothing is started"),
+            .contains("the check failed, exit status:256 (exit code 1); nothing was started"),
         "{}",
         finished.log
     );

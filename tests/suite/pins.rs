@@ -1,5 +1,5 @@
 //! A crash deploys nothing: a worker that dies is replaced by what has served, whatever lies on disk by then. With
-//! `--no-pin` it is replaced by what lies there, as Server::Starter does it.
+//! `--no-pin` it is replaced by what lies there, as in Server::Starter.
 
 use std::fs::{self, Permissions};
 use std::os::unix::fs::{PermissionsExt, symlink};
@@ -25,7 +25,7 @@ struct Case {
 
 const ALL: &[i32] = &[0, 1, 2, 3];
 
-/// With the one that a script without a name is read from.
+/// How many there are with the one from which a script without a name is read.
 const AND_SCRIPT: usize = 5;
 
 const CASES: &[Case] = &[
@@ -367,7 +367,7 @@ fn the_directory_of_the_launcher_may_be_renamed() {
     }
 }
 
-/// What is looked at where each release is a script.
+/// The arguments of the worker, which name the release where each one is a script.
 fn release(server: &Server, port: u16) -> String {
     server.ask(port).args.concat()
 }
@@ -437,7 +437,7 @@ fn a_crash_after_a_refused_deploy_brings_back_what_served_and_then_the_deploy_is
         workers.any(|worker| worker.pid != old.pid && server.ask(port).pid == worker.pid.as_raw())
     });
     assert_eq!(release(&server, port), "release=1");
-    // Mended: nobody has to ask once more.
+    // It is mended: nobody has to ask again.
     replace(&server.folder().join("release2/app"), &script(2));
     server.wait_until("the new release serves", |_| {
         e2e::client::try_ask(port).is_ok_and(|report| report.args == ["release=2"])
@@ -487,7 +487,7 @@ fn value_after_crash(setup: Setup) -> Option<String> {
     kill_worker(old.pid.as_raw());
     next(&server, old);
     let mut report = server.ask(port);
-    // These are of the worker, and not of what it is started from.
+    // These belong to the worker, not to what it is started from.
     let of = |name: &str| report.environment[name].parse();
     assert_eq!(of("SERVER_STARTER_GENERATION"), Ok(2));
     if programs::another().is_none() {
@@ -645,7 +645,7 @@ fn no_descriptors_are_left_after_many_restarts_and_crashes() {
     for _ in 0..2 {
         server.restart();
     }
-    // Those of the current generation, and of the one before it.
+    // What the current generation and the one before it were started from.
     server.wait_until("the first one is let go", |server| held(server).1 == 4);
     let before = held(&server);
     for number in 0..50 {
@@ -655,7 +655,7 @@ fn no_descriptors_are_left_after_many_restarts_and_crashes() {
             next(&server, newest);
         }
     }
-    // A status file that is just being replaced is open twice, perhaps before and perhaps after.
+    // A status file is open twice while it is being replaced: perhaps `before`, perhaps now.
     server.wait_until("nothing is left", |server| {
         let (all, pins) = held(server);
         all <= before.0 && pins == before.1

@@ -24,7 +24,7 @@ fn with_files() -> Setup {
     Server::setup().pid_file().status_file().interval("0.1")
 }
 
-/// Generations from the second one on wait at a gate before they execute the worker, in this shell command.
+/// From the second generation on, a shell command waits at a gate before it executes the worker.
 fn gated(setup: Setup, arguments: &str) -> (Setup, Gate) {
     let gate = setup.folder().join("gate");
     mkfifo(&gate, Mode::from_bits_truncate(0o600)).expect("cannot make a FIFO");
@@ -69,7 +69,7 @@ fn restart(server: &Server) -> Client {
     run(server, &["--restart", "--pid-file=pid"])
 }
 
-/// The second generation, which is not ready.
+/// Waits until this generation has a worker. Returns its entry in the status.
 #[track_caller]
 fn wait_for_start(server: &Server, generation: u64) -> Value {
     server.wait_for("a generation starts", |server| {
@@ -315,7 +315,7 @@ fn what_a_worker_says_about_itself_is_shown_and_in_the_reason() {
             json["generations"][0]["workers"][0]["text"] == "3 of 4 caches\\x1B[2J"
         })
     });
-    // Reloading is its own matter.
+    // Reloading is the worker's own matter.
     for text in ["RELOADING=1", "READY=1", "BARRIER=1", "FDSTORE=1;FDNAME=x"] {
         client::request(port, &format!("say {text}")).expect("no answer");
     }
@@ -333,7 +333,7 @@ fn a_worker_can_ask_for_more_time() {
     );
     let (server, _) = serving(setup);
     let mut client = restart(&server);
-    // Without more time it fails, so the gate is asked for again and again.
+    // Without more time it fails, and every further try waits at the gate again.
     assert_eq!(client.wait(), 1, "{}", client.said());
     drop(server);
     drop(gate);
@@ -391,7 +391,7 @@ fn nobody_else_can_say_that_a_generation_is_ready() {
     let socket = server.wait_for("it has its environment", |_| {
         proc::environment(pid).get("NOTIFY_SOCKET").cloned()
     });
-    // The worker of the old generation, who has the same uid.
+    // The worker of the old generation, which has the same uid.
     let request = format!("say-to {socket} READY=1");
     client::request(port, &request).expect("no answer");
     let log = server.wait_for_log("ignoring a notification to generation 2: it came from pid ");

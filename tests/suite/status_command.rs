@@ -1,4 +1,4 @@
-//! `--status`: what the server is doing, told by its `FILE.json` and the kernel, in each form and for each exit code.
+//! `--status`: what the server is doing, from its `FILE.json` and the kernel, in each form and for each exit code.
 
 use std::collections::BTreeSet;
 use std::fs::{self, File};
@@ -23,7 +23,7 @@ use crate::commands::{accepted, is_ours, run};
 use crate::launch::{as_ordinary_user, launch, ordinary_folder};
 use crate::lock_holder::locking;
 
-/// Whoever is neither root nor the user of the server.
+/// A user who is neither root nor the user of the server.
 const FOREIGN: u32 = 4242;
 
 /// The exit code, and what was written to standard output and standard error.
@@ -225,7 +225,7 @@ fn a_restart_is_told_while_it_lasts_and_so_is_a_suspended_supervisor() {
     server.signal(Signal::SIGHUP);
     server.wait_for_start(2);
     proc::stop(server.pid());
-    // It stays so for as long as the supervisor does nothing.
+    // It stays like that for as long as the supervisor does nothing.
     let told = told(&server, &[]);
     assert_eq!(told.code, Some(0), "{told:?}");
     let headline = "restarting: generation 2 of 1, ";
@@ -310,7 +310,7 @@ fn a_queue_that_nobody_accepts_from_shows_its_length_and_its_backlog() {
     let told = told(&server, &[]);
     let address = format!("127.0.0.1:{port}");
     assert_eq!(told.row(&address), ["tcp", "3", "5", &address]);
-    // What nobody has accepted is in nobody's hands.
+    // What nobody has accepted is no worker's.
     assert_eq!(told_all["workers"][0]["connections"], 0);
 }
 
@@ -380,7 +380,7 @@ fn root_and_the_user_of_a_server_that_root_started_see_everything_and_others_see
     }
 }
 
-/// Its listener has the address of a socket of ours, which is none of it.
+/// Its listener has the address of a socket of ours, which does not belong to it.
 #[test]
 fn the_sockets_of_a_server_in_another_network_are_unknown() {
     if !is_ours() || !needs_root() || !needs_program("unshare") {
@@ -489,7 +489,7 @@ fn what_a_hostile_server_writes_neither_drives_the_terminal_nor_floods_it() {
     );
     assert_fits(&told.text);
     assert!(told.text.len() < 8000, "{} bytes", told.text.len());
-    // It is no child of the server, whoever it is.
+    // It is not a child of the server, whatever it is.
     assert_eq!(told.row("1844674...")[5..8], ["-", "-", "-"], "{told:?}");
     let told = as_whoever_tests(&["--json"]);
     let is_plain = |one: char| one == '\n' || (' '..='~').contains(&one);
@@ -590,7 +590,7 @@ fn check_openmetrics(text: &str) -> Vec<(String, f64)> {
     samples
 }
 
-/// `name="value"`, with commas between; in a value a backslash is only before a backslash, a quote or an n.
+/// `name="value"`, separated by commas; in a value, a backslash comes only before a backslash, a quote or an n.
 #[track_caller]
 fn check_labels(labels: &str) {
     let mut rest = labels;
@@ -754,7 +754,7 @@ fn colours_are_for_terminals_alone_and_for_those_who_want_them() {
     }
 }
 
-/// What draws the next picture in the place of the last one.
+/// What makes the next picture take the place of the last one.
 const REDRAWN: &str = "A\r\x1b[J";
 
 #[test]

@@ -1,4 +1,4 @@
-//! The status of a server as people read it.
+//! The status of a server, for people to read.
 
 use super::observed::{Observed, Process, Queue, workers};
 use super::overview::{State, headline, last_start};
@@ -7,13 +7,13 @@ use crate::status::view::{self, Generation, Listener, Outcome, View, Worker};
 use crate::words::number::{memory, time};
 use crate::words::text::shortened;
 
-/// How many rows a table has at most.
+/// How many rows a table may have.
 const MOST_ROWS: usize = 1000;
 
 /// How many of a failed worker's last lines are shown.
 const LAST_LINES: usize = 3;
 
-/// How wide a cell is at most that somebody may have made wide, in columns.
+/// How wide a cell may be, in columns, if whoever writes the status can make it wide.
 const WIDEST_CELL: usize = 10;
 
 /// What is not known.
@@ -23,14 +23,14 @@ const UNKNOWN: &str = "-";
 pub struct Shown<'a> {
     pub view: &'a View,
     pub now: &'a Observed,
-    /// What was observed before: since then the time of computing counts, or else since the start.
+    /// What was observed before: CPU time is counted from then, or if there is none, from the start of the worker.
     pub before: Option<&'a Observed>,
-    /// What to do about a server that a signal has stopped, if this is one.
+    /// What to do about it, if a signal has suspended the server.
     pub is_stopped: Option<String>,
 }
 
 impl Shown<'_> {
-    /// All of it.
+    /// The whole status.
     pub fn sheet(&self) -> Sheet {
         let mut sheet = Sheet::default();
         let state = State::of(self.view);

@@ -1,4 +1,4 @@
-//! The status of a server as programs read it: JSON, and OpenMetrics.
+//! The status of a server, for programs to read: JSON and OpenMetrics.
 
 use std::collections::BTreeSet;
 use std::fmt::Display;
@@ -11,7 +11,7 @@ use super::overview::{State, headline};
 use crate::status::view::{self, Generation, Listener, Supervisor, Verdict, View, Worker};
 use crate::words::text::{printable, printable_json};
 
-/// The times of a file may be anything; in seconds since 1970.
+/// The latest time that is reported, in seconds since 1970: those in the file may be anything.
 const LATEST: f64 = 1e11;
 
 /// The states of a generation, each with its name.
@@ -72,7 +72,7 @@ struct JsonWorker<'a> {
     text: &'a Option<String>,
 }
 
-/// One object, with an end of line.
+/// One object, followed by a newline.
 pub fn json(view: &View, now: &Observed) -> String {
     let json = Json {
         state: State::of(view).name(),
@@ -159,7 +159,7 @@ struct Metrics(String);
 type Label<'a> = (&'a str, &'a str);
 
 impl Metrics {
-    /// Begins a family; its name is that of the samples, without the prefix of all and the suffix of counters.
+    /// Begins a family; its name is that of its samples, without the prefix that all have and the suffix of counters.
     fn family(&mut self, name: &str, kind: &str, help: &str) {
         let head = format!("# TYPE start_server_{name} {kind}\n");
         self.0.push_str(&head);
@@ -201,7 +201,7 @@ impl Metrics {
         self.family("build", "info", "The running start_server.");
         self.sample("build_info", &[("version", &view.supervisor.version)], 1);
         let state = State::of(view);
-        self.family("state", "stateset", "What it is doing.");
+        self.family("state", "stateset", "What the server is doing.");
         for one in State::ALL {
             let label = [("start_server_state", one.name())];
             self.sample("state", &label, u8::from(one == state));
@@ -245,7 +245,7 @@ impl Metrics {
                 self.sample("connections", &[("state", state_name(state))], sum);
             }
         }
-        let help = "Memory of the workers that is resident.";
+        let help = "Resident memory of the workers.";
         self.family("resident_memory_bytes", "gauge", help);
         for state in STATES {
             let all = processes(state).unwrap_or_default();
@@ -308,12 +308,12 @@ impl Metrics {
         );
         family(
             "listener_unread_bytes",
-            "Memory of the datagrams that nobody has read.",
+            "Memory taken by datagrams that nobody has read.",
             &|listener, queue| queue.length.filter(|_| is_udp(listener)),
         );
         family(
             "listener_trouble",
-            "Whether clients do not find it as it was made.",
+            "1 if clients do not find the listener as it was created, else 0.",
             &|listener, _| Some(listener.trouble.is_some().into()),
         );
     }

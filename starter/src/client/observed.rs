@@ -1,7 +1,7 @@
 //! What the kernel says about a running server: its listeners' queues, and what each worker uses and holds.
 //!
-//! Only the server's own children are looked at, whatever pids somebody has put into its status file. What is closed to
-//! whoever asks is unknown, and no failure.
+//! Only the server's own children are looked at, whatever pids somebody has put into its status file. What the user who
+//! asks may not see is unknown; that is not a failure.
 
 use std::cell::Cell;
 use std::collections::{BTreeMap, BTreeSet};
@@ -23,12 +23,12 @@ const MOST_LISTENERS: usize = 4096;
 /// How many descriptors are looked at, for all workers together.
 const MOST_DESCRIPTORS: u32 = 1 << 20;
 
-/// All of it.
+/// Everything that was observed.
 #[derive(Debug, Clone, Default)]
 pub struct Observed {
     /// When it was observed, in seconds since 1970.
     pub at: f64,
-    /// Those of the first listeners of the status, in the same order.
+    /// The queues of the first listeners in the status, in the same order.
     pub listeners: Vec<Queue>,
     /// By pid.
     pub workers: BTreeMap<i64, Process>,
@@ -46,11 +46,11 @@ pub struct Queue {
 /// A worker together with its descendants: a server may do its work in children.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Process {
-    /// For how long they have computed.
+    /// The CPU time that they have used.
     pub cpu: Option<Duration>,
-    /// Their resident memory in bytes; what they share counts for each.
+    /// Their resident memory in bytes; what they share is counted for each of them.
     pub resident: Option<u64>,
-    /// Their connections by way of the listeners.
+    /// Their connections that were made to the listeners.
     pub connections: Option<usize>,
 }
 
@@ -65,7 +65,7 @@ pub fn observe(view: &View, server: Pid) -> Observed {
         .map(|(pid, family)| (*pid, sockets_of(family, &left)))
         .collect();
     let ours = Ours::of(server, held.values().flatten(), &left);
-    // Those of another network namespace would be the sockets of others.
+    // In another network namespace, what the kernel lists here are the sockets of others.
     let sockets = match proc::share_network(server, getpid()) {
         true => Sockets::list(listeners),
         false => Sockets::default(),
@@ -124,7 +124,7 @@ fn with_descendants(pid: Pid, children: &BTreeMap<Pid, Vec<Pid>>) -> Vec<Pid> {
     let mut seen = BTreeSet::from([pid]);
     let mut next = 0;
     while let Some(pid) = family.get(next) {
-        // What was read while processes came and went could be a circle.
+        // What was read while processes came and went could contain a cycle.
         let new = children.get(pid).into_iter().flatten();
         let new: Vec<Pid> = new.filter(|child| seen.insert(**child)).copied().collect();
         family.extend(new);
@@ -133,7 +133,7 @@ fn with_descendants(pid: Pid, children: &BTreeMap<Pid, Vec<Pid>>) -> Vec<Pid> {
     family
 }
 
-/// The inodes of all their sockets; none if any of them is closed to us.
+/// The inodes of all their sockets; `None` if we may not see those of one of them.
 fn sockets_of(family: &[Pid], left: &Cell<u32>) -> Option<BTreeSet<u64>> {
     let mut inodes = BTreeSet::new();
     for pid in family {
@@ -167,7 +167,7 @@ fn used_by(family: &[Pid]) -> Process {
 enum Ours {
     /// All that the supervisor has.
     All(BTreeSet<u64>),
-    /// Those of workers, who have the listeners too.
+    /// Those of the workers, which have the listeners too.
     Some(BTreeSet<u64>),
     Unknown,
 }
@@ -188,7 +188,7 @@ impl Ours {
         }
     }
 
-    /// The listener among the sockets with its address.
+    /// Which of the sockets that have the listener's address is the listener.
     fn find<'a, T>(&self, candidates: &'a [T], inode: impl Fn(&T) -> u64) -> Option<&'a T> {
         let among =
             |inodes: &BTreeSet<u64>| candidates.iter().find(|it| inodes.contains(&inode(it)));
@@ -205,7 +205,7 @@ impl Ours {
     }
 }
 
-/// The sockets of the listeners, and the connections by way of them; none where the kernel cannot list them.
+/// The sockets of the listeners, and the connections made to them; `None` where the kernel cannot list them.
 #[derive(Default)]
 struct Sockets {
     tcp: Option<Vec<InetSocket>>,
@@ -285,7 +285,7 @@ impl Sockets {
         })
     }
 
-    /// The inodes of all connections that were made to the listeners; none if not all are known.
+    /// The inodes of all connections that were made to the listeners; `None` if not all are known.
     fn connections(&self, listeners: &[Listener]) -> Option<BTreeSet<u64>> {
         let (tcp, unix) = (self.tcp.as_ref()?, self.unix.as_ref()?);
         let addresses: BTreeSet<(IpAddr, u16)> = listeners

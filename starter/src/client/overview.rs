@@ -106,12 +106,8 @@ pub fn headline(view: &View, at: f64) -> String {
 fn progress(view: &View, at: f64) -> Option<String> {
     let Some(starting) = starting(view) else {
         let last = view.verdicts.last()?;
-        return (last.result == Outcome::Failed).then(|| {
-            format!(
-                "generation {} has failed, and another try follows",
-                last.generation
-            )
-        });
+        return (last.result == Outcome::Failed)
+            .then(|| format!("generation {} failed; another try follows", last.generation));
     };
     let number = starting.number;
     let serves = |one: &&Generation| one.state == view::State::Current;
@@ -154,14 +150,14 @@ pub fn last_start(view: &View, at: f64) -> Option<String> {
         }
         (_, true) => {
             format!(
-                "last start: generation {generation} serves, but not everywhere, {ago} ago{how}"
+                "last start: generation {generation} committed {ago} ago, but cannot be reached everywhere{how}"
             )
         }
         (Outcome::Failed, false) => {
             format!("last start: generation {generation} failed {ago} ago{how}")
         }
         (Outcome::Unknown, false) => {
-            format!("last start: generation {generation}, {ago} ago, with an unknown result")
+            format!("last start: generation {generation}, {ago} ago, result unknown")
         }
     })
 }
@@ -259,7 +255,7 @@ mod tests {
         };
         let both = [Outcome::Committed, Outcome::Failed].map(verdict);
         older.verdicts = both.into_iter().collect();
-        let headline = "nothing serves: generation 3 has failed, and another try follows";
+        let headline = "nothing serves: generation 3 failed; another try follows";
         let expected = (State::NothingServes, headline.to_owned(), 1);
         assert_eq!(shown(&older), expected);
     }
@@ -308,7 +304,7 @@ mod tests {
                 serves: true,
                 ..failed
             }),
-            "last start: generation 3 serves, but not everywhere, 60 s ago: nobody can reach x"
+            "last start: generation 3 committed 60 s ago, but cannot be reached everywhere: nobody can reach x"
         );
         assert_eq!(last_start(&View::default(), 1000.0), None);
     }

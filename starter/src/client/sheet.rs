@@ -1,9 +1,9 @@
 //! Lines for a terminal of 80 columns: wrapped, cut, aligned in tables, and with colours where they are wanted.
 
-/// How wide a line is at most, in columns.
+/// How wide a line may be, in columns.
 pub const WIDTH: usize = 80;
 
-/// What a line shows that was cut.
+/// What stands for the part that was cut off.
 const CUT: &str = "...";
 
 /// The colour of a line.
@@ -56,7 +56,7 @@ impl Sheet {
         }
     }
 
-    /// Adds a table below its headings. The last column is as wide as it needs to be, numbers are on the right.
+    /// Adds a table with its headings. Columns are as wide as they need to be; the last one is not padded.
     pub fn table<const COLUMNS: usize>(
         &mut self,
         headings: [(&str, Side); COLUMNS],
@@ -86,7 +86,7 @@ impl Sheet {
         }
     }
 
-    /// No more than so many lines of so many columns: for a terminal that has no more.
+    /// Cuts it to this many lines of this many columns, for a terminal that has no more.
     pub fn fit(&mut self, lines: usize, width: usize) {
         self.0.truncate(lines);
         for (_, text) in &mut self.0 {
@@ -99,7 +99,7 @@ impl Sheet {
         self.0.len()
     }
 
-    /// All of it; each line ends with a newline, and without a colour.
+    /// All lines; each ends with a newline, before which its colour is reset.
     pub fn text(&self, is_coloured: bool) -> String {
         let mut all = String::new();
         for (colour, text) in &self.0 {
@@ -112,14 +112,14 @@ impl Sheet {
     }
 }
 
-/// Where the content of a column stands.
+/// The side on which the content of a column is aligned.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Side {
     Left,
     Right,
 }
 
-/// How many columns a text takes at most: what is not ASCII may be as wide as two letters.
+/// How many columns a text may take: what is not ASCII may be as wide as two letters.
 fn columns(text: &str) -> usize {
     text.chars().map(width).sum()
 }
@@ -131,7 +131,7 @@ fn width(character: char) -> usize {
     }
 }
 
-/// The beginning of a text that is too long.
+/// The text, or only its beginning if it is too long.
 pub fn cut(text: &str, most: usize) -> String {
     if columns(text) <= most {
         return text.to_owned();
@@ -141,7 +141,7 @@ pub fn cut(text: &str, most: usize) -> String {
     format!("{}{}", &text[..end], &CUT[..CUT.len().min(most)])
 }
 
-/// The end of a text that is too long.
+/// The text, or only its end if it is too long.
 pub fn cut_front(text: &str, most: usize) -> String {
     if columns(text) <= most {
         return text.to_owned();
@@ -156,7 +156,7 @@ pub fn cut_front(text: &str, most: usize) -> String {
     format!("{CUT}{}", &text[start..])
 }
 
-/// How many bytes of the text take so many columns at most.
+/// How many bytes of the text fit into this many columns.
 fn beginning(text: &str, most: usize) -> usize {
     let mut left = most;
     for (at, character) in text.char_indices() {
@@ -168,7 +168,7 @@ fn beginning(text: &str, most: usize) -> usize {
     text.len()
 }
 
-/// The first line of a text, ended at a blank if there is one, and the rest.
+/// The first line of a text, broken at a space if there is one, and the rest.
 fn wrapped(text: &str, most: usize) -> (&str, &str) {
     if columns(text) <= most {
         return (text, "");

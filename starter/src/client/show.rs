@@ -1,4 +1,4 @@
-//! `--status`: what the server is doing, as its `FILE.json` and the kernel tell it.
+//! `--status`: what the server is doing, according to its `FILE.json` and the kernel.
 
 use std::io::{self, IsTerminal, Write};
 use std::time::{Duration, Instant};
@@ -21,10 +21,10 @@ use crate::words::remedy;
 /// How often it is redrawn.
 const REDRAW: Duration = Duration::from_secs(1);
 
-/// The lines and columns of a terminal that does not know them.
+/// The lines and columns of a terminal that does not tell.
 const USUAL_SIZE: (u16, u16) = (24, 80);
 
-/// Prints the status. The code is that of its state.
+/// Prints the status. Returns the exit code for its state.
 pub fn show(settings: &Settings, say: Say<'_>) -> Result<Code, Failure> {
     if settings.form == Form::Follow && !io::stdout().is_terminal() {
         return Err(Failure::usage(
@@ -45,7 +45,7 @@ pub fn show(settings: &Settings, say: Say<'_>) -> Result<Code, Failure> {
     Ok(State::of(view).code())
 }
 
-/// What that server has written.
+/// The status that this server has written.
 fn read(server: &Server, settings: &Settings) -> Result<Status, Failure> {
     let of_pid_file = json_path(&settings.pid_file);
     let of_status_file = settings.status_file.as_deref().map(json_path);
@@ -78,8 +78,9 @@ fn sheet(server: &Server, view: &View, now: &Observed, before: Option<&Observed>
     shown.sheet()
 }
 
-/// Redraws it until the server ends, or somebody ends this process: Ctrl-C does, as any other program that has nothing to
-/// clean up. Each picture is one write, below what the terminal showed before, and takes the place of the last one.
+/// Redraws it until the server ends, or somebody ends this process: Ctrl-C does, as it does any program that has
+/// nothing to clean up. Each picture is one write, below what the terminal showed before, and takes the place of the
+/// last one.
 fn follow(server: &Server, settings: &Settings) -> Result<Code, Failure> {
     let mut before: Option<Observed> = None;
     let mut drawn = 0;
@@ -99,7 +100,7 @@ fn follow(server: &Server, settings: &Settings) -> Result<Code, Failure> {
             }
         };
         let (lines, columns) = terminal::size(&io::stdout()).unwrap_or(USUAL_SIZE);
-        // The cursor is in the last line.
+        // The last line is left for the cursor.
         sheet.fit(usize::from(lines).saturating_sub(1), columns.into());
         let text = sheet.text(is_coloured());
         let back = match drawn {
@@ -121,7 +122,7 @@ fn follow(server: &Server, settings: &Settings) -> Result<Code, Failure> {
     }
 }
 
-/// The status in every form but what only the kernel knows: for fuzzers.
+/// The status in every form, without what only the kernel knows: for fuzzers.
 pub fn in_every_form(status: &Status) -> [String; 3] {
     let (view, now) = (status.view(), Observed::default());
     let shown = Shown {
@@ -150,7 +151,7 @@ fn write(text: &str) -> Result<(), Failure> {
         .write_all(text.as_bytes())
         .and_then(|()| stdout.flush());
     match written {
-        // Whoever reads has seen enough.
+        // The reader has seen enough.
         Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Ok(()),
         written => written.map_err(|error| {
             let cause = failure::cause(&error);

@@ -54,8 +54,8 @@ pub fn adopt_orphans(adopt: bool) {
 }
 
 /// Gives a command of ours a session of its own: a terminal's INT is meant for the server, which the log outlives; and a
-/// worker, which has the same uid, must not find a way to root's terminal there. Signals are reset, because the standard library passes on
-/// what we block and ignore.
+/// worker, which has the same uid, must not find a way to root's terminal there. Signals are reset, because the
+/// standard library passes on what we block and ignore.
 #[expect(
     unsafe_code,
     reason = "only a hook can change the session and the signals of a command"

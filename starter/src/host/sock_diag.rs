@@ -1,8 +1,8 @@
 //! The kernel's sockets, as sock_diag(7) lists them: those of this network namespace, for every user.
 //!
-//! It tells what no file in /proc tells in one place: the inode, by which /proc/PID/fd shows whose a socket is; how many
-//! connections wait to be accepted and how many may. One listing of a kind serves any
-//! number of questions.
+//! It tells what no file in /proc tells in one place: the inode, by which /proc/PID/fd shows whose socket it is, and
+//! how many connections are waiting to be accepted and how many may. One listing of a kind answers any number of
+//! questions.
 //!
 //! The layouts are those of linux/inet_diag.h, linux/unix_diag.h and linux/netlink.h.
 
@@ -18,7 +18,7 @@ use nix::sys::socket::{
 };
 use nix::sys::time::TimeVal;
 
-/// How many sockets are kept at most: more than any one server has.
+/// How many sockets may be kept: more than any one server has.
 const MOST_SOCKETS: usize = 1 << 20;
 
 /// How long the kernel may take for the next part of a list, in seconds.
@@ -51,7 +51,7 @@ const SHOWN_OF_UNIX: u32 = 0x1 | 0x10;
 const NAME: u16 = 0;
 const QUEUE_LENGTHS: u16 = 4;
 
-/// The state of a socket; that of a unix or UDP socket is one of those that exist for TCP (include/net/tcp_states.h).
+/// The state of a socket; unix and UDP sockets use those of TCP (include/net/tcp_states.h).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[repr(u8)]
 pub enum State {
@@ -61,7 +61,7 @@ pub enum State {
     FinWait1 = 4,
     FinWait2 = 5,
     TimeWait = 6,
-    /// Of UDP: not connected.
+    /// With UDP: not connected.
     Close = 7,
     CloseWait = 8,
     LastAck = 9,
@@ -102,13 +102,13 @@ impl State {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct InetSocket {
     pub state: State,
-    /// An IPv4 address in an IPv6 one is that IPv4 address.
+    /// An IPv4 address that is mapped into IPv6 is shown as that IPv4 address.
     pub local: SocketAddr,
     /// Unspecified where there is none.
     pub remote: SocketAddr,
     /// 0 where no process has it: a connection that nobody has accepted yet, or one that outlives its descriptors.
     pub inode: u64,
-    /// Who has made it.
+    /// Who created it.
     pub uid: u32,
     /// Connections that wait to be accepted, where it listens; else received bytes that nobody has read.
     pub receive_queue: u32,
@@ -148,7 +148,7 @@ pub fn udp(mut keep: impl FnMut(&InetSocket) -> bool) -> io::Result<Vec<InetSock
     both_families(libc::IPPROTO_UDP, &State::ALL, &mut keep)
 }
 
-/// The end of a TCP connection that has exactly these addresses. Each end of a connection on this machine is one.
+/// The end of a TCP connection that has exactly these addresses. Of two ends on this machine, each is found on its own.
 ///
 /// # Errors
 /// If the kernel cannot tell.
@@ -236,7 +236,7 @@ fn is_between(socket: &InetSocket, local: SocketAddr, remote: SocketAddr) -> boo
     is_same(socket.local, local) && is_same(socket.remote, remote)
 }
 
-/// A number that is known to be small.
+/// The number, which is known to fit.
 fn byte(number: i32) -> u8 {
     number.to_le_bytes()[0]
 }
@@ -278,7 +278,7 @@ fn inet_request(
     request
 }
 
-/// What is asked for: all that fit, or one.
+/// What is asked for: all that match, or one.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Asked {
     List,
@@ -300,13 +300,13 @@ fn ask(
     let mut message = Vec::with_capacity(HEADER + request.len());
     message.extend(length.to_ne_bytes());
     message.extend([BY_FAMILY.to_ne_bytes(), flags.to_ne_bytes()].concat());
-    // The number of the request, and that of this socket: each has one of its own, and one request.
+    // The sequence number and the port id: they tell nothing here, as each request has a socket of its own.
     message.extend([0; 8]);
     message.extend(request);
     send(socket.as_raw_fd(), &message, MsgFlags::empty())?;
     let mut buffer = vec![0; LONGEST_PART];
     loop {
-        // With this flag it is the true length, even if that is more than fits.
+        // With this flag it is the true length, even if that does not fit.
         let length = match recv(socket.as_raw_fd(), &mut buffer, MsgFlags::MSG_TRUNC) {
             Err(Errno::EINTR) => continue,
             received => received?,
@@ -355,7 +355,7 @@ fn message_in(bytes: &[u8]) -> Option<(u16, &[u8], &[u8])> {
     Some((kind, content, after))
 }
 
-/// The error that a message reports; none for the number 0.
+/// The error that a message reports; `None` for the number 0.
 fn error_in(content: &[u8]) -> Option<io::Error> {
     let number = Fields(content).take().map(i32::from_ne_bytes)?;
     (number != 0).then(|| Errno::from_raw(number.saturating_neg()).into())
@@ -434,7 +434,7 @@ fn parse_unix(fields: &mut Fields<'_>) -> Option<UnixSocket> {
     Some(socket)
 }
 
-/// A path is followed by a NUL; an abstract name begins with one, and may contain any.
+/// A path is followed by a NUL; an abstract name begins with one, and may contain more.
 fn without_end(name: &[u8]) -> &[u8] {
     match name {
         [0, ..] => name,
@@ -460,7 +460,7 @@ impl<'a> Fields<'a> {
         self.take().map(u16::from_ne_bytes)
     }
 
-    /// The next `rtattr`, by its type; the inner none is the end.
+    /// The type and value of the next `rtattr`; the inner `None` is the end.
     #[expect(
         clippy::option_option,
         reason = "the end is no error, as half of one is"
@@ -548,7 +548,7 @@ mod tests {
         assert_eq!(found.inode, inode(&client));
         let all = tcp(&State::CONNECTED, |it| it.local == here).unwrap();
         assert_eq!(only(all).inode, inode(&accepted));
-        // The listener is none.
+        // The listener is not a connection.
         let nobody = SocketAddr::from(([127, 0, 0, 1], 1));
         assert_eq!(connection(here, nobody).unwrap(), None);
         drop((client, accepted, listener));

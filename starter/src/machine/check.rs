@@ -1,4 +1,4 @@
-//! A check before a restart: while it goes on nothing changes, and nothing is started unless it succeeds.
+//! A check before a start: what was asked for begins only once the check has succeeded, and not at all if it fails.
 
 use super::generation::Why;
 use super::history::{Decision, FailedCheck, Verdict};
@@ -8,8 +8,8 @@ use crate::words::notice::Notice;
 use crate::words::start_failure::StartFailure;
 
 impl Machine {
-    /// Checks first whether a generation is to be started, or starts it at once where no check is asked for. Where nothing
-    /// serves there is nothing to protect, so only the first start of all is checked, if that is asked for.
+    /// Runs the check before a generation is started, or starts it at once if none is to be run. Where nothing serves
+    /// there is nothing to protect, so of those starts only the very first is checked, if that is asked for.
     pub(super) fn start_checked(&mut self, why: Why, now: Moment) {
         let is_checked = match why {
             Why::Asked | Why::Timed => self.current().is_some(),
@@ -39,18 +39,18 @@ impl Machine {
         }
     }
 
-    /// It has ended. One that nobody waits for any more changes nothing.
+    /// The check has ended. If nothing waits for it any more, that changes nothing.
     pub(super) fn checked(&mut self, result: Result<(), FailedCheck>, now: Moment) {
         let Some(checking) = self.checking.take() else {
             return;
         };
         match result {
-            // Meanwhile the workers have died, and what served is coming back: the restart is for after that.
+            // Meanwhile the workers have died, and what served is coming back: the restart comes after that.
             Ok(()) if self.is_starting() => self.restart_wanted = true,
             Ok(()) => {
                 self.start_now(checking.why, now);
                 if !self.is_starting() {
-                    // What is planned for later answers whoever has asked since, too.
+                    // The start that is planned for later also answers whoever has asked since.
                     self.restart_wanted = false;
                 }
             }
@@ -74,7 +74,7 @@ impl Machine {
                 let signal = self.settings.signal_on_term;
                 self.stop_all(signal, Outcome::GivenUp, now);
             }
-            // Asked for again since it began.
+            // A restart may have been requested again since the check began.
             Why::Asked | Why::Timed | Why::Replacement => {
                 if !self.is_starting() && std::mem::take(&mut self.restart_wanted) {
                     self.start_checked(Why::Asked, now);

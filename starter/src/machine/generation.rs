@@ -37,7 +37,7 @@ impl Why {
         }
     }
 
-    /// The purpose of a start that takes the place of a planned one: restart if either is one.
+    /// The purpose of a start that takes the place of a planned one: a restart if either is one.
     pub(super) fn instead_of(self, planned: Option<Why>) -> Why {
         match planned {
             Some(planned) if planned.is_restart() && !self.is_restart() => planned,
@@ -203,12 +203,12 @@ impl Generation {
         })
     }
 
-    /// When the first of its workers was requested, or the one in its place.
+    /// When a worker was last requested for a slot: the earliest such moment of all its slots.
     pub fn started_at(&self) -> Option<Moment> {
         self.slots.iter().map(|slot| slot.asked_at).min()
     }
 
-    /// When one of its workers was last requested.
+    /// When a worker was last requested for any of its slots.
     pub(super) fn asked_at(&self) -> Option<Moment> {
         self.slots.iter().map(|slot| slot.asked_at).max()
     }
@@ -338,7 +338,7 @@ impl Worker {
         matches!(self.standing, Standing::Ready | Standing::Stopping)
     }
 
-    /// Why it does not run the server program, if known.
+    /// Why it cannot run the server program or was not ready in time, if that is what happened.
     pub(super) fn failure(&self) -> Option<&StartFailure> {
         match &self.standing {
             Standing::Failed(failure) => Some(failure),

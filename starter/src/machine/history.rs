@@ -37,11 +37,12 @@ pub struct Counters {
     pub crashes: u32,
 }
 
-/// The result of starting a generation.
+/// The result of an attempt to start a generation.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Decision {
     /// It answers every restart requested up to this one, counted from 1.
     pub request: u32,
+    /// 0 if none was started.
     pub generation: u32,
     pub verdict: Verdict,
     pub at: Moment,
@@ -51,14 +52,14 @@ pub struct Decision {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Verdict {
     Committed,
-    /// It serves, but not everywhere where it should.
+    /// It serves, but not everywhere it should.
     Unreachable(Unreachable),
     /// Nothing was started.
     CheckFailed(FailedCheck),
     Failed {
         /// The wait status of the worker that failed, if there was a process.
         status: Option<i32>,
-        /// Why it did not run the program, if it did not: then the status says nothing.
+        /// Why it failed, if more is known than how it ended: then the status says nothing.
         cause: Option<StartFailure>,
     },
 }
@@ -89,7 +90,7 @@ impl History {
         push_the_last(&mut self.decisions, decision);
     }
 
-    /// The last one on this generation.
+    /// The last decision on this generation.
     pub(super) fn decision_on(&self, generation: u32) -> Option<&Decision> {
         let mut decisions = self.decisions.iter().rev();
         decisions.find(|decision| decision.generation == generation)

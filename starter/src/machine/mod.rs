@@ -14,10 +14,11 @@
 //! A worker that has not executed the program after [`generation::LONGEST_EXEC`], for example because a file system does
 //! not respond, is killed and has failed.
 //!
-//! It has a slot for each of its workers. A worker is *proved* (`Ready`) when it has lived for the interval since it was
-//! asked for, and a moment since it executed the program ([`generation::PROOF_OF_LIFE`]). An unproved worker is never a
-//! reason to give up one that serves: neither to commit, nor to signal a retiring generation, which waits until the
-//! current one has a proved worker.
+//! A generation has a slot for each of its workers. A worker is *proved* (`Ready`) when it has lived for the interval
+//! since it was asked for, and a moment since it executed the program ([`generation::PROOF_OF_LIFE`]); with any
+//! `--ready` but `interval`, when [`Event::Ready`] says so. An unproved worker is never a reason to give up one that
+//! serves: neither to commit, nor to signal a retiring generation, which waits until the current one has a proved
+//! worker.
 //!
 //! A failed start is retried with growing delays, up to `--start-limit` times. The same holds for one slot of the
 //! current generation whose worker died while others serve:

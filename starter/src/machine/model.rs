@@ -27,7 +27,7 @@ pub struct Settings {
     #[serde(with = "super::as_number::signal")]
     pub signal_on_term: Signal,
     pub stop_timeout: Option<Duration>,
-    /// A restart is checked first, and the check may take this long.
+    /// How long the check before a restart may take; `None` if there is no check.
     pub check: Option<Duration>,
     /// The very first start is checked too.
     pub check_first: bool,
@@ -49,7 +49,7 @@ pub struct Settings {
 pub enum Proof {
     /// It has lived for the interval.
     Interval,
-    /// It is said by [`Event::Ready`], at the latest this long after the worker was asked for.
+    /// [`Event::Ready`] says so, at the latest this long after the worker was asked for.
     Told { within: Duration },
 }
 
@@ -57,7 +57,7 @@ pub enum Proof {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Knobs {
     pub kill_old_delay: Duration,
-    /// Restarts automatically this long after the last start; `None` does not.
+    /// How long after the last start to restart automatically; `None` for never.
     pub auto_restart: Option<Duration>,
 }
 
@@ -82,7 +82,7 @@ pub enum Event {
     Ready(Pid),
     /// The worker may take until this moment to become ready.
     StartExtended { pid: Pid, until: Moment },
-    /// What is known of a worker that is not ready yet: `READY=1 has not come`.
+    /// What is known of a worker that is not ready yet: `it has not said READY=1`.
     NotYetReady { pid: Pid, known: String },
     /// What the worker says about itself, for the status alone.
     Text { pid: Pid, text: String },
@@ -134,7 +134,7 @@ pub enum Action {
     Check {
         generation: u32,
     },
-    /// Its answer is no longer needed.
+    /// End the check: its result is no longer needed.
     EndCheck,
     /// The contents of the status files have changed.
     SaveStatus,
@@ -239,12 +239,12 @@ impl Machine {
         self.phase != Phase::Serving
     }
 
-    /// Every generation that has a worker, oldest first.
+    /// Every generation that has a worker or is about to get one, oldest first.
     pub fn generations(&self) -> impl Iterator<Item = &Generation> {
         self.generations.iter()
     }
 
-    /// Whether this process is one of its workers.
+    /// Whether this process is a worker.
     pub fn has_worker(&self, pid: Pid) -> bool {
         let mut workers = self.generations.iter().flat_map(Generation::workers);
         workers.any(|worker| worker.pid == pid)

@@ -29,7 +29,7 @@ impl Machine {
         }
     }
 
-    /// What its further workers are started from.
+    /// What the further workers of a generation are started from, and those of one that replaces it.
     pub(super) fn source_within(&self, generation: u32) -> Source {
         match self.settings.pins {
             true => Source::Generation(generation),
@@ -37,7 +37,7 @@ impl Machine {
         }
     }
 
-    /// Postpones a planned restart if what served is to come back before it.
+    /// Postpones a planned restart if what served is to come back before it. Returns whether that is so.
     pub(super) fn postpones(&mut self, planned: Option<Why>, why: Why) -> bool {
         let restart = planned.filter(|planned| planned.is_restart());
         let comes_back = why == Why::Replacement && self.settings.pins && restart.is_some();
@@ -68,7 +68,7 @@ impl Machine {
             }
             return Some(Why::Replacement);
         }
-        // What served does not come back: then perhaps what was to replace it.
+        // What served does not come back: perhaps what was to replace it starts.
         (!is_over).then(|| self.postponed.unwrap_or(failed))
     }
 

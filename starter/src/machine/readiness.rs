@@ -17,7 +17,7 @@ const PATIENCE_WITH_FAILED: Duration = Duration::from_secs(10);
 // What is told of a worker.
 
 impl Machine {
-    /// It serves. What is told of a worker that has been told to stop, or cannot serve, comes too late.
+    /// It serves. For a worker that has been told to stop, or cannot serve, this comes too late.
     pub(super) fn ready(&mut self, pid: Pid, now: Moment) {
         if self.settings.proof == Proof::Interval || self.is_stopping() {
             return;
@@ -59,7 +59,7 @@ impl Machine {
         }
     }
 
-    /// A worker that was not told to stop, and does: for its generation it is as good as gone.
+    /// A worker stops without having been told to: for its generation it is as good as gone.
     pub(super) fn stopping_by_itself(&mut self, pid: Pid, now: Moment) {
         let Some(worker) = self.worker_mut(pid) else {
             return;
@@ -112,7 +112,7 @@ impl Machine {
     }
 }
 
-// What is not told in time.
+// Workers that are not ready in time.
 
 impl Machine {
     /// When the worker of this slot must have become ready.
@@ -152,7 +152,7 @@ impl Machine {
                     self.say(Notice::CannotStartWorker(cause.clone()));
                     self.start_failed(worker.generation, None, Some(cause), now);
                 }
-                // Its exit is the failure of its slot, which cannot be refilled before.
+                // Its exit is the failure of its slot, which cannot be refilled before then.
                 Some(State::Current) => {
                     if let Some(worker) = self.worker_mut(worker.pid) {
                         worker.standing = Standing::Failed(cause);
@@ -174,7 +174,7 @@ impl Machine {
         Some(self.settings.stop_timeout.unwrap_or(PATIENCE_WITH_FAILED))
     }
 
-    /// Sends a signal to stop. Whoever lives longer than `patience` is killed.
+    /// Sends a signal to stop. A worker that outlives `patience` is killed.
     pub(super) fn tell_to_stop(
         &mut self,
         pids: &[Pid],
@@ -204,7 +204,7 @@ impl Machine {
         self.kill(&due);
     }
 
-    /// Kills the oldest of too many draining generations. What a failed start has left does not count: it never served.
+    /// Kills the oldest of too many draining generations. Those of failed starts do not count: they never served.
     pub(super) fn kill_surplus(&mut self) {
         let Some(most) = self.settings.max_old_generations else {
             return;
@@ -232,7 +232,7 @@ impl Machine {
             if let Some(worker) = self.worker_mut(*pid) {
                 worker.kill_at = None;
             }
-            // As at a stop: whoever watches a stopped process sees it run again.
+            // As when everything is stopped: tools that watch a suspended process see it run again.
             self.signal(*pid, Signal::SIGCONT);
             self.signal(*pid, Signal::SIGKILL);
         }

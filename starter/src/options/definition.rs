@@ -86,7 +86,7 @@ fn program() -> [Arg; 4] {
             "(EINHORN_FDS). Repeatable; takes a comma-separated list.",
         ])),
         flag("no-pin").help(lines([
-            "Replace a server that has died by what lies on disk then. By default",
+            "When a server has died, start what is on disk by then. By default",
             "the program, directory and environment that have served come back, and",
             "only a restart looks at the disk.",
         ])),
@@ -147,7 +147,7 @@ fn readiness() -> [Arg; 4] {
             "http:PATH     it answers GET PATH there",
         ])),
         valued("ready-status", "STATUS[-STATUS]")
-            .help("The statuses of --ready=http that count as ready (default: 200)."),
+            .help("The statuses that count as ready with --ready=http (default: 200)."),
         valued("probe", "tcp|unix").help(lines([
             "Where the server's own listener is for --ready=accept and http: a port",
             "of 127.0.0.1 (default), or a unix socket. It is announced after the",

@@ -15,10 +15,10 @@ use nix::unistd::{Pid, pipe2};
 use crate::host::process::detach;
 use crate::words::text::shortened;
 
-/// How many of its last lines are kept.
+/// How many of a command's last lines of output are kept.
 const KEPT: usize = 20;
 
-/// How much is read at a time, in bytes: a command that floods its output must not hold up the loop.
+/// How many bytes are read at a time: a command that floods its output must not hold up the loop.
 const PORTION: usize = 64 * 1024;
 
 /// The longest line that is kept, in bytes.
@@ -32,10 +32,10 @@ pub struct Running {
     output: Output,
 }
 
-/// The last lines of what it writes to standard output and error.
+/// The last lines that a command has written to standard output and standard error.
 #[derive(Debug)]
 struct Output {
-    /// `None` once everybody who could write has closed it.
+    /// `None` once every writer has closed it.
     pipe: Option<File>,
     lines: VecDeque<Vec<u8>>,
     /// The line that has not ended yet.
@@ -43,7 +43,8 @@ struct Output {
 }
 
 impl Running {
-    /// Starts it; `prepare` sets its environment and directory. It gets none of our descriptors but its output.
+    /// Starts a command; `prepare` sets its environment and directory. The only descriptor of ours that it gets is the
+    /// pipe for its output.
     ///
     /// # Errors
     /// Why there is no process.
@@ -80,7 +81,7 @@ impl Running {
         self.output.read();
     }
 
-    /// It was reaped: its pid, and that of its group unless others are in it, is nobody's any more.
+    /// It has been reaped: kills what is left of its group, which is not signalled again, as the number may be reused.
     pub fn exited(&mut self) {
         self.end_group();
         self.has_exited = true;
@@ -102,7 +103,7 @@ impl Running {
 
     fn end_group(&self) {
         if !self.has_exited {
-            // It fails only if nobody is left in it.
+            // It fails only if no process is left in the group.
             let _ = killpg(self.pid, Signal::SIGKILL);
         }
     }

@@ -11,15 +11,15 @@ use crate::ready::command::Running;
 use crate::ready::line::Pipe;
 use crate::ready::settings::Settings;
 
-/// What the listeners of a worker leave to its probe listener.
+/// What a probe listener needs to know about the worker's other listeners.
 #[derive(Debug, Clone, Copy)]
 pub struct Layout {
-    /// Its descriptor number in the worker.
+    /// The probe listener's descriptor number in the worker.
     pub probe_number: RawFd,
     /// The highest number that anything of ours has in a worker.
     pub highest: RawFd,
     pub backlog: i32,
-    /// Whether listeners block, as they do unless a dialect wants it otherwise.
+    /// Whether listeners block, as they do unless a dialect requires otherwise.
     pub is_blocking: bool,
 }
 
@@ -47,7 +47,7 @@ impl Layout {
 /// What a worker gets so that it can prove itself.
 #[derive(Debug, Default)]
 pub struct Handed {
-    /// Descriptors with their numbers in the worker. Their own numbers are above all of these.
+    /// Descriptors with their numbers in the worker. Their numbers in this process are above all of these.
     pub descriptors: Vec<(OwnedFd, RawFd)>,
     pub variables: Vec<(OsString, OsString)>,
     pub probe: Option<Announced>,
@@ -58,10 +58,11 @@ pub struct Handed {
 pub struct Order<'a> {
     pub command: &'a OsStr,
     pub generation: u32,
-    /// The environment of its worker, and what is added to it.
+    /// How its worker's environment differs from the launcher's.
     pub changes: &'a [Change],
+    /// The probe listener, whose address is added to that environment.
     pub probe: Option<&'a Announced>,
 }
 
-/// Runs a command as a worker of this generation would run.
+/// Starts a command the way a worker of this generation would be started.
 pub type Runner<'a> = dyn FnMut(&Order<'_>) -> io::Result<Running> + 'a;

@@ -4,24 +4,24 @@ use httparse::{EMPTY_HEADER, Error, Response, Status};
 
 use crate::words::text::shortened;
 
-/// The longest head of an answer, in bytes. What follows it is not read.
+/// How long the head of an answer may be, in bytes. What follows it is not read.
 pub const LONGEST_HEAD: usize = 64 * 1024;
 
-/// The most header fields of an answer.
+/// How many header fields an answer may have.
 const MOST_FIELDS: usize = 256;
 
 /// What has arrived so far.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Answer {
-    /// The head is not whole yet.
+    /// The head is not complete yet.
     Partial,
-    /// The final status, and it with its reason to be shown: `503 Service Unavailable`.
+    /// The final status, and how it is shown, with its reason: `503 Service Unavailable`.
     Final { status: u16, shown: String },
-    /// It is no answer, for this reason.
+    /// It cannot be used as an answer, for this reason.
     Broken(String),
 }
 
-/// The request. Its `Host` is the address of the probe listener, or `localhost` where that is no address.
+/// The request. Its `Host` is the address of the probe listener, or `localhost` for a unix socket.
 pub fn request(path: &str, host: &str) -> Vec<u8> {
     let text = format!(
         "GET {path} HTTP/1.1\r\nHost: {host}\r\nUser-Agent: start_server\r\nAccept: */*\r\nConnection: close\r\n\r\n"
@@ -58,7 +58,7 @@ pub fn read_answer(mut received: &[u8]) -> Answer {
     }
 }
 
-/// Whether a path can be asked for: it begins with a slash and has nothing that would end the request line.
+/// Whether a path can be requested: it begins with a slash and contains nothing that would break the request line.
 pub fn is_path(path: &str) -> bool {
     path.starts_with('/') && path.bytes().all(|byte| byte.is_ascii_graphic())
 }

@@ -11,14 +11,14 @@ use nix::unistd::{pipe2, read};
 #[derive(Debug)]
 pub struct Pipe(OwnedFd);
 
-/// What a look at it has yielded.
+/// What a look at the pipe has found.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Found {
     /// The line feed.
     Line,
     /// Nothing yet, though other bytes may have come.
     Nothing,
-    /// The worker has closed it, and so has everything that it gave it to.
+    /// The worker has closed it, and so has every process that got it from the worker.
     Closed,
 }
 
@@ -31,7 +31,7 @@ impl Pipe {
         Ok((Pipe(ours), theirs))
     }
 
-    /// Reads what has come, a bounded amount.
+    /// Reads a bounded amount of what has come.
     pub fn read(&self) -> Found {
         let mut portion = [0; 4096];
         match read(&self.0, &mut portion) {

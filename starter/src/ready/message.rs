@@ -4,11 +4,11 @@ use std::time::Duration;
 
 use crate::words::text::shortened;
 
-/// The largest datagram that is read, in bytes: as in systemd, the size that a pipe writes at once (PIPE_BUF).
+/// The largest datagram that is read, in bytes: as in systemd, the size of an atomic write to a pipe (PIPE_BUF).
 pub const LARGEST: usize = 4096;
 
 /// The assignments of one datagram that mean something here. Others, such as `MAINPID=`, `FDSTORE=1` and `WATCHDOG=1`, are
-/// ignored, as the protocol wants it.
+/// ignored, as the protocol requires.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Message {
     /// `READY=1`
@@ -17,11 +17,11 @@ pub struct Message {
     pub is_stopping: bool,
     /// `STATUS=`, made safe to show.
     pub status: Option<String>,
-    /// `EXTEND_TIMEOUT_USEC=`: from now on.
+    /// `EXTEND_TIMEOUT_USEC=`, counted from now.
     pub extension: Option<Duration>,
 }
 
-/// One assignment in each line. Of two with the same name, the last one counts.
+/// Each line is an assignment. If a name is repeated, the last one counts.
 pub fn parse(datagram: &[u8]) -> Message {
     let mut message = Message::default();
     for line in datagram.split(|byte| *byte == b'\n') {

@@ -1,6 +1,6 @@
-//! Whether a new generation serves, as `--ready` asks: told by its workers, by a command, or by an answer of theirs.
+//! Whether a new generation serves, in the sense of `--ready`: its workers or a command say so, or it answers a probe.
 //!
-//! Nothing is decided here: what is found becomes events of the machine, which commits a generation or fails it.
+//! Nothing is decided here: what is found becomes events for the machine, which commits a generation or fails it.
 //!
 //! | `--ready` | proof | file |
 //! |---|---|---|
@@ -38,7 +38,7 @@ use crate::words::start_failure::StartFailure;
 pub use self::handed::{Handed, Layout, Order, Runner};
 pub use self::settings::{ProbeAt, Ready, Settings, Statuses};
 
-/// The ways to readiness of all generations that have workers.
+/// How far each generation that has workers has got on its way to readiness.
 pub struct Readiness {
     pub settings: Settings,
     layout: Layout,
@@ -75,7 +75,7 @@ impl Readiness {
         }
     }
 
-    /// The worker has been started with it, in this environment.
+    /// A worker has been started with what was prepared for it, in this environment.
     pub fn started(&mut self, generation: u32, pid: Pid, handed: Handed, changes: &[Change]) {
         let now = Moment::now();
         let mut watched = self.watched.iter_mut();
@@ -105,12 +105,12 @@ impl Readiness {
     pub fn deadline(&self) -> Option<Moment> {
         match self.found.is_empty() {
             true => self.watched.iter().filter_map(Watched::deadline).min(),
-            // They are told at once.
+            // What was found is passed on at once.
             false => Some(Moment::now()),
         }
     }
 
-    /// Looks at everything that may have changed, without waiting for anything. What is found is told afterwards.
+    /// Looks at everything that may have changed, without waiting for anything. What is found is passed on afterwards.
     pub fn look(&mut self, now: Moment, run: &mut Runner<'_>) {
         let Readiness {
             settings,
@@ -129,12 +129,12 @@ impl Readiness {
         std::mem::take(&mut self.found)
     }
 
-    /// What is to be said since the last time.
+    /// What there is to say since the last time.
     pub fn take_notices(&mut self) -> Vec<Notice> {
         std::mem::take(&mut self.notices)
     }
 
-    /// Whether this child was a command; then its end is taken into account.
+    /// Whether this child was a command; if so, its exit has been dealt with.
     pub fn has_exited(&mut self, pid: Pid, status: i32) -> bool {
         let (now, found) = (Moment::now(), &mut self.found);
         let mut watched = self.watched.iter_mut();

@@ -1,8 +1,8 @@
-//! The notification socket of one generation, of the protocol of sd_notify(3).
+//! The notification socket of one generation, for the protocol of sd_notify(3).
 //!
-//! Its name is abstract and chosen by the kernel: no directory has to exist that only this user can enter, it is found from
-//! below a chroot or `PrivateTmp=`, and nothing is left of it even if this process is killed. In exchange everybody can send
-//! to it; but the kernel tells who did, and each look reads a bounded number of datagrams.
+//! Its name is abstract and chosen by the kernel: it needs no directory that only this user can enter, it can be
+//! reached from inside a chroot or `PrivateTmp=`, and nothing is left of it even if this process is killed. In return,
+//! anybody can send to it; but the kernel tells who did, and each look reads a bounded number of datagrams.
 
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 
@@ -14,17 +14,17 @@ use nix::unistd::Pid;
 
 use crate::ready::message::{LARGEST, Message, parse};
 
-/// How many datagrams one look reads at most, lest signals have to wait.
+/// How many datagrams one look reads at most, so that signals do not have to wait.
 const MOST_AT_ONCE: usize = 64;
 
-/// A socket on which the workers of one generation tell about themselves.
+/// A socket on which the workers of one generation report about themselves.
 #[derive(Debug)]
 pub struct Socket {
     socket: OwnedFd,
     address: String,
 }
 
-/// A datagram and who sent it, as the kernel tells.
+/// A datagram and who sent it, according to the kernel.
 #[derive(Debug, PartialEq, Eq)]
 pub enum Received {
     From {
@@ -32,7 +32,7 @@ pub enum Received {
         uid: u32,
         message: Message,
     },
-    /// It is longer than [`LARGEST`], or nobody is known to have sent it.
+    /// It is longer than [`LARGEST`], or its sender is unknown.
     Unusable,
 }
 
@@ -57,8 +57,8 @@ impl Socket {
         &self.address
     }
 
-    /// What has arrived. Descriptors that came along are closed, as a manager does that does not keep those of `FDSTORE=1`;
-    /// whoever waits for its barrier (`BARRIER=1`) goes on.
+    /// What has arrived. Descriptors that came along are closed: those of `FDSTORE=1` are not kept, and a sender that
+    /// waits for its barrier (`BARRIER=1`) goes on.
     pub fn read(&self) -> Vec<Received> {
         let mut received = Vec::new();
         while received.len() < MOST_AT_ONCE {
@@ -88,8 +88,8 @@ impl Socket {
 
 /// One datagram: its length in the buffer, whether that is not all of it, and its sender.
 ///
-/// There is room for the sender alone, whom the kernel puts first (scm_recv of net/core/scm.h): descriptors that were sent
-/// are never installed here. nix would show nothing at all then.
+/// There is room only for the sender, which the kernel puts first (scm_recv of net/core/scm.h): descriptors that were
+/// sent are never installed here. In that case nix would show nothing at all.
 #[expect(
     unsafe_code,
     reason = "nix hides the sender where descriptors were dropped"
@@ -111,7 +111,7 @@ fn receive(
     header.msg_control = control.as_mut_ptr().cast();
     header.msg_controllen = size_of_val(&control);
     let flags = libc::MSG_CMSG_CLOEXEC;
-    // SAFETY: the header describes the two buffers, which outlive the call and are borrowed by nobody else.
+    // SAFETY: the header describes the two buffers, which outlive the call and are borrowed by nothing else.
     let length = unsafe { libc::recvmsg(socket.as_raw_fd(), &raw mut header, flags) };
     let length = usize::try_from(Errno::result(length)?).unwrap_or(0);
     let is_cut = header.msg_flags & libc::MSG_TRUNC != 0;
@@ -202,7 +202,7 @@ mod tests {
         let received = socket.read();
         assert!(matches!(&received[..], [Received::From { .. }]));
         drop(writer);
-        // Nobody has the other end: this is the end of the file.
+        // No process holds the other end: this is the end of the file.
         let mut byte = [0];
         assert_eq!(std::io::Read::read(&mut &reader, &mut byte).unwrap(), 0);
     }

@@ -1,5 +1,5 @@
-//! The probe: a listener that belongs to one generation alone. What is asked there is answered by that generation, while
-//! the shared listeners would be answered by the old one.
+//! The probe: a listener that belongs to one generation alone. A request there is answered by that generation; one to
+//! the shared listeners might be answered by the old one.
 
 use std::ffi::OsString;
 use std::net::{Ipv4Addr, SocketAddr, SocketAddrV4};
@@ -21,7 +21,7 @@ use crate::listeners::sockets;
 use crate::ready::settings::ProbeAt;
 
 sockopt_impl!(
-    /// Of a TCP listener, in seconds (tcp(7)).
+    /// How long a TCP listener holds back a connection without data, in seconds (tcp(7)).
     DeferAccept,
     Both,
     libc::IPPROTO_TCP,
@@ -43,16 +43,16 @@ enum Place {
     File(PathBuf),
 }
 
-/// A connection to a probe, of which nothing may be known yet.
+/// A connection to a probe, which may not be established yet.
 #[derive(Debug)]
 pub struct Connection {
     pub socket: OwnedFd,
-    /// Our end and theirs, of TCP.
+    /// The addresses of our end and theirs, for TCP.
     addresses: Option<(SocketAddr, SocketAddr)>,
 }
 
 impl Probe {
-    /// A new one, whose descriptor in this process is above this number.
+    /// Opens one, whose descriptor in this process is above `highest`.
     pub fn open(
         at: ProbeAt,
         backlog: i32,
@@ -63,7 +63,7 @@ impl Probe {
             ProbeAt::Tcp => open_port()?,
             ProbeAt::Unix => open_file()?,
         };
-        // From here on it removes what was made.
+        // From here on, dropping it removes what was made.
         let mut probe = Probe { listener, place };
         sockets::listen(&probe.listener, backlog)?;
         if !is_blocking {
@@ -89,7 +89,7 @@ impl Probe {
         }
     }
 
-    /// Begins to connect. The socket is writable once it is.
+    /// Begins to connect. The socket is writable once it is connected.
     pub fn connect(&self) -> nix::Result<Connection> {
         let flags = SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK;
         match &self.place {
@@ -118,7 +118,7 @@ impl Probe {
         }
     }
 
-    /// Whether accept(2) gives a connection away only once data has come (TCP_DEFER_ACCEPT of tcp(7)), as unicorn wants it.
+    /// Whether accept(2) returns a connection only once data has come (TCP_DEFER_ACCEPT of tcp(7)), as unicorn sets it.
     pub fn defers(&self) -> bool {
         matches!(self.place, Place::Port(_))
             && getsockopt(&self.listener, DeferAccept).is_ok_and(|seconds| seconds > 0)
@@ -126,8 +126,9 @@ impl Probe {
 
     /// Whether the server has accepted this connection.
     ///
-    /// Of TCP, its end has an inode from then on. A connection to a unix socket is in the listener's queue as soon as
-    /// connect(2) has returned, and nobody else connects here: once the queue is empty it was accepted.
+    /// With TCP, the server's end has an inode from then on. A connection to a unix socket is in the listener's queue
+    /// as soon as connect(2) has returned, and nobody else connects here: once the queue is empty, it has been
+    /// accepted.
     pub fn has_accepted(&self, connection: &Connection) -> bool {
         match (connection.addresses, &self.place) {
             (Some((ours, theirs)), _) => sock_diag::connection(theirs, ours)

@@ -4,13 +4,13 @@ use nix::unistd::Pid;
 
 use crate::host::proc::{self, Fields};
 
-/// More generations of processes than any server has between a worker and who speaks for it.
+/// More ancestors than any server has between a worker and a process that speaks for it.
 const MOST_ANCESTORS: usize = 64;
 
-/// The worker that has sent something itself, or from which the sender descends.
+/// The worker that is the sender, or from which the sender descends.
 ///
-/// A sender that is gone already, as `systemd-notify` may be, can no longer be traced. Its word counts for the only worker
-/// of the generation, because the address of the socket was given to that generation alone.
+/// A sender that is gone already, as `systemd-notify` may be, can no longer be traced. Its message counts as that of
+/// the generation's worker, if it has only one, because the address of the socket was given to that generation alone.
 pub fn worker_of(sender: Pid, workers: &[Pid]) -> Option<Pid> {
     let mut at = sender;
     for _ in 0..MOST_ANCESTORS {
@@ -48,7 +48,7 @@ mod tests {
         assert_eq!(worker_of(pid, &[pid]), Some(pid));
         assert_eq!(worker_of(pid, &[ourselves]), Some(ourselves));
         assert_eq!(worker_of(pid, &[parent]), Some(parent));
-        // The other way round nobody is meant.
+        // Not the other way round: a child does not stand for its parent.
         assert_eq!(worker_of(ourselves, &[pid]), None);
         drop(child.stdin.take());
         child.wait().unwrap();

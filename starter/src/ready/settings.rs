@@ -10,7 +10,7 @@ pub struct Settings {
     pub ready: Ready,
     /// Where the probe listener is; `None` if there is none.
     pub probe: Option<ProbeAt>,
-    /// How long a worker may take, where readiness is told.
+    /// How long a worker may take to become ready, except with [`Ready::Interval`].
     pub start_timeout: Duration,
 }
 
@@ -54,7 +54,7 @@ pub enum ProbeAt {
 }
 
 impl Settings {
-    /// A descriptor number that listeners must leave to it.
+    /// The descriptor number that listeners must leave free for it.
     pub fn reserved_number(&self) -> Option<RawFd> {
         match self.ready {
             Ready::Descriptor(number) => Some(number),
@@ -80,7 +80,7 @@ impl Ready {
         }
     }
 
-    /// What it waits for, to follow `waiting for`.
+    /// What it waits for, worded to follow `waiting for`.
     pub fn awaited(&self) -> Option<String> {
         match self {
             Ready::Interval => None,

@@ -1,4 +1,4 @@
-//! Asking a probe again and again, until the generation has proved that it serves. It never blocks.
+//! Asking a probe again and again until the generation has proved that it serves. Nothing here blocks.
 
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
 use std::time::Duration;
@@ -19,8 +19,8 @@ const LONGEST_PAUSE: Duration = Duration::from_millis(100);
 /// How long one request may take.
 const LONGEST_REQUEST: Duration = Duration::from_secs(1);
 
-/// What to send to a listener that gives a connection away only once data has come. A server skips an empty line before a
-/// request (RFC 9112, 2.2).
+/// What to send to a listener that hands out a connection only once data has come. A server skips an empty line before
+/// a request (RFC 9112, 2.2).
 const SOME_DATA: &[u8] = b"\r\n";
 
 /// What proves that a generation serves.
@@ -32,12 +32,12 @@ pub enum Goal {
     Http { path: String, statuses: Statuses },
 }
 
-/// Where the asking has got to.
+/// How far the asking has got.
 #[derive(Debug)]
 pub struct Trial {
     goal: Goal,
     asking: Option<Asking>,
-    /// The next look, or the end of the request that is under way.
+    /// When to look next, or when the request that is under way has taken too long.
     next_at: Moment,
     pause: Duration,
 }
@@ -53,7 +53,7 @@ struct Asking {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Found {
     Ready,
-    /// What is known instead, to be told.
+    /// Not ready, and what is known about that.
     NotYet(String),
     /// Nothing new.
     Nothing,
@@ -82,7 +82,7 @@ impl Trial {
         self.next_at
     }
 
-    /// What to wait for, if not only for the deadline.
+    /// What to wait for besides the deadline, if anything.
     pub fn source(&self) -> Option<(BorrowedFd<'_>, PollFlags)> {
         let asking = self.asking.as_ref()?;
         if self.goal == Goal::Accept {
@@ -95,7 +95,7 @@ impl Trial {
         Some((asking.connection.socket.as_fd(), flags))
     }
 
-    /// Goes on as far as it can.
+    /// Goes on as far as it can without waiting.
     pub fn look(&mut self, probe: &Probe, now: Moment) -> Found {
         match self.goal.clone() {
             Goal::Accept => self.look_for_accept(probe, now),
@@ -108,7 +108,7 @@ impl Trial {
         self.pause = (self.pause * 3 / 2).min(LONGEST_PAUSE);
     }
 
-    /// One connection is kept until it is accepted: each that is given up would have to be accepted before the next.
+    /// One connection is kept until it is accepted: any that was given up would have to be accepted before the next.
     fn look_for_accept(&mut self, probe: &Probe, now: Moment) -> Found {
         if now < self.next_at {
             return Found::Nothing;
@@ -132,10 +132,10 @@ impl Trial {
         let socket = asking.connection.socket.as_raw_fd();
         let flags = MsgFlags::MSG_DONTWAIT | MsgFlags::MSG_NOSIGNAL;
         match recv(socket, &mut [0], MsgFlags::MSG_PEEK | flags) {
-            // Only a server that has accepted it writes or closes it in order.
+            // Only a server that has accepted it can write to it, or close it in an orderly way.
             Ok(_) => return Found::Ready,
             Err(Errno::EAGAIN | Errno::EINTR | Errno::ENOTCONN) => {}
-            // Reset, as when the listener is shut down: another one is needed.
+            // Reset, as when the listener is shut down: another connection is needed.
             Err(errno) => return Found::NotYet(cannot_connect(errno)),
         }
         if probe.has_accepted(&asking.connection) {
@@ -234,7 +234,7 @@ impl Asking {
 
 fn cannot_connect(errno: Errno) -> String {
     format!(
-        "a connection to the new generation has failed: {}",
+        "a connection to the new generation failed: {}",
         errno.desc()
     )
 }

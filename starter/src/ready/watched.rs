@@ -26,7 +26,7 @@ use crate::words::notice::Notice;
 use crate::words::parts::WithMeaning;
 use crate::words::start_failure::StartFailure;
 
-/// How long after its end a command is run again.
+/// How long after a command has failed it is run again.
 const PAUSE: Duration = Duration::from_millis(100);
 
 /// Everything that belongs to one generation.
@@ -38,7 +38,7 @@ pub struct Watched {
     probe: Option<Probe>,
     trial: Option<Trial>,
     command: Option<Attempts>,
-    /// Who may not speak here has been named once.
+    /// Whether an ignored notification has been logged: once is enough.
     has_complained: bool,
 }
 
@@ -151,7 +151,7 @@ impl Watched {
             Ready::Descriptor(number) => {
                 Some(format!("no line feed has come on descriptor {number}"))
             }
-            Ready::Command(_) => Some("the --ready command has not ended".to_owned()),
+            Ready::Command(_) => Some("the --ready command has not finished".to_owned()),
             Ready::Accept | Ready::Http { .. } => self.trial.as_ref().map(Trial::known),
         }
     }
@@ -202,7 +202,9 @@ impl Watched {
                 Received::From { uid, .. } => {
                     self.complain(notices, &format!("it came from uid {uid}"));
                 }
-                Received::Unusable => self.complain(notices, "it is too long"),
+                Received::Unusable => {
+                    self.complain(notices, "it is too long, or its sender is unknown")
+                }
             }
         }
     }
@@ -330,13 +332,13 @@ impl Watched {
         }));
     }
 
-    /// Their pids may soon be those of others.
+    /// Forgets workers that are gone: their pids may soon belong to other processes.
     pub fn forget_departed(&mut self, machine: &Machine) {
         self.workers.retain(|pid| machine.has_worker(*pid));
         self.pipes.retain(|(pid, _)| machine.has_worker(*pid));
     }
 
-    /// It serves: nothing needs to be found out any more.
+    /// It serves: there is nothing left to find out.
     pub fn settle(&mut self) {
         self.trial = None;
         self.command = None;

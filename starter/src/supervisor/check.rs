@@ -1,4 +1,4 @@
-//! The command of `--check`, which is run before a restart as a worker would be, without its sockets.
+//! The command of `--check`, which is run before a restart as a worker would be, but without a worker's sockets.
 
 use std::ffi::OsString;
 use std::os::fd::BorrowedFd;
@@ -12,7 +12,7 @@ use crate::words::failure;
 use crate::words::start_failure::StartFailure;
 use crate::worker::Blueprint;
 
-/// The check, and its process while it goes on.
+/// The check, and its process while it runs.
 #[derive(Debug, Default)]
 pub struct Check {
     command: Option<OsString>,
@@ -27,7 +27,7 @@ impl Check {
         }
     }
 
-    /// Starts it, for what would be this generation. Returns the event if that fails.
+    /// Starts it for what would be this generation. Returns the event if that fails.
     pub fn start(
         &mut self,
         blueprint: &Blueprint,

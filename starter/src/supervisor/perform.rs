@@ -108,7 +108,7 @@ impl Resources {
         Vec::new()
     }
 
-    /// Once: a server that cannot open its log often ends without a word, which it would have put there.
+    /// Only once. A server that cannot open its log often ends without a word: its last words would have gone there.
     fn hint_at_streams(&mut self) {
         if !std::mem::replace(&mut self.has_hinted_at_streams, true) {
             let closed = self.log.closed_streams();
@@ -138,7 +138,7 @@ impl Resources {
         from: Source,
         machine: &mut Machine,
     ) -> Event {
-        // What of it nobody can reach is the verdict at the commit.
+        // Whether clients can reach them is for the verdict at the commit.
         self.examine_listeners(Occasion::Start);
         let kept = match from {
             Source::Disk => None,
@@ -165,7 +165,7 @@ impl Resources {
         }
     }
 
-    /// What one generation was started from, for a worker of another one or the same.
+    /// What the generation `number` was started from, for a worker of `generation`, which may be the same.
     fn kept(&mut self, number: u32, generation: u32) -> Option<Rc<Pin>> {
         let kept = self.pins.get(&number).cloned();
         if kept.is_none() {
@@ -230,7 +230,7 @@ impl Resources {
         }
     }
 
-    /// What was found before the last exits were handled: whoever has exited since is not ready.
+    /// Returns what was found before the last exits were handled: a worker that has exited since is not ready.
     fn tell_readiness(&mut self, machine: &Machine) -> Vec<Event> {
         let found = self.readiness.take_found();
         if !found.is_empty() {

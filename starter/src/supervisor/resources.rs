@@ -27,7 +27,7 @@ pub struct Resources {
     /// What a worker may be started from again, by the number of the generation that was started from it.
     pub pins: BTreeMap<u32, Rc<Pin>>,
     pub signals: Signals,
-    /// Workers that have not yet executed the program or failed to.
+    /// Workers that have neither executed the program nor failed to do so yet.
     pub reports: Vec<(Pid, Report)>,
     pub readiness: Readiness,
     pub check: Check,
@@ -40,7 +40,7 @@ pub struct Resources {
     pub waiting: Option<Waiting>,
     /// Why it exits, if the machine does not know the reason.
     pub reason: Option<Failure>,
-    /// Whether a failed start has had its hint at what the user cannot open.
+    /// Whether a failed start has already led to the hint about the streams that the user cannot open.
     pub has_hinted_at_streams: bool,
 }
 
@@ -59,7 +59,8 @@ impl Resources {
     /// 1. The status files are removed: they would name workers that are gone.
     /// 2. Unix socket files are removed, here and by the binder, which then exits. This precedes closing the sockets:
     ///    a client finds that nothing is there, rather than being refused.
-    /// 3. The listeners are closed: from now on the next superdaemon can bind.
+    /// 3. What readiness and the check still hold is released, and the listeners are closed: from now on the next
+    ///    superdaemon can bind.
     /// 4. The log gets its last lines, the binder's among them.
     /// 5. The pid file is removed, because its lock signals that everything else is over.
     /// 6. A launcher that waits for the first generation learns that there is none: it may try again at once.

@@ -1,4 +1,4 @@
-//! Turns descriptors into inputs for the loop. It decides nothing and does nothing.
+//! Turns descriptors into inputs for the loop. It decides nothing and acts on nothing.
 
 use std::collections::VecDeque;
 use std::os::fd::AsFd;
@@ -38,7 +38,7 @@ pub enum Input {
 /// Work that does not depend on the machine.
 #[derive(Debug)]
 pub enum Duty {
-    /// A child has exited: the binder, the log command or a worker.
+    /// A child has exited: the binder, the log command, a check, a readiness command, a worker or an adopted orphan.
     ChildExited { pid: Pid, status: i32 },
     /// The pid file may have been removed or overwritten.
     RestorePidFile,
@@ -48,9 +48,9 @@ pub enum Duty {
     Ignore(Signal),
     /// Writing the status is due without a change of the machine.
     SaveStatus,
-    /// What workers tell is read, and asked for where that is due.
+    /// Reads what tells of readiness, asks where that is due, and reads the output of a check.
     LookForReadiness,
-    /// What was found is told to the machine.
+    /// Tells the machine what was found.
     TellReadiness,
     /// What a worker has found out about its own start.
     Say(Notice),

@@ -87,7 +87,7 @@ pub enum Notice {
         granted: u32,
     },
     CannotStartWorker(StartFailure),
-    /// Nothing is started.
+    /// So nothing is started.
     CheckFailed(StartFailure),
     /// What has served cannot be started again in this generation.
     Unpinned {
@@ -122,7 +122,7 @@ pub enum Notice {
     KillingLateWorkers {
         pids: Vec<Pid>,
     },
-    /// A worker was not told to stop, and has begun to.
+    /// A worker has begun to stop without having been told to.
     StoppingByItself(Pid),
     Ignored(Signal),
     CannotSignal {
@@ -143,7 +143,7 @@ pub enum Notice {
     BinderDied,
     BoundingSetKept,
     Unconfined(Lack),
-    /// A complete message, worded elsewhere, about a problem with `--envdir`.
+    /// A complete message, worded elsewhere, such as one about a problem with `--envdir`.
     Complaint(String),
     /// A possible cause of a failed start: the user cannot open the streams with these paths.
     ClosedStreams(Vec<&'static str>),
@@ -213,7 +213,7 @@ pub enum Notice {
 }
 
 impl Notice {
-    /// Errors are requests that failed, warnings are things that nobody requested.
+    /// Errors are requests that failed; warnings are things that nobody requested.
     pub fn severity(&self) -> Severity {
         match self {
             Notice::FailedToStart { .. }
@@ -362,7 +362,7 @@ impl Notice {
             Notice::Exiting => "exiting".into(),
             Notice::CannotStartWorker(failure) => failure.cause.clone(),
             Notice::CheckFailed(failure) => {
-                format!("start_server: {}; nothing is started", failure.cause)
+                format!("start_server: {}; nothing was started", failure.cause)
             }
             Notice::PortChosen { given, address } => {
                 format!("start_server: {given} is bound to {address}")

@@ -20,7 +20,7 @@ impl fmt::Display for WithMeaning {
     }
 }
 
-/// Pids with commas between them.
+/// Pids with commas between them; the text, if there are none.
 pub(super) struct Pids<'a>(pub &'a [Pid], pub &'static str);
 
 impl fmt::Display for Pids<'_> {

@@ -35,7 +35,7 @@ impl StartFailure {
         StartFailure::cannot(&action, Errno::ETIME, Some(remedy::HANGING.into()))
     }
 
-    /// A worker has not become ready in the time of `--start-timeout`. What is known of it: `READY=1 has not come`.
+    /// A worker has not become ready within `--start-timeout`. `known` is what is known: `it has not said READY=1`.
     pub fn not_ready(pid: Pid, longest: Duration, known: &str) -> StartFailure {
         let seconds = longest.as_secs_f64();
         StartFailure {
@@ -52,7 +52,7 @@ impl StartFailure {
         }
     }
 
-    /// It cannot be run.
+    /// The command of `--check` cannot be run.
     pub fn no_check(cause: &str) -> StartFailure {
         StartFailure {
             cause: format!("cannot run the check: {cause}"),
@@ -60,11 +60,11 @@ impl StartFailure {
         }
     }
 
-    /// It has taken longer than this.
+    /// The command of `--check` has taken longer than this.
     pub fn late_check(longest: Duration) -> StartFailure {
         let seconds = longest.as_secs_f64();
         StartFailure {
-            cause: format!("the check has not ended within {seconds} secs"),
+            cause: format!("the check did not finish within {seconds} secs"),
             hint: None,
         }
     }
@@ -72,7 +72,7 @@ impl StartFailure {
     /// A worker has announced its end before it was ready.
     pub fn stopping(pid: Pid) -> StartFailure {
         StartFailure {
-            cause: format!("worker {pid} said that it is stopping (STOPPING=1)"),
+            cause: format!("worker {pid} said that it was stopping (STOPPING=1)"),
             hint: None,
         }
     }

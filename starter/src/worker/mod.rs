@@ -47,7 +47,7 @@ pub struct Blueprint {
     pub directory: Option<PathBuf>,
     /// Sockets with their numbers in the worker. Every socket's own number is above all of these.
     pub sockets: Vec<(OwnedFd, RawFd)>,
-    /// What it has different from the launcher's environment, before anything else is changed.
+    /// How its environment differs from the launcher's before anything else is changed.
     pub handover: Rc<Handover>,
     /// What it is told about its sockets: always `SERVER_STARTER_PORT`, and these dialects.
     pub announced: Vec<Announced>,
@@ -60,7 +60,7 @@ pub struct Blueprint {
     pub open_files: OpenFiles,
 }
 
-/// What one worker gets beside that, and beside what its pin holds.
+/// What one worker gets besides that, and besides what its pin holds.
 #[derive(Clone, Copy)]
 pub struct Extra<'a> {
     pub generation: u32,
@@ -73,7 +73,7 @@ pub struct Extra<'a> {
     pub probe: Option<&'a Announced>,
 }
 
-/// The pipe on which a child says why it could not execute the program. It closes by itself when it could.
+/// The pipe on which a child says why it could not execute the program. If it could, the pipe closes by itself.
 #[derive(Debug)]
 pub struct Report {
     pipe: OwnedFd,
@@ -92,11 +92,11 @@ const UNPINNED: u8 = 0;
 const DEFAULT_PATH: &str = "/bin:/usr/bin";
 
 impl Blueprint {
-    /// Starts a process that becomes a worker, from what its pin holds. `is_again` says that another worker was started from
-    /// the same before. Its output goes where ours goes, unless it gets pipes.
+    /// Starts a process that becomes a worker, from what its pin holds. `is_again` says that another worker was started
+    /// from the same pin before. The worker's output goes where ours goes, unless it gets pipes.
     ///
     /// # Errors
-    /// If there is no process. Later failures arrive by the [`Report`].
+    /// If there is no process. Later failures arrive through the [`Report`].
     pub fn spawn(
         &self,
         pin: &Pin,
@@ -198,7 +198,7 @@ impl Blueprint {
         dialects::variables(&announced.collect::<Vec<_>>(), &self.dialects)
     }
 
-    /// The environment of a worker of this generation, but for what it is told about its sockets.
+    /// The environment of a worker of this generation, except for what it is told about its sockets.
     fn set_environment(&self, command: &mut Command, generation: u32, changes: &[Change]) {
         self.handover.apply(command);
         for (name, value) in changes {
@@ -210,7 +210,7 @@ impl Blueprint {
         command.env("SERVER_STARTER_GENERATION", generation.to_string());
     }
 
-    /// Prepares a command that is to run as a worker of this generation would, but without its sockets.
+    /// Prepares a command that is to run as a worker of this generation would, but without a worker's sockets.
     pub fn equip(&self, command: &mut Command, generation: u32, changes: &[Change]) {
         self.set_environment(command, generation, changes);
         if let Some(directory) = &self.directory {
@@ -244,7 +244,7 @@ impl Report {
         }
     }
 
-    /// What else is to be said, once the report is read.
+    /// What else there is to say, once the report is read.
     pub fn notice(&self) -> Option<Notice> {
         let generation = self.generation;
         self.unpinned
@@ -276,7 +276,7 @@ fn path_in(changes: &[Change]) -> OsString {
 }
 
 fn errno_of(error: &io::Error) -> Errno {
-    // Without an errno it is an argument that contains a NUL.
+    // Without an errno, the cause is an argument that contains a NUL.
     error.raw_os_error().map_or(Errno::EINVAL, Errno::from_raw)
 }
 
@@ -291,7 +291,7 @@ fn place(socket: BorrowedFd<'_>, number: RawFd) -> nix::Result<()> {
 }
 
 /// The standard library sets SIGPIPE to its default before an exec. As in Server::Starter it stays ignored instead: a
-/// server that relies on it must not start to die.
+/// server that relies on that must not begin to die of it.
 #[expect(
     unsafe_code,
     reason = "only a hook comes after the standard library's own change"

@@ -13,8 +13,8 @@
 //! A path is better than the descriptor: it is what a script sees as its own name, and what the process is called. Where
 //! all of them fail, the caller executes whatever the program's path leads to.
 //!
-//! What this cannot do: keep a file that is written in place, which stays the same file, and those that the program
-//! loads later.
+//! What this cannot keep: a file that is overwritten in place, since it stays the same file, and the files that the
+//! program loads later.
 
 use std::collections::BTreeMap;
 use std::convert::Infallible;
@@ -44,7 +44,7 @@ pub struct Pin {
     program: Result<Program, Errno>,
 }
 
-/// The program, held open. Its numbers, and that of the directory, are above all that a worker's sockets take.
+/// The program, held open. Its descriptor's number, like the directory's, is above all that a worker's sockets take.
 #[derive(Debug)]
 struct Program {
     file: OwnedFd,
@@ -63,7 +63,7 @@ pub struct Wanted<'a> {
     pub directory: Option<&'a Path>,
     /// The worker's PATH.
     pub path: &'a OsStr,
-    /// The highest number that a worker's sockets take: those of what is held are above.
+    /// The highest number that a worker's sockets take: the descriptors that are held are above it.
     pub highest: RawFd,
 }
 
@@ -112,8 +112,8 @@ impl Wanted<'_> {
 }
 
 impl Pin {
-    /// Holds what a worker with this environment would be started from now. What cannot be held is an error of the start
-    /// itself, which reports it better, or means that it cannot be started again.
+    /// Holds what a worker with this environment would be started from now. What cannot be held makes the start itself
+    /// fail, which reports it better, or only means that it cannot be started again.
     pub fn new(wanted: &Wanted<'_>, environment: Vec<Change>) -> Pin {
         let (directory, program) = match wanted.hold_directory() {
             Ok(directory) => {
@@ -141,11 +141,11 @@ impl Pin {
     /// Changes to the directory and executes the program with the command's arguments and environment.
     ///
     /// # Errors
-    /// Why the program cannot be executed, and the directory is as before; `None` where its path leads to the same file,
-    /// and fails alike.
+    /// Why the program cannot be executed; the working directory is then as before. `None` if the program's path leads
+    /// to the same file, so that executing it by that path would fail in the same way.
     pub fn execute(&self, command: &Command) -> Result<Infallible, Option<Errno>> {
         let program = self.program.as_ref().map_err(|errno| Some(*errno))?;
-        // Not as a descriptor: the launcher's limit may allow none.
+        // Not as a descriptor: the launcher's limit may not allow another one.
         let before = std::env::current_dir();
         if let Some(directory) = &self.directory {
             fchdir(directory).map_err(Some)?;
@@ -186,7 +186,7 @@ impl Program {
     }
 }
 
-/// What execve(2) takes beside the program.
+/// What execve(2) takes besides the program.
 struct Image {
     arguments: Vec<CString>,
     environment: Vec<CString>,

@@ -1,24 +1,24 @@
 //! The fixture worker: serves every listener that it gets, and reports on itself to whoever asks.
 //!
-//! It judges what start_server handed over, so it finds its listeners by itself, and it has no `main` of Rust: the
-//! runtime of Rust ignores SIGPIPE and opens missing standard descriptors before `main`, and would hide both.
+//! It judges what start_server handed over, so it finds its listeners by itself, and it has no Rust `main`: Rust's
+//! runtime ignores SIGPIPE and opens missing standard descriptors before `main`, which would hide both.
 //! Everything that a report tells was read before anything else was opened or changed.
 //!
 //! Arguments, in any combination, done in the order of this list; others are reported and otherwise ignored:
 //!
 //! * `--journal=FILE` append `GENERATION PID started`, later `.. serves`, `.. SIGNAL` for each caught signal, and
-//!   `.. drains` when it has stopped to accept
+//!   `.. drains` when it has stopped accepting
 //! * `--report=FILE` append the report as one line: for workers that nobody can connect to
-//! * `--sink=FILE` be a log command instead of a worker: move standard input to the end of the file until it ends. Nothing
-//!   is ever read by it: a kill loses no byte
-//! * `--last-words=COUNT` write `last word NUMBER` so many times to standard error
+//! * `--sink=FILE` be a log command instead of a worker: append standard input to the file until it ends, without ever
+//!   reading it into memory, so that a kill loses no byte
+//! * `--last-words=COUNT` write `last word NUMBER` to standard error this many times
 //! * `--exit=CODE` end at once
 //! * `--exit-if-exists=FILE` end with status 1 when there is such a file
 //! * `--say=TEXT` send a notification to NOTIFY_SOCKET, with a line feed for each semicolon
 //! * `--hold=FIFO` go on only when somebody has opened the FIFO for writing and closed it again
 //! * `--ignore=TERM,HUP` ignore these signals
 //! * `--catch=USR1,WINCH` write these signals to the journal and go on
-//! * `--graceful` at TERM, stop to accept, answer every accepted connection, and end with status 0. Without this TERM
+//! * `--graceful` at TERM, stop accepting, answer every accepted connection, and end with status 0. Without this TERM
 //!   has its default action
 //! * `--unlink-at-term`, `--shutdown-at-term`: with `--graceful`, remove the file of each unix listener, or shut down every
 //!   stream listener, before that
@@ -31,15 +31,15 @@
 //! * `ping`: the pid
 //! * `hold`: answers `holding`, waits for one more line, then reports (not for datagrams)
 //! * `say TEXT`, `say-to ADDRESS TEXT`: sends a notification, to NOTIFY_SOCKET or another address
-//! * `GET PATH ...`: an answer of HTTP. `/exists/FILE` is 200 if the file exists and 503 if not, `/garbage` is no HTTP,
+//! * `GET PATH ...`: an HTTP answer. `/exists/FILE` is 200 if the file exists and 503 if not, `/garbage` is not HTTP,
 //!   `/fields` has a head without end, `/half` ends within the head, `/silent` is never answered, `/moved` is 301
 //! * `exit CODE`: ends at once, without an answer
 //! * `shutdown KEY`, `connect KEY`, `listen KEY BACKLOG`: these system calls on the listener with this key, which is
 //!   shut down for both ways, or connected to a port of the loopback interface that nobody has
 //! * `stdout TEXT`, `stderr TEXT`: writes the line there
 //! * `raw STREAM HEX`: writes these bytes to `stdout` or `stderr`
-//! * `burst COUNT LENGTH STREAM`: writes so many lines of this length (with its end), `GENERATION NUMBER ...`, each by a
-//!   write(2) of its own; answers how many microseconds the slowest took
+//! * `burst COUNT LENGTH STREAM`: writes this many lines of this length (with its end), `GENERATION NUMBER ...`, each
+//!   with a write(2) of its own; answers how many microseconds the slowest took
 //! * `flow LENGTH STREAM MICROSECONDS`: answers `flowing`, then does the same, with this pause after each line, until one
 //!   more line or the end comes on the connection (not for datagrams); answers `COUNT SLOWEST FAILED`, the last being
 //!   writes that failed
@@ -80,10 +80,10 @@ use nix::sys::socket::{
 };
 use nix::unistd::getpgrp;
 
-/// Wakes a thread out of accept(2).
+/// Gets a thread out of accept(2).
 const INTERRUPT: Signal = Signal::SIGURG;
 
-/// Set when no thread shall accept any more.
+/// Set when no thread is to accept any more.
 static STOPPING: AtomicBool = AtomicBool::new(false);
 
 /// How many connections are accepted and not yet answered.
@@ -100,7 +100,7 @@ extern "C" fn main(_argc: ffi::c_int, _argv: *const *const ffi::c_char) -> ffi::
     worker.run()
 }
 
-/// The worker as it was executed, and what it shall do.
+/// The worker as it was executed, and what it is to do.
 struct Worker {
     as_executed: Report,
     options: Options,
@@ -271,13 +271,13 @@ impl Worker {
                     self.shut_down();
                 }
                 let accepting = mem::take(&mut accepting);
-                // Beside this loop, which has further signals to write down.
+                // Alongside this loop, which has further signals to write down.
                 spawn(move || self.drain(&accepting));
             }
         }
     }
 
-    /// As servers do that believe that they have made their socket.
+    /// As servers do that believe they created the socket themselves.
     fn unlink(&self) {
         for Listener { name, socket, .. } in &self.as_executed.listeners {
             if socket.as_ref().is_ok_and(|socket| socket.family == "unix") {
@@ -350,7 +350,7 @@ impl Worker {
         let fd = listener.fd;
         match listener.socket.as_ref().ok()?.kind.as_str() {
             "datagram" => {
-                // Not among those that are drained: a datagram is answered at once or lies in the socket still.
+                // Not among those that are drained: a datagram is answered at once or is still in the socket.
                 drop(spawn(move || self.answer_datagrams(fd)));
                 None
             }
@@ -380,7 +380,7 @@ impl Worker {
         let mut request = String::new();
         // A client that goes away is its own affair, here and below.
         drop(reader.read_line(&mut request));
-        // Others must not wait for those that take long.
+        // Other requests must not wait for those that take long.
         match request.split_whitespace().next() {
             Some("hold") => drop(spawn(move || {
                 drop(reader.get_mut().write_all(b"holding\n"));
@@ -469,7 +469,7 @@ impl Worker {
             "" | "report" => return self.report(),
             "exit" => process::exit(rest.parse().expect("exit CODE")),
             "shutdown" => {
-                // Of a UDP socket it says that it is not connected, and does it.
+                // For a UDP socket it reports that it is not connected, but works.
                 let _ = shutdown(self.descriptor(rest), Shutdown::Both);
             }
             "connect" => {
@@ -493,7 +493,7 @@ impl Worker {
     }
 }
 
-/// Numbered lines, each written by itself.
+/// Numbered lines, each written on its own.
 struct Flow {
     generation: u32,
     length: usize,
@@ -639,7 +639,7 @@ fn answer_http(mut reader: BufReader<File>, request: &str) {
     OPEN.fetch_sub(1, Ordering::SeqCst);
 }
 
-/// Whole lines, so that those of several workers do not mix.
+/// In one write, so that the lines of several workers do not mix.
 fn append(file: &str, line: &str) {
     let mut file = OpenOptions::new()
         .create(true)
@@ -754,7 +754,7 @@ extern "C" fn do_nothing(_signal: ffi::c_int) {}
 
 #[expect(unsafe_code, reason = "pthread_kill(3)")]
 fn interrupt(thread: &JoinHandle<()>) {
-    // SAFETY: the handle was not joined, so that its thread id is valid even when the thread has ended.
+    // SAFETY: the handle was not joined, so its thread id is valid even if the thread has ended.
     let result = unsafe { libc::pthread_kill(thread.as_pthread_t(), INTERRUPT as ffi::c_int) };
     assert!(
         result == 0 || result == libc::ESRCH,
@@ -787,6 +787,6 @@ fn wait_for(listener: RawFd) {
     // SAFETY: the listener stays open as long as the process lives.
     let listener = unsafe { BorrowedFd::borrow_raw(listener) };
     let mut sources = [PollFd::new(listener, PollFlags::POLLIN)];
-    // An interruption is looked at by the caller.
+    // An interruption is the caller's concern.
     let _ = poll(&mut sources, PollTimeout::NONE);
 }

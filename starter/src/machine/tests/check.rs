@@ -35,12 +35,12 @@ fn a_check_that_fails_is_the_verdict_and_changes_nothing() {
     world.restart();
     world.end_check(false);
     assert_eq!(world.pids(), [100]);
-    assert!(world.said("the check failed, exit status:256 (exit code 1); nothing is started"));
+    assert!(world.said("the check failed, exit status:256 (exit code 1); nothing was started"));
     let decision = world.machine.history.decisions.back().unwrap();
     assert_eq!((decision.request, decision.generation), (1, 0));
     assert!(matches!(&decision.verdict, Verdict::CheckFailed(failed) if failed.lines == ["no"]));
     assert_eq!(world.wait(), None);
-    // The next one is another matter.
+    // The next check may succeed.
     world.restart();
     world.end_check(true);
     assert_eq!(world.state_of(2), Some(State::Starting));
@@ -54,7 +54,7 @@ fn a_check_that_takes_too_long_has_failed() {
     assert_eq!(world.wait(), Some(20.0));
     world.pass_deadline();
     assert!(!world.is_checking);
-    assert!(world.said("the check has not ended within 20 secs; nothing is started"));
+    assert!(world.said("the check did not finish within 20 secs; nothing was started"));
     // Its end comes too late.
     world.on(Event::Checked(Ok(())));
     assert_eq!(world.pids(), [100]);
@@ -89,7 +89,7 @@ fn a_worker_that_dies_during_a_check_is_replaced_at_once_and_unchecked() {
     world.end_check(true);
     assert_eq!(world.state_of(3), None);
     world.pass_deadline();
-    // It serves, and the restart is checked once more: it may be long ago.
+    // It serves, and the restart is checked again: the last check may be long ago.
     assert!(world.is_checking);
     world.end_check(true);
     assert_eq!(world.state_of(3), Some(State::Starting));

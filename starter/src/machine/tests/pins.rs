@@ -127,7 +127,7 @@ fn what_served_comes_back_when_it_died_during_a_restart_that_fails() {
     assert_eq!(died(&mut world, 100), []);
     assert_eq!(died(&mut world, 101), []);
     assert_eq!(due(&mut world), [(3, 0, of(1))]);
-    // These are two failed starts in a row, with nothing that serves.
+    // These are two failed starts in a row, with nothing serving.
     died(&mut world, 102);
     world.check();
     assert_eq!(world.finished, Some(Outcome::GivenUp));
@@ -229,7 +229,7 @@ fn what_served_and_what_it_has_replaced_is_kept_and_nothing_else() {
     world.exit(Pid::from_raw(100), 0);
     world.exit(Pid::from_raw(101), 0);
     assert_eq!(kept(&world), [2, 3]);
-    // A crash is no restart: what a rollback would lead to is the same.
+    // A crash is not a restart: a rollback would still lead to the same.
     world.exit(Pid::from_raw(102), 9);
     world.pass_deadline();
     assert_eq!(kept(&world), [2, 4]);

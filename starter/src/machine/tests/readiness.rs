@@ -1,8 +1,8 @@
-//! Readiness that is told, and workers that do not stop.
+//! Readiness that is reported, and workers that do not stop.
 
 use super::*;
 
-/// A worker has so many seconds to say that it is ready.
+/// A worker has this many seconds to say that it is ready.
 fn told(within: u64) -> Settings {
     Settings {
         proof: Proof::Told {
@@ -81,7 +81,7 @@ fn a_worker_can_ask_for_more_time() {
         until,
     });
     assert_eq!(world.wait(), Some(30.0));
-    // Less than there is does not shorten it.
+    // An extension that ends earlier does not shorten the time.
     let until = world.now;
     world.on(Event::StartExtended {
         pid: pid(100),
@@ -148,7 +148,7 @@ fn a_start_that_stops_by_itself_has_failed() {
     world.stop_by_itself(pid(101));
     assert_eq!(world.state_of(1), Some(State::Current));
     assert_eq!(world.state_of(2), Some(State::Old));
-    assert!(world.said("worker 101 said that it is stopping (STOPPING=1)"));
+    assert!(world.said("worker 101 said that it was stopping (STOPPING=1)"));
     world.check();
 }
 
@@ -187,7 +187,7 @@ fn of_too_many_draining_generations_the_oldest_are_killed() {
         world.pass_deadline();
     }
     assert!(!world.said("sending KILL"));
-    // A failed start drains nothing, and costs no old one its time.
+    // A failed start does not count as draining, and no old generation is killed for it.
     world.restart();
     world.exit_newest(256);
     assert!(!world.said("sending KILL"));

@@ -5,6 +5,7 @@ use std::time::Duration;
 use nix::unistd::Pid;
 use serde::{Deserialize, Serialize};
 
+use super::history::Steps;
 use crate::host::moment::Moment;
 use crate::words::start_failure::StartFailure;
 
@@ -55,6 +56,8 @@ pub struct Generation {
     /// How many restarts had been requested when it was started.
     pub(super) request: u32,
     pub(super) stage: Stage,
+    /// How far its start has come.
+    pub(super) steps: Steps,
     /// One for each of its workers, numbered from 0.
     pub(super) slots: Vec<Slot>,
 }
@@ -159,6 +162,7 @@ impl Generation {
             why,
             request,
             stage: Stage::Uncommitted,
+            steps: Steps::new(now),
             slots: vec![slot; workers],
         }
     }

@@ -8,7 +8,7 @@ use nix::sys::signal::Signal;
 use super::generation::{
     Content, Generation, LONGEST_EXEC, PROOF_OF_LIFE, Slot, Stage, Standing, State, Why, Worker,
 };
-use super::history::{Decision, Verdict};
+use super::history::{Decision, Steps, Verdict};
 use super::model::{Action, Machine, Outcome, Planned, Proof, Settings, Source};
 use crate::host::moment::Moment;
 use crate::words::notice::Notice;
@@ -28,6 +28,7 @@ struct FailedStart {
     why: Why,
     /// When its last worker was requested: the next try counts from there.
     asked_at: Moment,
+    steps: Steps,
     /// The wait status of the worker that failed, if there was a process.
     status: Option<i32>,
     cause: Option<StartFailure>,
@@ -160,9 +161,13 @@ impl Machine {
         };
         let (number, request, why) = (proved.number, proved.request, proved.why);
         let signal_at = now + self.settings.knobs.kill_old_delay;
+        let replaces = self.replaced_by(number);
+        let mut steps = proved.steps;
+        steps.ready_at = Some(now);
         for generation in &mut self.generations {
             if generation.number == number {
                 generation.stage = Stage::Current;
+                generation.steps = steps;
             } else if generation.state() == State::Current {
                 generation.stage = Stage::Retiring { signal_at };
             }
@@ -178,6 +183,8 @@ impl Machine {
             generation: number,
             verdict: Verdict::Committed,
             at: now,
+            replaces,
+            steps,
         });
         self.actions.push(Action::Serving);
         self.save_status();
@@ -203,14 +210,14 @@ impl Machine {
         };
         let (number, request) = (current.number, current.request);
         let has_older = self.generations.iter().any(|one| one.number < number);
-        let decision = self.history.decision_on(number);
-        let is_committed = decision.is_some_and(|one| one.verdict == Verdict::Committed);
-        if is_committed && (at_commit || has_older) {
+        let decision = self.history.decision_on(number).cloned();
+        let committed = decision.filter(|one| one.verdict == Verdict::Committed);
+        if let Some(committed) = committed.filter(|_| at_commit || has_older) {
             self.history.add_decision(Decision {
                 request,
-                generation: number,
                 verdict: Verdict::Unreachable(unreachable),
                 at: now,
+                ..committed
             });
             self.save_status();
         }
@@ -398,6 +405,8 @@ impl Machine {
                 cause: failed.cause.clone(),
             },
             at: now,
+            replaces: self.replaced_by(failed.number),
+            steps: failed.steps,
         });
     }
 
@@ -569,6 +578,7 @@ impl FailedStart {
             request: generation.request,
             why: generation.why,
             asked_at: generation.asked_at().unwrap_or(now),
+            steps: generation.steps,
             status,
             cause,
         }

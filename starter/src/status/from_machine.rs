@@ -6,7 +6,9 @@ use nix::unistd::Pid;
 
 use super::view::{self, LastLines, View};
 use crate::host::moment::Moment;
-use crate::machine::{Decision, Departed, Generation, History, Machine, State, Verdict as Found};
+use crate::machine::{
+    Decision, Departed, Durations, Generation, History, Machine, State, Verdict as Found,
+};
 use crate::words::remedy;
 use crate::words::trouble::Unreachable;
 
@@ -172,6 +174,21 @@ fn verdict(decision: &Decision, clock: &Clock, stderr: LastLines) -> view::Verdi
         cause,
         hint,
         stderr,
+        replaces: decision.replaces.map(Into::into),
+        durations: durations(decision.steps.durations()),
+    }
+}
+
+fn durations(durations: Durations) -> view::Durations {
+    /// Rounded to microseconds.
+    fn seconds(duration: Option<Duration>) -> Option<f64> {
+        duration.map(|one| (one.as_secs_f64() * 1e6).round() / 1e6)
+    }
+    view::Durations {
+        spawn: seconds(durations.spawn),
+        exec: seconds(durations.exec),
+        ready: seconds(durations.ready),
+        drained: seconds(durations.drained),
     }
 }
 

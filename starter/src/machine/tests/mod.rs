@@ -5,6 +5,7 @@ mod readiness;
 mod replacement;
 mod rules;
 mod snapshot;
+mod steps;
 mod walk;
 
 use std::num::NonZeroU32;

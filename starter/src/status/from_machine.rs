@@ -26,7 +26,13 @@ pub fn update(
         Found::Failed { .. } => {
             let mut departed = machine.history().departed.iter().rev();
             let failed = departed.find(|one| one.generation == decision.generation);
-            failed.map(|one| last_lines(one.pid)).unwrap_or_default()
+            // One that was not ready in time may still live.
+            let mut generations = machine.generations();
+            let generation = generations.find(|one| one.number == decision.generation);
+            let living = generation.and_then(|one| one.workers().next());
+            let failed = failed.map(|one| one.pid);
+            let pid = failed.or(living.map(|worker| worker.pid));
+            pid.map(&last_lines).unwrap_or_default()
         }
     };
     view.stopping = machine.is_stopping();

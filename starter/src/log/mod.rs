@@ -83,6 +83,13 @@ pub fn show(sentence: &dyn std::fmt::Display) {
     drop(io::stderr().write_all(format!("{sentence}\n").as_bytes()));
 }
 
+/// Shows a line on the terminal that is standard error, in the place of the last one that was shown like this. It must be
+/// safe to show and narrower than the terminal; an empty one leaves nothing.
+pub fn show_in_place(line: &str) {
+    // Back to the first column, and away with what is left of a longer one (console_codes(4)).
+    drop(io::stderr().write_all(format!("\r{line}\x1b[K").as_bytes()));
+}
+
 impl Log {
     /// From here on our own messages go to standard error and to syslog. Streams stay as they are until [`Log::open`].
     ///

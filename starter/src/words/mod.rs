@@ -5,6 +5,7 @@ pub mod failure;
 pub mod lack;
 pub mod notice;
 pub mod number;
+pub mod progress;
 pub mod remedy;
 pub mod start_failure;
 pub mod text;

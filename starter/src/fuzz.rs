@@ -123,9 +123,14 @@ pub fn status_json(bytes: &[u8]) {
     assert!(is_stale, "a server would not replace what a client follows");
     for request in [0, status.next_request()] {
         let answer = status.answer_to(request);
-        if let Some(Err(failure)) = answer.and_then(|generation| status.verdict_on(generation)) {
+        let verdict = answer.and_then(|generation| status.verdict_on(generation, false));
+        if let Some(Err(failure)) = verdict {
             assert_message(&failure.to_string());
         }
+        let told = client::restart_in_every_form(text, request);
+        told.iter()
+            .flat_map(|one| one.lines())
+            .for_each(assert_line);
     }
     let [page, json, metrics] = client::in_every_form(&status);
     for line in page.lines() {

@@ -68,9 +68,15 @@ impl Client {
         fs::read_to_string(&self.output).unwrap_or_default()
     }
 
-    /// What it said behind its first line, which every command has.
+    /// What it said behind its first line, which every command has, and behind those about the progress of a restart.
     fn verdict(&self) -> Vec<String> {
-        self.said().lines().skip(1).map(str::to_owned).collect()
+        let said = self.said();
+        let lines = said.lines().skip(1);
+        let parts = [": started", ": serving; ", " is still starting, "];
+        let is_progress = |line: &&str| {
+            line.starts_with("generation ") && parts.iter().any(|part| line.contains(part))
+        };
+        lines.skip_while(is_progress).map(str::to_owned).collect()
     }
 
     pub fn is_waiting(&mut self) -> bool {
@@ -984,13 +990,15 @@ fn restart_returns_when_the_old_generation_is_gone_and_not_before() {
     assert_eq!(restart.wait(), 0, "{}", restart.said());
     assert!(gone.elapsed() < SOON, "{:?}", gone.elapsed());
     assert_eq!(server.generations(), [2]);
-    assert_eq!(
-        restart.said(),
-        format!(
-            "sent HUP to start_server (pid:{}), waiting for the new generation...\n",
-            server.pid()
-        )
+    let first = format!(
+        "sent HUP to start_server (pid:{}), waiting for the new generation...",
+        server.pid()
     );
+    assert_eq!(restart.said().lines().next(), Some(&*first));
+    let [last] = &restart.verdict()[..] else {
+        panic!("not one line: {}", restart.said());
+    };
+    assert!(last.starts_with("generation 2 serves after "), "{last}");
 }
 
 #[test]

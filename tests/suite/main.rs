@@ -45,6 +45,7 @@ mod readiness;
 mod real_servers;
 mod remedies;
 mod restart;
+mod restart_progress;
 mod rooms;
 mod root_start;
 mod rsyslog;

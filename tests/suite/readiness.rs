@@ -20,12 +20,12 @@ fn is_ours() -> bool {
     !original_differs("it takes whatever lives for ready")
 }
 
-fn with_files() -> Setup {
+pub fn with_files() -> Setup {
     Server::setup().pid_file().status_file().interval("0.1")
 }
 
 /// From the second generation on, a shell command waits at a gate before it executes the worker.
-fn gated(setup: Setup, arguments: &str) -> (Setup, Gate) {
+pub fn gated(setup: Setup, arguments: &str) -> (Setup, Gate) {
     let gate = setup.folder().join("gate");
     mkfifo(&gate, Mode::from_bits_truncate(0o600)).expect("cannot make a FIFO");
     let owner = Uid::effective().is_root().then_some(NOBODY);
@@ -38,7 +38,7 @@ fn gated(setup: Setup, arguments: &str) -> (Setup, Gate) {
 }
 
 /// A worker that a shell executes after something else.
-fn scripted(setup: Setup, before: &str, arguments: &str) -> Setup {
+pub fn scripted(setup: Setup, before: &str, arguments: &str) -> Setup {
     let script = format!(
         "{before}; exec {} --journal={} --graceful {arguments}",
         programs::worker().display(),
@@ -47,11 +47,11 @@ fn scripted(setup: Setup, before: &str, arguments: &str) -> Setup {
     setup.program(["/bin/sh", "-c", &script])
 }
 
-struct Gate(PathBuf);
+pub struct Gate(PathBuf);
 
 impl Gate {
     /// Waits until somebody is at the gate.
-    fn open(&self) {
+    pub fn open(&self) {
         let gate = OpenOptions::new().write(true).open(&self.0);
         let mut gate = gate.expect("cannot open the gate");
         std::io::Write::write_all(&mut gate, b"\n").expect("cannot open the gate");

@@ -12,17 +12,37 @@ use crate::words::remedy;
 use crate::words::text::printable;
 
 /// Finds the verdict in the server's status files.
-pub enum Follower {
+pub struct Follower {
+    by: By,
+    /// The commit is the end of it.
+    at_commit: bool,
+}
+
+/// How it is found.
+enum By {
     /// A server of ours: by the number of the requested restart.
-    ByRequest {
+    Request {
         json: PathBuf,
+        /// The last generation before that.
+        newest: u64,
         /// The number of the requested restart.
         request: u64,
         /// The generation that answers it, once known: the decision itself is forgotten after some more.
         answer: Option<u64>,
     },
     /// Another implementation: done when one generation is left that is newer than all before.
-    ByGenerations { lines: PathBuf, newest: u32 },
+    Generations { lines: PathBuf, newest: u32 },
+}
+
+/// What was found.
+#[derive(Default)]
+pub struct Found {
+    /// What a server of ours has written.
+    pub status: Option<Status>,
+    /// The generation that answers the restart, once there is a verdict on it.
+    pub generation: Option<u64>,
+    /// The end of the restart.
+    pub verdict: Option<Verdict>,
 }
 
 impl Follower {
@@ -42,56 +62,75 @@ impl Follower {
                 if let Some(stopping) = status.stopping() {
                     return Err(stopping);
                 }
-                return Ok(Follower::ByRequest {
-                    json,
-                    request: status.next_request(),
-                    answer: None,
+                return Ok(Follower {
+                    by: By::Request {
+                        json,
+                        newest: status.newest(),
+                        request: status.next_request(),
+                        answer: None,
+                    },
+                    at_commit: settings.returns_at_commit,
                 });
             }
         }
         match settings.status_file.clone() {
-            Some(lines) => Follower::by_generations(lines),
+            Some(lines) => Ok(Follower {
+                by: By::generations(lines)?,
+                at_commit: settings.returns_at_commit,
+            }),
             None => Err(cannot_follow(server, &json_path(&settings.pid_file))),
         }
     }
 
-    fn by_generations(lines: PathBuf) -> Result<Follower, Failure> {
-        let generations = read_lines(&lines).map_err(|cause| {
-            let lines = printable(&lines);
-            Failure::failed(format!("cannot read --status-file={lines}: {cause}"))
-        })?;
-        let newest = generations.into_iter().max().unwrap_or(0);
-        Ok(Follower::ByGenerations { lines, newest })
+    /// The last generation before the restart was requested.
+    pub fn newest(&self) -> u64 {
+        match self.by {
+            By::Request { newest, .. } => newest,
+            By::Generations { newest, .. } => newest.into(),
+        }
     }
 
-    /// The verdict, if there is one yet.
-    pub fn verdict(&mut self, server: &Server) -> Option<Verdict> {
-        match self {
-            Follower::ByGenerations { lines, newest } => {
+    /// What can be found now.
+    pub fn look(&mut self, server: &Server) -> Found {
+        match &mut self.by {
+            By::Generations { lines, newest } => {
                 // Between two writes there may be nothing to read.
                 let generations = read_lines(lines).unwrap_or_default();
-                let is_only = generations.iter().min() == generations.iter().max();
-                let is_new = generations.first().is_some_and(|one| *one > *newest);
-                (is_only && is_new).then_some(Ok(()))
+                let last = generations.iter().copied().max();
+                let is_only = generations.iter().copied().min() == last;
+                let answer = last.filter(|last| last > newest);
+                Found {
+                    status: None,
+                    generation: answer.map(u64::from),
+                    verdict: answer.filter(|_| is_only || self.at_commit).map(|_| Ok(())),
+                }
             }
-            Follower::ByRequest {
+            By::Request {
                 json,
                 request,
                 answer,
+                ..
             } => {
-                let status = Status::read(json).filter(|status| status.is_of(server.pid))?;
+                let status = Status::read(json).filter(|status| status.is_of(server.pid));
+                let Some(status) = status else {
+                    return Found::default();
+                };
                 *answer = answer.or_else(|| status.answer_to(*request));
-                let verdict = answer.and_then(|generation| status.verdict_on(generation));
-                // A stopping server starts nothing more: if there is no verdict by now, there will be none.
-                verdict.or_else(|| status.stopping().map(Err))
+                let verdict = answer.and_then(|one| status.verdict_on(one, self.at_commit));
+                Found {
+                    generation: *answer,
+                    // A stopping server starts nothing more: if there is no verdict by now, there will be none.
+                    verdict: verdict.or_else(|| status.stopping().map(Err)),
+                    status: Some(status),
+                }
             }
         }
     }
 
     /// What a restart without a verdict is waiting for.
     pub fn waits_for(&self, server: &Server, json: &Path) -> String {
-        let old_workers = || match self {
-            Follower::ByRequest {
+        let old_workers = || match &self.by {
+            By::Request {
                 json,
                 answer: Some(generation),
                 ..
@@ -102,6 +141,17 @@ impl Follower {
             .is_stopped()
             .or_else(old_workers)
             .unwrap_or_else(|| remedy::progress_in(json))
+    }
+}
+
+impl By {
+    fn generations(lines: PathBuf) -> Result<By, Failure> {
+        let generations = read_lines(&lines).map_err(|cause| {
+            let lines = printable(&lines);
+            Failure::failed(format!("cannot read --status-file={lines}: {cause}"))
+        })?;
+        let newest = generations.into_iter().max().unwrap_or(0);
+        Ok(By::Generations { lines, newest })
     }
 }
 

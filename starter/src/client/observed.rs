@@ -92,7 +92,7 @@ pub fn observe(view: &View, server: Pid) -> Observed {
 }
 
 /// Seconds since 1970.
-fn now() -> f64 {
+pub fn now() -> f64 {
     let passed = SystemTime::now().duration_since(UNIX_EPOCH);
     passed.unwrap_or_default().as_secs_f64()
 }

@@ -3,7 +3,7 @@
 use super::observed::workers;
 use crate::status::view::{self, Generation, Outcome, View};
 use crate::words::failure::Status as Code;
-use crate::words::number::time;
+use crate::words::number::{short_time, time};
 use crate::words::text::shortened;
 
 /// What a server is doing.
@@ -146,7 +146,18 @@ pub fn last_start(view: &View, at: f64) -> Option<String> {
     let how = super::status::how(last);
     Some(match (last.result, last.serves) {
         (Outcome::Committed, _) => {
-            format!("last start: generation {generation} committed {ago} ago")
+            let figures = &last.durations;
+            let took = figures.until_ready();
+            let took = took.map(|took| format!(", after {}", short_time(took)));
+            let gone = last.replaces.zip(figures.drained);
+            let gone = gone.map(|(old, after)| {
+                format!("; generation {old} exited after {}", short_time(after))
+            });
+            format!(
+                "last start: generation {generation} committed {ago} ago{}{}",
+                took.unwrap_or_default(),
+                gone.unwrap_or_default()
+            )
         }
         (_, true) => {
             format!(

@@ -34,7 +34,7 @@ pub fn reopen(settings: &Settings, say: Say<'_>) -> Result<(), Failure> {
             return outcome(&server, &now);
         }
         match wait.next()? {
-            Woken::FilesChanged => {}
+            Woken::FilesChanged | Woken::Due => {}
             Woken::ServerEnded => {
                 return Err(Failure::failed(format!(
                     "cannot reopen the log file: pid {} has exited",

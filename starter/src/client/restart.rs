@@ -2,10 +2,15 @@
 
 use nix::sys::signal::Signal;
 
-use super::follower::Follower;
+use super::follower::{Follower, Found};
+use super::progress::Progress;
 use super::server::{Say, Server};
-use super::settings::Settings;
+use super::settings::{Form, Settings};
+use super::show::write;
+use super::status::Verdict;
+use super::verdict::{json, success};
 use super::wait::{Wait, Woken};
+use crate::log;
 use crate::status::file::json_path;
 use crate::words::failure::Failure;
 use crate::words::notice::Notice;
@@ -21,21 +26,44 @@ pub fn restart(settings: &Settings, say: Say<'_>) -> Result<(), Failure> {
     let mut follower = Follower::before(&server, settings)?;
     server.send(Signal::SIGHUP)?;
     say(Notice::RestartAsked { pid: server.pid });
+    let (found, verdict) = follow(settings, &server, &wait, &mut follower)?;
+    let told = match settings.form {
+        Form::Json => write(&json(&found, &verdict)),
+        Form::Text | Form::Follow | Form::OpenMetrics => Ok(()),
+    };
+    verdict?;
+    if let Some(sentence) = success(&found).filter(|_| !settings.is_quiet) {
+        log::show(&sentence);
+    }
+    told
+}
+
+/// Shows the progress until there is a verdict.
+fn follow(
+    settings: &Settings,
+    server: &Server,
+    wait: &Wait<'_>,
+    follower: &mut Follower,
+) -> Result<(Found, Verdict), Failure> {
+    let mut progress = Progress::new(settings, server, follower.newest());
+    let mut found = follower.look(server);
     loop {
-        if let Some(verdict) = follower.verdict(&server) {
-            return verdict;
+        if let Some(verdict) = found.verdict.take() {
+            return Ok((found, verdict));
         }
-        match wait.next()? {
-            Woken::FilesChanged => {}
+        progress.show(&found);
+        match wait.next_until(progress.due())? {
+            Woken::FilesChanged => found = follower.look(server),
+            Woken::Due => {}
             Woken::ServerEnded => {
-                return Err(Failure::failed(format!(
-                    "cannot restart: pid {} has exited",
-                    server.pid
-                )));
+                let failure =
+                    Failure::failed(format!("cannot restart: pid {} has exited", server.pid));
+                return Ok((found, Err(failure)));
             }
             Woken::TimedOut => {
-                let waits_for = follower.waits_for(&server, &json_path(&settings.pid_file));
-                return Err(wait.timed_out("the restart").hint(waits_for));
+                let waits_for = follower.waits_for(server, &json_path(&settings.pid_file));
+                let failure = wait.timed_out("the restart").hint(waits_for);
+                return Ok((found, Err(failure)));
             }
         }
     }

@@ -10,10 +10,12 @@ pub struct Settings {
     pub status_file: Option<PathBuf>,
     /// `None` waits indefinitely.
     pub timeout: Option<Duration>,
-    /// Nothing is shown except why the command failed, and what `--status` was asked for.
+    /// Nothing is shown except why the command failed, and what was asked for on standard output.
     pub is_quiet: bool,
-    /// How `--status` shows what it finds.
+    /// How `--status` shows what it finds, and `--restart` its verdict.
     pub form: Form,
+    /// `--restart` does not wait for the old workers.
+    pub returns_at_commit: bool,
 }
 
 /// How `--status` shows what it finds.

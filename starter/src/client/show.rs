@@ -22,7 +22,7 @@ use crate::words::remedy;
 const REDRAW: Duration = Duration::from_secs(1);
 
 /// The lines and columns of a terminal that does not tell.
-const USUAL_SIZE: (u16, u16) = (24, 80);
+pub const USUAL_SIZE: (u16, u16) = (24, 80);
 
 /// Prints the status. Returns the exit code for its state.
 pub fn show(settings: &Settings, say: Say<'_>) -> Result<Code, Failure> {
@@ -117,7 +117,7 @@ fn follow(server: &Server, settings: &Settings) -> Result<Code, Failure> {
                     server.pid
                 )));
             }
-            Woken::TimedOut | Woken::FilesChanged => {}
+            Woken::TimedOut | Woken::FilesChanged | Woken::Due => {}
         }
     }
 }
@@ -145,7 +145,8 @@ fn is_coloured() -> bool {
     io::stdout().is_terminal() && !is_set("NO_COLOR") && !is_dumb
 }
 
-fn write(text: &str) -> Result<(), Failure> {
+/// Writes to standard output.
+pub fn write(text: &str) -> Result<(), Failure> {
     let mut stdout = io::stdout().lock();
     let written = stdout
         .write_all(text.as_bytes())

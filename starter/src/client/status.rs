@@ -92,23 +92,36 @@ impl Status {
         Some(first.generation)
     }
 
-    /// The result of the restart that this generation answers: committed if nothing else is known any more.
-    pub fn verdict_on(&self, generation: u64) -> Option<Verdict> {
+    /// The result of the restart that this generation answers: committed if nothing else is known any more. With
+    /// `at_commit` it does not depend on the end of the old workers.
+    pub fn verdict_on(&self, generation: u64, at_commit: bool) -> Option<Verdict> {
         match self.last_decision(generation) {
             Some(decision) if decision.result != Outcome::Committed => {
                 Some(Err(self.failure(decision)))
             }
             _ => {
-                let mut living = self.0.generations.iter();
-                let old_left = living.any(|one| one.number < generation);
+                let old_left = self.older_than(generation).next().is_some();
                 // A server that is stopping has not restarted.
-                (!old_left && !self.0.stopping).then_some(Ok(()))
+                ((at_commit || !old_left) && !self.0.stopping).then_some(Ok(()))
             }
         }
     }
 
+    /// The generations before this one that still have workers.
+    pub fn older_than(&self, generation: u64) -> impl Iterator<Item = &view::Generation> {
+        let living = self.0.generations.iter();
+        living.filter(move |one| one.number < generation)
+    }
+
+    /// The highest number of a generation that is known.
+    pub fn newest(&self) -> u64 {
+        let living = self.0.generations.iter().map(|one| one.number);
+        let decided = self.0.verdicts.iter().map(|one| one.generation);
+        living.chain(decided).max().unwrap_or(0)
+    }
+
     /// A generation that died before the old one was signalled has two decisions: committed, then failed.
-    fn last_decision(&self, generation: u64) -> Option<&view::Verdict> {
+    pub fn last_decision(&self, generation: u64) -> Option<&view::Verdict> {
         let mut decisions = self.0.verdicts.iter().rev();
         decisions.find(|one| one.generation == generation)
     }
@@ -234,7 +247,7 @@ mod tests {
     impl Status {
         fn verdict(&self, request: u64) -> Option<Verdict> {
             self.answer_to(request)
-                .and_then(|generation| self.verdict_on(generation))
+                .and_then(|generation| self.verdict_on(generation, false))
         }
     }
 
@@ -295,8 +308,19 @@ mod tests {
 
     #[test]
     fn a_decision_that_is_forgotten_stays_what_it_was() {
-        assert!(status(&[1, 2], &[(2, 3, false)]).verdict_on(2).is_none());
-        assert_eq!(status(&[2], &[(2, 3, false)]).verdict_on(2), Some(Ok(())));
+        let forgotten = &[(2, 3, false)];
+        assert!(status(&[1, 2], forgotten).verdict_on(2, false).is_none());
+        let verdict = status(&[2], forgotten).verdict_on(2, false);
+        assert_eq!(verdict, Some(Ok(())));
+    }
+
+    #[test]
+    fn a_commit_is_a_verdict_for_whoever_does_not_wait_for_the_old_one() {
+        let mut status = status(&[1, 2], &[(0, 1, true), (1, 2, true)]);
+        assert!(status.verdict_on(2, false).is_none());
+        assert_eq!(status.verdict_on(2, true), Some(Ok(())));
+        status.0.stopping = true;
+        assert!(status.verdict_on(2, true).is_none());
     }
 
     #[test]

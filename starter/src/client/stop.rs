@@ -22,7 +22,7 @@ pub fn stop(settings: &Settings, say: Say<'_>) -> Result<(), Failure> {
     server.send(Signal::SIGTERM)?;
     let wait = Wait::new(&server, settings.timeout);
     match wait.next()? {
-        Woken::ServerEnded | Woken::FilesChanged => Ok(()),
+        Woken::ServerEnded | Woken::FilesChanged | Woken::Due => Ok(()),
         Woken::TimedOut => Err(wait
             .timed_out("the end")
             .hint(server.is_stopped().unwrap_or_else(|| {

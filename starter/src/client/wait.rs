@@ -16,6 +16,8 @@ use crate::words::failure::Failure;
 /// Why a wait is over.
 pub enum Woken {
     FilesChanged,
+    /// The caller has something to do.
+    Due,
     ServerEnded,
     TimedOut,
 }
@@ -56,8 +58,14 @@ impl<'a> Wait<'a> {
     }
 
     pub fn next(&self) -> Result<Woken, Failure> {
+        self.next_until(None)
+    }
+
+    /// The same, but no longer than until the caller has something to do.
+    pub fn next_until(&self, due: Option<Instant>) -> Result<Woken, Failure> {
         let left = || {
-            let left = self.deadline?.saturating_duration_since(Instant::now());
+            let next = self.deadline.into_iter().chain(due).min()?;
+            let left = next.saturating_duration_since(Instant::now());
             Some(TimeSpec::from_duration(left))
         };
         let mut sources = vec![PollFd::new(self.server.process.as_fd(), PollFlags::POLLIN)];
@@ -80,8 +88,11 @@ impl<'a> Wait<'a> {
             return Ok(Woken::ServerEnded);
         }
         // Even if the files change all the time: the server's user can make them.
-        if ready == 0 || self.is_over() {
+        if self.is_over() || (ready == 0 && due.is_none()) {
             return Ok(Woken::TimedOut);
+        }
+        if ready == 0 {
+            return Ok(Woken::Due);
         }
         // However many events there are: the files are read again. An error means that there are no more.
         while watch.is_some_and(|watch| watch.read_events().is_ok()) && !self.is_over() {}

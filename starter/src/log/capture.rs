@@ -8,11 +8,12 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use nix::fcntl::{FcntlArg, OFlag, fcntl};
 use nix::unistd::{Pid, pipe2};
 
+use crate::log::appended::Since;
 use crate::log::lines::Lines;
 use crate::words::notice::Severity;
 
 /// How many of the last lines on standard error are kept for the verdict on a worker.
-const KEPT: usize = 20;
+pub const KEPT: usize = 20;
 
 /// The size of a pipe and of a read, in bytes.
 const PORTION: usize = 256 * 1024;
@@ -68,6 +69,8 @@ pub struct Pipes {
     ours: Vec<(Stream, OwnedFd)>,
     /// The worker's ends, with their descriptor numbers there.
     pub theirs: Vec<(OwnedFd, i32)>,
+    /// Where the worker's lines begin in the log file, if it writes them there itself.
+    pub since: Option<Since>,
 }
 
 /// All pipes of workers that are open.
@@ -157,6 +160,15 @@ impl Capture {
             }
             true
         });
+    }
+
+    /// The last lines on standard error of a worker that has not ended, as far as they were read.
+    pub fn last_lines(&self, pid: Pid) -> Vec<String> {
+        let of_open = self.sources.iter().filter(|one| one.origin.pid == pid);
+        let of_open = of_open.filter_map(|one| one.last.as_ref());
+        let closed = self.closed.iter().filter(|(one, _)| *one == pid);
+        let all = of_open.chain(closed.map(|(_, last)| last));
+        all.flatten().cloned().collect()
     }
 
     /// The worker has ended: reads what it wrote before that, and returns the last lines of its standard error. What its

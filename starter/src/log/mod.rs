@@ -7,6 +7,7 @@
 //! Nothing here ever ends or blocks the service: a log that cannot be written loses lines, which are counted, and what a
 //! log command does not read is queued. Only then do workers block too: until the command reads on.
 
+mod appended;
 mod capture;
 mod command;
 mod file;
@@ -26,11 +27,13 @@ use std::time::Instant;
 
 use nix::unistd::{Pid, dup2_stderr, dup2_stdout};
 
+pub use self::appended::Readers;
 pub use self::capture::{Pipes, Stream};
 pub use self::settings::{Address, Format, LogTarget, Settings, SyslogSettings};
 pub use self::syslog::{DEFAULT_ADDRESS, facility};
 
-use self::capture::{Capture, Origin};
+use self::appended::{Appended, Since};
+use self::capture::{Capture, KEPT, Origin};
 use self::command::LogCommand;
 use self::file::{cannot_open, open_file};
 use self::local_time::LocalTime;
@@ -50,6 +53,7 @@ pub struct Log {
     stdout: Routes,
     stderr: Routes,
     capture: Capture,
+    appended: Appended,
     reopened: Reopened,
 }
 
@@ -79,6 +83,13 @@ pub fn show(sentence: &dyn std::fmt::Display) {
     drop(io::stderr().write_all(format!("{sentence}\n").as_bytes()));
 }
 
+/// Shows a line on the terminal that is standard error, in the place of the last one that was shown like this. It must be
+/// safe to show and narrower than the terminal; an empty one leaves nothing.
+pub fn show_in_place(line: &str) {
+    // Back to the first column, and away with what is left of a longer one (console_codes(4)).
+    drop(io::stderr().write_all(format!("\r{line}\x1b[K").as_bytes()));
+}
+
 impl Log {
     /// From here on our own messages go to standard error and to syslog. Streams stay as they are until [`Log::open`].
     ///
@@ -92,6 +103,7 @@ impl Log {
             stdout: settings.routes(Stream::Stdout),
             stderr: settings.routes(Stream::Stderr),
             capture: Capture::default(),
+            appended: Appended::default(),
             reopened: Reopened::default(),
         })
     }
@@ -155,6 +167,9 @@ impl Log {
     /// Logs a message.
     pub fn say(&mut self, notice: &Notice) {
         self.output.say(notice);
+        if self.shared_file().is_some() {
+            self.appended.wrote(&notice.to_string());
+        }
     }
 
     /// Reports why the program fails, also on standard error.
@@ -239,11 +254,25 @@ impl Log {
             Stream::Stdout => self.stdout.is_captured,
             Stream::Stderr => self.stderr.is_captured,
         };
-        Pipes::new(Stream::BOTH.into_iter().filter(is_captured))
+        let mut pipes = Pipes::new(Stream::BOTH.into_iter().filter(is_captured))?;
+        pipes.since = self.shared_file().and_then(Since::end_of);
+        Ok(pipes)
+    }
+
+    /// The log file, if workers write their standard error there themselves.
+    fn shared_file(&self) -> Option<&File> {
+        let is_theirs = self.stderr.to_target && !self.stderr.is_captured;
+        match &self.output.target {
+            Target::File { file, .. } if is_theirs => Some(file),
+            _ => None,
+        }
     }
 
     /// The worker was started with these pipes.
     pub fn attach(&mut self, generation: u32, pid: Pid, pipes: Pipes) {
+        if let Some(since) = pipes.since {
+            self.appended.started(pid, since);
+        }
         self.capture.attach(generation, pid, pipes);
     }
 
@@ -278,12 +307,35 @@ impl Log {
         self.output.flush();
     }
 
-    /// A worker has ended: reads all that it wrote, and returns the last lines of its standard error, if captured.
-    pub fn worker_exited(&mut self, pid: Pid) -> Vec<String> {
+    /// A worker has ended: reads all that it wrote, and returns the last lines of its standard error, if captured. Those of
+    /// one that was on trial may be found in the log file too.
+    pub fn worker_exited(&mut self, pid: Pid, is_on_trial: bool, readers: Readers) -> Vec<String> {
         let writer = writer(&mut self.output, self.stdout, self.stderr);
-        let last = self.capture.worker_exited(pid, writer);
+        let mut last = self.capture.worker_exited(pid, writer);
         self.output.flush();
+        if last.is_empty() && is_on_trial {
+            last = self.appended_lines(pid, readers);
+        }
+        self.appended.exited(pid);
         last
+    }
+
+    /// The last lines of a worker whose start has failed, and which still lives.
+    pub fn worker_failed(&mut self, pid: Pid, readers: Readers) -> Vec<String> {
+        if !self.output.is_congested() {
+            self.read();
+        }
+        let last = self.capture.last_lines(pid);
+        match last.is_empty() {
+            true => self.appended_lines(pid, readers),
+            false => last,
+        }
+    }
+
+    fn appended_lines(&self, pid: Pid, readers: Readers) -> Vec<String> {
+        let file = self.shared_file();
+        let lines = file.map(|file| self.appended.lines(pid, file.as_fd(), KEPT, readers));
+        lines.unwrap_or_default()
     }
 
     /// Whether this child was the log command; if so it will be restarted.

@@ -1,7 +1,7 @@
 //! A check before a start: what was asked for begins only once the check has succeeded, and not at all if it fails.
 
 use super::generation::Why;
-use super::history::{Decision, FailedCheck, Verdict};
+use super::history::{Decision, FailedCheck, Steps, Verdict};
 use super::model::{Action, Checking, Machine, Outcome};
 use crate::host::moment::Moment;
 use crate::words::notice::Notice;
@@ -67,6 +67,8 @@ impl Machine {
             generation: 0,
             verdict: Verdict::CheckFailed(failed),
             at: now,
+            replaces: None,
+            steps: Steps::new(now),
         });
         self.auto_restart_since = now;
         match checking.why {

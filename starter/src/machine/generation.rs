@@ -5,6 +5,7 @@ use std::time::Duration;
 use nix::unistd::Pid;
 use serde::{Deserialize, Serialize};
 
+use super::history::Steps;
 use crate::host::moment::Moment;
 use crate::words::start_failure::StartFailure;
 
@@ -55,7 +56,8 @@ pub struct Generation {
     /// How many restarts had been requested when it was started.
     pub(super) request: u32,
     pub(super) stage: Stage,
-    pub(super) committed_at: Option<Moment>,
+    /// How far its start has come.
+    pub(super) steps: Steps,
     /// One for each of its workers, numbered from 0.
     pub(super) slots: Vec<Slot>,
 }
@@ -160,7 +162,7 @@ impl Generation {
             why,
             request,
             stage: Stage::Uncommitted,
-            committed_at: None,
+            steps: Steps::new(now),
             slots: vec![slot; workers],
         }
     }

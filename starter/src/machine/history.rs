@@ -1,6 +1,7 @@
 //! What has happened so far, for readers of the status: no decision depends on it.
 
 use std::collections::VecDeque;
+use std::time::Duration;
 
 use nix::unistd::Pid;
 use serde::{Deserialize, Serialize};
@@ -46,6 +47,33 @@ pub struct Decision {
     pub generation: u32,
     pub verdict: Verdict,
     pub at: Moment,
+    /// The newest of the generations that it was to replace, if there was one.
+    pub replaces: Option<u32>,
+    pub steps: Steps,
+}
+
+/// When each step of a start was done, for the last worker that took it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Steps {
+    /// Its workers were asked for.
+    pub asked_at: Moment,
+    /// Its processes existed.
+    pub spawned_at: Option<Moment>,
+    /// They ran the program.
+    pub executed_at: Option<Moment>,
+    /// They served.
+    pub ready_at: Option<Moment>,
+    /// No older generation had a worker any more.
+    pub drained_at: Option<Moment>,
+}
+
+/// How long each step of a start took, if it was done, from the one before it.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Durations {
+    pub spawn: Option<Duration>,
+    pub exec: Option<Duration>,
+    pub ready: Option<Duration>,
+    pub drained: Option<Duration>,
 }
 
 /// Whether a start has led to a serving generation.
@@ -96,6 +124,21 @@ impl History {
         decisions.find(|decision| decision.generation == generation)
     }
 
+    /// The generations before the one with this number are gone: what has replaced some of them is alone. Returns whether
+    /// that is news.
+    pub(super) fn note_drained(&mut self, oldest: u32, now: Moment) -> bool {
+        let mut is_news = false;
+        for decision in &mut self.decisions {
+            let serves = !matches!(decision.verdict, Verdict::Failed { .. });
+            let waits = decision.replaces.is_some() && decision.steps.drained_at.is_none();
+            if serves && waits && decision.generation <= oldest {
+                decision.steps.drained_at = Some(now);
+                is_news = true;
+            }
+        }
+        is_news
+    }
+
     /// A generation has committed.
     pub(super) fn count_commit(&mut self, now: Moment) {
         self.counters.commits = self.counters.commits.saturating_add(1);
@@ -104,6 +147,28 @@ impl History {
 
     pub(super) fn add_departed(&mut self, departed: Departed) {
         push_the_last(&mut self.departed, departed);
+    }
+}
+
+impl Steps {
+    pub(super) fn new(asked_at: Moment) -> Steps {
+        Steps {
+            asked_at,
+            spawned_at: None,
+            executed_at: None,
+            ready_at: None,
+            drained_at: None,
+        }
+    }
+
+    pub fn durations(&self) -> Durations {
+        let passed = |from: Option<Moment>, to: Option<Moment>| Some(to?.saturating_since(from?));
+        Durations {
+            spawn: passed(Some(self.asked_at), self.spawned_at),
+            exec: passed(self.spawned_at, self.executed_at),
+            ready: passed(self.executed_at, self.ready_at),
+            drained: passed(self.ready_at, self.drained_at),
+        }
     }
 }
 

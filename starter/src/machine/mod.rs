@@ -62,14 +62,16 @@ mod history;
 mod model;
 mod pins;
 mod readiness;
+mod slots;
 mod snapshot;
 mod start;
+mod steps;
 mod stop;
 
 use nix::unistd::Pid;
 
 pub use self::generation::{Generation, State};
-pub use self::history::{Decision, Departed, FailedCheck, History, REMEMBERED, Verdict};
+pub use self::history::{Decision, Departed, Durations, FailedCheck, History, REMEMBERED, Verdict};
 pub use self::model::{Action, Event, Knobs, Machine, Outcome, Proof, Settings, Source};
 
 use self::generation::{Content, Slot, Stage, Standing, Why, Worker};
@@ -118,7 +120,10 @@ impl Machine {
                 slot,
                 cause,
             } => self.spawn_failed(generation, slot, cause, now),
-            Event::Executed(pid) => self.executed(pid, Standing::Executed { at: now }),
+            Event::Executed(pid) => {
+                self.has_executed(pid, now);
+                self.executed(pid, Standing::Executed { at: now });
+            }
             Event::NotExecuted { pid, cause } => self.executed(pid, Standing::Failed(cause)),
             Event::Ready(pid) => self.ready(pid, now),
             Event::StartExtended { pid, until } => self.start_extended(pid, until),
@@ -136,6 +141,7 @@ impl Machine {
             } => self.cannot_be_reached(at_commit, unreachable, now),
             Event::Broken => self.give_up_everything(now),
         }
+        self.note_drained(now);
         std::mem::take(&mut self.actions)
     }
 
@@ -168,6 +174,7 @@ impl Machine {
             return;
         };
         place.content = Content::Occupied(Worker::new(pid, number, slot, now));
+        self.has_spawned(number, now);
         self.say(Notice::StartingNewWorker(pid));
         match (self.phase, self.state_of(number)) {
             (Phase::Serving, Some(State::Starting | State::Current | State::Retiring) | None) => {}

@@ -32,11 +32,17 @@ impl Machine {
         let Some(worker) = slot.worker_mut() else {
             return;
         };
-        match worker.standing {
-            Standing::Spawned | Standing::Executed { .. } => worker.standing = Standing::Ready,
+        let has_executed = match worker.standing {
+            Standing::Spawned => false,
+            Standing::Executed { .. } => true,
             Standing::Failed(_) | Standing::Ready | Standing::Stopping => return,
-        }
+        };
+        worker.standing = Standing::Ready;
         slot.failures = 0;
+        if !has_executed {
+            // The report of that is on its way.
+            self.has_executed(pid, now);
+        }
         self.commit_if_proved(now);
         self.signal_retiring(now);
     }

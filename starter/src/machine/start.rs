@@ -6,9 +6,9 @@ use std::time::Duration;
 use nix::sys::signal::Signal;
 
 use super::generation::{
-    Content, Generation, LONGEST_EXEC, PROOF_OF_LIFE, Slot, Stage, Standing, State, Why, Worker,
+    Generation, LONGEST_EXEC, PROOF_OF_LIFE, Slot, Stage, Standing, State, Why, Worker,
 };
-use super::history::{Decision, Verdict};
+use super::history::{Decision, Steps, Verdict};
 use super::model::{Action, Machine, Outcome, Planned, Proof, Settings, Source};
 use crate::host::moment::Moment;
 use crate::words::notice::Notice;
@@ -28,6 +28,7 @@ struct FailedStart {
     why: Why,
     /// When its last worker was requested: the next try counts from there.
     asked_at: Moment,
+    steps: Steps,
     /// The wait status of the worker that failed, if there was a process.
     status: Option<i32>,
     cause: Option<StartFailure>,
@@ -170,10 +171,13 @@ impl Machine {
         };
         let (number, request, why) = (proved.number, proved.request, proved.why);
         let signal_at = now + self.settings.knobs.kill_old_delay;
+        let replaces = self.replaced_by(number);
+        let mut steps = proved.steps;
+        steps.ready_at = Some(now);
         for generation in &mut self.generations {
             if generation.number == number {
                 generation.stage = Stage::Current;
-                generation.committed_at = Some(now);
+                generation.steps = steps;
             } else if generation.state() == State::Current {
                 generation.stage = Stage::Retiring { signal_at };
             }
@@ -189,6 +193,8 @@ impl Machine {
             generation: number,
             verdict: Verdict::Committed,
             at: now,
+            replaces,
+            steps,
         });
         self.actions.push(Action::Serving);
         self.save_status();
@@ -213,14 +219,14 @@ impl Machine {
         };
         let (number, request) = (current.number, current.request);
         let has_older = self.generations.iter().any(|one| one.number < number);
-        let decision = self.history.decision_on(number);
-        let is_committed = decision.is_some_and(|one| one.verdict == Verdict::Committed);
-        if is_committed && (at_commit || has_older) {
+        let decision = self.history.decision_on(number).cloned();
+        let committed = decision.filter(|one| one.verdict == Verdict::Committed);
+        if let Some(committed) = committed.filter(|_| at_commit || has_older) {
             self.history.add_decision(Decision {
                 request,
-                generation: number,
                 verdict: Verdict::Unreachable(unreachable),
                 at: now,
+                ..committed
             });
             self.save_status();
         }
@@ -367,7 +373,7 @@ impl Machine {
         let Some(generation) = self.generation(number) else {
             return;
         };
-        let served_since = generation.committed_at;
+        let served_since = generation.steps.ready_at;
         let failed = FailedStart::of(generation, status, cause, now);
         self.drop_gone();
         let is_starting = self.is_starting();
@@ -409,6 +415,8 @@ impl Machine {
                 cause: failed.cause.clone(),
             },
             at: now,
+            replaces: self.replaced_by(failed.number),
+            steps: failed.steps,
         });
     }
 
@@ -474,100 +482,6 @@ impl Machine {
     }
 }
 
-// Replacements within the current generation.
-
-impl Machine {
-    pub(super) fn current_worker_died(&mut self, worker: &Worker, status: i32, now: Moment) {
-        let (pid, cause) = (worker.pid, worker.failure().cloned());
-        let is_restarting = self.is_restarting();
-        // During a restart, its successor may well have told it to stop: unicorn's does. As in Server::Starter, the
-        // worker being replaced already counts as old.
-        if !worker.has_served() && (cause.is_some() || !is_restarting) {
-            self.say(Notice::FailedToStart { pid, status });
-            self.replacement_failed(worker.generation, worker.slot);
-        } else if is_restarting {
-            self.say(Notice::OldWorkerDied { pid, status });
-        } else {
-            self.say(Notice::DiedUnexpectedly { pid, status });
-            self.history.counters.count_crash();
-        }
-        self.current_lost_worker(worker.generation, Some(status), cause, now);
-    }
-
-    /// A replacement died, or could not even be spawned, before it was proved.
-    pub(super) fn replacement_failed(&mut self, number: u32, slot: usize) {
-        self.history.counters.count_failed_start();
-        self.save_status();
-        let limit = self.settings.start_limit;
-        let Some(generation) = self.generation_mut(number) else {
-            return;
-        };
-        // Nothing serves that could continue without it.
-        if generation.is_gone() {
-            return;
-        }
-        let serving = generation.pids();
-        let Some(slot) = generation.slots.get_mut(slot) else {
-            return;
-        };
-        slot.failures = slot.failures.saturating_add(1);
-        let failures = slot.failures;
-        if is_reached(limit, failures) {
-            slot.content = Content::GivenUp;
-            self.say(Notice::GivingUp { failures, serving });
-        }
-    }
-
-    /// The current generation has lost a worker, perhaps its last.
-    pub(super) fn current_lost_worker(
-        &mut self,
-        number: u32,
-        status: Option<i32>,
-        cause: Option<StartFailure>,
-        now: Moment,
-    ) {
-        match self.generation(number).is_some_and(Generation::is_gone) {
-            true => self.current_died(number, status, cause, now),
-            false => self.fill_slots(now),
-        }
-    }
-
-    /// When a replacement is due for this slot of the current generation, if it needs one.
-    pub(super) fn filled_at(&self, slot: &Slot) -> Option<Moment> {
-        match slot.content {
-            Content::Empty => Some(slot.asked_at + self.backoff(slot.failures)),
-            Content::AskedFor | Content::Occupied(_) | Content::GivenUp => None,
-        }
-    }
-
-    /// Refills slots whose workers died while others of their generation serve; the generation keeps its number.
-    pub(super) fn fill_slots(&mut self, now: Moment) {
-        let Some(generation) = self.current() else {
-            return;
-        };
-        let number = generation.number;
-        let slots = generation.slots.iter().enumerate();
-        let due: Vec<usize> = slots
-            .filter(|(_, slot)| self.filled_at(slot).is_some_and(|at| at <= now))
-            .map(|(place, _)| place)
-            .collect();
-        for place in due {
-            if let Some(slot) = self
-                .generation_mut(number)
-                .and_then(|generation| generation.slots.get_mut(place))
-            {
-                slot.asked_at = now;
-                slot.content = Content::AskedFor;
-            }
-            self.actions.push(Action::Spawn {
-                generation: number,
-                slot: place,
-                from: self.source_within(number),
-            });
-        }
-    }
-}
-
 impl FailedStart {
     fn of(
         generation: &Generation,
@@ -580,6 +494,7 @@ impl FailedStart {
             request: generation.request,
             why: generation.why,
             asked_at: generation.asked_at().unwrap_or(now),
+            steps: generation.steps,
             status,
             cause,
         }

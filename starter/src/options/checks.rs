@@ -20,10 +20,11 @@ use crate::words::remedy;
 use crate::words::text::quoted;
 
 /// Options, each with those of which it needs one.
-const NEEDS: [(&str, &[&str]); 14] = [
+const NEEDS: [(&str, &[&str]); 15] = [
     ("timeout", &["restart", "stop", "reopen"]),
     ("follow", &["status"]),
-    ("json", &["status"]),
+    ("json", &["status", "restart"]),
+    ("no-wait", &["restart"]),
     ("openmetrics", &["status"]),
     ("group", &["user"]),
     ("check-first", &["check"]),
@@ -72,7 +73,7 @@ pub fn check_needs(given: &Given<'_>) -> Result<(), Failure> {
     })
 }
 
-/// How `--status` shows what it finds. Unlike the options of a start, those that say it have no meaning for other commands.
+/// How a command shows what it finds. Unlike the options of a start, those that say it have no meaning for other commands.
 pub fn form(command: &str, given: &Given<'_>) -> Result<Form, Failure> {
     let forms = [
         ("follow", Form::Follow),
@@ -82,12 +83,29 @@ pub fn form(command: &str, given: &Given<'_>) -> Result<Form, Failure> {
     let mut forms = forms.into_iter().filter(|(name, _)| given.flag(name));
     match (forms.next(), forms.next()) {
         (None, _) => Ok(Form::Text),
-        (Some((name, _)), _) if command != "status" => Err(unusable(name, &lacks(&["status"]))),
+        (Some((name, _)), _) if !needed_by(name).contains(&command) => {
+            Err(unusable(name, &lacks(needed_by(name))))
+        }
         (Some((_, form)), None) => Ok(form),
         (Some((name, _)), Some((other, _))) => {
             Err(unusable(name, &format!("--{other} is given as well")))
         }
     }
+}
+
+/// Whether `--restart` is over when the new generation serves. No other command knows that moment.
+pub fn returns_at_commit(command: &str, given: &Given<'_>) -> Result<bool, Failure> {
+    let is_given = given.flag("no-wait");
+    match is_given && command != "restart" {
+        true => Err(unusable("no-wait", &lacks(needed_by("no-wait")))),
+        false => Ok(is_given),
+    }
+}
+
+/// The options of which this one needs one.
+fn needed_by(option: &str) -> &'static [&'static str] {
+    let found = NEEDS.iter().find(|(name, _)| *name == option);
+    found.map_or(&[], |(_, needed)| needed)
 }
 
 /// Refuses options that a self-test sets itself.

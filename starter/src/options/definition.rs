@@ -178,8 +178,8 @@ fn files() -> [Arg; 7] {
             .help("Prefix each line of --log-file with time, generation and process id."),
         flag("quiet").help(lines([
             "Write no messages of start_server itself to stderr, except why it",
-            "failed. Of the commands below only --status then prints anything when",
-            "it succeeds.",
+            "failed. Of the commands below only --status and --restart --json then",
+            "print anything when they succeed.",
         ])),
         flag("daemonize").help("Run in the background. Needs --log-file or --syslog."),
     ]
@@ -218,12 +218,16 @@ fn privileges() -> [Arg; 4] {
     ]
 }
 
-fn commands() -> [Arg; 11] {
+fn commands() -> [Arg; 12] {
     [
         flag("restart").help(lines([
             "Send HUP to the start_server that holds --pid-file, and wait until a",
             "new server has replaced the old one. Options for a start have no",
             "effect.",
+        ])),
+        flag("no-wait").help(lines([
+            "With --restart: return as soon as the new server serves, and do not",
+            "wait for the old one.",
         ])),
         flag("stop").help(lines([
             "Send TERM to the start_server that holds --pid-file, and wait until it",
@@ -240,7 +244,7 @@ fn commands() -> [Arg; 11] {
             "listeners and workers. Options for a start have no effect.",
         ])),
         flag("follow").help("With --status: redraw it once a second, until Ctrl-C."),
-        flag("json").help("With --status: print it as JSON."),
+        flag("json").help("With --status: print it as JSON. With --restart: print the verdict."),
         flag("openmetrics").help("With --status: print it as OpenMetrics text, for scrapers."),
         flag("self-test").help(lines([
             "Start servers, try to break out of each of their processes, and report",

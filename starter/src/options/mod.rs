@@ -23,6 +23,7 @@ use nix::sys::signal::Signal;
 
 use self::checks::{
     check_files, check_listeners, check_needs, check_program, check_ready, check_self_test, form,
+    returns_at_commit,
 };
 use self::definition::definition;
 use self::refusal::{lacks, of_clap, unusable};
@@ -147,6 +148,7 @@ fn client(command: &str, given: &Given<'_>) -> Result<client::Settings, Failure>
         timeout,
         is_quiet: given.flag("quiet"),
         form: form(command, given)?,
+        returns_at_commit: returns_at_commit(command, given)?,
     })
 }
 

@@ -6,6 +6,7 @@
 
 use std::collections::VecDeque;
 use std::ffi::OsString;
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::rc::Rc;
 use std::time::Duration;
@@ -19,7 +20,7 @@ use super::view::{self, View, is_status_json};
 use crate::host::confinement::{InForce, OfBinder};
 use crate::host::moment::Moment;
 use crate::listeners::bind::Listener;
-use crate::log::Reopened;
+use crate::log::{Readers, Reopened};
 use crate::machine::{Machine, REMEMBERED};
 use crate::words::failure::Failure;
 use crate::words::notice::Notice;
@@ -49,7 +50,7 @@ pub struct StatusFile {
     json: Vec<Replaced>,
     /// Their contents, updated before each save.
     view: View,
-    /// The last lines on standard error of departed workers, if captured; oldest first.
+    /// The last lines on standard error of workers that have ended or whose start has failed, if known; oldest first.
     last_lines: VecDeque<(Pid, Vec<String>)>,
     /// When it is saved even without a change of the machine.
     retry_at: Option<Moment>,
@@ -135,15 +136,33 @@ impl StatusFile {
         saved.into_iter().filter_map(|one| one.notice).collect()
     }
 
-    /// The last lines of a worker that has ended; written with the next change.
-    pub fn worker_exited(&mut self, pid: Pid, last_lines: Vec<String>) {
+    /// The last lines of a worker that has ended or whose start has failed; written with the next change.
+    pub fn keep_last_lines(&mut self, pid: Pid, last_lines: Vec<String>) {
         if last_lines.is_empty() {
             return;
         }
+        // More may be known than when its start failed.
+        self.last_lines.retain(|(one, _)| *one != pid);
         self.last_lines.push_back((pid, last_lines));
         if self.last_lines.len() > REMEMBERED {
             self.last_lines.pop_front();
         }
+    }
+
+    /// Who can read what is written here, besides its user.
+    pub fn readers(&self) -> Readers {
+        let files = self.json.iter().filter_map(Replaced::metadata);
+        let mut readers = Readers {
+            group: None,
+            all: false,
+        };
+        for file in files {
+            readers.all |= file.mode() & 0o004 != 0;
+            if file.mode() & 0o040 != 0 {
+                readers.group = Some(file.gid());
+            }
+        }
+        readers
     }
 
     /// The results of requests to reopen the log file; written with the next change.
@@ -170,7 +189,7 @@ impl StatusFile {
         self.view.listeners = listeners.collect();
     }
 
-    /// The last lines of a departed worker, if captured.
+    /// The last lines of a worker that has ended or whose start has failed, if known.
     pub fn last_lines_of(&self, pid: Pid) -> &[String] {
         last_lines_of(&self.last_lines, pid)
     }

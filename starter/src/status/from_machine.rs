@@ -6,7 +6,9 @@ use nix::unistd::Pid;
 
 use super::view::{self, LastLines, View};
 use crate::host::moment::Moment;
-use crate::machine::{Decision, Departed, Generation, History, Machine, State, Verdict as Found};
+use crate::machine::{
+    Decision, Departed, Durations, Generation, History, Machine, State, Verdict as Found,
+};
 use crate::words::remedy;
 use crate::words::trouble::Unreachable;
 
@@ -25,7 +27,13 @@ pub fn update(
         Found::Failed { .. } => {
             let mut departed = machine.history().departed.iter().rev();
             let failed = departed.find(|one| one.generation == decision.generation);
-            failed.map(|one| last_lines(one.pid)).unwrap_or_default()
+            // One that was not ready in time may still live.
+            let mut generations = machine.generations();
+            let generation = generations.find(|one| one.number == decision.generation);
+            let living = generation.and_then(|one| one.workers().next());
+            let failed = failed.map(|one| one.pid);
+            let pid = failed.or(living.map(|worker| worker.pid));
+            pid.map(&last_lines).unwrap_or_default()
         }
     };
     view.stopping = machine.is_stopping();
@@ -175,6 +183,21 @@ fn verdict(decision: &Decision, clock: &Clock, stderr: LastLines) -> view::Verdi
         cause,
         hint,
         stderr,
+        replaces: decision.replaces.map(Into::into),
+        durations: durations(decision.steps.durations()),
+    }
+}
+
+fn durations(durations: Durations) -> view::Durations {
+    /// Rounded to microseconds.
+    fn seconds(duration: Option<Duration>) -> Option<f64> {
+        duration.map(|one| (one.as_secs_f64() * 1e6).round() / 1e6)
+    }
+    view::Durations {
+        spawn: seconds(durations.spawn),
+        exec: seconds(durations.exec),
+        ready: seconds(durations.ready),
+        drained: seconds(durations.drained),
     }
 }
 

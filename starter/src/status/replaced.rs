@@ -2,7 +2,7 @@
 //!
 //! Anything else that appears at its path, before or after the first write, is left alone.
 
-use std::fs::{File, OpenOptions, Permissions};
+use std::fs::{File, Metadata, OpenOptions, Permissions};
 use std::io::{self, Read, Write};
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
@@ -72,6 +72,11 @@ impl Replaced {
     /// Whether it was ever written.
     pub fn is_written(&self) -> bool {
         self.text.is_some()
+    }
+
+    /// That of the last version written.
+    pub fn metadata(&self) -> Option<Metadata> {
+        self.there.as_ref()?.metadata().ok()
     }
 
     /// Writes it for the first time.

@@ -22,7 +22,7 @@ const REMEMBERED: usize = 256;
 /// More lines than a server keeps of a worker.
 const LAST_LINES: usize = 64;
 
-/// A worker's last lines on standard error, oldest first; empty if not captured.
+/// A worker's last lines on standard error, oldest first; empty if unknown.
 pub type LastLines = List<String, LAST_LINES>;
 
 /// The whole file.
@@ -254,6 +254,37 @@ pub struct Verdict {
     /// The failed worker's.
     #[serde(default)]
     pub stderr: LastLines,
+    /// The newest of the generations that it was to replace.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub replaces: Option<u64>,
+    #[serde(default, skip_serializing_if = "Durations::are_unknown")]
+    pub durations: Durations,
+}
+
+/// How long each step of a start took, in seconds; null if it was not done.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Durations {
+    /// Until its process existed.
+    pub spawn: Option<f64>,
+    /// From then until it ran the program.
+    pub exec: Option<f64>,
+    /// From then until it served.
+    pub ready: Option<f64>,
+    /// From then until no older generation had a worker any more.
+    pub drained: Option<f64>,
+}
+
+impl Durations {
+    /// An older server does not tell them.
+    fn are_unknown(&self) -> bool {
+        *self == Durations::default()
+    }
+
+    /// How long the whole start took, if it serves.
+    pub fn until_ready(&self) -> Option<f64> {
+        Some(self.spawn? + self.exec? + self.ready?)
+    }
 }
 
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]

@@ -119,6 +119,13 @@ impl Resources {
     }
 
     fn save_status(&mut self, machine: &Machine) {
+        for pid in machine.failed_workers() {
+            if self.status_file.last_lines_of(pid).is_empty() {
+                let readers = self.status_file.readers();
+                let last_lines = self.log.worker_failed(pid, readers);
+                self.status_file.keep_last_lines(pid, last_lines);
+            }
+        }
         for notice in self.status_file.save(machine, Moment::now()) {
             self.log.say(&notice);
         }
@@ -292,8 +299,9 @@ impl Resources {
             return vec![Event::Stop(Signal::SIGTERM)];
         }
         // Before the verdict, which needs its last lines.
-        let last_lines = self.log.worker_exited(pid);
-        self.status_file.worker_exited(pid, last_lines);
+        let (is_on_trial, readers) = (machine.is_on_trial(pid), self.status_file.readers());
+        let last_lines = self.log.worker_exited(pid, is_on_trial, readers);
+        self.status_file.keep_last_lines(pid, last_lines);
         let mut events = Vec::new();
         // Before its exit, which may end a restart. A stop needs no listeners.
         if machine.has_worker(pid) && !machine.is_stopping() {

@@ -6,6 +6,7 @@ pub mod lack;
 pub mod notice;
 pub mod number;
 pub mod parts;
+pub mod progress;
 pub mod remedy;
 pub mod start_failure;
 pub mod text;

@@ -57,6 +57,14 @@ pub fn time(seconds: f64) -> String {
     }
 }
 
+/// The same where less than a second matters too: `0.84 s`.
+pub fn short_time(seconds: f64) -> String {
+    match seconds {
+        0.0..0.995 => format!("{seconds:.2} s"),
+        seconds => time(seconds),
+    }
+}
+
 /// An amount of memory in bytes: `512 B`, `3.2 MiB`, `120 MiB`.
 pub fn memory(bytes: u64) -> String {
     const UNITS: [&str; 6] = ["KiB", "MiB", "GiB", "TiB", "PiB", "EiB"];
@@ -96,6 +104,20 @@ mod tests {
             (1e308, "11574 d 1 h"),
         ] {
             assert_eq!(time(seconds), expected, "{seconds}");
+        }
+    }
+
+    #[test]
+    fn a_short_time_has_hundredths() {
+        for (seconds, expected) in [
+            (0.0, "0.00 s"),
+            (0.84, "0.84 s"),
+            (0.996, "1 s"),
+            (3.12, "3.1 s"),
+            (-1.0, "0 s"),
+            (1e308, "11574 d 1 h"),
+        ] {
+            assert_eq!(short_time(seconds), expected, "{seconds}");
         }
     }
 

@@ -7,6 +7,7 @@ mod readiness;
 mod replacement;
 mod rules;
 mod snapshot;
+mod steps;
 mod walk;
 
 use std::num::NonZeroU32;

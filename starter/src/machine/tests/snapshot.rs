@@ -226,6 +226,16 @@ fn everything_has_its_place_in_the_text() {
             "/machine/generations/2/slots/0/content/Occupied/pid",
             json!(104),
         ),
+        (
+            "/machine/generations/2/steps/asked_at",
+            json!(1_002_000_000_000_u64),
+        ),
+        ("/machine/generations/2/steps/ready_at", Value::Null),
+        ("/machine/history/decisions/1/replaces", json!(1)),
+        (
+            "/machine/history/decisions/1/steps/ready_at",
+            json!(1_002_000_000_000_u64),
+        ),
         ("/machine/served", json!(2)),
         ("/machine/served_before", json!(1)),
         ("/machine/history/counters/restarts", json!(2)),

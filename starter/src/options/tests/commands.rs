@@ -25,6 +25,7 @@ fn a_running_superdaemon_is_reached_by_its_files() {
         timeout,
         is_quiet: false,
         form: Form::Text,
+        returns_at_commit: false,
     };
     for (words, expected) in [
         (
@@ -133,8 +134,28 @@ fn a_status_is_shown_in_one_form() {
             "cannot use --follow: --json is given as well",
         ),
         (
-            &["--restart", "--json"],
-            "cannot use --json: it needs --status as well",
+            &["--stop", "--json"],
+            "cannot use --json: it needs --status or --restart as well",
+        ),
+        (
+            &["--json", "prog"],
+            "cannot use --json: it needs --status or --restart as well",
+        ),
+        (
+            &["--restart", "--openmetrics"],
+            "cannot use --openmetrics: it needs --status as well",
+        ),
+        (
+            &["--restart", "--json", "--follow"],
+            "cannot use --follow: it needs --status as well",
+        ),
+        (
+            &["--status", "--no-wait"],
+            "cannot use --no-wait: it needs --restart as well",
+        ),
+        (
+            &["--no-wait", "prog"],
+            "cannot use --no-wait: it needs --restart as well",
         ),
         (
             &["--follow", "prog"],
@@ -146,6 +167,19 @@ fn a_status_is_shown_in_one_form() {
         ),
     ] {
         assert_eq!(error(&[&["--pid-file=/p"], words].concat()), cause);
+    }
+}
+
+#[test]
+fn a_restart_has_a_verdict_for_programs_and_need_not_wait() {
+    for (words, form, returns_at_commit) in [
+        (&["--json"][..], Form::Json, false),
+        (&["--no-wait"], Form::Text, true),
+        (&["--NO-W", "--js", "--", "prog"], Form::Json, true),
+    ] {
+        let (command, settings) = asked(&[&["--pid-file=/p", "--restart"], words].concat());
+        let found = (command, settings.form, settings.returns_at_commit);
+        assert_eq!(found, ("restart", form, returns_at_commit), "{words:?}");
     }
 }
 

@@ -1,0 +1,133 @@
+//! What `--restart` tells about its progress and its end, in parts of one line. Each is safe to show.
+
+use crate::words::number::short_time;
+use crate::words::text::shortened;
+
+/// A start is under way that was not asked for by this restart.
+pub fn is_late(generation: u64) -> String {
+    format!("generation {generation} is still starting, the restart comes after it")
+}
+
+/// The new generation has a worker. What it must do before it serves may come from outside.
+pub fn started(generation: u64, waiting_for: Option<&str>) -> String {
+    match waiting_for {
+        Some(what) => {
+            let what = shortened(what);
+            format!("generation {generation}: started, waiting for {what}")
+        }
+        None => format!("generation {generation}: started"),
+    }
+}
+
+/// The new generation serves, and old ones still have workers.
+pub fn serving(generation: u64, old: &Old) -> String {
+    let old = match *old {
+        Old::Retiring(old) => format!("generation {old} still serves too"),
+        Old::Draining(old) => format!("generation {old} drains"),
+        Old::Several(count) => format!("{count} old generations drain"),
+    };
+    format!("generation {generation}: serving; {old}")
+}
+
+/// The generations that hold up a restart.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Old {
+    /// One that has not been told to stop.
+    Retiring(u64),
+    /// One that was.
+    Draining(u64),
+    /// So many.
+    Several(usize),
+}
+
+/// How many connections old generations still have.
+pub fn connections(count: usize) -> String {
+    match count {
+        1 => "1 connection".to_owned(),
+        count => format!("{count} connections"),
+    }
+}
+
+/// How a restart has succeeded.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct Success {
+    pub generation: u64,
+    /// How long its start took, in seconds.
+    pub after: Option<f64>,
+    /// The generation that serves, if that is another one by now.
+    pub successor: Option<u64>,
+    /// The old generations that nobody waits for.
+    pub left: Option<Old>,
+    /// The newest old generation that is gone, and how long that took, in seconds.
+    pub gone: Option<(u64, f64)>,
+}
+
+impl Success {
+    /// `generation 5 serves after 0.84 s; generation 4 exited after 3.1 s`
+    pub fn sentence(&self) -> String {
+        let number = self.generation;
+        let after = |seconds: f64| format!(" after {}", short_time(seconds));
+        let took = self.after.map(after).unwrap_or_default();
+        let mut sentence = match self.successor {
+            None => format!("generation {number} serves{took}"),
+            Some(other) => format!("generation {number} served{took}, now generation {other} does"),
+        };
+        if let Some((old, seconds)) = self.gone {
+            sentence.push_str(&format!("; generation {old} exited{}", after(seconds)));
+        }
+        match self.left {
+            None => {}
+            Some(Old::Retiring(old) | Old::Draining(old)) => {
+                sentence.push_str(&format!("; generation {old} is not waited for"));
+            }
+            Some(Old::Several(count)) => {
+                sentence.push_str(&format!("; {count} old generations are not waited for"));
+            }
+        }
+        sentence
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_good_deploy_says_so_in_one_line_with_its_figures() {
+        let success = Success {
+            generation: 5,
+            after: Some(0.84),
+            gone: Some((4, 3.1)),
+            ..Success::default()
+        };
+        let sentence = "generation 5 serves after 0.84 s; generation 4 exited after 3.1 s";
+        assert_eq!(success.sentence(), sentence);
+        let first = Success {
+            generation: 1,
+            ..Success::default()
+        };
+        assert_eq!(first.sentence(), "generation 1 serves");
+        let brief = Success {
+            left: Some(Old::Draining(4)),
+            gone: None,
+            ..success.clone()
+        };
+        let sentence = "generation 5 serves after 0.84 s; generation 4 is not waited for";
+        assert_eq!(brief.sentence(), sentence);
+        let crashed = Success {
+            successor: Some(6),
+            gone: None,
+            ..success
+        };
+        let sentence = "generation 5 served after 0.84 s, now generation 6 does";
+        assert_eq!(crashed.sentence(), sentence);
+    }
+
+    #[test]
+    fn what_a_server_waits_for_drives_no_terminal() {
+        assert_eq!(
+            started(5, Some("GET /\n\x1b[2J")),
+            r"generation 5: started, waiting for GET /\x0A\x1B[2J"
+        );
+    }
+}

@@ -1,7 +1,7 @@
 //! `--ready`: a generation that has not proved that it serves replaces none that does.
 
 use std::fs::{self, OpenOptions};
-use std::os::unix::fs::chown;
+use std::os::unix::fs::{MetadataExt, chown};
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
@@ -424,15 +424,42 @@ fn a_foreign_user_cannot_say_that_a_generation_is_ready() {
     let socket = server.wait_for("it has its environment", |_| {
         proc::environment(pid).get("NOTIFY_SOCKET").cloned()
     });
-    let name = socket.strip_prefix('@').expect("an abstract name");
-    let address =
-        <std::os::unix::net::SocketAddr as std::os::linux::net::SocketAddrExt>::from_abstract_name(
-            name,
-        );
     let root = std::os::unix::net::UnixDatagram::unbound().expect("a socket");
-    root.send_to_addr(b"READY=1", &address.expect("an address"))
-        .expect("cannot send");
+    root.send_to(b"READY=1", &socket).expect("cannot send");
     server.wait_for_log("ignoring a notification to generation 2: it came from uid 0");
+    assert!(client.is_waiting());
+    // Root can do all that; other users cannot even enter its directory.
+    let directory = PathBuf::from(&socket);
+    let directory = directory.parent().expect("a directory").to_owned();
+    let mode = fs::metadata(&directory).expect("no directory").mode();
+    assert_eq!(mode & 0o7777, 0o700);
+    gate.open();
+    assert_eq!(client.wait(), 0, "{}", client.said());
+    let mut server = server;
+    assert!(server.stop().success());
+    assert!(!directory.exists());
+}
+
+/// Whoever is gone before its message is read cannot be traced.
+#[test]
+fn a_process_that_says_ready_and_exits_speaks_for_nobody() {
+    if !is_ours() {
+        return;
+    }
+    let (setup, gate) = gated(with_files().option("--ready=notify"), "--notify");
+    let (server, port) = serving(setup);
+    let mut client = restart(&server);
+    let starting = wait_for_start(&server, 2);
+    let pid = starting["workers"][0]["pid"].as_i64().expect("a pid");
+    let pid = Pid::from_raw(i32::try_from(pid).expect("a pid"));
+    let socket = server.wait_for("it has its environment", |_| {
+        proc::environment(pid).get("NOTIFY_SOCKET").cloned()
+    });
+    // It waits in the queue until its sender is gone.
+    proc::stop(server.pid());
+    client::request(port, &format!("say-and-exit {socket} READY=1")).expect("no answer");
+    server.signal(Signal::SIGCONT);
+    server.wait_for_log("ignoring a notification to generation 2: it came from pid ");
     assert!(client.is_waiting());
     gate.open();
     assert_eq!(client.wait(), 0, "{}", client.said());

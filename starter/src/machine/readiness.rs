@@ -88,20 +88,27 @@ impl Machine {
                 self.start_failed(number, None, Some(cause), now);
             }
             Some(State::Current) if !self.has_others(number, slot) => {
-                self.retire_at_once(number);
+                self.retire_at_once(number, now);
                 self.current_died(number, None, Some(StartFailure::stopping(pid)), now);
             }
-            Some(State::Retiring) if !self.has_others(number, slot) => self.retire_at_once(number),
+            Some(State::Retiring) if !self.has_others(number, slot) => {
+                self.retire_at_once(number, now);
+            }
             Some(State::Current | State::Retiring | State::Old) | None => {}
         }
         self.save_status();
     }
 
-    /// There is no way back to it, and it need not be told to stop.
-    fn retire_at_once(&mut self, number: u32) {
+    /// There is no way back to it, and it need not be told to stop; it drains like any other.
+    fn retire_at_once(&mut self, number: u32, now: Moment) {
+        let patience = self.settings.kill_old_timeout;
         if let Some(generation) = self.generation_mut(number) {
             generation.stage = Stage::Draining;
+            for worker in generation.slots.iter_mut().filter_map(Slot::worker_mut) {
+                worker.kill_at = patience.map(|patience| now + patience);
+            }
         }
+        self.kill_surplus();
     }
 
     /// Whether another slot of the generation has a worker that goes on, or is about to get one.

@@ -16,6 +16,7 @@ pub mod http;
 mod line;
 mod message;
 mod notify;
+mod private;
 mod probe;
 mod sender;
 mod settings;

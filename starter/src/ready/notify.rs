@@ -1,18 +1,20 @@
 //! The notification socket of one generation, for the protocol of sd_notify(3).
 //!
-//! Its name is abstract and chosen by the kernel: it needs no directory that only this user can enter, it can be
-//! reached from inside a chroot or `PrivateTmp=`, and nothing is left of it even if this process is killed. In return,
-//! anybody can send to it; but the kernel tells who did, and each look reads a bounded number of datagrams.
+//! It has a path in a directory that only this user can enter. An abstract name would be reachable from below a chroot,
+//! but for every user of the host: whoever can send keeps this process busy, and a descriptor that is sent along and
+//! dropped here can hold it up (the last reference to a TCP socket with SO_LINGER).
 
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::path::PathBuf;
 
 use nix::errno::Errno;
 use nix::sys::socket::{
-    AddressFamily, SockFlag, SockType, UnixAddr, bind, getsockname, setsockopt, socket, sockopt,
+    AddressFamily, SockFlag, SockType, UnixAddr, bind, setsockopt, socket, sockopt,
 };
 use nix::unistd::Pid;
 
 use crate::ready::message::{LARGEST, Message, parse};
+use crate::ready::private::PrivateDirectory;
 
 /// How many datagrams one look reads at most, so that signals do not have to wait.
 const MOST_AT_ONCE: usize = 64;
@@ -21,7 +23,7 @@ const MOST_AT_ONCE: usize = 64;
 #[derive(Debug)]
 pub struct Socket {
     socket: OwnedFd,
-    address: String,
+    directory: PrivateDirectory,
 }
 
 /// A datagram and who sent it, according to the kernel.
@@ -30,6 +32,8 @@ pub enum Received {
     From {
         pid: Pid,
         uid: u32,
+        /// The worker for whom the sender speaks.
+        worker: Option<Pid>,
         message: Message,
     },
     /// It is longer than [`LARGEST`], or its sender is unknown.
@@ -38,31 +42,26 @@ pub enum Received {
 
 impl Socket {
     pub fn open() -> nix::Result<Socket> {
+        let directory = PrivateDirectory::new("notify")?;
         let flags = SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK;
         let socket = socket(AddressFamily::Unix, SockType::Datagram, flags, None)?;
         setsockopt(&socket, sockopt::PassCred, &true)?;
-        // An address without a name makes the kernel choose one (unix(7), "Autobind feature").
-        bind(socket.as_raw_fd(), &UnixAddr::new_unnamed())?;
-        let name: UnixAddr = getsockname(socket.as_raw_fd())?;
-        let name = name.as_abstract().ok_or(Errno::EADDRNOTAVAIL)?;
-        let name = std::str::from_utf8(name).map_err(|_| Errno::EADDRNOTAVAIL)?;
-        Ok(Socket {
-            address: format!("@{name}"),
-            socket,
-        })
+        bind(socket.as_raw_fd(), &UnixAddr::new(&directory.path())?)?;
+        Ok(Socket { socket, directory })
     }
 
     /// The value of `NOTIFY_SOCKET`.
-    pub fn address(&self) -> &str {
-        &self.address
+    pub fn address(&self) -> PathBuf {
+        self.directory.path()
     }
 
-    /// What has arrived. Descriptors that came along are closed: those of `FDSTORE=1` are not kept, and a sender that
+    /// What has arrived; `trace` finds the worker for whom a sender speaks. It is asked before the next datagram is read: a
+    /// sender that waits for its barrier exists until then. Descriptors that came along are closed: those of `FDSTORE=1` are not kept, and a sender that
     /// waits for its barrier (`BARRIER=1`) goes on.
-    pub fn read(&self) -> Vec<Received> {
+    pub fn read(&self, trace: impl Fn(Pid) -> Option<Pid>) -> Vec<Received> {
         let mut received = Vec::new();
         while received.len() < MOST_AT_ONCE {
-            match self.read_one() {
+            match self.read_one(&trace) {
                 Ok(one) => received.push(one),
                 Err(Errno::EINTR) => {}
                 // Nothing is left, or nothing can be read now.
@@ -72,13 +71,14 @@ impl Socket {
         received
     }
 
-    fn read_one(&self) -> nix::Result<Received> {
+    fn read_one(&self, trace: impl Fn(Pid) -> Option<Pid>) -> nix::Result<Received> {
         let mut datagram = [0; LARGEST];
         let (length, is_cut, sender) = receive(&self.socket, &mut datagram)?;
         Ok(match sender {
             Some(sender) if !is_cut => Received::From {
                 pid: Pid::from_raw(sender.pid),
                 uid: sender.uid,
+                worker: trace(Pid::from_raw(sender.pid)),
                 message: parse(&datagram[..length]),
             },
             Some(_) | None => Received::Unusable,
@@ -142,8 +142,7 @@ impl AsFd for Socket {
 #[allow(clippy::unwrap_used, reason = "tests fail by panicking")]
 mod tests {
     use std::io::IoSlice;
-    use std::os::linux::net::SocketAddrExt;
-    use std::os::unix::net::{SocketAddr, UnixDatagram};
+    use std::os::unix::net::UnixDatagram;
 
     use nix::sys::socket::{ControlMessage, MsgFlags, sendmsg};
     use nix::unistd::{getpid, getuid};
@@ -152,9 +151,7 @@ mod tests {
 
     fn client(socket: &Socket) -> UnixDatagram {
         let client = UnixDatagram::unbound().unwrap();
-        let name = socket.address().strip_prefix('@').unwrap();
-        let address = SocketAddr::from_abstract_name(name).unwrap();
-        client.connect_addr(&address).unwrap();
+        client.connect(socket.address()).unwrap();
         client
     }
 
@@ -167,13 +164,13 @@ mod tests {
             Received::From {
                 pid, uid, message, ..
             },
-        ] = &socket.read()[..]
+        ] = &socket.read(Some)[..]
         else {
             unreachable!("one datagram was sent");
         };
         assert_eq!((*pid, *uid), (getpid(), getuid().as_raw()));
         assert!(message.is_ready && message.status.as_deref() == Some("up"));
-        assert_eq!(socket.read(), []);
+        assert_eq!(socket.read(Some), []);
     }
 
     #[test]
@@ -184,7 +181,7 @@ mod tests {
         long.resize(LARGEST + 1, b'x');
         client.send(&long).unwrap();
         client.send(&long[..LARGEST]).unwrap();
-        let received = socket.read();
+        let received = socket.read(Some);
         assert_eq!(received[0], Received::Unusable);
         assert!(matches!(&received[1], Received::From { message, .. } if message.is_ready));
     }
@@ -199,7 +196,7 @@ mod tests {
         let datagram = [IoSlice::new(b"FDSTORE=1\nBARRIER=1")];
         let flags = MsgFlags::empty();
         sendmsg::<()>(client.as_raw_fd(), &datagram, &rights, flags, None).unwrap();
-        let received = socket.read();
+        let received = socket.read(Some);
         assert!(matches!(&received[..], [Received::From { .. }]));
         drop(writer);
         // No process holds the other end: this is the end of the file.

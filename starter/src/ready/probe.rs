@@ -4,8 +4,6 @@
 use std::ffi::OsString;
 use std::net::{Ipv4Addr, SocketAddr, SocketAddrV4};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
-use std::os::unix::ffi::OsStrExt;
-use std::path::{Path, PathBuf};
 
 use nix::errno::Errno;
 use nix::fcntl::{FcntlArg, OFlag, fcntl};
@@ -13,11 +11,12 @@ use nix::sys::socket::{
     AddressFamily, SockFlag, SockType, SockaddrIn, UnixAddr, bind, connect, getsockname,
     getsockopt, socket,
 };
-use nix::unistd::mkdtemp;
+use nix::sys::stat::fstat;
 use nix::{getsockopt_impl, setsockopt_impl, sockopt_impl};
 
-use crate::host::sock_diag::{self, State};
+use crate::host::sock_diag::{self, State, UnixSocket};
 use crate::listeners::sockets;
+use crate::ready::private::PrivateDirectory;
 use crate::ready::settings::ProbeAt;
 
 sockopt_impl!(
@@ -39,8 +38,7 @@ pub struct Probe {
 #[derive(Debug)]
 enum Place {
     Port(SocketAddr),
-    /// In a directory of its own.
-    File(PathBuf),
+    File(PrivateDirectory),
 }
 
 /// A connection to a probe, which may not be established yet.
@@ -77,7 +75,7 @@ impl Probe {
     pub fn name(&self) -> OsString {
         match &self.place {
             Place::Port(address) => address.to_string().into(),
-            Place::File(path) => path.clone().into(),
+            Place::File(directory) => directory.path().into(),
         }
     }
 
@@ -107,9 +105,9 @@ impl Probe {
                 })
             }
             Place::Port(SocketAddr::V6(_)) => Err(Errno::EAFNOSUPPORT),
-            Place::File(path) => {
+            Place::File(directory) => {
                 let socket = socket(AddressFamily::Unix, SockType::Stream, flags, None)?;
-                connect(socket.as_raw_fd(), &UnixAddr::new(path.as_path())?)?;
+                connect(socket.as_raw_fd(), &UnixAddr::new(&directory.own_path())?)?;
                 Ok(Connection {
                     socket,
                     addresses: None,
@@ -135,16 +133,18 @@ impl Probe {
                 .ok()
                 .flatten()
                 .is_some_and(|it| it.inode != 0),
-            (None, Place::File(path)) => {
-                let name = path.as_os_str().as_bytes();
-                let listeners = sock_diag::unix(|one| {
-                    one.state == State::Listen && one.name.as_deref() == Some(name)
-                });
-                listeners
-                    .is_ok_and(|found| found.first().and_then(|one| one.receive_queue) == Some(0))
-            }
+            (None, Place::File(_)) => self.is_queue_empty() == Some(true),
             (None, Place::Port(_)) => false,
         }
+    }
+
+    /// Whether nobody waits to be accepted, at a unix socket. Its name can be that of another socket too, in another
+    /// mount namespace, but not its inode.
+    fn is_queue_empty(&self) -> Option<bool> {
+        let inode = fstat(&self.listener).ok()?.st_ino;
+        let is_ours = |one: &UnixSocket| one.state == State::Listen && one.inode == inode;
+        let found = sock_diag::unix(is_ours).ok()?;
+        Some(found.first()?.receive_queue? == 0)
     }
 }
 
@@ -157,43 +157,13 @@ fn open_port() -> nix::Result<(OwnedFd, Place)> {
     Ok((socket, Place::Port(SocketAddr::V4(bound.into()))))
 }
 
-/// mkdtemp(3) makes the directory for its owner alone.
 fn open_file() -> nix::Result<(OwnedFd, Place)> {
-    let directory = mkdtemp(&std::env::temp_dir().join("start_server-probe-XXXXXX"))?;
-    let path = directory.join("socket");
-    let made = socket(
-        AddressFamily::Unix,
-        SockType::Stream,
-        SockFlag::SOCK_CLOEXEC,
-        None,
-    )
-    .and_then(|socket| {
-        bind(socket.as_raw_fd(), &UnixAddr::new(path.as_path())?)?;
-        Ok(socket)
-    });
-    match made {
-        Ok(socket) => Ok((socket, Place::File(path))),
-        Err(errno) => {
-            remove(&path);
-            Err(errno)
-        }
-    }
-}
-
-/// Nobody else can enter the directory, so both are still ours.
-fn remove(path: &Path) {
-    drop(std::fs::remove_file(path));
-    if let Some(directory) = path.parent() {
-        drop(std::fs::remove_dir(directory));
-    }
-}
-
-impl Drop for Probe {
-    fn drop(&mut self) {
-        if let Place::File(path) = &self.place {
-            remove(path);
-        }
-    }
+    let directory = PrivateDirectory::new("socket")?;
+    let flags = SockFlag::SOCK_CLOEXEC;
+    let socket = socket(AddressFamily::Unix, SockType::Stream, flags, None)?;
+    // By the path that others use: it is the address that the kernel shows.
+    bind(socket.as_raw_fd(), &UnixAddr::new(&directory.path())?)?;
+    Ok((socket, Place::File(directory)))
 }
 
 impl AsFd for Probe {
@@ -205,6 +175,8 @@ impl AsFd for Probe {
 #[cfg(test)]
 #[allow(clippy::unwrap_used, reason = "tests fail by panicking")]
 mod tests {
+    use std::path::PathBuf;
+
     use nix::sys::socket::{accept, setsockopt};
 
     use super::*;

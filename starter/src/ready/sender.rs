@@ -2,15 +2,15 @@
 
 use nix::unistd::Pid;
 
-use crate::host::proc::{self, Fields};
+use crate::host::proc::Fields;
 
 /// More ancestors than any server has between a worker and a process that speaks for it.
 const MOST_ANCESTORS: usize = 64;
 
 /// The worker that is the sender, or from which the sender descends.
 ///
-/// A sender that is gone already, as `systemd-notify` may be, can no longer be traced. Its message counts as that of
-/// the generation's worker, if it has only one, because the address of the socket was given to that generation alone.
+/// A sender that is gone already cannot be traced, and speaks for nobody: any process of this user can send something and
+/// exit. `systemd-notify` waits until its message was read (`BARRIER=1`).
 pub fn worker_of(sender: Pid, workers: &[Pid]) -> Option<Pid> {
     let mut at = sender;
     for _ in 0..MOST_ANCESTORS {
@@ -19,12 +19,6 @@ pub fn worker_of(sender: Pid, workers: &[Pid]) -> Option<Pid> {
         }
         match Fields::of(at) {
             Ok(fields) => at = fields.parent().filter(|parent| parent.as_raw() > 1)?,
-            Err(_) if at == sender && !proc::exists(sender) => {
-                return match workers {
-                    [only] => Some(*only),
-                    _ => None,
-                };
-            }
             Err(_) => return None,
         }
     }
@@ -52,7 +46,8 @@ mod tests {
         assert_eq!(worker_of(ourselves, &[pid]), None);
         drop(child.stdin.take());
         child.wait().unwrap();
-        assert_eq!(worker_of(pid, &[ourselves]), Some(ourselves));
-        assert_eq!(worker_of(pid, &[ourselves, parent]), None);
+        assert_eq!(worker_of(pid, &[ourselves]), None);
+        // A sender in another pid namespace.
+        assert_eq!(worker_of(Pid::from_raw(0), &[ourselves]), None);
     }
 }

@@ -228,7 +228,13 @@ impl Asking {
                 Err(errno) => return Err(errno.desc().to_owned()),
             }
         }
-        Ok(read_answer(&self.received))
+        match read_answer(&self.received) {
+            // Interim answers without end.
+            Answer::Partial if self.received.len() > LONGEST_HEAD => {
+                Err(format!("the answer has no end within {LONGEST_HEAD} bytes"))
+            }
+            answer => Ok(answer),
+        }
     }
 }
 

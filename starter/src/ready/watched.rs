@@ -29,6 +29,9 @@ use crate::words::start_failure::StartFailure;
 /// How long after a command has failed it is run again.
 const PAUSE: Duration = Duration::from_millis(100);
 
+/// How much more time a worker can ask for at once.
+const LONGEST_EXTENSION: Duration = Duration::from_secs(3600);
+
 /// Everything that belongs to one generation.
 pub struct Watched {
     pub generation: u32,
@@ -190,20 +193,24 @@ impl Watched {
     }
 
     fn read_socket(&mut self, now: Moment, found: &mut Vec<Event>, notices: &mut Vec<Notice>) {
-        let received = self.socket.as_ref().map(Socket::read);
+        let trace = |pid| worker_of(pid, &self.workers);
+        let received = self.socket.as_ref().map(|socket| socket.read(trace));
         for one in received.unwrap_or_default() {
             match one {
-                Received::From { pid, uid, message } if uid == getuid().as_raw() => {
-                    match worker_of(pid, &self.workers) {
-                        Some(worker) => tell(worker, message, now, found),
-                        None => self.complain(notices, &format!("it came from pid {pid}")),
-                    }
-                }
+                Received::From {
+                    pid,
+                    uid,
+                    worker,
+                    message,
+                } if uid == getuid().as_raw() => match worker {
+                    Some(worker) => tell(worker, message, now, found),
+                    None => self.complain(notices, &format!("it came from pid {pid}")),
+                },
                 Received::From { uid, .. } => {
                     self.complain(notices, &format!("it came from uid {uid}"));
                 }
                 Received::Unusable => {
-                    self.complain(notices, "it is too long, or its sender is unknown")
+                    self.complain(notices, "it is too long, or its sender is unknown");
                 }
             }
         }
@@ -355,7 +362,7 @@ impl Watched {
 /// What a worker has said, as events.
 fn tell(pid: Pid, message: Message, now: Moment, found: &mut Vec<Event>) {
     if let Some(extension) = message.extension {
-        let until = now + extension;
+        let until = now + extension.min(LONGEST_EXTENSION);
         found.push(Event::StartExtended { pid, until });
     }
     if let Some(text) = message.status {

@@ -14,7 +14,8 @@
 //! * `--last-words=COUNT` write `last word NUMBER` to standard error this many times
 //! * `--exit=CODE` end at once
 //! * `--exit-if-exists=FILE` end with status 1 when there is such a file
-//! * `--say=TEXT` send a notification to NOTIFY_SOCKET, with a line feed for each semicolon
+//! * `--say=TEXT` send a notification to NOTIFY_SOCKET, or where `--say-to=ADDRESS` says, with a line feed for each
+//!   semicolon
 //! * `--hold=FIFO` go on only when somebody has opened the FIFO for writing and closed it again
 //! * `--ignore=TERM,HUP` ignore these signals
 //! * `--catch=USR1,WINCH` write these signals to the journal and go on
@@ -31,6 +32,7 @@
 //! * `ping`: the pid
 //! * `hold`: answers `holding`, waits for one more line, then reports (not for datagrams)
 //! * `say TEXT`, `say-to ADDRESS TEXT`: sends a notification, to NOTIFY_SOCKET or another address
+//! * `say-and-exit ADDRESS TEXT`: the same by a process that is gone when this is answered
 //! * `GET PATH ...`: an HTTP answer. `/exists/FILE` is 200 if the file exists and 503 if not, `/garbage` is not HTTP,
 //!   `/fields` has a head without end, `/half` ends within the head, `/silent` is never answered, `/moved` is 301
 //! * `exit CODE`: ends at once, without an answer
@@ -115,6 +117,7 @@ struct Options {
     exit: Option<i32>,
     exit_if_exists: Option<String>,
     say: Option<String>,
+    say_to: Option<String>,
     hold: Option<String>,
     ignore: Vec<Signal>,
     catch: Vec<Signal>,
@@ -138,6 +141,7 @@ impl Options {
                 "--exit" => options.exit = Some(value.parse().expect("--exit=CODE")),
                 "--exit-if-exists" => options.exit_if_exists = Some(value.to_owned()),
                 "--say" => options.say = Some(value.to_owned()),
+                "--say-to" => options.say_to = Some(value.to_owned()),
                 "--hold" => options.hold = Some(value.to_owned()),
                 "--ignore" => options.ignore = signals(value),
                 "--catch" => options.catch = signals(value),
@@ -217,6 +221,9 @@ impl Worker {
         for number in 1..=options.last_words {
             write_line(2, &format!("last word {number}"));
         }
+        if let Some(text) = &options.say {
+            say(&options.say_to.clone().unwrap_or_else(own_address), text);
+        }
         if let Some(code) = options.exit {
             return code;
         }
@@ -226,9 +233,6 @@ impl Worker {
             .is_some_and(|file| fs::exists(file).expect("cannot look for the file"))
         {
             return 1;
-        }
-        if let Some(text) = &options.say {
-            say(&own_address(), text);
         }
         if let Some(fifo) = &options.hold {
             fs::read(fifo).expect("cannot read the FIFO");
@@ -485,6 +489,15 @@ impl Worker {
             "say-to" => {
                 let (address, text) = rest.split_once(' ').expect("say-to ADDRESS TEXT");
                 say(address, text);
+            }
+            "say-and-exit" => {
+                let (address, text) = rest.split_once(' ').expect("say-and-exit ADDRESS TEXT");
+                std::process::Command::new("/proc/self/exe")
+                    .arg(format!("--say-to={address}"))
+                    .arg(format!("--say={text}"))
+                    .arg("--exit=0")
+                    .status()
+                    .expect("cannot run a process");
             }
             "ping" => {}
             _ => return format!("no such request: {request}"),

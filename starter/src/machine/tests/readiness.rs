@@ -197,3 +197,24 @@ fn of_too_many_draining_generations_the_oldest_are_killed() {
     assert_eq!(world.count_said("sending KILL"), 1);
     world.check();
 }
+
+#[test]
+fn whoever_stops_by_itself_drains_within_the_same_bounds() {
+    let mut world = World::new(Settings {
+        kill_old_timeout: Some(Duration::from_secs(30)),
+        max_old_generations: NonZeroU32::new(1),
+        ..told(60)
+    });
+    for pid in [100, 101] {
+        world.become_ready(self::pid(pid));
+        world.stop_by_itself(self::pid(pid));
+        world.pass_deadline();
+    }
+    assert!(world.said("sending KILL to workers that have not stopped in time:100"));
+    assert!(!world.said("in time:101"));
+    world.become_ready(pid(102));
+    world.pass(30.0);
+    world.on(Event::DeadlinePassed);
+    assert!(world.said("sending KILL to workers that have not stopped in time:101"));
+    world.check();
+}

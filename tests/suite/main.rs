@@ -42,6 +42,7 @@ mod pins;
 mod policy;
 mod privileges;
 mod readiness;
+mod real_readiness;
 mod real_servers;
 mod remedies;
 mod restart;

@@ -16,7 +16,7 @@ use serde_json::Value;
 use crate::bad_input::assert_usage;
 use crate::commands::{Client, accepted, run};
 
-fn is_ours() -> bool {
+pub fn is_ours() -> bool {
     !original_differs("it takes whatever lives for ready")
 }
 

@@ -7,8 +7,8 @@ use std::io::{self, Read, Write};
 use std::net::{Ipv4Addr, SocketAddr, TcpStream};
 use std::path::Path;
 use std::process::Command;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex};
 use std::thread::{self, JoinHandle};
 
 use e2e::skip::{missing, needs_program, needs_root, original_differs};
@@ -22,29 +22,29 @@ const RESTARTS: usize = 3;
 const CLIENTS: usize = 3;
 
 /// What is particular to one server.
-struct Recipe {
+pub struct Recipe {
     /// `@PORT@` stands for the port here and in the files.
-    program: &'static [&'static str],
+    pub program: &'static [&'static str],
     /// Those of `tests/servers` that it needs in its folder.
-    files: &'static [&'static str],
+    pub files: &'static [&'static str],
     /// Those of start_server.
-    options: &'static [&'static str],
+    pub options: &'static [&'static str],
     /// How many clients ask all the time.
-    clients: usize,
+    pub clients: usize,
     /// The request of one more client, which takes longer than the restart.
-    held: Option<Held>,
+    pub held: Option<Held>,
 }
 
 /// How much of a request has come when its server is told to stop.
 #[derive(Clone, Copy)]
-enum Held {
+pub enum Held {
     /// The first line.
     Line,
     /// All but the body.
     Head,
 }
 
-const UNICORN: Recipe = Recipe {
+pub const UNICORN: Recipe = Recipe {
     program: &["unicorn", "-c", "unicorn.rb", "config.ru"],
     files: &["unicorn.rb", "config.ru"],
     options: &[
@@ -56,7 +56,7 @@ const UNICORN: Recipe = Recipe {
     held: Some(Held::Line),
 };
 
-const PUMA: Recipe = Recipe {
+pub const PUMA: Recipe = Recipe {
     program: &[
         "puma",
         "-C",
@@ -71,9 +71,9 @@ const PUMA: Recipe = Recipe {
     held: Some(Held::Line),
 };
 
-const NGINX: Recipe = Recipe {
+pub const NGINX: Recipe = Recipe {
     program: &["nginx", "-p", ".", "-c", "nginx.conf"],
-    files: &["nginx.conf"],
+    files: &["nginx.conf", "listen.conf"],
     options: &[
         "--fd-env=nginx",
         "--signal-on-hup=QUIT",
@@ -91,7 +91,7 @@ const H2O: Recipe = Recipe {
     held: Some(Held::Line),
 };
 
-const GUNICORN: Recipe = Recipe {
+pub const GUNICORN: Recipe = Recipe {
     program: &["gunicorn", "--workers=2", "app:wsgi"],
     files: &["app.py"],
     options: &["--fd-env=systemd"],
@@ -116,7 +116,7 @@ const UVICORN_THAT_WAITS: Recipe = Recipe {
     held: Some(Held::Line),
 };
 
-const NODE: Recipe = Recipe {
+pub const NODE: Recipe = Recipe {
     program: &["node", "server.js"],
     files: &["server.js"],
     options: &[],
@@ -124,7 +124,7 @@ const NODE: Recipe = Recipe {
     held: Some(Held::Line),
 };
 
-const STARLET: Recipe = Recipe {
+pub const STARLET: Recipe = Recipe {
     program: &["plackup", "-s", "Starlet", "--max-workers=2", "app.psgi"],
     files: &["app.psgi"],
     options: &[],
@@ -143,7 +143,7 @@ const STARMAN: Recipe = Recipe {
 };
 
 /// A server by its recipe, ready to start.
-fn cook(recipe: &Recipe, setup: Setup, port: u16) -> Setup {
+pub fn cook(recipe: &Recipe, setup: Setup, port: u16) -> Setup {
     let fill_in = |text: &str| text.replace("@PORT@", &port.to_string());
     let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("servers");
     for file in recipe.files {
@@ -193,8 +193,8 @@ fn ask(port: u16) -> io::Result<Answerer> {
 }
 
 /// Who answered, as well as the server knows it.
-#[derive(Debug)]
-enum Answerer {
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Answerer {
     Generation(u32),
     /// A child of the worker.
     Process(Pid),
@@ -213,7 +213,7 @@ fn parse(answer: &str) -> Option<Answerer> {
 }
 
 impl Answerer {
-    fn belongs_to(&self, worker: Worker) -> bool {
+    pub fn belongs_to(&self, worker: Worker) -> bool {
         match *self {
             Answerer::Generation(generation) => generation == worker.generation,
             Answerer::Process(pid) => proc::children(worker.pid).contains(&pid),
@@ -222,24 +222,31 @@ impl Answerer {
 }
 
 /// HTTP clients in a closed loop.
-struct Load {
+pub struct Load {
     stopped: Arc<AtomicBool>,
     successes: Arc<AtomicU64>,
+    answerers: Arc<Mutex<BTreeSet<Answerer>>>,
     clients: Vec<JoinHandle<Vec<String>>>,
 }
 
 impl Load {
-    fn start(port: u16, clients: usize) -> Load {
+    pub fn start(port: u16, clients: usize) -> Load {
         let stopped = Arc::new(AtomicBool::new(false));
         let successes = Arc::new(AtomicU64::new(0));
+        let answerers = Arc::new(Mutex::new(BTreeSet::new()));
         let clients = (0..clients)
             .map(|_| {
                 let (stopped, successes) = (Arc::clone(&stopped), Arc::clone(&successes));
+                let answerers = Arc::clone(&answerers);
                 thread::spawn(move || {
                     let mut failures = Vec::new();
                     while !stopped.load(Ordering::Relaxed) {
                         match ask(port) {
-                            Ok(_) => drop(successes.fetch_add(1, Ordering::Relaxed)),
+                            Ok(answerer) => {
+                                let mut answerers = answerers.lock().expect("a client panicked");
+                                answerers.insert(answerer);
+                                successes.fetch_add(1, Ordering::Relaxed);
+                            }
                             Err(error) => failures.push(error.to_string()),
                         }
                     }
@@ -250,13 +257,19 @@ impl Load {
         Load {
             stopped,
             successes,
+            answerers,
             clients,
         }
     }
 
+    /// Everybody who has answered so far.
+    pub fn answerers(&self) -> BTreeSet<Answerer> {
+        self.answerers.lock().expect("a client panicked").clone()
+    }
+
     /// Waits until more requests were answered than now, so that what follows happens under load.
     #[track_caller]
-    fn wait_for_more(&self, server: &Server, more: u64) {
+    pub fn wait_for_more(&self, server: &Server, more: u64) {
         if self.clients.is_empty() {
             return;
         }
@@ -267,7 +280,7 @@ impl Load {
     }
 
     /// The errors, one for each request without an answer.
-    fn stop(self) -> Vec<String> {
+    pub fn stop(self) -> Vec<String> {
         self.stopped.store(true, Ordering::Relaxed);
         let clients = self.clients.into_iter();
         clients
@@ -277,7 +290,7 @@ impl Load {
 }
 
 /// The workers in the status file. (Some of these servers overwrite their environment in /proc with their title.)
-fn accepted(server: &Server) -> Vec<Worker> {
+pub fn accepted(server: &Server) -> Vec<Worker> {
     let text = server.status_file().unwrap_or_default();
     let worker = |line: &str| {
         let (generation, pid) = line.split_once(':').expect("not GENERATION:PID");
@@ -290,7 +303,7 @@ fn accepted(server: &Server) -> Vec<Worker> {
 }
 
 /// The living processes whose directory this is: start_server and everything below it.
-fn processes_in(folder: &Path) -> Vec<Pid> {
+pub fn processes_in(folder: &Path) -> Vec<Pid> {
     let ours = |pid: &Pid| {
         let directory = fs::read_link(format!("/proc/{pid}/cwd"));
         directory.is_ok_and(|directory| directory == folder)
@@ -313,7 +326,7 @@ fn names_in(folder: &Path) -> BTreeSet<String> {
 /// Waits until the old generation accepts no more connections: they are answered by chance as long as both do.
 /// Requests that fail meanwhile are for the load to count; not every server can do without failures.
 #[track_caller]
-fn wait_until_it_serves_alone(server: &Server, worker: Worker, port: u16) {
+pub fn wait_until_it_serves_alone(server: &Server, worker: Worker, port: u16) {
     server.wait_until(&format!("{worker:?} alone answers"), |_| {
         (0..20).all(|_| ask(port).is_ok_and(|answerer| answerer.belongs_to(worker)))
     });
@@ -375,7 +388,7 @@ fn restarts_without_a_failed_request(recipe: &Recipe, setup: Setup) {
 }
 
 /// Whether this server can be run here.
-fn can_run(recipe: &Recipe) -> bool {
+pub fn can_run(recipe: &Recipe) -> bool {
     let told_otherwise = recipe
         .options
         .iter()
@@ -384,7 +397,7 @@ fn can_run(recipe: &Recipe) -> bool {
 }
 
 /// Whether Perl has this server for plackup.
-fn needs_plack_server(name: &str) -> bool {
+pub fn needs_plack_server(name: &str) -> bool {
     let module = format!("-MPlack::Handler::{name}");
     let found = Command::new("perl")
         .args([&module, "-e", ""])

@@ -70,6 +70,7 @@ use std::{env, ffi, mem, process, ptr};
 use e2e::journal::{Entry, Happened};
 use e2e::proc::Status;
 use e2e::report::{Listener, Report, Socket};
+use e2e::start::InTurn;
 use nix::errno::Errno;
 use nix::fcntl::{FcntlArg, FdFlag, OFlag, fcntl};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
@@ -496,7 +497,7 @@ impl Worker {
                     .arg(format!("--say-to={address}"))
                     .arg(format!("--say={text}"))
                     .arg("--exit=0")
-                    .status()
+                    .status_in_turn()
                     .expect("cannot run a process");
             }
             "ping" => {}

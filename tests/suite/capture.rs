@@ -613,8 +613,15 @@ fn the_last_lines_of_a_worker_that_failed_are_in_the_verdict_and_told_by_restart
             20,
             last_words(1, 20),
         ),
-        // Not where nobody reads it.
-        (&["--log-file=server.log"][..], 3, vec![]),
+        // Nobody reads these before they are asked for.
+        (&["--log-file=server.log"][..], 3, last_words(1, 3)),
+        (
+            &["--log-file=server.log"],
+            20_000,
+            last_words(19_981, 20_000),
+        ),
+        // Not where nobody can.
+        (&["--log-file=| cat >server.log"], 3, vec![]),
         (&[][..], 3, vec![]),
         (
             &[

@@ -132,7 +132,11 @@ fn a_check_that_hangs_is_ended_with_all_that_it_has_started() {
     let mut server = server;
     assert!(server.stop().success());
     let group = lines(&server, "checks")[1].parse().expect("a pid");
-    assert_eq!(proc::group(Pid::from_raw(group)), []);
+    wait::until(
+        "its group is gone",
+        || server.log(),
+        || proc::group(Pid::from_raw(group)).is_empty().then_some(()),
+    );
 }
 
 #[test]

@@ -118,7 +118,9 @@ impl Resources {
         }
     }
 
-    fn save_status(&mut self, machine: &Machine) {
+    /// The last lines of workers whose start has failed and which still live: once, before the next ones write to the same
+    /// file.
+    fn keep_last_lines_of_failed(&mut self, machine: &Machine) {
         for pid in machine.failed_workers() {
             if self.status_file.last_lines_of(pid).is_empty() {
                 let readers = self.status_file.readers();
@@ -126,6 +128,10 @@ impl Resources {
                 self.status_file.keep_last_lines(pid, last_lines);
             }
         }
+    }
+
+    fn save_status(&mut self, machine: &Machine) {
+        self.keep_last_lines_of_failed(machine);
         for notice in self.status_file.save(machine, Moment::now()) {
             self.log.say(&notice);
         }
@@ -145,6 +151,7 @@ impl Resources {
         from: Source,
         machine: &mut Machine,
     ) -> Event {
+        self.keep_last_lines_of_failed(machine);
         // Whether clients can reach them is for the verdict at the commit.
         self.examine_listeners(Occasion::Start);
         let kept = match from {

@@ -639,3 +639,33 @@ fn options_of_readiness_that_cannot_be_are_one_line() {
         assert_usage(setup, &[&format!("start_server: {line}")]);
     }
 }
+
+/// The children of a server that hangs have its listeners, and do not hear that it is over.
+#[test]
+fn what_a_worker_has_started_that_must_be_killed_is_killed_with_it() {
+    if !is_ours() {
+        return;
+    }
+    let before = "[ $SERVER_STARTER_GENERATION = 1 ] || { trap : TERM; sh -c 'trap : TERM; echo $$ >child; \
+                  while :; do sleep 600; done' & while :; do wait; done; }";
+    let setup = scripted(
+        with_files().options([
+            "--ready=notify",
+            "--start-timeout=0.5",
+            "--stop-timeout=0.5",
+            "--start-limit=1",
+        ]),
+        before,
+        "--notify",
+    );
+    let (server, port) = serving(setup);
+    let mut client = restart(&server);
+    assert_eq!(client.wait(), 1, "{}", client.said());
+    let child = server.wait_for("its child is known", |server| {
+        let text = fs::read_to_string(server.folder().join("child")).ok()?;
+        text.trim().parse().ok().map(Pid::from_raw)
+    });
+    server.wait_until("its child is gone", |_| !proc::alive(child));
+    server.wait_for_log("has left processes behind, sending KILL to them");
+    assert_eq!(server.ask(port).generation, Some(1));
+}

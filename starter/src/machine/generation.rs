@@ -120,6 +120,8 @@ pub struct Worker {
     pub(super) standing: Standing,
     /// It may take until then to become ready, whatever `--start-timeout` says.
     pub(super) extended_until: Option<Moment>,
+    /// It has been killed because it did not stop.
+    pub(super) is_killed: bool,
     /// When it is killed, if it has been told to stop and that is bounded.
     pub(super) kill_at: Option<Moment>,
     /// What is known of its way to readiness.
@@ -320,6 +322,7 @@ impl Worker {
             spawned_at: now,
             standing: Standing::Spawned,
             extended_until: None,
+            is_killed: false,
             kill_at: None,
             known: None,
             text: None,

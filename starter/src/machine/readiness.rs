@@ -6,7 +6,7 @@ use nix::sys::signal::Signal;
 use nix::unistd::Pid;
 
 use super::generation::{Generation, Slot, Stage, Standing, State, Worker};
-use super::model::{Machine, Proof};
+use super::model::{Action, Machine, Proof};
 use crate::host::moment::Moment;
 use crate::words::notice::Notice;
 use crate::words::start_failure::StartFailure;
@@ -234,6 +234,20 @@ impl Machine {
         self.kill(&pids);
     }
 
+    /// A worker of a failed start did not stop and was killed: what it has started goes with it. It has the listeners, and
+    /// nobody would tell it to stop.
+    pub(super) fn end_what_it_started(&mut self, worker: &Worker) {
+        let generation = self.generation(worker.generation);
+        let is_over = generation.is_some_and(|one| one.stage == Stage::Failed && one.is_gone());
+        if worker.is_killed && is_over {
+            self.actions.push(Action::EndLeftovers {
+                worker: worker.pid,
+                generation: worker.generation,
+                signal: Signal::SIGKILL,
+            });
+        }
+    }
+
     fn kill(&mut self, pids: &[Pid]) {
         if pids.is_empty() {
             return;
@@ -244,6 +258,7 @@ impl Machine {
         for pid in pids {
             if let Some(worker) = self.worker_mut(*pid) {
                 worker.kill_at = None;
+                worker.is_killed = true;
             }
             // As when everything is stopped: tools that watch a suspended process see it run again.
             self.signal(*pid, Signal::SIGCONT);

@@ -311,7 +311,8 @@ impl World {
     }
 
     fn end_leftovers(&mut self, worker: Pid, generation: u32, signal: Signal) {
-        assert_eq!(signal, self.machine.settings.signal_on_term);
+        let is_known = signal == self.machine.settings.signal_on_term || signal == Signal::SIGKILL;
+        assert!(is_known, "{signal}");
         assert!(
             !self.living.iter().any(|one| one.generation == generation),
             "what workers of {generation} have left behind is ended while one of them lives"

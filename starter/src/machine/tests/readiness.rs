@@ -69,6 +69,10 @@ fn a_generation_that_is_not_ready_in_time_has_failed_and_the_old_one_serves() {
     world.pass(10.0);
     world.on(Event::DeadlinePassed);
     assert!(world.said("sending KILL to workers that have not stopped in time:101"));
+    // What it has started goes with it.
+    assert_eq!(world.ended_leftovers_of, []);
+    world.exit(pid(101), 9);
+    assert_eq!(world.ended_leftovers_of, [pid(101)]);
     world.check();
 }
 

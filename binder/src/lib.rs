@@ -29,7 +29,7 @@ use common::channel::Channel;
 use common::descriptors::close_inherited;
 use common::message::{Reply, Request};
 use common::privileges::become_undumpable;
-use common::signals::ignore_all;
+use common::signals::ignore_all_but;
 use nix::sys::signal::{SigSet, SigmaskHow, sigprocmask};
 
 use crate::policy::Authority;
@@ -67,7 +67,7 @@ fn run() -> Result<(), String> {
     // A terminal's signals reach the whole process group, a service manager's TERM the whole control group; but socket
     // files must be removed when the supervisor exits, not before. Its exit closes the channel, even if it is killed, so
     // nothing else needs to end this process.
-    ignore_all();
+    ignore_all_but(&[]);
     sigprocmask(SigmaskHow::SIG_SETMASK, Some(&SigSet::empty()), None)
         .map_err(|errno| format!("cannot unblock signals: {}", errno.desc()))?;
     let authority = Authority::of_this_process()?;

@@ -23,22 +23,21 @@ pub fn reset_all() {
     (1..=HIGHEST).for_each(|number| set(number, libc::SIG_DFL));
 }
 
-/// Ignores every signal that can be, except faults (and CHLD, which means nothing unless it is requested).
-pub fn ignore_all() {
-    let fault = |number: &libc::c_int| FAULTS.iter().any(|fault| *fault as libc::c_int == *number);
+/// Ignores every signal that can be, except these and faults (and CHLD, which means nothing unless it is requested). Not
+/// even for a moment: a signal that arrives then is lost.
+pub fn ignore_all_but(kept: &[Signal]) {
+    let is_kept = |number: &libc::c_int| {
+        let mut all = FAULTS.iter().chain(kept);
+        all.any(|signal| *signal as libc::c_int == *number)
+    };
     (1..=HIGHEST)
-        .filter(|number| !fault(number))
+        .filter(|number| !is_kept(number))
         .for_each(|number| set(number, libc::SIG_IGN));
 }
 
 /// Ignores one signal.
 pub fn ignore(signal: Signal) {
     set(signal as libc::c_int, libc::SIG_IGN);
-}
-
-/// Resets one signal to its default disposition.
-pub fn reset(signal: Signal) {
-    set(signal as libc::c_int, libc::SIG_DFL);
 }
 
 /// Stops the interval timers (setitimer(2)), which exec preserves too: their signals kill a process that does not expect

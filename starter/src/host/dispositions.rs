@@ -27,8 +27,7 @@ const DEFAULT: [Signal; 12] = [
 pub fn reset() {
     signals::reset_all();
     signals::stop_timers();
-    signals::ignore_all();
-    DEFAULT.into_iter().for_each(signals::reset);
+    signals::ignore_all_but(&DEFAULT);
 }
 
 /// The dispositions of a worker: as Server::Starter leaves them, with SIGPIPE ignored and nothing else.

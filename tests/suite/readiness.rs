@@ -80,6 +80,17 @@ fn wait_for_start(server: &Server, generation: u64) -> Value {
     })
 }
 
+/// The notification socket of a generation that starts.
+#[track_caller]
+fn wait_for_socket(server: &Server, generation: u64) -> String {
+    let starting = wait_for_start(server, generation);
+    let pid = starting["workers"][0]["pid"].as_i64().expect("a pid");
+    let pid = Pid::from_raw(i32::try_from(pid).expect("a pid"));
+    server.wait_for("its worker has its environment", |_| {
+        proc::environment(pid).get("NOTIFY_SOCKET").cloned()
+    })
+}
+
 #[test]
 fn a_worker_that_says_ready_replaces_the_old_one_and_until_then_it_does_not() {
     if !is_ours() {
@@ -385,12 +396,7 @@ fn nobody_else_can_say_that_a_generation_is_ready() {
     let (setup, gate) = gated(with_files().option("--ready=notify"), "--notify");
     let (server, port) = serving(setup);
     let mut client = restart(&server);
-    let starting = wait_for_start(&server, 2);
-    let pid = starting["workers"][0]["pid"].as_i64().expect("a pid");
-    let pid = Pid::from_raw(i32::try_from(pid).expect("a pid"));
-    let socket = server.wait_for("it has its environment", |_| {
-        proc::environment(pid).get("NOTIFY_SOCKET").cloned()
-    });
+    let socket = wait_for_socket(&server, 2);
     // The worker of the old generation, which has the same uid.
     let request = format!("say-to {socket} READY=1");
     client::request(port, &request).expect("no answer");
@@ -418,12 +424,7 @@ fn a_foreign_user_cannot_say_that_a_generation_is_ready() {
     let (setup, gate) = gated(with_files().option("--ready=notify"), "--notify");
     let (server, _) = serving(setup);
     let mut client = restart(&server);
-    let starting = wait_for_start(&server, 2);
-    let pid = starting["workers"][0]["pid"].as_i64().expect("a pid");
-    let pid = Pid::from_raw(i32::try_from(pid).expect("a pid"));
-    let socket = server.wait_for("it has its environment", |_| {
-        proc::environment(pid).get("NOTIFY_SOCKET").cloned()
-    });
+    let socket = wait_for_socket(&server, 2);
     let root = std::os::unix::net::UnixDatagram::unbound().expect("a socket");
     root.send_to(b"READY=1", &socket).expect("cannot send");
     server.wait_for_log("ignoring a notification to generation 2: it came from uid 0");
@@ -449,12 +450,7 @@ fn a_process_that_says_ready_and_exits_speaks_for_nobody() {
     let (setup, gate) = gated(with_files().option("--ready=notify"), "--notify");
     let (server, port) = serving(setup);
     let mut client = restart(&server);
-    let starting = wait_for_start(&server, 2);
-    let pid = starting["workers"][0]["pid"].as_i64().expect("a pid");
-    let pid = Pid::from_raw(i32::try_from(pid).expect("a pid"));
-    let socket = server.wait_for("it has its environment", |_| {
-        proc::environment(pid).get("NOTIFY_SOCKET").cloned()
-    });
+    let socket = wait_for_socket(&server, 2);
     // It waits in the queue until its sender is gone.
     proc::stop(server.pid());
     client::request(port, &format!("say-and-exit {socket} READY=1")).expect("no answer");

@@ -56,6 +56,7 @@
 
 mod as_number;
 mod check;
+mod commit;
 mod crash;
 mod generation;
 mod history;

@@ -1,19 +1,16 @@
-//! Starting: a generation and its commit, what follows a failure, replacements within it, and automatic restarts.
+//! Starting: a generation, what follows its failure, and automatic restarts.
 
 use std::num::NonZeroU32;
 use std::time::Duration;
 
 use nix::sys::signal::Signal;
 
-use super::generation::{
-    Generation, LONGEST_EXEC, PROOF_OF_LIFE, Slot, Stage, Standing, State, Why, Worker,
-};
+use super::generation::{Generation, LONGEST_EXEC, Slot, Stage, Standing, State, Why, Worker};
 use super::history::{Decision, Steps, Verdict};
-use super::model::{Action, Machine, Outcome, Planned, Proof, Settings, Source};
+use super::model::{Action, Machine, Outcome, Planned, Source};
 use crate::host::moment::Moment;
 use crate::words::notice::Notice;
 use crate::words::start_failure::StartFailure;
-use crate::words::trouble::Unreachable;
 
 /// The longest wait between two failed starts, unless the interval itself is longer.
 const LONGEST_BACKOFF: Duration = Duration::from_secs(30);
@@ -132,155 +129,6 @@ impl Machine {
             interval
         };
         Some((self.auto_restart_since + wait, forced))
-    }
-}
-
-// Its proof and its commit, and how the older ones retire.
-
-impl Machine {
-    /// How long a worker must live to be proved, and the shortest time between two starts.
-    pub(super) fn settle_time(&self) -> Duration {
-        self.settings.interval.max(PROOF_OF_LIFE)
-    }
-
-    /// When the worker of this slot is proved, if only time is missing.
-    pub(super) fn proved_at(&self, slot: &Slot) -> Option<Moment> {
-        match self.settings.proof {
-            Proof::Interval => slot.proved_at(self.settle_time()),
-            Proof::Told { .. } => None,
-        }
-    }
-
-    pub(super) fn prove_workers(&mut self, now: Moment) {
-        if self.settings.proof != Proof::Interval {
-            return;
-        }
-        let settle_time = self.settle_time();
-        for generation in &mut self.generations {
-            // A worker that was told to stop has nothing left to prove.
-            if generation.state() != State::Old {
-                generation.prove_workers(settle_time, now);
-            }
-        }
-    }
-
-    /// Every slot of the starting generation has a proved worker: from now on it serves, and the previous one retires.
-    pub(super) fn commit_if_proved(&mut self, now: Moment) {
-        let Some(proved) = self.starting().filter(|starting| starting.is_proved()) else {
-            return;
-        };
-        let (number, request, why) = (proved.number, proved.request, proved.why);
-        let signal_at = now + self.settings.knobs.kill_old_delay;
-        let replaces = self.replaced_by(number);
-        let mut steps = proved.steps;
-        steps.ready_at = Some(now);
-        for generation in &mut self.generations {
-            if generation.number == number {
-                generation.stage = Stage::Current;
-                generation.steps = steps;
-            } else if generation.state() == State::Current {
-                generation.stage = Stage::Retiring { signal_at };
-            }
-        }
-        if why.is_restart() {
-            self.served_before = self.served;
-        }
-        self.served = Some(number);
-        self.auto_restart_since = now;
-        self.history.count_commit(now);
-        self.history.add_decision(Decision {
-            request,
-            generation: number,
-            verdict: Verdict::Committed,
-            at: now,
-            replaces,
-            steps,
-        });
-        self.actions.push(Action::Serving);
-        self.save_status();
-        self.announce_commit(why);
-        self.signal_retiring(now);
-        if self.checking.is_none() && std::mem::take(&mut self.restart_wanted) {
-            self.start_checked(Why::Asked, now);
-        } else if let Some(restart) = self.postponed {
-            self.start_generation(restart, now);
-        }
-    }
-
-    /// The verdict on the restart that is about to be over, once.
-    pub(super) fn cannot_be_reached(
-        &mut self,
-        at_commit: bool,
-        unreachable: Unreachable,
-        now: Moment,
-    ) {
-        let Some(current) = self.current().filter(|_| !self.is_stopping()) else {
-            return;
-        };
-        let (number, request) = (current.number, current.request);
-        let has_older = self.generations.iter().any(|one| one.number < number);
-        let decision = self.history.decision_on(number).cloned();
-        let committed = decision.filter(|one| one.verdict == Verdict::Committed);
-        if let Some(committed) = committed.filter(|_| at_commit || has_older) {
-            self.history.add_decision(Decision {
-                request,
-                verdict: Verdict::Unreachable(unreachable),
-                at: now,
-                ..committed
-            });
-            self.save_status();
-        }
-    }
-
-    fn announce_commit(&mut self, why: Why) {
-        let retiring: Vec<&Generation> = self
-            .generations
-            .iter()
-            .filter(|generation| generation.state() == State::Retiring)
-            .collect();
-        let is_alone = retiring.is_empty();
-        let pids = retiring.into_iter().flat_map(Generation::pids).collect();
-        if why.is_restart() {
-            let signal = self.settings.signal_on_hup;
-            self.say(Notice::NewWorkerRunning { signal, pids });
-            let delay = self.settings.knobs.kill_old_delay;
-            if !delay.is_zero() {
-                self.say(Notice::Sleeping { delay });
-            }
-            if is_alone {
-                self.say(Notice::KillingOldWorkers);
-            }
-        }
-        if is_alone {
-            self.failures = 0;
-        }
-    }
-
-    /// The delay has expired and the newer generation still serves: there is no way back.
-    pub(super) fn signal_retiring(&mut self, now: Moment) {
-        if !self.current_serves() {
-            return;
-        }
-        let mut due = Vec::new();
-        for generation in &mut self.generations {
-            if matches!(generation.stage, Stage::Retiring { signal_at } if signal_at <= now) {
-                generation.stage = Stage::Draining;
-                due.extend(generation.pids());
-            }
-        }
-        if due.is_empty() {
-            return;
-        }
-        self.failures = 0;
-        self.say(Notice::KillingOldWorkers);
-        let Settings {
-            signal_on_hup,
-            kill_old_timeout,
-            ..
-        } = self.settings;
-        self.tell_to_stop(&due, signal_on_hup, kill_old_timeout, now);
-        self.kill_surplus();
-        self.save_status();
     }
 }
 

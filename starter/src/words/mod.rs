@@ -8,6 +8,7 @@ pub mod number;
 pub mod parts;
 pub mod progress;
 pub mod remedy;
+mod sentence;
 pub mod start_failure;
 pub mod text;
 pub mod trouble;

@@ -7,7 +7,7 @@ use std::os::unix::ffi::{OsStrExt, OsStringExt};
 
 use common::message::Transport;
 
-use crate::client::{self, Status};
+use crate::client::{self, Asked, Status};
 use crate::listeners::holders::{self, InetSocket};
 use crate::listeners::spec::{
     HIGHEST_DESCRIPTOR, LONGEST_PATH, PathSpec, PortSpec, check_duplicates, parse_paths,
@@ -123,9 +123,11 @@ pub fn status_json(bytes: &[u8]) {
     assert!(is_stale, "a server would not replace what a client follows");
     for request in [0, status.next_request()] {
         let answer = status.answer_to(request);
-        let verdict = answer.and_then(|generation| status.verdict_on(generation, false));
-        if let Some(Err(failure)) = verdict {
-            assert_message(&failure.to_string());
+        for asked in [Asked::Restart, Asked::Rollback] {
+            let verdict = answer.and_then(|one| status.verdict_on(one, false, asked));
+            if let Some(Err(failure)) = verdict {
+                assert_message(&failure.to_string());
+            }
         }
         let told = client::restart_in_every_form(text, request);
         told.iter()

@@ -11,7 +11,7 @@
 //! | `listeners` | from `--port` and `--path` to sockets, by way of the binder or directly |
 //! | `worker` | one child: its descriptors, its environment, its exec |
 //! | `status` | pid file, status file and `FILE.json` |
-//! | `client` | `--restart`, `--stop`, `--reopen`, `--status`: requests to another start_server |
+//! | `client` | `--restart`, `--rollback`, `--stop`, `--reopen`, `--status`: requests to another start_server |
 //! | `self_test` | `--self-test`: everything promised about the processes, tried on this host |
 //! | `supervisor` | the loop: descriptors become events, actions become system calls |
 //! | `options` | the command line, which fills in the settings that each room defines |
@@ -75,6 +75,9 @@ fn run() -> Result<Status, Failure> {
         Invocation::Start(options) => start::run(*options),
         Invocation::Restart(settings) => {
             client::restart(&settings, &mut teller(&settings)).map(done)
+        }
+        Invocation::Rollback(settings) => {
+            client::rollback(&settings, &mut teller(&settings)).map(done)
         }
         Invocation::Stop(settings) => client::stop(&settings, &mut teller(&settings)).map(done),
         Invocation::Reopen(settings) => client::reopen(&settings, &mut teller(&settings)).map(done),

@@ -47,6 +47,7 @@ mod real_servers;
 mod remedies;
 mod restart;
 mod restart_progress;
+mod rollback;
 mod rooms;
 mod root_start;
 mod rsyslog;

@@ -4,7 +4,8 @@ use std::path::{Path, PathBuf};
 
 use super::server::Server;
 use super::settings::Settings;
-use super::status::{Status, Verdict, no_status};
+use super::status::{Asked, Status, Verdict, no_status};
+use crate::host::order::Order;
 use crate::status::file::json_path;
 use crate::status::lines::read_lines;
 use crate::words::failure::Failure;
@@ -13,6 +14,7 @@ use crate::words::text::printable;
 
 /// Finds the verdict in the server's status files.
 pub struct Follower {
+    asked: Asked,
     by: By,
     /// The commit is the end of it.
     at_commit: bool,
@@ -49,8 +51,8 @@ impl Follower {
     /// Reads what must be known before the restart is requested.
     ///
     /// # Errors
-    /// If the server cannot be followed, or is stopping.
-    pub fn before(server: &Server, settings: &Settings) -> Result<Follower, Failure> {
+    /// If the server cannot be followed, is stopping, or does not know what is asked.
+    pub fn before(server: &Server, settings: &Settings, asked: Asked) -> Result<Follower, Failure> {
         let jsons = [
             Some(json_path(&settings.pid_file)),
             settings.status_file.as_deref().map(json_path),
@@ -59,10 +61,14 @@ impl Follower {
             if let Some(status) = Status::read(&json)
                 && status.is_of(server.pid)
             {
-                if let Some(stopping) = status.stopping() {
+                if let Some(stopping) = status.stopping(asked) {
                     return Err(stopping);
                 }
+                if asked == Asked::Rollback && !status.obeys(Order::RollBack) {
+                    return Err(status.too_old(asked));
+                }
                 return Ok(Follower {
+                    asked,
                     by: By::Request {
                         json,
                         newest: status.newest(),
@@ -74,12 +80,18 @@ impl Follower {
             }
         }
         match settings.status_file.clone() {
-            Some(lines) => Ok(Follower {
+            Some(lines) if asked == Asked::Restart => Ok(Follower {
+                asked,
                 by: By::generations(lines)?,
                 at_commit: settings.returns_at_commit,
             }),
-            None => Err(cannot_follow(server, &json_path(&settings.pid_file))),
+            _ => Err(cannot_follow(server, &json_path(&settings.pid_file), asked)),
         }
+    }
+
+    /// What the server was asked for.
+    pub fn asked(&self) -> Asked {
+        self.asked
     }
 
     /// The last generation before the restart was requested.
@@ -116,11 +128,12 @@ impl Follower {
                     return Found::default();
                 };
                 *answer = answer.or_else(|| status.answer_to(*request));
-                let verdict = answer.and_then(|one| status.verdict_on(one, self.at_commit));
+                let verdict =
+                    answer.and_then(|one| status.verdict_on(one, self.at_commit, self.asked));
                 Found {
                     generation: *answer,
                     // A stopping server starts nothing more: if there is no verdict by now, there will be none.
-                    verdict: verdict.or_else(|| status.stopping().map(Err)),
+                    verdict: verdict.or_else(|| status.stopping(self.asked).map(Err)),
                     status: Some(status),
                 }
             }
@@ -155,9 +168,10 @@ impl By {
     }
 }
 
-fn cannot_follow(server: &Server, json: &Path) -> Failure {
+fn cannot_follow(server: &Server, json: &Path, asked: Asked) -> Failure {
     let failure = Failure::failed(format!(
-        "cannot follow a restart of pid {}: {}",
+        "cannot follow {} of pid {}: {}",
+        asked.noun(),
         server.pid,
         no_status(json)
     ));

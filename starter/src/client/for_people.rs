@@ -240,6 +240,7 @@ mod tests {
                 pid: 4711,
                 version: "0.1.0".to_owned(),
                 started_at: 1000.0,
+                ..Supervisor::default()
             },
             listeners: [
                 listener("tcp", "127.0.0.1:80", Some(4096)),

@@ -1,4 +1,4 @@
-//! Requests to a running start_server. `--restart`, `--stop` and `--reopen` signal it and wait until the outcome is known;
+//! Requests to a running start_server. `--restart`, `--rollback`, `--stop` and `--reopen` signal it and wait until the outcome is known;
 //! `--status` only looks at it.
 
 mod follower;
@@ -19,9 +19,9 @@ mod verdict;
 mod wait;
 
 pub use self::reopen::reopen;
-pub use self::restart::restart;
+pub use self::restart::{restart, rollback};
 pub use self::settings::{Form, Settings};
 pub use self::show::{in_every_form, show};
-pub use self::status::Status;
+pub use self::status::{Asked, Status};
 pub use self::stop::stop;
 pub use self::verdict::in_every_form as restart_in_every_form;

@@ -124,7 +124,7 @@ impl<'a> Progress<'a> {
 /// The connections of all generations before this one, if they are known.
 fn open(status: &Status, generation: u64, now: &Observed) -> Option<usize> {
     let workers = status
-        .older_than(generation)
+        .replaced_by(generation)
         .flat_map(|one| one.workers.iter());
     let all = workers.map(|worker| now.workers.get(&worker.pid)?.connections);
     all.sum()

@@ -1,4 +1,4 @@
-//! `--restart`: HUP, and the verdict on the new generation.
+//! `--restart` and `--rollback`: what is sent, and the verdict on the generation that it leads to.
 
 use nix::sys::signal::Signal;
 
@@ -7,9 +7,10 @@ use super::progress::Progress;
 use super::server::{Say, Server};
 use super::settings::{Form, Settings};
 use super::show::write;
-use super::status::Verdict;
+use super::status::{Asked, Verdict};
 use super::verdict::{json, success};
 use super::wait::{Wait, Woken};
+use crate::host::order::Order;
 use crate::log;
 use crate::status::file::json_path;
 use crate::words::failure::Failure;
@@ -17,15 +18,30 @@ use crate::words::notice::Notice;
 
 /// Sends HUP and waits for the verdict: committed and the old generation gone, or failed.
 pub fn restart(settings: &Settings, say: Say<'_>) -> Result<(), Failure> {
+    ask(Asked::Restart, settings, say)
+}
+
+/// Orders the rollback and waits until what it leads to serves alone, or for the reason why there is none.
+pub fn rollback(settings: &Settings, say: Say<'_>) -> Result<(), Failure> {
+    ask(Asked::Rollback, settings, say)
+}
+
+fn ask(asked: Asked, settings: &Settings, say: Say<'_>) -> Result<(), Failure> {
     let server = Server::find(&settings.pid_file, say)?;
     let mut files = vec![json_path(&settings.pid_file)];
     files.extend(settings.status_file.as_deref().map(json_path));
     files.extend(settings.status_file.clone());
     // Both before the signal, so that none of its consequences can be missed.
     let wait = Wait::new(&server, settings.timeout).watch(&files)?;
-    let mut follower = Follower::before(&server, settings)?;
-    server.send(Signal::SIGHUP)?;
-    say(Notice::RestartAsked { pid: server.pid });
+    let mut follower = Follower::before(&server, settings, asked)?;
+    match asked {
+        Asked::Restart => server.send(Signal::SIGHUP)?,
+        Asked::Rollback => server.order(Order::RollBack)?,
+    }
+    say(match asked {
+        Asked::Restart => Notice::RestartAsked { pid: server.pid },
+        Asked::Rollback => Notice::RollbackAsked { pid: server.pid },
+    });
     let (found, verdict) = follow(settings, &server, &wait, &mut follower)?;
     let told = match settings.form {
         Form::Json => write(&json(&found, &verdict)),
@@ -56,13 +72,16 @@ fn follow(
             Woken::FilesChanged => found = follower.look(server),
             Woken::Due => {}
             Woken::ServerEnded => {
-                let failure =
-                    Failure::failed(format!("cannot restart: pid {} has exited", server.pid));
+                let failure = Failure::failed(format!(
+                    "cannot {}: pid {} has exited",
+                    follower.asked(),
+                    server.pid
+                ));
                 return Ok((found, Err(failure)));
             }
             Woken::TimedOut => {
                 let waits_for = follower.waits_for(server, &json_path(&settings.pid_file));
-                let failure = wait.timed_out("the restart").hint(waits_for);
+                let failure = wait.timed_out(follower.asked().noun()).hint(waits_for);
                 return Ok((found, Err(failure)));
             }
         }

@@ -17,6 +17,7 @@ use nix::unistd::{Pid, geteuid};
 
 use super::status::Status;
 use crate::host::locks::{self, Holder};
+use crate::host::order::{CARRIER, Order};
 use crate::host::proc::{self, Fields};
 use crate::host::process::Process;
 use crate::status::file::json_path;
@@ -96,6 +97,19 @@ impl Server {
 
     /// Sends a signal to it and to no other process.
     pub fn send(&self, signal: Signal) -> Result<(), Failure> {
+        self.send_by(signal, || self.process.signal(signal))
+    }
+
+    /// Sends an order to it and to no other process.
+    pub fn order(&self, order: Order) -> Result<(), Failure> {
+        self.send_by(CARRIER, || self.process.order(order))
+    }
+
+    fn send_by(
+        &self,
+        signal: Signal,
+        send: impl FnOnce() -> nix::Result<()>,
+    ) -> Result<(), Failure> {
         // It may have executed a setuid program since, which its user could not signal.
         if self.owner.is_some() && real_user(self.pid) != self.owner {
             return Err(Failure::failed(format!(
@@ -103,7 +117,7 @@ impl Server {
                 self.pid
             )));
         }
-        match self.process.signal(signal) {
+        match send() {
             Ok(()) => Ok(()),
             Err(Errno::ESRCH) => Err(Failure::not_running(format!(
                 "not running: pid {} has exited",

@@ -1,10 +1,12 @@
 //! The parts of `F.json` that a client needs.
 
+use std::fmt;
 use std::io;
 use std::path::Path;
 
 use nix::unistd::Pid;
 
+use crate::host::order::Order;
 use crate::status::file::read_text;
 use crate::status::view::{self, Outcome, State, View, Worker};
 use crate::words::failure::{self, Failure};
@@ -14,6 +16,31 @@ use crate::words::text::{printable, quoted, shortened};
 
 /// The result of a restart.
 pub type Verdict = Result<(), Failure>;
+
+/// What a server is asked for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Asked {
+    Restart,
+    Rollback,
+}
+
+impl Asked {
+    pub fn noun(self) -> &'static str {
+        match self {
+            Asked::Restart => "the restart",
+            Asked::Rollback => "the rollback",
+        }
+    }
+}
+
+impl fmt::Display for Asked {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Asked::Restart => "restart",
+            Asked::Rollback => "roll back",
+        })
+    }
+}
 
 /// What a server, or somebody able to write in its place, has put into the file.
 #[derive(Debug, PartialEq)]
@@ -69,13 +96,28 @@ impl Status {
         self.workers(|_| true)
     }
 
-    /// Why a restart is no longer possible, if the server is stopping.
-    pub fn stopping(&self) -> Option<Failure> {
+    /// Whether its server knows this order.
+    pub fn obeys(&self, order: Order) -> bool {
+        let mut orders = self.0.supervisor.orders.iter();
+        orders.any(|one| one == order.name())
+    }
+
+    /// The server does not know what it would be asked for.
+    pub fn too_old(&self, asked: Asked) -> Failure {
+        let (pid, version) = (self.supervisor(), &self.0.supervisor.version);
+        Failure::failed(format!(
+            "cannot {asked}: pid {pid} is start_server {}, which knows no such order",
+            shortened(version)
+        ))
+    }
+
+    /// Why what is asked for is no longer possible, if the server is stopping.
+    pub fn stopping(&self, asked: Asked) -> Option<Failure> {
         if !self.0.stopping {
             return None;
         }
         let failure = Failure::failed(format!(
-            "cannot restart: pid {} is stopping",
+            "cannot {asked}: pid {} is stopping",
             self.supervisor()
         ));
         let workers = self.all_workers();
@@ -94,23 +136,26 @@ impl Status {
 
     /// The result of the restart that this generation answers: committed if nothing else is known any more. With
     /// `at_commit` it does not depend on the end of the old workers.
-    pub fn verdict_on(&self, generation: u64, at_commit: bool) -> Option<Verdict> {
+    pub fn verdict_on(&self, generation: u64, at_commit: bool, asked: Asked) -> Option<Verdict> {
         match self.last_decision(generation) {
             Some(decision) if decision.result != Outcome::Committed => {
-                Some(Err(self.failure(decision)))
+                Some(Err(self.failure(decision, asked)))
             }
             _ => {
-                let old_left = self.older_than(generation).next().is_some();
+                let old_left = self.replaced_by(generation).next().is_some();
                 // A server that is stopping has not restarted.
                 ((at_commit || !old_left) && !self.0.stopping).then_some(Ok(()))
             }
         }
     }
 
-    /// The generations before this one that still have workers.
-    pub fn older_than(&self, generation: u64) -> impl Iterator<Item = &view::Generation> {
+    /// The generations that this one is to replace and that still have workers: the older ones, and after a rollback those
+    /// up to the one that was rolled back.
+    pub fn replaced_by(&self, generation: u64) -> impl Iterator<Item = &view::Generation> {
+        let replaces = self.last_decision(generation).and_then(|one| one.replaces);
+        let last = replaces.unwrap_or(0).max(generation);
         let living = self.0.generations.iter();
-        living.filter(move |one| one.number < generation)
+        living.filter(move |one| one.number <= last && one.number != generation)
     }
 
     /// The highest number of a generation that is known.
@@ -126,32 +171,35 @@ impl Status {
         decisions.find(|one| one.generation == generation)
     }
 
-    fn failure(&self, decision: &view::Verdict) -> Failure {
+    fn failure(&self, decision: &view::Verdict, asked: Asked) -> Failure {
         let generation = decision.generation;
         if let (true, Some(cause)) = (decision.serves, &decision.cause) {
             let cause = printable(cause);
             let failure = Failure::failed(format!(
-                "the restart is incomplete: generation {generation} serves, but {cause}"
+                "{} is incomplete: generation {generation} serves, but {cause}",
+                asked.noun()
             ));
             return failure.hint_if(decision.hint.as_ref().map(printable));
         }
         let status = wait_status(decision);
         let how = how(decision);
         let mut living = self.0.generations.iter();
-        let serving = match living.any(|one| one.state == State::Current) {
-            true => "the old one keeps serving",
-            false => "no worker is serving",
+        let current = living.find(|one| one.state == State::Current);
+        let serving = match (current, asked) {
+            (Some(_), Asked::Restart) => "the old one keeps serving".to_owned(),
+            (Some(one), Asked::Rollback) => format!("generation {} keeps serving", one.number),
+            (None, _) => "no worker is serving".to_owned(),
         };
         // Someone else may have written anything into the file.
         let said: Vec<String> = decision.stderr.iter().map(shortened).collect();
         // Nothing was started, because a check has failed.
         if generation == 0 {
             let cause = decision.cause.as_ref().map(shortened).unwrap_or_default();
-            return Failure::failed(format!("cannot restart: {cause}; {serving}")).stderr(&said);
+            return Failure::failed(format!("cannot {asked}: {cause}; {serving}")).stderr(&said);
         }
         let own_status = status.filter(|_| decision.cause.is_none());
         Failure::failed(format!(
-            "cannot restart: generation {generation} failed to start{how}; {serving}"
+            "cannot {asked}: generation {generation} failed to start{how}; {serving}"
         ))
         .stderr(&said)
         .hint(remedy::until_it_is_retried(
@@ -173,7 +221,8 @@ impl Status {
     /// The old workers that hold up a restart whose generation serves.
     pub fn waits_for(&self, generation: u64) -> Option<String> {
         let is_committed = self.last_decision(generation)?.result == Outcome::Committed;
-        let old = self.workers(|number| number < generation);
+        let replaced: Vec<u64> = self.replaced_by(generation).map(|one| one.number).collect();
+        let old = self.workers(|number| replaced.contains(&number));
         (is_committed && !old.is_empty())
             .then(|| format!("generation {generation} serves; old workers still running: {old}"))
     }
@@ -247,7 +296,7 @@ mod tests {
     impl Status {
         fn verdict(&self, request: u64) -> Option<Verdict> {
             self.answer_to(request)
-                .and_then(|generation| self.verdict_on(generation, false))
+                .and_then(|generation| self.verdict_on(generation, false, Asked::Restart))
         }
     }
 
@@ -309,18 +358,22 @@ mod tests {
     #[test]
     fn a_decision_that_is_forgotten_stays_what_it_was() {
         let forgotten = &[(2, 3, false)];
-        assert!(status(&[1, 2], forgotten).verdict_on(2, false).is_none());
-        let verdict = status(&[2], forgotten).verdict_on(2, false);
+        assert!(
+            status(&[1, 2], forgotten)
+                .verdict_on(2, false, Asked::Restart)
+                .is_none()
+        );
+        let verdict = status(&[2], forgotten).verdict_on(2, false, Asked::Restart);
         assert_eq!(verdict, Some(Ok(())));
     }
 
     #[test]
     fn a_commit_is_a_verdict_for_whoever_does_not_wait_for_the_old_one() {
         let mut status = status(&[1, 2], &[(0, 1, true), (1, 2, true)]);
-        assert!(status.verdict_on(2, false).is_none());
-        assert_eq!(status.verdict_on(2, true), Some(Ok(())));
+        assert!(status.verdict_on(2, false, Asked::Restart).is_none());
+        assert_eq!(status.verdict_on(2, true, Asked::Restart), Some(Ok(())));
         status.0.stopping = true;
-        assert!(status.verdict_on(2, true).is_none());
+        assert!(status.verdict_on(2, true, Asked::Restart).is_none());
     }
 
     #[test]
@@ -334,10 +387,10 @@ mod tests {
     fn a_server_that_is_stopping_is_named_with_the_workers_that_it_waits_for() {
         let mut status = status(&[2], &[(0, 1, true), (1, 2, true)]);
         status.0.supervisor.pid = 7;
-        assert_eq!(status.stopping(), None);
+        assert_eq!(status.stopping(Asked::Restart), None);
         status.0.stopping = true;
         let failure = Failure::failed("cannot restart: pid 7 is stopping");
-        assert_eq!(status.stopping(), Some(failure));
+        assert_eq!(status.stopping(Asked::Restart), Some(failure));
         let workers = [8, 9].map(|pid| Worker {
             pid,
             ..Worker::default()
@@ -349,7 +402,7 @@ mod tests {
         .into_iter()
         .collect();
         assert_eq!(
-            status.stopping().unwrap().to_string(),
+            status.stopping(Asked::Restart).unwrap().to_string(),
             "cannot restart: pid 7 is stopping\nhint: it is waiting for its workers to exit: 8, 9"
         );
     }

@@ -4,7 +4,7 @@ use serde::Serialize;
 
 use super::follower::Found;
 use super::observed::now;
-use super::status::{Status, Verdict, how};
+use super::status::{Asked, Status, Verdict, how};
 use crate::status::view::{Durations, Generation, Outcome, State};
 use crate::words::failure::{Failure, Status as Code};
 use crate::words::number::time;
@@ -17,6 +17,7 @@ struct Json<'a> {
     outcome: &'static str,
     generation: Option<u64>,
     replaces: Option<u64>,
+    again: Option<u64>,
     reason: Option<String>,
     hint: Option<&'a str>,
     status: Option<i64>,
@@ -50,6 +51,7 @@ pub fn json(found: &Found, verdict: &Verdict) -> String {
         },
         generation: found.generation,
         replaces: decision.and_then(|one| one.replaces),
+        again: decision.and_then(|one| one.again),
         reason: verdict.as_ref().err().map(reason),
         hint: of_decision.and_then(|one| one.hint.as_deref()),
         status: of_decision.and_then(|one| one.status),
@@ -76,6 +78,8 @@ pub fn success(found: &Found) -> Option<String> {
         let figures = decision.map(|one| one.durations).unwrap_or_default();
         success.after = figures.until_ready();
         success.gone = decision.and_then(|one| one.replaces).zip(figures.drained);
+        success.again = decision.and_then(|one| one.again);
+        success.is_kept = decision.is_some_and(|one| one.replaces > Some(generation));
         success.left = old(status, generation);
         let mut living = status.view().generations.iter().rev();
         let serving = living.find(|one| one.state == State::Current);
@@ -87,7 +91,7 @@ pub fn success(found: &Found) -> Option<String> {
 
 /// The old generations that still have workers.
 fn old(status: &Status, generation: u64) -> Option<Old> {
-    let old: Vec<&Generation> = status.older_than(generation).collect();
+    let old: Vec<&Generation> = status.replaced_by(generation).collect();
     match old[..] {
         [] => None,
         [one] if one.state == State::Retiring => Some(Old::Retiring(one.number)),
@@ -162,7 +166,7 @@ pub fn in_every_form(text: &str, request: u64) -> Vec<String> {
         return Vec::new();
     };
     let generation = status.answer_to(request);
-    let verdict = generation.and_then(|one| status.verdict_on(one, true));
+    let verdict = generation.and_then(|one| status.verdict_on(one, true, Asked::Restart));
     let found = Found {
         status: Some(status),
         generation,
@@ -242,12 +246,17 @@ mod tests {
                 "signal":null,"stderr":["the \u009b2Jreason"],"hint":"mend it",
                 "durations":{"spawn":0.1,"exec":0.2}}]}"#;
         let found = found(text, Some(5));
-        let verdict = found.status.as_ref().unwrap().verdict_on(5, false).unwrap();
+        let verdict = found
+            .status
+            .as_ref()
+            .unwrap()
+            .verdict_on(5, false, Asked::Restart)
+            .unwrap();
         let told = json(&found, &verdict);
         assert!(told.contains(r"the \u009b2Jreason"), "{told}");
         let told: serde_json::Value = serde_json::from_str(&told).unwrap();
         let expected = serde_json::json!({
-            "outcome": "failed", "generation": 5, "replaces": 4,
+            "outcome": "failed", "generation": 5, "replaces": 4, "again": null,
             "reason": "exit status:256 (exit code 1)", "hint": "mend it",
             "status": 256, "exit_code": 1, "signal": null, "stderr": ["the \u{9b}2Jreason"],
             "durations": {"spawn": 0.1, "exec": 0.2, "ready": null, "drained": null},

@@ -3,9 +3,11 @@
 use common::signals;
 use nix::sys::signal::Signal;
 
+use super::order::CARRIER;
+
 /// Signals that keep the default disposition: those that the supervisor handles itself, and those of job control, which
 /// stop nothing for good.
-const DEFAULT: [Signal; 12] = [
+const DEFAULT: [Signal; 13] = [
     Signal::SIGHUP,
     Signal::SIGINT,
     Signal::SIGQUIT,
@@ -14,6 +16,7 @@ const DEFAULT: [Signal; 12] = [
     Signal::SIGUSR2,
     Signal::SIGCHLD,
     Signal::SIGXCPU,
+    CARRIER,
     Signal::SIGTSTP,
     Signal::SIGTTIN,
     Signal::SIGTTOU,

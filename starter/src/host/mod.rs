@@ -9,6 +9,7 @@ pub mod locks;
 pub mod low_ports;
 pub mod moment;
 pub mod open_files;
+pub mod order;
 pub mod proc;
 pub mod process;
 pub mod sock_diag;

@@ -8,7 +8,9 @@ use common::signals::reset_all;
 use nix::errno::Errno;
 use nix::sys::prctl::set_child_subreaper;
 use nix::sys::signal::{SigSet, SigmaskHow, Signal, sigprocmask};
-use nix::unistd::{ForkResult, Pid, setsid};
+use nix::unistd::{ForkResult, Pid, getuid, setsid};
+
+use super::order::{CARRIER, Order};
 
 /// fork(2), for a process that has one thread.
 #[expect(
@@ -123,6 +125,72 @@ impl Process {
             )
         };
         Errno::result(sent).map(drop)
+    }
+
+    /// Sends an order to this process and no other.
+    #[expect(
+        unsafe_code,
+        reason = "nix has no pidfd_send_signal, and no siginfo to send"
+    )]
+    pub fn order(&self, order: Order) -> nix::Result<()> {
+        use std::os::fd::AsRawFd;
+        let info = Queued::new(order);
+        // SAFETY: it reads as many bytes as a siginfo has, from a local variable that is as large.
+        let sent = unsafe {
+            libc::syscall(
+                libc::SYS_pidfd_send_signal,
+                self.0.as_raw_fd(),
+                CARRIER as i32,
+                &raw const info,
+                0,
+            )
+        };
+        Errno::result(sent).map(drop)
+    }
+}
+
+/// A siginfo for a signal with a value, as the kernel reads it (rt_sigqueueinfo(2)): libc's has no such fields.
+#[repr(C)]
+struct Queued {
+    signal: libc::c_int,
+    errno: libc::c_int,
+    code: libc::c_int,
+    fields: Fields,
+    rest: [u8; 104],
+}
+
+/// Aligned as a pointer, because a value can be one.
+#[repr(C)]
+struct Fields {
+    pid: libc::pid_t,
+    uid: libc::uid_t,
+    value: Value,
+}
+
+#[repr(C)]
+union Value {
+    number: libc::c_int,
+    pointer: *const libc::c_void,
+}
+
+impl Queued {
+    fn new(order: Order) -> Queued {
+        const { assert!(size_of::<Queued>() >= size_of::<libc::siginfo_t>()) };
+        let mut value = Value {
+            pointer: std::ptr::null(),
+        };
+        value.number = order.value();
+        Queued {
+            signal: CARRIER as i32,
+            errno: 0,
+            code: libc::SI_QUEUE,
+            fields: Fields {
+                pid: Pid::this().as_raw(),
+                uid: getuid().as_raw(),
+                value,
+            },
+            rest: [0; 104],
+        }
     }
 }
 

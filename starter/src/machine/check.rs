@@ -14,7 +14,7 @@ impl Machine {
         let is_checked = match why {
             Why::Asked | Why::Timed => self.current().is_some(),
             Why::First => self.settings.check_first,
-            Why::Replacement => false,
+            Why::Replacement | Why::Rollback { .. } => false,
         };
         match self.settings.check.filter(|_| is_checked) {
             Some(within) => {
@@ -35,7 +35,9 @@ impl Machine {
     fn start_now(&mut self, why: Why, now: Moment) {
         match why {
             Why::Asked => self.restart_now(now),
-            Why::First | Why::Timed | Why::Replacement => self.start_generation(why, now),
+            Why::First | Why::Timed | Why::Replacement | Why::Rollback { .. } => {
+                self.start_generation(why, now)
+            }
         }
     }
 
@@ -68,6 +70,7 @@ impl Machine {
             verdict: Verdict::CheckFailed(failed),
             at: now,
             replaces: None,
+            again: None,
             steps: Steps::new(now),
         });
         self.auto_restart_since = now;
@@ -77,7 +80,7 @@ impl Machine {
                 self.stop_all(signal, Outcome::GivenUp, now);
             }
             // A restart may have been requested again since the check began.
-            Why::Asked | Why::Timed | Why::Replacement => {
+            Why::Asked | Why::Timed | Why::Replacement | Why::Rollback { .. } => {
                 if !self.is_starting() && std::mem::take(&mut self.restart_wanted) {
                     self.start_checked(Why::Asked, now);
                 }

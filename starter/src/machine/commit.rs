@@ -66,6 +66,7 @@ impl Machine {
             verdict: Verdict::Committed,
             at: now,
             replaces,
+            again: why.rolls_back_to(),
             steps,
         });
         self.actions.push(Action::Serving);

@@ -26,6 +26,8 @@ pub(super) enum Why {
     Timed,
     /// All workers of the previous generation died, and nothing serves.
     Replacement,
+    /// A rollback was requested, and what this generation was started from is started again.
+    Rollback { to: u32 },
 }
 
 impl Why {
@@ -33,8 +35,16 @@ impl Why {
     /// has not crashed. The log announces its commit together with the signal to them.
     pub fn is_restart(self) -> bool {
         match self {
-            Why::Asked | Why::Timed => true,
+            Why::Asked | Why::Timed | Why::Rollback { .. } => true,
             Why::First | Why::Replacement => false,
+        }
+    }
+
+    /// The generation that a rollback starts again.
+    pub fn rolls_back_to(self) -> Option<u32> {
+        match self {
+            Why::Rollback { to } => Some(to),
+            Why::First | Why::Asked | Why::Timed | Why::Replacement => None,
         }
     }
 

@@ -28,7 +28,7 @@ pub struct History {
 /// How often something has happened since the start.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Counters {
-    /// Restarts requested.
+    /// Restarts and rollbacks requested.
     pub restarts: u32,
     /// Generations that have committed, the first included.
     pub commits: u32,
@@ -47,8 +47,10 @@ pub struct Decision {
     pub generation: u32,
     pub verdict: Verdict,
     pub at: Moment,
-    /// The newest of the generations that it was to replace, if there was one.
+    /// The generation that it was to replace, if there was one: the newest older one, or after a rollback a newer one.
     pub replaces: Option<u32>,
+    /// The generation whose program it runs again, after a rollback.
+    pub again: Option<u32>,
     pub steps: Steps,
 }
 
@@ -84,6 +86,8 @@ pub enum Verdict {
     Unreachable(Unreachable),
     /// Nothing was started.
     CheckFailed(FailedCheck),
+    /// The same, without a check.
+    Refused(StartFailure),
     Failed {
         /// The wait status of the worker that failed, if there was a process.
         status: Option<i32>,
@@ -124,14 +128,18 @@ impl History {
         decisions.find(|decision| decision.generation == generation)
     }
 
-    /// The generations before the one with this number are gone: what has replaced some of them is alone. Returns whether
-    /// that is news.
-    pub(super) fn note_drained(&mut self, oldest: u32, now: Moment) -> bool {
+    /// Only these generations have workers: what has replaced all others is alone. Returns whether that is news.
+    pub(super) fn note_drained(&mut self, living: &[u32], now: Moment) -> bool {
         let mut is_news = false;
         for decision in &mut self.decisions {
             let serves = !matches!(decision.verdict, Verdict::Failed { .. });
-            let waits = decision.replaces.is_some() && decision.steps.drained_at.is_none();
-            if serves && waits && decision.generation <= oldest {
+            let number = decision.generation;
+            let Some(replaces) = decision.replaces.filter(|_| serves) else {
+                continue;
+            };
+            let last = replaces.max(number);
+            let is_alone = living.iter().all(|one| *one == number || *one > last);
+            if decision.steps.drained_at.is_none() && is_alone {
                 decision.steps.drained_at = Some(now);
                 is_news = true;
             }

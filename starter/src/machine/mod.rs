@@ -63,6 +63,7 @@ mod history;
 mod model;
 mod pins;
 mod readiness;
+mod rollback;
 mod slots;
 mod snapshot;
 mod start;
@@ -135,6 +136,7 @@ impl Machine {
             Event::Exited { pid, status } => self.exited(pid, status, now),
             Event::DeadlinePassed => self.deadline_passed(now),
             Event::Restart => self.restart(now),
+            Event::RollBack => self.roll_back(now),
             Event::Stop(signal) => self.stop(signal, now),
             Event::Unreachable {
                 at_commit,

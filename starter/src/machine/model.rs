@@ -98,6 +98,8 @@ pub enum Event {
     DeadlinePassed,
     /// HUP.
     Restart,
+    /// `--rollback`: the last restart is to be undone.
+    RollBack,
     /// TERM, INT or QUIT.
     Stop(Signal),
     /// Clients cannot reach one of the listeners: found when a generation committed or a worker exited.

@@ -17,7 +17,7 @@ impl Machine {
             let mut slots = generation.slots.iter();
             generation.state() != State::Old || slots.any(|slot| slot.content == Content::AskedFor)
         };
-        [self.served, self.served_before].contains(&Some(number))
+        [self.served, self.served_before, self.rolls_back_to()].contains(&Some(number))
             || self.generation(number).is_some_and(may_get_workers)
     }
 
@@ -25,6 +25,7 @@ impl Machine {
     pub(super) fn source(&self, why: Why) -> Source {
         match (why, self.served) {
             (Why::Replacement, Some(served)) => self.source_within(served),
+            (Why::Rollback { to }, _) => Source::Generation(to),
             (Why::First | Why::Asked | Why::Timed, _) | (Why::Replacement, None) => Source::Disk,
         }
     }

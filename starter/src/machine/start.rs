@@ -44,6 +44,7 @@ impl Machine {
         let from = self.source(why);
         let request = match from {
             Source::Disk => self.history.counters.restarts,
+            Source::Generation(_) if why.is_restart() => self.history.counters.restarts,
             // What served before is no answer to any of them.
             Source::Generation(_) => 0,
         };
@@ -60,7 +61,7 @@ impl Machine {
         }));
     }
 
-    fn start_at(&mut self, at: Moment, why: Why, now: Moment) {
+    pub(super) fn start_at(&mut self, at: Moment, why: Why, now: Moment) {
         let planned = self.planned.map(|planned| planned.why);
         let why = match self.postpones(planned, why) {
             true => why,
@@ -264,6 +265,7 @@ impl Machine {
             },
             at: now,
             replaces: self.replaced_by(failed.number),
+            again: failed.why.rolls_back_to(),
             steps: failed.steps,
         });
     }

@@ -67,8 +67,8 @@ impl Machine {
             .generations
             .iter()
             .filter(|one| !Generation::is_gone(one));
-        let oldest = living.map(|one| one.number).min().unwrap_or(u32::MAX);
-        if self.history.note_drained(oldest, now) {
+        let living: Vec<u32> = living.map(|one| one.number).collect();
+        if self.history.note_drained(&living, now) {
             self.save_status();
         }
     }

@@ -2,6 +2,7 @@
 
 use nix::sys::signal::Signal;
 
+use super::generation::Slot;
 use super::model::{Action, Machine, Outcome, Phase};
 use crate::host::moment::Moment;
 use crate::words::notice::Notice;
@@ -55,6 +56,12 @@ impl Machine {
         };
         let left = self.all_pids();
         self.say(Notice::KillingWorkers { pids: left.clone() });
+        let generations = self.generations.iter_mut();
+        let slots = generations.flat_map(|generation| &mut generation.slots);
+        for worker in slots.filter_map(Slot::worker_mut) {
+            // Perhaps it is due now as well.
+            worker.kill_at = None;
+        }
         for pid in left {
             // A stopped process that is killed leaves nothing to wait for, but CONT first lets tools that
             // watch it (a shell, a debugger) see it run again.

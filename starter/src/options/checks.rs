@@ -21,10 +21,10 @@ use crate::words::text::quoted;
 
 /// Options, each with those of which it needs one.
 const NEEDS: [(&str, &[&str]); 15] = [
-    ("timeout", &["restart", "stop", "reopen"]),
+    ("timeout", &["restart", "rollback", "stop", "reopen"]),
     ("follow", &["status"]),
-    ("json", &["status", "restart"]),
-    ("no-wait", &["restart"]),
+    ("json", &["status", "restart", "rollback"]),
+    ("no-wait", &["restart", "rollback"]),
     ("openmetrics", &["status"]),
     ("group", &["user"]),
     ("check-first", &["check"]),
@@ -93,11 +93,12 @@ pub fn form(command: &str, given: &Given<'_>) -> Result<Form, Failure> {
     }
 }
 
-/// Whether `--restart` is over when the new generation serves. No other command knows that moment.
+/// Whether the command is over when the new generation serves. Others do not know that moment.
 pub fn returns_at_commit(command: &str, given: &Given<'_>) -> Result<bool, Failure> {
     let is_given = given.flag("no-wait");
-    match is_given && command != "restart" {
-        true => Err(unusable("no-wait", &lacks(needed_by("no-wait")))),
+    let needed = needed_by("no-wait");
+    match is_given && !needed.contains(&command) {
+        true => Err(unusable("no-wait", &lacks(needed))),
         false => Ok(is_given),
     }
 }

@@ -8,6 +8,7 @@ use crate::log::DEFAULT_ADDRESS;
 const USAGE: &str = "\
 start_server [options] -- server-prog server-arg1 server-arg2 ...
        start_server --restart --pid-file=FILE [--timeout=SECONDS]
+       start_server --rollback --pid-file=FILE [--timeout=SECONDS]
        start_server --stop --pid-file=FILE [--timeout=SECONDS]
        start_server --reopen --pid-file=FILE [--timeout=SECONDS]
        start_server --status --pid-file=FILE [--follow|--json|--openmetrics]
@@ -178,8 +179,8 @@ fn files() -> [Arg; 7] {
             .help("Prefix each line of --log-file with time, generation and process id."),
         flag("quiet").help(lines([
             "Write no messages of start_server itself to stderr, except why it",
-            "failed. Of the commands below only --status and --restart --json then",
-            "print anything when they succeed.",
+            "failed. Of the commands below only --status, and --restart and",
+            "--rollback with --json, then print anything when they succeed.",
         ])),
         flag("daemonize").help("Run in the background. Needs --log-file or --syslog."),
     ]
@@ -218,16 +219,21 @@ fn privileges() -> [Arg; 4] {
     ]
 }
 
-fn commands() -> [Arg; 12] {
+fn commands() -> [Arg; 13] {
     [
         flag("restart").help(lines([
             "Send HUP to the start_server that holds --pid-file, and wait until a",
             "new server has replaced the old one. Options for a start have no",
             "effect.",
         ])),
+        flag("rollback").help(lines([
+            "Undo the last restart: what it replaced is current again if it has not",
+            "been told to stop yet, and is started again if it is gone. Wait until",
+            "that serves alone.",
+        ])),
         flag("no-wait").help(lines([
-            "With --restart: return as soon as the new server serves, and do not",
-            "wait for the old one.",
+            "With --restart or --rollback: return as soon as the server serves, and",
+            "do not wait for the one that it replaces.",
         ])),
         flag("stop").help(lines([
             "Send TERM to the start_server that holds --pid-file, and wait until it",
@@ -238,13 +244,16 @@ fn commands() -> [Arg; 12] {
             "has reopened --log-file. Options for a start have no effect.",
         ])),
         valued("timeout", "SECONDS")
-            .help("The longest that these three commands wait (default: no limit)."),
+            .help("The longest that these four commands wait (default: no limit)."),
         flag("status").help(lines([
             "Print what the start_server that holds --pid-file is doing, with its",
             "listeners and workers. Options for a start have no effect.",
         ])),
         flag("follow").help("With --status: redraw it once a second, until Ctrl-C."),
-        flag("json").help("With --status: print it as JSON. With --restart: print the verdict."),
+        flag("json").help(lines([
+            "With --status: print it as JSON. With --restart or --rollback: print",
+            "the verdict.",
+        ])),
         flag("openmetrics").help("With --status: print it as OpenMetrics text, for scrapers."),
         flag("self-test").help(lines([
             "Start servers, try to break out of each of their processes, and report",

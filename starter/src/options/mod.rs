@@ -43,6 +43,8 @@ pub enum Invocation {
     Start(Box<Options>),
     /// Tell a running superdaemon to start a new generation.
     Restart(client::Settings),
+    /// Tell a running superdaemon to undo its last restart.
+    Rollback(client::Settings),
     /// Tell a running superdaemon to stop.
     Stop(client::Settings),
     /// Tell a running superdaemon to reopen its log file.
@@ -84,8 +86,9 @@ const OK_ALONE: Statuses = Statuses {
 /// Makes an invocation that asks a running superdaemon for something.
 type Command = fn(client::Settings) -> Invocation;
 
-const COMMANDS: [(&str, Command); 4] = [
+const COMMANDS: [(&str, Command); 5] = [
     ("restart", Invocation::Restart),
+    ("rollback", Invocation::Rollback),
     ("stop", Invocation::Stop),
     ("reopen", Invocation::Reopen),
     ("status", Invocation::Status),

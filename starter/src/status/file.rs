@@ -19,6 +19,7 @@ use super::replaced::{Replaced, remove_drafts_of_the_dead};
 use super::view::{self, View, is_status_json};
 use crate::host::confinement::{InForce, OfBinder};
 use crate::host::moment::Moment;
+use crate::host::order::Order;
 use crate::listeners::bind::Listener;
 use crate::log::{Readers, Reopened};
 use crate::machine::{Machine, REMEMBERED};
@@ -74,6 +75,7 @@ impl StatusFile {
                 pid: std::process::id().into(),
                 version: env!("CARGO_PKG_VERSION").to_owned(),
                 started_at: Clock::new(now).seconds(now),
+                orders: Order::names().map(str::to_owned).collect(),
             },
             options: shown(settings),
             confinement: confinement.into(),

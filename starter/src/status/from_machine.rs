@@ -22,7 +22,7 @@ pub fn update(
     last_lines: impl Fn(Pid) -> LastLines,
 ) {
     let last_lines_for = |decision: &Decision| match &decision.verdict {
-        Found::Committed | Found::Unreachable(_) => LastLines::default(),
+        Found::Committed | Found::Unreachable(_) | Found::Refused(_) => LastLines::default(),
         Found::CheckFailed(failed) => failed.lines.iter().cloned().collect(),
         Found::Failed { .. } => {
             let mut departed = machine.history().departed.iter().rev();
@@ -152,7 +152,7 @@ fn counters(history: &History, clock: &Clock) -> view::Counters {
 fn verdict(decision: &Decision, clock: &Clock, stderr: LastLines) -> view::Verdict {
     let (result, status) = match &decision.verdict {
         Found::Committed => (view::Outcome::Committed, None),
-        Found::Unreachable(_) => (view::Outcome::Failed, None),
+        Found::Unreachable(_) | Found::Refused(_) => (view::Outcome::Failed, None),
         Found::CheckFailed(failed) => (view::Outcome::Failed, failed.status),
         Found::Failed { status, .. } => (view::Outcome::Failed, *status),
     };
@@ -162,7 +162,8 @@ fn verdict(decision: &Decision, clock: &Clock, stderr: LastLines) -> view::Verdi
         Found::Unreachable(Unreachable { cause, hint }) => {
             (Some(cause.clone()), Some(hint.clone()))
         }
-        Found::Failed {
+        Found::Refused(cause)
+        | Found::Failed {
             cause: Some(cause), ..
         } => (Some(cause.cause.clone()), cause.hint.clone()),
         Found::Failed {
@@ -184,6 +185,7 @@ fn verdict(decision: &Decision, clock: &Clock, stderr: LastLines) -> view::Verdi
         hint,
         stderr,
         replaces: decision.replaces.map(Into::into),
+        again: decision.again.map(Into::into),
         durations: durations(decision.steps.durations()),
     }
 }

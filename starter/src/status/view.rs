@@ -62,6 +62,9 @@ pub struct Supervisor {
     pub version: String,
     #[serde(default)]
     pub started_at: f64,
+    /// The orders that it obeys.
+    #[serde(default)]
+    pub orders: List<String, 64>,
 }
 
 /// The command line's settings; times in seconds.
@@ -213,7 +216,7 @@ pub struct Departed {
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct Counters {
-    /// Restarts requested.
+    /// Restarts and rollbacks requested.
     pub restarts: u64,
     /// Generations that have committed, the first included.
     pub commits: u64,
@@ -254,9 +257,12 @@ pub struct Verdict {
     /// The failed worker's.
     #[serde(default)]
     pub stderr: LastLines,
-    /// The newest of the generations that it was to replace.
+    /// The generation that it was to replace: the newest older one, or after a rollback a newer one.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub replaces: Option<u64>,
+    /// The generation whose program it runs again, after a rollback.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub again: Option<u64>,
     #[serde(default, skip_serializing_if = "Durations::are_unknown")]
     pub durations: Durations,
 }

@@ -117,9 +117,12 @@ impl Supervisor {
         let last = self.machine.history().decisions.back();
         match (last.map(|decision| &decision.verdict), outcome) {
             (
-                Some(Verdict::Failed {
-                    cause: Some(cause), ..
-                }),
+                Some(
+                    Verdict::Refused(cause)
+                    | Verdict::Failed {
+                        cause: Some(cause), ..
+                    },
+                ),
                 _,
             ) => cause.into(),
             (Some(Verdict::CheckFailed(failed)), _) => {

@@ -9,8 +9,10 @@ use nix::sys::signal::{SigSet, SigmaskHow, Signal, sigprocmask};
 use nix::sys::signalfd::{SfdFlags, SignalFd};
 use nix::sys::time::TimeSpec;
 
+use crate::host::order::{CARRIER, Order};
+
 /// The signals that the supervisor handles itself. As PID 1 it would not get them otherwise.
-const TAKEN: [Signal; 8] = [
+const TAKEN: [Signal; 9] = [
     Signal::SIGHUP,
     Signal::SIGINT,
     Signal::SIGQUIT,
@@ -19,6 +21,7 @@ const TAKEN: [Signal; 8] = [
     Signal::SIGUSR2,
     Signal::SIGCHLD,
     Signal::SIGXCPU,
+    CARRIER,
 ];
 
 /// Those that stop the superdaemon.
@@ -57,14 +60,19 @@ impl Signals {
         Ok(arrived.into_iter().find(|signal| STOPS.contains(signal)))
     }
 
-    /// The signals that arrived since the last call.
+    /// The signals that arrived since the last call. One that carries orders is left out if it carries none.
     pub fn read(&self) -> nix::Result<Vec<Signal>> {
         let mut arrived = Vec::new();
         loop {
             match self.0.read_signal() {
                 Ok(Some(info)) => {
                     let signal = i32::try_from(info.ssi_signo).map_err(|_| Errno::EINVAL)?;
-                    arrived.push(Signal::try_from(signal)?);
+                    let signal = Signal::try_from(signal)?;
+                    if signal != CARRIER
+                        || Order::carried(signal, info.ssi_code, info.ssi_int).is_some()
+                    {
+                        arrived.push(signal);
+                    }
                 }
                 Ok(None) => return Ok(arrived),
                 Err(Errno::EINTR) => {}

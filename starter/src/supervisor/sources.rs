@@ -11,6 +11,7 @@ use nix::sys::time::TimeSpec;
 use nix::unistd::Pid;
 
 use crate::host::moment::Moment;
+use crate::host::order::CARRIER;
 use crate::host::process::reap;
 use crate::machine::{Event, Knobs, Machine};
 use crate::supervisor::resources::Resources;
@@ -234,6 +235,7 @@ impl Inbox {
                     self.knobs(resources);
                     self.next.push_back(Input::Event(Event::Restart));
                 }
+                CARRIER => self.next.push_back(Input::Event(Event::RollBack)),
                 Signal::SIGUSR1 => self.next.push_back(Input::Duty(Duty::ReopenLog)),
                 Signal::SIGUSR2 | Signal::SIGXCPU => {
                     self.next.push_back(Input::Duty(Duty::Ignore(signal)));

@@ -8,6 +8,7 @@ pub mod number;
 pub mod parts;
 pub mod progress;
 pub mod remedy;
+pub mod rollback;
 mod sentence;
 pub mod start_failure;
 pub mod text;

@@ -9,6 +9,7 @@ use nix::sys::signal::Signal;
 use nix::unistd::Pid;
 
 use crate::words::lack::Lack;
+use crate::words::rollback::Way;
 use crate::words::start_failure::StartFailure;
 use crate::words::trouble::{Trouble, Was};
 
@@ -93,6 +94,12 @@ pub enum Notice {
         signal: Signal,
         pids: Vec<Pid>,
     },
+    /// The last restart is undone, because somebody asked for it.
+    RollbackAsked {
+        pid: Pid,
+    },
+    RollingBack(Way),
+    CannotRollBack(StartFailure),
     RolledBack {
         pids: Vec<Pid>,
     },
@@ -224,6 +231,8 @@ impl Notice {
             | Notice::EndingLeftovers { .. }
             | Notice::Unpinned { .. }
             | Notice::RolledBack { .. }
+            | Notice::RollingBack(_)
+            | Notice::CannotRollBack(_)
             | Notice::KillingWorkers { .. }
             | Notice::KillingLateWorkers { .. }
             | Notice::StoppingByItself(_)
@@ -264,6 +273,7 @@ impl Notice {
             | Notice::Ignored(_)
             | Notice::StopServer { .. }
             | Notice::RestartAsked { .. }
+            | Notice::RollbackAsked { .. }
             | Notice::ReopenAsked { .. } => Severity::Info,
         }
     }

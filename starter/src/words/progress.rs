@@ -52,6 +52,10 @@ pub fn connections(count: usize) -> String {
 #[derive(Debug, Clone, Default, PartialEq)]
 pub struct Success {
     pub generation: u64,
+    /// The generation whose program it runs again, after a rollback.
+    pub again: Option<u64>,
+    /// It has served all the time: a rollback has put an end to what was to replace it.
+    pub is_kept: bool,
     /// How long its start took, in seconds.
     pub after: Option<f64>,
     /// The generation that serves, if that is another one by now.
@@ -68,8 +72,11 @@ impl Success {
         let number = self.generation;
         let after = |seconds: f64| format!(" after {}", short_time(seconds));
         let took = self.after.map(after).unwrap_or_default();
+        let again = |number: u64| format!(" (generation {number} again)");
+        let again = self.again.map(again).unwrap_or_default();
         let mut sentence = match self.successor {
-            None => format!("generation {number} serves{took}"),
+            None if self.is_kept => format!("generation {number} keeps serving"),
+            None => format!("generation {number}{again} serves{took}"),
             Some(other) => format!("generation {number} served{took}, now generation {other} does"),
         };
         if let Some((old, seconds)) = self.gone {
@@ -121,6 +128,27 @@ mod tests {
         };
         let sentence = "generation 5 served after 0.84 s, now generation 6 does";
         assert_eq!(crashed.sentence(), sentence);
+    }
+
+    #[test]
+    fn a_rollback_says_what_it_leads_to() {
+        let kept = Success {
+            generation: 4,
+            is_kept: true,
+            gone: Some((5, 3.1)),
+            ..Success::default()
+        };
+        let sentence = "generation 4 keeps serving; generation 5 exited after 3.1 s";
+        assert_eq!(kept.sentence(), sentence);
+        let again = Success {
+            generation: 6,
+            again: Some(4),
+            after: Some(0.84),
+            gone: Some((5, 3.1)),
+            ..Success::default()
+        };
+        let sentence = "generation 6 (generation 4 again) serves after 0.84 s; generation 5 exited after 3.1 s";
+        assert_eq!(again.sentence(), sentence);
     }
 
     #[test]

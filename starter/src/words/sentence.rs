@@ -10,6 +10,7 @@ use crate::words::failure::Failure;
 use crate::words::notice::Notice;
 use crate::words::parts::{Pids, failed_starts, name};
 use crate::words::remedy;
+use crate::words::start_failure::StartFailure;
 use crate::words::text::{printable, quoted};
 
 impl fmt::Display for Notice {
@@ -114,6 +115,10 @@ impl Notice {
                 format!(
                     "start_server: worker {worker} has left processes behind, sending {signal} to them:{pids}"
                 )
+            }
+            Notice::RollingBack(way) => format!("start_server: {}", way.sentence()),
+            Notice::CannotRollBack(StartFailure { cause, .. }) => {
+                format!("start_server: cannot roll back: {cause}")
             }
             Notice::RolledBack { pids } => {
                 format!(
@@ -261,6 +266,9 @@ impl Notice {
             }
             Notice::RestartAsked { pid } => {
                 format!("sent HUP to start_server (pid:{pid}), waiting for the new generation...")
+            }
+            Notice::RollbackAsked { pid } => {
+                format!("asked start_server (pid:{pid}) to roll back, waiting for the outcome...")
             }
             Notice::LockHeldByAnother {
                 path,

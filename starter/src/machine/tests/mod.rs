@@ -5,6 +5,7 @@ mod crash;
 mod pins;
 mod readiness;
 mod replacement;
+mod rollback;
 mod rules;
 mod snapshot;
 mod steps;
@@ -122,6 +123,8 @@ struct World {
     is_checking: bool,
     /// A restart that was asked for and that no start since has served.
     owed: bool,
+    /// What it was before a rollback that is being decided.
+    before_rollback: Option<Box<Machine>>,
 }
 
 impl World {
@@ -149,6 +152,7 @@ impl World {
             stopping: false,
             is_checking: false,
             owed: false,
+            before_rollback: None,
         };
         world.perform(actions);
         world.check();
@@ -262,6 +266,7 @@ impl World {
         }
         let why = self.machine.generation(generation).unwrap().why;
         let expected = match (generation > self.highest, slot, why) {
+            (true, 0, Why::Rollback { to }) => Source::Generation(to),
             (true, 0, Why::First | Why::Asked | Why::Timed) => Source::Disk,
             (true, 0, Why::Replacement) => Source::Generation(self.served_last.unwrap()),
             // The other slots, and whoever replaces one that died.
@@ -292,6 +297,13 @@ impl World {
             "{pid} is signalled a second time by a restart"
         );
         let number = process.generation;
+        if self.before_rollback.is_some() {
+            self.check_return_from(number);
+            for process in &mut self.living {
+                process.is_signalled |= process.pid == pid;
+            }
+            return;
+        }
         let successor = self
             .machine
             .generations
@@ -428,6 +440,46 @@ impl World {
         self.owed = !self.stopping;
         self.successes = 0;
         self.on(Event::Restart);
+    }
+
+    /// It undoes the last restart, or changes nothing but its verdict.
+    fn roll_back(&mut self) {
+        let before = self.machine.clone();
+        self.successes = 0;
+        self.before_rollback = Some(Box::new(before.clone()));
+        let living = self.pids();
+        self.on(Event::RollBack);
+        self.before_rollback = None;
+        let asked = self.machine.history.counters.restarts;
+        let last = self.machine.history.decisions.back();
+        let last = last.filter(|one| one.request == asked);
+        if let Some(Verdict::Refused(_)) = last.map(|one| &one.verdict) {
+            let history = self.machine.history.clone();
+            let after = Machine { history, ..before };
+            assert_eq!(after, self.machine, "it is refused, and changes nothing");
+            return;
+        }
+        self.owed = false;
+        assert!(!self.machine.restart_wanted, "the restart is given up");
+        let serves = |machine: &Machine| machine.current().map(|one| one.number);
+        let (was, is) = (serves(&before), serves(&self.machine));
+        assert!(was.is_none() || is.is_some(), "nothing serves any more");
+        if was != is {
+            let after = self.pids();
+            let are_there = living.iter().all(|pid| after.contains(pid));
+            assert!(are_there, "the old workers serve again");
+        }
+    }
+
+    /// Only whoever is current is told to stop, and only if what it replaced serves in its place.
+    fn check_return_from(&self, number: u32) {
+        let before = self.before_rollback.as_ref().unwrap();
+        let current = |machine: &Machine| machine.current().map(|one| one.number);
+        assert_eq!(current(before), Some(number), "{number} was not current");
+        let is = current(&self.machine).unwrap();
+        let of_old = |one: &Process| one.generation == is && self.has_proved_itself(one);
+        assert!(is < number && self.living.iter().any(of_old));
+        assert_eq!(before.state_of(is), Some(State::Retiring));
     }
 
     fn stop(&mut self, signal: Signal) {

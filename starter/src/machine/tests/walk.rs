@@ -20,12 +20,14 @@ enum Step {
     SpawningFails,
     TimePasses,
     Restart,
+    RollBack,
     Stop,
     StrangersAct,
     /// There and back.
     KnobsChange,
 }
 
+/// Every step but the rollback by hand, which has walks of its own: together they would take too long.
 const STEPS: [Step; 16] = [
     Step::OldestExits,
     Step::SecondNewestExits,
@@ -43,6 +45,21 @@ const STEPS: [Step; 16] = [
     Step::Stop,
     Step::StrangersAct,
     Step::KnobsChange,
+];
+
+/// What matters to a rollback.
+const ROLLBACK_STEPS: [Step; 11] = [
+    Step::RollBack,
+    Step::Restart,
+    Step::TimePasses,
+    Step::OldestExits,
+    Step::NewestExits,
+    Step::NewestIsReady,
+    Step::NewestStopsByItself,
+    Step::CheckSucceeds,
+    Step::CheckFails,
+    Step::SpawningFails,
+    Step::Stop,
 ];
 
 const OTHER_KNOBS: Knobs = Knobs {
@@ -97,6 +114,8 @@ impl World {
             Step::TimePasses => return self.pass_time(unexecuted.is_some()),
             Step::Restart if self.stopping => return false,
             Step::Restart => self.restart(),
+            Step::RollBack if self.stopping => return false,
+            Step::RollBack => self.roll_back(),
             Step::Stop if self.stopping => return false,
             Step::Stop => self.stop(Signal::SIGTERM),
             Step::StrangersAct => {
@@ -197,6 +216,7 @@ impl World {
 
 /// Walks every history of so many steps, but no way twice that starts at the same point.
 struct Walk {
+    steps: &'static [Step],
     /// Every point that was visited, with the number of steps that were walked from there.
     visited: HashMap<String, usize>,
     history: Vec<Step>,
@@ -227,8 +247,8 @@ impl Walk {
         }
         self.visited.insert(point, length);
         if length > 0 && world.finished.is_none() {
-            for step in STEPS {
-                self.take(step, world, length - 1);
+            for step in self.steps {
+                self.take(*step, world, length - 1);
             }
         }
     }
@@ -251,8 +271,13 @@ impl Walk {
 
 /// From each of these on, with so many steps.
 fn walk_all(beginnings: Vec<(World, usize)>) {
+    walk_by(&STEPS, beginnings);
+}
+
+fn walk_by(steps: &'static [Step], beginnings: Vec<(World, usize)>) {
     for (world, length) in beginnings {
         let mut walk = Walk {
+            steps,
             visited: HashMap::new(),
             history: Vec::new(),
         };
@@ -324,7 +349,18 @@ fn serving(settings: Settings) -> World {
     world
 }
 
-/// Where the second one has, and the delay before the first one is signalled is over before a replacement is proved.
+/// Where the second one has.
+fn restarted(settings: Settings) -> World {
+    let mut world = serving(settings);
+    world.restart();
+    if world.is_checking {
+        world.end_check(true);
+    }
+    world.pass_deadline();
+    world
+}
+
+/// The same, and the delay before the first one is signalled is over before a replacement is proved.
 fn retiring_soon(settings: Settings) -> World {
     let mut world = serving(Settings {
         knobs: Knobs {
@@ -396,6 +432,24 @@ fn every_short_history_with_a_check_keeps_the_promises() {
 }
 
 #[test]
+fn every_short_history_with_a_rollback_keeps_the_promises() {
+    walk_by(
+        &ROLLBACK_STEPS,
+        vec![
+            (restarted(settings()), 5),
+            (restarted(slow(settings())), 5),
+            (restarted(checked(slow(settings()))), 4),
+            (restarted(unpinned(settings())), 4),
+            (restarted(impatient(settings())), 4),
+            (restarted(limited(1, settings())), 4),
+            (World::new(told(slow(settings()))), 5),
+            (retiring_soon(with_workers(2)), 4),
+            (unreachable(restarted(slow(settings()))), 4),
+        ],
+    );
+}
+
+#[test]
 fn every_short_history_of_two_workers_keeps_the_promises() {
     let hasty = Settings {
         interval: Duration::ZERO,
@@ -440,7 +494,10 @@ fn some_long_histories_keep_the_promises() {
         let mut world = World::with(kinds[number % kinds.len()].clone(), number % 2 == 0);
         let mut history = Vec::new();
         for _ in 0..60 {
-            let step = STEPS[chosen(STEPS.len())];
+            let step = match chosen(STEPS.len() + 1) {
+                0 => Step::RollBack,
+                other => STEPS[other - 1],
+            };
             // Otherwise most of them were short again.
             if matches!(step, Step::Stop) || world.finished.is_some() {
                 continue;

@@ -98,7 +98,7 @@ fn the_command_line_of_the_start_serves_for_a_restart_too() {
 
 #[test]
 fn a_running_superdaemon_is_asked_for_one_thing_and_by_its_pid_file() {
-    for command in ["restart", "stop", "reopen", "status"] {
+    for command in ["restart", "rollback", "stop", "reopen", "status"] {
         let message = format!("cannot use --{command}: it needs --pid-file as well");
         let word = format!("--{command}");
         assert_eq!(error(&[&word]), message);
@@ -110,7 +110,7 @@ fn a_running_superdaemon_is_asked_for_one_thing_and_by_its_pid_file() {
     );
     assert_eq!(
         error(&["--timeout=5", "--pid-file=/p", "prog"]),
-        "cannot use --timeout=5: it needs --restart, --stop or --reopen as well"
+        "cannot use --timeout=5: it needs --restart, --rollback, --stop or --reopen as well"
     );
 }
 
@@ -135,11 +135,11 @@ fn a_status_is_shown_in_one_form() {
         ),
         (
             &["--stop", "--json"],
-            "cannot use --json: it needs --status or --restart as well",
+            "cannot use --json: it needs --status, --restart or --rollback as well",
         ),
         (
             &["--json", "prog"],
-            "cannot use --json: it needs --status or --restart as well",
+            "cannot use --json: it needs --status, --restart or --rollback as well",
         ),
         (
             &["--restart", "--openmetrics"],
@@ -151,11 +151,11 @@ fn a_status_is_shown_in_one_form() {
         ),
         (
             &["--status", "--no-wait"],
-            "cannot use --no-wait: it needs --restart as well",
+            "cannot use --no-wait: it needs --restart or --rollback as well",
         ),
         (
             &["--no-wait", "prog"],
-            "cannot use --no-wait: it needs --restart as well",
+            "cannot use --no-wait: it needs --restart or --rollback as well",
         ),
         (
             &["--follow", "prog"],

@@ -1,0 +1,59 @@
+//! Orders to a running start_server that no signal stands for: SIGURG with a value (sigqueue(3)). Whoever may send HUP may
+//! send one. SIGURG is ignored by default, so a process that knows of no orders is not harmed.
+
+use nix::sys::signal::Signal;
+
+/// The signal that carries an order.
+pub const CARRIER: Signal = Signal::SIGURG;
+
+/// What is ordered.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Order {
+    /// Undo the last restart.
+    RollBack,
+}
+
+impl Order {
+    const ALL: [Order; 1] = [Order::RollBack];
+
+    /// Its name in `FILE.json`, where a server lists the orders that it obeys.
+    pub fn name(self) -> &'static str {
+        match self {
+            Order::RollBack => "rollback",
+        }
+    }
+
+    /// Every name.
+    pub fn names() -> impl Iterator<Item = &'static str> {
+        Order::ALL.into_iter().map(Order::name)
+    }
+
+    /// The value that the signal carries. Nobody else sends one of these by chance.
+    pub fn value(self) -> i32 {
+        match self {
+            Order::RollBack => i32::from_be_bytes(*b"\0rol"),
+        }
+    }
+
+    /// The order that a signal carries, if it is one.
+    pub fn carried(signal: Signal, code: i32, value: i32) -> Option<Order> {
+        let is_order = signal == CARRIER && code == libc::SI_QUEUE;
+        let mut all = Order::ALL.into_iter().filter(|_| is_order);
+        all.find(|order| order.value() == value)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_its_own_value_is_an_order() {
+        let value = Order::RollBack.value();
+        let carried = |signal, code, value| Order::carried(signal, code, value).is_some();
+        assert!(carried(CARRIER, libc::SI_QUEUE, value));
+        assert!(!carried(CARRIER, libc::SI_QUEUE, 0));
+        assert!(!carried(CARRIER, libc::SI_USER, value));
+        assert!(!carried(Signal::SIGHUP, libc::SI_QUEUE, value));
+    }
+}

@@ -1,0 +1,205 @@
+//! A rollback by hand: the last restart is undone, however far it has come.
+//!
+//! | the last restart | what follows |
+//! |---|---|
+//! | is being checked, has not committed, or waits for its next try | it is given up; what serves goes on, and what served last is started again if nothing does |
+//! | has committed, and what it replaced has not been told to stop | that is current again, without a new process; the new workers are told to stop |
+//! | has committed, and what it replaced was told to stop and still lives | nothing: there is no way back to workers that are about to go, and another start beside them is not what was asked for |
+//! | has committed, and what it replaced is gone | what that was started from is started again as a new generation, which must prove itself like any other |
+
+use super::generation::{Stage, State, Why};
+use super::history::{Decision, Steps, Verdict};
+use super::model::{Machine, Settings};
+use crate::host::moment::Moment;
+use crate::words::notice::Notice;
+use crate::words::rollback::{self, Way};
+use crate::words::start_failure::StartFailure;
+
+impl Machine {
+    /// `--rollback`.
+    pub(super) fn roll_back(&mut self, now: Moment) {
+        if self.is_stopping() {
+            return;
+        }
+        let asked_before = self.history.counters.restarts;
+        self.history.counters.count_restart();
+        match self.way_back() {
+            Ok(way) => {
+                self.say(Notice::RollingBack(way));
+                self.undo_restart(way, asked_before, now);
+            }
+            Err(cause) => {
+                self.say(Notice::CannotRollBack(cause.clone()));
+                self.answer_without_start(self.history.counters.restarts, cause, now);
+            }
+        }
+        self.save_status();
+    }
+
+    /// How the last restart can be undone.
+    fn way_back(&self) -> Result<Way, StartFailure> {
+        let Some(served) = self.served else {
+            return Err(rollback::nothing_has_served());
+        };
+        if let Some(to) = self.rolls_back_to() {
+            return Err(rollback::under_way(to));
+        }
+        if self.is_restart_pending() {
+            return match self.current() {
+                Some(current) => Ok(Way::Keep(current.number)),
+                None => self.start_again(served),
+            };
+        }
+        let mut newest = self.generations.iter().rev();
+        let retiring = newest.find(|one| one.state() == State::Retiring && one.serves());
+        if let (Some(retiring), Some(current)) = (retiring, self.current()) {
+            return Ok(Way::Return {
+                to: retiring.number,
+                from: current.number,
+            });
+        }
+        match self.served_before {
+            None => Err(rollback::nothing_before(served)),
+            Some(before) if self.generation(before).is_some() => Err(rollback::too_late(before)),
+            Some(before) => self.start_again(before),
+        }
+    }
+
+    fn start_again(&self, number: u32) -> Result<Way, StartFailure> {
+        match self.pins() {
+            true => Ok(Way::StartAgain(number)),
+            false => Err(rollback::not_kept(number)),
+        }
+    }
+
+    /// The generation whose program a rollback that is under way starts again.
+    pub(super) fn rolls_back_to(&self) -> Option<u32> {
+        let starting = self.starting().map(|starting| starting.why);
+        let planned = self.planned.map(|planned| planned.why);
+        let all = [starting, planned, self.postponed];
+        all.into_iter().flatten().find_map(Why::rolls_back_to)
+    }
+
+    /// Whether a restart was begun that has not committed.
+    fn is_restart_pending(&self) -> bool {
+        let planned = self.planned.is_some_and(|planned| planned.why.is_restart());
+        self.checking.is_some() || self.is_restarting() || planned || self.postponed.is_some()
+    }
+
+    fn undo_restart(&mut self, way: Way, asked_before: u32, now: Moment) {
+        let was_busy = self.planned.is_some() || self.is_starting();
+        let is_unanswered = self.checking.is_some() || self.restart_wanted;
+        self.give_up_check();
+        self.planned = None;
+        self.postponed = None;
+        self.restart_wanted = false;
+        self.forget_failures();
+        self.early_deaths = 0;
+        self.auto_restart_since = now;
+        let undone = self.undo_start(now);
+        if is_unanswered {
+            self.answer_without_start(asked_before, rollback::came_first(), now);
+        }
+        match way {
+            Way::Keep(current) => {
+                let verdict = self.history.decision_on(current);
+                let verdict = verdict.map_or(Verdict::Committed, |one| one.verdict.clone());
+                self.answer(current, undone, verdict, now);
+            }
+            Way::Return { to, from } => self.return_to(to, from, now),
+            Way::StartAgain(to) => {
+                let earliest = match was_busy {
+                    true => self.last_started_at + self.settle_time(),
+                    false => now,
+                };
+                self.start_at(earliest, Why::Rollback { to }, now);
+            }
+        }
+    }
+
+    /// Ends the start that is under way, as if it had failed, and without another try.
+    fn undo_start(&mut self, now: Moment) -> Option<u32> {
+        let starting = self.starting()?;
+        let (number, pids) = (starting.number, starting.pids());
+        self.record_undone(number, now);
+        if let Some(starting) = self.generation_mut(number) {
+            starting.stage = Stage::Failed;
+        }
+        let signal = self.settings.signal_on_term;
+        self.tell_to_stop(&pids, signal, self.patience_with_failed(), now);
+        Some(number)
+    }
+
+    /// The older generation is current again, and the newer one drains as any that was replaced.
+    fn return_to(&mut self, to: u32, from: u32, now: Moment) {
+        self.record_undone(from, now);
+        let mut pids = Vec::new();
+        for generation in &mut self.generations {
+            if generation.number == to {
+                generation.stage = Stage::Current;
+            } else if generation.number == from {
+                generation.stage = Stage::Draining;
+                pids = generation.pids();
+            }
+        }
+        (self.served, self.served_before) = (Some(to), None);
+        let Settings {
+            signal_on_hup,
+            kill_old_timeout,
+            ..
+        } = self.settings;
+        self.tell_to_stop(&pids, signal_on_hup, kill_old_timeout, now);
+        self.kill_surplus();
+        self.answer(to, Some(from), Verdict::Committed, now);
+        self.fill_slots(now);
+    }
+
+    /// Whoever waits for this generation learns that it is not to serve.
+    fn record_undone(&mut self, number: u32, now: Moment) {
+        let Some(generation) = self.generation(number) else {
+            return;
+        };
+        let (request, steps) = (generation.request, generation.steps);
+        self.history.add_decision(Decision {
+            request,
+            generation: number,
+            verdict: Verdict::Failed {
+                status: None,
+                cause: Some(rollback::undone()),
+            },
+            at: now,
+            replaces: self.replaced_by(number),
+            again: None,
+            steps,
+        });
+    }
+
+    /// This generation serves, and did so before.
+    fn answer(&mut self, generation: u32, replaces: Option<u32>, verdict: Verdict, now: Moment) {
+        let steps = Steps {
+            ready_at: Some(now),
+            ..Steps::new(now)
+        };
+        self.history.add_decision(Decision {
+            request: self.history.counters.restarts,
+            generation,
+            verdict,
+            at: now,
+            replaces,
+            again: None,
+            steps,
+        });
+    }
+
+    fn answer_without_start(&mut self, request: u32, cause: StartFailure, now: Moment) {
+        self.history.add_decision(Decision {
+            request,
+            generation: 0,
+            verdict: Verdict::Refused(cause),
+            at: now,
+            replaces: None,
+            again: None,
+            steps: Steps::new(now),
+        });
+    }
+}

@@ -1,0 +1,175 @@
+//! `--rollback` in each state of the last restart. That it takes no serving worker away without another one is checked at
+//! each step of the [`walk`](super::walk).
+
+use super::*;
+
+/// Generation 1 has served for a while, and the old one is kept for so many seconds after a restart.
+fn serving(seconds: u64) -> World {
+    let mut world = World::new(Settings {
+        knobs: delayed(seconds),
+        ..settings()
+    });
+    world.pass_deadline();
+    world.pass(10.0);
+    world
+}
+
+/// Generation 2 has replaced it a moment ago.
+fn restarted(seconds: u64) -> World {
+    let mut world = serving(seconds);
+    world.restart();
+    world.pass_deadline();
+    assert_eq!(world.state_of(2), Some(State::Current));
+    world
+}
+
+fn last(world: &World) -> &Decision {
+    world.machine.history.decisions.back().unwrap()
+}
+
+fn refused(world: &World) -> &str {
+    match &last(world).verdict {
+        Verdict::Refused(cause) => &cause.cause,
+        other => panic!("{other:?}"),
+    }
+}
+
+#[test]
+fn what_has_not_been_told_to_stop_is_current_again() {
+    let mut world = restarted(5);
+    let living = world.pids();
+    world.roll_back();
+    assert_eq!(world.pids(), living, "no process is started");
+    assert_eq!(world.state_of(1), Some(State::Current));
+    assert_eq!(world.state_of(2), Some(State::Old));
+    assert!(world.said("generation 1 is current again, generation 2 is told to stop"));
+    let decision = last(&world);
+    assert_eq!((decision.request, decision.generation), (2, 1));
+    assert_eq!(decision.replaces, Some(2));
+    assert_eq!(decision.steps.drained_at, None);
+    world.exit_newest(0);
+    assert!(last(&world).steps.drained_at.is_some());
+    // Whoever waits for the restart learns that it was undone.
+    let of_restart = world.machine.history.decision_on(2).unwrap();
+    let undone = matches!(&of_restart.verdict, Verdict::Failed { cause: Some(_), .. });
+    assert!(undone && of_restart.request == 1, "{of_restart:?}");
+}
+
+#[test]
+fn there_is_no_way_back_to_workers_that_were_told_to_stop() {
+    let mut world = restarted(0);
+    assert_eq!(world.state_of(1), Some(State::Old));
+    world.roll_back();
+    assert!(refused(&world).contains("generation 1 were already told to stop"));
+    assert_eq!(world.state_of(2), Some(State::Current));
+}
+
+#[test]
+fn what_is_gone_is_started_again_and_must_prove_itself() {
+    let mut world = restarted(0);
+    world.exit(Pid::from_raw(100), 0);
+    world.roll_back();
+    assert_eq!(world.state_of(2), Some(State::Current));
+    assert_eq!(world.state_of(3), Some(State::Starting));
+    assert!(world.machine.may_start_from(1), "another try may follow");
+    world.pass_deadline();
+    assert_eq!(world.state_of(2), Some(State::Old));
+    assert_eq!(world.state_of(3), Some(State::Current));
+    let decision = last(&world);
+    assert_eq!((decision.generation, decision.again), (3, Some(1)));
+    assert_eq!((decision.request, decision.replaces), (2, Some(2)));
+    // And back.
+    world.exit(Pid::from_raw(101), 0);
+    world.roll_back();
+    world.pass_deadline();
+    assert_eq!(last(&world).again, Some(2));
+}
+
+#[test]
+fn a_rollback_that_fails_leaves_what_serves_and_is_tried_again() {
+    let mut world = restarted(0);
+    world.exit(Pid::from_raw(100), 0);
+    world.roll_back();
+    world.exit_newest(256);
+    assert_eq!(world.state_of(2), Some(State::Current));
+    let failed = matches!(last(&world).verdict, Verdict::Failed { .. });
+    assert!(failed && last(&world).again == Some(1));
+    world.pass_deadline();
+    assert_eq!(world.state_of(4), Some(State::Starting));
+    world.roll_back();
+    assert!(refused(&world).contains("a rollback to generation 1 is already under way"));
+}
+
+#[test]
+fn a_restart_that_has_not_committed_is_given_up() {
+    let mut world = serving(0);
+    world.restart();
+    world.restart();
+    world.roll_back();
+    assert_eq!(world.state_of(1), Some(State::Current));
+    assert_eq!(world.state_of(2), Some(State::Old), "it is told to stop");
+    world.exit_newest(0);
+    world.pass(100.0);
+    assert_eq!(world.wait(), None, "nothing more is started");
+    let decisions = world.machine.history.decisions.iter();
+    let told: Vec<_> = decisions.map(|one| (one.request, one.generation)).collect();
+    // The first start; the restart; the one that was to follow it; the rollback.
+    assert_eq!(told, [(0, 1), (1, 2), (2, 0), (3, 1)]);
+}
+
+#[test]
+fn a_restart_that_fails_again_and_again_is_given_up() {
+    let mut world = serving(0);
+    world.restart();
+    world.exit_newest(256);
+    assert!(world.wait().is_some());
+    world.roll_back();
+    assert_eq!(world.wait(), None);
+    assert_eq!(world.state_of(1), Some(State::Current));
+}
+
+#[test]
+fn a_check_is_given_up() {
+    let mut world = World::new(Settings {
+        check: Some(Duration::from_secs(20)),
+        ..settings()
+    });
+    world.pass_deadline();
+    world.restart();
+    assert!(world.is_checking);
+    world.roll_back();
+    assert!(!world.is_checking);
+    assert_eq!(world.wait(), None);
+}
+
+#[test]
+fn a_crash_loop_of_the_new_version_can_be_left() {
+    let mut world = restarted(0);
+    world.exit(Pid::from_raw(100), 0);
+    world.pass(10.0);
+    world.exit_newest(256);
+    assert_eq!(world.state_of(3), Some(State::Starting));
+    world.roll_back();
+    assert_eq!(world.state_of(3), Some(State::Old), "it is told to stop");
+    world.pass_deadline();
+    assert_eq!(world.state_of(4), Some(State::Starting));
+    world.pass_deadline();
+    assert_eq!(last(&world).again, Some(1));
+}
+
+#[test]
+fn there_must_be_something_to_go_back_to() {
+    let mut world = World::new(settings());
+    world.roll_back();
+    assert!(refused(&world).contains("no generation has served yet"));
+    let mut world = serving(0);
+    world.roll_back();
+    assert!(refused(&world).contains("served before generation 1"));
+    let mut world = World::new(unpinned(settings()));
+    world.pass_deadline();
+    world.restart();
+    world.pass_deadline();
+    world.exit(Pid::from_raw(100), 0);
+    world.roll_back();
+    assert!(refused(&world).contains("--no-pin"));
+}

@@ -1,0 +1,77 @@
+//! What a rollback does, and why there is none.
+
+use crate::words::start_failure::StartFailure;
+
+/// How the last restart is undone.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Way {
+    /// It has not committed: this generation goes on.
+    Keep(u32),
+    /// What it replaced is current again.
+    Return { to: u32, from: u32 },
+    /// What this generation was started from is started again.
+    StartAgain(u32),
+}
+
+impl Way {
+    pub(super) fn sentence(self) -> String {
+        match self {
+            Way::Keep(number) => {
+                format!("rolling back: the restart is given up, generation {number} keeps serving")
+            }
+            Way::Return { to, from } => format!(
+                "rolling back: generation {to} is current again, generation {from} is told to stop"
+            ),
+            Way::StartAgain(number) => {
+                format!("rolling back: starting again what generation {number} was")
+            }
+        }
+    }
+}
+
+fn because(cause: String) -> StartFailure {
+    StartFailure { cause, hint: None }
+}
+
+/// Nothing has ever committed.
+pub fn nothing_has_served() -> StartFailure {
+    because("no generation has served yet".into())
+}
+
+/// Nothing that served is older than this generation, as far as is known.
+pub fn nothing_before(number: u32) -> StartFailure {
+    because(format!(
+        "nothing is known that served before generation {number}"
+    ))
+}
+
+/// What the last restart replaced is about to go.
+pub fn too_late(number: u32) -> StartFailure {
+    because(format!(
+        "the workers of generation {number} were already told to stop and have not exited yet"
+    ))
+}
+
+/// A rollback that was asked for before is not over.
+pub fn under_way(number: u32) -> StartFailure {
+    because(format!(
+        "a rollback to generation {number} is already under way"
+    ))
+}
+
+/// With `--no-pin`.
+pub fn not_kept(number: u32) -> StartFailure {
+    because(format!(
+        "generation {number} is gone, and with --no-pin what it was started from is not kept"
+    ))
+}
+
+/// Why a restart has led to nothing that a rollback has undone.
+pub fn undone() -> StartFailure {
+    because("it was rolled back".into())
+}
+
+/// Why a restart was not even begun.
+pub fn came_first() -> StartFailure {
+    because("a rollback came first".into())
+}

@@ -438,13 +438,13 @@ fn every_short_history_with_a_rollback_keeps_the_promises() {
         vec![
             (restarted(settings()), 5),
             (restarted(slow(settings())), 5),
-            (restarted(checked(slow(settings()))), 4),
-            (restarted(unpinned(settings())), 4),
-            (restarted(impatient(settings())), 4),
-            (restarted(limited(1, settings())), 4),
+            (restarted(checked(slow(settings()))), 6),
+            (restarted(unpinned(settings())), 6),
+            (restarted(impatient(settings())), 5),
+            (restarted(limited(1, settings())), 6),
             (World::new(told(slow(settings()))), 5),
             (retiring_soon(with_workers(2)), 4),
-            (unreachable(restarted(slow(settings()))), 4),
+            (unreachable(restarted(slow(settings()))), 5),
         ],
     );
 }

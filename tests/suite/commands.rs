@@ -1245,8 +1245,23 @@ fn restart_works_after_a_restart_that_was_given_up() {
     let setup = Server::setup().interval("0.5").option("--start-limit=1");
     let (server, ..) = serving(breakable(setup));
     break_it(&server);
-    assert_eq!(restart(&server).wait(), 1);
+    let mut given_up = restart(&server);
+    assert_eq!(given_up.wait(), 1);
     server.wait_for_log("giving up the restart after 1 failed start");
+    let hint = "hint: see the log for more; --start-limit is reached: start_server does not try again until the next \
+                restart";
+    assert_eq!(given_up.verdict().last().map(String::as_str), Some(hint));
+    let mut status = run(&server, &["--status", "--pid-file=pid"]);
+    assert_eq!(status.wait(), 0);
+    let said = status.said().replace('\n', " ");
+    let expected = "; given up, since --start-limit is reached";
+    assert!(
+        said.split_whitespace()
+            .collect::<Vec<_>>()
+            .join(" ")
+            .contains(expected),
+        "{said}"
+    );
     assert_eq!(restart(&server).wait(), 1);
     mend_it(&server);
     let mut last = restart(&server);

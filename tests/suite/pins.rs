@@ -637,6 +637,7 @@ fn no_descriptors_are_left_after_many_restarts_and_crashes() {
         .program(["./app"])
         .start();
     first(&server);
+    assert!(shows_pins(&server));
     let held = |server: &Server| {
         let all = proc::descriptors(server.pid());
         let is_pin = |path: &&String| path.contains("release1");
@@ -664,6 +665,13 @@ fn no_descriptors_are_left_after_many_restarts_and_crashes() {
     assert_eq!(numbers, ALL);
 }
 
+/// Whether the status says that workers are replaced by what has served.
+#[track_caller]
+fn shows_pins(server: &Server) -> bool {
+    let json = server.status_json().expect("no status");
+    json["options"]["pins"].as_bool().expect("it does not say")
+}
+
 /// With `--no-pin` nothing is kept from being unmounted.
 #[test]
 fn without_pins_nothing_is_held_open() {
@@ -676,6 +684,7 @@ fn without_pins_nothing_is_held_open() {
         .start();
     first(&server);
     server.restart();
+    assert!(!shows_pins(&server));
     let held = proc::descriptors(server.pid());
     assert!(
         !held.values().any(|path| path.contains("release")),

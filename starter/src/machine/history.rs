@@ -89,6 +89,8 @@ pub enum Verdict {
         status: Option<i32>,
         /// Why it failed, if more is known than how it ended: then the status says nothing.
         cause: Option<StartFailure>,
+        /// `--start-limit` forbids another try.
+        given_up: bool,
     },
 }
 
@@ -116,6 +118,14 @@ pub struct Departed {
 impl History {
     pub(super) fn add_decision(&mut self, decision: Decision) {
         push_the_last(&mut self.decisions, decision);
+    }
+
+    /// The last decision was a failure after which the limit forbids another try.
+    pub(super) fn note_given_up(&mut self) {
+        let last = self.decisions.back_mut();
+        if let Some(Verdict::Failed { given_up, .. }) = last.map(|one| &mut one.verdict) {
+            *given_up = true;
+        }
     }
 
     /// The last decision on this generation.

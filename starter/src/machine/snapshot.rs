@@ -13,7 +13,7 @@ use super::history::{History, REMEMBERED};
 use super::model::{Machine, Phase, Settings};
 
 /// Incremented with every change of the format; other versions are not understood.
-const VERSION: u32 = 4;
+const VERSION: u32 = 5;
 
 /// The state of a machine. Its moments are meaningful until the host reboots.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]

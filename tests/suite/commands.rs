@@ -18,7 +18,7 @@ use nix::unistd::{Gid, Pid, Uid, getpgid, getsid};
 
 use crate::holders::hint_of_port_held_here;
 use crate::launch::{as_ordinary_user, launch_program, ordinary_folder};
-use crate::lock_holder::locking;
+use crate::lock_holder::{self, locking};
 
 /// Whoever is neither root nor the user of the server.
 const FOREIGN: u32 = 4242;
@@ -931,17 +931,7 @@ fn another_user_is_told_that_it_may_not() {
     }
     let (server, port, worker) = graceful(Server::setup());
     for (command, name) in [("--stop", "SIGTERM"), ("--restart", "SIGHUP")] {
-        let mut foreign = Command::new("setpriv");
-        foreign
-            .args([
-                &format!("--reuid={FOREIGN}"),
-                &format!("--regid={FOREIGN}"),
-                "--clear-groups",
-            ])
-            .arg(programs::start_server())
-            .args([command, "--pid-file=pid"])
-            .current_dir(server.folder());
-        let mut client = Client::start(foreign, server.folder());
+        let mut client = lock_holder::command(&[command], server.folder(), Some(FOREIGN));
         assert_eq!(client.wait(), 1, "{}", client.said());
         let expected = format!(
             "start_server: cannot send {name} to pid {}: Operation not permitted\n\
@@ -961,10 +951,7 @@ fn root_may_ask_the_server_of_any_user() {
     }
     let (server, ..) = graceful(Server::setup());
     for command in ["--restart", "--stop"] {
-        let mut root = Command::new(programs::start_server());
-        root.args([command, "--pid-file=pid"])
-            .current_dir(server.folder());
-        let mut client = Client::start(root, server.folder());
+        let mut client = lock_holder::command(&[command], server.folder(), None);
         assert_eq!(client.wait(), 0, "{}", client.said());
     }
 }

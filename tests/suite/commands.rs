@@ -18,7 +18,7 @@ use nix::unistd::{Gid, Pid, Uid, getpgid, getsid};
 
 use crate::holders::hint_of_port_held_here;
 use crate::launch::{as_ordinary_user, launch_program, ordinary_folder};
-use crate::lock_holder::locking;
+use crate::lock_holder::{self, locking};
 
 /// Whoever is neither root nor the user of the server.
 const FOREIGN: u32 = 4242;
@@ -931,17 +931,7 @@ fn another_user_is_told_that_it_may_not() {
     }
     let (server, port, worker) = graceful(Server::setup());
     for (command, name) in [("--stop", "SIGTERM"), ("--restart", "SIGHUP")] {
-        let mut foreign = Command::new("setpriv");
-        foreign
-            .args([
-                &format!("--reuid={FOREIGN}"),
-                &format!("--regid={FOREIGN}"),
-                "--clear-groups",
-            ])
-            .arg(programs::start_server())
-            .args([command, "--pid-file=pid"])
-            .current_dir(server.folder());
-        let mut client = Client::start(foreign, server.folder());
+        let mut client = lock_holder::command(&[command], server.folder(), Some(FOREIGN));
         assert_eq!(client.wait(), 1, "{}", client.said());
         let expected = format!(
             "start_server: cannot send {name} to pid {}: Operation not permitted\n\
@@ -961,10 +951,7 @@ fn root_may_ask_the_server_of_any_user() {
     }
     let (server, ..) = graceful(Server::setup());
     for command in ["--restart", "--stop"] {
-        let mut root = Command::new(programs::start_server());
-        root.args([command, "--pid-file=pid"])
-            .current_dir(server.folder());
-        let mut client = Client::start(root, server.folder());
+        let mut client = lock_holder::command(&[command], server.folder(), None);
         assert_eq!(client.wait(), 0, "{}", client.said());
     }
 }
@@ -1245,8 +1232,23 @@ fn restart_works_after_a_restart_that_was_given_up() {
     let setup = Server::setup().interval("0.5").option("--start-limit=1");
     let (server, ..) = serving(breakable(setup));
     break_it(&server);
-    assert_eq!(restart(&server).wait(), 1);
+    let mut given_up = restart(&server);
+    assert_eq!(given_up.wait(), 1);
     server.wait_for_log("giving up the restart after 1 failed start");
+    let hint = "hint: see the log for more; --start-limit is reached: start_server does not try again until the next \
+                restart";
+    assert_eq!(given_up.verdict().last().map(String::as_str), Some(hint));
+    let mut status = run(&server, &["--status", "--pid-file=pid"]);
+    assert_eq!(status.wait(), 0);
+    let said = status.said().replace('\n', " ");
+    let expected = "; given up, since --start-limit is reached";
+    assert!(
+        said.split_whitespace()
+            .collect::<Vec<_>>()
+            .join(" ")
+            .contains(expected),
+        "{said}"
+    );
     assert_eq!(restart(&server).wait(), 1);
     mend_it(&server);
     let mut last = restart(&server);

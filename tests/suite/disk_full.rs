@@ -337,6 +337,7 @@ fn a_disk_that_fills_up_under_captured_output_stops_nobody_and_the_loss_adds_up(
     };
     let mut server = setup
         .port(port)
+        .status_file()
         .option(disk.option("log-file", "server.log"))
         .option("--log-timestamps")
         .worker(["--graceful"])
@@ -344,15 +345,10 @@ fn a_disk_that_fills_up_under_captured_output_stops_nobody_and_the_loss_adds_up(
     let first = server.wait_for_service(1);
     let log = disk.path("server.log");
     let flow = e2e::client::Flow::start(port, 80, "stderr", 100);
-    let is_full = |_: &Server| {
-        let mut file = File::options()
-            .append(true)
-            .create(true)
-            .open(disk.path("probe"))
-            .expect("cannot open a file");
-        file.write_all(b"x").is_err()
-    };
-    server.wait_until("the disk is full", is_full);
+    server.wait_until("the disk is full, and lines are lost", |server| {
+        let json = server.status_json();
+        json.is_some_and(|json| json["log"]["lost"].as_u64() > Some(0))
+    });
     // It serves, and the worker goes on.
     assert_eq!(server.ask(port).pid, first.pid.as_raw());
     disk.fill();

@@ -93,7 +93,7 @@ fn as_user(uid: u32) -> [String; 4] {
 
 /// A command to the server of this pid file, as the user who runs the tests, or as another.
 #[track_caller]
-fn command(words: &[&str], folder: &Path, user: Option<u32>) -> Client {
+pub fn command(words: &[&str], folder: &Path, user: Option<u32>) -> Client {
     let mut command = match user.map(as_user) {
         None => Command::new(programs::start_server()),
         Some(before) => {

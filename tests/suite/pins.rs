@@ -11,7 +11,7 @@ use e2e::{Report, Server, Setup, Worker, ports, proc, programs};
 use nix::sys::resource::Resource;
 use nix::sys::signal::{Signal, kill};
 use nix::sys::stat::Mode;
-use nix::unistd::{Pid, mkfifo};
+use nix::unistd::mkfifo;
 
 /// Something that happens to a server's files between its start and a crash.
 struct Case {
@@ -217,8 +217,8 @@ fn flip(folder: &Path) {
     link("release2", &folder.join("current"));
 }
 
-fn kill_worker(pid: i32) {
-    kill(Pid::from_raw(pid), Signal::SIGKILL).expect("cannot kill the worker");
+fn kill_worker(worker: Worker) {
+    kill(worker.pid, Signal::SIGKILL).expect("cannot kill the worker");
 }
 
 /// The first worker, once it is accepted: these programs have no journal.
@@ -239,6 +239,13 @@ fn next(server: &Server, old: Worker) -> Worker {
     })
 }
 
+/// The worker dies, and another one serves in its place.
+#[track_caller]
+fn crash(server: &Server, worker: Worker) -> Worker {
+    kill_worker(worker);
+    next(server, worker)
+}
+
 /// What an administrator sees of a process: how it was called, and what it runs. A file that is gone has a mark.
 fn looks(pid: i32) -> (Vec<u8>, String) {
     let link = fs::read_link(format!("/proc/{pid}/exe")).expect("cannot see the program");
@@ -253,15 +260,14 @@ fn looks(pid: i32) -> (Vec<u8>, String) {
 }
 
 /// A server of this case before and after a crash, and what has changed in between.
-fn crash(case: &Case, setup: Setup) -> (Server, Report, Report) {
+fn before_and_after(case: &Case, setup: Setup) -> (Server, Report, Report) {
     let port = ports::tcp();
     let server = (case.prepare)(setup.status_file().port(port)).start();
     let old = first(&server);
     let before = server.ask(port);
     let look = looks(before.pid);
     (case.change)(server.folder());
-    kill_worker(before.pid);
-    next(&server, old);
+    crash(&server, old);
     let after = server.ask(port);
     assert_ne!(after.pid, before.pid);
     assert_eq!(looks(after.pid), look, "{}", case.what);
@@ -269,7 +275,7 @@ fn crash(case: &Case, setup: Setup) -> (Server, Report, Report) {
 }
 
 fn check(case: &Case, setup: Setup) {
-    let (server, before, after) = crash(case, setup);
+    let (server, before, after) = before_and_after(case, setup);
     let what = case.what;
     assert_eq!(server.count_in_log("seems to have failed"), 0, "{what}");
     assert_eq!(server.count_in_log("cannot start again"), 0, "{what}");
@@ -323,7 +329,7 @@ fn without_pins_a_crash_starts_what_lies_on_disk() {
         let server = (case.prepare)(setup).start();
         let old = first(&server);
         (case.change)(server.folder());
-        kill_worker(old.pid.as_raw());
+        kill_worker(old);
         server.wait_for_log("seems to have failed to start");
         assert_eq!(server.count_in_log("cannot start again"), 0);
     }
@@ -361,8 +367,7 @@ fn the_directory_of_the_launcher_may_be_renamed() {
             .start();
         let old = first(&server);
         fs::rename(&before, &after).expect("cannot rename it");
-        kill_worker(old.pid.as_raw());
-        next(&server, old);
+        crash(&server, old);
         assert_eq!(server.ask(port).cwd, after.display().to_string());
     }
 }
@@ -389,15 +394,13 @@ fn a_restart_looks_anew_and_from_then_on_that_is_what_served() {
     let server = scripts(&script(2)).port(port).start();
     let first = first(&server);
     flip(server.folder());
-    kill_worker(first.pid.as_raw());
-    let second = next(&server, first);
+    let second = crash(&server, first);
     assert_eq!(release(&server, port), "release=1");
     let third = server.restart();
     assert_eq!(release(&server, port), "release=2");
     assert!(third.generation > second.generation);
     link("release1", &server.folder().join("current"));
-    kill_worker(third.pid.as_raw());
-    next(&server, third);
+    crash(&server, third);
     assert_eq!(release(&server, port), "release=2");
     assert!(server.ask(port).cwd.ends_with("release2"));
 }
@@ -431,7 +434,7 @@ fn a_crash_after_a_refused_deploy_brings_back_what_served_and_then_the_deploy_is
         .output_in_turn()
         .expect("cannot run start_server");
     assert_eq!(restart.status.code(), Some(1), "{}", server.log());
-    kill_worker(old.pid.as_raw());
+    kill_worker(old);
     server.wait_until("it serves again", |server| {
         let mut workers = server.workers().into_iter();
         workers.any(|worker| worker.pid != old.pid && server.ask(port).pid == worker.pid.as_raw())
@@ -462,7 +465,7 @@ fn a_crash_during_a_deploy_that_fails_brings_back_what_served() {
     fs::set_permissions(&hold, Permissions::from_mode(0o644)).expect("cannot open it");
     server.signal(Signal::SIGHUP);
     server.wait_for_log_times(2, "starting new worker");
-    kill_worker(old.pid.as_raw());
+    kill_worker(old);
     server.wait_for_log(&format!("old worker {} died", old.pid));
     fs::write(&hold, "\n").expect("cannot let it go on");
     next(&server, old);
@@ -484,8 +487,7 @@ fn value_after_crash(setup: Setup) -> Option<String> {
         .start();
     let old = first(&server);
     fs::write(directory.join("NAME"), "after\n").expect("cannot write a file");
-    kill_worker(old.pid.as_raw());
-    next(&server, old);
+    crash(&server, old);
     let mut report = server.ask(port);
     // These belong to the worker, not to what it is started from.
     let of = |name: &str| report.environment[name].parse();
@@ -534,8 +536,7 @@ fn where_nothing_has_changed_the_next_worker_is_called_as_the_one_before() {
     let server = setup.program(["current/app"]).start();
     let old = first(&server);
     assert_eq!(server.ask(port).args, ["release=1", "name=current/app"]);
-    kill_worker(old.pid.as_raw());
-    next(&server, old);
+    crash(&server, old);
     assert_eq!(server.ask(port).args, ["release=1", "name=current/app"]);
 }
 
@@ -559,8 +560,7 @@ fn the_same_file_in_another_release_is_not_what_served() {
         let old = first(&server);
         assert_eq!(server.ask(port).args[0], "release=1");
         flip(server.folder());
-        kill_worker(old.pid.as_raw());
-        next(&server, old);
+        crash(&server, old);
         assert_eq!(server.ask(port).args[0], expected, "{option}");
     }
 }
@@ -580,8 +580,7 @@ fn the_descriptor_of_a_script_takes_the_number_of_no_listener() {
         .start();
     let old = first(&server);
     fs::remove_file(server.folder().join("app")).expect("cannot remove it");
-    kill_worker(old.pid.as_raw());
-    next(&server, old);
+    crash(&server, old);
     let numbers = server.ask(port).descriptor_numbers();
     assert_eq!(numbers[..5], [0, 1, 2, 3, 20]);
     assert!(numbers.len() == 6 && numbers[5] > 20, "{numbers:?}");
@@ -601,8 +600,7 @@ fn what_cannot_be_started_again_is_said_and_what_lies_on_disk_is_started() {
     flip(server.folder());
     kept.set_permissions(Permissions::from_mode(0o600))
         .expect("cannot change the mode");
-    kill_worker(old.pid.as_raw());
-    next(&server, old);
+    crash(&server, old);
     assert_eq!(release(&server, port), "release=2");
     server.wait_for_log(
         "start_server: cannot start again what has served: Permission denied; generation 2 starts what is at its path now",
@@ -620,8 +618,7 @@ fn a_program_that_is_overwritten_in_place_is_not_what_served() {
         .start();
     let old = first(&server);
     fs::write(server.folder().join("app"), script(2)).expect("cannot overwrite it");
-    kill_worker(old.pid.as_raw());
-    next(&server, old);
+    crash(&server, old);
     assert_eq!(release(&server, port), "release=2");
 }
 
@@ -637,6 +634,7 @@ fn no_descriptors_are_left_after_many_restarts_and_crashes() {
         .program(["./app"])
         .start();
     first(&server);
+    assert!(shows_pins(&server));
     let held = |server: &Server| {
         let all = proc::descriptors(server.pid());
         let is_pin = |path: &&String| path.contains("release1");
@@ -651,8 +649,7 @@ fn no_descriptors_are_left_after_many_restarts_and_crashes() {
     for number in 0..50 {
         let newest = server.restart();
         if number % 10 == 0 {
-            kill_worker(newest.pid.as_raw());
-            next(&server, newest);
+            crash(&server, newest);
         }
     }
     // A status file is open twice while it is being replaced: perhaps `before`, perhaps now.
@@ -662,6 +659,13 @@ fn no_descriptors_are_left_after_many_restarts_and_crashes() {
     });
     let numbers = server.ask(port).descriptor_numbers();
     assert_eq!(numbers, ALL);
+}
+
+/// Whether the status says that workers are replaced by what has served.
+#[track_caller]
+fn shows_pins(server: &Server) -> bool {
+    let json = server.status_json().expect("no status");
+    json["options"]["pins"].as_bool().expect("it does not say")
 }
 
 /// With `--no-pin` nothing is kept from being unmounted.
@@ -676,6 +680,7 @@ fn without_pins_nothing_is_held_open() {
         .start();
     first(&server);
     server.restart();
+    assert!(!shows_pins(&server));
     let held = proc::descriptors(server.pid());
     assert!(
         !held.values().any(|path| path.contains("release")),

@@ -13,6 +13,8 @@ use nix::sys::resource::Resource;
 use nix::sys::stat::Mode;
 use nix::unistd::{Pid, Uid, mkfifo};
 
+use crate::readiness::{self, scripted, with_files};
+
 const PORTS: i32 = 1000;
 
 const RESTARTS: u32 = 1000;
@@ -243,4 +245,92 @@ fn an_idle_server_does_not_wake_up() {
     assert_eq!(server.ask(port).generation, Some(2));
     server.restart();
     assert!(proc::context_switches(server.pid()) > before);
+}
+
+/// Each kind of proof, with what a worker's shell does before the worker, and the worker's arguments.
+const PROOFS: [(&str, &str, &str); 6] = [
+    ("interval", ":", ""),
+    ("notify", ":", "--notify"),
+    ("fd:9", "echo >&9; exec 9>&-", ""),
+    ("exec:test -e pid", ":", ""),
+    ("accept", ":", ""),
+    ("http:/exists/pid", ":", ""),
+];
+
+/// A server for each kind of proof whose second generation serves, and which has nothing to do.
+fn proved() -> Vec<(&'static str, Server)> {
+    let start = |&(ready, before, arguments): &(&'static str, _, _)| {
+        let setup = scripted(with_files(), before, arguments);
+        let setup = setup.option(format!("--ready={ready}"));
+        (ready, setup.port(ports::tcp()).start())
+    };
+    let servers: Vec<_> = PROOFS.iter().map(start).collect();
+    for (_, server) in &servers {
+        server.wait_until_accepted();
+        server.restart();
+    }
+    servers
+}
+
+/// All at a time: who is idle disturbs nobody.
+#[test]
+fn no_kind_of_proof_wakes_an_idle_server_up() {
+    if !readiness::is_ours() {
+        return;
+    }
+    let servers = proved();
+    let switches = |(_, server): &(_, Server)| {
+        wait_until_idle(server);
+        proc::context_switches(server.pid())
+    };
+    let before: Vec<u64> = servers.iter().map(switches).collect();
+    let_pass(Duration::from_secs(3));
+    for ((ready, server), before) in servers.iter().zip(before) {
+        let after = proc::context_switches(server.pid());
+        assert_eq!(after, before, "--ready={ready}");
+        // It was idle, not dead.
+        server.restart();
+        assert!(proc::context_switches(server.pid()) > before);
+    }
+}
+
+#[test]
+fn a_probe_costs_one_descriptor_and_no_proof_costs_more_after_many_restarts() {
+    if !readiness::is_ours() {
+        return;
+    }
+    let held = |server: &Server, generation| {
+        let settled = settled(server, generation);
+        settled.map(|held| (held.descriptors, held.files))
+    };
+    let mut of_interval = None;
+    for (ready, server) in proved() {
+        let Some((descriptors, files)) = held(&server, 2) else {
+            missing("needs to read /proc/PID/fd and smaps_rollup of the server");
+            return;
+        };
+        let without = *of_interval.get_or_insert(descriptors.len());
+        let cost = match ready.split(':').next() {
+            Some("interval" | "fd" | "exec") => 0,
+            // The socket and its directory.
+            Some("notify") => 2,
+            // The probe.
+            _ => 1,
+        };
+        assert_eq!(
+            descriptors.len(),
+            without + cost,
+            "--ready={ready}: {descriptors:#?}"
+        );
+        for _ in 0..10 {
+            server.restart();
+        }
+        let (after, files_after) = held(&server, 12).expect("it could be read before");
+        assert_eq!(
+            after.len(),
+            descriptors.len(),
+            "--ready={ready}: {after:#?}"
+        );
+        assert_eq!(files_after, files, "--ready={ready}");
+    }
 }

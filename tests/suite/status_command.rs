@@ -22,6 +22,7 @@ use serde_json::Value;
 use crate::commands::{accepted, is_ours, run};
 use crate::launch::{as_ordinary_user, launch, ordinary_folder};
 use crate::lock_holder::locking;
+use crate::readiness::scripted;
 
 /// A user who is neither root nor the user of the server.
 const FOREIGN: u32 = 4242;
@@ -214,6 +215,45 @@ fn a_server_whose_program_has_failed_after_it_served_serves_nothing_and_the_code
     );
     fs::remove_file(&broken).expect("cannot mend it");
     wait_until_told(&server, "serving", 0);
+}
+
+/// It serves, and soon dies.
+#[test]
+fn a_crash_loop_is_told_until_it_is_over() {
+    if !is_ours() {
+        return;
+    }
+    let setup = Server::setup().interval("1").option("--ready=fd:9");
+    let dies = "echo >&9; exec 9>&-; [ ! -e broken ] || { sleep 0.1; exit 3; }";
+    let (server, _, worker) = serving(scripted(setup, dies, ""));
+    assert!(!told(&server, &[]).text.contains("crash loop"));
+    fs::write(server.folder().join("broken"), "").expect("cannot break it");
+    kill(worker.pid, Signal::SIGKILL).expect("cannot kill the worker");
+    let text = "crash loop: workers have died 2 times in a row soon after they began to serve\n";
+    let told = server.wait_for("two early deaths are told", |server| {
+        let told = told(server, &[]);
+        told.text.contains(text).then_some(told)
+    });
+    assert!(told.first_line().starts_with("nothing serves"), "{told:?}");
+    let json = server.wait_for("the next start is planned", |server| {
+        let json = self::told(server, &["--json"]).json();
+        json["next_start_at"].is_f64().then_some(json)
+    });
+    assert!(json["crash_loop"].as_u64() >= Some(2), "{json}");
+    let headline = json["headline"].as_str().expect("a headline");
+    assert!(headline.contains("next start in "), "{json}");
+    let samples = check_openmetrics(&self::told(&server, &["--openmetrics"]).text);
+    let mut samples = samples.iter();
+    let sample = samples.find(|(name, _)| name == "start_server_crash_loop");
+    assert!(sample.is_some_and(|(_, deaths)| *deaths >= 2.0));
+    server.wait_for_log("workers have died 3 times in a row soon after they began to serve");
+    // Each step once.
+    assert_eq!(server.count_in_log("workers have died 2 times"), 1);
+    fs::remove_file(server.folder().join("broken")).expect("cannot mend it");
+    wait_until_told(&server, "serving", 0);
+    server.wait_until("it is over", |server| {
+        !self::told(server, &[]).text.contains("crash loop")
+    });
 }
 
 #[test]

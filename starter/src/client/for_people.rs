@@ -1,7 +1,7 @@
 //! The status of a server, for people to read.
 
 use super::observed::{Observed, Process, Queue, workers};
-use super::overview::{State, headline, last_start};
+use super::overview::{State, crash_loop, headline, last_start};
 use super::sheet::{Colour, Sheet, Side, cut, cut_front};
 use crate::status::view::{self, Generation, Listener, Outcome, View, Worker};
 use crate::words::number::{memory, time};
@@ -52,6 +52,9 @@ impl Shown<'_> {
         );
         if let Some(remedy) = &self.is_stopped {
             sheet.sentence(Some(Colour::Red), remedy);
+        }
+        if let Some(sentence) = crash_loop(self.view) {
+            sheet.sentence(Some(Colour::Red), &sentence);
         }
         self.last_start(&mut sheet);
         self.listeners(&mut sheet);
@@ -346,12 +349,30 @@ GEN  STATE    PID         AGE      RSS  CPU  CONNS  STATUS
     }
 
     #[test]
+    fn a_crash_loop_is_told_with_the_next_start() {
+        let mut view = view();
+        view.generations = [].into_iter().collect();
+        view.counters.commits = 4;
+        view.crash_loop = 4;
+        view.next_start_at = Some(10_002.4);
+        let beginning = "\
+nothing serves: next start in 2.4 s
+pid 4711, up 2 h 30 min, version 0.1.0
+crash loop: workers have died 4 times in a row soon after they began to serve
+last start: ";
+        let text = text(&view, None);
+        assert!(text.starts_with(beginning), "{text}");
+    }
+
+    #[test]
     fn nothing_that_a_server_writes_drives_the_terminal_or_floods_it() {
         let harm = format!("\x1b[2J\u{9b}2J\n\u{202e}{}", "x".repeat(100_000));
         let mut view = view();
         view.supervisor.version = harm.clone();
         view.supervisor.started_at = -1e308;
         view.unhealthy = Some(harm.clone());
+        view.crash_loop = u64::MAX;
+        view.next_start_at = Some(1e308);
         let bad = Listener {
             trouble: Some(harm.clone()),
             ..listener(&harm, &harm, Some(u32::MAX))

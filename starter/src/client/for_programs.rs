@@ -31,6 +31,8 @@ struct Json<'a> {
     supervisor: &'a Supervisor,
     stopping: bool,
     unhealthy: &'a Option<String>,
+    crash_loop: u64,
+    next_start_at: Option<f64>,
     listeners: Vec<JsonListener<'a>>,
     generations: Vec<JsonGeneration<'a>>,
     workers: Vec<JsonWorker<'a>>,
@@ -81,6 +83,8 @@ pub fn json(view: &View, now: &Observed) -> String {
         supervisor: &view.supervisor,
         stopping: view.stopping,
         unhealthy: &view.unhealthy,
+        crash_loop: view.crash_loop,
+        next_start_at: view.next_start_at,
         listeners: queues(view, now).map(json_of_listener).collect(),
         generations: view.generations.iter().map(json_of_generation).collect(),
         workers: workers(view)
@@ -276,6 +280,9 @@ impl Metrics {
         }
         let help = "Workers that died while they served.";
         self.counter("crashes", help, counters.crashes);
+        let help =
+            "How many generations in a row died soon after they had committed, if more than one.";
+        self.gauge("crash_loop", help, view.crash_loop);
         let help = "Lines that were lost on the way to the log or to syslog.";
         self.counter("log_lines_dropped", help, view.log.lost);
     }

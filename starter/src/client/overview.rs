@@ -105,9 +105,17 @@ pub fn headline(view: &View, at: f64) -> String {
 /// The start that is under way, or what became of the last one.
 fn progress(view: &View, at: f64) -> Option<String> {
     let Some(starting) = starting(view) else {
-        let last = view.verdicts.last()?;
-        return (last.result == Outcome::Failed)
-            .then(|| format!("generation {} failed; another try follows", last.generation));
+        let mut parts = Vec::new();
+        let failed = view.verdicts.last();
+        if let Some(failed) = failed.filter(|one| one.result == Outcome::Failed) {
+            parts.push(format!("generation {} failed", failed.generation));
+        }
+        match (next_start(view, at), parts.is_empty()) {
+            (Some(next), _) => parts.push(next),
+            (None, false) => parts.push("another try follows".to_owned()),
+            (None, true) => return None,
+        }
+        return Some(parts.join("; "));
     };
     let number = starting.number;
     let serves = |one: &&Generation| one.state == view::State::Current;
@@ -126,6 +134,22 @@ fn progress(view: &View, at: f64) -> Option<String> {
         });
     }
     Some(parts.join(", "))
+}
+
+/// When the next start is due.
+fn next_start(view: &View, at: f64) -> Option<String> {
+    let next = view.next_start_at?;
+    Some(format!("next start in {}", time(next - at)))
+}
+
+/// What serves dies again and again, in a sentence.
+pub fn crash_loop(view: &View) -> Option<String> {
+    let deaths = view.crash_loop;
+    (deaths > 0).then(|| {
+        format!(
+            "crash loop: workers have died {deaths} times in a row soon after they began to serve"
+        )
+    })
 }
 
 fn starting(view: &View) -> Option<&Generation> {
@@ -165,7 +189,13 @@ pub fn last_start(view: &View, at: f64) -> Option<String> {
             )
         }
         (Outcome::Failed, false) => {
-            format!("last start: generation {generation} failed {ago} ago{how}")
+            let further = match last.given_up {
+                true => Some("given up, since --start-limit is reached".to_owned()),
+                false => next_start(view, at),
+            };
+            let further = further.map(|text| format!("; {text}"));
+            let further = further.unwrap_or_default();
+            format!("last start: generation {generation} failed {ago} ago{how}{further}")
         }
         (Outcome::Unknown, false) => {
             format!("last start: generation {generation}, {ago} ago, result unknown")
@@ -269,6 +299,15 @@ mod tests {
         let headline = "nothing serves: generation 3 failed; another try follows";
         let expected = (State::NothingServes, headline.to_owned(), 1);
         assert_eq!(shown(&older), expected);
+        older.next_start_at = Some(1002.4);
+        let headline = "nothing serves: generation 3 failed; next start in 2.4 s";
+        let expected = (State::NothingServes, headline.to_owned(), 1);
+        assert_eq!(shown(&older), expected);
+        // What has served has died, and nothing has failed to start since.
+        older.verdicts = [verdict(Outcome::Committed)].into_iter().collect();
+        let headline = "nothing serves: next start in 2.4 s";
+        let expected = (State::NothingServes, headline.to_owned(), 1);
+        assert_eq!(shown(&older), expected);
     }
 
     #[test]
@@ -307,6 +346,14 @@ mod tests {
         assert_eq!(
             told(failed.clone()),
             "last start: generation 3 failed 60 s ago, exit status:256 (exit code 1)"
+        );
+        let given_up = Verdict {
+            given_up: true,
+            ..failed.clone()
+        };
+        assert_eq!(
+            told(given_up),
+            "last start: generation 3 failed 60 s ago, exit status:256 (exit code 1); given up, since --start-limit is reached"
         );
         let cause = Some("nobody can reach x".to_owned());
         assert_eq!(

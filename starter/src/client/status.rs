@@ -197,12 +197,16 @@ impl Status {
             let cause = decision.cause.as_ref().map(shortened).unwrap_or_default();
             return Failure::failed(format!("cannot {asked}: {cause}; {serving}")).stderr(&said);
         }
+        let what_follows = match decision.given_up {
+            true => remedy::until_the_next_restart,
+            false => remedy::until_it_is_retried,
+        };
         let own_status = status.filter(|_| decision.cause.is_none());
         Failure::failed(format!(
             "cannot {asked}: generation {generation} failed to start{how}; {serving}"
         ))
         .stderr(&said)
-        .hint(remedy::until_it_is_retried(
+        .hint(what_follows(
             &self.advice(decision.hint.as_deref(), own_status),
         ))
     }

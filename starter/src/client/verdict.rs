@@ -20,6 +20,7 @@ struct Json<'a> {
     again: Option<u64>,
     reason: Option<String>,
     hint: Option<&'a str>,
+    given_up: bool,
     status: Option<i64>,
     exit_code: Option<i64>,
     signal: Option<i64>,
@@ -54,6 +55,7 @@ pub fn json(found: &Found, verdict: &Verdict) -> String {
         again: decision.and_then(|one| one.again),
         reason: verdict.as_ref().err().map(reason),
         hint: of_decision.and_then(|one| one.hint.as_deref()),
+        given_up: of_decision.is_some_and(|one| one.given_up),
         status: of_decision.and_then(|one| one.status),
         exit_code: of_decision.and_then(|one| one.exit_code.flatten()),
         signal: of_decision.and_then(|one| one.signal.flatten()),
@@ -258,6 +260,7 @@ mod tests {
         let expected = serde_json::json!({
             "outcome": "failed", "generation": 5, "replaces": 4, "again": null,
             "reason": "exit status:256 (exit code 1)", "hint": "mend it",
+            "given_up": false,
             "status": 256, "exit_code": 1, "signal": null, "stderr": ["the \u{9b}2Jreason"],
             "durations": {"spawn": 0.1, "exec": 0.2, "ready": null, "drained": null},
         });

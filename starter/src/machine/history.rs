@@ -86,13 +86,15 @@ pub enum Verdict {
     Unreachable(Unreachable),
     /// Nothing was started.
     CheckFailed(FailedCheck),
-    /// The same, without a check.
+    /// The same, without a check; or a rollback has undone it.
     Refused(StartFailure),
     Failed {
         /// The wait status of the worker that failed, if there was a process.
         status: Option<i32>,
         /// Why it failed, if more is known than how it ended: then the status says nothing.
         cause: Option<StartFailure>,
+        /// `--start-limit` forbids another try.
+        given_up: bool,
     },
 }
 
@@ -122,6 +124,14 @@ impl History {
         push_the_last(&mut self.decisions, decision);
     }
 
+    /// The last decision was a failure after which the limit forbids another try.
+    pub(super) fn note_given_up(&mut self) {
+        let last = self.decisions.back_mut();
+        if let Some(Verdict::Failed { given_up, .. }) = last.map(|one| &mut one.verdict) {
+            *given_up = true;
+        }
+    }
+
     /// The last decision on this generation.
     pub(super) fn decision_on(&self, generation: u32) -> Option<&Decision> {
         let mut decisions = self.decisions.iter().rev();
@@ -132,7 +142,10 @@ impl History {
     pub(super) fn note_drained(&mut self, living: &[u32], now: Moment) -> bool {
         let mut is_news = false;
         for decision in &mut self.decisions {
-            let serves = !matches!(decision.verdict, Verdict::Failed { .. });
+            let serves = !matches!(
+                decision.verdict,
+                Verdict::Failed { .. } | Verdict::Refused(_)
+            );
             let number = decision.generation;
             let Some(replaces) = decision.replaces.filter(|_| serves) else {
                 continue;

@@ -162,6 +162,7 @@ impl Machine {
                     .chain(planned)
                     .chain(auto)
                     .chain(self.kill_at())
+                    .chain(self.trusted_at())
                     .chain(self.checking.map(|checking| checking.until))
                     .min()
             }
@@ -275,6 +276,7 @@ impl Machine {
                 self.fail_late_check(now);
                 self.fail_hanging(now);
                 self.fail_late(now);
+                self.forget_crash_loop(now);
                 self.prove_workers(now);
                 self.commit_if_proved(now);
                 self.signal_retiring(now);

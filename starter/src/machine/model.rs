@@ -252,6 +252,11 @@ impl Machine {
         workers.any(|worker| worker.pid == pid)
     }
 
+    /// When the next start is due, if one is delayed.
+    pub fn next_start_at(&self) -> Option<Moment> {
+        self.planned.map(|planned| planned.at)
+    }
+
     /// What has happened so far.
     pub fn history(&self) -> &History {
         &self.history

@@ -62,6 +62,9 @@ impl Machine {
             false => self.settings.first_start_limit,
         };
         let is_over = is_reached(limit, self.failures) || self.successes >= MOST_SUCCESSES;
+        if is_over {
+            self.history.note_given_up();
+        }
         if failed.is_restart() && self.is_down() && self.settings.pins {
             match is_over {
                 true => self.forget_failures(),

@@ -163,10 +163,7 @@ impl Machine {
         self.history.add_decision(Decision {
             request,
             generation: number,
-            verdict: Verdict::Failed {
-                status: None,
-                cause: Some(rollback::undone()),
-            },
+            verdict: Verdict::Refused(rollback::undone()),
             at: now,
             replaces: self.replaced_by(number),
             again: None,

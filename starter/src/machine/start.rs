@@ -262,6 +262,7 @@ impl Machine {
             verdict: Verdict::Failed {
                 status: failed.status,
                 cause: failed.cause.clone(),
+                given_up: false,
             },
             at: now,
             replaces: self.replaced_by(failed.number),

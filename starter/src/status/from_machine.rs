@@ -37,6 +37,8 @@ pub fn update(
         }
     };
     view.stopping = machine.is_stopping();
+    view.crash_loop = machine.crash_loop().unwrap_or_default().into();
+    view.next_start_at = machine.next_start_at().map(|at| clock.seconds(at));
     view.generations = machine
         .generations()
         .map(|one| view::Generation {
@@ -169,6 +171,7 @@ fn verdict(decision: &Decision, clock: &Clock, stderr: LastLines) -> view::Verdi
         Found::Failed {
             cause: None,
             status: Some(0),
+            ..
         } => (None, Some(remedy::STAY_IN_FOREGROUND.to_owned())),
         Found::Failed { cause: None, .. } => (None, None),
     };
@@ -181,6 +184,7 @@ fn verdict(decision: &Decision, clock: &Clock, stderr: LastLines) -> view::Verdi
         exit_code: status.map(exit_code),
         signal: status.map(signal),
         serves: matches!(decision.verdict, Found::Unreachable(_)),
+        given_up: matches!(decision.verdict, Found::Failed { given_up: true, .. }),
         cause,
         hint,
         stderr,

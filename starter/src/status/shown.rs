@@ -38,6 +38,7 @@ pub fn shown(settings: &Shown<'_>) -> view::Options {
         kill_old_delay: environment.kill_old_delay.map(|one| one.as_secs_f64()),
         stop_timeout: machine.stop_timeout.map(|one| one.as_secs_f64()),
         start_limit: machine.start_limit.map(Into::into),
+        pins: machine.pins,
         pid_file: path(&files.pid_file),
         status_file: path(&files.status_file),
         log_file: log.target.as_ref().map(|target| match target {

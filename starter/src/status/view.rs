@@ -43,6 +43,12 @@ pub struct View {
     /// Why the generation that serves is not in good health.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub unhealthy: Option<String>,
+    /// How many generations in a row have died soon after they had committed; 0 unless that is a loop.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub crash_loop: u64,
+    /// When the next start is due, if one is delayed.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub next_start_at: Option<f64>,
     /// Those that have workers, oldest first.
     pub generations: List<Generation, MANY>,
     /// The last departed workers, oldest first.
@@ -84,6 +90,8 @@ pub struct Options {
     pub kill_old_delay: Option<f64>,
     pub stop_timeout: Option<f64>,
     pub start_limit: Option<u32>,
+    /// Workers that die are replaced by what has served.
+    pub pins: bool,
     pub pid_file: Option<String>,
     pub status_file: Option<String>,
     /// As given: a file, or a command after `|`.
@@ -237,6 +245,9 @@ pub struct Verdict {
     /// The generation serves though it has failed: its listeners, or one of them, cannot be reached.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub serves: bool,
+    /// It has failed, and `--start-limit` forbids another try.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub given_up: bool,
     #[serde(default)]
     pub at: f64,
     /// The wait status of the failed worker. It and its parts are written only if there was such a worker.
@@ -331,6 +342,10 @@ pub fn is_status_json(text: &str) -> bool {
         _generations: serde::de::IgnoredAny,
     }
     text.is_empty() || is_object(text) && serde_json::from_str::<Sketch>(text).is_ok()
+}
+
+fn is_zero(number: &u64) -> bool {
+    *number == 0
 }
 
 /// serde also accepts an array of the right values for a struct.

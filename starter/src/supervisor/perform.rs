@@ -3,7 +3,6 @@
 use std::rc::Rc;
 use std::time::Instant;
 
-use nix::errno::Errno;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
@@ -183,7 +182,7 @@ impl Resources {
     fn kept(&mut self, number: u32, generation: u32) -> Option<Rc<Pin>> {
         let kept = self.pins.get(&number).cloned();
         if kept.is_none() {
-            let errno = Errno::EBADF;
+            let errno = None;
             self.log.say(&Notice::Unpinned { generation, errno });
         }
         kept

@@ -86,7 +86,8 @@ pub enum Notice {
     /// What has served cannot be started again in this generation.
     Unpinned {
         generation: u32,
-        errno: Errno,
+        /// If its program is held at all.
+        errno: Option<Errno>,
     },
     /// A worker that has exited left these processes behind.
     EndingLeftovers {

@@ -97,9 +97,9 @@ pub fn of_missing_binder(program: &Path) -> String {
     format!("install {BINDER} beside {}", quoted(program))
 }
 
-/// A program that is held open cannot be executed.
-pub fn of_unpinned(errno: Errno) -> Option<&'static str> {
-    match errno {
+/// A program that is held open cannot be executed, or nothing is held, which has no errno.
+pub fn of_unpinned(errno: Option<Errno>) -> Option<&'static str> {
+    match errno? {
         Errno::ENOENT => Some("the interpreter or loader that it needs is gone"),
         Errno::EACCES => {
             Some("the file that served must stay executable, even when another one has replaced it")
@@ -494,6 +494,13 @@ pub fn see_for_more(place: &str) -> String {
 pub fn until_it_is_retried(advice: &str) -> String {
     format!(
         "{advice}; start_server keeps trying until a start succeeds or --start-limit is reached"
+    )
+}
+
+/// A generation failed to start for the last time, and there is advice about that.
+pub fn until_the_next_restart(advice: &str) -> String {
+    format!(
+        "{advice}; --start-limit is reached: start_server does not try again until the next restart"
     )
 }
 

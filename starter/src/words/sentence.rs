@@ -4,6 +4,7 @@
 
 use std::fmt;
 
+use nix::errno::Errno;
 use nix::sys::signal::Signal;
 
 use crate::words::failure::Failure;
@@ -100,10 +101,10 @@ impl Notice {
                 format!("start_server: the kernel caps --backlog={asked} at {granted}: see `sysctl net.core.somaxconn`")
             }
             Notice::Unpinned { generation, errno } => {
+                let cause = errno.map_or("it was not kept", Errno::desc);
                 format!(
-                    "start_server: cannot start again what has served: {}; generation {generation} starts what is \
-                     at its path now",
-                    errno.desc()
+                    "start_server: cannot start again what has served: {cause}; generation {generation} starts what \
+                     is at its path now"
                 )
             }
             Notice::EndingLeftovers {
@@ -310,5 +311,27 @@ impl Notice {
                     .into()
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_was_not_kept_has_no_errno() {
+        let said = |errno| {
+            let generation = 2;
+            Notice::Unpinned { generation, errno }.to_string()
+        };
+        let end = "generation 2 starts what is at its path now";
+        let expected =
+            format!("start_server: cannot start again what has served: it was not kept; {end}");
+        assert_eq!(said(None), expected);
+        let expected = format!(
+            "start_server: cannot start again what has served: Too many open files; {end}\n\
+             hint: raise it with ulimit -n (LimitNOFILE= of systemd)"
+        );
+        assert_eq!(said(Some(Errno::EMFILE)), expected);
     }
 }

@@ -247,8 +247,8 @@ impl Report {
     /// What else there is to say, once the report is read.
     pub fn notice(&self) -> Option<Notice> {
         let generation = self.generation;
-        self.unpinned
-            .map(|errno| Notice::Unpinned { generation, errno })
+        let errno = Some(self.unpinned?);
+        Some(Notice::Unpinned { generation, errno })
     }
 }
 

@@ -51,7 +51,7 @@ fn what_has_not_been_told_to_stop_is_current_again() {
     assert!(last(&world).steps.drained_at.is_some());
     // Whoever waits for the restart learns that it was undone.
     let of_restart = world.machine.history.decision_on(2).unwrap();
-    let undone = matches!(&of_restart.verdict, Verdict::Failed { cause: Some(_), .. });
+    let undone = matches!(&of_restart.verdict, Verdict::Refused(_));
     assert!(undone && of_restart.request == 1, "{of_restart:?}");
 }
 

@@ -558,9 +558,29 @@ fn each_restart_is_answered_by_a_decision_of_a_later_start() {
         world.machine.history.decisions[2].verdict,
         Verdict::Failed {
             status: Some(256),
-            cause: None
+            cause: None,
+            given_up: false,
         }
     );
+}
+
+#[test]
+fn the_last_try_of_a_restart_says_so() {
+    let mut world = World::new(Settings {
+        start_limit: NonZeroU32::new(2),
+        ..settings()
+    });
+    world.pass_deadline();
+    world.restart();
+    world.exit_newest(256);
+    world.pass_deadline();
+    world.exit_newest(256);
+    let decisions = world.machine.history.decisions.iter();
+    let given_up: Vec<bool> = decisions
+        .map(|one| matches!(one.verdict, Verdict::Failed { given_up: true, .. }))
+        .collect();
+    assert_eq!(given_up, [false, false, true]);
+    world.check();
 }
 
 #[test]

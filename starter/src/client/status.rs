@@ -150,8 +150,15 @@ impl Status {
             return Failure::failed(format!("cannot restart: {cause}; {serving}")).stderr(&said);
         }
         let own_status = status.filter(|_| decision.cause.is_none());
+        let mut decisions = self.0.verdicts.iter();
+        let has_served =
+            decisions.any(|one| one.generation == generation && one.result == Outcome::Committed);
+        let failed = match has_served {
+            true => "failed after it had begun to serve",
+            false => "failed to start",
+        };
         Failure::failed(format!(
-            "cannot restart: generation {generation} failed to start{how}; {serving}"
+            "cannot restart: generation {generation} {failed}{how}; {serving}"
         ))
         .stderr(&said)
         .hint(remedy::until_it_is_retried(

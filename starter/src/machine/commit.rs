@@ -52,6 +52,7 @@ impl Machine {
                 generation.steps = steps;
             } else if generation.state() == State::Current {
                 generation.stage = Stage::Retiring { signal_at };
+                generation.unhealthy = None;
             }
         }
         if why.is_restart() {

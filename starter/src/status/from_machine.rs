@@ -37,6 +37,7 @@ pub fn update(
         }
     };
     view.stopping = machine.is_stopping();
+    view.unhealthy = machine.unhealthy().map(str::to_owned);
     view.generations = machine
         .generations()
         .map(|one| view::Generation {

@@ -76,6 +76,7 @@ pub struct Options {
     pub ready: String,
     /// Only where readiness is told.
     pub start_timeout: Option<f64>,
+    pub watch: Option<f64>,
     pub signal_on_hup: String,
     pub signal_on_term: String,
     pub kill_old_delay: Option<f64>,

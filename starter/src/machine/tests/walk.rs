@@ -377,12 +377,29 @@ fn retiring_soon(settings: Settings) -> World {
     world
 }
 
-/// Where the second generation has committed by what it has said, and the first one is not signalled yet.
-fn serving_two(settings: Settings) -> World {
+/// Where the second generation has committed by what it has said, and of the first one, which is not signalled yet, one
+/// worker is proved and the other is not.
+fn retiring_unevenly(settings: Settings) -> World {
     let mut world = World::new(settings);
     world.become_all_ready();
+    world.exit(world.living[0].pid, 256);
+    world.pass_deadline();
+    let unready = world.living.last().unwrap().pid;
     world.restart();
-    world.become_all_ready();
+    for pid in world.living[2..]
+        .iter()
+        .map(|one| one.pid)
+        .collect::<Vec<_>>()
+    {
+        world.become_ready(pid);
+    }
+    assert_eq!(world.state_of(2), Some(State::Current));
+    assert!(
+        world
+            .living
+            .iter()
+            .any(|one| one.pid == unready && !one.is_ready)
+    );
     world
 }
 
@@ -431,7 +448,7 @@ fn every_short_history_of_a_watched_generation_keeps_the_promises() {
         (World::new(watched(slow(settings()))), 5),
         (World::new(watched(impatient(slow(settings())))), 5),
         (World::new(watched(limited(2, slow(settings())))), 5),
-        (serving_two(watched(slow(with_workers(2)))), 4),
+        (retiring_unevenly(watched(slow(with_workers(2)))), 4),
     ]);
 }
 

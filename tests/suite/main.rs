@@ -57,4 +57,5 @@ mod status_command;
 mod supervision;
 mod syslog;
 mod unicorn;
+mod watch;
 mod workers;

@@ -95,7 +95,7 @@ fn before_the_old_workers_are_told_to_stop_they_serve_again_without_a_new_proces
     // Whoever waits for the restart learns that it was undone.
     assert_eq!(waiting.wait(), 1);
     let said = waiting.said();
-    assert!(said.contains("it was rolled back"), "{said}");
+    assert!(said.contains("generation 2 was rolled back"), "{said}");
     // What was accepted is served to its end, by whichever has it.
     held.finish();
     let left = server.wait_for_generations(&[1]);
@@ -201,7 +201,7 @@ fn a_restart_that_is_under_way_is_given_up() {
     let mut client = rollback(&server, &[]);
     assert_eq!((first.wait(), second.wait()), (1, 1));
     let (first, second) = (first.said(), second.said());
-    assert!(first.contains("generation 2 failed to start: it was rolled back"));
+    assert!(first.contains("generation 2 was rolled back; the old one keeps serving"));
     assert!(second.contains("cannot restart: a rollback came first; the old one keeps serving"));
     assert_eq!(client.wait(), 0, "{}", client.said());
     let said = client.said();

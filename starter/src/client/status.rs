@@ -197,13 +197,25 @@ impl Status {
             let cause = decision.cause.as_ref().map(shortened).unwrap_or_default();
             return Failure::failed(format!("cannot {asked}: {cause}; {serving}")).stderr(&said);
         }
+        if decision.undone {
+            return Failure::failed(format!(
+                "cannot {asked}: generation {generation} was rolled back; {serving}"
+            ));
+        }
         let what_follows = match decision.given_up {
             true => remedy::until_the_next_restart,
             false => remedy::until_it_is_retried,
         };
         let own_status = status.filter(|_| decision.cause.is_none());
+        let mut decisions = self.0.verdicts.iter();
+        let has_served =
+            decisions.any(|one| one.generation == generation && one.result == Outcome::Committed);
+        let failed = match has_served {
+            true => "failed after it had begun to serve",
+            false => "failed to start",
+        };
         Failure::failed(format!(
-            "cannot {asked}: generation {generation} failed to start{how}; {serving}"
+            "cannot {asked}: generation {generation} {failed}{how}; {serving}"
         ))
         .stderr(&said)
         .hint(what_follows(

@@ -52,6 +52,7 @@ impl Machine {
                 generation.steps = steps;
             } else if generation.state() == State::Current {
                 generation.stage = Stage::Retiring { signal_at };
+                generation.unhealthy = None;
             }
         }
         if why.is_restart() {
@@ -74,6 +75,8 @@ impl Machine {
         self.announce_commit(why);
         self.signal_retiring(now);
         if self.checking.is_none() && std::mem::take(&mut self.restart_wanted) {
+            // What was asked for last comes instead of an earlier one that has failed.
+            self.postponed = None;
             self.start_checked(Why::Asked, now);
         } else if let Some(restart) = self.postponed {
             self.start_generation(restart, now);

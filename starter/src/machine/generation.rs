@@ -68,6 +68,8 @@ pub struct Generation {
     pub(super) stage: Stage,
     /// How far its start has come.
     pub(super) steps: Steps,
+    /// Why it is unhealthy, while it is current.
+    pub(super) unhealthy: Option<String>,
     /// One for each of its workers, numbered from 0.
     pub(super) slots: Vec<Slot>,
 }
@@ -175,6 +177,7 @@ impl Generation {
             request,
             stage: Stage::Uncommitted,
             steps: Steps::new(now),
+            unhealthy: None,
             slots: vec![slot; workers],
         }
     }

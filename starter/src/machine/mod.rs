@@ -8,7 +8,7 @@
 //! |---|---|---|
 //! | starting | spawned, not yet proved | every slot has a proved worker: commits; a worker dies: failed, becomes old |
 //! | current | committed, the newest that serves | a newer one commits: retiring; the last worker dies: gone |
-//! | retiring | a newer one serves, not yet signalled | `--kill-old-delay` expires: old; the newer one dies: current again |
+//! | retiring | a newer one serves, not yet signalled | `--kill-old-delay` expires: old; the newer one dies or is unhealthy: current again |
 //! | old | told to stop | its last worker is gone |
 //!
 //! A worker that has not executed the program after [`generation::LONGEST_EXEC`], for example because a file system does
@@ -19,6 +19,8 @@
 //! `--ready` but `interval`, when [`Event::Ready`] says so. An unproved worker is never a reason to give up one that
 //! serves: neither to commit, nor to signal a retiring generation, which waits until the current one has a proved
 //! worker.
+//!
+//! With `--watch`, a current generation may be unhealthy ([`mod@watch`]). As long as it is, no retiring one is signalled.
 //!
 //! A failed start is retried with growing delays, up to `--start-limit` times. The same holds for one slot of the
 //! current generation whose worker died while others serve:
@@ -69,6 +71,7 @@ mod snapshot;
 mod start;
 mod steps;
 mod stop;
+mod watch;
 
 use nix::unistd::Pid;
 
@@ -132,6 +135,12 @@ impl Machine {
             Event::NotYetReady { pid, known } => self.not_yet_ready(pid, known),
             Event::Text { pid, text } => self.says(pid, text),
             Event::Checked(result) => self.checked(result, now),
+            Event::Unwell {
+                generation,
+                since,
+                known,
+            } => self.unwell(generation, since, known, now),
+            Event::Well { generation } => self.well(generation, now),
             Event::Stopping(pid) => self.stopping_by_itself(pid, now),
             Event::Exited { pid, status } => self.exited(pid, status, now),
             Event::DeadlinePassed => self.deadline_passed(now),

@@ -38,6 +38,8 @@ pub struct Settings {
     pub start_limit: Option<NonZeroU32>,
     /// The limit until the first generation has committed.
     pub first_start_limit: Option<NonZeroU32>,
+    /// How long the current generation may go without a good answer; `None` if it is not asked.
+    pub watch: Option<Duration>,
     /// Whether a worker that dies is replaced from what its generation was started from, not from what lies on disk.
     pub pins: bool,
     /// The initial values; [`Machine::set_knobs`] changes them later.
@@ -88,6 +90,15 @@ pub enum Event {
     Text { pid: Pid, text: String },
     /// The check before a restart has ended.
     Checked(Result<(), FailedCheck>),
+    /// A generation that has committed has answered badly or not at all since then, and this is the last that is known
+    /// about it: `GET /healthz on generation 5: 503 Service Unavailable`.
+    Unwell {
+        generation: u32,
+        since: Moment,
+        known: String,
+    },
+    /// It has answered well.
+    Well { generation: u32 },
     /// The worker has begun to stop by itself.
     Stopping(Pid),
     /// The worker could not run the server program; its exit follows.
@@ -275,9 +286,10 @@ impl Machine {
             .find(|generation| generation.state() == State::Current)
     }
 
-    /// Whether the current generation has a proved worker.
+    /// Whether the current generation has a proved worker, and is not unhealthy: then older ones are not needed.
     pub(super) fn current_serves(&self) -> bool {
-        self.current().is_some_and(Generation::serves)
+        self.current()
+            .is_some_and(|current| current.serves() && current.unhealthy.is_none())
     }
 
     pub(super) fn starting(&self) -> Option<&Generation> {

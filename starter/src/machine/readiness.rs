@@ -104,6 +104,7 @@ impl Machine {
         let patience = self.settings.kill_old_timeout;
         if let Some(generation) = self.generation_mut(number) {
             generation.stage = Stage::Draining;
+            generation.unhealthy = None;
             for worker in generation.slots.iter_mut().filter_map(Slot::worker_mut) {
                 worker.kill_at = patience.map(|patience| now + patience);
             }

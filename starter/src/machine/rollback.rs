@@ -9,7 +9,7 @@
 
 use super::generation::{Stage, State, Why};
 use super::history::{Decision, Steps, Verdict};
-use super::model::{Machine, Settings};
+use super::model::Machine;
 use crate::host::moment::Moment;
 use crate::words::notice::Notice;
 use crate::words::rollback::{self, Way};
@@ -133,23 +133,11 @@ impl Machine {
     /// The older generation is current again, and the newer one drains as any that was replaced.
     fn return_to(&mut self, to: u32, from: u32, now: Moment) {
         self.record_undone(from, now);
-        let mut pids = Vec::new();
-        for generation in &mut self.generations {
-            if generation.number == to {
-                generation.stage = Stage::Current;
-            } else if generation.number == from {
-                generation.stage = Stage::Draining;
-                pids = generation.pids();
-            }
+        if let Some(generation) = self.generation_mut(to) {
+            generation.stage = Stage::Current;
         }
         (self.served, self.served_before) = (Some(to), None);
-        let Settings {
-            signal_on_hup,
-            kill_old_timeout,
-            ..
-        } = self.settings;
-        self.tell_to_stop(&pids, signal_on_hup, kill_old_timeout, now);
-        self.kill_surplus();
+        self.drain(from, now);
         self.answer(to, Some(from), Verdict::Committed, now);
         self.fill_slots(now);
     }

@@ -199,7 +199,21 @@ fn check_states(machine: &Machine) -> Result<(), String> {
             format!("generation {number} is starting, and the last one was {last}")
         })?;
     }
+    check_health(machine)?;
     check_served(machine)
+}
+
+/// Only what is current is asked.
+fn check_health(machine: &Machine) -> Result<(), String> {
+    let mut generations = machine.generations();
+    let unhealthy =
+        generations.find(|one| one.unhealthy.is_some() && one.state() != State::Current);
+    match unhealthy {
+        Some(Generation { number, .. }) => Err(format!(
+            "generation {number} is unhealthy, and it is not current"
+        )),
+        None => Ok(()),
+    }
 }
 
 /// Whoever is current has served last, after what a restart replaced.

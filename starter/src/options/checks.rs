@@ -38,6 +38,9 @@ const NEEDS: [(&str, &[&str]); 15] = [
     ("daemonize", &["log-file", "syslog"]),
 ];
 
+/// What asks the server.
+const ASKING: [&str; 3] = ["ready=accept", "ready=http:PATH", "ready=exec:COMMAND"];
+
 /// Those of them that are named with their value.
 const NAMED_WITH_VALUE: [&str; 2] = ["timeout", "group"];
 
@@ -143,8 +146,7 @@ pub fn check_ready(
             Ready::Accept | Ready::Http { .. } | Ready::Command(_)
         )
     {
-        let needed = ["ready=accept", "ready=http:PATH", "ready=exec:COMMAND"];
-        return Err(unusable("probe", &lacks(&needed)));
+        return Err(unusable("probe", &lacks(&ASKING)));
     }
     if given.has("start-timeout") {
         if *ready == Ready::Interval && !given.has("check") {
@@ -156,10 +158,29 @@ pub fn check_ready(
             return Err(refused("start-timeout", "0".as_ref(), cause));
         }
     }
+    check_watch(settings)?;
     match settings.reserved_number() {
         Some(number) => check_reserved(number, listeners),
         None => Ok(()),
     }
+}
+
+/// Refuses to watch what can only be told once.
+fn check_watch(settings: &ready::Settings) -> Result<(), Failure> {
+    let Some(watch) = settings.watch else {
+        return Ok(());
+    };
+    let failure = match settings.ready {
+        Ready::Accept | Ready::Http { .. } | Ready::Command(_) if watch.is_zero() => {
+            refused("watch", "0".as_ref(), "every server would be unhealthy")
+        }
+        Ready::Accept | Ready::Http { .. } | Ready::Command(_) => return Ok(()),
+        Ready::Interval | Ready::Notify | Ready::Descriptor(_) => {
+            unusable("watch", &lacks(&ASKING))
+        }
+    };
+    let is_told = matches!(settings.ready, Ready::Notify | Ready::Descriptor(_));
+    Err(failure.hint_if(is_told.then(|| remedy::ASK_AGAIN.into())))
 }
 
 fn check_reserved(number: RawFd, listeners: &listeners::Settings) -> Result<(), Failure> {

@@ -136,7 +136,7 @@ fn restarting() -> [Arg; 12] {
     ]
 }
 
-fn readiness() -> [Arg; 4] {
+fn readiness() -> [Arg; 5] {
     [
         valued("ready", "WHAT").help(lines([
             "What proves that a new server serves, and so ends the old one:",
@@ -157,6 +157,11 @@ fn readiness() -> [Arg; 4] {
         valued("start-timeout", "SECONDS").help(lines([
             "How long a new server may take to become ready; after that it has",
             "failed (default: 60).",
+        ])),
+        valued("watch", "SECONDS").help(lines([
+            "With --ready=exec, accept or http: go on asking the server. When it",
+            "fails for this long, it is unhealthy: that is logged and shown, and",
+            "within --kill-old-delay the old server takes over again.",
         ])),
     ]
 }

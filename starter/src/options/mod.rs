@@ -229,6 +229,7 @@ fn ready(given: &Given<'_>) -> Result<ready::Settings, Failure> {
         ready: ready.unwrap_or(Ready::Interval),
         probe: probe.or(needs_probe.then_some(ProbeAt::Tcp)),
         start_timeout: given.seconds("start-timeout")?.unwrap_or(START_TIMEOUT),
+        watch: given.seconds("watch")?,
     })
 }
 
@@ -260,6 +261,7 @@ fn machine(given: &Given<'_>, ready: &ready::Settings) -> Result<machine::Settin
             .and_then(NonZeroU32::new),
         start_limit,
         first_start_limit,
+        watch: ready.watch,
         pins: !given.flag("no-pin"),
         // The environment of the first generation can override these, and is read later.
         knobs: Knobs {

@@ -88,6 +88,11 @@ impl Running {
         self.output.read();
     }
 
+    /// Kills it and its group. Its exit follows.
+    pub fn kill(&self) {
+        self.end_group();
+    }
+
     /// Its last lines, oldest first, made safe to show.
     pub fn last_lines(&self) -> Vec<String> {
         let partial = Some(&self.output.partial).filter(|line| !line.is_empty());

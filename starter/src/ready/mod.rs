@@ -7,11 +7,15 @@
 //! | `interval` | none here: the machine waits | |
 //! | `notify` | `READY=1` on the generation's own socket | [`mod@notify`], [`mod@message`] |
 //! | `fd:N` | a line feed on a pipe | [`mod@line`] |
-//! | `exec:COMMAND` | a command exits with 0 | [`mod@command`] |
+//! | `exec:COMMAND` | a command exits with 0 | [`mod@command`], [`mod@attempts`] |
 //! | `accept`, `http:PATH` | the generation's own listener is served | [`mod@probe`], [`mod@trial`], [`mod@http`] |
+//!
+//! With `--watch`, the same goes on for the generation that serves: [`mod@health`].
 
+mod attempts;
 pub mod command;
 mod handed;
+mod health;
 pub mod http;
 mod line;
 mod message;
@@ -142,7 +146,7 @@ impl Readiness {
         watched.any(|watched| watched.command_exited(pid, status, now, found))
     }
 
-    /// Closes what no generation needs any more.
+    /// Closes what no generation needs any more, and begins to ask the one that is current. After each event.
     pub fn tidy(&mut self, machine: &Machine) {
         let state_of = |number: u32| {
             let mut generations = machine.generations();
@@ -150,12 +154,14 @@ impl Readiness {
                 .find(|generation| generation.number == number)
                 .map(|generation| generation.state())
         };
+        let (settings, now) = (&self.settings, Moment::now());
         self.watched.retain_mut(|watched| {
             watched.forget_departed(machine);
             match state_of(watched.generation) {
                 None => return false,
                 Some(State::Starting) => {}
-                Some(State::Current | State::Retiring) => watched.settle(),
+                Some(State::Current) if !machine.is_stopping() => watched.serve(settings, now),
+                Some(State::Current | State::Retiring) => watched.rest(),
                 Some(State::Old) => watched.retire(),
             }
             true

@@ -15,6 +15,7 @@ use nix::sys::stat::fstat;
 use nix::{getsockopt_impl, setsockopt_impl, sockopt_impl};
 
 use crate::host::sock_diag::{self, State, UnixSocket};
+use crate::listeners::dialects::Announced;
 use crate::listeners::sockets;
 use crate::ready::private::PrivateDirectory;
 use crate::ready::settings::ProbeAt;
@@ -164,6 +165,16 @@ fn open_file() -> nix::Result<(OwnedFd, Place)> {
     // By the path that others use: it is the address that the kernel shows.
     bind(socket.as_raw_fd(), &UnixAddr::new(&directory.path())?)?;
     Ok((socket, Place::File(directory)))
+}
+
+/// For a command, which has no descriptor of it.
+impl From<&Probe> for Announced {
+    fn from(probe: &Probe) -> Announced {
+        Announced {
+            name: probe.name(),
+            number: -1,
+        }
+    }
 }
 
 impl AsFd for Probe {

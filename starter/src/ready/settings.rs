@@ -12,6 +12,8 @@ pub struct Settings {
     pub probe: Option<ProbeAt>,
     /// How long a worker may take to become ready, except with [`Ready::Interval`].
     pub start_timeout: Duration,
+    /// How long a generation that serves may fail to prove it before it is unhealthy; `None` if it is not asked again.
+    pub watch: Option<Duration>,
 }
 
 /// `--ready`

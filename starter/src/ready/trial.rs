@@ -10,14 +10,14 @@ use nix::sys::socket::{MsgFlags, recv, send};
 use crate::host::moment::Moment;
 use crate::ready::http::{Answer, LONGEST_HEAD, read_answer, request};
 use crate::ready::probe::{Connection, Probe};
-use crate::ready::settings::Statuses;
+use crate::ready::settings::{Ready, Statuses};
 
 /// The first pause between two looks; each one after it is 1.5 times longer, up to the longest.
 const FIRST_PAUSE: Duration = Duration::from_millis(1);
 const LONGEST_PAUSE: Duration = Duration::from_millis(100);
 
 /// How long one request may take.
-const LONGEST_REQUEST: Duration = Duration::from_secs(1);
+pub const LONGEST_REQUEST: Duration = Duration::from_secs(1);
 
 /// What to send to a listener that hands out a connection only once data has come. A server skips an empty line before
 /// a request (RFC 9112, 2.2).
@@ -32,10 +32,26 @@ pub enum Goal {
     Http { path: String, statuses: Statuses },
 }
 
+impl Goal {
+    /// What proves it, where it is the listener of its own.
+    pub fn of(ready: &Ready) -> Option<Goal> {
+        match ready {
+            Ready::Accept => Some(Goal::Accept),
+            Ready::Http { path, statuses } => Some(Goal::Http {
+                path: path.clone(),
+                statuses: *statuses,
+            }),
+            Ready::Interval | Ready::Notify | Ready::Descriptor(_) | Ready::Command(_) => None,
+        }
+    }
+}
+
 /// How far the asking has got.
 #[derive(Debug)]
 pub struct Trial {
     goal: Goal,
+    /// Who is asked: `the new generation`.
+    whom: String,
     asking: Option<Asking>,
     /// When to look next, or when the request that is under way has taken too long.
     next_at: Moment,
@@ -45,6 +61,7 @@ pub struct Trial {
 #[derive(Debug)]
 struct Asking {
     connection: Connection,
+    began_at: Moment,
     unsent: Vec<u8>,
     received: Vec<u8>,
 }
@@ -60,11 +77,13 @@ pub enum Found {
 }
 
 impl Trial {
-    pub fn new(goal: Goal, now: Moment) -> Trial {
+    /// It begins at this moment, or soon after it.
+    pub fn new(goal: Goal, whom: String, at: Moment) -> Trial {
         Trial {
             goal,
+            whom,
             asking: None,
-            next_at: now + FIRST_PAUSE,
+            next_at: at + FIRST_PAUSE,
             pause: FIRST_PAUSE,
         }
     }
@@ -80,6 +99,16 @@ impl Trial {
     /// When [`Trial::look`] is due at the latest.
     pub fn deadline(&self) -> Moment {
         self.next_at
+    }
+
+    /// When the request that is under way began.
+    pub fn began_at(&self) -> Option<Moment> {
+        self.asking.as_ref().map(|asking| asking.began_at)
+    }
+
+    /// It need not look again before this moment.
+    pub fn pause_until(&mut self, at: Moment) {
+        self.next_at = at;
     }
 
     /// What to wait for besides the deadline, if anything.
@@ -119,10 +148,11 @@ impl Trial {
             None => match probe.connect() {
                 Ok(connection) => Asking {
                     connection,
+                    began_at: now,
                     unsent: SOME_DATA.to_vec(),
                     received: Vec::new(),
                 },
-                Err(errno) => return Found::NotYet(cannot_connect(errno)),
+                Err(errno) => return self.cannot_connect(errno),
             },
         };
         self.wait_for_accept(asking, probe)
@@ -136,7 +166,7 @@ impl Trial {
             Ok(_) => return Found::Ready,
             Err(Errno::EAGAIN | Errno::EINTR | Errno::ENOTCONN) => {}
             // Reset, as when the listener is shut down: another connection is needed.
-            Err(errno) => return Found::NotYet(cannot_connect(errno)),
+            Err(errno) => return self.cannot_connect(errno),
         }
         if probe.has_accepted(&asking.connection) {
             return Found::Ready;
@@ -156,29 +186,29 @@ impl Trial {
         statuses: Statuses,
         now: Moment,
     ) -> Found {
-        let is_due = now >= self.next_at;
-        let not_yet =
-            |what: &str| Found::NotYet(format!("GET {path} on the new generation: {what}"));
-        let Some(mut asking) = self.asking.take() else {
-            if !is_due {
-                return Found::Nothing;
-            }
-            match probe.connect() {
+        let whom = self.whom.clone();
+        let not_yet = |what: &str| Found::NotYet(format!("GET {path} on {whom}: {what}"));
+        let mut asking = match self.asking.take() {
+            Some(asking) => asking,
+            None if now < self.next_at => return Found::Nothing,
+            None => match probe.connect() {
                 Ok(connection) => {
                     self.next_at = now + LONGEST_REQUEST;
-                    self.asking = Some(Asking {
+                    Asking {
                         connection,
+                        began_at: now,
                         unsent: request(path, &probe.host()),
                         received: Vec::new(),
-                    });
-                    return Found::Nothing;
+                    }
                 }
                 Err(errno) => {
                     self.rest(now);
                     return not_yet(errno.desc());
                 }
-            }
+            },
         };
+        // As a rule the connection exists by now, and the first look sends the request.
+        let is_due = now >= self.next_at;
         let answer = asking.exchange();
         match answer {
             Ok(Answer::Final { status, .. }) if statuses.contain(status) => return Found::Ready,
@@ -194,6 +224,11 @@ impl Trial {
             Ok(Answer::Broken(why)) => not_yet(&format!("the answer cannot be used: {why}")),
             Err(why) => not_yet(&why),
         }
+    }
+
+    fn cannot_connect(&self, errno: Errno) -> Found {
+        let (whom, cause) = (&self.whom, errno.desc());
+        Found::NotYet(format!("a connection to {whom} failed: {cause}"))
     }
 }
 
@@ -236,11 +271,4 @@ impl Asking {
             answer => Ok(answer),
         }
     }
-}
-
-fn cannot_connect(errno: Errno) -> String {
-    format!(
-        "a connection to the new generation failed: {}",
-        errno.desc()
-    )
 }

@@ -7,8 +7,9 @@ use nix::errno::Errno;
 use nix::poll::PollFlags;
 use nix::unistd::{Pid, getuid};
 
-use super::command::Running;
-use super::handed::{Handed, Layout, Order, Runner};
+use super::attempts::{Attempts, Ended};
+use super::handed::{Handed, Layout, Runner};
+use super::health::Health;
 use super::line::{self, Pipe};
 use super::message::Message;
 use super::notify::{Received, Socket};
@@ -21,9 +22,7 @@ use crate::host::moment::Moment;
 use crate::host::open_files::duplicate_above;
 use crate::listeners::dialects::Announced;
 use crate::machine::{Event, Machine};
-use crate::words::failure;
 use crate::words::notice::Notice;
-use crate::words::parts::WithMeaning;
 use crate::words::start_failure::StartFailure;
 
 /// How long after a command has failed it is run again.
@@ -41,15 +40,12 @@ pub struct Watched {
     probe: Option<Probe>,
     trial: Option<Trial>,
     command: Option<Attempts>,
+    /// Once it is current, if it is watched.
+    health: Option<Health>,
+    /// How the environment of its workers differs from the launcher's.
+    changes: Vec<Change>,
     /// Whether an ignored notification has been logged: once is enough.
     has_complained: bool,
-}
-
-/// A command that is run until it succeeds.
-struct Attempts {
-    running: Option<Running>,
-    next_at: Moment,
-    changes: Vec<Change>,
 }
 
 impl Watched {
@@ -81,6 +77,8 @@ impl Watched {
             probe,
             trial: None,
             command: None,
+            health: None,
+            changes: Vec::new(),
             has_complained: false,
         })
     }
@@ -127,23 +125,11 @@ impl Watched {
     ) {
         self.workers.push(pid);
         self.pipes.extend(pipe.map(|pipe| (pid, pipe)));
-        let goal = match &settings.ready {
-            Ready::Accept => Some(Goal::Accept),
-            Ready::Http { path, statuses } => Some(Goal::Http {
-                path: path.clone(),
-                statuses: *statuses,
-            }),
-            Ready::Interval | Ready::Notify | Ready::Descriptor(_) | Ready::Command(_) => None,
-        };
-        self.trial = goal.map(|goal| Trial::new(goal, now));
-        self.command = match settings.ready {
-            Ready::Command(_) => Some(Attempts {
-                running: None,
-                next_at: now,
-                changes: changes.to_vec(),
-            }),
-            _ => None,
-        };
+        self.changes = changes.to_vec();
+        let trial = |goal| Trial::new(goal, "the new generation".to_owned(), now);
+        self.trial = Goal::of(&settings.ready).map(trial);
+        let attempts = || Attempts::new(self.generation, changes.to_vec(), PAUSE, None, now);
+        self.command = matches!(settings.ready, Ready::Command(_)).then(attempts);
     }
 
     /// What is known of a worker that has just been started.
@@ -162,18 +148,20 @@ impl Watched {
     pub fn sources(&self) -> impl Iterator<Item = (BorrowedFd<'_>, PollFlags)> {
         let socket = self.socket.iter().map(AsFd::as_fd);
         let pipes = self.pipes.iter().map(|(_, pipe)| pipe.as_fd());
-        let running = self.command.iter().filter_map(|one| one.running.as_ref());
-        let output = running.filter_map(Running::source);
+        let output = self.command.iter().filter_map(Attempts::source);
         let readable = socket.chain(pipes).chain(output);
         let readable = readable.map(|source| (source, PollFlags::POLLIN));
-        readable.chain(self.trial.iter().filter_map(Trial::source))
+        let trial = self.trial.iter().filter_map(Trial::source);
+        readable
+            .chain(trial)
+            .chain(self.health.iter().filter_map(Health::source))
     }
 
     pub fn deadline(&self) -> Option<Moment> {
-        let waits = |one: &&Attempts| one.running.is_none();
-        let command = self.command.as_ref().filter(waits).map(|one| one.next_at);
+        let command = self.command.as_ref().and_then(Attempts::deadline);
         let trial = self.trial.as_ref().map(Trial::deadline);
-        command.into_iter().chain(trial).min()
+        let health = self.health.as_ref().and_then(Health::deadline);
+        command.into_iter().chain(trial).chain(health).min()
     }
 
     pub fn look(
@@ -189,6 +177,9 @@ impl Watched {
         self.look_at_trial(now, found);
         if let Ready::Command(command) = &settings.ready {
             self.look_at_command(command, now, run, found);
+        }
+        if let Some(health) = &mut self.health {
+            health.look(&settings.ready, self.probe.as_ref(), now, run, found);
         }
     }
 
@@ -264,34 +255,12 @@ impl Watched {
         run: &mut Runner<'_>,
         found: &mut Vec<Event>,
     ) {
-        let probe = self.probe.as_ref().map(|probe| Announced {
-            name: probe.name(),
-            number: -1,
-        });
+        let probe = self.probe.as_ref().map(Announced::from);
         let Some(attempts) = &mut self.command else {
             return;
         };
-        match &mut attempts.running {
-            Some(running) => running.read(),
-            None if attempts.next_at <= now => {
-                let order = Order {
-                    command,
-                    generation: self.generation,
-                    changes: &attempts.changes,
-                    probe: probe.as_ref(),
-                };
-                match run(&order) {
-                    Ok(running) => attempts.running = Some(running),
-                    Err(error) => {
-                        attempts.next_at = now + PAUSE;
-                        let cause = failure::cause(&error);
-                        let known = format!("the --ready command cannot be run: {cause}");
-                        self.all_not_yet(&known, found);
-                    }
-                }
-            }
-            None => {}
-        }
+        let ended = attempts.look(command, probe.as_ref(), now, run);
+        self.attempt_ended(ended, found);
     }
 
     /// Whether this child was its command.
@@ -302,30 +271,24 @@ impl Watched {
         now: Moment,
         found: &mut Vec<Event>,
     ) -> bool {
-        let Some(attempts) = &mut self.command else {
-            return false;
-        };
-        let is_it = |running: &mut Running| running.pid() == pid;
-        let Some(mut running) = attempts.running.take_if(is_it) else {
-            return false;
-        };
-        running.exited();
-        attempts.next_at = now + PAUSE;
-        if status == 0 {
-            self.command = None;
-            self.all_ready(found);
+        let attempts = self.command.as_mut();
+        if let Some(ended) = attempts.and_then(|one| one.exited(pid, status, now)) {
+            self.attempt_ended(Some(ended), found);
             return true;
         }
-        let mut known = format!(
-            "the --ready command failed, exit status:{}",
-            WithMeaning(status)
-        );
-        if let Some(last) = running.last_lines().pop() {
-            known.push_str(": ");
-            known.push_str(&last);
+        let health = self.health.as_mut();
+        health.is_some_and(|health| health.command_exited(pid, status, now, found))
+    }
+
+    fn attempt_ended(&mut self, ended: Option<Ended>, found: &mut Vec<Event>) {
+        match ended.map(|ended| ended.result) {
+            None => {}
+            Some(Ok(())) => {
+                self.command = None;
+                self.all_ready(found);
+            }
+            Some(Err(known)) => self.all_not_yet(&known, found),
         }
-        self.all_not_yet(&known, found);
-        true
     }
 
     fn all_ready(&self, found: &mut Vec<Event>) {
@@ -345,15 +308,29 @@ impl Watched {
         self.pipes.retain(|(pid, _)| machine.has_worker(*pid));
     }
 
-    /// It serves: there is nothing left to find out.
-    pub fn settle(&mut self) {
+    /// It is current: there is nothing left to find out, unless it is watched.
+    pub fn serve(&mut self, settings: &Settings, now: Moment) {
+        self.settle();
+        if let Some(watch) = settings.watch.filter(|_| self.health.is_none()) {
+            let (ready, changes) = (&settings.ready, &self.changes);
+            self.health = Health::new(self.generation, ready, watch, changes, now);
+        }
+    }
+
+    /// Another one serves, or soon none will. Its probe listener stays: it may become current again.
+    pub fn rest(&mut self) {
+        self.settle();
+        self.health = None;
+    }
+
+    fn settle(&mut self) {
         self.trial = None;
         self.command = None;
     }
 
     /// It has been told to stop: its probe listener is no longer needed either.
     pub fn retire(&mut self) {
-        self.settle();
+        self.rest();
         self.probe = None;
         self.pipes.clear();
     }

@@ -39,6 +39,7 @@ pub fn update(
     view.stopping = machine.is_stopping();
     view.crash_loop = machine.crash_loop().unwrap_or_default().into();
     view.next_start_at = machine.next_start_at().map(|at| clock.seconds(at));
+    view.unhealthy = machine.unhealthy().map(str::to_owned);
     view.generations = machine
         .generations()
         .map(|one| view::Generation {
@@ -189,6 +190,7 @@ fn verdict(decision: &Decision, clock: &Clock, stderr: LastLines) -> view::Verdi
         hint,
         stderr,
         replaces: decision.replaces.map(Into::into),
+        undone: decision.generation > 0 && matches!(decision.verdict, Found::Refused(_)),
         again: decision.again.map(Into::into),
         durations: durations(decision.steps.durations()),
     }

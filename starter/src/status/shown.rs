@@ -33,6 +33,7 @@ pub fn shown(settings: &Shown<'_>) -> view::Options {
             .ready
             .awaited()
             .map(|_| ready.start_timeout.as_secs_f64()),
+        watch: ready.watch.map(|one| one.as_secs_f64()),
         signal_on_hup: machine.signal_on_hup.as_str().to_owned(),
         signal_on_term: machine.signal_on_term.as_str().to_owned(),
         kill_old_delay: environment.kill_old_delay.map(|one| one.as_secs_f64()),

@@ -85,6 +85,7 @@ pub struct Options {
     pub ready: String,
     /// Only where readiness is told.
     pub start_timeout: Option<f64>,
+    pub watch: Option<f64>,
     pub signal_on_hup: String,
     pub signal_on_term: String,
     pub kill_old_delay: Option<f64>,
@@ -250,6 +251,9 @@ pub struct Verdict {
     pub given_up: bool,
     #[serde(default)]
     pub at: f64,
+    /// A rollback has undone it.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub undone: bool,
     /// The wait status of the failed worker. It and its parts are written only if there was such a worker.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub status: Option<i64>,

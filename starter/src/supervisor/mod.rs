@@ -87,6 +87,7 @@ impl Supervisor {
             }
         }
         let machine = &self.machine;
+        self.resources.readiness.tidy(machine);
         let pins = &mut self.resources.pins;
         pins.retain(|generation, _| machine.may_start_from(*generation));
     }

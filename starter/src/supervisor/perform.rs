@@ -97,7 +97,7 @@ impl Resources {
             Duty::Ignore(signal) => self.log.say(&Notice::Ignored(signal)),
             Duty::SaveStatus => self.save_status(machine),
             Duty::LookForReadiness => self.look_for_readiness(),
-            Duty::TellReadiness => return self.tell_readiness(machine),
+            Duty::TellReadiness => return self.tell_readiness(),
             Duty::Say(notice) => self.log.say(&notice),
             Duty::WorkOnLog => {
                 self.log.work(Instant::now());
@@ -244,12 +244,14 @@ impl Resources {
     }
 
     /// Returns what was found before the last exits were handled: a worker that has exited since is not ready.
-    fn tell_readiness(&mut self, machine: &Machine) -> Vec<Event> {
+    fn tell_readiness(&mut self) -> Vec<Event> {
         let found = self.readiness.take_found();
-        if !found.is_empty() {
+        // What matters of the health of a generation is for the machine to say.
+        let is_of_health =
+            |event: &Event| matches!(event, Event::Unwell { .. } | Event::Well { .. });
+        if !found.iter().all(is_of_health) {
             self.status_file.changed(Moment::now());
         }
-        self.readiness.tidy(machine);
         found
     }
 

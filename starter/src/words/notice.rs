@@ -123,6 +123,15 @@ pub enum Notice {
     KillingLateWorkers {
         pids: Vec<Pid>,
     },
+    /// The generation that serves has answered badly or not at all for this long.
+    Unhealthy {
+        generation: u32,
+        since: Duration,
+        known: String,
+    },
+    HealthyAgain {
+        generation: u32,
+    },
     /// A worker has begun to stop without having been told to.
     StoppingByItself(Pid),
     Ignored(Signal),
@@ -214,7 +223,8 @@ pub enum Notice {
 }
 
 impl Notice {
-    /// Errors are requests that failed; warnings are things that nobody requested.
+    /// Errors are requests that failed; warnings are things that nobody requested. One long match: each notice has its
+    /// place.
     pub fn severity(&self) -> Severity {
         match self {
             Notice::FailedToStart { .. }
@@ -237,6 +247,7 @@ impl Notice {
             | Notice::KillingWorkers { .. }
             | Notice::KillingLateWorkers { .. }
             | Notice::StoppingByItself(_)
+            | Notice::Unhealthy { .. }
             | Notice::TakenOver { .. }
             | Notice::BinderDied
             | Notice::BoundingSetKept
@@ -261,6 +272,7 @@ impl Notice {
             | Notice::Stopping { .. }
             | Notice::Exiting
             | Notice::SavedAgain { .. }
+            | Notice::HealthyAgain { .. }
             | Notice::ListenerReachable { .. }
             | Notice::LogReopened { .. } => Severity::Notice,
             Notice::Duplicated { .. }

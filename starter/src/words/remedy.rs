@@ -92,6 +92,9 @@ pub fn of_inner_namespace(pid: i32, inner: i32) -> String {
     )
 }
 
+/// What is to be watched says only once that it is ready.
+pub const ASK_AGAIN: &str = "READY=1 or a line feed comes once; `--ready=exec:COMMAND` with a command that asks the server can be repeated";
+
 /// The binder is missing. `program` is start_server itself.
 pub fn of_missing_binder(program: &Path) -> String {
     format!("install {BINDER} beside {}", quoted(program))

@@ -167,6 +167,17 @@ impl Notice {
             Notice::StoppingByItself(pid) => {
                 format!("start_server: worker {pid} says that it is stopping, though nobody told it to")
             }
+            Notice::Unhealthy {
+                generation,
+                since,
+                known,
+            } => {
+                let seconds = since.as_secs_f64();
+                format!("start_server: generation {generation} has been unhealthy for {seconds} secs: {known}")
+            }
+            Notice::HealthyAgain { generation } => {
+                format!("start_server: generation {generation} is healthy again")
+            }
             Notice::Ignored(Signal::SIGXCPU) => {
                 "received XCPU: start_server has used up its CPU time (ulimit -t); at the hard limit the kernel kills it"
                     .into()

@@ -69,6 +69,15 @@ impl StartFailure {
         }
     }
 
+    /// A generation has become unhealthy so soon after its commit that its predecessor could take over again.
+    pub fn unhealthy(since: Duration, known: &str) -> StartFailure {
+        let seconds = since.as_secs_f64();
+        StartFailure {
+            cause: format!("rolled back, as it was unhealthy for {seconds} secs: {known}"),
+            hint: None,
+        }
+    }
+
     /// A worker has announced its end before it was ready.
     pub fn stopping(pid: Pid) -> StartFailure {
         StartFailure {

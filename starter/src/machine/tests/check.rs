@@ -112,6 +112,24 @@ fn the_first_start_is_checked_only_if_that_is_asked_for() {
 }
 
 #[test]
+fn what_is_asked_for_last_comes_instead_of_a_restart_that_waits_for_what_served() {
+    let mut world = serving();
+    world.restart();
+    world.end_check(true);
+    // What serves dies, and so does the restart.
+    world.exit(Pid::from_raw(100), 256);
+    world.exit_newest(256);
+    assert!(world.machine.postponed.is_some());
+    world.pass_deadline();
+    world.restart();
+    world.pass_deadline();
+    assert!(world.is_checking, "what was asked for is checked");
+    world.check();
+    world.end_check(false);
+    assert_eq!(world.wait(), None);
+}
+
+#[test]
 fn a_stop_ends_the_check() {
     let mut world = serving();
     world.restart();

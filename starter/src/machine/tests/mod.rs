@@ -10,6 +10,7 @@ mod rules;
 mod snapshot;
 mod steps;
 mod walk;
+mod watch;
 
 use std::num::NonZeroU32;
 use std::time::Duration;
@@ -36,6 +37,7 @@ fn settings() -> Settings {
         max_old_generations: None,
         start_limit: None,
         first_start_limit: None,
+        watch: None,
         pins: true,
         knobs: Knobs {
             kill_old_delay: Duration::ZERO,
@@ -90,7 +92,7 @@ struct Process {
     is_ready: bool,
     /// It has begun to stop by itself.
     is_stopping: bool,
-    /// A restart has told it to stop.
+    /// A restart, or the return to its predecessor, has told it to stop.
     is_signalled: bool,
     is_killed: bool,
 }
@@ -119,6 +121,8 @@ struct World {
     served_last: Option<u32>,
     finished: Option<Outcome>,
     stopping: bool,
+    /// The current generation has not answered well for too long, and the machine was told.
+    unwell: Option<u32>,
     /// A check is under way.
     is_checking: bool,
     /// A restart that was asked for and that no start since has served.
@@ -150,6 +154,7 @@ impl World {
             served_last: None,
             finished: None,
             stopping: false,
+            unwell: None,
             is_checking: false,
             owed: false,
             before_rollback: None,
@@ -160,6 +165,9 @@ impl World {
     }
 
     fn on(&mut self, event: Event) {
+        let current = self.machine.current().map(|one| one.number);
+        // Another one is asked afresh.
+        self.unwell = self.unwell.filter(|unwell| Some(*unwell) == current);
         let actions = self.machine.on(event, self.now);
         let current = self.machine.current().map(|one| one.number);
         self.served_last = current.or(self.served_last);
@@ -304,18 +312,26 @@ impl World {
             }
             return;
         }
-        let successor = self
-            .machine
-            .generations
-            .iter()
-            .find(|one| one.number > number && one.state() == State::Current);
-        let Some(successor) = successor.map(|one| one.number) else {
-            panic!("{pid} is stopped though nothing newer is current");
+        let successor = self.machine.current().map(|one| one.number);
+        let Some(successor) = successor.filter(|one| *one != number) else {
+            panic!("{pid} is stopped though nothing else is current");
         };
-        let serves = |one: &Process| one.generation == successor && self.has_proved_itself(one);
         assert!(
-            self.living.iter().any(serves),
-            "{pid} is stopped though nothing newer has proved that it serves"
+            successor > number || self.unwell == Some(number),
+            "{pid} is stopped though it is well and nothing newer is current"
+        );
+        let its = |one: &&Process| one.generation == successor;
+        assert!(
+            self.living
+                .iter()
+                .filter(its)
+                .any(|one| self.has_proved_itself(one)),
+            "{pid} is stopped though what is current has not proved that it serves"
+        );
+        assert!(
+            self.unwell != Some(successor)
+                && !self.living.iter().filter(its).any(|one| one.is_signalled),
+            "{pid} is stopped though what is current is unwell or has been told to stop"
         );
         for process in &mut self.living {
             process.is_signalled |= process.pid == pid;
@@ -357,6 +373,54 @@ impl World {
         let process = self.living.iter_mut().find(|one| one.pid == pid).unwrap();
         process.is_stopping = true;
         self.on(Event::Stopping(pid));
+    }
+
+    /// The current generation has not answered well for very long.
+    fn become_unwell(&mut self) {
+        let Some(number) = self.machine.current().map(|one| one.number) else {
+            return;
+        };
+        self.unwell = Some(number);
+        let previous = self.machine.generations.iter().rev();
+        let previous = previous.filter(|one| one.state() == State::Retiring);
+        let previous = previous.map(|one| one.number).next();
+        let proved =
+            |one: &&Process| Some(one.generation) == previous && self.has_proved_itself(one);
+        let way_back = self.living.iter().find(proved).and(previous);
+        let event = Event::Unwell {
+            generation: number,
+            since: Moment::of_test(Duration::ZERO),
+            known: "GET / on it: 503".into(),
+        };
+        match way_back {
+            Some(way_back) => {
+                self.on(event);
+                let current = self.machine.current().map(|one| one.number);
+                assert_eq!(current, Some(way_back), "what is unwell is left");
+                assert_eq!(self.state_of(number), Some(State::Old));
+            }
+            None => {
+                let actions = self.machine.on(event, self.now);
+                let is_harmless =
+                    |action: &Action| matches!(action, Action::SaveStatus | Action::Say(_));
+                assert!(
+                    actions.iter().all(is_harmless),
+                    "{actions:?} because of bad answers"
+                );
+                self.perform(actions);
+                assert!(self.machine.unhealthy().is_some());
+                assert_eq!(self.state_of(number), Some(State::Current));
+            }
+        }
+    }
+
+    fn become_well(&mut self) {
+        let current = self.machine.current().map(|one| one.number);
+        self.unwell = None;
+        self.on(Event::Well {
+            generation: current.unwrap(),
+        });
+        assert_eq!(self.machine.unhealthy(), None);
     }
 
     fn pass(&mut self, seconds: f64) {
@@ -598,6 +662,13 @@ impl World {
     }
 
     fn check_serving(&self) {
+        let current = self.machine.current().map(|one| one.number);
+        let is_unwell = self.unwell.is_some() && self.unwell == current;
+        assert_eq!(
+            self.machine.unhealthy().is_some(),
+            is_unwell,
+            "what is shown is what was told"
+        );
         assert!(
             self.successes < 3,
             "a program that goes into the background again and again is not given up"

@@ -14,6 +14,9 @@ enum Step {
     /// Where readiness is told.
     NewestIsReady,
     NewestStopsByItself,
+    /// Where it is watched.
+    CurrentIsUnwell,
+    CurrentIsWellAgain,
     CheckSucceeds,
     CheckFails,
     /// From now on, or no longer.
@@ -28,7 +31,7 @@ enum Step {
 }
 
 /// Every step but the rollback by hand, which has walks of its own: together they would take too long.
-const STEPS: [Step; 16] = [
+const STEPS: [Step; 18] = [
     Step::OldestExits,
     Step::SecondNewestExits,
     Step::NewestExits,
@@ -37,6 +40,8 @@ const STEPS: [Step; 16] = [
     Step::NewestCannotExecute,
     Step::NewestIsReady,
     Step::NewestStopsByItself,
+    Step::CurrentIsUnwell,
+    Step::CurrentIsWellAgain,
     Step::CheckSucceeds,
     Step::CheckFails,
     Step::SpawningFails,
@@ -106,6 +111,12 @@ impl World {
                     None => return false,
                 }
             }
+            Step::CurrentIsUnwell if !self.is_watched() => return false,
+            Step::CurrentIsUnwell => self.become_unwell(),
+            Step::CurrentIsWellAgain if self.unwell.is_none() || !self.is_watched() => {
+                return false;
+            }
+            Step::CurrentIsWellAgain => self.become_well(),
             Step::CheckSucceeds | Step::CheckFails if !self.is_checking => return false,
             Step::CheckSucceeds => self.end_check(true),
             Step::CheckFails => self.end_check(false),
@@ -126,6 +137,18 @@ impl World {
             Step::KnobsChange => self.change_knobs(),
         }
         true
+    }
+
+    fn become_all_ready(&mut self) {
+        while let Some(one) = self.living.iter().find(|one| !one.is_ready) {
+            self.become_ready(one.pid);
+        }
+    }
+
+    /// Whether a generation is current and goes on being asked.
+    fn is_watched(&self) -> bool {
+        let is_watching = self.machine.settings.watch.is_some() && !self.stopping;
+        is_watching && self.machine.current().is_some()
     }
 
     /// Until the next deadline, or without one as long as a program takes to start that takes long.
@@ -157,6 +180,14 @@ impl World {
                 generation,
                 slot: 0,
                 cause: cannot_execute(),
+            },
+            Event::Unwell {
+                generation: generation + 1,
+                since: Moment::of_test(Duration::ZERO),
+                known: "hello".into(),
+            },
+            Event::Well {
+                generation: generation + 1,
             },
             Event::Executed(stranger),
             Event::Ready(stranger),
@@ -312,6 +343,14 @@ fn told(settings: Settings) -> Settings {
     }
 }
 
+/// Where the current generation goes on being asked.
+fn watched(settings: Settings) -> Settings {
+    Settings {
+        watch: Some(Duration::from_secs(3)),
+        ..told(settings)
+    }
+}
+
 /// Where restarts are checked.
 fn checked(settings: Settings) -> Settings {
     Settings {
@@ -374,6 +413,32 @@ fn retiring_soon(settings: Settings) -> World {
     world
 }
 
+/// Where the second generation has committed by what it has said, and of the first one, which is not signalled yet, one
+/// worker is proved and the other is not.
+fn retiring_unevenly(settings: Settings) -> World {
+    let mut world = World::new(settings);
+    world.become_all_ready();
+    world.exit(world.living[0].pid, 256);
+    world.pass_deadline();
+    let unready = world.living.last().unwrap().pid;
+    world.restart();
+    for pid in world.living[2..]
+        .iter()
+        .map(|one| one.pid)
+        .collect::<Vec<_>>()
+    {
+        world.become_ready(pid);
+    }
+    assert_eq!(world.state_of(2), Some(State::Current));
+    assert!(
+        world
+            .living
+            .iter()
+            .any(|one| one.pid == unready && !one.is_ready)
+    );
+    world
+}
+
 #[test]
 fn every_short_history_of_one_worker_keeps_the_promises() {
     let restarts_by_itself = Settings {
@@ -409,6 +474,17 @@ fn every_short_history_of_a_worker_that_says_when_it_is_ready_keeps_the_promises
         (World::new(told(slow(settings()))), 5),
         (World::new(told(impatient(slow(settings())))), 5),
         (World::new(told(limited(2, settings()))), 5),
+    ]);
+}
+
+#[test]
+fn every_short_history_of_a_watched_generation_keeps_the_promises() {
+    walk_all(vec![
+        (World::new(watched(settings())), 6),
+        (World::new(watched(slow(settings()))), 5),
+        (World::new(watched(impatient(slow(settings())))), 5),
+        (World::new(watched(limited(2, slow(settings())))), 5),
+        (retiring_unevenly(watched(slow(with_workers(2)))), 4),
     ]);
 }
 
@@ -481,6 +557,7 @@ fn some_long_histories_keep_the_promises() {
         with_workers(3),
         slow(settings()),
         told(impatient(with_workers(2))),
+        watched(slow(with_workers(2))),
     ];
     let mut state: u64 = 1;
     let mut chosen = |from: usize| {

@@ -74,6 +74,7 @@ fn the_defaults_are_those_of_server_starter() {
         max_old_generations: None,
         start_limit: None,
         first_start_limit: None,
+        watch: None,
         pins: true,
         knobs: NO_KNOBS,
     };
@@ -82,6 +83,7 @@ fn the_defaults_are_those_of_server_starter() {
         ready: Ready::Interval,
         probe: None,
         start_timeout: Duration::from_secs(60),
+        watch: None,
     };
     assert_eq!(ready, expected);
     let expected = log::Settings {
@@ -135,6 +137,7 @@ fn every_option_reaches_its_room() {
         "--ready-status=200-399",
         "--probe=unix",
         "--start-timeout=10",
+        "--watch=11",
         "--kill-old-timeout=8",
         "--max-old-generations=9",
         "--start-limit=6",
@@ -198,6 +201,7 @@ fn every_option_reaches_its_room() {
         max_old_generations: NonZeroU32::new(9),
         start_limit: NonZeroU32::new(6),
         first_start_limit: NonZeroU32::new(6),
+        watch: Some(Duration::from_secs(11)),
         pins: false,
         knobs: NO_KNOBS,
     };
@@ -212,6 +216,7 @@ fn every_option_reaches_its_room() {
         },
         probe: Some(ProbeAt::Unix),
         start_timeout: Duration::from_secs(10),
+        watch: Some(Duration::from_secs(11)),
     };
     assert_eq!(ready, expected);
     let expected = log::Settings {

@@ -33,6 +33,9 @@ impl Machine {
     }
 
     fn start_now(&mut self, why: Why, now: Moment) {
+        if self.begins_with_stop(why, now) {
+            return;
+        }
         match why {
             Why::Asked => self.restart_now(now),
             Why::First | Why::Timed | Why::Replacement => self.start_generation(why, now),
@@ -46,10 +49,10 @@ impl Machine {
         };
         match result {
             // Meanwhile the workers have died, and what served is coming back: the restart comes after that.
-            Ok(()) if self.is_starting() => self.restart_wanted = true,
+            Ok(()) if self.is_replacing(now) => self.restart_wanted = true,
             Ok(()) => {
                 self.start_now(checking.why, now);
-                if !self.is_starting() {
+                if !self.is_replacing(now) {
                     // The start that is planned for later also answers whoever has asked since.
                     self.restart_wanted = false;
                 }
@@ -69,6 +72,7 @@ impl Machine {
             at: now,
             replaces: None,
             steps: Steps::new(now),
+            outage: None,
         });
         self.auto_restart_since = now;
         match checking.why {
@@ -78,7 +82,7 @@ impl Machine {
             }
             // A restart may have been requested again since the check began.
             Why::Asked | Why::Timed | Why::Replacement => {
-                if !self.is_starting() && std::mem::take(&mut self.restart_wanted) {
+                if !self.is_replacing(now) && std::mem::take(&mut self.restart_wanted) {
                     self.start_checked(Why::Asked, now);
                 }
             }

@@ -10,5 +10,6 @@ pub mod progress;
 pub mod remedy;
 mod sentence;
 pub mod start_failure;
+pub mod stop_first;
 pub mod text;
 pub mod trouble;

@@ -10,6 +10,7 @@ use nix::unistd::Pid;
 
 use crate::words::lack::Lack;
 use crate::words::start_failure::StartFailure;
+use crate::words::stop_first::StopFirst;
 use crate::words::trouble::{Trouble, Was};
 
 /// How important a line is, in syslog's terms (syslog(3)).
@@ -103,6 +104,8 @@ pub enum Notice {
     NothingServes {
         next: Duration,
     },
+    /// A restart for which what serves stops first.
+    StopFirst(StopFirst),
     /// What serves dies soon after it has committed.
     CrashLoop {
         deaths: u32,
@@ -210,6 +213,7 @@ impl Notice {
     pub fn severity(&self) -> Severity {
         match self {
             Notice::FailedToStart { .. }
+            | Notice::StopFirst(StopFirst::StartingAgain { .. })
             | Notice::CannotStartWorker(_)
             | Notice::CheckFailed(_)
             | Notice::GivingUp { .. }
@@ -248,23 +252,14 @@ impl Notice {
             | Notice::ReceivedHup
             | Notice::NewWorkerRunning { .. }
             | Notice::AutoRestart { .. }
+            | Notice::StopFirst(_)
             | Notice::Stopping { .. }
             | Notice::Exiting
             | Notice::SavedAgain { .. }
             | Notice::ListenerReachable { .. }
             | Notice::LogReopened { .. } => Severity::Notice,
-            Notice::Duplicated { .. }
-            | Notice::PortChosen { .. }
-            | Notice::RemovingSocket { .. }
-            | Notice::StartingNewWorker(_)
-            | Notice::Sleeping { .. }
-            | Notice::KillingOldWorkers
-            | Notice::OldWorkerDied { .. }
-            | Notice::WorkerDied { .. }
-            | Notice::Ignored(_)
-            | Notice::StopServer { .. }
-            | Notice::RestartAsked { .. }
-            | Notice::ReopenAsked { .. } => Severity::Info,
+            // What goes as it should.
+            _ => Severity::Info,
         }
     }
 

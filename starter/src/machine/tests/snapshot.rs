@@ -29,14 +29,14 @@ fn refusal(machine: &Machine, place: &str, other: Value) -> String {
 fn another_version_is_refused() {
     let machine = World::new(settings()).machine;
     assert_eq!(
-        read(&written(&machine).replacen("\"version\":4", "\"version\":5", 1)).unwrap_err(),
-        "it is of version 5, and this program knows version 4 alone at line 1 column 12"
+        read(&written(&machine).replacen("\"version\":5", "\"version\":6", 1)).unwrap_err(),
+        "it is of version 6, and this program knows version 5 alone at line 1 column 12"
     );
     // Whatever else is in it.
     assert!(
-        read(r#"{"version":5,"rooms":[]}"#)
+        read(r#"{"version":6,"rooms":[]}"#)
             .unwrap_err()
-            .contains("version 5")
+            .contains("version 6")
     );
 }
 
@@ -216,7 +216,7 @@ fn everything_has_its_place_in_the_text() {
     world.check();
     let value = serde_json::to_value(world.machine.snapshot()).unwrap();
     for (place, expected) in [
-        ("/version", json!(4)),
+        ("/version", json!(5)),
         ("/machine/settings/signal_on_hup", json!(10)),
         ("/machine/settings/knobs/kill_old_delay/secs", json!(60)),
         ("/machine/generations/1/stage", json!("Current")),

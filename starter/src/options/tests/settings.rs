@@ -8,7 +8,7 @@ use crate::host::identity;
 use crate::listeners::dialects::Dialect;
 use crate::listeners::spec::{parse_paths, parse_ports};
 use crate::log::{Address, Format, LogTarget, Stream, SyslogSettings};
-use crate::machine::{Knobs, Proof};
+use crate::machine::{Knobs, Proof, Replace};
 use crate::options::Options;
 use crate::ready::{ProbeAt, Ready, Statuses};
 use crate::worker::environment;
@@ -75,6 +75,7 @@ fn the_defaults_are_those_of_server_starter() {
         start_limit: None,
         first_start_limit: None,
         pins: true,
+        replace: Replace::Overlap,
         knobs: NO_KNOBS,
     };
     assert_eq!(machine, expected);
@@ -122,6 +123,7 @@ fn every_option_reaches_its_room() {
         "--envdir=/e",
         "--fd-env=nginx",
         "--no-pin",
+        "--replace=overlap",
         "--interval=2",
         "--signal-on-hup=QUIT",
         "--signal-on-term=INT",
@@ -199,6 +201,7 @@ fn every_option_reaches_its_room() {
         start_limit: NonZeroU32::new(6),
         first_start_limit: NonZeroU32::new(6),
         pins: false,
+        replace: Replace::Overlap,
         knobs: NO_KNOBS,
     };
     assert_eq!(machine, expected);

@@ -54,6 +54,7 @@ mod rsyslog;
 mod scale;
 mod self_test;
 mod status_command;
+mod stop_first;
 mod supervision;
 mod syslog;
 mod unicorn;

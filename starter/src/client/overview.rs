@@ -1,9 +1,10 @@
 //! What a server is doing, in one word and in one line.
 
 use super::observed::workers;
-use crate::status::view::{self, Generation, Outcome, View};
+use crate::status::view::{self, Generation, Outcome, StopsFirst, View};
 use crate::words::failure::Status as Code;
 use crate::words::number::{short_time, time};
+use crate::words::progress::{stops_first, was_restored};
 use crate::words::text::shortened;
 
 /// What a server is doing.
@@ -105,6 +106,18 @@ pub fn headline(view: &View, at: f64) -> String {
 /// The start that is under way, or what became of the last one.
 fn progress(view: &View, at: f64) -> Option<String> {
     let Some(starting) = starting(view) else {
+        let mut first = view
+            .generations
+            .iter()
+            .filter_map(|one| Some((one, one.stops_first?)));
+        if let Some((first, StopsFirst { since, killed_at })) = first.next() {
+            let passed = time(at - since);
+            let sentence = stops_first(first.number, first.workers.len());
+            return Some(match killed_at {
+                Some(end) => format!("{sentence}, {passed} of {}", time(end - since)),
+                None => format!("{sentence}, {passed}"),
+            });
+        }
         let mut parts = Vec::new();
         let failed = view.verdicts.last();
         if let Some(failed) = failed.filter(|one| one.result == Outcome::Failed) {
@@ -177,10 +190,13 @@ pub fn last_start(view: &View, at: f64) -> Option<String> {
             let gone = gone.map(|(old, after)| {
                 format!("; generation {old} exited after {}", short_time(after))
             });
+            let unserved = figures.unserved;
+            let unserved =
+                unserved.map(|unserved| format!("; nobody answered for {}", short_time(unserved)));
             format!(
                 "last start: generation {generation} committed {ago} ago{}{}",
                 took.unwrap_or_default(),
-                gone.unwrap_or_default()
+                unserved.or(gone).unwrap_or_default()
             )
         }
         (_, true) => {
@@ -189,12 +205,14 @@ pub fn last_start(view: &View, at: f64) -> Option<String> {
             )
         }
         (Outcome::Failed, false) => {
+            let back = last.restored.zip(last.durations.unserved);
+            let back = back.map(|(number, after)| format!("; {}", was_restored(number, after)));
             let further = match last.given_up {
                 true => Some("given up, since --start-limit is reached".to_owned()),
                 false => next_start(view, at),
             };
             let further = further.map(|text| format!("; {text}"));
-            let further = further.unwrap_or_default();
+            let further = back.or(further).unwrap_or_default();
             format!("last start: generation {generation} failed {ago} ago{how}{further}")
         }
         (Outcome::Unknown, false) => {
@@ -207,7 +225,7 @@ pub fn last_start(view: &View, at: f64) -> Option<String> {
 #[allow(clippy::unwrap_used, reason = "tests fail by panicking")]
 mod tests {
     use super::*;
-    use crate::status::view::{Counters, Verdict, Worker};
+    use crate::status::view::{Counters, Durations, Verdict, Worker};
 
     fn generation(number: u64, state: view::State) -> Generation {
         Generation {
@@ -311,6 +329,28 @@ mod tests {
     }
 
     #[test]
+    fn what_stops_first_is_what_nothing_serves_for() {
+        let mut first = generation(4, view::State::Old);
+        first.stops_first = Some(StopsFirst {
+            since: 996.8,
+            killed_at: None,
+        });
+        let waits = "nothing serves: generation 4 stops first: waiting for 1 worker to exit, 3.2 s";
+        let expected = (State::NothingServes, waits.to_owned(), 1);
+        assert_eq!(shown(&view(std::slice::from_ref(&first), 1)), expected);
+        first.stops_first = Some(StopsFirst {
+            since: 996.8,
+            killed_at: Some(1006.8),
+        });
+        first.workers = [].into_iter().collect();
+        let headline = headline(&view(&[first], 1), 1000.0);
+        assert!(
+            headline.ends_with(": waiting for 0 workers to exit, 3.2 s of 10 s"),
+            "{headline}"
+        );
+    }
+
+    #[test]
     fn what_is_unhealthy_or_stopping_says_so_first() {
         let mut view = view(&[generation(1, view::State::Current)], 1);
         view.unhealthy = Some("GET /healthz: 503".to_owned());
@@ -355,6 +395,17 @@ mod tests {
             told(given_up),
             "last start: generation 3 failed 60 s ago, exit status:256 (exit code 1); given up, since --start-limit is reached"
         );
+        let restored = Verdict {
+            restored: Some(4),
+            durations: Durations {
+                unserved: Some(0.5),
+                ..Durations::default()
+            },
+            ..failed.clone()
+        };
+        assert!(told(restored).ends_with(
+            "(exit code 1); what served before was started again as generation 4; nobody answered for 0.50 s"
+        ));
         let cause = Some("nobody can reach x".to_owned());
         assert_eq!(
             told(Verdict {

@@ -11,6 +11,7 @@ use crate::status::file::read_text;
 use crate::status::view::{self, Outcome, State, View, Worker};
 use crate::words::failure::{self, Failure};
 use crate::words::parts::WithMeaning;
+use crate::words::progress::{serves_instead, was_restored};
 use crate::words::remedy;
 use crate::words::text::{printable, quoted, shortened};
 
@@ -138,6 +139,7 @@ impl Status {
     /// `at_commit` it does not depend on the end of the old workers.
     pub fn verdict_on(&self, generation: u64, at_commit: bool, asked: Asked) -> Option<Verdict> {
         match self.last_decision(generation) {
+            Some(decision) if self.brings_back(decision) => None,
             Some(decision) if decision.result != Outcome::Committed => {
                 Some(Err(self.failure(decision, asked)))
             }
@@ -147,6 +149,13 @@ impl Status {
                 ((at_commit || !old_left) && !self.0.stopping).then_some(Ok(()))
             }
         }
+    }
+
+    /// Whether a restart has failed for which what served had to stop, and it is not known yet whether that comes back.
+    pub fn brings_back(&self, decision: &view::Verdict) -> bool {
+        let is_open = decision.unserved_since.is_some() && decision.durations.unserved.is_none();
+        let is_last = self.0.verdicts.last() == Some(decision);
+        decision.result == Outcome::Failed && is_open && is_last && !self.0.stopping
     }
 
     /// The generations that this one is to replace and that still have workers: the older ones, and after a rollback those
@@ -183,13 +192,7 @@ impl Status {
         }
         let status = wait_status(decision);
         let how = how(decision);
-        let mut living = self.0.generations.iter();
-        let current = living.find(|one| one.state == State::Current);
-        let serving = match (current, asked) {
-            (Some(_), Asked::Restart) => "the old one keeps serving".to_owned(),
-            (Some(one), Asked::Rollback) => format!("generation {} keeps serving", one.number),
-            (None, _) => "no worker is serving".to_owned(),
-        };
+        let serving = self.who_serves(decision, asked);
         // Someone else may have written anything into the file.
         let said: Vec<String> = decision.stderr.iter().map(shortened).collect();
         // Nothing was started, because a check has failed.
@@ -214,13 +217,29 @@ impl Status {
             true => "failed after it had begun to serve",
             false => "failed to start",
         };
+        let advice = self.advice(decision.hint.as_deref(), own_status);
         Failure::failed(format!(
             "cannot {asked}: generation {generation} {failed}{how}; {serving}"
         ))
         .stderr(&said)
-        .hint(what_follows(
-            &self.advice(decision.hint.as_deref(), own_status),
-        ))
+        .hint(match decision.restored {
+            Some(_) => remedy::until_it_is_asked_for(&advice),
+            None => what_follows(&advice),
+        })
+    }
+
+    /// Who serves though this start has failed.
+    fn who_serves(&self, decision: &view::Verdict, asked: Asked) -> String {
+        let mut living = self.0.generations.iter();
+        let current = living.find(|one| one.state == State::Current);
+        let current = current.map(|one| one.number);
+        match (decision.durations.unserved, decision.restored, current) {
+            (Some(unserved), Some(restored), _) => was_restored(restored, unserved),
+            (Some(unserved), None, current) => serves_instead(current, unserved),
+            (None, _, Some(_)) if asked == Asked::Restart => "the old one keeps serving".to_owned(),
+            (None, _, Some(number)) => format!("generation {number} keeps serving"),
+            (None, _, None) => "no worker is serving".to_owned(),
+        }
     }
 
     /// The hint for a failed start, given the program's own exit status.
@@ -362,6 +381,38 @@ mod tests {
                 .unwrap()
                 .is_err()
         );
+    }
+
+    #[test]
+    fn a_failed_restart_that_stopped_first_is_told_once_it_is_known_what_serves() {
+        let mut status = status(&[], &[(0, 1, true), (1, 2, false)]);
+        let verdicts = |status: &Status| -> Vec<view::Verdict> { status.0.verdicts.to_vec() };
+        let mut with_outage = verdicts(&status);
+        with_outage[1].unserved_since = Some(5.0);
+        status.0.verdicts = with_outage.iter().cloned().collect();
+        assert!(status.verdict(1).is_none());
+        let told = |status: &Status| status.verdict(1).unwrap().unwrap_err().to_string();
+        // It is stopping, or what served before has failed too.
+        status.0.stopping = true;
+        assert!(told(&status).contains("; no worker is serving\n"));
+        status.0.stopping = false;
+        let failed_too = view::Verdict {
+            generation: 3,
+            ..with_outage[1].clone()
+        };
+        let both = with_outage.iter().cloned().chain([failed_too]);
+        status.0.verdicts = both.collect();
+        assert!(told(&status).contains("; no worker is serving\n"));
+
+        with_outage[1].durations.unserved = Some(1.34);
+        status.0.verdicts = with_outage.iter().cloned().collect();
+        let another = "; another generation served instead; nobody answered for 1.3 s\n";
+        assert!(told(&status).contains(another));
+        with_outage[1].restored = Some(3);
+        status.0.verdicts = with_outage.iter().cloned().collect();
+        let back =
+            "; what served before was started again as generation 3; nobody answered for 1.3 s\n";
+        assert!(told(&status).contains(back));
     }
 
     #[test]

@@ -5,10 +5,12 @@ use serde::Serialize;
 use super::follower::Found;
 use super::observed::now;
 use super::status::{Asked, Status, Verdict, how};
-use crate::status::view::{Durations, Generation, Outcome, State};
+use crate::status::view::{Durations, Generation, Outcome, State, StopsFirst};
 use crate::words::failure::{Failure, Status as Code};
 use crate::words::number::time;
-use crate::words::progress::{Old, Success, connections, is_late, serving, started};
+use crate::words::progress::{
+    Old, Success, comes_back, connections, is_late, serving, started, stops_first,
+};
 use crate::words::text::printable_json;
 
 /// The verdict as one object; times are in seconds, and what is unknown is null.
@@ -25,6 +27,8 @@ struct Json<'a> {
     exit_code: Option<i64>,
     signal: Option<i64>,
     stderr: &'a [String],
+    /// What served before, if it was started again as this generation.
+    restored: Option<u64>,
     durations: Durations,
 }
 
@@ -60,6 +64,7 @@ pub fn json(found: &Found, verdict: &Verdict) -> String {
         exit_code: of_decision.and_then(|one| one.exit_code.flatten()),
         signal: of_decision.and_then(|one| one.signal.flatten()),
         stderr: of_decision.map(|one| &*one.stderr).unwrap_or_default(),
+        restored: of_decision.and_then(|one| one.restored),
         durations: decision.map(|one| one.durations).unwrap_or_default(),
     };
     // It always converts: its keys are strings, and its numbers finite.
@@ -82,6 +87,7 @@ pub fn success(found: &Found) -> Option<String> {
         success.gone = decision.and_then(|one| one.replaces).zip(figures.drained);
         success.again = decision.and_then(|one| one.again);
         success.is_kept = decision.is_some_and(|one| one.replaces > Some(generation));
+        success.unserved = figures.unserved;
         success.left = old(status, generation);
         let mut living = status.view().generations.iter().rev();
         let serving = living.find(|one| one.state == State::Current);
@@ -113,30 +119,54 @@ pub struct Phase {
     since: Option<f64>,
 }
 
-/// The new generation has a worker; before that another one may be starting.
-const STARTED: u8 = 2;
+/// Another generation is starting.
+const LATE: u8 = 1;
+
+/// What serves stops before the new generation is started.
+const STOPPING_FIRST: u8 = 2;
+
+/// The new generation has a worker.
+const STARTED: u8 = 3;
 
 /// The new generation serves, and old ones have workers.
-pub const SERVING: u8 = 3;
+pub const SERVING: u8 = 4;
+
+/// The new generation has failed, and what served before is started again.
+const COMING_BACK: u8 = 5;
 
 /// Where a restart is without a verdict, if there is something to tell. `newest` is the last generation before it.
 pub fn phase(found: &Found, newest: u64) -> Option<Phase> {
     let status = found.status.as_ref()?;
     if let Some(generation) = found.generation {
-        let old = old(status, generation)?;
         let committed = status.last_decision(generation);
+        if let Some(failed) = committed.filter(|one| status.brings_back(one)) {
+            return Some(Phase {
+                order: COMING_BACK,
+                sentence: comes_back(generation),
+                since: Some(failed.at),
+            });
+        }
+        let old = old(status, generation)?;
         return Some(Phase {
             order: SERVING,
             sentence: serving(generation, &old),
             since: committed.map(|one| one.at),
         });
     }
-    let mut living = status.view().generations.iter().rev();
-    let starting = living.find(|one| one.state == State::Starting)?;
+    let living = || status.view().generations.iter().rev();
+    let mut first = living().filter_map(|one| Some((one, one.stops_first?)));
+    if let Some((first, StopsFirst { since, .. })) = first.next() {
+        return Some(Phase {
+            order: STOPPING_FIRST,
+            sentence: stops_first(first.number, first.workers.len()),
+            since: Some(since),
+        });
+    }
+    let starting = living().find(|one| one.state == State::Starting)?;
     let number = starting.number;
     let (order, sentence) = match number > newest {
         true => (STARTED, started(number, starting.waiting_for.as_deref())),
-        false => (STARTED - 1, is_late(number)),
+        false => (LATE, is_late(number)),
     };
     Some(Phase {
         order,
@@ -234,11 +264,27 @@ mod tests {
         let started = "generation 4: started, waiting for READY=1".to_owned();
         assert_eq!(told(starting, None, 3), Some((STARTED, started)));
         let late = "generation 4 is still starting, the restart comes after it".to_owned();
-        assert_eq!(told(starting, None, 4), Some((STARTED - 1, late)));
+        assert_eq!(told(starting, None, 4), Some((LATE, late)));
         let phase = phase(&found(COMMITTED, Some(5)), 4).unwrap();
         let told = phase.with_time(Some(2));
         let beginning = "generation 5: serving; generation 4 drains: 2 connections, ";
         assert!(told.starts_with(beginning), "{told}");
+    }
+
+    #[test]
+    fn what_stops_first_and_what_comes_back_are_phases() {
+        let told = |text: &str, generation| {
+            let phase = phase(&found(text, generation), 4).unwrap();
+            (phase.order, phase.sentence)
+        };
+        let stopping = r#"{"supervisor":{"pid":7},"generations":[{"number":4,"state":"old",
+            "stops_first":{"since":5.0},"workers":[{"pid":8},{"pid":9}]}]}"#;
+        let waits = "generation 4 stops first: waiting for 2 workers to exit".to_owned();
+        assert_eq!(told(stopping, None), (STOPPING_FIRST, waits));
+        let failed = r#"{"supervisor":{"pid":7},"generations":[{"number":6,"state":"starting"}],
+            "verdicts":[{"request":1,"generation":5,"result":"failed","unserved_since":5.0}]}"#;
+        let back = "generation 5 has failed, starting again what served before".to_owned();
+        assert_eq!(told(failed, Some(5)), (COMING_BACK, back));
     }
 
     #[test]
@@ -261,8 +307,8 @@ mod tests {
             "outcome": "failed", "generation": 5, "replaces": 4, "again": null,
             "reason": "exit status:256 (exit code 1)", "hint": "mend it",
             "given_up": false,
-            "status": 256, "exit_code": 1, "signal": null, "stderr": ["the \u{9b}2Jreason"],
-            "durations": {"spawn": 0.1, "exec": 0.2, "ready": null, "drained": null},
+            "status": 256, "exit_code": 1, "signal": null, "stderr": ["the \u{9b}2Jreason"], "restored": null,
+            "durations": {"spawn": 0.1, "exec": 0.2, "ready": null, "drained": null, "unserved": null},
         });
         assert_eq!(told, expected);
     }

@@ -33,6 +33,9 @@ impl Machine {
     }
 
     fn start_now(&mut self, why: Why, now: Moment) {
+        if self.begins_with_stop(why, now) {
+            return;
+        }
         match why {
             Why::Asked => self.restart_now(now),
             Why::First | Why::Timed | Why::Replacement | Why::Rollback { .. } => {
@@ -48,10 +51,10 @@ impl Machine {
         };
         match result {
             // Meanwhile the workers have died, and what served is coming back: the restart comes after that.
-            Ok(()) if self.is_starting() => self.restart_wanted = true,
+            Ok(()) if self.is_replacing(now) => self.restart_wanted = true,
             Ok(()) => {
                 self.start_now(checking.why, now);
-                if !self.is_starting() {
+                if !self.is_replacing(now) {
                     // The start that is planned for later also answers whoever has asked since.
                     self.restart_wanted = false;
                 }
@@ -72,6 +75,7 @@ impl Machine {
             replaces: None,
             again: None,
             steps: Steps::new(now),
+            outage: None,
         });
         self.auto_restart_since = now;
         match checking.why {
@@ -81,7 +85,7 @@ impl Machine {
             }
             // A restart may have been requested again since the check began.
             Why::Asked | Why::Timed | Why::Replacement | Why::Rollback { .. } => {
-                if !self.is_starting() && std::mem::take(&mut self.restart_wanted) {
+                if !self.is_replacing(now) && std::mem::take(&mut self.restart_wanted) {
                     self.start_checked(Why::Asked, now);
                 }
             }

@@ -43,9 +43,11 @@ impl Machine {
         };
         let (number, request, why) = (proved.number, proved.request, proved.why);
         let signal_at = now + self.settings.knobs.kill_old_delay;
-        let replaces = self.replaced_by(number);
+        let replaces = self.replaced_by(number).or(self.stopped_for(why));
         let mut steps = proved.steps;
         steps.ready_at = Some(now);
+        let outage = self.end_outage(number, why, now);
+        self.end_postponed();
         for generation in &mut self.generations {
             if generation.number == number {
                 generation.stage = Stage::Current;
@@ -69,6 +71,7 @@ impl Machine {
             replaces,
             again: why.rolls_back_to(),
             steps,
+            outage,
         });
         self.actions.push(Action::Serving);
         self.save_status();
@@ -119,6 +122,10 @@ impl Machine {
         if why.is_restart() {
             let signal = self.settings.signal_on_hup;
             self.say(Notice::NewWorkerRunning { signal, pids });
+            if self.stops_first() {
+                self.failures = 0;
+                return;
+            }
             let delay = self.settings.knobs.kill_old_delay;
             if !delay.is_zero() {
                 self.say(Notice::Sleeping { delay });

@@ -230,6 +230,12 @@ impl Generation {
         self.slots.iter().map(|slot| slot.asked_at).max()
     }
 
+    /// When the last of its workers is killed, if all of them are that have not exited by then.
+    pub fn killed_at(&self) -> Option<Moment> {
+        let times: Option<Vec<Moment>> = self.workers().map(|worker| worker.kill_at).collect();
+        times?.into_iter().max()
+    }
+
     pub(super) fn worker_mut(&mut self, pid: Pid) -> Option<&mut Worker> {
         self.slots
             .iter_mut()

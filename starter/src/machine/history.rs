@@ -52,6 +52,19 @@ pub struct Decision {
     /// The generation whose program it runs again, after a rollback.
     pub again: Option<u32>,
     pub steps: Steps,
+    /// What it has cost, if what served had to stop first.
+    pub outage: Option<Outage>,
+}
+
+/// A time in which nothing served.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Outage {
+    /// What served was told to stop.
+    pub since: Moment,
+    /// Something served again.
+    pub until: Option<Moment>,
+    /// The generation that has ended it, if that is what served before.
+    pub restored: Option<u32>,
 }
 
 /// When each step of a start was done, for the last worker that took it.
@@ -76,6 +89,8 @@ pub struct Durations {
     pub exec: Option<Duration>,
     pub ready: Option<Duration>,
     pub drained: Option<Duration>,
+    /// From the end of what it was to replace until something served.
+    pub unserved: Option<Duration>,
 }
 
 /// Whether a start has led to a serving generation.
@@ -160,6 +175,18 @@ impl History {
         is_news
     }
 
+    /// Something serves again: perhaps what served before.
+    pub(super) fn end_outage(&mut self, restored: Option<u32>, now: Moment) {
+        let outages = self
+            .decisions
+            .iter_mut()
+            .filter_map(|one| one.outage.as_mut());
+        for outage in outages.filter(|outage| outage.until.is_none()) {
+            outage.until = Some(now);
+            outage.restored = restored;
+        }
+    }
+
     /// A generation has committed.
     pub(super) fn count_commit(&mut self, now: Moment) {
         self.counters.commits = self.counters.commits.saturating_add(1);
@@ -182,13 +209,24 @@ impl Steps {
         }
     }
 
-    pub fn durations(&self) -> Durations {
+    fn durations(&self) -> Durations {
         let passed = |from: Option<Moment>, to: Option<Moment>| Some(to?.saturating_since(from?));
         Durations {
             spawn: passed(Some(self.asked_at), self.spawned_at),
             exec: passed(self.spawned_at, self.executed_at),
             ready: passed(self.executed_at, self.ready_at),
             drained: passed(self.ready_at, self.drained_at),
+            unserved: None,
+        }
+    }
+}
+
+impl Decision {
+    pub fn durations(&self) -> Durations {
+        let passed = |outage: Outage| Some(outage.until?.saturating_since(outage.since));
+        Durations {
+            unserved: self.outage.and_then(passed),
+            ..self.steps.durations()
         }
     }
 }

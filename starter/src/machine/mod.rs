@@ -50,6 +50,8 @@
 //!
 //! When nothing serves, what served comes back before a failed restart is tried again: its next try is due once that
 //! serves, or when that has failed as well.
+//!
+//! With `--replace=stop-first` a restart begins with the end of what serves: see [`stop_first`].
 
 #![deny(
     clippy::wildcard_enum_match_arm,
@@ -71,13 +73,14 @@ mod snapshot;
 mod start;
 mod steps;
 mod stop;
+mod stop_first;
 mod watch;
 
 use nix::unistd::Pid;
 
 pub use self::generation::{Generation, State};
 pub use self::history::{Decision, Departed, Durations, FailedCheck, History, REMEMBERED, Verdict};
-pub use self::model::{Action, Event, Knobs, Machine, Outcome, Proof, Settings, Source};
+pub use self::model::{Action, Event, Knobs, Machine, Outcome, Proof, Replace, Settings, Source};
 
 use self::generation::{Content, Slot, Stage, Standing, Why, Worker};
 use self::model::Phase;
@@ -96,6 +99,8 @@ impl Machine {
             last_started_at: now,
             restart_wanted: false,
             checking: None,
+            stopping_first: None,
+            outage: None,
             planned: None,
             postponed: None,
             failures: 0,
@@ -153,6 +158,7 @@ impl Machine {
             } => self.cannot_be_reached(at_commit, unreachable, now),
             Event::Broken => self.give_up_everything(now),
         }
+        self.go_on_when_alone(now);
         self.note_drained(now);
         std::mem::take(&mut self.actions)
     }
@@ -165,7 +171,8 @@ impl Machine {
                     .generations
                     .iter()
                     .filter_map(|generation| self.deadline_of(generation));
-                let planned = self.planned.map(|planned| planned.at);
+                let planned = self.planned.filter(|_| self.is_alone());
+                let planned = planned.map(|planned| planned.at);
                 let auto = self.next_auto_restart().map(|(at, _)| at);
                 of_generations
                     .chain(planned)
@@ -290,7 +297,8 @@ impl Machine {
                 self.commit_if_proved(now);
                 self.signal_retiring(now);
                 self.fill_slots(now);
-                if let Some(planned) = self.planned.filter(|planned| planned.at <= now) {
+                let planned = self.planned.filter(|_| self.is_alone());
+                if let Some(planned) = planned.filter(|planned| planned.at <= now) {
                     self.start_generation(planned.why, now);
                 }
                 self.restart_by_itself(now);

@@ -42,8 +42,18 @@ pub struct Settings {
     pub watch: Option<Duration>,
     /// Whether a worker that dies is replaced from what its generation was started from, not from what lies on disk.
     pub pins: bool,
+    pub replace: Replace,
     /// The initial values; [`Machine::set_knobs`] changes them later.
     pub knobs: Knobs,
+}
+
+/// How a restart replaces what serves.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Replace {
+    /// What serves stops once the new generation serves.
+    Overlap,
+    /// It stops before the new generation is started.
+    StopFirst,
 }
 
 /// What proves that a worker serves.
@@ -193,6 +203,16 @@ pub(super) struct Planned {
     pub why: Why,
 }
 
+/// A restart that waits for the end of what served.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) struct StoppingFirst {
+    pub why: Why,
+    /// What is stopping.
+    pub generation: u32,
+    /// How many restarts had been requested when it was told to.
+    pub request: u32,
+}
+
 /// A check that is under way.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) struct Checking {
@@ -219,6 +239,10 @@ pub struct Machine {
     pub(super) restart_wanted: bool,
     /// The check that is under way.
     pub(super) checking: Option<Checking>,
+    /// The restart that waits for the end of what served.
+    pub(super) stopping_first: Option<StoppingFirst>,
+    /// Since when nothing serves because of a restart that stops first.
+    pub(super) outage: Option<Moment>,
     /// The next start, if it is delayed.
     pub(super) planned: Option<Planned>,
     /// A failed restart whose next try waits for what served to serve again.

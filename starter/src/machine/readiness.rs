@@ -119,7 +119,7 @@ impl Machine {
         others.any(|(place, other)| place != slot && other.goes_on())
     }
 
-    fn worker_mut(&mut self, pid: Pid) -> Option<&mut Worker> {
+    pub(super) fn worker_mut(&mut self, pid: Pid) -> Option<&mut Worker> {
         self.generations
             .iter_mut()
             .find_map(|generation| generation.worker_mut(pid))
@@ -236,10 +236,13 @@ impl Machine {
     }
 
     /// A worker of a failed start did not stop and was killed: what it has started goes with it. It has the listeners, and
-    /// nobody would tell it to stop.
+    /// nobody would tell it to stop. Where the next generation waits for its end, the same holds for any old worker.
     pub(super) fn end_what_it_started(&mut self, worker: &Worker) {
         let generation = self.generation(worker.generation);
-        let is_over = generation.is_some_and(|one| one.stage == Stage::Failed && one.is_gone());
+        let is_unwanted = |stage: Stage| {
+            stage == Stage::Failed || (self.stops_first() && stage == Stage::Draining)
+        };
+        let is_over = generation.is_some_and(|one| is_unwanted(one.stage) && one.is_gone());
         if worker.is_killed && is_over {
             self.actions.push(Action::EndLeftovers {
                 worker: worker.pid,

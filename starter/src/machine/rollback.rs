@@ -76,19 +76,23 @@ impl Machine {
     pub(super) fn rolls_back_to(&self) -> Option<u32> {
         let starting = self.starting().map(|starting| starting.why);
         let planned = self.planned.map(|planned| planned.why);
-        let all = [starting, planned, self.postponed];
+        let stopping = self.stopping_first.map(|first| first.why);
+        let all = [starting, planned, self.postponed, stopping];
         all.into_iter().flatten().find_map(Why::rolls_back_to)
     }
 
     /// Whether a restart was begun that has not committed.
     fn is_restart_pending(&self) -> bool {
         let planned = self.planned.is_some_and(|planned| planned.why.is_restart());
-        self.checking.is_some() || self.is_restarting() || planned || self.postponed.is_some()
+        let is_stopping_first = self.stopping_first.is_some();
+        let waits = planned || self.postponed.is_some() || is_stopping_first;
+        self.checking.is_some() || self.is_restarting() || waits
     }
 
     fn undo_restart(&mut self, way: Way, asked_before: u32, now: Moment) {
         let was_busy = self.planned.is_some() || self.is_starting();
-        let is_unanswered = self.checking.is_some() || self.restart_wanted;
+        let is_stopping_first = self.stopping_first.take().is_some();
+        let is_unanswered = self.checking.is_some() || self.restart_wanted || is_stopping_first;
         self.give_up_check();
         self.planned = None;
         self.postponed = None;
@@ -107,6 +111,7 @@ impl Machine {
                 self.answer(current, undone, verdict, now);
             }
             Way::Return { to, from } => self.return_to(to, from, now),
+            Way::StartAgain(to) if self.begins_with_stop(Why::Rollback { to }, now) => {}
             Way::StartAgain(to) => {
                 let earliest = match was_busy {
                     true => self.last_started_at + self.settle_time(),
@@ -155,6 +160,7 @@ impl Machine {
             at: now,
             replaces: self.replaced_by(number),
             again: None,
+            outage: None,
             steps,
         });
     }
@@ -172,6 +178,7 @@ impl Machine {
             at: now,
             replaces,
             again: None,
+            outage: None,
             steps,
         });
     }
@@ -184,6 +191,7 @@ impl Machine {
             at: now,
             replaces: None,
             again: None,
+            outage: None,
             steps: Steps::new(now),
         });
     }

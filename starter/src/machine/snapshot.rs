@@ -248,22 +248,26 @@ fn check_phase(machine: &Machine) -> Result<(), String> {
                 "a start is under way, and another one is planned".to_owned()
             })?;
             let is_checking = machine.checking.is_some();
+            let (is_stopping_first, stops_first) =
+                (machine.stopping_first.is_some(), machine.stops_first());
+            let is_held_up = is_stopping_first || (is_planned && stops_first);
             refuse_if(
-                machine.restart_wanted && !is_starting && !is_checking,
+                machine.restart_wanted && !is_starting && !is_checking && !is_held_up,
                 || "a restart waits for the end of a start, and none is under way".to_owned(),
             )?;
             refuse_if(
                 machine.postponed.is_some() && machine.current().is_some(),
                 || "a restart waits for what served, and that serves".to_owned(),
             )?;
-            let is_hopeless =
-                machine.current().is_none() && !is_starting && !is_planned && !is_checking;
+            check_stopping_first(machine)?;
+            let is_hopeless = machine.current().is_none()
+                && !(is_starting || is_planned || is_checking || is_stopping_first);
             refuse_if(is_hopeless, || {
                 "nothing serves, and nothing will".to_owned()
             })
         }
         Phase::Stopping { .. } => {
-            let is_postponed = machine.postponed.is_some();
+            let is_postponed = machine.postponed.is_some() || machine.stopping_first.is_some();
             refuse_if(is_planned || is_postponed || machine.restart_wanted, || {
                 "it is stopping, and a start is planned".to_owned()
             })?;
@@ -275,6 +279,21 @@ fn check_phase(machine: &Machine) -> Result<(), String> {
             "it has finished, and workers are left".to_owned()
         }),
     }
+}
+
+/// A restart that waits for the end of what served is all that is going on.
+fn check_stopping_first(machine: &Machine) -> Result<(), String> {
+    let Some(number) = machine.stopping_first() else {
+        return Ok(());
+    };
+    let is_other = machine.is_starting() || machine.planned.is_some();
+    refuse_if(
+        !machine.stops_first() || is_other || machine.current().is_some(),
+        || format!("generation {number} is to stop before a start, and something else goes on"),
+    )?;
+    refuse_if(machine.is_alone() || machine.outage.is_none(), || {
+        format!("generation {number} is to stop before a start, and has stopped")
+    })
 }
 
 fn refuse_if(is_wrong: bool, why: impl FnOnce() -> String) -> Result<(), String> {

@@ -67,7 +67,7 @@ impl Machine {
             true => why,
             false => why.instead_of(planned),
         };
-        match at <= now {
+        match at <= now && self.is_alone() {
             true => self.start_generation(why, now),
             false => self.planned = Some(Planned { at, why }),
         }
@@ -79,7 +79,7 @@ impl Machine {
             return;
         }
         self.history.counters.count_restart();
-        if self.is_starting() || self.checking.is_some() {
+        if self.is_replacing(now) || self.checking.is_some() {
             // However many requests arrive during one start, they lead to one more restart.
             self.restart_wanted = true;
             self.save_status();
@@ -178,6 +178,9 @@ impl Machine {
         for worker in hanging {
             let cause = StartFailure::hanging(worker.pid, LONGEST_EXEC);
             self.signal(worker.pid, Signal::SIGKILL);
+            if let Some(worker) = self.worker_mut(worker.pid) {
+                worker.is_killed = true;
+            }
             if self.state_of(worker.generation) == Some(State::Starting) {
                 self.say(Notice::CannotStartWorker(cause.clone()));
                 self.start_failed(worker.generation, None, Some(cause), now);
@@ -265,9 +268,12 @@ impl Machine {
                 given_up: false,
             },
             at: now,
-            replaces: self.replaced_by(failed.number),
+            replaces: self
+                .replaced_by(failed.number)
+                .or(self.stopped_for(failed.why)),
             again: failed.why.rolls_back_to(),
             steps: failed.steps,
+            outage: self.outage_of(failed.why),
         });
     }
 
@@ -279,16 +285,21 @@ impl Machine {
             true | false => 0,
         };
         self.record_failure(failed, now);
-        if self.checking.is_none() && std::mem::take(&mut self.restart_wanted) {
+        let brings_back = self.brings_back(failed.why);
+        let may_restart = self.checking.is_none() && !brings_back;
+        if may_restart && std::mem::take(&mut self.restart_wanted) {
             self.forget_failures();
             self.say(Notice::ReceivedHup);
             self.start_at(failed.asked_at + self.settle_time(), Why::Asked, now);
         } else if let Some(why) = self.next_try(failed.why) {
-            self.start_at(failed.asked_at + self.backoff(self.failures), why, now);
+            let at = failed.asked_at + self.backoff(self.failures);
+            self.start_at(if brings_back { now } else { at }, why, now);
         } else {
             self.give_up(now);
         }
-        if let Some(planned) = self.planned.filter(|_| self.is_down()) {
+        self.announce_return(failed.why);
+        let planned = self.planned.filter(|planned| planned.at > now);
+        if let Some(planned) = planned.filter(|_| self.is_down()) {
             self.say(Notice::NothingServes {
                 next: planned.at.saturating_since(now),
             });

@@ -39,6 +39,8 @@ impl Machine {
         self.phase = Phase::Stopping { kill_at, outcome };
         self.give_up_check();
         self.planned = None;
+        self.stopping_first = None;
+        self.outage = None;
         self.postponed = None;
         self.restart_wanted = false;
         for pid in self.all_pids() {

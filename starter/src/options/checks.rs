@@ -2,6 +2,7 @@
 
 use std::os::fd::RawFd;
 use std::path::PathBuf;
+use std::time::Duration;
 
 use common::message::Transport;
 
@@ -12,6 +13,7 @@ use crate::listeners;
 use crate::listeners::dialects::Dialect;
 use crate::listeners::spec::{PortSpec, check_duplicates};
 use crate::log::{self, LogTarget};
+use crate::machine::Replace;
 use crate::ready::{self, Ready};
 use crate::status;
 use crate::status::file::json_path;
@@ -103,6 +105,22 @@ pub fn returns_at_commit(command: &str, given: &Given<'_>) -> Result<bool, Failu
     match is_given && !needed.contains(&command) {
         true => Err(unusable("no-wait", &lacks(needed))),
         false => Ok(is_given),
+    }
+}
+
+/// Refuses a delay before the old server is stopped where it is stopped first.
+pub fn check_replace(
+    given: &Given<'_>,
+    replace: Replace,
+    delay: Option<Duration>,
+) -> Result<(), Failure> {
+    let has_delay = delay.is_some_and(|delay| !delay.is_zero());
+    match given.value("kill-old-delay")? {
+        Some(value) if has_delay && replace == Replace::StopFirst => {
+            let cause = "--replace=stop-first stops the old server before it starts the new one";
+            Err(refused("kill-old-delay", value, cause))
+        }
+        Some(_) | None => Ok(()),
     }
 }
 

@@ -94,7 +94,7 @@ fn program() -> [Arg; 4] {
     ]
 }
 
-fn restarting() -> [Arg; 12] {
+fn restarting() -> [Arg; 13] {
     [
         valued("interval", "SECONDS").help(lines([
             "How long a new server must stay alive to count as started, and the",
@@ -107,6 +107,11 @@ fn restarting() -> [Arg; 12] {
             "Unless it exits with 0 within --start-timeout, nothing is started.",
         ])),
         flag("check-first").help("Run --check before the very first start too."),
+        valued("replace", "overlap|stop-first").help(lines([
+            "Stop the old server when the new one serves (overlap, the default), or",
+            "before the new one is started (stop-first): then there are never two",
+            "servers, and connections wait in the queue meanwhile.",
+        ])),
         valued("signal-on-hup", "SIGNAL").help(lines([
             "The signal for the old server once HUP has started a new one (default:",
             "TERM).",

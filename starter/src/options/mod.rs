@@ -22,8 +22,8 @@ use clap::error::ErrorKind;
 use nix::sys::signal::Signal;
 
 use self::checks::{
-    check_files, check_listeners, check_needs, check_program, check_ready, check_self_test, form,
-    returns_at_commit,
+    check_files, check_listeners, check_needs, check_program, check_ready, check_replace,
+    check_self_test, form, returns_at_commit,
 };
 use self::definition::definition;
 use self::refusal::{lacks, of_clap, unusable};
@@ -31,7 +31,7 @@ use self::spelling::spell_out;
 use self::values::{Given, tag_of};
 use crate::host::identity;
 use crate::log::{Address, DEFAULT_ADDRESS, Format, SyslogSettings};
-use crate::machine::{Knobs, Proof};
+use crate::machine::{Knobs, Proof, Replace};
 use crate::ready::{ProbeAt, Ready, Statuses};
 use crate::words::failure::Failure;
 use crate::worker::environment;
@@ -134,6 +134,8 @@ fn start(given: &Given<'_>) -> Result<Options, Failure> {
     check_listeners(&options.listeners)?;
     check_files(&options.status, &options.log)?;
     check_ready(given, &options.ready, &options.listeners)?;
+    let (replace, delay) = (options.machine.replace, options.environment.kill_old_delay);
+    check_replace(given, replace, delay)?;
     Ok(options)
 }
 
@@ -263,6 +265,7 @@ fn machine(given: &Given<'_>, ready: &ready::Settings) -> Result<machine::Settin
         first_start_limit,
         watch: ready.watch,
         pins: !given.flag("no-pin"),
+        replace: given.replace("replace")?.unwrap_or(Replace::Overlap),
         // The environment of the first generation can override these, and is read later.
         knobs: Knobs {
             kill_old_delay: Duration::ZERO,

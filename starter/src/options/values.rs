@@ -14,6 +14,7 @@ use super::refusal::refused;
 use crate::listeners::dialects::Dialect;
 use crate::listeners::spec::{HIGHEST_DESCRIPTOR, PathSpec, PortSpec, parse_paths, parse_ports};
 use crate::log::{Address, Format, LogTarget, Stream, facility};
+use crate::machine::Replace;
 use crate::ready::http::is_path;
 use crate::ready::{ProbeAt, Ready, Statuses};
 use crate::words::failure::Failure;
@@ -220,6 +221,17 @@ impl<'a> Given<'a> {
             _ => None,
         };
         self.read(option, read, || "the probes are tcp and unix".to_owned())
+    }
+
+    pub fn replace(&self, option: &str) -> Result<Option<Replace>, Failure> {
+        let read = |word: &str| match word {
+            "overlap" => Some(Replace::Overlap),
+            "stop-first" => Some(Replace::StopFirst),
+            _ => None,
+        };
+        self.read(option, read, || {
+            "the ways are overlap and stop-first".to_owned()
+        })
     }
 
     /// A number from 1 on.

@@ -44,6 +44,7 @@ pub fn update(
         .generations()
         .map(|one| view::Generation {
             fails_at: machine.fails_at(one).map(|at| clock.seconds(at)),
+            stops_first: stops_first(machine, one, clock),
             ..generation(one, awaited, clock)
         })
         .collect();
@@ -129,6 +130,19 @@ fn generation(generation: &Generation, awaited: Option<&str>, clock: &Clock) -> 
     }
 }
 
+fn stops_first(
+    machine: &Machine,
+    generation: &Generation,
+    clock: &Clock,
+) -> Option<view::StopsFirst> {
+    let is_first = machine.stopping_first() == Some(generation.number);
+    let since = machine.outage().filter(|_| is_first)?;
+    Some(view::StopsFirst {
+        since: clock.seconds(since),
+        killed_at: generation.killed_at().map(|at| clock.seconds(at)),
+    })
+}
+
 fn departed(departed: &Departed, clock: &Clock, stderr: LastLines) -> view::Departed {
     view::Departed {
         generation: departed.generation.into(),
@@ -192,7 +206,12 @@ fn verdict(decision: &Decision, clock: &Clock, stderr: LastLines) -> view::Verdi
         replaces: decision.replaces.map(Into::into),
         undone: decision.generation > 0 && matches!(decision.verdict, Found::Refused(_)),
         again: decision.again.map(Into::into),
-        durations: durations(decision.steps.durations()),
+        unserved_since: decision.outage.map(|outage| clock.seconds(outage.since)),
+        restored: decision
+            .outage
+            .and_then(|outage| outage.restored)
+            .map(Into::into),
+        durations: durations(decision.durations()),
     }
 }
 
@@ -206,6 +225,7 @@ fn durations(durations: Durations) -> view::Durations {
         exec: seconds(durations.exec),
         ready: seconds(durations.ready),
         drained: seconds(durations.drained),
+        unserved: seconds(durations.unserved),
     }
 }
 

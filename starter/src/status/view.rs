@@ -178,11 +178,23 @@ pub struct Generation {
     /// What it must do before it serves, such as `READY`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub waiting_for: Option<String>,
+    /// The next generation is not started before this one is gone.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub stops_first: Option<StopsFirst>,
     /// When its start fails unless it has done that.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub fails_at: Option<f64>,
     #[serde(default)]
     pub workers: List<Worker, MANY>,
+}
+
+#[derive(Debug, Clone, Copy, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct StopsFirst {
+    /// When it was told to stop.
+    pub since: f64,
+    /// When the last of its workers is killed, if that is bounded.
+    pub killed_at: Option<f64>,
 }
 
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -278,6 +290,12 @@ pub struct Verdict {
     /// The generation whose program it runs again, after a rollback.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub again: Option<u64>,
+    /// What it was to replace had to stop first, and that was told to it then.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub unserved_since: Option<f64>,
+    /// After it had failed, what served before was started again as this generation, and serves.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub restored: Option<u64>,
     #[serde(default, skip_serializing_if = "Durations::are_unknown")]
     pub durations: Durations,
 }
@@ -294,6 +312,8 @@ pub struct Durations {
     pub ready: Option<f64>,
     /// From then until no older generation had a worker any more.
     pub drained: Option<f64>,
+    /// From the moment when what it was to replace was told to stop first until something served.
+    pub unserved: Option<f64>,
 }
 
 impl Durations {

@@ -11,5 +11,6 @@ pub mod remedy;
 pub mod rollback;
 mod sentence;
 pub mod start_failure;
+pub mod stop_first;
 pub mod text;
 pub mod trouble;

@@ -11,6 +11,7 @@ use nix::unistd::Pid;
 use crate::words::lack::Lack;
 use crate::words::rollback::Way;
 use crate::words::start_failure::StartFailure;
+use crate::words::stop_first::StopFirst;
 use crate::words::trouble::{Trouble, Was};
 
 /// How important a line is, in syslog's terms (syslog(3)).
@@ -111,6 +112,8 @@ pub enum Notice {
     NothingServes {
         next: Duration,
     },
+    /// A restart for which what serves stops first.
+    StopFirst(StopFirst),
     /// What serves dies soon after it has committed.
     CrashLoop {
         deaths: u32,
@@ -228,6 +231,7 @@ impl Notice {
     pub fn severity(&self) -> Severity {
         match self {
             Notice::FailedToStart { .. }
+            | Notice::StopFirst(StopFirst::StartingAgain { .. })
             | Notice::CannotStartWorker(_)
             | Notice::CheckFailed(_)
             | Notice::GivingUp { .. }
@@ -269,6 +273,7 @@ impl Notice {
             | Notice::ReceivedHup
             | Notice::NewWorkerRunning { .. }
             | Notice::AutoRestart { .. }
+            | Notice::StopFirst(_)
             | Notice::Stopping { .. }
             | Notice::Exiting
             | Notice::SavedAgain { .. }

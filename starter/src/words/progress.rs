@@ -19,6 +19,38 @@ pub fn started(generation: u64, waiting_for: Option<&str>) -> String {
     }
 }
 
+/// What serves must be gone before the new generation is started.
+pub fn stops_first(generation: u64, workers: usize) -> String {
+    match workers {
+        1 => format!("generation {generation} stops first: waiting for 1 worker to exit"),
+        left => format!("generation {generation} stops first: waiting for {left} workers to exit"),
+    }
+}
+
+/// A restart has failed for which what served had to stop.
+pub fn comes_back(generation: u64) -> String {
+    format!("generation {generation} has failed, starting again what served before")
+}
+
+/// That is done. The time is in seconds.
+pub fn was_restored(generation: u64, unserved: f64) -> String {
+    let unserved = short_time(unserved);
+    format!(
+        "what served before was started again as generation {generation}; nobody answered for {unserved}"
+    )
+}
+
+/// Something else serves by now, perhaps this generation.
+pub fn serves_instead(generation: Option<u64>, unserved: f64) -> String {
+    let unserved = short_time(unserved);
+    match generation {
+        Some(generation) => {
+            format!("generation {generation} serves instead; nobody answered for {unserved}")
+        }
+        None => format!("another generation served instead; nobody answered for {unserved}"),
+    }
+}
+
 /// The new generation serves, and old ones still have workers.
 pub fn serving(generation: u64, old: &Old) -> String {
     let old = match *old {
@@ -64,6 +96,8 @@ pub struct Success {
     pub left: Option<Old>,
     /// The newest old generation that is gone, and how long that took, in seconds.
     pub gone: Option<(u64, f64)>,
+    /// How long nobody answered, if the old generation had to stop first.
+    pub unserved: Option<f64>,
 }
 
 impl Success {
@@ -79,7 +113,13 @@ impl Success {
             None => format!("generation {number}{again} serves{took}"),
             Some(other) => format!("generation {number} served{took}, now generation {other} does"),
         };
-        if let Some((old, seconds)) = self.gone {
+        if let Some(unserved) = self.unserved {
+            let unserved = short_time(unserved);
+            let old = self.gone.map_or_else(String::new, |(old, _)| {
+                format!("generation {old} stopped first, ")
+            });
+            sentence.push_str(&format!("; {old}nobody answered for {unserved}"));
+        } else if let Some((old, seconds)) = self.gone {
             sentence.push_str(&format!("; generation {old} exited{}", after(seconds)));
         }
         match self.left {
@@ -121,6 +161,13 @@ mod tests {
         };
         let sentence = "generation 5 serves after 0.84 s; generation 4 is not waited for";
         assert_eq!(brief.sentence(), sentence);
+        let alone = Success {
+            unserved: Some(1.34),
+            gone: Some((4, 0.0)),
+            ..success.clone()
+        };
+        let sentence = "generation 5 serves after 0.84 s; generation 4 stopped first, nobody answered for 1.3 s";
+        assert_eq!(alone.sentence(), sentence);
         let crashed = Success {
             successor: Some(6),
             gone: None,

@@ -507,6 +507,11 @@ pub fn until_the_next_restart(advice: &str) -> String {
     )
 }
 
+/// A restart has failed, there is advice about that, and what served before was started again.
+pub fn until_it_is_asked_for(advice: &str) -> String {
+    format!("{advice}; the restart is not tried again by itself")
+}
+
 /// A server is stopping, and these workers hold it up.
 pub fn waits_for_workers(workers: &str) -> String {
     format!("it is waiting for its workers to exit: {workers}")

@@ -146,6 +146,7 @@ impl Notice {
                     "start_server: no worker is serving, clients have to wait; next start in {next:.1} secs"
                 )
             }
+            Notice::StopFirst(step) => step.to_string(),
             Notice::CrashLoop { deaths, next } => {
                 let next = next.as_secs_f64();
                 format!(

@@ -9,6 +9,7 @@ mod rollback;
 mod rules;
 mod snapshot;
 mod steps;
+mod stop_first;
 mod walk;
 mod watch;
 
@@ -39,6 +40,7 @@ fn settings() -> Settings {
         first_start_limit: None,
         watch: None,
         pins: true,
+        replace: Replace::Overlap,
         knobs: Knobs {
             kill_old_delay: Duration::ZERO,
             auto_restart: None,
@@ -95,6 +97,8 @@ struct Process {
     /// A restart, or the return to its predecessor, has told it to stop.
     is_signalled: bool,
     is_killed: bool,
+    /// It was killed before it ran the program, which it never will.
+    is_harmless: bool,
 }
 
 /// The machine and the processes that it believes in, with the invariants checked at every step.
@@ -117,6 +121,8 @@ struct World {
     ended_leftovers_of: Vec<Pid>,
     /// First starts in a row that exited with success, and nobody has asked for another one since.
     successes: u32,
+    /// Generations that were to replace what served.
+    restarts: Vec<u32>,
     /// The generation that was current last, by what could be seen of it.
     served_last: Option<u32>,
     finished: Option<Outcome>,
@@ -151,6 +157,7 @@ impl World {
             said: Vec::new(),
             ended_leftovers_of: Vec::new(),
             successes: 0,
+            restarts: Vec::new(),
             served_last: None,
             finished: None,
             stopping: false,
@@ -170,7 +177,9 @@ impl World {
         self.unwell = self.unwell.filter(|unwell| Some(*unwell) == current);
         let actions = self.machine.on(event, self.now);
         let current = self.machine.current().map(|one| one.number);
-        self.served_last = current.or(self.served_last);
+        // What is stopped first as soon as it has committed is never seen to be current.
+        let committed = self.committed_last().filter(|_| self.stops_first());
+        self.served_last = current.or(committed).or(self.served_last);
         self.perform(actions);
     }
 
@@ -227,6 +236,7 @@ impl World {
             assert_eq!(generation, self.highest + 1, "numbers follow each other");
             self.highest = generation;
             self.owed = false;
+            self.check_that_nobody_is_left(generation);
         }
         let known = self.machine.generation(generation);
         assert!(known.is_some(), "number {generation} was used before");
@@ -255,6 +265,7 @@ impl World {
             is_stopping: false,
             is_signalled: false,
             is_killed: false,
+            is_harmless: false,
         });
         self.on(Event::Spawned {
             generation,
@@ -293,10 +304,12 @@ impl World {
     }
 
     fn signal(&mut self, pid: Pid, signal: Signal) {
+        let stops_first = self.stops_first();
         let Some(process) = self.living.iter_mut().find(|one| one.pid == pid) else {
             panic!("{signal} to the dead {pid}");
         };
         process.is_killed |= signal == Signal::SIGKILL;
+        process.is_harmless |= process.is_killed && process.executed_at.is_none();
         if signal != self.machine.settings.signal_on_hup {
             return;
         }
@@ -305,6 +318,12 @@ impl World {
             "{pid} is signalled a second time by a restart"
         );
         let number = process.generation;
+        if stops_first {
+            process.is_signalled = true;
+            assert_eq!(self.machine.stopping_first(), Some(number));
+            assert_eq!(self.highest, number, "something newer has been started");
+            return;
+        }
         if self.before_rollback.is_some() {
             self.check_return_from(number);
             for process in &mut self.living {
@@ -356,6 +375,41 @@ impl World {
         process.executed_at.is_some_and(|at| {
             self.now >= at + PROOF_OF_LIFE && self.now >= process.spawned_at + interval
         })
+    }
+
+    fn stops_first(&self) -> bool {
+        self.machine.settings.replace == Replace::StopFirst
+    }
+
+    fn committed_last(&self) -> Option<u32> {
+        let mut decisions = self.machine.history.decisions.iter().rev();
+        let last = decisions.find(|one| match one.verdict {
+            Verdict::Committed | Verdict::Unreachable(_) => true,
+            Verdict::CheckFailed(_) | Verdict::Refused(_) | Verdict::Failed { .. } => false,
+        });
+        last.map(|one| one.generation)
+    }
+
+    /// With `--replace=stop-first`: of all others only processes live that have been killed before they ran the program,
+    /// and after a failed restart it is what served that comes back.
+    fn check_that_nobody_is_left(&mut self, generation: u32) {
+        let why = self.machine.generation(generation).unwrap().why;
+        if !self.stops_first() {
+            return;
+        }
+        assert!(
+            self.living.iter().all(|one| one.is_harmless),
+            "generation {generation} is started while others live"
+        );
+        let last = self.machine.history.decisions.back();
+        let failed = last.filter(|one| matches!(one.verdict, Verdict::Failed { .. }));
+        let is_failed_restart = failed.is_some_and(|one| self.restarts.contains(&one.generation));
+        if is_failed_restart && self.machine.settings.pins {
+            assert_eq!(why, Why::Replacement, "what served does not come back");
+        }
+        if why.is_restart() && self.machine.has_served() {
+            self.restarts.push(generation);
+        }
     }
 
     /// Whether readiness is told, instead of being a matter of time.
@@ -527,8 +581,12 @@ impl World {
         assert!(!self.machine.restart_wanted, "the restart is given up");
         let serves = |machine: &Machine| machine.current().map(|one| one.number);
         let (was, is) = (serves(&before), serves(&self.machine));
-        assert!(was.is_none() || is.is_some(), "nothing serves any more");
-        if was != is {
+        let still_serves = was.is_none() || is.is_some();
+        assert!(
+            still_serves || self.stops_first(),
+            "nothing serves any more"
+        );
+        if was != is && is.is_some() {
             let after = self.pids();
             let are_there = living.iter().all(|pid| after.contains(pid));
             assert!(are_there, "the old workers serve again");
@@ -640,6 +698,17 @@ impl World {
         known.sort_unstable();
         living.sort_unstable();
         assert_eq!(known, living, "no worker is lost, and none is invented");
+        let is_harmful = |one: &&Process| !one.is_harmless;
+        let mut harmful = self
+            .living
+            .iter()
+            .filter(is_harmful)
+            .map(|one| one.generation);
+        let first = harmful.next();
+        assert!(
+            !self.stops_first() || harmful.all(|other| Some(other) == first),
+            "two generations have workers"
+        );
         for generation in self.machine.generations() {
             let number = generation.number;
             let living = self.living.iter().filter(|one| one.generation == number);
@@ -682,15 +751,21 @@ impl World {
         assert!(current <= 1, "one generation is current");
         assert!(starting <= 1, "one generation starts at a time");
         let is_planned = self.machine.planned.is_some();
+        let is_stopping_first = self.machine.stopping_first().is_some();
         assert!(
-            starting > 0 || is_planned || current > 0 || self.is_checking,
+            starting > 0 || is_planned || current > 0 || self.is_checking || is_stopping_first,
             "nothing serves and nothing will"
         );
         assert!(
-            !self.owed || starting > 0 || is_planned || self.is_checking,
+            !self.owed || starting > 0 || is_planned || self.is_checking || is_stopping_first,
             "a restart is forgotten"
         );
-        if count(State::Retiring) > 0 {
+        let retiring = count(State::Retiring);
+        assert!(
+            retiring == 0 || !self.stops_first(),
+            "what has stopped is no way back"
+        );
+        if retiring > 0 {
             let why = self.machine.current().map(|one| one.why);
             assert!(
                 why.is_some_and(Why::is_restart),

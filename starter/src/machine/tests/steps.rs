@@ -9,7 +9,7 @@ fn seconds(duration: Option<Duration>) -> Option<f64> {
 /// Of the last decision on this generation: spawn, exec, ready and drained in seconds.
 fn durations(world: &World, generation: u32) -> [Option<f64>; 4] {
     let decision = world.machine.history.decision_on(generation).unwrap();
-    let durations = decision.steps.durations();
+    let durations = decision.durations();
     [
         durations.spawn,
         durations.exec,

@@ -262,9 +262,11 @@ impl Walk {
             fail_to_spawn,
             owed,
             served_last,
+            restarts,
             ..
         } = world;
-        let point = format!("{snapshot}{now:?}{living:?}{fail_to_spawn}{owed}{served_last:?}");
+        let point =
+            format!("{snapshot}{now:?}{living:?}{fail_to_spawn}{owed}{served_last:?}{restarts:?}");
         let walked = self.visited.get(&point);
         if walked.is_some_and(|walked| *walked >= length) {
             return;
@@ -314,7 +316,7 @@ fn walk_by(steps: &'static [Step], beginnings: Vec<(World, usize)>) {
         };
         walk.visit(&world, length);
         let visited = walk.visited.len();
-        assert!(visited > 1000, "only {visited} points were visited");
+        assert!(visited > 500, "only {visited} points were visited");
     }
 }
 
@@ -364,6 +366,14 @@ fn impatient(settings: Settings) -> Settings {
     Settings {
         kill_old_timeout: Some(Duration::from_secs(8)),
         max_old_generations: NonZeroU32::new(1),
+        ..settings
+    }
+}
+
+/// Where what serves stops before a restart starts anything.
+fn stop_first(settings: Settings) -> Settings {
+    Settings {
+        replace: Replace::StopFirst,
         ..settings
     }
 }
@@ -514,15 +524,53 @@ fn every_short_history_with_a_rollback_keeps_the_promises() {
         vec![
             (restarted(settings()), 5),
             (restarted(slow(settings())), 5),
-            (restarted(checked(slow(settings()))), 6),
+            (restarted(checked(slow(settings()))), 5),
             (restarted(unpinned(settings())), 6),
             (restarted(impatient(settings())), 5),
             (restarted(limited(1, settings())), 6),
             (World::new(told(slow(settings()))), 5),
             (retiring_soon(with_workers(2)), 4),
             (unreachable(restarted(slow(settings()))), 5),
+            (restarted(stop_first(settings())), 6),
+            (restarted(stop_first(limited(1, settings()))), 6),
         ],
     );
+}
+
+#[test]
+fn every_short_history_with_a_stop_first_keeps_the_promises() {
+    let killed = Settings {
+        kill_old_timeout: Some(Duration::from_secs(8)),
+        ..settings()
+    };
+    let timed = Settings {
+        knobs: Knobs {
+            auto_restart: Some(Duration::from_secs(3)),
+            ..delayed(0)
+        },
+        ..settings()
+    };
+    let executing_slowly = World {
+        execute: false,
+        ..serving(stop_first(settings()))
+    };
+    let mut told_and_serving = World::new(stop_first(told(settings())));
+    told_and_serving.become_ready(Pid::from_raw(100));
+    walk_all(vec![
+        (World::new(stop_first(settings())), 6),
+        (serving(stop_first(settings())), 8),
+        (serving(stop_first(killed)), 7),
+        (serving(stop_first(timed)), 6),
+        (serving(stop_first(limited(1, settings()))), 8),
+        (serving(stop_first(limited(2, settings()))), 8),
+        (serving(stop_first(unpinned(settings()))), 8),
+        (serving(stop_first(checked(settings()))), 7),
+        (executing_slowly, 6),
+        (told_and_serving, 7),
+        (World::new(stop_first(told(settings()))), 7),
+        (serving(stop_first(with_workers(2))), 6),
+        (World::new(stop_first(told(with_workers(2)))), 5),
+    ]);
 }
 
 #[test]
@@ -558,6 +606,9 @@ fn some_long_histories_keep_the_promises() {
         slow(settings()),
         told(impatient(with_workers(2))),
         watched(slow(with_workers(2))),
+        stop_first(with_workers(2)),
+        stop_first(limited(3, settings())),
+        stop_first(checked(settings())),
     ];
     let mut state: u64 = 1;
     let mut chosen = |from: usize| {

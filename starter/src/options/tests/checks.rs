@@ -1,4 +1,5 @@
 use super::{error, with};
+use crate::machine::Replace;
 
 #[test]
 fn a_group_needs_a_user() {
@@ -84,4 +85,24 @@ fn one_file_cannot_have_two_purposes() {
     ] {
         with(words);
     }
+}
+
+#[test]
+fn what_is_stopped_first_is_not_stopped_after_a_delay() {
+    assert_eq!(
+        error(&["--replace=stop-first", "--kill-old-delay=5", "prog"]),
+        "cannot use --kill-old-delay=5: --replace=stop-first stops the old server before it starts the new one"
+    );
+    for words in [
+        &["--replace=stop-first", "--kill-old-delay=0"][..],
+        &["--replace=stop-first"],
+    ] {
+        assert_eq!(with(words).machine.replace, Replace::StopFirst);
+    }
+    let overlap = with(&["--replace=overlap", "--kill-old-delay=5"]);
+    assert_eq!(overlap.machine.replace, Replace::Overlap);
+    assert_eq!(
+        error(&["--replace=first", "prog"]),
+        "cannot use --replace=first: the ways are overlap and stop-first"
+    );
 }

@@ -8,7 +8,7 @@ use crate::host::identity;
 use crate::listeners::dialects::Dialect;
 use crate::listeners::spec::{parse_paths, parse_ports};
 use crate::log::{Address, Format, LogTarget, Stream, SyslogSettings};
-use crate::machine::{Knobs, Proof};
+use crate::machine::{Knobs, Proof, Replace};
 use crate::options::Options;
 use crate::ready::{ProbeAt, Ready, Statuses};
 use crate::worker::environment;
@@ -76,6 +76,7 @@ fn the_defaults_are_those_of_server_starter() {
         first_start_limit: None,
         watch: None,
         pins: true,
+        replace: Replace::Overlap,
         knobs: NO_KNOBS,
     };
     assert_eq!(machine, expected);
@@ -124,6 +125,7 @@ fn every_option_reaches_its_room() {
         "--envdir=/e",
         "--fd-env=nginx",
         "--no-pin",
+        "--replace=overlap",
         "--interval=2",
         "--signal-on-hup=QUIT",
         "--signal-on-term=INT",
@@ -203,6 +205,7 @@ fn every_option_reaches_its_room() {
         first_start_limit: NonZeroU32::new(6),
         watch: Some(Duration::from_secs(11)),
         pins: false,
+        replace: Replace::Overlap,
         knobs: NO_KNOBS,
     };
     assert_eq!(machine, expected);

@@ -55,6 +55,7 @@
 )]
 
 mod as_number;
+mod bounds;
 mod check;
 mod commit;
 mod crash;

@@ -9,6 +9,8 @@ use nix::sys::signal::{SigSet, SigmaskHow, Signal, sigprocmask};
 use nix::sys::signalfd::{SfdFlags, SignalFd};
 use nix::sys::time::TimeSpec;
 
+use crate::host::dispositions;
+
 /// The signals that the supervisor handles itself. As PID 1 it would not get them otherwise.
 const TAKEN: [Signal; 8] = [
     Signal::SIGHUP,
@@ -43,6 +45,8 @@ impl Signals {
     pub fn take() -> nix::Result<Signals> {
         let taken: SigSet = TAKEN.into_iter().collect();
         sigprocmask(SigmaskHow::SIG_SETMASK, Some(&taken), None)?;
+        // systemd reloads only what catches its signal.
+        dispositions::catch(Signal::SIGHUP)?;
         SignalFd::with_flags(&taken, SfdFlags::SFD_CLOEXEC | SfdFlags::SFD_NONBLOCK).map(Signals)
     }
 

@@ -45,7 +45,7 @@ pub fn checking(serving: u32) -> String {
     format!("restarting: the check runs; generation {serving} serves")
 }
 
-/// `serving: generation 4, 2 workers; 1 old worker drains`
+/// `serving: generation 4, 2 workers; 1 old worker is left`
 pub fn serving(generation: u32, workers: usize, old: usize, unreachable: Option<&str>) -> String {
     let workers = match workers {
         1 => "1 worker".to_owned(),
@@ -53,8 +53,8 @@ pub fn serving(generation: u32, workers: usize, old: usize, unreachable: Option<
     };
     let old = match old {
         0 => String::new(),
-        1 => "; 1 old worker drains".to_owned(),
-        count => format!("; {count} old workers drain"),
+        1 => "; 1 old worker is left".to_owned(),
+        count => format!("; {count} old workers are left"),
     };
     let but = unreachable.map(|cause| format!(", but {cause}"));
     format!(
@@ -154,7 +154,7 @@ mod tests {
         assert_eq!(why(None, Some(9)), "signal 9");
         assert_eq!(
             serving(4, 2, 1, None),
-            "serving: generation 4, 2 workers; 1 old worker drains"
+            "serving: generation 4, 2 workers; 1 old worker is left"
         );
         assert_eq!(line("a\nREADY=1\x1b"), r"a\x0AREADY=1\x1B");
         let long = line(&"\u{20ac}".repeat(5000));

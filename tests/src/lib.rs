@@ -43,6 +43,7 @@ pub mod report;
 pub mod server;
 pub mod skip;
 pub mod start;
+pub mod systemd;
 pub mod trace;
 pub mod wait;
 

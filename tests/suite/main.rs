@@ -56,6 +56,7 @@ mod service_manager;
 mod status_command;
 mod supervision;
 mod syslog;
+mod systemd;
 mod unicorn;
 mod unit_files;
 mod workers;

@@ -78,7 +78,7 @@ pub fn nothing_serves(failed: Option<(u32, &str)>) -> String {
         Some((generation, why)) => {
             format!("nothing serves: generation {generation} failed: {why}; another try follows")
         }
-        None => "nothing serves: all workers have died; another start follows".to_owned(),
+        None => "nothing serves: another start follows".to_owned(),
     }
 }
 

@@ -11,7 +11,7 @@ impl Machine {
     }
 
     /// Whether what was started, or is being checked, is to replace what serves.
-    pub fn replaces(&self) -> bool {
+    pub fn is_replacing(&self) -> bool {
         let is_checked = self
             .checking
             .is_some_and(|checking| checking.why.is_restart());

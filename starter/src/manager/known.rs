@@ -34,7 +34,8 @@ impl Known {
         let answered = decided.max().unwrap_or(0).max(self.answered);
         let is_ready = history.counters.commits > 0;
         let is_stopping = machine.is_stopping();
-        let is_restarting = is_ready && !is_stopping && (machine.replaces() || asked > answered);
+        let is_restarting =
+            is_ready && !is_stopping && (machine.is_replacing() || asked > answered);
         let was_restarting = self.is_ready && self.is_restarting;
         let begins = is_restarting && (!was_restarting || asked > self.asked);
         let is_awaited = !is_ready || is_restarting || is_stopping;

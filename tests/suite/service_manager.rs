@@ -54,6 +54,15 @@ fn wait_for_lifecycle(manager: &Manager, expected: &[&str]) {
     });
 }
 
+/// It waits, and does not try again and again.
+#[track_caller]
+fn assert_idles(server: &Server) {
+    let before = proc::computed(server.pid());
+    wait::let_pass(Duration::from_secs(1));
+    let computed = proc::computed(server.pid()) - before;
+    assert!(computed <= 5, "{computed} hundredths of a second");
+}
+
 fn microseconds() -> i128 {
     let now = clock_gettime(ClockId::CLOCK_MONOTONIC).expect("there is such a clock");
     i128::from(now.tv_sec()) * 1_000_000 + i128::from(now.tv_nsec()) / 1000
@@ -282,10 +291,7 @@ fn a_manager_that_does_not_read_holds_nothing_up_and_learns_what_matters_later()
     server.restart();
     let complaint = "does not read what it is sent; what still matters follows once it does";
     server.wait_for_log(complaint);
-    // It waits, and does not try again and again.
-    let switches = proc::context_switches(server.pid());
-    wait::let_pass(Duration::from_millis(300));
-    assert!(proc::context_switches(server.pid()) - switches < 5);
+    assert_idles(&server);
 
     wait_for_lifecycle(&manager, &["READY", "RELOADING", "READY"]);
     let messages = manager.forget();
@@ -351,6 +357,28 @@ fn a_manager_that_cannot_be_reached_is_named_once_and_the_server_serves() {
         assert_eq!(server.count_in_log(&line), 1, "{place}: {}", server.log());
         assert_eq!(server.count_in_log("NOTIFY_SOCKET"), 1, "{}", server.log());
     }
+}
+
+#[test]
+fn a_watchdog_of_nobody_keeps_nobody_busy() {
+    if !is_ours() {
+        return;
+    }
+    let watched = |setup: Setup| setup.env("WATCHDOG_USEC", "200000");
+    let missing = Server::setup().env("NOTIFY_SOCKET", "/missing/manager");
+    let server = watched(missing.status_file()).start();
+    server.wait_until_accepted();
+    assert_idles(&server);
+
+    // One that has gone away, and one that does not read.
+    let (server, manager, _) = serving(watched(Server::setup()));
+    drop(manager);
+    server.restart();
+    assert_idles(&server);
+    let (server, manager, _) = serving(watched(Server::setup()));
+    let _junk = manager.fill();
+    server.restart();
+    assert_idles(&server);
 }
 
 /// As runc does, which waits for `READY=1` alone.

@@ -95,22 +95,26 @@ impl Manager {
             return;
         }
         self.is_blocked = false;
-        while let Some((datagram, told)) = self.told.next(&self.known, self.main_pid, now) {
-            if !self.send(&datagram, now) {
-                return;
-            }
-            self.told = told;
-        }
+        let is_told = self.tell_news(now);
         if self.ping_due(machine).is_some_and(|due| due <= now) {
-            let is_sent = self.send(&datagram(&[NotifyState::Watchdog]), now);
-            if let Some(watchdog) = self
-                .watchdog
-                .as_mut()
-                .filter(|_| is_sent || !self.is_blocked)
-            {
+            let is_sent = is_told && self.send(&datagram(&[NotifyState::Watchdog]), now);
+            // Where nobody listens, it is not due again at once; what found no room is sent when there is some.
+            let watchdog = self.watchdog.as_mut();
+            if let Some(watchdog) = watchdog.filter(|_| is_sent || !self.is_blocked) {
                 watchdog.pinged(now);
             }
         }
+    }
+
+    /// Tells what it does not know yet. Returns whether it knows all now.
+    fn tell_news(&mut self, now: Moment) -> bool {
+        while let Some((datagram, told)) = self.told.next(&self.known, self.main_pid, now) {
+            if !self.send(&datagram, now) {
+                return false;
+            }
+            self.told = told;
+        }
+        true
     }
 
     /// The start has failed, or nothing is left that could serve. Nothing is told after this.

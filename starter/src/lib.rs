@@ -11,6 +11,7 @@
 //! | `listeners` | from `--port` and `--path` to sockets, by way of the binder or directly |
 //! | `worker` | one child: its descriptors, its environment, its exec |
 //! | `status` | pid file, status file and `FILE.json` |
+//! | `manager` | what the service manager that launched us is told, over `NOTIFY_SOCKET` |
 //! | `client` | `--restart`, `--rollback`, `--stop`, `--reopen`, `--status`: requests to another start_server |
 //! | `self_test` | `--self-test`: everything promised about the processes, tried on this host |
 //! | `supervisor` | the loop: descriptors become events, actions become system calls |
@@ -26,6 +27,7 @@ mod host;
 mod listeners;
 mod log;
 mod machine;
+mod manager;
 mod options;
 mod ready;
 mod self_test;

@@ -2,6 +2,7 @@
 //!
 //! | phase | privileges | what |
 //! |---|---|---|
+//! | [`Manager::reach`] | the launcher's | connect to the service manager |
 //! | [`drop_to_user`] | the launcher's | look up the user, give binders their lists, drop privileges |
 //! | [`Log::begin`] | the user's | open the log for our own messages |
 //! | [`lock_and_bind`] | the user's | host names, the lock on the pid file, sockets |
@@ -35,6 +36,8 @@ use crate::listeners::health::Health;
 use crate::listeners::plan::{Plan, Prepared};
 use crate::log::Log;
 use crate::machine::{self, Outcome};
+use crate::manager::Manager;
+use crate::manager::launch::Launch;
 use crate::options::Options;
 use crate::ready::{Layout, Readiness};
 use crate::status::Shown;
@@ -53,8 +56,9 @@ use crate::worker::environment::Environment;
 
 /// Runs the superdaemon, in the foreground or as a daemon.
 pub fn run(options: Options) -> Result<Status, Failure> {
+    let launch = Launch::of_process();
     if !options.is_daemon {
-        return start(options, None);
+        return start(options, None, launch);
     }
     let stdin_is_a_socket = options
         .listeners
@@ -64,29 +68,38 @@ pub fn run(options: Options) -> Result<Status, Failure> {
     match daemon::detach(stdin_is_a_socket)? {
         // The launched process waits for the verdict on the first start and exits with it.
         Side::Launcher(verdict) => verdict.map(|()| Status::Done),
-        Side::Daemon(waiting) => start(options, Some(waiting)),
+        Side::Daemon(waiting) => start(options, Some(waiting), launch),
     }
 }
 
 /// Runs the phases of a start; each gets what the one before produced.
-fn start(options: Options, waiting: Option<Waiting>) -> Result<Status, Failure> {
+fn start(options: Options, waiting: Option<Waiting>, launch: Launch) -> Result<Status, Failure> {
+    let main_pid = waiting.is_some().then(std::process::id);
+    let mut manager = Manager::reach(launch, main_pid, options.ready.ready.awaited());
     let begun = drop_to_user(&options).and_then(|dropped| {
         let log = Log::begin(&options.log)?;
         Ok((dropped, log))
     });
     let (dropped, mut log) = match (begun, waiting.is_some()) {
         (Ok(begun), _) => begun,
-        (Err(failure), true) => return Ok(tell_launcher(waiting, &failure)),
-        (Err(failure), false) => return Err(failure),
+        (Err(failure), is_daemon) => {
+            manager.tell_failure(&failure);
+            return match is_daemon {
+                true => Ok(tell_launcher(waiting, &failure)),
+                false => Err(failure),
+            };
+        }
     };
+    manager.notices().iter().for_each(|notice| log.say(notice));
     let ready = lock_and_bind(&options, dropped, &mut log)
         .and_then(|held| make_ready(options, held, &mut log));
     match ready {
-        Ok(ready) => Ok(match ready.run(log, waiting) {
+        Ok(ready) => Ok(match ready.run(log, waiting, manager) {
             Outcome::Stopped => Status::Done,
             Outcome::GivenUp => Status::Failed,
         }),
         Err(failure) => {
+            manager.tell_failure(&failure);
             match waiting {
                 // The launcher shows it.
                 Some(_) => log.record(&failure),
@@ -302,7 +315,7 @@ fn make_ready(options: Options, held: Held, log: &mut Log) -> Result<Ready, Fail
 }
 
 impl Ready {
-    fn run(self, log: Log, waiting: Option<Waiting>) -> Outcome {
+    fn run(self, log: Log, waiting: Option<Waiting>, manager: Manager) -> Outcome {
         let resources = Resources {
             blueprint: self.blueprint,
             readiness: self.readiness,
@@ -316,6 +329,7 @@ impl Ready {
             pid_file: self.pid_file,
             socket_files: self.socket_files,
             health: self.health,
+            manager,
             waiting,
             reason: None,
             has_hinted_at_streams: false,

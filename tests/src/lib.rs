@@ -35,6 +35,7 @@
 pub mod client;
 pub mod folder;
 pub mod journal;
+pub mod manager;
 pub mod ports;
 pub mod proc;
 pub mod programs;
@@ -42,6 +43,7 @@ pub mod report;
 pub mod server;
 pub mod skip;
 pub mod start;
+pub mod systemd;
 pub mod trace;
 pub mod wait;
 

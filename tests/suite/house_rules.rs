@@ -52,6 +52,7 @@ fn unsafe_code_appears_only_where_it_is_known() {
         "common/src/privileges.rs",
         "common/src/server_ports.rs",
         "common/src/signals.rs",
+        "starter/src/host/dispositions.rs",
         "starter/src/listeners/sockets.rs",
         "starter/src/log/command.rs",
         "starter/src/host/open_files.rs",

@@ -14,6 +14,7 @@ const ROOMS: &[&str] = &[
     "worker",
     "ready",
     "status",
+    "manager",
     "client",
     "self_test",
     "supervisor",

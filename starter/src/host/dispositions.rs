@@ -1,7 +1,7 @@
 //! Signal dispositions of this process, for signals that it does not handle, and of a worker.
 
 use common::signals;
-use nix::sys::signal::Signal;
+use nix::sys::signal::{SaFlags, SigAction, SigHandler, SigSet, Signal, sigaction};
 
 use super::order::CARRIER;
 
@@ -31,6 +31,20 @@ pub fn reset() {
     signals::reset_all();
     signals::stop_timers();
     signals::ignore_all_but(&DEFAULT);
+}
+
+/// Catches a signal that is blocked and read from a descriptor: the handler never runs. A service manager may look for it in
+/// `/proc/PID/status`, because one that is not caught would end us.
+#[expect(unsafe_code, reason = "sigaction(2)")]
+pub fn catch(signal: Signal) -> nix::Result<()> {
+    extern "C" fn do_nothing(_: libc::c_int) {}
+    let action = SigAction::new(
+        SigHandler::Handler(do_nothing),
+        SaFlags::SA_RESTART,
+        SigSet::empty(),
+    );
+    // SAFETY: the handler does nothing, which it may do at any moment.
+    unsafe { sigaction(signal, &action) }.map(drop)
 }
 
 /// The dispositions of a worker: as Server::Starter leaves them, with SIGPIPE ignored and nothing else.

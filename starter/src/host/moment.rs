@@ -16,6 +16,9 @@ use serde::{Deserialize, Serialize};
 pub struct Moment(u64);
 
 impl Moment {
+    /// Where the clock begins.
+    pub const ZERO: Moment = Moment(0);
+
     /// The current time.
     pub fn now() -> Moment {
         // It fails only for a clock that does not exist (clock_gettime(2), EINVAL), and this one always does.

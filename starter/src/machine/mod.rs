@@ -59,6 +59,7 @@
 )]
 
 mod as_number;
+mod bounds;
 mod check;
 mod commit;
 mod crash;

@@ -38,7 +38,9 @@ pub fn run(mut resources: Resources, settings: Settings) -> Outcome {
         is_broken: false,
         finished: None,
     };
+    supervisor.resources.manager.learn(&supervisor.machine);
     supervisor.perform(actions);
+    supervisor.resources.tell_manager(&supervisor.machine);
     loop {
         if let Some(outcome) = supervisor.finished {
             return supervisor.end(outcome);
@@ -48,6 +50,7 @@ pub fn run(mut resources: Resources, settings: Settings) -> Outcome {
         while let Some(input) = inbox.next(&mut supervisor.resources, &supervisor.machine) {
             supervisor.act_on(input);
         }
+        supervisor.resources.tell_manager(&supervisor.machine);
     }
 }
 
@@ -74,6 +77,7 @@ impl Supervisor {
 
     fn decide(&mut self, event: Event) {
         let actions = self.machine.on(event, Moment::now());
+        self.resources.manager.learn(&self.machine);
         self.perform(actions);
     }
 
@@ -106,6 +110,9 @@ impl Supervisor {
 
     fn end(mut self, outcome: Outcome) -> Outcome {
         let failure = self.why_nothing_serves(outcome);
+        if outcome == Outcome::GivenUp {
+            self.resources.manager.tell_failure(&failure);
+        }
         self.resources.shut_down(&failure);
         outcome
     }

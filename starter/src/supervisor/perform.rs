@@ -44,6 +44,8 @@ impl Resources {
                 self.restore_pid_file();
                 self.log.release_launcher();
                 if let Some(waiting) = self.waiting.take() {
+                    // While the launched process still exists: until then it is the main process for a service manager.
+                    self.tell_manager(machine);
                     waiting.tell_success();
                 }
                 return self.examine_listeners(Occasion::Commit);
@@ -65,6 +67,14 @@ impl Resources {
             Action::Finish(_) => {}
         }
         None
+    }
+
+    /// Tells the service manager what it does not know yet.
+    pub fn tell_manager(&mut self, machine: &Machine) {
+        self.manager.tell(machine, Moment::now());
+        for notice in self.manager.notices() {
+            self.log.say(&notice);
+        }
     }
 
     /// Examines the listeners and mends what can be mended. Returns the event for the machine, if any.

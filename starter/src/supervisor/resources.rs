@@ -10,6 +10,7 @@ use crate::listeners::bind::SocketFiles;
 use crate::listeners::health::Health;
 use crate::log::Log;
 use crate::machine::Knobs;
+use crate::manager::Manager;
 use crate::ready::Readiness;
 use crate::status::file::StatusFile;
 use crate::status::pid_file::PidFile;
@@ -36,6 +37,7 @@ pub struct Resources {
     pub pid_file: Option<PidFile>,
     pub socket_files: SocketFiles,
     pub health: Health,
+    pub manager: Manager,
     /// The launcher, while it waits for the first generation to serve.
     pub waiting: Option<Waiting>,
     /// Why it exits, if the machine does not know the reason.

@@ -9,6 +9,7 @@ use nix::sys::signal::{SigSet, SigmaskHow, Signal, sigprocmask};
 use nix::sys::signalfd::{SfdFlags, SignalFd};
 use nix::sys::time::TimeSpec;
 
+use crate::host::dispositions;
 use crate::host::order::{CARRIER, Order};
 
 /// The signals that the supervisor handles itself. As PID 1 it would not get them otherwise.
@@ -46,6 +47,8 @@ impl Signals {
     pub fn take() -> nix::Result<Signals> {
         let taken: SigSet = TAKEN.into_iter().collect();
         sigprocmask(SigmaskHow::SIG_SETMASK, Some(&taken), None)?;
+        // systemd reloads only what catches its signal.
+        dispositions::catch(Signal::SIGHUP)?;
         SignalFd::with_flags(&taken, SfdFlags::SFD_CLOEXEC | SfdFlags::SFD_NONBLOCK).map(Signals)
     }
 

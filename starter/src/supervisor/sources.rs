@@ -102,6 +102,7 @@ pub fn wait(resources: &Resources, machine: &Machine) -> Result<(), Failure> {
         readiness,
         check,
         reports,
+        manager,
         ..
     } = resources;
     let (now, instant) = (Moment::now(), Instant::now());
@@ -109,6 +110,7 @@ pub fn wait(resources: &Resources, machine: &Machine) -> Result<(), Failure> {
         machine.deadline(),
         status_file.deadline(),
         readiness.deadline(),
+        manager.deadline(machine),
     ];
     let moments = moments.into_iter().flatten();
     let timeouts = moments.map(|deadline| deadline.saturating_since(now));
@@ -125,7 +127,7 @@ pub fn wait(resources: &Resources, machine: &Machine) -> Result<(), Failure> {
         .chain(check.source())
         .chain(log.readable)
         .map(|source| PollFd::new(source, PollFlags::POLLIN));
-    let writable = log.writable.into_iter();
+    let writable = log.writable.into_iter().chain(manager.source());
     let writable = writable.map(|source| PollFd::new(source, PollFlags::POLLOUT));
     let readiness = readiness.sources();
     let readiness = readiness.map(|(source, flags)| PollFd::new(source, flags));

@@ -3,6 +3,7 @@
 
 use std::fmt;
 
+use nix::errno::Errno;
 use serde::{Deserialize, Serialize};
 
 use crate::words::text::printable;
@@ -67,6 +68,14 @@ impl Failure {
         printable(&self.text)
     }
 
+    /// The error of the system that it tells: every message ends with it, after a colon, if there was one.
+    pub fn errno(&self) -> Option<Errno> {
+        const HIGHEST: i32 = 133;
+        let cause = self.text.rsplit(": ").next()?;
+        let mut all = (1..=HIGHEST).map(Errno::from_raw);
+        all.find(|errno| *errno != Errno::UnknownErrno && errno.desc() == cause)
+    }
+
     /// Adds the last lines of a worker.
     #[must_use]
     pub fn stderr(self, lines: &[String]) -> Failure {
@@ -111,7 +120,25 @@ impl fmt::Display for Failure {
 /// The cause that an error gives, without the number that the standard library adds.
 pub fn cause(error: &std::io::Error) -> String {
     match error.raw_os_error() {
-        Some(errno) => nix::errno::Errno::from_raw(errno).desc().to_owned(),
+        Some(errno) => Errno::from_raw(errno).desc().to_owned(),
         None => error.to_string(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_error_of_the_system_is_found_at_the_end() {
+        let errno = |text: &str| Failure::failed(text).errno();
+        let missing = "cannot execute ./x: No such file or directory";
+        assert_eq!(errno(missing), Some(Errno::ENOENT));
+        assert_eq!(
+            errno("cannot listen on 127.0.0.1:80: Permission denied"),
+            Some(Errno::EACCES)
+        );
+        assert_eq!(errno("cannot start: stopped by a signal"), None);
+        assert_eq!(errno("Unknown errno"), None);
     }
 }

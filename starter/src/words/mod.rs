@@ -3,6 +3,7 @@
 pub mod distrust;
 pub mod failure;
 pub mod lack;
+pub mod manager;
 pub mod notice;
 pub mod number;
 pub mod parts;

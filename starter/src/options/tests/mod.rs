@@ -6,6 +6,7 @@ mod definition;
 mod logging;
 mod settings;
 mod spelling;
+mod units;
 mod values;
 
 use std::ffi::OsString;

@@ -203,6 +203,7 @@ fn assert_is_a_usual_supervisor(server: &Server, what: &str, sockets: usize, gen
         Signal::SIGUSR2,
         Signal::SIGCHLD,
         Signal::SIGXCPU,
+        Signal::SIGURG,
     ];
     assert_eq!(status.blocked, mask(&taken), "{what}");
     // Job control, and what nobody can ignore or would make sense of.

@@ -200,7 +200,6 @@ fn the_launchers_signals_and_closed_descriptors_do_not_reach_the_supervisor() {
             Signal::SIGALRM,
             Signal::SIGSTKFLT,
             Signal::SIGCONT,
-            Signal::SIGURG,
             Signal::SIGXFSZ,
             Signal::SIGVTALRM,
             Signal::SIGPROF,

@@ -52,6 +52,7 @@ mod root_start;
 mod rsyslog;
 mod scale;
 mod self_test;
+mod socket_activation;
 mod status_command;
 mod supervision;
 mod syslog;

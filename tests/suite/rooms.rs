@@ -279,7 +279,10 @@ fn no_file_is_longer_than_600_lines_without_its_tests() {
 }
 
 /// Functions whose head says why they read better whole.
-const LONG: &[&str] = &["words/sentence.rs: fn sentence(&self) -> String {"];
+const LONG: &[&str] = &[
+    "words/notice.rs: pub fn severity(&self) -> Severity {",
+    "words/sentence.rs: fn sentence(&self) -> String {",
+];
 
 #[test]
 fn no_function_is_longer_than_60_lines() {

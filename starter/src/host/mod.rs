@@ -9,6 +9,7 @@ pub mod locks;
 pub mod low_ports;
 pub mod moment;
 pub mod open_files;
+pub mod passed_on;
 pub mod proc;
 pub mod process;
 pub mod sock_diag;

@@ -3,16 +3,14 @@
 //! All of it runs with the user's privileges. What the binders may be asked for was decided before (see `plan`).
 
 use std::ffi::OsString;
-use std::net::{SocketAddr, SocketAddrV4, SocketAddrV6, ToSocketAddrs};
+use std::net::{SocketAddr, ToSocketAddrs};
 use std::os::fd::{AsFd, AsRawFd, OwnedFd, RawFd};
 use std::path::Path;
 
 use common::message::{Address, Ask, MOST_DESCRIPTORS, Refusal};
 use common::unix_socket::{Made, MadeFile, Place, is_served};
 use nix::fcntl::{OFlag, open};
-use nix::sys::socket::{
-    AddressFamily, SockFlag, SockType, SockaddrStorage, UnixAddr, bind, getsockname, socket,
-};
+use nix::sys::socket::{AddressFamily, SockFlag, SockType, UnixAddr, bind, socket};
 use nix::sys::stat::Mode;
 use nix::unistd::Pid;
 
@@ -20,10 +18,11 @@ use crate::host::confinement::{self, OfBinder};
 use crate::host::open_files::{OpenFiles, duplicate_above};
 use crate::listeners::backlog::Backlog;
 use crate::listeners::binder::{Answer, Binder, channel_failed};
+use crate::listeners::inherited::{Inherited, take_first};
 use crate::listeners::plan::{Maker, Planned, Prepared, SPARE_DESCRIPTORS, Wanted};
 use crate::listeners::refusal::{cannot_bind, cannot_bind_ourselves};
 use crate::listeners::second_name::SecondName;
-use crate::listeners::sockets;
+use crate::listeners::sockets::{self, bound_address};
 use crate::listeners::spec::{Host, PathSpec, PortSpec};
 use crate::listeners::user_directory::UserDirectory;
 use crate::words::failure::{self, Failure};
@@ -61,8 +60,17 @@ pub struct Listener {
     pub socket: OwnedFd,
     /// Its descriptor number in the workers.
     pub number: RawFd,
-    /// How many connections may wait there; `None` for UDP.
+    /// How many connections may wait there; `None` for UDP, and if only whoever called listen(2) knows it.
     pub backlog: Option<u32>,
+    /// If the launcher has passed it on.
+    pub inherited: Option<FromLauncher>,
+}
+
+/// What is known of a listener that the launcher has passed on.
+#[derive(Debug)]
+pub struct FromLauncher {
+    /// Its name in the launcher's `LISTEN_FDNAMES`.
+    pub name: Option<OsString>,
 }
 
 /// Everything that was bound, and who removes which part of it at the end.
@@ -106,22 +114,29 @@ impl OurFile {
 }
 
 impl Prepared {
-    /// Resolves the host names, which may take as long as the network wants.
+    /// Resolves the host names, which may take as long as the network wants. Inherited sockets that no option has named by
+    /// then are listeners of their own, after those of the options.
     pub fn resolve(self) -> Result<Resolved, Failure> {
         let Prepared {
-            sockets,
+            mut sockets,
             port_binder,
             file_binder,
+            mut inherited,
         } = self;
         let (mut port_asks, mut file_asks) = (Vec::new(), Vec::new());
-        for (place, planned) in sockets.iter().enumerate() {
+        for (place, planned) in sockets.iter_mut().enumerate() {
             match (&planned.maker, &planned.wanted) {
                 (Maker::PortBinder(grant), Wanted::Port(spec)) => {
-                    let ask = Ask::Port {
-                        grant: *grant,
-                        address: resolve(spec)?,
-                    };
-                    port_asks.push(Asked { place, ask });
+                    let (grant, address) = (*grant, resolve(spec)?);
+                    let is_meant =
+                        |one: &Inherited| one.is_at(spec.transport, address.ip, address.port);
+                    match take_first(&mut inherited, is_meant) {
+                        Some(inherited) => planned.maker = Maker::Launcher(inherited),
+                        None => port_asks.push(Asked {
+                            place,
+                            ask: Ask::Port { grant, address },
+                        }),
+                    }
                 }
                 (Maker::FileBinder(grant), Wanted::Path { .. }) => {
                     let ask = Ask::Path { grant: *grant };
@@ -130,6 +145,7 @@ impl Prepared {
                 _ => {}
             }
         }
+        sockets.extend(inherited.into_iter().map(Planned::passed_on));
         Ok(Resolved {
             sockets,
             port_asks,
@@ -202,7 +218,7 @@ impl Resolved {
         notices: &mut Vec<Notice>,
     ) -> Result<Bound, Failure> {
         let Resolved {
-            sockets,
+            mut sockets,
             port_asks,
             file_asks,
             mut port_binder,
@@ -222,7 +238,7 @@ impl Resolved {
             ours: Vec::new(),
             binder: file_binder,
         };
-        let mut made: Vec<Option<OwnedFd>> = sockets.iter().map(|_| None).collect();
+        let mut made = take_inherited(&mut sockets, notices);
         if let Some(mut binder) = port_binder {
             ask_binder(&mut binder, &sockets, &port_asks, &mut made, notices)?;
             binder.end().map_err(channel_failed)?;
@@ -240,6 +256,28 @@ impl Resolved {
             binders,
         })
     }
+}
+
+/// The sockets that need not be made.
+fn take_inherited(sockets: &mut [Planned], notices: &mut Vec<Notice>) -> Vec<Option<OwnedFd>> {
+    let mut made = Vec::with_capacity(sockets.len());
+    let keys = sockets.iter().filter_map(Planned::inherited);
+    let keys: Vec<String> = keys.map(|one| quoted(one.key())).collect();
+    notices.extend((!keys.is_empty()).then_some(Notice::TookOver { keys }));
+    for Planned { wanted, maker } in sockets {
+        let Maker::Launcher(inherited) = maker else {
+            made.push(None);
+            continue;
+        };
+        if let Wanted::Path { spec, .. } = wanted
+            && spec.has_attributes()
+        {
+            let given = wanted.given();
+            notices.push(Notice::AttributesOfLauncher { given });
+        }
+        made.push(inherited.take_socket());
+    }
+    made
 }
 
 /// Checks again, because a socket that was bound but not listening when the binder examined it may listen by now, and the
@@ -395,7 +433,8 @@ fn listen_on(
     let highest = numbers.iter().copied().chain(reserved).max().unwrap_or(2);
     make_room(highest, sockets.len(), open_files)?;
     let mut listeners = Vec::with_capacity(sockets.len());
-    for ((Planned { wanted, .. }, socket), number) in sockets.iter().zip(made).zip(numbers) {
+    for ((planned, socket), number) in sockets.iter().zip(made).zip(numbers) {
+        let wanted = &planned.wanted;
         let Some(socket) = socket else {
             return Err(channel_failed("a socket is missing"));
         };
@@ -403,11 +442,10 @@ fn listen_on(
             Failure::failed(format!("cannot keep {}: {}", wanted.given(), errno.desc()))
         })?;
         let address = bound_address(&socket);
-        if wanted.listens() {
+        let granted = listen_if_needed(planned, &socket, backlog).map_err(|errno| {
             let ip = address.map(|address| address.ip());
-            sockets::listen(&socket, backlog.number())
-                .map_err(|errno| cannot_bind(wanted, &errno.into(), ip))?;
-        }
+            cannot_bind(wanted, &errno.into(), ip)
+        })?;
         if let Some(address) = address.filter(|_| wanted.is_chosen_by_kernel()) {
             let given = wanted.given();
             notices.push(Notice::PortChosen { given, address });
@@ -421,13 +459,34 @@ fn listen_on(
             address,
             socket,
             number,
-            backlog: wanted.listens().then(|| backlog.granted()),
+            backlog: granted,
+            inherited: planned.inherited().map(|one| FromLauncher {
+                name: one.name.clone(),
+            }),
         });
     }
     if listeners.iter().any(|one| one.backlog.is_some()) {
         notices.extend(backlog.notice());
     }
     Ok(listeners)
+}
+
+/// Lets the socket listen, if it is a stream socket. One that the launcher lets listen already does so as it says, unless
+/// `--backlog` asks for something else. Returns how many connections may wait there, if that is known.
+fn listen_if_needed(
+    planned: &Planned,
+    socket: &OwnedFd,
+    backlog: Backlog,
+) -> nix::Result<Option<u32>> {
+    if !planned.wanted.listens() {
+        return Ok(None);
+    }
+    let is_inherited = planned.inherited().is_some();
+    if is_inherited && !backlog.is_asked() && sockets::listens(socket)? {
+        return Ok(sockets::backlog_of(socket).ok().flatten());
+    }
+    sockets::listen(socket, backlog.number())?;
+    Ok(Some(backlog.granted()))
 }
 
 /// Raises the limit on open files for this many sockets, and for the workers' numbers up to this one.
@@ -452,15 +511,6 @@ fn numbers(fixed: &[Option<RawFd>], reserved: Option<RawFd>) -> Vec<RawFd> {
         .iter()
         .map(|number| number.or_else(|| free.next()).unwrap_or(RawFd::MAX))
         .collect()
-}
-
-/// The address of a socket of a port.
-pub(super) fn bound_address(socket: &OwnedFd) -> Option<SocketAddr> {
-    let name: SockaddrStorage = getsockname(socket.as_raw_fd()).ok()?;
-    let v4 = name.as_sockaddr_in().copied();
-    let v6 = name.as_sockaddr_in6().copied();
-    v4.map(|name| SocketAddrV4::from(name).into())
-        .or_else(|| v6.map(|name| SocketAddrV6::from(name).into()))
 }
 
 impl SocketFiles {

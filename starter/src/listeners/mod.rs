@@ -16,6 +16,8 @@ pub mod dialects;
 mod foreign_spelling;
 pub mod health;
 pub mod holders;
+pub mod inherited;
+mod launchers_file;
 pub mod plan;
 mod refusal;
 mod second_name;

@@ -1,4 +1,4 @@
-//! Who creates which socket: a binder those that only root can create, this process all others.
+//! Who creates which socket: a binder those that only root can create, this process all others, unless the launcher has.
 //!
 //! All of it runs with the launcher's privileges, before they are dropped.
 
@@ -13,6 +13,7 @@ use common::trusted_path::{Trust, Untrusted, open_directory};
 use crate::host::identity;
 use crate::host::open_files::OpenFiles;
 use crate::listeners::binder::Binder;
+use crate::listeners::inherited::{self, Inherited};
 use crate::listeners::spec::{Host, PathSpec, PortSpec};
 use crate::words::failure::{self, Failure};
 use crate::words::remedy;
@@ -28,6 +29,8 @@ pub struct Plan {
     ports: Vec<Grant>,
     /// For the binder that stays root: a separate process, so that no port's socket belongs to root.
     files: Vec<Grant>,
+    /// Those that no option names so far.
+    inherited: Vec<Inherited>,
     identity: Option<Identity>,
 }
 
@@ -37,13 +40,19 @@ pub struct Planned {
     pub maker: Maker,
 }
 
-/// One socket of the command line.
+/// One socket of the command line, or of the launcher.
 pub enum Wanted {
     Port(PortSpec),
     Path {
         spec: PathSpec,
         uid: Option<u32>,
         gid: Option<u32>,
+    },
+    /// No option names it.
+    PassedOn {
+        key: OsString,
+        kind: &'static str,
+        listens: bool,
     },
 }
 
@@ -55,6 +64,8 @@ pub enum Maker {
     FileBinder(u32),
     /// This process, after the drop; with the reason why root does not, if it was root.
     Ourselves { objection: Option<Untrusted> },
+    /// The launcher, which has passed it on.
+    Launcher(Inherited),
 }
 
 /// The binders have their lists.
@@ -62,49 +73,61 @@ pub struct Prepared {
     pub sockets: Vec<Planned>,
     pub port_binder: Option<Binder>,
     pub file_binder: Option<Binder>,
+    /// Those that no option has named so far; a host name still may.
+    pub inherited: Vec<Inherited>,
 }
 
 impl Plan {
-    /// Decides who creates which socket, and looks up the owners of the files.
+    /// Decides who creates which socket, and looks up the owners of the files. What the launcher has passed on need not be
+    /// created.
     pub fn new(
         ports: Vec<PortSpec>,
         paths: Vec<PathSpec>,
+        mut inherited: Vec<Inherited>,
         identity: Option<Identity>,
     ) -> Result<Plan, Failure> {
+        let of_ports = inherited::of_ports(&ports, &mut inherited);
         let mut plan = Plan {
             sockets: Vec::new(),
             ports: Vec::new(),
             files: Vec::new(),
+            inherited,
             identity,
         };
-        for spec in ports {
-            // Host names are resolved later, by the ordinary user; a literal address is pinned now.
-            let ip = match &spec.host {
-                Host::Address(ip) => Some(*ip),
-                Host::Name(_) => None,
+        for (spec, inherited) in ports.into_iter().zip(of_ports) {
+            let maker = match inherited {
+                Some(inherited) => Maker::Launcher(inherited),
+                None => plan.maker_of_port(&spec)?,
             };
-            let grant = Grant::Port {
-                transport: spec.transport,
-                port: spec.port,
-                ip,
-                freebind: spec.freebind,
-            };
-            let maker = Maker::PortBinder(number_of_next(&plan.ports)?);
-            plan.ports.push(grant);
-            plan.sockets.push(Planned {
-                wanted: Wanted::Port(spec),
-                maker,
-            });
+            let wanted = Wanted::Port(spec);
+            plan.sockets.push(Planned { wanted, maker });
         }
         for spec in paths {
             let (uid, gid) = owners(&spec)?;
-            let maker = plan.maker_of(&spec, uid, gid)?;
-            plan.sockets.push(Planned {
-                wanted: Wanted::Path { spec, uid, gid },
-                maker,
-            });
+            let maker = match inherited::of_path(&spec, &mut plan.inherited) {
+                Some(inherited) => Maker::Launcher(inherited),
+                None => plan.maker_of(&spec, uid, gid)?,
+            };
+            let wanted = Wanted::Path { spec, uid, gid };
+            plan.sockets.push(Planned { wanted, maker });
         }
         Ok(plan)
+    }
+
+    fn maker_of_port(&mut self, spec: &PortSpec) -> Result<Maker, Failure> {
+        // Host names are resolved later, by the ordinary user; a literal address is pinned now.
+        let ip = match &spec.host {
+            Host::Address(ip) => Some(*ip),
+            Host::Name(_) => None,
+        };
+        let maker = Maker::PortBinder(number_of_next(&self.ports)?);
+        self.ports.push(Grant::Port {
+            transport: spec.transport,
+            port: spec.port,
+            ip,
+            freebind: spec.freebind,
+        });
+        Ok(maker)
     }
 
     /// Root never works in a directory that someone else can write; there the user does it.
@@ -141,9 +164,10 @@ impl Plan {
 
     /// Starts the binders that have something to do, and sends them their sealed lists.
     pub fn start_binders(self, open_files: OpenFiles) -> Result<Prepared, Failure> {
-        open_files.check(self.sockets.len())?;
+        let count = self.sockets.len() + self.inherited.len();
+        open_files.check(count)?;
         // For the binders too, which inherit the limit: a file takes its socket, itself and its directory.
-        open_files.make_room_for(MOST_DESCRIPTORS + SPARE_DESCRIPTORS + 3 * self.sockets.len())?;
+        open_files.make_room_for(MOST_DESCRIPTORS + SPARE_DESCRIPTORS + 3 * count)?;
         let start = |grants: Vec<Grant>| match grants.is_empty() {
             true => Ok(None),
             false => Binder::start(self.identity.clone(), &grants).map(Some),
@@ -153,7 +177,29 @@ impl Plan {
             sockets: self.sockets,
             port_binder,
             file_binder,
+            inherited: self.inherited,
         })
+    }
+}
+
+impl Planned {
+    /// One that no option names.
+    pub fn passed_on(inherited: Inherited) -> Planned {
+        Planned {
+            wanted: Wanted::PassedOn {
+                key: inherited.key(),
+                kind: inherited.kind(),
+                listens: inherited.listens(),
+            },
+            maker: Maker::Launcher(inherited),
+        }
+    }
+
+    pub fn inherited(&self) -> Option<&Inherited> {
+        match &self.maker {
+            Maker::Launcher(inherited) => Some(inherited),
+            Maker::PortBinder(_) | Maker::FileBinder(_) | Maker::Ourselves { .. } => None,
+        }
     }
 }
 
@@ -200,7 +246,7 @@ impl Wanted {
     pub fn fixed_number(&self) -> Option<RawFd> {
         match self {
             Wanted::Port(spec) => spec.descriptor,
-            Wanted::Path { .. } => None,
+            Wanted::Path { .. } | Wanted::PassedOn { .. } => None,
         }
     }
 
@@ -220,6 +266,7 @@ impl Wanted {
         match self {
             Wanted::Port(spec) => spec.transport == Transport::Tcp,
             Wanted::Path { .. } => true,
+            Wanted::PassedOn { listens, .. } => *listens,
         }
     }
 
@@ -227,6 +274,7 @@ impl Wanted {
         match self {
             Wanted::Port(spec) => kind_of(spec.transport),
             Wanted::Path { .. } => "unix",
+            Wanted::PassedOn { kind, .. } => kind,
         }
     }
 
@@ -235,6 +283,7 @@ impl Wanted {
         match self {
             Wanted::Port(spec) => format!("{} port {}", self.kind(), spec.port),
             Wanted::Path { .. } => "a path".to_owned(),
+            Wanted::PassedOn { kind, .. } => (*kind).to_owned(),
         }
     }
 
@@ -245,14 +294,16 @@ impl Wanted {
                 .name_with(bound.map_or(spec.port, |bound| bound.port()))
                 .into(),
             Wanted::Path { spec, .. } => spec.path.clone().into(),
+            Wanted::PassedOn { key, .. } => key.clone(),
         }
     }
 
-    /// What the user typed.
+    /// What the user typed, or the launcher has passed on.
     pub fn given(&self) -> String {
         match self {
             Wanted::Port(spec) => format!("--port={}", quoted(&spec.given)),
             Wanted::Path { spec, .. } => format!("--path={}", quoted(&spec.given)),
+            Wanted::PassedOn { key, .. } => format!("the inherited {}", quoted(key)),
         }
     }
 }

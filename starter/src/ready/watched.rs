@@ -114,6 +114,7 @@ impl Watched {
         Some(Announced {
             name: probe.name(),
             number: layout.probe_number,
+            given_name: None,
         })
     }
 
@@ -267,6 +268,7 @@ impl Watched {
         let probe = self.probe.as_ref().map(|probe| Announced {
             name: probe.name(),
             number: -1,
+            given_name: None,
         });
         let Some(attempts) = &mut self.command else {
             return;

@@ -74,6 +74,14 @@ pub enum Notice {
         given: String,
         address: SocketAddr,
     },
+    /// What the launcher has passed on, by its keys.
+    TookOver {
+        keys: Vec<String>,
+    },
+    /// Mode and owner of a file that the launcher has made.
+    AttributesOfLauncher {
+        given: String,
+    },
     /// The kernel grants each listener a shorter queue than was asked for.
     BacklogCut {
         asked: i32,
@@ -206,7 +214,8 @@ pub enum Notice {
 }
 
 impl Notice {
-    /// Errors are requests that failed; warnings are things that nobody requested.
+    /// Errors are requests that failed; warnings are things that nobody requested. One long match, so that each has its
+    /// place in one table.
     pub fn severity(&self) -> Severity {
         match self {
             Notice::FailedToStart { .. }
@@ -232,6 +241,7 @@ impl Notice {
             | Notice::BoundingSetKept
             | Notice::Unconfined(_)
             | Notice::BacklogCut { .. }
+            | Notice::AttributesOfLauncher { .. }
             | Notice::Complaint(_)
             | Notice::ClosedStreams(_)
             | Notice::LinesLost(_)
@@ -254,6 +264,7 @@ impl Notice {
             | Notice::ListenerReachable { .. }
             | Notice::LogReopened { .. } => Severity::Notice,
             Notice::Duplicated { .. }
+            | Notice::TookOver { .. }
             | Notice::PortChosen { .. }
             | Notice::RemovingSocket { .. }
             | Notice::StartingNewWorker(_)

@@ -35,6 +35,7 @@
 pub mod client;
 pub mod folder;
 pub mod journal;
+pub mod manager;
 pub mod ports;
 pub mod proc;
 pub mod programs;

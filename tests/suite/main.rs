@@ -28,6 +28,7 @@ mod dialects;
 mod disk_full;
 mod drop_in;
 mod environment;
+mod fd_store;
 mod files;
 mod fuzz;
 mod holders;

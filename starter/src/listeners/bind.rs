@@ -2,6 +2,7 @@
 //!
 //! All of it runs with the user's privileges. What the binders may be asked for was decided before (see `plan`).
 
+use std::collections::BTreeMap;
 use std::ffi::OsString;
 use std::net::{SocketAddr, ToSocketAddrs};
 use std::os::fd::{AsFd, AsRawFd, OwnedFd, RawFd};
@@ -24,6 +25,8 @@ use crate::listeners::refusal::{cannot_bind, cannot_bind_ourselves};
 use crate::listeners::second_name::SecondName;
 use crate::listeners::sockets::{self, bound_address};
 use crate::listeners::spec::{Host, PathSpec, PortSpec};
+use crate::listeners::store::{Store, name_of_path};
+use crate::listeners::stored::{names, settle};
 use crate::listeners::user_directory::UserDirectory;
 use crate::words::failure::{self, Failure};
 use crate::words::notice::Notice;
@@ -40,6 +43,9 @@ pub struct Resolved {
     file_asks: Vec<Asked>,
     port_binder: Option<Binder>,
     file_binder: Option<Binder>,
+    /// What an earlier start has stored, and no option names now.
+    unwanted: Vec<Inherited>,
+    store: Option<Store>,
 }
 
 /// A request to a binder.
@@ -88,19 +94,23 @@ pub struct SocketFiles {
     /// In the order of their listeners.
     pub(super) ours: Vec<OurFile>,
     binder: Option<Binder>,
+    store: Option<Store>,
 }
 
 /// The file of a socket that we have made.
 pub(super) struct OurFile {
     pub made: MadeFile<UserDirectory>,
     pub second_name: SecondName,
+    /// The name of its socket in the store.
+    stored_as: String,
 }
 
 impl OurFile {
-    fn new(made: MadeFile<UserDirectory>, path: &Path) -> OurFile {
+    fn new(made: MadeFile<UserDirectory>, spec: &PathSpec) -> OurFile {
         OurFile {
             made,
-            second_name: SecondName::of(path),
+            second_name: SecondName::of(&spec.path),
+            stored_as: name_of_path(spec),
         }
     }
 
@@ -122,6 +132,7 @@ impl Prepared {
             port_binder,
             file_binder,
             mut inherited,
+            store,
         } = self;
         let (mut port_asks, mut file_asks) = (Vec::new(), Vec::new());
         for (place, planned) in sockets.iter_mut().enumerate() {
@@ -145,13 +156,18 @@ impl Prepared {
                 _ => {}
             }
         }
-        sockets.extend(inherited.into_iter().map(Planned::passed_on));
+        let is_stored = |one: &Inherited| one.stored_name().is_some();
+        let (unwanted, others) = inherited.into_iter().partition(is_stored);
+        let others: Vec<Inherited> = others;
+        sockets.extend(others.into_iter().map(Planned::passed_on));
         Ok(Resolved {
             sockets,
             port_asks,
             file_asks,
             port_binder,
             file_binder,
+            unwanted,
+            store,
         })
     }
 }
@@ -223,6 +239,8 @@ impl Resolved {
             file_asks,
             mut port_binder,
             mut file_binder,
+            unwanted,
+            mut store,
         } = self;
         let mut confinements = Vec::new();
         let mut binders = Vec::new();
@@ -234,9 +252,11 @@ impl Resolved {
             }
         }
         notices.extend(confinement::check(&confinements, strict)?);
+        let mut restored = settle(&mut sockets, unwanted, &mut store, notices);
         let mut files = SocketFiles {
             ours: Vec::new(),
             binder: file_binder,
+            store,
         };
         let mut made = take_inherited(&mut sockets, notices);
         if let Some(mut binder) = port_binder {
@@ -247,8 +267,16 @@ impl Resolved {
             refuse_served(&sockets, &file_asks)?;
             ask_binder(binder, &sockets, &file_asks, &mut made, notices)?;
         }
-        make_ours(&sockets, &mut made, &mut files.ours, notices)?;
+        let ours = &mut files.ours;
+        make_ours(&sockets, &mut made, &mut restored, ours, notices)?;
         let listeners = listen_on(&sockets, made, reserved, backlog, open_files, notices)?;
+        if let Some(store) = &mut files.store {
+            for (name, listener) in names(&sockets).iter().zip(&listeners) {
+                name.iter()
+                    .for_each(|name| store.keep(name, &listener.socket));
+            }
+            notices.extend(store.take_notices());
+        }
         Ok(Bound {
             listeners,
             planned: sockets,
@@ -264,18 +292,15 @@ fn take_inherited(sockets: &mut [Planned], notices: &mut Vec<Notice>) -> Vec<Opt
     let keys = sockets.iter().filter_map(Planned::inherited);
     let keys: Vec<String> = keys.map(|one| quoted(one.key())).collect();
     notices.extend((!keys.is_empty()).then_some(Notice::TookOver { keys }));
-    for Planned { wanted, maker } in sockets {
-        let Maker::Launcher(inherited) = maker else {
-            made.push(None);
-            continue;
-        };
-        if let Wanted::Path { spec, .. } = wanted
+    for planned in sockets {
+        if let Wanted::Path { spec, .. } = &planned.wanted
+            && planned.inherited().is_some()
             && spec.has_attributes()
         {
-            let given = wanted.given();
+            let given = planned.wanted.given();
             notices.push(Notice::AttributesOfLauncher { given });
         }
-        made.push(inherited.take_socket());
+        made.push(planned.take_socket());
     }
     made
 }
@@ -344,13 +369,19 @@ fn removing_socket(spec: &PathSpec) -> Notice {
 fn make_ours(
     sockets: &[Planned],
     made: &mut [Option<OwnedFd>],
+    restored: &mut BTreeMap<usize, MadeFile<UserDirectory>>,
     files: &mut Vec<OurFile>,
     notices: &mut Vec<Notice>,
 ) -> Result<(), Failure> {
-    for (planned, made) in sockets.iter().zip(made) {
-        if let (Wanted::Path { spec, uid, gid }, Maker::Ourselves { objection }) =
+    for (place, (planned, made)) in sockets.iter().zip(made).enumerate() {
+        if let (Wanted::Path { spec, uid, gid }, Maker::Ourselves { objection, .. }) =
             (&planned.wanted, &planned.maker)
         {
+            if made.is_some() {
+                let file = restored.remove(&place);
+                files.extend(file.map(|file| OurFile::new(file, spec)));
+                continue;
+            }
             if let Some(name) = spec.abstract_name() {
                 let socket = bind_abstract(name)
                     .map_err(|errno| cannot_bind(&planned.wanted, &errno.into(), None))?;
@@ -366,7 +397,7 @@ fn make_ours(
                 .map_err(|refusal| {
                     cannot_bind_ourselves(&planned.wanted, &refusal, objection.as_ref())
                 })?;
-            files.push(OurFile::new(file, &spec.path));
+            files.push(OurFile::new(file, spec));
             notices.extend(replaced.then(|| removing_socket(spec)));
             *made = Some(socket);
         }
@@ -407,7 +438,7 @@ pub(super) fn make_again(
     });
     let Made { socket, file, .. } =
         made.map_err(|refusal| cannot_bind_ourselves(wanted, &refusal, None))?;
-    let file = OurFile::new(file, &spec.path);
+    let file = OurFile::new(file, spec);
     let ready = sockets::listen(&socket, backlog)
         .and_then(|()| duplicate_above(socket.as_fd(), highest))
         .inspect_err(|_| file.remove());
@@ -523,12 +554,28 @@ impl SocketFiles {
     pub fn binder_is_gone(&mut self) {
         self.binder = None;
     }
+
+    /// A new socket has taken the place of an earlier one: in the store too.
+    pub(super) fn store_again(&mut self, place: usize, socket: &OwnedFd) -> Vec<Notice> {
+        let (Some(store), Some(file)) = (&mut self.store, self.ours.get(place)) else {
+            return Vec::new();
+        };
+        store.remove(file.stored_as.as_ref());
+        store.keep(&file.stored_as, socket);
+        store.take_notices()
+    }
 }
 
 /// Removes every socket file that is still ours, here and by the binder, and waits for the binder to exit.
 impl Drop for SocketFiles {
     fn drop(&mut self) {
-        self.ours.iter().for_each(OurFile::remove);
+        for file in &self.ours {
+            // First, or the next start could get a socket that nobody can reach.
+            if let Some(store) = &mut self.store {
+                store.remove(file.stored_as.as_ref());
+            }
+            file.remove();
+        }
         if let Some(binder) = self.binder.take() {
             // Nothing can be done about a binder that exited in another way.
             drop(binder.end());

@@ -162,6 +162,9 @@ impl Health {
                 Found::Mended(was) => (Some(was), None),
                 Found::Renewed(renewed) => {
                     *socket = renewed;
+                    if let Kind::Ours { place, .. } = &listener.kind {
+                        notices.extend(files.store_again(*place, socket));
+                    }
                     (Some(Was::Replaced), None)
                 }
                 Found::InTrouble(trouble) => (None, Some(trouble)),

@@ -19,8 +19,9 @@ use nix::sys::stat::{SFlag, fstat};
 
 use crate::host::identity::is_in_partial_namespace;
 use crate::host::passed_on::PassedOn;
-use crate::listeners::sockets::{self, bound_address};
+use crate::listeners::sockets::{self, Shut, bound_address, shut};
 use crate::listeners::spec::{Host, PathSpec, PortSpec};
+use crate::listeners::store::{is_stored, name_of_port};
 use crate::words::failure::Failure;
 use crate::words::file_type::name_of_type;
 use crate::words::remedy;
@@ -66,12 +67,25 @@ impl Inherited {
     /// `identity` is whom the workers will be, if root starts them.
     ///
     /// # Errors
-    /// If one is nothing that a launcher would want to have served.
+    /// If one is nothing that a launcher would want to have served. What an earlier start has stored, and cannot be served
+    /// now, is not wanted any more.
     pub fn examine_all(
         passed_on: Vec<PassedOn>,
         identity: Option<&Identity>,
     ) -> Result<Vec<Inherited>, Failure> {
-        let examine = |one| Inherited::examine(one, identity);
+        let examine = |passed_on: PassedOn| {
+            let name = passed_on.name.clone();
+            let examined = Inherited::examine(passed_on, identity);
+            let is_usable = examined.as_ref().is_ok_and(|it| !it.is_shut_down());
+            match is_stored(name.as_deref()) && !is_usable {
+                true => Ok(Inherited {
+                    socket: None,
+                    name,
+                    what: What::Other { kind: "other" },
+                }),
+                false => examined,
+            }
+        };
         passed_on.into_iter().map(examine).collect()
     }
 
@@ -93,6 +107,31 @@ impl Inherited {
                 Err(cannot_take(number, name.as_deref(), &cause).hint(hint))
             }
         }
+    }
+
+    /// The name that we have stored it with, if it is from there.
+    pub fn stored_name(&self) -> Option<&OsStr> {
+        let name = self.name.as_deref();
+        name.filter(|_| is_stored(name))
+    }
+
+    /// Whether a worker has shut it down for good: only TCP can listen again.
+    fn is_shut_down(&self) -> bool {
+        let socket = self.socket().filter(|_| self.kind() != "tcp");
+        socket.is_some_and(|socket| shut(socket) != Shut::Nothing)
+    }
+
+    /// Where a port is bound.
+    pub fn address(&self) -> Option<SocketAddr> {
+        match &self.what {
+            What::Port { address, .. } => Some(*address),
+            What::Path(_) | What::Other { .. } => None,
+        }
+    }
+
+    /// The socket, unless it was given away.
+    pub fn socket(&self) -> Option<&OwnedFd> {
+        self.socket.as_ref()
     }
 
     /// Gives the socket away, once.
@@ -167,12 +206,31 @@ impl Inherited {
     }
 
     /// Whether this `--port` means it.
-    fn is_port(&self, spec: &PortSpec) -> bool {
+    fn is_port(&self, spec: &PortSpec, ordinal: usize) -> bool {
+        if spec.port == 0 {
+            return self.is_chosen_for(spec, ordinal);
+        }
         match &spec.host {
             Host::Address(ip) => self.is_at(spec.transport, *ip, spec.port),
             // That is known only when it is resolved.
             Host::Name(_) => false,
         }
+    }
+
+    /// Whether an earlier start has let the kernel choose its port for this `--port`.
+    fn is_chosen_for(&self, spec: &PortSpec, ordinal: usize) -> bool {
+        let What::Port {
+            transport, address, ..
+        } = &self.what
+        else {
+            return false;
+        };
+        let is_there = match &spec.host {
+            Host::Address(ip) => address.ip() == *ip,
+            Host::Name(_) => true,
+        };
+        let name = name_of_port(spec, ordinal);
+        is_there && *transport == spec.transport && self.stored_name() == Some(name.as_ref())
     }
 
     /// Whether this `--port` for all IPv4 addresses gets its connections, although it is one for all IPv6 addresses.
@@ -211,10 +269,16 @@ fn is_abstract(path: &Path) -> bool {
 
 /// For each `--port` the inherited socket that it names, which is then no longer among the others.
 pub fn of_ports(ports: &[PortSpec], inherited: &mut Vec<Inherited>) -> Vec<Option<Inherited>> {
-    let mut found: Vec<Option<Inherited>> = ports
-        .iter()
-        .map(|spec| take_first(inherited, |one| one.is_port(spec)))
-        .collect();
+    let mut found: Vec<Option<Inherited>> = Vec::with_capacity(ports.len());
+    for (place, spec) in ports.iter().enumerate() {
+        let earlier = ports.iter().take(place);
+        let of_that_name = |one: &&PortSpec| name_of_port(one, 0) == name_of_port(spec, 0);
+        let ordinal = match spec.port {
+            0 => earlier.filter(of_that_name).count(),
+            _ => 0,
+        };
+        found.push(take_first(inherited, |one| one.is_port(spec, ordinal)));
+    }
     // Only what nobody names by its own address.
     for (spec, found) in ports.iter().zip(&mut found) {
         if found.is_none() {

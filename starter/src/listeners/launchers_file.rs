@@ -40,6 +40,11 @@ impl LaunchersFile {
         }
     }
 
+    /// Whether the kernel says that its file is at its path.
+    pub fn is_certainly_there(&self) -> bool {
+        matches!(self.identity, Identity::Inode(_)) && self.named() == Named::Itself
+    }
+
     /// What is now at its path.
     pub fn named(&self) -> Named {
         let is_it = |there: &FileStat| match &self.identity {

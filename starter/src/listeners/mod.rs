@@ -24,6 +24,8 @@ mod second_name;
 mod settings;
 pub mod sockets;
 pub mod spec;
+mod store;
+mod stored;
 mod user_directory;
 
 pub use self::settings::Settings;

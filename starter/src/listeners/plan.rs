@@ -4,7 +4,7 @@
 
 use std::ffi::OsString;
 use std::net::SocketAddr;
-use std::os::fd::RawFd;
+use std::os::fd::{OwnedFd, RawFd};
 use std::path::Path;
 
 use common::message::{Grant, Identity, MOST_DESCRIPTORS, SocketFile, Transport};
@@ -15,6 +15,7 @@ use crate::host::open_files::OpenFiles;
 use crate::listeners::binder::Binder;
 use crate::listeners::inherited::{self, Inherited};
 use crate::listeners::spec::{Host, PathSpec, PortSpec};
+use crate::listeners::store::Store;
 use crate::words::failure::{self, Failure};
 use crate::words::remedy;
 use crate::words::text::quoted;
@@ -31,6 +32,7 @@ pub struct Plan {
     files: Vec<Grant>,
     /// Those that no option names so far.
     inherited: Vec<Inherited>,
+    store: Option<Store>,
     identity: Option<Identity>,
 }
 
@@ -62,8 +64,12 @@ pub enum Maker {
     PortBinder(u32),
     /// The path binder, by this grant.
     FileBinder(u32),
-    /// This process, after the drop; with the reason why root does not, if it was root.
-    Ourselves { objection: Option<Untrusted> },
+    /// This process, after the drop; with the reason why root does not, if it was root. It need not if an earlier start has
+    /// stored the socket.
+    Ourselves {
+        objection: Option<Untrusted>,
+        stored: Option<Inherited>,
+    },
     /// The launcher, which has passed it on.
     Launcher(Inherited),
 }
@@ -75,6 +81,8 @@ pub struct Prepared {
     pub file_binder: Option<Binder>,
     /// Those that no option has named so far; a host name still may.
     pub inherited: Vec<Inherited>,
+    /// Where listeners are stored, if the service manager keeps any.
+    pub store: Option<Store>,
 }
 
 impl Plan {
@@ -92,6 +100,7 @@ impl Plan {
             ports: Vec::new(),
             files: Vec::new(),
             inherited,
+            store: Store::reach(identity.is_some()),
             identity,
         };
         for (spec, inherited) in ports.into_iter().zip(of_ports) {
@@ -105,8 +114,8 @@ impl Plan {
         for spec in paths {
             let (uid, gid) = owners(&spec)?;
             let maker = match inherited::of_path(&spec, &mut plan.inherited) {
-                Some(inherited) => Maker::Launcher(inherited),
-                None => plan.maker_of(&spec, uid, gid)?,
+                Some(inherited) if inherited.stored_name().is_none() => Maker::Launcher(inherited),
+                stored => plan.maker_of(&spec, uid, gid, stored)?,
             };
             let wanted = Wanted::Path { spec, uid, gid };
             plan.sockets.push(Planned { wanted, maker });
@@ -136,9 +145,11 @@ impl Plan {
         spec: &PathSpec,
         uid: Option<u32>,
         gid: Option<u32>,
+        stored: Option<Inherited>,
     ) -> Result<Maker, Failure> {
         if self.identity.is_none() || spec.abstract_name().is_some() {
-            return Ok(Maker::Ourselves { objection: None });
+            let objection = None;
+            return Ok(Maker::Ourselves { objection, stored });
         }
         let path = std::path::absolute(&spec.path).map_err(|error| {
             let (shown, cause) = (quoted(&spec.given), failure::cause(&error));
@@ -147,6 +158,8 @@ impl Plan {
         })?;
         match open_directory(path.parent().unwrap_or(Path::new("/")), &Trust::ROOT) {
             Ok(_) => {
+                // Its file is gone with the binder that made it.
+                self.inherited.extend(stored);
                 let maker = Maker::FileBinder(number_of_next(&self.files)?);
                 self.files.push(Grant::Path(SocketFile {
                     path: path.into(),
@@ -158,6 +171,7 @@ impl Plan {
             }
             Err(untrusted) => Ok(Maker::Ourselves {
                 objection: Some(untrusted),
+                stored,
             }),
         }
     }
@@ -178,6 +192,7 @@ impl Plan {
             port_binder,
             file_binder,
             inherited: self.inherited,
+            store: self.store,
         })
     }
 }
@@ -195,10 +210,32 @@ impl Planned {
         }
     }
 
+    /// What the launcher has made.
     pub fn inherited(&self) -> Option<&Inherited> {
         match &self.maker {
-            Maker::Launcher(inherited) => Some(inherited),
-            Maker::PortBinder(_) | Maker::FileBinder(_) | Maker::Ourselves { .. } => None,
+            Maker::Launcher(inherited) if inherited.stored_name().is_none() => Some(inherited),
+            Maker::Launcher(_)
+            | Maker::PortBinder(_)
+            | Maker::FileBinder(_)
+            | Maker::Ourselves { .. } => None,
+        }
+    }
+
+    /// What an earlier start has made and stored.
+    pub fn stored(&self) -> Option<&Inherited> {
+        match &self.maker {
+            Maker::Launcher(inherited) if inherited.stored_name().is_some() => Some(inherited),
+            Maker::Ourselves { stored, .. } => stored.as_ref(),
+            Maker::Launcher(_) | Maker::PortBinder(_) | Maker::FileBinder(_) => None,
+        }
+    }
+
+    /// Gives away the socket of either.
+    pub fn take_socket(&mut self) -> Option<OwnedFd> {
+        match &mut self.maker {
+            Maker::Launcher(inherited) => inherited.take_socket(),
+            Maker::Ourselves { stored, .. } => stored.as_mut()?.take_socket(),
+            Maker::PortBinder(_) | Maker::FileBinder(_) => None,
         }
     }
 }

@@ -4,6 +4,7 @@ use std::net::{SocketAddr, SocketAddrV4, SocketAddrV6};
 use std::os::fd::{AsRawFd, OwnedFd};
 
 use nix::errno::Errno;
+use nix::fcntl::{FcntlArg, OFlag, fcntl};
 use nix::sys::socket::{SockaddrStorage, getsockname};
 
 /// `TCP_LISTEN` of the kernel's list of states (include/net/tcp_states.h).
@@ -73,6 +74,12 @@ pub fn option(socket: &OwnedFd, name: i32) -> nix::Result<i32> {
 /// Whether somebody has called listen(2) on it.
 pub fn listens(socket: &OwnedFd) -> nix::Result<bool> {
     option(socket, libc::SO_ACCEPTCONN).map(|value| value != 0)
+}
+
+/// Undoes O_NONBLOCK, which whoever shares the socket shares too.
+pub fn make_blocking(socket: &OwnedFd) -> nix::Result<()> {
+    let flags = OFlag::from_bits_retain(fcntl(socket, FcntlArg::F_GETFL)?);
+    fcntl(socket, FcntlArg::F_SETFL(flags - OFlag::O_NONBLOCK)).map(drop)
 }
 
 /// Disconnects a socket: connect(2) with AF_UNSPEC.

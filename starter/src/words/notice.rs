@@ -78,6 +78,10 @@ pub enum Notice {
     TookOver {
         keys: Vec<String>,
     },
+    /// What an earlier start has stored with the service manager, by its keys.
+    TookBack {
+        keys: Vec<String>,
+    },
     /// Mode and owner of a file that the launcher has made.
     AttributesOfLauncher {
         given: String,
@@ -265,6 +269,7 @@ impl Notice {
             | Notice::LogReopened { .. } => Severity::Notice,
             Notice::Duplicated { .. }
             | Notice::TookOver { .. }
+            | Notice::TookBack { .. }
             | Notice::PortChosen { .. }
             | Notice::RemovingSocket { .. }
             | Notice::StartingNewWorker(_)

@@ -98,6 +98,10 @@ impl Notice {
             Notice::TookOver { keys } => {
                 format!("start_server: took over from the launcher: {}", keys.join(" "))
             }
+            Notice::TookBack { keys } => {
+                let keys = keys.join(" ");
+                format!("start_server: took back from the service manager: {keys}")
+            }
             Notice::AttributesOfLauncher { given } => {
                 format!(
                     "start_server: {given}: the launcher has made this socket, so its mode and owner stay as they are"

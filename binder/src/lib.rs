@@ -26,7 +26,7 @@ use std::os::fd::{FromRawFd, OwnedFd};
 use std::process::ExitCode;
 
 use common::channel::Channel;
-use common::descriptors::close_inherited;
+use common::descriptors::{FIRST, close_inherited};
 use common::message::{Reply, Request};
 use common::privileges::become_undumpable;
 use common::signals::ignore_all_but;
@@ -61,7 +61,7 @@ fn printable(cause: &str) -> String {
 }
 
 fn run() -> Result<(), String> {
-    close_inherited()
+    close_inherited(FIRST)
         .map_err(|errno| format!("cannot close inherited descriptors: {}", errno.desc()))?;
     become_undumpable()?;
     // A terminal's signals reach the whole process group, a service manager's TERM the whole control group; but socket

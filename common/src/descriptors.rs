@@ -5,18 +5,18 @@ use std::os::fd::RawFd;
 use nix::errno::Errno;
 
 /// The first one that is not standard input, output or error.
-const FIRST: RawFd = 3;
+pub const FIRST: RawFd = 3;
 
-/// Closes every descriptor but 0, 1 and 2 (close_range(2)), which the launcher may have leaked. Call it before anything is
+/// Closes every descriptor from this one on (close_range(2)), which the launcher may have leaked. Call it before anything is
 /// opened.
 #[expect(
     unsafe_code,
     reason = "what the launcher leaked has no owner in this process"
 )]
-pub fn close_inherited() -> nix::Result<()> {
-    close_range(0).or_else(|errno| {
-        for_each_open(errno, |number| {
-            // SAFETY: no OwnedFd exists yet: that is the contract of `close_inherited`.
+pub fn close_inherited(first: RawFd) -> nix::Result<()> {
+    close_range(first, 0).or_else(|errno| {
+        for_each_open(first, errno, |number| {
+            // SAFETY: no OwnedFd exists yet from `first` on: that is the contract of `close_inherited`.
             unsafe { libc::close(number) }
         })
     })
@@ -25,8 +25,8 @@ pub fn close_inherited() -> nix::Result<()> {
 /// Marks every descriptor but 0, 1 and 2 close-on-exec.
 #[expect(unsafe_code, reason = "the descriptors are only known by number")]
 pub fn keep_from_exec() -> nix::Result<()> {
-    close_range(libc::CLOSE_RANGE_CLOEXEC).or_else(|errno| {
-        for_each_open(errno, |number| {
+    close_range(FIRST, libc::CLOSE_RANGE_CLOEXEC).or_else(|errno| {
+        for_each_open(FIRST, errno, |number| {
             // SAFETY: this takes no descriptor away from its owner.
             unsafe { libc::fcntl(number, libc::F_SETFD, libc::FD_CLOEXEC) }
         })
@@ -34,16 +34,16 @@ pub fn keep_from_exec() -> nix::Result<()> {
 }
 
 #[expect(unsafe_code, reason = "nix has no close_range")]
-fn close_range(flags: libc::c_uint) -> nix::Result<()> {
+fn close_range(first: RawFd, flags: libc::c_uint) -> nix::Result<()> {
     // SAFETY: it takes numbers only. No OwnedFd may exist yet when descriptors are closed: that is the contract of
     // `close_inherited`; close-on-exec takes no descriptor away from its owner.
-    Errno::result(unsafe { libc::syscall(libc::SYS_close_range, FIRST, libc::c_uint::MAX, flags) })
+    Errno::result(unsafe { libc::syscall(libc::SYS_close_range, first, libc::c_uint::MAX, flags) })
         .map(drop)
 }
 
 /// One by one, if close_range(2) or its flag is missing: before Linux 5.11, and in containers whose filter does not know
 /// it.
-fn for_each_open(refused: Errno, act: impl Fn(RawFd) -> libc::c_int) -> nix::Result<()> {
+fn for_each_open(first: RawFd, refused: Errno, act: impl Fn(RawFd) -> i32) -> nix::Result<()> {
     // All numbers first, so that the list itself is not changed while it is read.
     let listed = std::fs::read_dir("/proc/self/fd").and_then(|entries| {
         entries
@@ -57,7 +57,7 @@ fn for_each_open(refused: Errno, act: impl Fn(RawFd) -> libc::c_int) -> nix::Res
     });
     // Without /proc nothing is known about them: then the first error counts.
     for number in listed.map_err(|_| refused)?.into_iter().flatten() {
-        if number >= FIRST {
+        if number >= first {
             match Errno::result(act(number)) {
                 // The list itself is closed by now.
                 Ok(_) | Err(Errno::EBADF) => {}

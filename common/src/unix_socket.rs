@@ -157,11 +157,7 @@ impl<D: SocketDirectory> Place<D> {
             Err(Errno::ENOENT) => return Err(Refusal::Replaced),
             Err(errno) => return Err(errno.into()),
         };
-        let file = MadeFile {
-            directory: self.directory,
-            name: self.name,
-            file,
-        };
+        let file = MadeFile::of(self.directory, self.name, file);
         if uid.is_some() || gid.is_some() {
             file.give_to(uid, gid).inspect_err(|_| file.remove())?;
         }
@@ -187,6 +183,15 @@ impl<D: SocketDirectory> Place<D> {
 }
 
 impl<D: SocketDirectory> MadeFile<D> {
+    /// The file of a socket that is bound there, if it is known.
+    pub fn of(directory: D, name: OsString, file: Option<OwnedFd>) -> MadeFile<D> {
+        MadeFile {
+            directory,
+            name,
+            file,
+        }
+    }
+
     fn give_to(&self, uid: Option<u32>, gid: Option<u32>) -> Result<(), Refusal> {
         let (uid, gid) = (uid.map(Uid::from_raw), gid.map(Gid::from_raw));
         let file = self.file.as_ref().ok_or(Refusal::Replaced)?;

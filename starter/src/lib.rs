@@ -40,9 +40,7 @@ mod worker;
 use std::io::{self, Write};
 use std::process::ExitCode;
 
-use common::descriptors::close_inherited;
-
-use crate::host::{dispositions, identity};
+use crate::host::{dispositions, identity, passed_on};
 use crate::options::Invocation;
 use crate::supervisor::signals;
 use crate::words::failure::{Failure, Status};
@@ -64,17 +62,13 @@ fn run() -> Result<Status, Failure> {
     if self_test::is_worker() {
         return self_test::run_worker().map(done);
     }
-    close_inherited().map_err(|errno| {
-        Failure::failed(format!(
-            "cannot close inherited descriptors: {}",
-            errno.desc()
-        ))
-    })?;
+    // A server alone has a use for them, and a lie about them keeps nothing else from running.
+    let passed_on = passed_on::take_and_close_others()?;
     // Before the first child: a process that ignores CHLD cannot wait for one.
     dispositions::reset();
     signals::hold().map_err(start::cannot_set_up_signals)?;
     match options::parse(std::env::args_os().skip(1))? {
-        Invocation::Start(options) => start::run(*options),
+        Invocation::Start(options) => start::run(*options, passed_on?),
         Invocation::Restart(settings) => {
             client::restart(&settings, &mut teller(&settings)).map(done)
         }

@@ -28,11 +28,13 @@ use crate::host::identity::Login;
 use crate::host::launcher::Handover;
 use crate::host::moment::Moment;
 use crate::host::open_files::OpenFiles;
+use crate::host::passed_on::PassedOn;
 use crate::host::{identity, streams, terminal};
 use crate::listeners::backlog::Backlog;
 use crate::listeners::bind::{Bound, Listener, SocketFiles};
 use crate::listeners::dialects::{self, Announced, Dialect};
 use crate::listeners::health::Health;
+use crate::listeners::inherited::Inherited;
 use crate::listeners::plan::{Plan, Prepared};
 use crate::log::Log;
 use crate::machine::{self, Outcome};
@@ -55,10 +57,10 @@ use crate::worker::Blueprint;
 use crate::worker::environment::Environment;
 
 /// Runs the superdaemon, in the foreground or as a daemon.
-pub fn run(options: Options) -> Result<Status, Failure> {
+pub fn run(options: Options, passed_on: Vec<PassedOn>) -> Result<Status, Failure> {
     let launch = Launch::of_process();
     if !options.is_daemon {
-        return start(options, None, launch);
+        return start(options, passed_on, None, launch);
     }
     let stdin_is_a_socket = options
         .listeners
@@ -68,15 +70,20 @@ pub fn run(options: Options) -> Result<Status, Failure> {
     match daemon::detach(stdin_is_a_socket)? {
         // The launched process waits for the verdict on the first start and exits with it.
         Side::Launcher(verdict) => verdict.map(|()| Status::Done),
-        Side::Daemon(waiting) => start(options, Some(waiting), launch),
+        Side::Daemon(waiting) => start(options, passed_on, Some(waiting), launch),
     }
 }
 
 /// Runs the phases of a start; each gets what the one before produced.
-fn start(options: Options, waiting: Option<Waiting>, launch: Launch) -> Result<Status, Failure> {
+fn start(
+    options: Options,
+    passed_on: Vec<PassedOn>,
+    waiting: Option<Waiting>,
+    launch: Launch,
+) -> Result<Status, Failure> {
     let main_pid = waiting.is_some().then(std::process::id);
     let mut manager = Manager::reach(launch, main_pid, options.ready.ready.awaited());
-    let begun = drop_to_user(&options).and_then(|dropped| {
+    let begun = drop_to_user(&options, passed_on).and_then(|dropped| {
         let log = Log::begin(&options.log)?;
         Ok((dropped, log))
     });
@@ -130,7 +137,7 @@ struct Dropped {
 }
 
 /// Does everything that needs the launcher's privileges, possibly root's: starts the binders, and nothing else.
-fn drop_to_user(options: &Options) -> Result<Dropped, Failure> {
+fn drop_to_user(options: &Options, passed_on: Vec<PassedOn>) -> Result<Dropped, Failure> {
     let open_files = OpenFiles::of_launcher()?;
     let account = identity::identify(&options.identity)?;
     let (identity, login) = account
@@ -138,7 +145,8 @@ fn drop_to_user(options: &Options) -> Result<Dropped, Failure> {
         .unzip();
     let listening = &options.listeners;
     let (ports, paths) = (listening.ports.clone(), listening.paths.clone());
-    let plan = Plan::new(ports, paths, identity.clone())?;
+    let inherited = Inherited::examine_all(passed_on, identity.as_ref())?;
+    let plan = Plan::new(ports, paths, inherited, identity.clone())?;
     // Before the binders, which must not have it either.
     let own_session =
         identity.is_some() && terminal::keep_from_user().map_err(cannot_keep_terminal)?;
@@ -265,6 +273,7 @@ fn make_ready(options: Options, held: Held, log: &mut Log) -> Result<Ready, Fail
     let (listeners, dialects) = (held.listeners, &options.listeners.dialects);
     let environment = Environment::new(&options.environment);
     environment.check()?;
+    dialects::check(&listeners, dialects, options.ready.reserved_number())?;
     dialects::prepare(&listeners, dialects)?;
     let shown = Shown {
         files: &options.status,

@@ -33,6 +33,7 @@
 )]
 
 pub mod client;
+pub mod fd_store;
 pub mod folder;
 pub mod journal;
 pub mod manager;

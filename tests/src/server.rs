@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::ffi::{CString, OsStr, OsString};
 use std::fs::{self, File, OpenOptions};
 use std::io;
-use std::os::fd::AsRawFd;
+use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
 use std::os::unix::fs::{OpenOptionsExt, chown};
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
@@ -12,7 +12,7 @@ use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::{env, process, ptr, thread};
 
-use nix::fcntl::AT_FDCWD;
+use nix::fcntl::{AT_FDCWD, FcntlArg, fcntl};
 use nix::sys::ptrace;
 use nix::sys::resource::{Resource, setrlimit};
 use nix::sys::signal::{
@@ -30,6 +30,9 @@ use crate::{client, proc, programs, wait};
 
 /// The user and group `nobody`.
 pub const NOBODY: u32 = 65534;
+
+/// A number above those that anybody asks for.
+const HIGH: i32 = 500;
 
 /// Marks every process that a server started, in its environment.
 const MARK: &str = "E2E_MARK";
@@ -53,6 +56,10 @@ pub struct Setup {
     /// Open until the start, because `before_exec` knows them by number.
     handed: Vec<File>,
     leads_session: bool,
+    /// How many descriptors a launcher passes on.
+    passed_on: i32,
+    /// Runs instead of what was built.
+    copy: Option<PathBuf>,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -208,6 +215,26 @@ impl Setup {
         self
     }
 
+    /// Runs this copy of start_server.
+    pub fn copy(mut self, program: PathBuf) -> Setup {
+        self.copy = Some(program);
+        self
+    }
+
+    /// Passes this descriptor on to start_server as systemd does, after those before it (sd_listen_fds(3)), with `LISTEN_PID`
+    /// and `LISTEN_FDS`. Names are for the test to set, in `LISTEN_FDNAMES`, and lies in these.
+    pub fn pass_on(mut self, descriptor: impl Into<OwnedFd>) -> Setup {
+        // Out of the way of the numbers that they get.
+        let descriptor = fcntl(descriptor.into(), FcntlArg::F_DUPFD_CLOEXEC(HIGH));
+        let descriptor = descriptor.expect("cannot duplicate a descriptor");
+        self.handed.push(file_of(descriptor));
+        self.before_exec
+            .push(BeforeExec::Keep(descriptor, 3 + self.passed_on));
+        self.passed_on += 1;
+        let count = self.passed_on.to_string();
+        self.env("LISTEN_FDS", count)
+    }
+
     /// Starts start_server with every signal ignored that can be, also those that have no name.
     pub fn ignore_all(mut self) -> Setup {
         self.before_exec.push(BeforeExec::IgnoreAll);
@@ -310,9 +337,13 @@ impl Setup {
             None,
         )
         .expect("cannot give the log away");
+        let knows_its_pid =
+            self.passed_on > 0 && !self.environment.contains_key(OsStr::new("LISTEN_PID"));
+        let program = self.copy.take().unwrap_or_else(programs::start_server);
         let mut command = match self.arg0.take() {
-            None => command(self.user, &programs::start_server()),
-            Some(name) => command_called(self.user, &programs::start_server(), &name),
+            None if knows_its_pid => command_with_pid(self.user, &program),
+            None => command(self.user, &program),
+            Some(name) => command_called(self.user, &program, &name),
         };
         command.args(&self.options).args(&self.interval);
         if !self.program.is_empty() {
@@ -322,7 +353,19 @@ impl Setup {
             .current_dir(self.folder())
             .envs(&self.environment)
             .env(MARK, &mark);
-        command.stdin(self.stdin.take().map_or_else(Stdio::null, Stdio::from));
+        // A launcher has no copies of what it has passed on, and neither may this process when start_server begins to run:
+        // until this is closed it does not.
+        let copies = knows_its_pid.then(|| io::pipe().expect("cannot make a pipe"));
+        let copies = match copies {
+            Some((reader, writer)) => {
+                command.stdin(reader);
+                Some(writer)
+            }
+            None => {
+                command.stdin(self.stdin.take().map_or_else(Stdio::null, Stdio::from));
+                None
+            }
+        };
         let output = self.output.take().unwrap_or(output);
         command
             .stdout(output.try_clone().expect("cannot duplicate a descriptor"))
@@ -334,6 +377,9 @@ impl Setup {
         prepare(&mut command, std::mem::take(&mut self.before_exec));
         let daemon = self.options.iter().any(|option| option == "--daemonize");
         let child = command.spawn_in_turn().expect("cannot run start_server");
+        drop(command);
+        drop(std::mem::take(&mut self.handed));
+        drop(copies);
         Server {
             folder: self.folder,
             user: self.user,
@@ -411,6 +457,8 @@ impl Server {
             arg0: None,
             handed: Vec::new(),
             leads_session: false,
+            passed_on: 0,
+            copy: None,
         };
         setup
             .interval(if programs::another().is_some() {
@@ -811,6 +859,23 @@ fn command(user: User, program: &Path) -> Command {
     };
     command.env_clear();
     command
+}
+
+/// The same by a launcher that sets `LISTEN_PID` to the pid that it keeps.
+fn command_with_pid(user: User, program: &Path) -> Command {
+    let inner = command(user, program);
+    let mut command = Command::new("/bin/sh");
+    let script = r#"read _; LISTEN_PID=$$ exec "$@" </dev/null"#;
+    command.args(["-c", script, "sh"]);
+    command.arg(inner.get_program()).args(inner.get_args());
+    command.env_clear();
+    command
+}
+
+#[expect(unsafe_code, reason = "fcntl(2) gives a new descriptor as a number")]
+fn file_of(descriptor: i32) -> File {
+    // SAFETY: it was just made, and nothing else has seen its number.
+    unsafe { File::from_raw_fd(descriptor) }
 }
 
 /// The same with another `argv[0]`, which setpriv(1) would not hand on.

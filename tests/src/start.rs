@@ -41,6 +41,12 @@ pub trait InTurn {
     fn status_in_turn(&mut self) -> io::Result<ExitStatus>;
 }
 
+/// Does something while no child is between fork and exec: what it closes is closed then.
+pub fn between_starts<T>(act: impl FnOnce() -> T) -> T {
+    let _turn = TURN.lock().unwrap_or_else(PoisonError::into_inner);
+    act()
+}
+
 impl InTurn for Command {
     #[expect(
         unsafe_code,

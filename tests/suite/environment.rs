@@ -693,6 +693,7 @@ fn what_others_tell_start_server_alone_does_not_reach_the_workers() {
     }
     let names = [
         "NOTIFY_SOCKET",
+        "FDSTORE",
         "WATCHDOG_PID",
         "WATCHDOG_USEC",
         "LISTEN_FDS",

@@ -165,9 +165,11 @@ impl Shown<'_> {
 
 fn row_of_listener((listener, queue): (&Listener, Queue)) -> [String; 4] {
     /// What is left of a line for an address.
-    const WIDEST_ADDRESS: usize = 50;
+    const WIDEST_ADDRESS: usize = 45;
     let kind = match listener.kind.as_str() {
         kind @ ("tcp" | "udp" | "unix") => kind,
+        // What only a launcher can pass on.
+        kind @ ("fifo" | "seqpacket" | "datagram" | "netlink" | "vsock" | "other") => kind,
         _ => UNKNOWN,
     };
     [
@@ -178,7 +180,13 @@ fn row_of_listener((listener, queue): (&Listener, Queue)) -> [String; 4] {
         },
         known(queue.backlog.or(listener.backlog)),
         // The end of a path tells more than its beginning.
-        cut_front(&shortened(&listener.address), WIDEST_ADDRESS),
+        match (
+            cut_front(&shortened(&listener.address), WIDEST_ADDRESS),
+            listener.inherited,
+        ) {
+            (address, false) => address,
+            (address, true) => format!("{address} (inherited)"),
+        },
     ]
 }
 

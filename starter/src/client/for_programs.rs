@@ -49,6 +49,7 @@ struct JsonListener<'a> {
     /// Connections; for UDP, bytes.
     queue: Option<u32>,
     backlog: Option<u32>,
+    inherited: bool,
     trouble: &'a Option<String>,
 }
 
@@ -114,6 +115,7 @@ fn json_of_listener((listener, queue): (&Listener, Queue)) -> JsonListener<'_> {
         address: &listener.address,
         queue: queue.length,
         backlog: queue.backlog.or(listener.backlog),
+        inherited: listener.inherited,
         trouble: &listener.trouble,
     }
 }

@@ -12,9 +12,10 @@ pub type Change = (OsString, Option<OsString>);
 /// Variables that are addressed to this process alone. A worker that found them would answer the sender in our place,
 /// or take whatever has the announced descriptor numbers for its sockets: we have closed all inherited descriptors but
 /// 0 to 2.
-const TOLD_TO_US: [&str; 12] = [
+const TOLD_TO_US: [&str; 13] = [
     // A service manager: sd_notify(3), sd_watchdog_enabled(3), sd_listen_fds(3).
     "NOTIFY_SOCKET",
+    "FDSTORE",
     "WATCHDOG_PID",
     "WATCHDOG_USEC",
     "LISTEN_FDS",

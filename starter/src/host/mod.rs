@@ -10,6 +10,7 @@ pub mod low_ports;
 pub mod moment;
 pub mod open_files;
 pub mod order;
+pub mod passed_on;
 pub mod proc;
 pub mod process;
 pub mod sock_diag;

@@ -68,8 +68,22 @@ pub fn duplicate_above(descriptor: BorrowedFd<'_>, number: RawFd) -> nix::Result
     Ok(owned(copy))
 }
 
+/// The open descriptor with this number, which nobody in this process may own yet; `None` if it is not open. From now on it
+/// is close-on-exec.
+#[expect(
+    unsafe_code,
+    reason = "what the launcher passes on is known only by its number"
+)]
+pub fn adopt(number: RawFd) -> Option<OwnedFd> {
+    // SAFETY: F_SETFD takes no pointer, and no descriptor away from anybody; a number that is not open is answered with
+    // EBADF.
+    let marked = unsafe { libc::fcntl(number, libc::F_SETFD, libc::FD_CLOEXEC) };
+    (marked == 0).then(|| owned(number))
+}
+
 #[expect(unsafe_code, reason = "fcntl(2) gives a new descriptor as a number")]
 fn owned(descriptor: RawFd) -> OwnedFd {
-    // SAFETY: F_DUPFD_CLOEXEC has just created this descriptor, and nothing else has seen its number.
+    // SAFETY: it is open and has no owner: F_DUPFD_CLOEXEC has just created it, or it was inherited, which is the contract
+    // of `adopt`.
     unsafe { OwnedFd::from_raw_fd(descriptor) }
 }

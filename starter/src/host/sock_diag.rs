@@ -44,11 +44,12 @@ const HEADER: usize = 16;
 /// `INET_DIAG_NOCOOKIE`, twice: whatever its cookie.
 const ANY_COOKIE: [u8; 8] = [0xff; 8];
 
-/// `UDIAG_SHOW_NAME` and `_RQLEN`.
-const SHOWN_OF_UNIX: u32 = 0x1 | 0x10;
+/// `UDIAG_SHOW_NAME`, `_VFS` and `_RQLEN`.
+const SHOWN_OF_UNIX: u32 = 0x1 | 0x2 | 0x10;
 
-/// `UNIX_DIAG_NAME` and `_RQLEN`.
+/// `UNIX_DIAG_NAME`, `_VFS` and `_RQLEN`.
 const NAME: u16 = 0;
+const FILE: u16 = 1;
 const QUEUE_LENGTHS: u16 = 4;
 
 /// The state of a socket; unix and UDP sockets use those of TCP (include/net/tcp_states.h).
@@ -123,6 +124,8 @@ pub struct UnixSocket {
     /// As it was bound: a path, or a NUL and an abstract name. A connection has that of the listener that it was made to.
     pub name: Option<Vec<u8>>,
     pub inode: u64,
+    /// The lower half of its file's inode number, whether or not that still has a name.
+    pub file: Option<u32>,
     /// Connections that wait to be accepted, where it listens; else received bytes that nobody has read.
     pub receive_queue: Option<u32>,
     /// The backlog, where it listens; else bytes that the other end has not yet read.
@@ -417,12 +420,14 @@ fn parse_unix(fields: &mut Fields<'_>) -> Option<UnixSocket> {
         state: State::of(state)?,
         name: None,
         inode: inode.into(),
+        file: None,
         receive_queue: None,
         send_queue: None,
     };
     while let Some((kind, value)) = fields.attribute()? {
         match kind {
             NAME => socket.name = Some(without_end(value).to_vec()),
+            FILE => socket.file = Some(Fields(value).u32()?),
             QUEUE_LENGTHS => {
                 let mut numbers = Fields(value);
                 socket.receive_queue = Some(numbers.u32()?);
@@ -484,6 +489,7 @@ mod tests {
     use std::net::{TcpListener, TcpStream, UdpSocket};
     use std::os::linux::net::SocketAddrExt;
     use std::os::unix::ffi::OsStrExt;
+    use std::os::unix::fs::MetadataExt;
     use std::os::unix::net::{SocketAddr as UnixAddress, UnixListener, UnixStream};
 
     use nix::sys::socket::{Backlog, listen};
@@ -581,6 +587,8 @@ mod tests {
         let found = only(listeners);
         assert_eq!((found.receive_queue, found.send_queue), (Some(2), Some(5)));
         assert_eq!(found.inode, inode(&listener));
+        let file = u64::from(found.file.unwrap());
+        assert_eq!(file, fs::metadata(&path).unwrap().ino() & 0xffff_ffff);
         // What nobody has accepted has no inode.
         assert!(
             connections.iter().all(|it| it.inode == 0),

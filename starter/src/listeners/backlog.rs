@@ -24,6 +24,11 @@ impl Backlog {
         }
     }
 
+    /// Whether `--backlog` was given.
+    pub fn is_asked(self) -> bool {
+        self.asked.is_some()
+    }
+
     /// The argument of listen(2).
     pub fn number(self) -> i32 {
         self.asked.unwrap_or(libc::SOMAXCONN)

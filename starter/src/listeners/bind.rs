@@ -2,17 +2,16 @@
 //!
 //! All of it runs with the user's privileges. What the binders may be asked for was decided before (see `plan`).
 
+use std::collections::BTreeMap;
 use std::ffi::OsString;
-use std::net::{SocketAddr, SocketAddrV4, SocketAddrV6, ToSocketAddrs};
+use std::net::{SocketAddr, ToSocketAddrs};
 use std::os::fd::{AsFd, AsRawFd, OwnedFd, RawFd};
 use std::path::Path;
 
 use common::message::{Address, Ask, MOST_DESCRIPTORS, Refusal};
 use common::unix_socket::{Made, MadeFile, Place, is_served};
 use nix::fcntl::{OFlag, open};
-use nix::sys::socket::{
-    AddressFamily, SockFlag, SockType, SockaddrStorage, UnixAddr, bind, getsockname, socket,
-};
+use nix::sys::socket::{AddressFamily, SockFlag, SockType, UnixAddr, bind, socket};
 use nix::sys::stat::Mode;
 use nix::unistd::Pid;
 
@@ -20,11 +19,14 @@ use crate::host::confinement::{self, OfBinder};
 use crate::host::open_files::{OpenFiles, duplicate_above};
 use crate::listeners::backlog::Backlog;
 use crate::listeners::binder::{Answer, Binder, channel_failed};
+use crate::listeners::inherited::{Inherited, take_first};
 use crate::listeners::plan::{Maker, Planned, Prepared, SPARE_DESCRIPTORS, Wanted};
 use crate::listeners::refusal::{cannot_bind, cannot_bind_ourselves};
 use crate::listeners::second_name::SecondName;
-use crate::listeners::sockets;
+use crate::listeners::sockets::{self, bound_address};
 use crate::listeners::spec::{Host, PathSpec, PortSpec};
+use crate::listeners::store::{Store, name_of_path};
+use crate::listeners::stored::{names, settle};
 use crate::listeners::user_directory::UserDirectory;
 use crate::words::failure::{self, Failure};
 use crate::words::notice::Notice;
@@ -41,6 +43,9 @@ pub struct Resolved {
     file_asks: Vec<Asked>,
     port_binder: Option<Binder>,
     file_binder: Option<Binder>,
+    /// What an earlier start has stored, and no option names now.
+    unwanted: Vec<Inherited>,
+    store: Option<Store>,
 }
 
 /// A request to a binder.
@@ -61,8 +66,17 @@ pub struct Listener {
     pub socket: OwnedFd,
     /// Its descriptor number in the workers.
     pub number: RawFd,
-    /// How many connections may wait there; `None` for UDP.
+    /// How many connections may wait there; `None` for UDP, and if only whoever called listen(2) knows it.
     pub backlog: Option<u32>,
+    /// If the launcher has passed it on.
+    pub inherited: Option<FromLauncher>,
+}
+
+/// What is known of a listener that the launcher has passed on.
+#[derive(Debug)]
+pub struct FromLauncher {
+    /// Its name in the launcher's `LISTEN_FDNAMES`.
+    pub name: Option<OsString>,
 }
 
 /// Everything that was bound, and who removes which part of it at the end.
@@ -80,19 +94,23 @@ pub struct SocketFiles {
     /// In the order of their listeners.
     pub(super) ours: Vec<OurFile>,
     binder: Option<Binder>,
+    store: Option<Store>,
 }
 
 /// The file of a socket that we have made.
 pub(super) struct OurFile {
     pub made: MadeFile<UserDirectory>,
     pub second_name: SecondName,
+    /// The name of its socket in the store.
+    stored_as: String,
 }
 
 impl OurFile {
-    fn new(made: MadeFile<UserDirectory>, path: &Path) -> OurFile {
+    fn new(made: MadeFile<UserDirectory>, spec: &PathSpec) -> OurFile {
         OurFile {
             made,
-            second_name: SecondName::of(path),
+            second_name: SecondName::of(&spec.path),
+            stored_as: name_of_path(spec),
         }
     }
 
@@ -106,22 +124,30 @@ impl OurFile {
 }
 
 impl Prepared {
-    /// Resolves the host names, which may take as long as the network wants.
+    /// Resolves the host names, which may take as long as the network wants. Inherited sockets that no option has named by
+    /// then are listeners of their own, after those of the options.
     pub fn resolve(self) -> Result<Resolved, Failure> {
         let Prepared {
-            sockets,
+            mut sockets,
             port_binder,
             file_binder,
+            mut inherited,
+            store,
         } = self;
         let (mut port_asks, mut file_asks) = (Vec::new(), Vec::new());
-        for (place, planned) in sockets.iter().enumerate() {
+        for (place, planned) in sockets.iter_mut().enumerate() {
             match (&planned.maker, &planned.wanted) {
                 (Maker::PortBinder(grant), Wanted::Port(spec)) => {
-                    let ask = Ask::Port {
-                        grant: *grant,
-                        address: resolve(spec)?,
-                    };
-                    port_asks.push(Asked { place, ask });
+                    let (grant, address) = (*grant, resolve(spec)?);
+                    let is_meant =
+                        |one: &Inherited| one.is_at(spec.transport, address.ip, address.port);
+                    match take_first(&mut inherited, is_meant) {
+                        Some(inherited) => planned.maker = Maker::Launcher(inherited),
+                        None => port_asks.push(Asked {
+                            place,
+                            ask: Ask::Port { grant, address },
+                        }),
+                    }
                 }
                 (Maker::FileBinder(grant), Wanted::Path { .. }) => {
                     let ask = Ask::Path { grant: *grant };
@@ -130,12 +156,18 @@ impl Prepared {
                 _ => {}
             }
         }
+        let is_stored = |one: &Inherited| one.stored_name().is_some();
+        let (unwanted, others) = inherited.into_iter().partition(is_stored);
+        let others: Vec<Inherited> = others;
+        sockets.extend(others.into_iter().map(Planned::passed_on));
         Ok(Resolved {
             sockets,
             port_asks,
             file_asks,
             port_binder,
             file_binder,
+            unwanted,
+            store,
         })
     }
 }
@@ -202,11 +234,13 @@ impl Resolved {
         notices: &mut Vec<Notice>,
     ) -> Result<Bound, Failure> {
         let Resolved {
-            sockets,
+            mut sockets,
             port_asks,
             file_asks,
             mut port_binder,
             mut file_binder,
+            unwanted,
+            mut store,
         } = self;
         let mut confinements = Vec::new();
         let mut binders = Vec::new();
@@ -218,11 +252,13 @@ impl Resolved {
             }
         }
         notices.extend(confinement::check(&confinements, strict)?);
+        let mut restored = settle(&mut sockets, unwanted, &mut store, notices);
         let mut files = SocketFiles {
             ours: Vec::new(),
             binder: file_binder,
+            store,
         };
-        let mut made: Vec<Option<OwnedFd>> = sockets.iter().map(|_| None).collect();
+        let mut made = take_inherited(&mut sockets, notices);
         if let Some(mut binder) = port_binder {
             ask_binder(&mut binder, &sockets, &port_asks, &mut made, notices)?;
             binder.end().map_err(channel_failed)?;
@@ -231,8 +267,16 @@ impl Resolved {
             refuse_served(&sockets, &file_asks)?;
             ask_binder(binder, &sockets, &file_asks, &mut made, notices)?;
         }
-        make_ours(&sockets, &mut made, &mut files.ours, notices)?;
+        let ours = &mut files.ours;
+        make_ours(&sockets, &mut made, &mut restored, ours, notices)?;
         let listeners = listen_on(&sockets, made, reserved, backlog, open_files, notices)?;
+        if let Some(store) = &mut files.store {
+            for (name, listener) in names(&sockets).iter().zip(&listeners) {
+                name.iter()
+                    .for_each(|name| store.keep(name, &listener.socket));
+            }
+            notices.extend(store.take_notices());
+        }
         Ok(Bound {
             listeners,
             planned: sockets,
@@ -240,6 +284,25 @@ impl Resolved {
             binders,
         })
     }
+}
+
+/// The sockets that need not be made.
+fn take_inherited(sockets: &mut [Planned], notices: &mut Vec<Notice>) -> Vec<Option<OwnedFd>> {
+    let mut made = Vec::with_capacity(sockets.len());
+    let keys = sockets.iter().filter_map(Planned::inherited);
+    let keys: Vec<String> = keys.map(|one| quoted(one.key())).collect();
+    notices.extend((!keys.is_empty()).then_some(Notice::TookOver { keys }));
+    for planned in sockets {
+        if let Wanted::Path { spec, .. } = &planned.wanted
+            && planned.inherited().is_some()
+            && spec.has_attributes()
+        {
+            let given = planned.wanted.given();
+            notices.push(Notice::AttributesOfLauncher { given });
+        }
+        made.push(planned.take_socket());
+    }
+    made
 }
 
 /// Checks again, because a socket that was bound but not listening when the binder examined it may listen by now, and the
@@ -306,13 +369,19 @@ fn removing_socket(spec: &PathSpec) -> Notice {
 fn make_ours(
     sockets: &[Planned],
     made: &mut [Option<OwnedFd>],
+    restored: &mut BTreeMap<usize, MadeFile<UserDirectory>>,
     files: &mut Vec<OurFile>,
     notices: &mut Vec<Notice>,
 ) -> Result<(), Failure> {
-    for (planned, made) in sockets.iter().zip(made) {
-        if let (Wanted::Path { spec, uid, gid }, Maker::Ourselves { objection }) =
+    for (place, (planned, made)) in sockets.iter().zip(made).enumerate() {
+        if let (Wanted::Path { spec, uid, gid }, Maker::Ourselves { objection, .. }) =
             (&planned.wanted, &planned.maker)
         {
+            if made.is_some() {
+                let file = restored.remove(&place);
+                files.extend(file.map(|file| OurFile::new(file, spec)));
+                continue;
+            }
             if let Some(name) = spec.abstract_name() {
                 let socket = bind_abstract(name)
                     .map_err(|errno| cannot_bind(&planned.wanted, &errno.into(), None))?;
@@ -328,7 +397,7 @@ fn make_ours(
                 .map_err(|refusal| {
                     cannot_bind_ourselves(&planned.wanted, &refusal, objection.as_ref())
                 })?;
-            files.push(OurFile::new(file, &spec.path));
+            files.push(OurFile::new(file, spec));
             notices.extend(replaced.then(|| removing_socket(spec)));
             *made = Some(socket);
         }
@@ -369,7 +438,7 @@ pub(super) fn make_again(
     });
     let Made { socket, file, .. } =
         made.map_err(|refusal| cannot_bind_ourselves(wanted, &refusal, None))?;
-    let file = OurFile::new(file, &spec.path);
+    let file = OurFile::new(file, spec);
     let ready = sockets::listen(&socket, backlog)
         .and_then(|()| duplicate_above(socket.as_fd(), highest))
         .inspect_err(|_| file.remove());
@@ -395,7 +464,8 @@ fn listen_on(
     let highest = numbers.iter().copied().chain(reserved).max().unwrap_or(2);
     make_room(highest, sockets.len(), open_files)?;
     let mut listeners = Vec::with_capacity(sockets.len());
-    for ((Planned { wanted, .. }, socket), number) in sockets.iter().zip(made).zip(numbers) {
+    for ((planned, socket), number) in sockets.iter().zip(made).zip(numbers) {
+        let wanted = &planned.wanted;
         let Some(socket) = socket else {
             return Err(channel_failed("a socket is missing"));
         };
@@ -403,11 +473,10 @@ fn listen_on(
             Failure::failed(format!("cannot keep {}: {}", wanted.given(), errno.desc()))
         })?;
         let address = bound_address(&socket);
-        if wanted.listens() {
+        let granted = listen_if_needed(planned, &socket, backlog).map_err(|errno| {
             let ip = address.map(|address| address.ip());
-            sockets::listen(&socket, backlog.number())
-                .map_err(|errno| cannot_bind(wanted, &errno.into(), ip))?;
-        }
+            cannot_bind(wanted, &errno.into(), ip)
+        })?;
         if let Some(address) = address.filter(|_| wanted.is_chosen_by_kernel()) {
             let given = wanted.given();
             notices.push(Notice::PortChosen { given, address });
@@ -421,13 +490,34 @@ fn listen_on(
             address,
             socket,
             number,
-            backlog: wanted.listens().then(|| backlog.granted()),
+            backlog: granted,
+            inherited: planned.inherited().map(|one| FromLauncher {
+                name: one.name.clone(),
+            }),
         });
     }
     if listeners.iter().any(|one| one.backlog.is_some()) {
         notices.extend(backlog.notice());
     }
     Ok(listeners)
+}
+
+/// Lets the socket listen, if it is a stream socket. One that the launcher lets listen already does so as it says, unless
+/// `--backlog` asks for something else. Returns how many connections may wait there, if that is known.
+fn listen_if_needed(
+    planned: &Planned,
+    socket: &OwnedFd,
+    backlog: Backlog,
+) -> nix::Result<Option<u32>> {
+    if !planned.wanted.listens() {
+        return Ok(None);
+    }
+    let is_inherited = planned.inherited().is_some();
+    if is_inherited && !backlog.is_asked() && sockets::listens(socket)? {
+        return Ok(sockets::backlog_of(socket).ok().flatten());
+    }
+    sockets::listen(socket, backlog.number())?;
+    Ok(Some(backlog.granted()))
 }
 
 /// Raises the limit on open files for this many sockets, and for the workers' numbers up to this one.
@@ -454,15 +544,6 @@ fn numbers(fixed: &[Option<RawFd>], reserved: Option<RawFd>) -> Vec<RawFd> {
         .collect()
 }
 
-/// The address of a socket of a port.
-pub(super) fn bound_address(socket: &OwnedFd) -> Option<SocketAddr> {
-    let name: SockaddrStorage = getsockname(socket.as_raw_fd()).ok()?;
-    let v4 = name.as_sockaddr_in().copied();
-    let v6 = name.as_sockaddr_in6().copied();
-    v4.map(|name| SocketAddrV4::from(name).into())
-        .or_else(|| v6.map(|name| SocketAddrV6::from(name).into()))
-}
-
 impl SocketFiles {
     /// The binder that waits to remove its files at the end.
     pub fn binder(&self) -> Option<Pid> {
@@ -473,12 +554,28 @@ impl SocketFiles {
     pub fn binder_is_gone(&mut self) {
         self.binder = None;
     }
+
+    /// A new socket has taken the place of an earlier one: in the store too.
+    pub(super) fn store_again(&mut self, place: usize, socket: &OwnedFd) -> Vec<Notice> {
+        let (Some(store), Some(file)) = (&mut self.store, self.ours.get(place)) else {
+            return Vec::new();
+        };
+        store.remove(file.stored_as.as_ref());
+        store.keep(&file.stored_as, socket);
+        store.take_notices()
+    }
 }
 
 /// Removes every socket file that is still ours, here and by the binder, and waits for the binder to exit.
 impl Drop for SocketFiles {
     fn drop(&mut self) {
-        self.ours.iter().for_each(OurFile::remove);
+        for file in &self.ours {
+            // First, or the next start could get a socket that nobody can reach.
+            if let Some(store) = &mut self.store {
+                store.remove(file.stored_as.as_ref());
+            }
+            file.remove();
+        }
         if let Some(binder) = self.binder.take() {
             // Nothing can be done about a binder that exited in another way.
             drop(binder.end());

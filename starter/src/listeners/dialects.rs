@@ -28,6 +28,8 @@ pub struct Announced {
     pub name: OsString,
     /// Its descriptor number.
     pub number: RawFd,
+    /// Its name in the launcher's `LISTEN_FDNAMES`, if it is from there.
+    pub given_name: Option<OsString>,
 }
 
 impl From<&Listener> for Announced {
@@ -35,6 +37,7 @@ impl From<&Listener> for Announced {
         Announced {
             name: listener.name.clone(),
             number: listener.number,
+            given_name: listener.inherited.as_ref().and_then(|it| it.name.clone()),
         }
     }
 }
@@ -49,6 +52,46 @@ pub fn variables(listeners: &[Announced], dialects: &[Dialect]) -> Vec<Variable>
         variables.extend(in_dialect(listeners, *dialect));
     }
     variables
+}
+
+/// Refuses what the launcher has passed on, if a dialect cannot describe it, and a descriptor for something else that would
+/// be amidst the listeners. What the options alone say was checked with them.
+pub fn check(
+    listeners: &[Listener],
+    dialects: &[Dialect],
+    reserved: Option<RawFd>,
+) -> Result<(), Failure> {
+    let cannot = |dialect: &str, cause: String| {
+        Err(Failure::failed(format!(
+            "cannot use --fd-env={dialect}: {cause}"
+        )))
+    };
+    let mut inherited = listeners.iter().filter(|one| one.inherited.is_some());
+    let is_stream = |one: &Listener| ["tcp", "unix"].contains(&one.kind);
+    if dialects.contains(&Dialect::Unicorn)
+        && let Some(one) = inherited.clone().find(|one| !is_stream(one))
+    {
+        let (name, kind) = (quoted(&one.name), one.kind);
+        return cannot(
+            "unicorn",
+            format!("it takes stream sockets only, but the inherited {name} is {kind}"),
+        );
+    }
+    let free = 3 + listeners.len();
+    let is_amidst = |number: &RawFd| usize::try_from(*number).is_ok_and(|number| number < free);
+    if dialects.contains(&Dialect::Systemd)
+        && inherited.next().is_some()
+        && let Some(number) = reserved.filter(is_amidst)
+    {
+        return cannot(
+            "systemd",
+            format!(
+                "it numbers all listeners, those of the launcher too, from 3 without gaps, but --ready=fd:{number} is \
+                 amidst them: the first free one is {free}"
+            ),
+        );
+    }
+    Ok(())
 }
 
 /// Prepares the sockets as a dialect requires, before the first worker has them: all workers share the flag.
@@ -101,7 +144,9 @@ fn in_dialect(listeners: &[Announced], dialect: Dialect) -> Vec<Variable> {
             ("LISTEN_FDS".into(), count),
             (
                 "LISTEN_FDNAMES".into(),
-                joined(listeners, ":", |listener| systemd_name(&listener.name)),
+                joined(listeners, ":", |listener| {
+                    systemd_name(listener.given_name.as_ref().unwrap_or(&listener.name))
+                }),
             ),
         ],
         // What a unicorn master leaves to its successor.
@@ -163,6 +208,7 @@ mod tests {
             .map(|(number, name)| Announced {
                 name: name.into(),
                 number,
+                given_name: None,
             })
             .collect()
     }
@@ -202,6 +248,14 @@ mod tests {
             ("EINHORN_FD_1", "4"),
         ];
         assert_eq!(texts(&names, Dialect::Einhorn), pairs(&einhorn));
+    }
+
+    #[test]
+    fn systemd_gets_the_names_that_the_launcher_gave() {
+        let mut listeners = listeners(&["80", "81"]);
+        listeners[1].given_name = Some("web".into());
+        let names = &in_dialect(&listeners, Dialect::Systemd)[1];
+        assert_eq!(names.1, "80:web");
     }
 
     #[test]

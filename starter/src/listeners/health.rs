@@ -11,6 +11,7 @@
 //! | UDP: shutdown(2) | poll(2) | nothing |
 //! | unix: its file is removed | device and inode of what is at the path | the second name, or a new socket |
 //! | unix: shutdown(2) | poll(2) | a new socket |
+//! | unix, passed on by the launcher: either | the same | nothing: its launcher makes a new one |
 //!
 //! Only workers started later get a new socket, so one is created only before a start. Anything at a path that is not
 //! the socket's own file is never touched. What root created cannot be replaced before the server is started again: the
@@ -23,10 +24,11 @@ use nix::sys::socket::{SockaddrStorage, bind, getpeername, getsockname};
 use nix::sys::stat::{FileStat, lstat};
 use nix::unistd::Pid;
 
-use crate::listeners::bind::{OurFile, SocketFiles, bound_address, make_again};
+use crate::listeners::bind::{OurFile, SocketFiles, make_again};
+use crate::listeners::launchers_file::LaunchersFile;
 use crate::listeners::plan::{Maker, Planned, Wanted};
 use crate::listeners::second_name::{Named, named, named_as};
-use crate::listeners::sockets::{Shut, backlog_of, disconnect, listen, shut};
+use crate::listeners::sockets::{Shut, backlog_of, bound_address, disconnect, listen, shut};
 use crate::words::failure::Failure;
 use crate::words::notice::Notice;
 use crate::words::text::quoted;
@@ -54,6 +56,8 @@ pub enum Occasion {
 struct Watched {
     name: String,
     kind: Kind,
+    /// Who can create a new one, if not we.
+    maker: trouble::Maker,
     trouble: Option<Trouble>,
 }
 
@@ -68,6 +72,10 @@ enum Kind {
     },
     /// Without a file.
     Abstract,
+    /// Passed on by the launcher, with its file.
+    Launchers(LaunchersFile),
+    /// Passed on, and the workers' own business.
+    Other,
     /// Created by ourselves; with its index among our files.
     Ours {
         wanted: Wanted,
@@ -102,6 +110,10 @@ impl Health {
             highest = highest.max(number);
             Watched {
                 name: quoted(planned.wanted.name(bound_address(socket))),
+                maker: match planned.inherited() {
+                    Some(_) => trouble::Maker::Launcher,
+                    None => trouble::Maker::Start,
+                },
                 kind: Kind::of(planned, socket, &mut ours),
                 trouble: None,
             }
@@ -124,13 +136,16 @@ impl Health {
     ) -> Vec<Notice> {
         let mut notices = Vec::new();
         for (listener, (socket, _)) in self.listeners.iter_mut().zip(sockets) {
+            let maker = listener.maker;
             let found = match &listener.kind {
                 Kind::Tcp { address, backlog } => {
                     let listen = |socket: &OwnedFd| listen(socket, self.backlog);
                     tcp(socket, address.as_ref(), *backlog, occasion, listen)
                 }
-                Kind::Udp { address } => udp(socket, address.as_ref()),
-                Kind::Abstract => by_shutdown(socket, trouble::Maker::Start),
+                Kind::Udp { address } => udp(socket, address.as_ref(), maker),
+                Kind::Abstract => by_shutdown(socket, maker),
+                Kind::Launchers(file) => by_name(socket, file.named(), maker),
+                Kind::Other => Found::InOrder,
                 Kind::Ours { wanted, place } => match files.ours.get_mut(*place) {
                     Some(file) => {
                         let again = || make_again(wanted, self.backlog, self.highest);
@@ -138,13 +153,18 @@ impl Health {
                     }
                     None => Found::InOrder,
                 },
-                Kind::Binders { wanted, file } => binders(socket, wanted, file.as_ref()),
+                Kind::Binders { wanted, file } => {
+                    by_name(socket, named_file(wanted, file.as_ref()), maker)
+                }
             };
             let (was, trouble) = match found {
                 Found::InOrder => (None, None),
                 Found::Mended(was) => (Some(was), None),
                 Found::Renewed(renewed) => {
                     *socket = renewed;
+                    if let Kind::Ours { place, .. } = &listener.kind {
+                        notices.extend(files.store_again(*place, socket));
+                    }
                     (Some(Was::Replaced), None)
                 }
                 Found::InTrouble(trouble) => (None, Some(trouble)),
@@ -175,12 +195,19 @@ impl Health {
 impl Kind {
     fn of(planned: Planned, socket: &OwnedFd, ours: &mut impl Iterator<Item = usize>) -> Kind {
         let Planned { wanted, maker } = planned;
+        if let Maker::Launcher(inherited) = &maker {
+            match inherited.file_path() {
+                Some(path) => return Kind::Launchers(LaunchersFile::of(path, socket)),
+                None if inherited.is_other() => return Kind::Other,
+                None => {}
+            }
+        }
         match (&wanted, maker) {
-            (Wanted::Port(_), _) if wanted.listens() => Kind::Tcp {
+            _ if wanted.kind() == "tcp" => Kind::Tcp {
                 address: getsockname(socket.as_raw_fd()).ok(),
                 backlog: backlog_of(socket).ok().flatten(),
             },
-            (Wanted::Port(_), _) => Kind::Udp {
+            _ if wanted.kind() == "udp" => Kind::Udp {
                 address: getsockname(socket.as_raw_fd()).ok(),
             },
             (Wanted::Path { spec, .. }, _) if spec.abstract_name().is_some() => Kind::Abstract,
@@ -188,11 +215,13 @@ impl Kind {
                 wanted,
                 place: ours.next().unwrap_or(usize::MAX),
             },
-            (Wanted::Path { spec, .. }, Maker::PortBinder(_) | Maker::FileBinder(_)) => {
+            (Wanted::Path { spec, .. }, Maker::FileBinder(_)) => {
                 // Only root can change the directory, so this is still the socket's file.
                 let file = lstat(&spec.path).ok();
                 Kind::Binders { wanted, file }
             }
+            // What has no file, whoever has created it.
+            _ => Kind::Abstract,
         }
     }
 }
@@ -272,7 +301,7 @@ fn listen_again(
     }
 }
 
-fn udp(socket: &OwnedFd, address: Option<&SockaddrStorage>) -> Found {
+fn udp(socket: &OwnedFd, address: Option<&SockaddrStorage>, maker: trouble::Maker) -> Found {
     let is_connected = getpeername::<SockaddrStorage>(socket.as_raw_fd()).is_ok();
     if is_connected
         && let Err(errno) = disconnect(socket).and_then(|()| bind_again(socket, address))
@@ -283,7 +312,7 @@ fn udp(socket: &OwnedFd, address: Option<&SockaddrStorage>) -> Found {
         )));
     }
     match (shut(socket), is_connected) {
-        (Shut::Everything, _) => Found::InTrouble(Trouble::shut_down(trouble::Maker::Start)),
+        (Shut::Everything, _) => Found::InTrouble(Trouble::shut_down(maker)),
         (Shut::Reading, _) => Found::InTrouble(Trouble::shut_down_for_reading()),
         (Shut::Nothing, true) => Found::Mended(Was::Connected),
         (Shut::Nothing, false) => Found::InOrder,
@@ -343,16 +372,20 @@ fn ours(
     }
 }
 
-fn binders(socket: &OwnedFd, wanted: &Wanted, file: Option<&FileStat>) -> Found {
-    let named = match (wanted, file) {
+/// What is at the path of a socket that root has created.
+fn named_file(wanted: &Wanted, file: Option<&FileStat>) -> Named {
+    match (wanted, file) {
         (Wanted::Path { spec, .. }, Some(file)) => named_as(&spec.path, file),
-        (Wanted::Path { .. } | Wanted::Port(_), _) => Named::Unknown,
-    };
-    let root = trouble::Maker::Start;
+        (Wanted::Path { .. } | Wanted::Port(_) | Wanted::PassedOn { .. }, _) => Named::Unknown,
+    }
+}
+
+/// A unix socket that we cannot create again.
+fn by_name(socket: &OwnedFd, named: Named, maker: trouble::Maker) -> Found {
     match named {
-        Named::Nothing => Found::InTrouble(Trouble::removed(root)),
-        Named::SomethingElse => Found::InTrouble(Trouble::replaced(root)),
-        Named::Itself | Named::Unknown => by_shutdown(socket, root),
+        Named::Nothing => Found::InTrouble(Trouble::removed(maker)),
+        Named::SomethingElse => Found::InTrouble(Trouble::replaced(maker)),
+        Named::Itself | Named::Unknown => by_shutdown(socket, maker),
     }
 }
 
@@ -441,7 +474,7 @@ mod tests {
             socket.connect("127.0.0.1:9").unwrap();
             let socket = OwnedFd::from(socket);
             let was = address(&socket);
-            let found = udp(&socket, Some(&was));
+            let found = udp(&socket, Some(&was), trouble::Maker::Start);
             assert!(matches!(found, Found::Mended(Was::Connected)));
             assert_eq!(address(&socket), was);
             client.send_to(b"x", ("127.0.0.1", port)).unwrap();
@@ -457,7 +490,7 @@ mod tests {
         for (how, is_reachable) in [(Shutdown::Read, true), (Shutdown::Both, false)] {
             // It fails with ENOTCONN, and takes effect nevertheless.
             let _ = shutdown(socket.as_raw_fd(), how);
-            let Found::InTrouble(trouble) = udp(&socket, None) else {
+            let Found::InTrouble(trouble) = udp(&socket, None, trouble::Maker::Start) else {
                 panic!("it is in order");
             };
             assert_eq!(trouble.is_reachable, is_reachable);

@@ -16,12 +16,16 @@ pub mod dialects;
 mod foreign_spelling;
 pub mod health;
 pub mod holders;
+pub mod inherited;
+mod launchers_file;
 pub mod plan;
 mod refusal;
 mod second_name;
 mod settings;
 pub mod sockets;
 pub mod spec;
+mod store;
+mod stored;
 mod user_directory;
 
 pub use self::settings::Settings;

@@ -1,10 +1,10 @@
-//! Who creates which socket: a binder those that only root can create, this process all others.
+//! Who creates which socket: a binder those that only root can create, this process all others, unless the launcher has.
 //!
 //! All of it runs with the launcher's privileges, before they are dropped.
 
 use std::ffi::OsString;
 use std::net::SocketAddr;
-use std::os::fd::RawFd;
+use std::os::fd::{OwnedFd, RawFd};
 use std::path::Path;
 
 use common::message::{Grant, Identity, MOST_DESCRIPTORS, SocketFile, Transport};
@@ -13,7 +13,9 @@ use common::trusted_path::{Trust, Untrusted, open_directory};
 use crate::host::identity;
 use crate::host::open_files::OpenFiles;
 use crate::listeners::binder::Binder;
+use crate::listeners::inherited::{self, Inherited};
 use crate::listeners::spec::{Host, PathSpec, PortSpec};
+use crate::listeners::store::Store;
 use crate::words::failure::{self, Failure};
 use crate::words::remedy;
 use crate::words::text::quoted;
@@ -28,6 +30,9 @@ pub struct Plan {
     ports: Vec<Grant>,
     /// For the binder that stays root: a separate process, so that no port's socket belongs to root.
     files: Vec<Grant>,
+    /// Those that no option names so far.
+    inherited: Vec<Inherited>,
+    store: Option<Store>,
     identity: Option<Identity>,
 }
 
@@ -37,13 +42,19 @@ pub struct Planned {
     pub maker: Maker,
 }
 
-/// One socket of the command line.
+/// One socket of the command line, or of the launcher.
 pub enum Wanted {
     Port(PortSpec),
     Path {
         spec: PathSpec,
         uid: Option<u32>,
         gid: Option<u32>,
+    },
+    /// No option names it.
+    PassedOn {
+        key: OsString,
+        kind: &'static str,
+        listens: bool,
     },
 }
 
@@ -53,8 +64,14 @@ pub enum Maker {
     PortBinder(u32),
     /// The path binder, by this grant.
     FileBinder(u32),
-    /// This process, after the drop; with the reason why root does not, if it was root.
-    Ourselves { objection: Option<Untrusted> },
+    /// This process, after the drop; with the reason why root does not, if it was root. It need not if an earlier start has
+    /// stored the socket.
+    Ourselves {
+        objection: Option<Untrusted>,
+        stored: Option<Inherited>,
+    },
+    /// The launcher, which has passed it on.
+    Launcher(Inherited),
 }
 
 /// The binders have their lists.
@@ -62,49 +79,64 @@ pub struct Prepared {
     pub sockets: Vec<Planned>,
     pub port_binder: Option<Binder>,
     pub file_binder: Option<Binder>,
+    /// Those that no option has named so far; a host name still may.
+    pub inherited: Vec<Inherited>,
+    /// Where listeners are stored, if the service manager keeps any.
+    pub store: Option<Store>,
 }
 
 impl Plan {
-    /// Decides who creates which socket, and looks up the owners of the files.
+    /// Decides who creates which socket, and looks up the owners of the files. What the launcher has passed on need not be
+    /// created.
     pub fn new(
         ports: Vec<PortSpec>,
         paths: Vec<PathSpec>,
+        mut inherited: Vec<Inherited>,
         identity: Option<Identity>,
     ) -> Result<Plan, Failure> {
+        let of_ports = inherited::of_ports(&ports, &mut inherited);
         let mut plan = Plan {
             sockets: Vec::new(),
             ports: Vec::new(),
             files: Vec::new(),
+            inherited,
+            store: Store::reach(identity.is_some()),
             identity,
         };
-        for spec in ports {
-            // Host names are resolved later, by the ordinary user; a literal address is pinned now.
-            let ip = match &spec.host {
-                Host::Address(ip) => Some(*ip),
-                Host::Name(_) => None,
+        for (spec, inherited) in ports.into_iter().zip(of_ports) {
+            let maker = match inherited {
+                Some(inherited) => Maker::Launcher(inherited),
+                None => plan.maker_of_port(&spec)?,
             };
-            let grant = Grant::Port {
-                transport: spec.transport,
-                port: spec.port,
-                ip,
-                freebind: spec.freebind,
-            };
-            let maker = Maker::PortBinder(number_of_next(&plan.ports)?);
-            plan.ports.push(grant);
-            plan.sockets.push(Planned {
-                wanted: Wanted::Port(spec),
-                maker,
-            });
+            let wanted = Wanted::Port(spec);
+            plan.sockets.push(Planned { wanted, maker });
         }
         for spec in paths {
             let (uid, gid) = owners(&spec)?;
-            let maker = plan.maker_of(&spec, uid, gid)?;
-            plan.sockets.push(Planned {
-                wanted: Wanted::Path { spec, uid, gid },
-                maker,
-            });
+            let maker = match inherited::of_path(&spec, &mut plan.inherited) {
+                Some(inherited) if inherited.stored_name().is_none() => Maker::Launcher(inherited),
+                stored => plan.maker_of(&spec, uid, gid, stored)?,
+            };
+            let wanted = Wanted::Path { spec, uid, gid };
+            plan.sockets.push(Planned { wanted, maker });
         }
         Ok(plan)
+    }
+
+    fn maker_of_port(&mut self, spec: &PortSpec) -> Result<Maker, Failure> {
+        // Host names are resolved later, by the ordinary user; a literal address is pinned now.
+        let ip = match &spec.host {
+            Host::Address(ip) => Some(*ip),
+            Host::Name(_) => None,
+        };
+        let maker = Maker::PortBinder(number_of_next(&self.ports)?);
+        self.ports.push(Grant::Port {
+            transport: spec.transport,
+            port: spec.port,
+            ip,
+            freebind: spec.freebind,
+        });
+        Ok(maker)
     }
 
     /// Root never works in a directory that someone else can write; there the user does it.
@@ -113,9 +145,11 @@ impl Plan {
         spec: &PathSpec,
         uid: Option<u32>,
         gid: Option<u32>,
+        stored: Option<Inherited>,
     ) -> Result<Maker, Failure> {
         if self.identity.is_none() || spec.abstract_name().is_some() {
-            return Ok(Maker::Ourselves { objection: None });
+            let objection = None;
+            return Ok(Maker::Ourselves { objection, stored });
         }
         let path = std::path::absolute(&spec.path).map_err(|error| {
             let (shown, cause) = (quoted(&spec.given), failure::cause(&error));
@@ -124,6 +158,8 @@ impl Plan {
         })?;
         match open_directory(path.parent().unwrap_or(Path::new("/")), &Trust::ROOT) {
             Ok(_) => {
+                // Its file is gone with the binder that made it.
+                self.inherited.extend(stored);
                 let maker = Maker::FileBinder(number_of_next(&self.files)?);
                 self.files.push(Grant::Path(SocketFile {
                     path: path.into(),
@@ -135,15 +171,17 @@ impl Plan {
             }
             Err(untrusted) => Ok(Maker::Ourselves {
                 objection: Some(untrusted),
+                stored,
             }),
         }
     }
 
     /// Starts the binders that have something to do, and sends them their sealed lists.
     pub fn start_binders(self, open_files: OpenFiles) -> Result<Prepared, Failure> {
-        open_files.check(self.sockets.len())?;
+        let count = self.sockets.len() + self.inherited.len();
+        open_files.check(count)?;
         // For the binders too, which inherit the limit: a file takes its socket, itself and its directory.
-        open_files.make_room_for(MOST_DESCRIPTORS + SPARE_DESCRIPTORS + 3 * self.sockets.len())?;
+        open_files.make_room_for(MOST_DESCRIPTORS + SPARE_DESCRIPTORS + 3 * count)?;
         let start = |grants: Vec<Grant>| match grants.is_empty() {
             true => Ok(None),
             false => Binder::start(self.identity.clone(), &grants).map(Some),
@@ -153,7 +191,52 @@ impl Plan {
             sockets: self.sockets,
             port_binder,
             file_binder,
+            inherited: self.inherited,
+            store: self.store,
         })
+    }
+}
+
+impl Planned {
+    /// One that no option names.
+    pub fn passed_on(inherited: Inherited) -> Planned {
+        Planned {
+            wanted: Wanted::PassedOn {
+                key: inherited.key(),
+                kind: inherited.kind(),
+                listens: inherited.listens(),
+            },
+            maker: Maker::Launcher(inherited),
+        }
+    }
+
+    /// What the launcher has made.
+    pub fn inherited(&self) -> Option<&Inherited> {
+        match &self.maker {
+            Maker::Launcher(inherited) if inherited.stored_name().is_none() => Some(inherited),
+            Maker::Launcher(_)
+            | Maker::PortBinder(_)
+            | Maker::FileBinder(_)
+            | Maker::Ourselves { .. } => None,
+        }
+    }
+
+    /// What an earlier start has made and stored.
+    pub fn stored(&self) -> Option<&Inherited> {
+        match &self.maker {
+            Maker::Launcher(inherited) if inherited.stored_name().is_some() => Some(inherited),
+            Maker::Ourselves { stored, .. } => stored.as_ref(),
+            Maker::Launcher(_) | Maker::PortBinder(_) | Maker::FileBinder(_) => None,
+        }
+    }
+
+    /// Gives away the socket of either.
+    pub fn take_socket(&mut self) -> Option<OwnedFd> {
+        match &mut self.maker {
+            Maker::Launcher(inherited) => inherited.take_socket(),
+            Maker::Ourselves { stored, .. } => stored.as_mut()?.take_socket(),
+            Maker::PortBinder(_) | Maker::FileBinder(_) => None,
+        }
     }
 }
 
@@ -200,7 +283,7 @@ impl Wanted {
     pub fn fixed_number(&self) -> Option<RawFd> {
         match self {
             Wanted::Port(spec) => spec.descriptor,
-            Wanted::Path { .. } => None,
+            Wanted::Path { .. } | Wanted::PassedOn { .. } => None,
         }
     }
 
@@ -220,6 +303,7 @@ impl Wanted {
         match self {
             Wanted::Port(spec) => spec.transport == Transport::Tcp,
             Wanted::Path { .. } => true,
+            Wanted::PassedOn { listens, .. } => *listens,
         }
     }
 
@@ -227,6 +311,7 @@ impl Wanted {
         match self {
             Wanted::Port(spec) => kind_of(spec.transport),
             Wanted::Path { .. } => "unix",
+            Wanted::PassedOn { kind, .. } => kind,
         }
     }
 
@@ -235,6 +320,7 @@ impl Wanted {
         match self {
             Wanted::Port(spec) => format!("{} port {}", self.kind(), spec.port),
             Wanted::Path { .. } => "a path".to_owned(),
+            Wanted::PassedOn { kind, .. } => (*kind).to_owned(),
         }
     }
 
@@ -245,14 +331,16 @@ impl Wanted {
                 .name_with(bound.map_or(spec.port, |bound| bound.port()))
                 .into(),
             Wanted::Path { spec, .. } => spec.path.clone().into(),
+            Wanted::PassedOn { key, .. } => key.clone(),
         }
     }
 
-    /// What the user typed.
+    /// What the user typed, or the launcher has passed on.
     pub fn given(&self) -> String {
         match self {
             Wanted::Port(spec) => format!("--port={}", quoted(&spec.given)),
             Wanted::Path { spec, .. } => format!("--path={}", quoted(&spec.given)),
+            Wanted::PassedOn { key, .. } => format!("the inherited {}", quoted(key)),
         }
     }
 }

@@ -5,7 +5,6 @@ use std::net::IpAddr;
 use common::message::{BadPolicy, LARGEST_POLICY, LineFault, POLICY_FILE, Refusal};
 use common::trusted_path::Untrusted;
 use nix::errno::Errno;
-use nix::sys::stat::SFlag;
 use nix::unistd::getuid;
 
 use crate::host::low_ports;
@@ -13,6 +12,7 @@ use crate::listeners::plan::{Wanted, kind_of};
 use crate::listeners::spec::{Host, PortSpec};
 use crate::listeners::{foreign_spelling, holders};
 use crate::words::failure::Failure;
+use crate::words::file_type::name_of_type;
 use crate::words::{distrust, remedy};
 
 /// Why a binder or the kernel refused a socket. `ip` is the literal address of a port, even if a name was typed.
@@ -38,6 +38,10 @@ pub fn cannot_bind(wanted: &Wanted, refusal: &Refusal, ip: Option<IpAddr>) -> Fa
             Refusal::Errno(errno) => remedy::of_any_call(Errno::from_raw(*errno)),
             _ => None,
         },
+        Wanted::PassedOn { .. } => match refusal {
+            Refusal::Errno(errno) => remedy::of_any_call(Errno::from_raw(*errno)),
+            _ => None,
+        },
     };
     cannot_listen(wanted, &cause(wanted, refusal)).hint_if(hint)
 }
@@ -60,7 +64,7 @@ pub fn cannot_bind_ourselves(
             let hint = match wanted {
                 Wanted::Path { spec, .. } => foreign_spelling::of_path(&spec.path)
                     .or_else(|| remedy::of_file(&spec.path, Errno::ENOENT)),
-                Wanted::Port(_) => None,
+                Wanted::Port(_) | Wanted::PassedOn { .. } => None,
             };
             cannot_listen(wanted, "its directory does not exist").hint_if(hint)
         }
@@ -157,36 +161,4 @@ fn cause_of_policy(bad: &BadPolicy) -> String {
 
 fn description(errno: i32) -> &'static str {
     Errno::from_raw(errno).desc()
-}
-
-fn name_of_type(file_type: u32) -> &'static str {
-    match SFlag::from_bits_retain(file_type) {
-        SFlag::S_IFREG => "a regular file",
-        SFlag::S_IFDIR => "a directory",
-        SFlag::S_IFLNK => "a symbolic link",
-        SFlag::S_IFIFO => "a fifo",
-        SFlag::S_IFCHR | SFlag::S_IFBLK => "a device",
-        _ => "something else",
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn what_is_in_the_way_is_named_by_its_type() {
-        for (file_type, name) in [
-            (libc::S_IFREG, "a regular file"),
-            (libc::S_IFDIR, "a directory"),
-            (libc::S_IFLNK, "a symbolic link"),
-            (libc::S_IFIFO, "a fifo"),
-            (libc::S_IFCHR, "a device"),
-            (libc::S_IFBLK, "a device"),
-            // Only a program other than the binder could say this.
-            (u32::MAX, "something else"),
-        ] {
-            assert_eq!(name_of_type(file_type), name);
-        }
-    }
 }

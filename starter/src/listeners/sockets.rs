@@ -1,11 +1,23 @@
 //! Socket calls that nix does not have.
 
+use std::net::{SocketAddr, SocketAddrV4, SocketAddrV6};
 use std::os::fd::{AsRawFd, OwnedFd};
 
 use nix::errno::Errno;
+use nix::fcntl::{FcntlArg, OFlag, fcntl};
+use nix::sys::socket::{SockaddrStorage, getsockname};
 
 /// `TCP_LISTEN` of the kernel's list of states (include/net/tcp_states.h).
 const LISTENING: u8 = 10;
+
+/// The address of a socket of a port.
+pub fn bound_address(socket: &OwnedFd) -> Option<SocketAddr> {
+    let name: SockaddrStorage = getsockname(socket.as_raw_fd()).ok()?;
+    let v4 = name.as_sockaddr_in().copied();
+    let v6 = name.as_sockaddr_in6().copied();
+    v4.map(|name| SocketAddrV4::from(name).into())
+        .or_else(|| v6.map(|name| SocketAddrV6::from(name).into()))
+}
 
 /// listen(2) with any backlog: the kernel silently caps it at `net.core.somaxconn`.
 #[expect(
@@ -36,6 +48,38 @@ pub fn backlog_of(socket: &OwnedFd) -> nix::Result<Option<u32>> {
     Errno::result(result)?;
     // For a listening socket, the kernel puts the backlog into this field.
     Ok((info.tcpi_state == LISTENING).then_some(info.tcpi_sacked))
+}
+
+/// An option of the level `SOL_SOCKET` whose value is a number.
+#[expect(
+    unsafe_code,
+    reason = "nix knows some values of these options only, and fails for the others"
+)]
+pub fn option(socket: &OwnedFd, name: i32) -> nix::Result<i32> {
+    let mut value: libc::c_int = 0;
+    let mut length = libc::socklen_t::try_from(size_of_val(&value)).unwrap_or(0);
+    // SAFETY: `value` is `length` bytes that the kernel may write, and both outlive the call.
+    let result = unsafe {
+        libc::getsockopt(
+            socket.as_raw_fd(),
+            libc::SOL_SOCKET,
+            name,
+            (&raw mut value).cast(),
+            &raw mut length,
+        )
+    };
+    Errno::result(result).map(|_| value)
+}
+
+/// Whether somebody has called listen(2) on it.
+pub fn listens(socket: &OwnedFd) -> nix::Result<bool> {
+    option(socket, libc::SO_ACCEPTCONN).map(|value| value != 0)
+}
+
+/// Undoes O_NONBLOCK, which whoever shares the socket shares too.
+pub fn make_blocking(socket: &OwnedFd) -> nix::Result<()> {
+    let flags = OFlag::from_bits_retain(fcntl(socket, FcntlArg::F_GETFL)?);
+    fcntl(socket, FcntlArg::F_SETFL(flags - OFlag::O_NONBLOCK)).map(drop)
 }
 
 /// Disconnects a socket: connect(2) with AF_UNSPEC.

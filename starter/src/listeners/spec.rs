@@ -129,6 +129,11 @@ impl PathSpec {
     pub fn abstract_name(&self) -> Option<&[u8]> {
         self.path.as_os_str().as_bytes().strip_prefix(b"@")
     }
+
+    /// Whether a mode or an owner was typed.
+    pub fn has_attributes(&self) -> bool {
+        self.given != self.path.as_os_str()
+    }
 }
 
 fn refused(option: &str, given: &OsStr, cause: impl Display) -> Failure {

@@ -173,6 +173,7 @@ impl From<&Probe> for Announced {
         Announced {
             name: probe.name(),
             number: -1,
+            given_name: None,
         }
     }
 }

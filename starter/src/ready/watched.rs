@@ -112,6 +112,7 @@ impl Watched {
         Some(Announced {
             name: probe.name(),
             number: layout.probe_number,
+            given_name: None,
         })
     }
 

@@ -269,6 +269,7 @@ impl From<&Listener> for view::Listener {
             kind: listener.kind.to_owned(),
             fd: listener.number,
             backlog: listener.backlog,
+            inherited: listener.inherited.is_some(),
             trouble: None,
         }
     }

@@ -143,13 +143,16 @@ pub struct ConfinedBinder {
 pub struct Listener {
     /// The key in `SERVER_STARTER_PORT`.
     pub name: String,
-    /// `tcp`, `udp` or `unix`.
+    /// `tcp`, `udp` or `unix`; of what the launcher has passed on also `fifo`, `seqpacket` and others.
     pub kind: String,
     /// Where it is bound: `127.0.0.1:80`, `[::1]:80`, or the path.
     pub address: String,
     pub fd: i32,
     /// How many connections may wait to be accepted, as the kernel grants it; null for UDP.
     pub backlog: Option<u32>,
+    /// Whether the launcher has passed it on.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    pub inherited: bool,
     /// Why clients do not find it as it was made.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub trouble: Option<String>,

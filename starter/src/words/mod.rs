@@ -2,6 +2,7 @@
 
 pub mod distrust;
 pub mod failure;
+pub mod file_type;
 pub mod lack;
 pub mod manager;
 pub mod notice;

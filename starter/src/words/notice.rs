@@ -76,6 +76,18 @@ pub enum Notice {
         given: String,
         address: SocketAddr,
     },
+    /// What the launcher has passed on, by its keys.
+    TookOver {
+        keys: Vec<String>,
+    },
+    /// What an earlier start has stored with the service manager, by its keys.
+    TookBack {
+        keys: Vec<String>,
+    },
+    /// Mode and owner of a file that the launcher has made.
+    AttributesOfLauncher {
+        given: String,
+    },
     /// The kernel grants each listener a shorter queue than was asked for.
     BacklogCut {
         asked: i32,
@@ -257,6 +269,7 @@ impl Notice {
             | Notice::BoundingSetKept
             | Notice::Unconfined(_)
             | Notice::BacklogCut { .. }
+            | Notice::AttributesOfLauncher { .. }
             | Notice::Complaint(_)
             | Notice::ClosedStreams(_)
             | Notice::LinesLost(_)
@@ -281,6 +294,8 @@ impl Notice {
             | Notice::ListenerReachable { .. }
             | Notice::LogReopened { .. } => Severity::Notice,
             Notice::Duplicated { .. }
+            | Notice::TookOver { .. }
+            | Notice::TookBack { .. }
             | Notice::PortChosen { .. }
             | Notice::RemovingSocket { .. }
             | Notice::StartingNewWorker(_)

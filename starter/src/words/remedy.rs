@@ -451,6 +451,16 @@ pub const NO_STATUS: &str =
 /// The program is setuid or setgid.
 pub const NO_SETUID_BIT: &str = "remove the bit with chmod u-s,g-s";
 
+/// The variables of sd_listen_fds(3) do not describe what this process was started with.
+pub const LISTEN_FDS: &str = "whoever started start_server announces its sockets so (sd_listen_fds(3)): correct that, or unset LISTEN_PID to start without them";
+
+/// The launcher has passed on a connection.
+pub const ACCEPT_NO: &str =
+    "start_server serves listeners: in a socket unit, leave Accept= at its default, no";
+
+/// The launcher, root, has passed on a socket that another user has created.
+pub const SOCKET_OF_ANOTHER: &str = "that user would share its clients with the server: create the socket as root or as --user, as a socket unit does";
+
 /// Root has named no user.
 pub const NAME_THE_USER: &str = "add --user=NAME, the user that the server program runs as";
 

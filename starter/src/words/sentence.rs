@@ -97,6 +97,18 @@ impl Notice {
             Notice::PortChosen { given, address } => {
                 format!("start_server: {given} is bound to {address}")
             }
+            Notice::TookOver { keys } => {
+                format!("start_server: took over from the launcher: {}", keys.join(" "))
+            }
+            Notice::TookBack { keys } => {
+                let keys = keys.join(" ");
+                format!("start_server: took back from the service manager: {keys}")
+            }
+            Notice::AttributesOfLauncher { given } => {
+                format!(
+                    "start_server: {given}: the launcher has made this socket, so its mode and owner stay as they are"
+                )
+            }
             Notice::BacklogCut { asked, granted } => {
                 format!("start_server: the kernel caps --backlog={asked} at {granted}: see `sysctl net.core.somaxconn`")
             }

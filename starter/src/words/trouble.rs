@@ -28,6 +28,8 @@ pub enum Maker {
     Supervisor,
     /// Only a start of the whole server: root creates it then, and until then the name or port is taken.
     Start,
+    /// The launcher, which has passed it on.
+    Launcher,
 }
 
 impl Trouble {
@@ -41,6 +43,9 @@ impl Trouble {
         let hint = match maker {
             Maker::Supervisor => "move away what is there, then --restart",
             Maker::Start => "move away what is there, then stop the server and start it again",
+            Maker::Launcher => {
+                "move away what is there, then let the launcher make a new socket, and start the server again"
+            }
         };
         Trouble::cut_off("something else is at its path, and is left alone", hint)
     }
@@ -94,6 +99,9 @@ fn remedy(maker: Maker) -> &'static str {
     match maker {
         Maker::Supervisor => "--restart creates a new socket for the next generation",
         Maker::Start => "stop the server and start it again, which creates a new socket",
+        Maker::Launcher => {
+            "stop the server, let its launcher make a new socket (systemctl restart of its socket unit), and start it again"
+        }
     }
 }
 

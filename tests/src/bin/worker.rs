@@ -353,13 +353,15 @@ impl Worker {
     /// it would not tell who gets the connection, and O_NONBLOCK would be set for all of them.
     fn serve(&'static self, listener: &Listener) -> Option<JoinHandle<()>> {
         let fd = listener.fd;
-        match listener.socket.as_ref().ok()?.kind.as_str() {
+        let socket = listener.socket.as_ref().ok()?;
+        match socket.kind.as_str() {
             "datagram" => {
                 // Not among those that are drained: a datagram is answered at once or is still in the socket.
                 drop(spawn(move || self.answer_datagrams(fd)));
                 None
             }
-            _ => Some(spawn(move || self.accept_connections(fd))),
+            _ if socket.listening => Some(spawn(move || self.accept_connections(fd))),
+            _ => None,
         }
     }
 

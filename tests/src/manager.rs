@@ -4,7 +4,7 @@ use std::cell::RefCell;
 use std::ffi::OsString;
 use std::fs::{self, Permissions};
 use std::io::{self, IoSliceMut};
-use std::os::fd::AsRawFd;
+use std::os::fd::{AsRawFd, RawFd};
 use std::os::linux::net::SocketAddrExt;
 use std::os::unix::fs::PermissionsExt;
 use std::os::unix::net::{SocketAddr, UnixDatagram};
@@ -13,7 +13,7 @@ use std::path::Path;
 use nix::sys::socket::{
     ControlMessageOwned, MsgFlags, UnixCredentials, recvmsg, setsockopt, sockopt,
 };
-use nix::unistd::Pid;
+use nix::unistd::{Pid, close};
 
 use crate::wait;
 
@@ -94,7 +94,10 @@ impl Manager {
     pub fn messages(&self) -> Vec<Message> {
         let mut received = self.received.borrow_mut();
         while let Some(message) = self.read() {
-            received.push(message);
+            // Descriptors are for a manager that keeps some.
+            if message.get("FDSTORE").is_none() {
+                received.push(message);
+            }
         }
         received.clone()
     }
@@ -146,7 +149,7 @@ impl Manager {
 
     fn read(&self) -> Option<Message> {
         let mut buffer = [0; LARGEST];
-        let mut control = nix::cmsg_space!(UnixCredentials);
+        let mut control = nix::cmsg_space!(UnixCredentials, [RawFd; 64]);
         let (length, from) = {
             let mut parts = [IoSliceMut::new(&mut buffer)];
             let flags = MsgFlags::MSG_DONTWAIT;
@@ -156,11 +159,21 @@ impl Manager {
                 !message.flags.contains(MsgFlags::MSG_TRUNC),
                 "a message is longer than {LARGEST} bytes"
             );
-            let mut control = message.cmsgs().expect("there is room for the sender");
-            let from = control.find_map(|one| match one {
-                ControlMessageOwned::ScmCredentials(sender) => Some(Pid::from_raw(sender.pid())),
-                _ => None,
-            });
+            let control = message.cmsgs().expect("there is room for the sender");
+            let mut from = None;
+            for one in control {
+                match one {
+                    ControlMessageOwned::ScmCredentials(sender) => {
+                        from = Some(Pid::from_raw(sender.pid()));
+                    }
+                    ControlMessageOwned::ScmRights(descriptors) => {
+                        for descriptor in descriptors {
+                            close(descriptor).expect("it is open");
+                        }
+                    }
+                    _ => {}
+                }
+            }
             (message.bytes, from.expect("the kernel tells the sender"))
         };
         let text = str::from_utf8(&buffer[..length]).expect("a message is text");

@@ -1,6 +1,6 @@
 //! Waiting for a running server to carry out a request.
 
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
@@ -26,6 +26,8 @@ pub enum Woken {
 pub struct Wait<'a> {
     server: &'a Server,
     watch: Option<Inotify>,
+    /// As long as it is open, another process has the watch too.
+    _elsewhere: Option<OwnedFd>,
     deadline: Option<Instant>,
 }
 
@@ -34,6 +36,7 @@ impl<'a> Wait<'a> {
         Wait {
             server,
             watch: None,
+            _elsewhere: None,
             deadline: timeout.map(|timeout| Instant::now() + timeout),
         }
     }
@@ -52,6 +55,7 @@ impl<'a> Wait<'a> {
             watch::add(&inotify, directory).map_err(cannot)?;
         }
         Ok(Wait {
+            _elsewhere: watch::close_elsewhere(&inotify).ok(),
             watch: Some(inotify),
             ..self
         })

@@ -32,11 +32,15 @@ fn shipped(unit: &str, port: u16, folder: &str) -> String {
             "[Service]\nStandardError=append:/run/e2e.log\n",
         )
         .replace("www-data", "nobody")
+        // The root of the test has neither the users nor the devices that these make.
+        .replace("DynamicUser=yes", "User=nobody")
+        .replace("PrivateDevices=yes\n", "")
         .replace("/usr/local/bin", Systemd::PROGRAMS)
         .replace("/etc/start_server/%i.conf", "/e2e/units/one.conf")
         .replace("/srv/app/server", &worker)
         .replace("--start-limit=3", "--start-limit=1")
         .replace("--port=80", &format!("--port={port}"))
+        .replace(":80\n", &format!(":{port}\n"))
 }
 
 #[test]
@@ -47,6 +51,8 @@ fn the_shipped_units_start_reload_and_stop() {
     let by_root = include_str!("../../starter/share/systemd/app.service");
     let by_user = include_str!("../../starter/share/systemd/app-user.service");
     let template = include_str!("../../starter/share/systemd/start_server@.service");
+    let socket = include_str!("../../starter/share/systemd/app-socket.socket");
+    let by_socket = include_str!("../../starter/share/systemd/app-socket.service");
     let configuration = "SERVER_USER=nobody\nSERVER_OPTIONS=--port=82 --interval=0.5\n\
         SERVER=/e2e/bin/worker --exit-if-exists=/run/start_server-one/broken\n";
     let units = [
@@ -57,6 +63,8 @@ fn the_shipped_units_start_reload_and_stop() {
             &shipped(template, 82, "start_server-one"),
         ),
         ("one.conf", configuration),
+        ("app-socket.socket", &shipped(socket, 83, "app-socket")),
+        ("app-socket.service", &shipped(by_socket, 83, "app-socket")),
     ];
     let Some(systemd) = Systemd::boot(&units) else {
         return;
@@ -65,9 +73,10 @@ fn the_shipped_units_start_reload_and_stop() {
         ("app", "app", "0050"),
         ("app-user", "app-user", "0051"),
         ("start_server@one", "start_server-one", "0052"),
+        ("app-socket", "app-socket", "0053"),
     ] {
-        systemd.must(["start", unit]);
         let property = |name: &str| systemd.property(unit, name);
+        systemd.must(["start", unit]);
         assert_eq!(property("ActiveState"), "active", "{}", systemd.log());
         assert_eq!(property("StatusText"), "serving: generation 1, 1 worker");
         let sockets = systemd.run(["cat", "/proc/net/tcp"]);
@@ -94,6 +103,46 @@ fn the_shipped_units_start_reload_and_stop() {
         assert_eq!(property("ActiveState"), "inactive");
         assert_eq!(property("Result"), "success");
     }
+}
+
+/// The inode of the socket that listens at port 80.
+fn listener(systemd: &Systemd) -> Option<String> {
+    let sockets = systemd.run(["cat", "/proc/net/tcp"]);
+    let sockets = String::from_utf8_lossy(&sockets.stdout).into_owned();
+    let line = sockets
+        .lines()
+        .find(|line| line.contains("00000000:0050 "))?;
+    line.split_whitespace().nth(9).map(str::to_owned)
+}
+
+#[test]
+fn a_killed_server_comes_back_with_the_same_sockets() {
+    if !is_ours() {
+        return;
+    }
+    let unit = service(&[
+        "Type=notify",
+        "FileDescriptorStoreMax=64",
+        "Restart=on-failure",
+        "RestartSec=0",
+        &start_server("--port=80", ""),
+    ]);
+    let Some(systemd) = Systemd::boot(&[("app.service", &unit)]) else {
+        return;
+    };
+    systemd.must(["start", "app"]);
+    let first = listener(&systemd);
+    assert!(first.is_some(), "{}", systemd.log());
+    for kills in 1..=3 {
+        let main = systemd.property("app", "MainPID");
+        assert!(systemd.run(["kill", "-KILL", &main]).status.success());
+        systemd.wait_for("app", "NRestarts", &kills.to_string());
+        systemd.wait_for("app", "ActiveState", "active");
+        systemd.wait_for("app", "StatusText", "serving: generation 1, 1 worker");
+        assert_eq!(listener(&systemd), first, "{}", systemd.log());
+    }
+    systemd.must(["stop", "app"]);
+    assert_eq!(listener(&systemd), None, "nobody keeps it");
 }
 
 #[test]

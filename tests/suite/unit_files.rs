@@ -80,7 +80,7 @@ fn the_first_unit_is_that_of_the_readme() {
     let readme = fs::read_to_string(shared().join("../../../README.md")).expect("no README");
     let unit = fs::read_to_string(shared().join("app.service")).expect("no unit");
     let (_, section) = readme.split_once("## Under systemd\n").expect("no section");
-    let (section, _) = section.split_once("\n## ").expect("no end of the section");
+    let (section, _) = section.split_once("\n### ").expect("no end of the section");
     let blocks: Vec<&str> = section.split("```ini\n").skip(1).collect();
     let (first, last) = (blocks.first(), blocks.last());
     for block in [first, last].into_iter().flatten() {

@@ -41,6 +41,8 @@ pub struct Status {
     pub context_switches: u64,
     /// How often the main thread has waited for something: the context switches that no other process has caused.
     pub waits: u64,
+    /// The main thread waits for something, rather than for its turn on a CPU.
+    pub is_sleeping: bool,
 }
 
 impl Status {
@@ -90,6 +92,7 @@ impl Status {
             umask: u32::from_str_radix(text_of("Umask"), 8).expect("an octal umask"),
             context_switches: number::<u64>(text_of("voluntary_ctxt_switches"))
                 + number::<u64>(text_of("nonvoluntary_ctxt_switches")),
+            is_sleeping: text_of("State").starts_with('S'),
             waits: number(text_of("voluntary_ctxt_switches")),
         }
     }

@@ -54,7 +54,8 @@ fn keep(inotify: &Inotify, until: &OwnedFd) -> nix::Result<()> {
     dup2_stdin(until)?;
     dup2_stdout(inotify)?;
     dup2_stderr(inotify)?;
-    // Whoever reads what the other process writes would wait for this one too.
+    // Whoever reads what the other process writes would wait for this one too. Nothing here uses an owner of these
+    // descriptors again, and the exit drops none.
     close_inherited(FIRST)?;
     while read(io::stdin().as_fd(), &mut [0]) == Err(Errno::EINTR) {}
     Ok(())

@@ -20,6 +20,7 @@ mod channel;
 mod check;
 mod circumstances;
 mod commands;
+mod containers;
 mod defects;
 mod defects_go;
 mod defects_p5;

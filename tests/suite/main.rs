@@ -20,6 +20,7 @@ mod channel;
 mod check;
 mod circumstances;
 mod commands;
+mod container_files;
 mod containers;
 mod defects;
 mod defects_go;

@@ -20,6 +20,8 @@ mod channel;
 mod check;
 mod circumstances;
 mod commands;
+mod container_files;
+mod containers;
 mod defects;
 mod defects_go;
 mod defects_p5;

@@ -7,6 +7,7 @@ use std::path::Path;
 use nix::unistd::Pid;
 
 use crate::host::order::Order;
+use crate::host::proc;
 use crate::status::file::read_text;
 use crate::status::view::{self, Outcome, State, View, Worker};
 use crate::words::failure::{self, Failure};
@@ -61,9 +62,15 @@ impl Status {
         &self.0
     }
 
-    /// Whether that server has written it.
+    /// Whether that server has written it, and not a dead one that had the same pid: in a container each one is 1.
     pub fn is_of(&self, server: Pid) -> bool {
-        self.supervisor() == i64::from(server.as_raw())
+        let written = self.0.supervisor.start_ticks;
+        let is_same_start = || match (written, proc::start_ticks(server)) {
+            (Some(written), Some(started)) => written == started,
+            // An older version does not tell it, and /proc may be closed.
+            _ => true,
+        };
+        self.supervisor() == i64::from(server.as_raw()) && is_same_start()
     }
 
     pub fn supervisor(&self) -> i64 {
@@ -333,6 +340,26 @@ mod tests {
             self.answer_to(request)
                 .and_then(|generation| self.verdict_on(generation, false, Asked::Restart))
         }
+    }
+
+    #[test]
+    fn a_file_is_not_that_of_a_dead_server_with_the_same_pid() {
+        let written = |start_ticks| {
+            let supervisor = view::Supervisor {
+                pid: Pid::this().as_raw().into(),
+                start_ticks,
+                ..view::Supervisor::default()
+            };
+            Status(View {
+                supervisor,
+                ..View::default()
+            })
+        };
+        let own = proc::start_ticks(Pid::this()).unwrap();
+        assert!(written(Some(own)).is_of(Pid::this()));
+        assert!(written(None).is_of(Pid::this()));
+        assert!(!written(Some(own - 1)).is_of(Pid::this()));
+        assert!(!written(Some(own)).is_of(Pid::parent()));
     }
 
     #[test]

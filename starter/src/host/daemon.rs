@@ -7,8 +7,9 @@ use nix::fcntl::OFlag;
 use nix::sys::wait::waitpid;
 use nix::unistd::{ForkResult, dup2_stdin, pipe2, setsid};
 
-use crate::host::process::{exit_child, fork_single_threaded};
+use crate::host::process::{exit_child, fork_single_threaded, is_first};
 use crate::words::failure::{Failure, Status};
+use crate::words::remedy;
 
 /// Which of the processes this is.
 pub enum Side {
@@ -25,6 +26,10 @@ pub struct Waiting(File);
 pub fn detach(keep_stdin: bool) -> Result<Side, Failure> {
     let cannot =
         |errno: nix::Error| Failure::failed(format!("cannot become a daemon: {}", errno.desc()));
+    if is_first() {
+        let cause = "cannot run in the background: this is pid 1, and with pid 1 all processes of a container end";
+        return Err(Failure::failed(cause).hint(remedy::NOT_IN_THE_BACKGROUND));
+    }
     let (ours, theirs) = pipe2(OFlag::O_CLOEXEC).map_err(cannot)?;
     match fork_single_threaded().map_err(cannot)? {
         ForkResult::Parent { child } => {

@@ -47,6 +47,19 @@ pub fn catch(signal: Signal) -> nix::Result<()> {
     unsafe { sigaction(signal, &action) }.map(drop)
 }
 
+/// Ends this process at a signal, as the default disposition would: the kernel never applies that to the first process of
+/// a pid namespace. The exit code is what a shell shows.
+#[expect(unsafe_code, reason = "sigaction(2)")]
+pub fn end_at(signal: Signal) -> nix::Result<()> {
+    extern "C" fn end(number: libc::c_int) {
+        // SAFETY: _exit(2) only ends the process, which it may do at any moment.
+        unsafe { libc::_exit(128 + number) }
+    }
+    let action = SigAction::new(SigHandler::Handler(end), SaFlags::empty(), SigSet::empty());
+    // SAFETY: the handler only ends the process, which it may do at any moment.
+    unsafe { sigaction(signal, &action) }.map(drop)
+}
+
 /// The dispositions of a worker: as Server::Starter leaves them, with SIGPIPE ignored and nothing else.
 pub fn reset_for_worker() {
     signals::reset_all();

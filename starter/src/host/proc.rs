@@ -262,6 +262,17 @@ impl Usage {
     }
 }
 
+/// When a process was started, in clock ticks since the boot (proc_pid_stat(5)): it tells processes apart that have had
+/// the same pid one after the other, as the first processes of containers do.
+pub fn start_ticks(pid: Pid) -> Option<u64> {
+    parse_start_ticks(&fs::read_to_string(path(pid, "stat")).ok()?)
+}
+
+/// The name may contain anything.
+fn parse_start_ticks(stat: &str) -> Option<u64> {
+    stat.rsplit_once(") ")?.1.split(' ').nth(19)?.parse().ok()
+}
+
 /// Whether two processes are known to be in the same network namespace. Unlike the link in /proc/PID/ns, which is closed to
 /// other users, every file in /proc/PID/net shows it: each namespace has files of its own.
 pub fn share_network(one: Pid, other: Pid) -> bool {
@@ -357,6 +368,14 @@ mod tests {
         assert_eq!(Usage::parse(stat, 100, 4096), Some(usage));
         assert_eq!(Usage::parse("7 (a) S 1", 100, 4096), None);
         assert!(Usage::of(nix::unistd::getpid()).unwrap().resident > 100_000);
+    }
+
+    #[test]
+    fn the_start_of_a_process_is_read_whatever_its_name() {
+        let stat = "7 (a) R (b) S 1 7 7 0 -1 4194304 90 0 0 0 150 50 9 9 20 0 1 0 100 4096000 300";
+        assert_eq!(parse_start_ticks(stat), Some(100));
+        assert_eq!(parse_start_ticks("7 (a) S 1"), None);
+        assert!(start_ticks(nix::unistd::getpid()).is_some());
     }
 
     #[test]

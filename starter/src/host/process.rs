@@ -49,6 +49,11 @@ pub fn reap() -> nix::Result<Option<(Pid, i32)>> {
     }
 }
 
+/// Whether this is the first process of a pid namespace, such as that of a container.
+pub fn is_first() -> bool {
+    Pid::this().as_raw() == 1
+}
+
 /// Whether this process adopts the orphans among its descendants (`PR_SET_CHILD_SUBREAPER`).
 pub fn adopt_orphans(adopt: bool) {
     // It fails only on kernels before 3.4, which cannot do it.

@@ -75,7 +75,11 @@ impl Binder {
             .stdout(Stdio::null())
             .stderr(stderr)
             .spawn()
-            .map_err(|error| cannot(&failure::cause(&error)))?;
+            .map_err(|error| {
+                let is_refused = error.raw_os_error() == Some(libc::EPERM);
+                let hint = is_refused.then_some(remedy::BINDER_MAY_NOT);
+                cannot(&failure::cause(&error)).hint_if(hint.map(Into::into))
+            })?;
         let binder = Binder { child, channel };
         binder.allow(identity, grants, escapes)?;
         Ok(binder)

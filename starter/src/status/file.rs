@@ -20,6 +20,7 @@ use super::view::{self, View, is_status_json};
 use crate::host::confinement::{InForce, OfBinder};
 use crate::host::moment::Moment;
 use crate::host::order::Order;
+use crate::host::proc;
 use crate::listeners::bind::Listener;
 use crate::log::{Readers, Reopened};
 use crate::machine::{Machine, REMEMBERED};
@@ -75,6 +76,7 @@ impl StatusFile {
                 pid: std::process::id().into(),
                 version: env!("CARGO_PKG_VERSION").to_owned(),
                 started_at: Clock::new(now).seconds(now),
+                start_ticks: proc::start_ticks(Pid::this()),
                 orders: Order::names().map(str::to_owned).collect(),
             },
             options: shown(settings),

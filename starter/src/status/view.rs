@@ -68,6 +68,9 @@ pub struct Supervisor {
     pub version: String,
     #[serde(default)]
     pub started_at: f64,
+    /// When its process was started, in clock ticks since the boot.
+    #[serde(default)]
+    pub start_ticks: Option<u64>,
     /// The orders that it obeys.
     #[serde(default)]
     pub orders: List<String, 64>,

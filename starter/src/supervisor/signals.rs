@@ -11,6 +11,7 @@ use nix::sys::time::TimeSpec;
 
 use crate::host::dispositions;
 use crate::host::order::{CARRIER, Order};
+use crate::host::process::is_first;
 
 /// The signals that the supervisor handles itself. As PID 1 it would not get them otherwise.
 const TAKEN: [Signal; 9] = [
@@ -33,8 +34,11 @@ pub const STOPS: [Signal; 3] = [Signal::SIGINT, Signal::SIGQUIT, Signal::SIGTERM
 pub struct Signals(SignalFd);
 
 /// Blocks the signals to be handled later, whatever mask the launcher left: from here on no HUP is lost. Signals to stop
-/// still terminate the process at once while there is nothing to clean up.
+/// still terminate the process at once while there is nothing to clean up, also the first one of a container.
 pub fn hold() -> nix::Result<()> {
+    if is_first() {
+        STOPS.into_iter().try_for_each(dispositions::end_at)?;
+    }
     let waiting: SigSet = TAKEN
         .into_iter()
         .filter(|signal| !STOPS.contains(signal))

@@ -146,6 +146,14 @@ pub fn of_low_port(port: u16) -> String {
     )
 }
 
+/// The binder's file capability is not in the bounding set.
+pub const BINDER_MAY_NOT: &str = "probably the binder has a file capability that is missing in the bounding set: add NET_BIND_SERVICE to \
+     the capabilities of the container (--cap-add) or unit (CapabilityBoundingSet=), or take it from the file: `setcap -r`";
+
+/// The first process of a container is to leave it.
+pub const NOT_IN_THE_BACKGROUND: &str =
+    "leave out --daemonize: the runtime itself runs containers in the background";
+
 /// The kernel denies permission for a port that needs no privilege.
 pub const PORT_OF_A_LABEL: &str = "a security module forbids this port: with SELinux, `ausearch -m avc` shows the refusal \
      and `semanage port -l` the ports that are allowed";

@@ -237,14 +237,14 @@ fn where_there_is_nothing_to_go_back_to_it_says_so_and_changes_nothing() {
     let mut client = rollback(&server, &[]);
     assert_eq!(client.wait(), 1);
     let said = client.said();
-    let cause = "start_server: cannot roll back: nothing is known that served before generation 1; generation 1 keeps serving\n";
+    let cause = "start_server: cannot roll back: there is nothing to go back to from generation 1; generation 1 keeps serving\n";
     assert!(said.contains(cause), "{said}");
     assert_eq!(server.generations(), [1]);
     let (server, port) = restarted(with_files().option("--no-pin"));
     let mut client = rollback(&server, &[]);
     assert_eq!(client.wait(), 1);
     let said = client.said();
-    assert!(said.contains("with --no-pin what it was started from is not kept"));
+    assert!(said.contains("with --no-pin nothing is kept to start it again"));
     assert_eq!(serving(port), "release=2");
 }
 

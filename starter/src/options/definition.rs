@@ -113,7 +113,7 @@ fn restarting() -> [Arg; 13] {
             "servers, and connections wait in the queue meanwhile.",
         ])),
         valued("signal-on-hup", "SIGNAL")
-            .help("The signal that tells the old server to stop in a restart (default: TERM)."),
+            .help("The signal for the old server when it is to stop (default: TERM)."),
         valued("kill-old-delay", "SECONDS").help(lines([
             "The time between the start of a new server and that signal (default:",
             "0, or 5 with --enable-auto-restart).",

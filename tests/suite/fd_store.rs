@@ -364,8 +364,8 @@ fn what_cannot_be_served_is_removed_or_refused() {
         let setup = host.manager.launch(host.setup().port(port));
         let line = "start_server: cannot take over descriptor 3 (session-keys) of LISTEN_FDS: it is a regular file, neither a \
                     socket nor a FIFO";
-        let hint = "hint: whoever started start_server announces its sockets so (sd_listen_fds(3)): correct that, or unset \
-                    LISTEN_PID to start without them";
+        let hint = "hint: correct what the launcher passes on (sd_listen_fds(3)), or unset LISTEN_PID to start without its \
+                    sockets";
         assert_refused(setup, FAILED, &[line, hint]);
         let both = [name_of("tcp", port), "session-keys".to_owned()];
         host.manager.wait_for_names(&both);

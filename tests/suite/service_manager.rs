@@ -289,7 +289,7 @@ fn a_manager_that_does_not_read_holds_nothing_up_and_learns_what_matters_later()
     assert_eq!(server.ask(port).generation, Some(1));
     server.wait_until_accepted();
     server.restart();
-    let complaint = "does not read what it is sent; what still matters follows once it does";
+    let complaint = "does not read what it is sent; it gets the latest state once it does";
     server.wait_for_log(complaint);
     assert_idles(&server);
 

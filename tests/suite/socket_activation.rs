@@ -338,8 +338,8 @@ fn what_is_for_another_process_is_closed() {
     }
 }
 
-const HINT: &str = "hint: whoever started start_server announces its sockets so (sd_listen_fds(3)): correct that, or unset \
-                    LISTEN_PID to start without them";
+const HINT: &str = "hint: correct what the launcher passes on (sd_listen_fds(3)), or unset LISTEN_PID to start without its \
+                    sockets";
 
 /// A start with this descriptor after a good one: refused for this cause, before anything is bound or written.
 #[track_caller]
@@ -375,8 +375,7 @@ fn what_is_no_listener_is_refused_before_anything_is_bound() {
     let flags = OFlag::O_PATH | OFlag::O_CLOEXEC;
     let path = open("/", flags, Mode::empty()).expect("open");
     refuses(path, "it is open as a path only", HINT);
-    let accept =
-        "hint: start_server serves listeners: in a socket unit, leave Accept= at its default, no";
+    let accept = "hint: start_server takes listeners: remove Accept=yes from the socket unit";
     let connection = "it is a connection, not a listener";
     let (listener, port) = tcp();
     let client = TcpStream::connect(("127.0.0.1", port)).expect("cannot connect");
@@ -483,7 +482,7 @@ fn root_passes_no_socket_of_a_third_user_on_to_workers() {
     let lines = [
         "start_server: cannot take over descriptor 3 of LISTEN_FDS: uid 4242 has created it, which is neither root nor \
          --user",
-        "hint: that user would share its clients with the server: create the socket as root or as --user, as a socket \
+        "hint: its owner could take clients from the server: create the socket as root or as --user, as a socket \
          unit does",
     ];
     let refused = setup().port(port).pass_on(of_another);

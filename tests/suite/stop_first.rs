@@ -181,7 +181,7 @@ fn the_figure_is_the_time_from_the_stop_until_something_serves() {
     let client = thread::scope(|scope| {
         let client = scope.spawn(|| verdict(&server));
         server.wait_for_log(
-            "start_server: sending TERM to old workers, the new one starts when they are gone:",
+            "start_server: sending TERM to old workers, and starting the new one when they are gone:",
         );
         let told = Instant::now();
         held.finish();

@@ -379,7 +379,7 @@ fn options_of_a_watch_that_cannot_be_are_one_line_and_a_hint() {
         return;
     }
     let lacks = "start_server: cannot use --watch: it needs --ready=accept, --ready=http:PATH or --ready=exec:COMMAND as well";
-    let hint = "hint: READY=1 or a line feed comes once; `--ready=exec:COMMAND` with a command that asks the server can be repeated";
+    let hint = "hint: READY=1 and a line feed come only once: use --ready=exec:COMMAND with a command that asks the server";
     for (options, lines) in [
         (&["--watch=5"][..], &[lacks][..]),
         (&["--watch=5", "--ready=interval"], &[lacks]),

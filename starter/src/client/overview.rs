@@ -193,11 +193,16 @@ pub fn last_start(view: &View, at: f64) -> Option<String> {
             let unserved = figures.unserved;
             let unserved =
                 unserved.map(|unserved| format!("; nobody answered for {}", short_time(unserved)));
-            format!(
-                "last start: generation {generation} committed {ago} ago{}{}",
-                took.unwrap_or_default(),
-                unserved.or(gone).unwrap_or_default()
-            )
+            let end = unserved.or(gone).unwrap_or_default();
+            match super::status::was_kept(view, last) {
+                true => {
+                    format!("last rollback: generation {generation} was kept, {ago} ago{end}")
+                }
+                false => format!(
+                    "last start: generation {generation} committed {ago} ago{}{end}",
+                    took.unwrap_or_default()
+                ),
+            }
         }
         (_, true) => {
             format!(
@@ -213,7 +218,10 @@ pub fn last_start(view: &View, at: f64) -> Option<String> {
             };
             let further = further.map(|text| format!("; {text}"));
             let further = back.or(further).unwrap_or_default();
-            format!("last start: generation {generation} failed {ago} ago{how}{further}")
+            match generation {
+                0 => format!("last start: refused {ago} ago{how}{further}"),
+                _ => format!("last start: generation {generation} failed {ago} ago{how}{further}"),
+            }
         }
         (Outcome::Unknown, false) => {
             format!("last start: generation {generation}, {ago} ago, result unknown")
@@ -395,6 +403,16 @@ mod tests {
             told(given_up),
             "last start: generation 3 failed 60 s ago, exit status:256 (exit code 1); given up, since --start-limit is reached"
         );
+        let refused = Verdict {
+            generation: 0,
+            status: None,
+            cause: Some("the check failed".to_owned()),
+            ..failed.clone()
+        };
+        assert_eq!(
+            told(refused),
+            "last start: refused 60 s ago: the check failed"
+        );
         let restored = Verdict {
             restored: Some(4),
             durations: Durations {
@@ -416,5 +434,22 @@ mod tests {
             "last start: generation 3 committed 60 s ago, but cannot be reached everywhere: nobody can reach x"
         );
         assert_eq!(last_start(&View::default(), 1000.0), None);
+    }
+
+    #[test]
+    fn what_a_rollback_has_kept_has_not_started() {
+        let mut view = view(&[], 0);
+        let committed = |replaces| Verdict {
+            generation: 3,
+            at: 940.0,
+            result: Outcome::Committed,
+            replaces,
+            ..Verdict::default()
+        };
+        let kept = Some("last rollback: generation 3 was kept, 60 s ago".to_owned());
+        view.verdicts = [committed(Some(4))].into_iter().collect();
+        assert_eq!(last_start(&view, 1000.0), kept);
+        view.verdicts = [committed(None), committed(None)].into_iter().collect();
+        assert_eq!(last_start(&view, 1000.0), kept);
     }
 }

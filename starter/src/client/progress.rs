@@ -10,8 +10,8 @@ use super::server::Server;
 use super::settings::Settings;
 use super::sheet::cut;
 use super::show::USUAL_SIZE;
-use super::status::Status;
-use super::verdict::{Phase, SERVING, phase};
+use super::status::{Asked, Status};
+use super::verdict::{LATE, Phase, SERVING, phase};
 use crate::host::terminal;
 use crate::log;
 
@@ -24,6 +24,7 @@ const RECOUNT: Duration = Duration::from_secs(1);
 /// What was shown so far.
 pub struct Progress<'a> {
     server: &'a Server,
+    asked: Asked,
     /// The last generation before the restart.
     newest: u64,
     form: Form,
@@ -46,11 +47,12 @@ enum Form {
 }
 
 impl<'a> Progress<'a> {
-    pub fn new(settings: &Settings, server: &'a Server, newest: u64) -> Progress<'a> {
+    pub fn new(settings: &Settings, server: &'a Server, asked: Asked, newest: u64) -> Progress<'a> {
         let is_dumb = std::env::var_os("TERM").is_some_and(|terminal| terminal == "dumb");
         let now = Instant::now();
         Progress {
             server,
+            asked,
             newest,
             form: match io::stderr().is_terminal() && !is_dumb {
                 _ if settings.is_quiet => Form::Silent,
@@ -74,11 +76,17 @@ impl<'a> Progress<'a> {
     pub fn show(&mut self, found: &Found) {
         match self.form {
             Form::Silent => {}
-            Form::Lines => self.tell(phase(found, self.newest)),
+            Form::Lines => self.tell(self.phase(found)),
             // However often the server writes.
             Form::Rewritten if Instant::now() < self.redraw_at => {}
             Form::Rewritten => self.rewrite(found),
         }
+    }
+
+    /// A rollback waits for no start that is under way: it ends it.
+    fn phase(&self, found: &Found) -> Option<Phase> {
+        let phase = phase(found, self.newest);
+        phase.filter(|phase| phase.order != LATE || self.asked == Asked::Restart)
     }
 
     fn tell(&mut self, phase: Option<Phase>) {
@@ -90,7 +98,7 @@ impl<'a> Progress<'a> {
 
     fn rewrite(&mut self, found: &Found) {
         self.redraw_at = Instant::now() + REDRAW;
-        let line = match phase(found, self.newest) {
+        let line = match self.phase(found) {
             Some(phase) => {
                 if phase.order == SERVING {
                     self.count(found);

@@ -61,7 +61,7 @@ fn follow(
     wait: &Wait<'_>,
     follower: &mut Follower,
 ) -> Result<(Found, Verdict), Failure> {
-    let mut progress = Progress::new(settings, server, follower.newest());
+    let mut progress = Progress::new(settings, server, follower.asked(), follower.newest());
     let mut found = follower.look(server);
     loop {
         if let Some(verdict) = found.verdict.take() {

@@ -296,6 +296,15 @@ pub fn how(decision: &view::Verdict) -> String {
     }
 }
 
+/// Whether this generation has served before: a rollback has put an end to what was to replace it.
+pub fn was_kept(view: &View, decision: &view::Verdict) -> bool {
+    let has_committed = |one: &&view::Verdict| {
+        one.generation == decision.generation && (one.serves || one.result == Outcome::Committed)
+    };
+    decision.replaces > Some(decision.generation)
+        || view.verdicts.iter().filter(has_committed).count() > 1
+}
+
 /// What is wrong with the file that should contain a server's status.
 pub fn no_status(json: &Path) -> String {
     let cause = match read_text(json) {

@@ -4,7 +4,7 @@ use serde::Serialize;
 
 use super::follower::Found;
 use super::observed::now;
-use super::status::{Asked, Status, Verdict, how};
+use super::status::{Asked, Status, Verdict, how, was_kept};
 use crate::status::view::{Durations, Generation, Outcome, State, StopsFirst};
 use crate::words::failure::{Failure, Status as Code};
 use crate::words::number::time;
@@ -54,7 +54,8 @@ pub fn json(found: &Found, verdict: &Verdict) -> String {
             (Err(failure), None) if failure.status == Code::Undecided => "undecided",
             (Err(_), None) => "stopped",
         },
-        generation: found.generation,
+        // Nothing was started.
+        generation: found.generation.filter(|one| *one != 0),
         replaces: decision.and_then(|one| one.replaces),
         again: decision.and_then(|one| one.again),
         reason: verdict.as_ref().err().map(reason),
@@ -86,7 +87,7 @@ pub fn success(found: &Found) -> Option<String> {
         success.after = figures.until_ready();
         success.gone = decision.and_then(|one| one.replaces).zip(figures.drained);
         success.again = decision.and_then(|one| one.again);
-        success.is_kept = decision.is_some_and(|one| one.replaces > Some(generation));
+        success.is_kept = decision.is_some_and(|one| was_kept(status.view(), one));
         success.unserved = figures.unserved;
         success.left = old(status, generation);
         let mut living = status.view().generations.iter().rev();
@@ -120,7 +121,7 @@ pub struct Phase {
 }
 
 /// Another generation is starting.
-const LATE: u8 = 1;
+pub const LATE: u8 = 1;
 
 /// What serves stops before the new generation is started.
 const STOPPING_FIRST: u8 = 2;

@@ -112,10 +112,8 @@ fn restarting() -> [Arg; 13] {
             "before the new one is started (stop-first): then there are never two",
             "servers, and connections wait in the queue meanwhile.",
         ])),
-        valued("signal-on-hup", "SIGNAL").help(lines([
-            "The signal for the old server once HUP has started a new one (default:",
-            "TERM).",
-        ])),
+        valued("signal-on-hup", "SIGNAL")
+            .help("The signal for the old server when it is to stop (default: TERM)."),
         valued("kill-old-delay", "SECONDS").help(lines([
             "The time between the start of a new server and that signal (default:",
             "0, or 5 with --enable-auto-restart).",
@@ -237,9 +235,9 @@ fn commands() -> [Arg; 13] {
             "effect.",
         ])),
         flag("rollback").help(lines([
-            "Undo the last restart: what it replaced is current again if it has not",
-            "been told to stop yet, and is started again if it is gone. Wait until",
-            "that serves alone.",
+            "Undo the last restart: the server that it replaced goes on if it has",
+            "not been told to stop yet, and is started again if it is gone. Wait",
+            "until it serves alone.",
         ])),
         flag("no-wait").help(lines([
             "With --restart or --rollback: return as soon as the server serves, and",

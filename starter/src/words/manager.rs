@@ -136,8 +136,8 @@ pub fn unreachable(place: &std::ffi::OsStr, cause: &str) -> String {
 /// The manager does not read what it is sent.
 pub fn unread(place: &std::ffi::OsStr) -> String {
     format!(
-        "start_server: the service manager at NOTIFY_SOCKET={} does not read what it is sent; what still matters \
-         follows once it does",
+        "start_server: the service manager at NOTIFY_SOCKET={} does not read what it is sent; it gets the \
+         latest state once it does",
         quoted(place)
     )
 }

@@ -93,7 +93,7 @@ pub fn of_inner_namespace(pid: i32, inner: i32) -> String {
 }
 
 /// What is to be watched says only once that it is ready.
-pub const ASK_AGAIN: &str = "READY=1 or a line feed comes once; `--ready=exec:COMMAND` with a command that asks the server can be repeated";
+pub const ASK_AGAIN: &str = "READY=1 and a line feed come only once: use --ready=exec:COMMAND with a command that asks the server";
 
 /// The binder is missing. `program` is start_server itself.
 pub fn of_missing_binder(program: &Path) -> String {
@@ -460,14 +460,13 @@ pub const NO_STATUS: &str =
 pub const NO_SETUID_BIT: &str = "remove the bit with chmod u-s,g-s";
 
 /// The variables of sd_listen_fds(3) do not describe what this process was started with.
-pub const LISTEN_FDS: &str = "whoever started start_server announces its sockets so (sd_listen_fds(3)): correct that, or unset LISTEN_PID to start without them";
+pub const LISTEN_FDS: &str = "correct what the launcher passes on (sd_listen_fds(3)), or unset LISTEN_PID to start without its sockets";
 
 /// The launcher has passed on a connection.
-pub const ACCEPT_NO: &str =
-    "start_server serves listeners: in a socket unit, leave Accept= at its default, no";
+pub const ACCEPT_NO: &str = "start_server takes listeners: remove Accept=yes from the socket unit";
 
 /// The launcher, root, has passed on a socket that another user has created.
-pub const SOCKET_OF_ANOTHER: &str = "that user would share its clients with the server: create the socket as root or as --user, as a socket unit does";
+pub const SOCKET_OF_ANOTHER: &str = "its owner could take clients from the server: create the socket as root or as --user, as a socket unit does";
 
 /// Root has named no user.
 pub const NAME_THE_USER: &str = "add --user=NAME, the user that the server program runs as";

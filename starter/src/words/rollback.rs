@@ -23,7 +23,7 @@ impl Way {
                 "rolling back: generation {to} is current again, generation {from} is told to stop"
             ),
             Way::StartAgain(number) => {
-                format!("rolling back: starting again what generation {number} was")
+                format!("rolling back: starting the program of generation {number} again")
             }
         }
     }
@@ -41,7 +41,7 @@ pub fn nothing_has_served() -> StartFailure {
 /// Nothing that served is older than this generation, as far as is known.
 pub fn nothing_before(number: u32) -> StartFailure {
     because(format!(
-        "nothing is known that served before generation {number}"
+        "there is nothing to go back to from generation {number}"
     ))
 }
 
@@ -62,7 +62,7 @@ pub fn under_way(number: u32) -> StartFailure {
 /// With `--no-pin`.
 pub fn not_kept(number: u32) -> StartFailure {
     because(format!(
-        "generation {number} is gone, and with --no-pin what it was started from is not kept"
+        "generation {number} is gone, and with --no-pin nothing is kept to start it again"
     ))
 }
 

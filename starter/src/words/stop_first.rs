@@ -26,7 +26,7 @@ impl fmt::Display for StopFirst {
                 let (signal, pids) = (name(*signal), Pids(pids, "none"));
                 write!(
                     f,
-                    "start_server: sending {signal} to old workers, the new one starts when they are gone:{pids}"
+                    "start_server: sending {signal} to old workers, and starting the new one when they are gone:{pids}"
                 )
             }
             StopFirst::StartingAgain { is_pinned } => {

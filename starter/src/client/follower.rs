@@ -127,7 +127,7 @@ impl Follower {
                 let Some(status) = status else {
                     return Found::default();
                 };
-                *answer = answer.or_else(|| status.answer_to(*request));
+                *answer = answer.or_else(|| status.answer_to(*request, self.asked));
                 let verdict =
                     answer.and_then(|one| status.verdict_on(one, self.at_commit, self.asked));
                 Found {

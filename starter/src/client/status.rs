@@ -135,11 +135,21 @@ impl Status {
         })
     }
 
-    /// The generation that answers a restart. A start already under way when it was requested does not.
-    pub fn answer_to(&self, request: u64) -> Option<u64> {
-        let mut verdicts = self.0.verdicts.iter();
-        let first = verdicts.find(|one| one.request >= request)?;
-        Some(first.generation)
+    /// The generation that answers what was asked for. A start already under way when it was requested does not, nor does
+    /// the answer to what somebody else has asked for at the same moment, nor the refusal of a later rollback.
+    pub fn answer_to(&self, request: u64, asked: Asked) -> Option<u64> {
+        let answers = |one: &&view::Verdict| {
+            let is_refused = one.rollback && one.generation == 0;
+            match one.request == request {
+                true => one.rollback == (asked == Asked::Rollback),
+                false => one.request > request && !is_refused,
+            }
+        };
+        self.0
+            .verdicts
+            .iter()
+            .find(answers)
+            .map(|one| one.generation)
     }
 
     /// The result of the restart that this generation answers: committed if nothing else is known any more. With
@@ -346,7 +356,7 @@ mod tests {
 
     impl Status {
         fn verdict(&self, request: u64) -> Option<Verdict> {
-            self.answer_to(request)
+            self.answer_to(request, Asked::Restart)
                 .and_then(|generation| self.verdict_on(generation, false, Asked::Restart))
         }
     }
@@ -456,6 +466,39 @@ mod tests {
         // Committed, superseded by a restart that failed, and crashed: the old one of before is gone.
         let status = status(&[5], &[(1, 2, true), (2, 3, false), (2, 5, true)]);
         assert_eq!(status.verdict(1), Some(Ok(())));
+    }
+
+    #[test]
+    fn whoever_asks_for_a_rollback_gets_another_answer_than_whoever_asks_for_a_restart() {
+        let verdict = |request, rollback, generation| view::Verdict {
+            request,
+            rollback,
+            generation,
+            ..view::Verdict::default()
+        };
+        let answers = |verdicts: &[view::Verdict], asked| {
+            let status = Status(View {
+                verdicts: verdicts.iter().cloned().collect(),
+                ..View::default()
+            });
+            status.answer_to(5, asked)
+        };
+        // Both were asked for at the same moment.
+        let both = [verdict(5, false, 3), verdict(6, true, 2)];
+        assert_eq!(answers(&both, Asked::Restart), Some(3));
+        assert_eq!(answers(&both, Asked::Rollback), Some(2));
+        let both = [verdict(5, true, 2), verdict(6, false, 3)];
+        assert_eq!(answers(&both, Asked::Restart), Some(3));
+        assert_eq!(answers(&both, Asked::Rollback), Some(2));
+        // A later rollback that is refused keeps nobody from an answer.
+        let refused = [verdict(6, true, 0)];
+        assert_eq!(answers(&refused, Asked::Restart), None);
+        assert_eq!(answers(&refused, Asked::Rollback), None);
+        let refused = [verdict(5, true, 0)];
+        assert_eq!(answers(&refused, Asked::Rollback), Some(0));
+        // Several restarts have one answer.
+        let several = [verdict(7, false, 3)];
+        assert_eq!(answers(&several, Asked::Restart), Some(3));
     }
 
     #[test]

@@ -198,7 +198,7 @@ pub fn in_every_form(text: &str, request: u64) -> Vec<String> {
     let Some(status) = Status::parse(text) else {
         return Vec::new();
     };
-    let generation = status.answer_to(request);
+    let generation = status.answer_to(request, Asked::Restart);
     let verdict = generation.and_then(|one| status.verdict_on(one, true, Asked::Restart));
     let found = Found {
         status: Some(status),

@@ -68,6 +68,7 @@ impl Machine {
         self.say(Notice::CheckFailed(failed.cause.clone()));
         self.history.add_decision(Decision {
             request: checking.request,
+            is_of_rollback: false,
             // No generation was started for it.
             generation: 0,
             verdict: Verdict::CheckFailed(failed),

@@ -65,6 +65,7 @@ impl Machine {
         self.history.count_commit(now);
         self.history.add_decision(Decision {
             request,
+            is_of_rollback: why.rolls_back_to().is_some(),
             generation: number,
             verdict: Verdict::Committed,
             at: now,

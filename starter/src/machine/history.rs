@@ -43,6 +43,8 @@ pub struct Counters {
 pub struct Decision {
     /// It answers every restart requested up to this one, counted from 1.
     pub request: u32,
+    /// The last of those is a rollback. If that is refused, this answers no other.
+    pub is_of_rollback: bool,
     /// 0 if none was started.
     pub generation: u32,
     pub verdict: Verdict,
@@ -151,6 +153,12 @@ impl History {
     pub(super) fn decision_on(&self, generation: u32) -> Option<&Decision> {
         let mut decisions = self.decisions.iter().rev();
         decisions.find(|decision| decision.generation == generation)
+    }
+
+    /// Whether there is a decision on the restart with this number, if it is not forgotten.
+    pub(super) fn has_answered(&self, request: u32) -> bool {
+        let mut decisions = self.decisions.iter();
+        decisions.any(|one| one.request >= request && (one.generation != 0 || !one.is_of_rollback))
     }
 
     /// Only these generations have workers: what has replaced all others is alone. Returns whether that is news.

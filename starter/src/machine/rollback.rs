@@ -2,7 +2,7 @@
 //!
 //! | the last restart | what follows |
 //! |---|---|
-//! | is being checked, has not committed, or waits for its next try | it is given up; what serves goes on, and what served last is started again if nothing does |
+//! | is being checked, has not committed, or waits for its first or next try | it is given up; what serves goes on, and what served last is started again if nothing does |
 //! | has committed, and what it replaced has not been told to stop | that is current again, without a new process; the new workers are told to stop |
 //! | has committed, and what it replaced was told to stop and still lives | nothing: there is no way back to workers that are about to go, and another start beside them is not what was asked for |
 //! | has committed, and what it replaced is gone | what that was started from is started again as a new generation, which must prove itself like any other |
@@ -30,7 +30,7 @@ impl Machine {
             }
             Err(cause) => {
                 self.say(Notice::CannotRollBack(cause.clone()));
-                self.answer_without_start(self.history.counters.restarts, cause, now);
+                self.answer_without_start(self.history.counters.restarts, true, cause, now);
             }
         }
         self.save_status();
@@ -86,13 +86,20 @@ impl Machine {
         let planned = self.planned.is_some_and(|planned| planned.why.is_restart());
         let is_stopping_first = self.stopping_first.is_some();
         let waits = planned || self.postponed.is_some() || is_stopping_first;
-        self.checking.is_some() || self.is_restarting() || waits
+        // One that is wanted comes after a start, also of what served.
+        self.checking.is_some() || self.is_restarting() || waits || self.restart_wanted
     }
 
     fn undo_restart(&mut self, way: Way, asked_before: u32, now: Moment) {
         let was_busy = self.planned.is_some() || self.is_starting();
         let is_stopping_first = self.stopping_first.take().is_some();
-        let is_unanswered = self.checking.is_some() || self.restart_wanted || is_stopping_first;
+        // One that waits may be another try, whose first one was the answer.
+        let planned = self.planned.filter(|planned| planned.why.is_restart());
+        let waits = planned.is_some() || self.postponed.is_some();
+        let is_unanswered = self.checking.is_some()
+            || self.restart_wanted
+            || is_stopping_first
+            || (waits && !self.history.has_answered(asked_before));
         self.give_up_check();
         self.planned = None;
         self.postponed = None;
@@ -102,7 +109,7 @@ impl Machine {
         self.auto_restart_since = now;
         let undone = self.undo_start(now);
         if is_unanswered {
-            self.answer_without_start(asked_before, rollback::came_first(), now);
+            self.answer_without_start(asked_before, false, rollback::came_first(), now);
         }
         match way {
             Way::Keep(current) => {
@@ -153,8 +160,10 @@ impl Machine {
             return;
         };
         let (request, steps) = (generation.request, generation.steps);
+        let is_of_rollback = generation.why.rolls_back_to().is_some();
         self.history.add_decision(Decision {
             request,
+            is_of_rollback,
             generation: number,
             verdict: Verdict::Refused(rollback::undone()),
             at: now,
@@ -173,6 +182,7 @@ impl Machine {
         };
         self.history.add_decision(Decision {
             request: self.history.counters.restarts,
+            is_of_rollback: true,
             generation,
             verdict,
             at: now,
@@ -183,9 +193,16 @@ impl Machine {
         });
     }
 
-    fn answer_without_start(&mut self, request: u32, cause: StartFailure, now: Moment) {
+    fn answer_without_start(
+        &mut self,
+        request: u32,
+        is_of_rollback: bool,
+        cause: StartFailure,
+        now: Moment,
+    ) {
         self.history.add_decision(Decision {
             request,
+            is_of_rollback,
             generation: 0,
             verdict: Verdict::Refused(cause),
             at: now,

@@ -261,6 +261,7 @@ impl Machine {
         self.history.counters.count_failed_start();
         self.history.add_decision(Decision {
             request: failed.request,
+            is_of_rollback: failed.why.rolls_back_to().is_some(),
             generation: failed.number,
             verdict: Verdict::Failed {
                 status: failed.status,

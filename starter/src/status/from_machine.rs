@@ -192,6 +192,7 @@ fn verdict(decision: &Decision, clock: &Clock, stderr: LastLines) -> view::Verdi
     };
     view::Verdict {
         request: decision.request.into(),
+        rollback: decision.is_of_rollback,
         generation: decision.generation.into(),
         result,
         at: clock.seconds(decision.at),

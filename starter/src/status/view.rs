@@ -258,6 +258,9 @@ pub struct Counters {
 pub struct Verdict {
     /// The last restart that it answers, as counted by [`Counters::restarts`].
     pub request: u64,
+    /// That is a rollback.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub rollback: bool,
     pub generation: u64,
     #[serde(default)]
     pub result: Outcome,

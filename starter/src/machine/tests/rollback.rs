@@ -128,6 +128,57 @@ fn a_restart_that_fails_again_and_again_is_given_up() {
     assert_eq!(world.state_of(1), Some(State::Current));
 }
 
+/// A restart that fails, and another one that has to wait a moment for its start.
+fn waiting() -> World {
+    let mut world = serving(0);
+    world.restart();
+    world.exit_newest(256);
+    world.restart();
+    assert_eq!(world.state_of(3), None);
+    world
+}
+
+fn answers(world: &World) -> Vec<(u32, u32, bool)> {
+    let decisions = world.machine.history.decisions.iter();
+    let all = decisions.map(|one| (one.request, one.generation, one.is_of_rollback));
+    all.collect()
+}
+
+#[test]
+fn a_restart_that_waits_for_its_start_learns_that_it_was_given_up() {
+    let mut world = waiting();
+    world.roll_back();
+    assert_eq!(world.wait(), None);
+    let expected = [(0, 1, false), (1, 2, false), (2, 0, false), (3, 1, true)];
+    assert_eq!(answers(&world), expected);
+    // The same where what served has died meanwhile and comes back before it.
+    let mut world = waiting();
+    world.exit(Pid::from_raw(100), 0);
+    assert_eq!(world.state_of(3), None);
+    world.roll_back();
+    assert_eq!(answers(&world).last(), Some(&(2, 0, false)));
+    // Another try is no other restart.
+    let mut world = serving(0);
+    world.restart();
+    world.exit_newest(256);
+    world.roll_back();
+    let expected = [(0, 1, false), (1, 2, false), (2, 1, true)];
+    assert_eq!(answers(&world), expected);
+}
+
+#[test]
+fn a_restart_that_waits_for_what_served_is_the_last_one() {
+    let mut world = restarted(0);
+    world.exit(Pid::from_raw(100), 0);
+    world.pass(10.0);
+    world.exit_newest(256);
+    assert_eq!(world.state_of(3), Some(State::Starting));
+    world.restart();
+    world.roll_back();
+    assert!(world.said("starting again what generation 2 was"));
+    assert_eq!(answers(&world).last(), Some(&(2, 0, false)));
+}
+
 #[test]
 fn a_check_is_given_up() {
     let mut world = World::new(Settings {

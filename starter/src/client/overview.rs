@@ -119,7 +119,9 @@ fn progress(view: &View, at: f64) -> Option<String> {
             });
         }
         let mut parts = Vec::new();
-        let failed = view.verdicts.last();
+        // A rollback that was refused has changed nothing.
+        let mut verdicts = view.verdicts.iter().rev();
+        let failed = verdicts.find(|one| one.generation > 0);
         if let Some(failed) = failed.filter(|one| one.result == Outcome::Failed) {
             parts.push(format!("generation {} failed", failed.generation));
         }
@@ -152,7 +154,15 @@ fn progress(view: &View, at: f64) -> Option<String> {
 /// When the next start is due.
 fn next_start(view: &View, at: f64) -> Option<String> {
     let next = view.next_start_at?;
-    Some(format!("next start in {}", time(next - at)))
+    let left: usize = view.generations.iter().map(|one| one.workers.len()).sum();
+    Some(match left {
+        // With `--replace=stop-first`: nothing else keeps a start that is due from beginning.
+        1 if next < at => "the next start waits for 1 worker to exit".to_owned(),
+        left if next < at && left > 0 => {
+            format!("the next start waits for {left} workers to exit")
+        }
+        _ => format!("next start in {}", time(next - at)),
+    })
 }
 
 /// What serves dies again and again, in a sentence.
@@ -334,6 +344,21 @@ mod tests {
         let headline = "nothing serves: next start in 2.4 s";
         let expected = (State::NothingServes, headline.to_owned(), 1);
         assert_eq!(shown(&older), expected);
+    }
+
+    #[test]
+    fn a_start_that_waits_for_a_worker_says_so() {
+        let view = |at| View {
+            next_start_at: Some(at),
+            generations: [generation(4, view::State::Old)].into_iter().collect(),
+            ..View::default()
+        };
+        assert_eq!(
+            next_start(&view(1000.5), 1000.0).unwrap(),
+            "next start in 0.5 s"
+        );
+        let waits = "the next start waits for 1 worker to exit";
+        assert_eq!(next_start(&view(999.0), 1000.0).unwrap(), waits);
     }
 
     #[test]

@@ -175,7 +175,7 @@ fn a_restart_that_waits_for_what_served_is_the_last_one() {
     assert_eq!(world.state_of(3), Some(State::Starting));
     world.restart();
     world.roll_back();
-    assert!(world.said("starting again what generation 2 was"));
+    assert!(world.said("starting the program of generation 2 again"));
     assert_eq!(answers(&world).last(), Some(&(2, 0, false)));
 }
 
@@ -215,7 +215,7 @@ fn there_must_be_something_to_go_back_to() {
     assert!(refused(&world).contains("no generation has served yet"));
     let mut world = serving(0);
     world.roll_back();
-    assert!(refused(&world).contains("served before generation 1"));
+    assert!(refused(&world).contains("nothing to go back to from generation 1"));
     let mut world = World::new(unpinned(settings()));
     world.pass_deadline();
     world.restart();

@@ -35,6 +35,7 @@ use crate::listeners::bind::{Bound, Listener, SocketFiles};
 use crate::listeners::dialects::{self, Announced, Dialect};
 use crate::listeners::health::Health;
 use crate::listeners::inherited::Inherited;
+use crate::listeners::numbers::Reserved;
 use crate::listeners::plan::{Plan, Prepared};
 use crate::log::Log;
 use crate::machine::{self, Outcome};
@@ -192,7 +193,10 @@ fn lock_and_bind(options: &Options, dropped: Dropped, log: &mut Log) -> Result<H
     let backlog = Backlog::new(options.listeners.backlog);
     let open_files = dropped.open_files;
     let mut notices = Vec::new();
-    let reserved = options.ready.reserved_number();
+    let reserved = Reserved {
+        number: options.ready.reserved_number(),
+        after: options.ready.fd_store_max.into(),
+    };
     let bound = resolved.bind(
         reserved,
         backlog,

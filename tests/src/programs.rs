@@ -33,6 +33,12 @@ pub fn worker() -> PathBuf {
     installed().join("worker")
 }
 
+/// The program that leaves descriptors to its successors.
+#[must_use]
+pub fn keeper() -> PathBuf {
+    installed().join("keeper")
+}
+
 /// The example of a worker written in Rust.
 #[must_use]
 pub fn hello() -> PathBuf {
@@ -55,6 +61,7 @@ pub fn installed() -> &'static Path {
         fs::set_permissions(&folder, Permissions::from_mode(0o755))
             .expect("cannot open the folder for the programs");
         install(&build.folder.join("worker"), &folder);
+        install(&build.folder.join("keeper"), &folder);
         if another().is_none() {
             build.run();
             for program in ["start_server", "start_server-binder", "examples/hello"] {

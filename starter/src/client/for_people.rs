@@ -10,6 +10,9 @@ use crate::words::text::shortened;
 /// How many rows a table may have.
 const MOST_ROWS: usize = 1000;
 
+/// How many names of descriptors are shown.
+const MOST_NAMES: usize = 20;
+
 /// How many of a failed worker's last lines are shown.
 const LAST_LINES: usize = 3;
 
@@ -58,8 +61,37 @@ impl Shown<'_> {
         }
         self.last_start(&mut sheet);
         self.listeners(&mut sheet);
+        self.fd_store(&mut sheet);
         self.workers(&mut sheet);
         sheet
+    }
+
+    /// What workers have left for the ones after them.
+    fn fd_store(&self, sheet: &mut Sheet) {
+        let Some(store) = self.view.fd_store.as_ref().filter(|one| one.count > 0) else {
+            return;
+        };
+        let shown = store.names.iter().take(MOST_NAMES).map(|kept| {
+            let name = shortened(&kept.name);
+            match kept.count {
+                0 | 1 => name,
+                count => format!("{count} {name}"),
+            }
+        });
+        let mut names: Vec<String> = shown.collect();
+        if store.names.len() > MOST_NAMES {
+            names.push("...".to_owned());
+        }
+        sheet.line(None, "");
+        sheet.sentence(
+            None,
+            &format!(
+                "keeps {} of at most {} descriptors for the next server: {}",
+                store.count,
+                store.max,
+                names.join(", ")
+            ),
+        );
     }
 
     fn last_start(&self, sheet: &mut Sheet) {

@@ -36,6 +36,7 @@ struct Json<'a> {
     listeners: Vec<JsonListener<'a>>,
     generations: Vec<JsonGeneration<'a>>,
     workers: Vec<JsonWorker<'a>>,
+    fd_store: &'a Option<view::FdStore>,
     counters: &'a view::Counters,
     log: &'a view::Log,
     last_verdict: Option<&'a Verdict>,
@@ -91,6 +92,7 @@ pub fn json(view: &View, now: &Observed) -> String {
         workers: workers(view)
             .map(|(generation, worker)| json_of_worker(generation, worker, now))
             .collect(),
+        fd_store: &view.fd_store,
         counters: &view.counters,
         log: &view.log,
         last_verdict: view.verdicts.last(),

@@ -1,9 +1,10 @@
 //! The limit on open descriptors: raised for the superdaemon, while workers get the launcher's own.
 
-use std::os::fd::{BorrowedFd, FromRawFd, OwnedFd, RawFd};
+use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 
 use nix::fcntl::{FcntlArg, fcntl};
 use nix::sys::resource::{Resource, getrlimit, rlim_t, setrlimit};
+use nix::sys::stat::fstat;
 
 use crate::words::failure::Failure;
 use crate::words::remedy;
@@ -79,6 +80,37 @@ pub fn adopt(number: RawFd) -> Option<OwnedFd> {
     // EBADF.
     let marked = unsafe { libc::fcntl(number, libc::F_SETFD, libc::FD_CLOEXEC) };
     (marked == 0).then(|| owned(number))
+}
+
+/// Whether both are the same open file, as copies of a descriptor are (kcmp(2)). Where the kernel does not tell, what looks
+/// the same is the same, as in systemd.
+#[expect(unsafe_code, reason = "nix has no kcmp")]
+pub fn is_same_file(one: BorrowedFd<'_>, other: BorrowedFd<'_>) -> bool {
+    const KCMP_FILE: libc::c_int = 0;
+    let (pid, number) = (std::process::id(), |it: BorrowedFd<'_>| it.as_raw_fd());
+    // SAFETY: it takes numbers only.
+    let compared = unsafe {
+        libc::syscall(
+            libc::SYS_kcmp,
+            pid,
+            pid,
+            KCMP_FILE,
+            number(one),
+            number(other),
+        )
+    };
+    match compared {
+        0 => true,
+        1.. => false,
+        _ => looks_the_same(one, other).unwrap_or(false),
+    }
+}
+
+fn looks_the_same(one: BorrowedFd<'_>, other: BorrowedFd<'_>) -> nix::Result<bool> {
+    let (a, b) = (fstat(one)?, fstat(other)?);
+    let is_same =
+        (a.st_dev, a.st_ino, a.st_mode, a.st_rdev) == (b.st_dev, b.st_ino, b.st_mode, b.st_rdev);
+    Ok(is_same && fcntl(one, FcntlArg::F_GETFL)? == fcntl(other, FcntlArg::F_GETFL)?)
 }
 
 #[expect(unsafe_code, reason = "fcntl(2) gives a new descriptor as a number")]

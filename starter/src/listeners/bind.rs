@@ -20,7 +20,8 @@ use crate::host::open_files::{OpenFiles, duplicate_above};
 use crate::listeners::backlog::Backlog;
 use crate::listeners::binder::{Answer, Binder, channel_failed};
 use crate::listeners::inherited::{Inherited, take_first};
-use crate::listeners::plan::{Maker, Planned, Prepared, SPARE_DESCRIPTORS, Wanted};
+use crate::listeners::numbers::{Reserved, make_more_room, make_room, numbers};
+use crate::listeners::plan::{Maker, Planned, Prepared, Wanted};
 use crate::listeners::refusal::{cannot_bind, cannot_bind_ourselves};
 use crate::listeners::second_name::SecondName;
 use crate::listeners::sockets::{self, bound_address};
@@ -30,11 +31,7 @@ use crate::listeners::stored::{names, settle};
 use crate::listeners::user_directory::UserDirectory;
 use crate::words::failure::{self, Failure};
 use crate::words::notice::Notice;
-use crate::words::remedy;
 use crate::words::text::quoted;
-
-/// How many numbers above its listeners a worker needs for its exec (the program, its loader, libraries).
-const DESCRIPTORS_TO_EXEC: u64 = 8;
 
 /// Everything slow has been done.
 pub struct Resolved {
@@ -227,7 +224,7 @@ impl Resolved {
     /// Adds to `notices`, even on failure.
     pub fn bind(
         self,
-        reserved: Option<RawFd>,
+        reserved: Reserved,
         backlog: Backlog,
         strict: bool,
         open_files: OpenFiles,
@@ -451,7 +448,7 @@ pub(super) fn make_again(
 fn listen_on(
     sockets: &[Planned],
     made: Vec<Option<OwnedFd>>,
-    reserved: Option<RawFd>,
+    reserved: Reserved,
     backlog: Backlog,
     open_files: OpenFiles,
     notices: &mut Vec<Notice>,
@@ -460,9 +457,11 @@ fn listen_on(
         .iter()
         .map(|planned| planned.wanted.fixed_number())
         .collect();
-    let numbers = numbers(&fixed, reserved);
-    let highest = numbers.iter().copied().chain(reserved).max().unwrap_or(2);
+    let numbers = numbers(&fixed, reserved.number);
+    let highest = numbers.iter().copied().chain(reserved.number).max();
+    let highest = highest.unwrap_or(2);
     make_room(highest, sockets.len(), open_files)?;
+    let highest = make_more_room(highest, sockets.len(), reserved.after, open_files)?;
     let mut listeners = Vec::with_capacity(sockets.len());
     for ((planned, socket), number) in sockets.iter().zip(made).zip(numbers) {
         let wanted = &planned.wanted;
@@ -520,30 +519,6 @@ fn listen_if_needed(
     Ok(Some(backlog.granted()))
 }
 
-/// Raises the limit on open files for this many sockets, and for the workers' numbers up to this one.
-fn make_room(highest: RawFd, sockets: usize, open_files: OpenFiles) -> Result<(), Failure> {
-    let soft = open_files.soft;
-    if sockets > 0 && u64::from(highest.unsigned_abs()) + DESCRIPTORS_TO_EXEC > soft {
-        return Err(Failure::failed(format!(
-            "cannot pass descriptor {highest} to workers: the limit on open files is {soft}"
-        ))
-        .hint(remedy::RAISE_OPEN_FILES));
-    }
-    let highest = usize::try_from(highest).unwrap_or(0);
-    open_files.make_room_for(highest + 3 * sockets + SPARE_DESCRIPTORS)
-}
-
-/// Numbers the workers' descriptors: fixed ones as requested, the others consecutively from 3.
-/// One of them may be reserved for something else.
-fn numbers(fixed: &[Option<RawFd>], reserved: Option<RawFd>) -> Vec<RawFd> {
-    let mut free =
-        (3..).filter(|number| !fixed.contains(&Some(*number)) && Some(*number) != reserved);
-    fixed
-        .iter()
-        .map(|number| number.or_else(|| free.next()).unwrap_or(RawFd::MAX))
-        .collect()
-}
-
 impl SocketFiles {
     /// The binder that waits to remove its files at the end.
     pub fn binder(&self) -> Option<Pid> {
@@ -580,20 +555,5 @@ impl Drop for SocketFiles {
             // Nothing can be done about a binder that exited in another way.
             drop(binder.end());
         }
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn descriptors_are_consecutive_from_3_and_move_away_only_for_fixed_ones() {
-        assert_eq!(numbers(&[None, None, None], None), [3, 4, 5]);
-        assert_eq!(numbers(&[None, Some(4), None], None), [3, 4, 5]);
-        assert_eq!(numbers(&[None, Some(3), None], None), [4, 3, 5]);
-        assert_eq!(numbers(&[Some(0), None, Some(100)], None), [0, 3, 100]);
-        assert!(numbers(&[], None).is_empty());
-        assert_eq!(numbers(&[None, Some(5), None, None], Some(3)), [4, 5, 6, 7]);
     }
 }

@@ -1,7 +1,7 @@
 //! How a worker learns about its sockets: always by `SERVER_STARTER_PORT`, by other conventions as `--fd-env` names them.
 
 use std::ffi::{OsStr, OsString};
-use std::os::fd::RawFd;
+use std::os::fd::{BorrowedFd, RawFd};
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 
 use nix::fcntl::{FcntlArg, OFlag, fcntl};
@@ -52,6 +52,17 @@ pub fn variables(listeners: &[Announced], dialects: &[Dialect]) -> Vec<Variable>
         variables.extend(in_dialect(listeners, *dialect));
     }
     variables
+}
+
+/// The variables of systemd, for a worker that gets other descriptors after its listeners: each with its name and number.
+pub fn with_kept(listeners: &[Announced], kept: &[(&str, BorrowedFd<'_>, RawFd)]) -> Vec<Variable> {
+    let kept = kept.iter().map(|(name, _, number)| Announced {
+        name: name.into(),
+        number: *number,
+        given_name: None,
+    });
+    let all: Vec<Announced> = listeners.iter().cloned().chain(kept).collect();
+    in_dialect(&all, Dialect::Systemd)
 }
 
 /// Refuses what the launcher has passed on, if a dialect cannot describe it, and a descriptor for something else that would

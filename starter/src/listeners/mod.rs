@@ -18,6 +18,7 @@ pub mod health;
 pub mod holders;
 pub mod inherited;
 mod launchers_file;
+pub mod numbers;
 pub mod plan;
 mod refusal;
 mod second_name;

@@ -201,6 +201,31 @@ fn check_watch(settings: &ready::Settings) -> Result<(), Failure> {
     Err(failure.hint_if(is_told.then(|| remedy::ASK_AGAIN.into())))
 }
 
+/// Refuses to keep descriptors that no worker can send, or that have no place after the listeners.
+pub fn check_fd_store(
+    given: &Given<'_>,
+    settings: &ready::Settings,
+    listeners: &listeners::Settings,
+) -> Result<(), Failure> {
+    let Some(value) = given.value("fd-store-max")? else {
+        return Ok(());
+    };
+    if settings.ready != Ready::Notify {
+        return Err(refused("fd-store-max", value, &lacks(&["ready=notify"])));
+    }
+    let mut ports = listeners.ports.iter();
+    match ports.find(|port| port.descriptor.is_some()) {
+        Some(port) if settings.fd_store_max > 0 => {
+            let cause = format!(
+                "workers get their descriptors from 3 on without gaps, but --port={} sets its own",
+                quoted(&port.given)
+            );
+            Err(refused("fd-store-max", value, &cause))
+        }
+        Some(_) | None => Ok(()),
+    }
+}
+
 fn check_reserved(number: RawFd, listeners: &listeners::Settings) -> Result<(), Failure> {
     let value = format!("fd:{number}");
     let has_it = |port: &&PortSpec| port.descriptor == Some(number);

@@ -139,7 +139,7 @@ fn restarting() -> [Arg; 13] {
     ]
 }
 
-fn readiness() -> [Arg; 5] {
+fn readiness() -> [Arg; 6] {
     [
         valued("ready", "WHAT").help(lines([
             "What proves that a new server serves, and so ends the old one:",
@@ -165,6 +165,11 @@ fn readiness() -> [Arg; 5] {
             "With --ready=exec, accept or http: go on asking the server. When it",
             "fails for this long, it is unhealthy: that is logged and shown, and",
             "within --kill-old-delay the old server takes over again.",
+        ])),
+        valued("fd-store-max", "NUMBER").help(lines([
+            "With --ready=notify: keep up to this many descriptors that a server",
+            "sends (FDSTORE=1, as to systemd), and pass them to the next ones after",
+            "the listeners, in the variables of --fd-env=systemd (default: 0).",
         ])),
     ]
 }

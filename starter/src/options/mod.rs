@@ -22,17 +22,18 @@ use clap::error::ErrorKind;
 use nix::sys::signal::Signal;
 
 use self::checks::{
-    check_files, check_listeners, check_needs, check_program, check_ready, check_replace,
-    check_self_test, form, returns_at_commit,
+    check_fd_store, check_files, check_listeners, check_needs, check_program, check_ready,
+    check_replace, check_self_test, form, returns_at_commit,
 };
 use self::definition::definition;
 use self::refusal::{lacks, of_clap, unusable};
 use self::spelling::spell_out;
 use self::values::{Given, tag_of};
 use crate::host::identity;
+use crate::listeners::dialects::Dialect;
 use crate::log::{Address, DEFAULT_ADDRESS, Format, SyslogSettings};
 use crate::machine::{Knobs, Proof, Replace};
-use crate::ready::{ProbeAt, Ready, Statuses};
+use crate::ready::{MOST_STORED, ProbeAt, Ready, Statuses};
 use crate::words::failure::Failure;
 use crate::worker::environment;
 use crate::{client, listeners, log, machine, ready, self_test, status, worker};
@@ -129,13 +130,18 @@ fn invocation(given: &Given<'_>) -> Result<Invocation, Failure> {
 
 fn start(given: &Given<'_>) -> Result<Options, Failure> {
     check_program(given)?;
-    let options = options(given)?;
+    let mut options = options(given)?;
     check_needs(given)?;
     check_listeners(&options.listeners)?;
     check_files(&options.status, &options.log)?;
     check_ready(given, &options.ready, &options.listeners)?;
     let (replace, delay) = (options.machine.replace, options.environment.kill_old_delay);
     check_replace(given, replace, delay)?;
+    check_fd_store(given, &options.ready, &options.listeners)?;
+    // Whoever takes descriptors back takes the listeners by the same variables.
+    if options.ready.fd_store_max > 0 && !options.listeners.dialects.contains(&Dialect::Systemd) {
+        options.listeners.dialects.push(Dialect::Systemd);
+    }
     Ok(options)
 }
 
@@ -232,6 +238,7 @@ fn ready(given: &Given<'_>) -> Result<ready::Settings, Failure> {
         probe: probe.or(needs_probe.then_some(ProbeAt::Tcp)),
         start_timeout: given.seconds("start-timeout")?.unwrap_or(START_TIMEOUT),
         watch: given.seconds("watch")?,
+        fd_store_max: given.limit("fd-store-max", MOST_STORED)?.unwrap_or(0),
     })
 }
 

@@ -244,6 +244,13 @@ impl<'a> Given<'a> {
         self.read(option, read, cause)
     }
 
+    /// A number up to `most`; 0 too.
+    pub fn limit(&self, option: &str, most: u16) -> Result<Option<u16>, Failure> {
+        let cause = || format!("it takes a number from 0 to {most}");
+        let read = |text: &str| number::digits(text).filter(|number| *number <= most);
+        self.read(option, read, cause)
+    }
+
     /// Parses the value as text; `cause` says what it may be.
     fn read<T>(
         &self,

@@ -16,6 +16,7 @@ use crate::ready::settings::Settings;
 pub struct Layout {
     /// The probe listener's descriptor number in the worker.
     pub probe_number: RawFd,
+    pub listeners: usize,
     /// The highest number that anything of ours has in a worker.
     pub highest: RawFd,
     pub backlog: i32,
@@ -31,12 +32,19 @@ impl Layout {
         backlog: Backlog,
         is_blocking: bool,
     ) -> Layout {
-        let taken: Vec<RawFd> = listeners.chain(settings.reserved_number()).collect();
+        let listeners: Vec<RawFd> = listeners.collect();
+        let count = listeners.len();
+        // What is kept for workers comes after the listeners.
+        let last_kept = 2 + count + usize::from(settings.fd_store_max);
+        let last_kept = RawFd::try_from(last_kept).unwrap_or(RawFd::MAX);
+        let taken = listeners.into_iter().chain(settings.reserved_number());
+        let taken: Vec<RawFd> = taken.collect();
         let probe_number = (3..).find(|number| !taken.contains(number));
         let probe_number = probe_number.unwrap_or(RawFd::MAX);
-        let highest = taken.into_iter().chain([probe_number]).max();
+        let highest = taken.into_iter().chain([probe_number, last_kept]).max();
         Layout {
             probe_number,
+            listeners: count,
             highest: highest.unwrap_or(probe_number),
             backlog: backlog.number(),
             is_blocking,

@@ -7,9 +7,10 @@ use crate::words::text::shortened;
 /// The largest datagram that is read, in bytes: as in systemd, the size of an atomic write to a pipe (PIPE_BUF).
 pub const LARGEST: usize = 4096;
 
-/// The assignments of one datagram that mean something here. Others, such as `MAINPID=`, `FDSTORE=1` and `WATCHDOG=1`, are
-/// ignored, as the protocol requires.
+/// The assignments of one datagram that mean something here. Others, such as `MAINPID=` and `WATCHDOG=1`, are ignored, as
+/// the protocol requires.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
+#[expect(clippy::struct_excessive_bools, reason = "each is an assignment")]
 pub struct Message {
     /// `READY=1`
     pub is_ready: bool,
@@ -19,6 +20,16 @@ pub struct Message {
     pub status: Option<String>,
     /// `EXTEND_TIMEOUT_USEC=`, counted from now.
     pub extension: Option<Duration>,
+    /// `FDSTORE=1`
+    pub stores: bool,
+    /// `FDSTOREREMOVE=1`
+    pub removes: bool,
+    /// `FDNAME=`
+    pub descriptor_name: Option<Vec<u8>>,
+    /// `FDPOLL=0`
+    pub is_unpolled: bool,
+    /// `BARRIER=1`
+    pub is_barrier: bool,
 }
 
 /// Each line is an assignment. If a name is repeated, the last one counts.
@@ -34,6 +45,11 @@ pub fn parse(datagram: &[u8]) -> Message {
             b"STOPPING" => message.is_stopping = value == b"1",
             b"STATUS" => message.status = Some(shown(value)),
             b"EXTEND_TIMEOUT_USEC" => message.extension = microseconds(value),
+            b"FDSTORE" => message.stores = value == b"1",
+            b"FDSTOREREMOVE" => message.removes = value == b"1",
+            b"FDNAME" => message.descriptor_name = Some(value.to_owned()),
+            b"FDPOLL" => message.is_unpolled = value == b"0",
+            b"BARRIER" => message.is_barrier = value == b"1",
             _ => {}
         }
     }
@@ -66,6 +82,16 @@ mod tests {
     }
 
     #[test]
+    fn descriptors_are_to_be_kept_or_removed_by_their_name() {
+        let message = parse(b"FDSTORE=1\nFDNAME=tickets=1\nFDPOLL=0");
+        assert!(message.stores && !message.removes && message.is_unpolled);
+        assert_eq!(message.descriptor_name.as_deref(), Some(&b"tickets=1"[..]));
+        let message = parse(b"FDSTOREREMOVE=1\nFDNAME=\xff\nBARRIER=1");
+        assert!(message.removes && !message.stores && !message.is_unpolled && message.is_barrier);
+        assert_eq!(message.descriptor_name.as_deref(), Some(&b"\xff"[..]));
+    }
+
+    #[test]
     fn what_only_looks_like_an_assignment_means_nothing() {
         for datagram in [
             &b""[..],
@@ -80,7 +106,7 @@ mod tests {
             b"STOPPING=yes",
             b"EXTEND_TIMEOUT_USEC=-1",
             b"EXTEND_TIMEOUT_USEC=99999999999999999999999",
-            b"\xff\xfe=\xff\nRELOADING=1\nBARRIER=1\nFDSTORE=1",
+            b"\xff\xfe=\xff\nRELOADING=1\nBARRIER=yes\nFDSTORE=2\nFDPOLL=1\nFDSTOREREMOVE=0",
         ] {
             assert_eq!(parse(datagram), Message::default(), "{datagram:?}");
         }

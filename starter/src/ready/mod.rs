@@ -10,6 +10,8 @@
 //! | `exec:COMMAND` | a command exits with 0 | [`mod@command`], [`mod@attempts`] |
 //! | `accept`, `http:PATH` | the generation's own listener is served | [`mod@probe`], [`mod@trial`], [`mod@http`] |
 //!
+//! With `notify`, workers can also leave descriptors for the workers after them: [`mod@store`].
+//!
 //! With `--watch`, the same goes on for the generation that serves: [`mod@health`].
 
 mod attempts;
@@ -24,15 +26,16 @@ mod private;
 mod probe;
 mod sender;
 mod settings;
+mod store;
 mod trial;
 mod watched;
 
-use std::os::fd::BorrowedFd;
+use std::os::fd::{BorrowedFd, OwnedFd, RawFd};
 
 use nix::poll::PollFlags;
 use nix::unistd::Pid;
 
-use self::watched::Watched;
+use self::watched::{Desk, Watched};
 use crate::host::launcher::Change;
 use crate::host::moment::Moment;
 use crate::listeners::dialects::Announced;
@@ -42,12 +45,15 @@ use crate::words::start_failure::StartFailure;
 
 pub use self::handed::{Handed, Layout, Order, Runner};
 pub use self::settings::{ProbeAt, Ready, Settings, Statuses};
+pub use self::store::{MOST as MOST_STORED, Store};
 
 /// How far each generation that has workers has got on its way to readiness.
 pub struct Readiness {
     pub settings: Settings,
     layout: Layout,
     watched: Vec<Watched>,
+    /// What workers have left for the ones after them.
+    pub store: Store,
     /// What was found, for the machine.
     found: Vec<Event>,
     notices: Vec<Notice>,
@@ -55,7 +61,9 @@ pub struct Readiness {
 
 impl Readiness {
     pub fn new(settings: Settings, layout: Layout) -> Readiness {
+        let store = Store::new(settings.fd_store_max, layout.listeners, layout.highest);
         Readiness {
+            store,
             settings,
             layout,
             watched: Vec::new(),
@@ -103,7 +111,8 @@ impl Readiness {
 
     /// What to wait for.
     pub fn sources(&self) -> impl Iterator<Item = (BorrowedFd<'_>, PollFlags)> {
-        self.watched.iter().flat_map(Watched::sources)
+        let watched = self.watched.iter().flat_map(Watched::sources);
+        watched.chain(self.store.sources())
     }
 
     /// When [`Readiness::look`] is due at the latest.
@@ -116,17 +125,36 @@ impl Readiness {
     }
 
     /// Looks at everything that may have changed, without waiting for anything. What is found is passed on afterwards.
-    pub fn look(&mut self, now: Moment, run: &mut Runner<'_>) {
-        let Readiness {
-            settings,
-            watched,
-            found,
-            notices,
-            ..
-        } = self;
+    /// `ours` are the listeners, with their numbers in the workers.
+    pub fn look(&mut self, now: Moment, ours: &[(OwnedFd, RawFd)], run: &mut Runner<'_>) {
+        let (settings, watched, mut desk) = self.desk(now, ours);
         for watched in watched {
-            watched.look(settings, now, run, found, notices);
+            watched.look(settings, run, &mut desk);
         }
+        self.store.tidy();
+    }
+
+    /// A child has died: if it was a worker, what it has said before counts.
+    pub fn read_last_words(&mut self, pid: Pid, now: Moment, ours: &[(OwnedFd, RawFd)]) {
+        let (_, watched, mut desk) = self.desk(now, ours);
+        for watched in watched {
+            watched.read_last_words(pid, &mut desk);
+        }
+    }
+
+    fn desk<'a>(
+        &'a mut self,
+        now: Moment,
+        ours: &'a [(OwnedFd, RawFd)],
+    ) -> (&'a Settings, &'a mut [Watched], Desk<'a>) {
+        let desk = Desk {
+            now,
+            store: &mut self.store,
+            ours,
+            found: &mut self.found,
+            notices: &mut self.notices,
+        };
+        (&self.settings, &mut self.watched, desk)
     }
 
     /// What was found since the last time.
@@ -166,5 +194,51 @@ impl Readiness {
             }
             true
         });
+    }
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used, reason = "tests fail by panicking")]
+mod tests {
+    use std::io::IoSlice;
+    use std::os::fd::AsRawFd;
+    use std::os::unix::net::UnixDatagram;
+    use std::time::Duration;
+
+    use nix::sys::socket::{ControlMessage, MsgFlags, sendmsg};
+    use nix::unistd::{getpid, getppid};
+
+    use super::*;
+    use crate::listeners::backlog::Backlog;
+
+    #[test]
+    fn the_last_words_of_a_worker_are_read_when_it_has_died() {
+        let settings = Settings {
+            ready: Ready::Notify,
+            probe: None,
+            start_timeout: Duration::from_secs(1),
+            watch: None,
+            fd_store_max: 2,
+        };
+        let layout = Layout::new([3, 4].into_iter(), &settings, Backlog::new(None), true);
+        let mut readiness = Readiness::new(settings, layout);
+        let handed = readiness.begin(1).unwrap();
+        let (_, address) = handed.variables[0].clone();
+        readiness.started(1, getpid(), handed, &[]);
+        let client = UnixDatagram::unbound().unwrap();
+        client.connect(address).unwrap();
+        let (reader, _writer) = std::io::pipe().unwrap();
+        let raw = [reader.as_raw_fd()];
+        let rights = [ControlMessage::ScmRights(&raw)];
+        let parts = [IoSlice::new(b"FDSTORE=1\nFDNAME=last")];
+        let number = client.as_raw_fd();
+        sendmsg::<()>(number, &parts, &rights, MsgFlags::empty(), None).unwrap();
+        let count = |readiness: &Readiness| readiness.store.hand_out().len();
+        readiness.read_last_words(getppid(), Moment::now(), &[]);
+        assert_eq!(count(&readiness), 0);
+        readiness.read_last_words(getpid(), Moment::now(), &[]);
+        assert_eq!(count(&readiness), 1);
+        let (name, _, place) = readiness.store.hand_out()[0];
+        assert_eq!((name, place), ("last", 5));
     }
 }

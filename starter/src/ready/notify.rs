@@ -4,7 +4,7 @@
 //! but for every user of the host: whoever can send keeps this process busy, and a descriptor that is sent along and
 //! dropped here can hold it up (the last reference to a TCP socket with SO_LINGER).
 
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 use std::path::PathBuf;
 
 use nix::errno::Errno;
@@ -16,18 +16,26 @@ use nix::unistd::Pid;
 use crate::ready::message::{LARGEST, Message, parse};
 use crate::ready::private::PrivateDirectory;
 
-/// How many datagrams one look reads at most, so that signals do not have to wait.
-const MOST_AT_ONCE: usize = 64;
+/// How many descriptors the kernel passes with one datagram at most (SCM_MAX_FD of net/scm.h).
+pub const MOST_DESCRIPTORS: usize = 253;
+
+/// The room for a sender, in words: as large as CMSG_SPACE says for a `ucred`.
+const ROOM_FOR_SENDER: usize = 4;
+
+/// The same with room for as many descriptors as can come along.
+const ROOM_FOR_ALL: usize = ROOM_FOR_SENDER + 2 + (MOST_DESCRIPTORS * 4).div_ceil(8);
 
 /// A socket on which the workers of one generation report about themselves.
 #[derive(Debug)]
 pub struct Socket {
     socket: OwnedFd,
     directory: PrivateDirectory,
+    /// Whether descriptors are let in.
+    takes_descriptors: bool,
 }
 
 /// A datagram and who sent it, according to the kernel.
-#[derive(Debug, PartialEq, Eq)]
+#[derive(Debug)]
 pub enum Received {
     From {
         pid: Pid,
@@ -35,19 +43,26 @@ pub enum Received {
         /// The worker for whom the sender speaks.
         worker: Option<Pid>,
         message: Message,
+        descriptors: Vec<OwnedFd>,
+        /// Whether more came along than could be let in.
+        is_cut: bool,
     },
     /// It is longer than [`LARGEST`], or its sender is unknown.
     Unusable,
 }
 
 impl Socket {
-    pub fn open() -> nix::Result<Socket> {
+    pub fn open(takes_descriptors: bool) -> nix::Result<Socket> {
         let directory = PrivateDirectory::new("notify")?;
         let flags = SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK;
         let socket = socket(AddressFamily::Unix, SockType::Datagram, flags, None)?;
         setsockopt(&socket, sockopt::PassCred, &true)?;
         bind(socket.as_raw_fd(), &UnixAddr::new(&directory.path())?)?;
-        Ok(Socket { socket, directory })
+        Ok(Socket {
+            socket,
+            directory,
+            takes_descriptors,
+        })
     }
 
     /// The value of `NOTIFY_SOCKET`.
@@ -55,81 +70,116 @@ impl Socket {
         self.directory.path()
     }
 
-    /// What has arrived; `trace` finds the worker for whom a sender speaks. It is asked before the next datagram is read: a
-    /// sender that waits for its barrier exists until then. Descriptors that came along are closed: those of `FDSTORE=1` are not kept, and a sender that
-    /// waits for its barrier (`BARRIER=1`) goes on.
-    pub fn read(&self, trace: impl Fn(Pid) -> Option<Pid>) -> Vec<Received> {
-        let mut received = Vec::new();
-        while received.len() < MOST_AT_ONCE {
+    /// The next datagram, if one has arrived; `trace` finds the worker for whom its sender speaks. That is asked before the
+    /// next datagram is read: a sender that waits for its barrier exists until then. Whoever drops the descriptors that came
+    /// along closes them, and a sender that waits for its barrier (`BARRIER=1`) goes on.
+    pub fn next(&self, trace: impl Fn(Pid) -> Option<Pid>) -> Option<Received> {
+        loop {
             match self.read_one(&trace) {
-                Ok(one) => received.push(one),
+                Ok(one) => return Some(one),
                 Err(Errno::EINTR) => {}
                 // Nothing is left, or nothing can be read now.
-                Err(_) => break,
+                Err(_) => return None,
             }
         }
-        received
     }
 
     fn read_one(&self, trace: impl Fn(Pid) -> Option<Pid>) -> nix::Result<Received> {
         let mut datagram = [0; LARGEST];
-        let (length, is_cut, sender) = receive(&self.socket, &mut datagram)?;
+        let mut control = [0; ROOM_FOR_ALL];
+        let room = match self.takes_descriptors {
+            true => &mut control[..],
+            false => &mut control[..ROOM_FOR_SENDER],
+        };
+        let Arrived {
+            length,
+            flags,
+            sender,
+            descriptors,
+        } = receive(&self.socket, &mut datagram, room)?;
         Ok(match sender {
-            Some(sender) if !is_cut => Received::From {
+            Some(sender) if flags & libc::MSG_TRUNC == 0 => Received::From {
                 pid: Pid::from_raw(sender.pid),
                 uid: sender.uid,
                 worker: trace(Pid::from_raw(sender.pid)),
-                message: parse(&datagram[..length]),
+                message: parse(datagram.get(..length).unwrap_or_default()),
+                descriptors,
+                is_cut: flags & libc::MSG_CTRUNC != 0,
             },
             Some(_) | None => Received::Unusable,
         })
     }
 }
 
-/// One datagram: its length in the buffer, whether that is not all of it, and its sender.
-///
-/// There is room only for the sender, which the kernel puts first (scm_recv of net/core/scm.h): descriptors that were
-/// sent are never installed here. In that case nix would show nothing at all.
+/// One datagram.
+struct Arrived {
+    /// In the buffer.
+    length: usize,
+    /// Those of recvmsg(2): whether there was more of it.
+    flags: i32,
+    sender: Option<libc::ucred>,
+    descriptors: Vec<OwnedFd>,
+}
+
+/// Reads one datagram, with as much of what came along as `control` has room for. The sender is first (scm_recv of
+/// net/core/scm.h); without room for more, descriptors that were sent are never installed here. In that case nix would show
+/// nothing at all.
 #[expect(
     unsafe_code,
     reason = "nix hides the sender where descriptors were dropped"
 )]
-fn receive(
-    socket: &OwnedFd,
-    datagram: &mut [u8],
-) -> nix::Result<(usize, bool, Option<libc::ucred>)> {
+fn receive(socket: &OwnedFd, datagram: &mut [u8], control: &mut [u64]) -> nix::Result<Arrived> {
     let mut part = libc::iovec {
         iov_base: datagram.as_mut_ptr().cast(),
         iov_len: datagram.len(),
     };
-    // As large as CMSG_SPACE says for a `ucred`, and aligned as a `cmsghdr`.
-    let mut control = [0_u64; 4];
     // SAFETY: all zeroes is a value of this struct of integers and null pointers.
     let mut header: libc::msghdr = unsafe { std::mem::zeroed() };
     header.msg_iov = &raw mut part;
     header.msg_iovlen = 1;
+    // Its words are aligned as a `cmsghdr`.
     header.msg_control = control.as_mut_ptr().cast();
-    header.msg_controllen = size_of_val(&control);
+    header.msg_controllen = size_of_val(control);
     let flags = libc::MSG_CMSG_CLOEXEC;
     // SAFETY: the header describes the two buffers, which outlive the call and are borrowed by nothing else.
     let length = unsafe { libc::recvmsg(socket.as_raw_fd(), &raw mut header, flags) };
-    let length = usize::try_from(Errno::result(length)?).unwrap_or(0);
-    let is_cut = header.msg_flags & libc::MSG_TRUNC != 0;
+    let mut arrived = Arrived {
+        length: usize::try_from(Errno::result(length)?).unwrap_or(0),
+        flags: header.msg_flags,
+        sender: None,
+        descriptors: Vec::new(),
+    };
     // SAFETY: the kernel has filled in the header, and `control` still exists.
-    let first = unsafe { libc::CMSG_FIRSTHDR(&raw const header) };
-    if first.is_null() {
-        return Ok((length, is_cut, None));
+    let mut at = unsafe { libc::CMSG_FIRSTHDR(&raw const header) };
+    while !at.is_null() {
+        // SAFETY: it points to a whole `cmsghdr` within `control`.
+        let kind = unsafe { *at };
+        // SAFETY: the data of a `cmsghdr` follows it.
+        let data = unsafe { libc::CMSG_DATA(at) };
+        match (kind.cmsg_level, kind.cmsg_type) {
+            (libc::SOL_SOCKET, libc::SCM_CREDENTIALS) => {
+                // SAFETY: by its type it is a `ucred`, for which `control` has room; the alignment does not matter.
+                arrived.sender = Some(unsafe { data.cast::<libc::ucred>().read_unaligned() });
+            }
+            (libc::SOL_SOCKET, libc::SCM_RIGHTS) => {
+                let before = data.addr() - at.addr();
+                let count = kind.cmsg_len.saturating_sub(before) / size_of::<RawFd>();
+                for place in 0..count {
+                    let at = data.cast::<RawFd>().wrapping_add(place);
+                    // SAFETY: by its type and length it has this many numbers; the alignment does not matter.
+                    let number = unsafe { at.read_unaligned() };
+                    // SAFETY: the kernel has just installed this descriptor, and nothing else has seen its number.
+                    arrived
+                        .descriptors
+                        .push(unsafe { OwnedFd::from_raw_fd(number) });
+                }
+            }
+            _ => {}
+        }
+        // SAFETY: both point into what the kernel has filled in.
+        at = unsafe { libc::CMSG_NXTHDR(&raw const header, at) };
     }
-    // SAFETY: it points to a whole `cmsghdr` within `control`.
-    let kind = unsafe { *first };
-    if (kind.cmsg_level, kind.cmsg_type) != (libc::SOL_SOCKET, libc::SCM_CREDENTIALS) {
-        return Ok((length, is_cut, None));
-    }
-    // SAFETY: the data of a `cmsghdr` follows it.
-    let data = unsafe { libc::CMSG_DATA(first) };
-    // SAFETY: by its type it is a `ucred`, for which `control` has room; the alignment does not matter.
-    let sender = unsafe { data.cast::<libc::ucred>().read_unaligned() };
-    Ok((length, is_cut, Some(sender)))
+    Ok(arrived)
 }
 
 impl AsFd for Socket {
@@ -149,6 +199,10 @@ mod tests {
 
     use super::*;
 
+    fn all(socket: &Socket) -> Vec<Received> {
+        std::iter::from_fn(|| socket.next(Some)).collect()
+    }
+
     fn client(socket: &Socket) -> UnixDatagram {
         let client = UnixDatagram::unbound().unwrap();
         client.connect(socket.address()).unwrap();
@@ -157,38 +211,38 @@ mod tests {
 
     #[test]
     fn what_is_sent_arrives_with_its_sender() {
-        let socket = Socket::open().unwrap();
+        let socket = Socket::open(false).unwrap();
         let client = client(&socket);
         client.send(b"READY=1\nSTATUS=up").unwrap();
         let [
             Received::From {
                 pid, uid, message, ..
             },
-        ] = &socket.read(Some)[..]
+        ] = &all(&socket)[..]
         else {
             unreachable!("one datagram was sent");
         };
         assert_eq!((*pid, *uid), (getpid(), getuid().as_raw()));
         assert!(message.is_ready && message.status.as_deref() == Some("up"));
-        assert_eq!(socket.read(Some), []);
+        assert!(all(&socket).is_empty());
     }
 
     #[test]
     fn a_datagram_that_is_too_long_is_not_used_and_the_next_one_is() {
-        let socket = Socket::open().unwrap();
+        let socket = Socket::open(false).unwrap();
         let client = client(&socket);
         let mut long = b"READY=1\nSTATUS=".to_vec();
         long.resize(LARGEST + 1, b'x');
         client.send(&long).unwrap();
         client.send(&long[..LARGEST]).unwrap();
-        let received = socket.read(Some);
-        assert_eq!(received[0], Received::Unusable);
+        let received = all(&socket);
+        assert!(matches!(received[0], Received::Unusable));
         assert!(matches!(&received[1], Received::From { message, .. } if message.is_ready));
     }
 
     #[test]
     fn descriptors_that_come_along_are_closed() {
-        let socket = Socket::open().unwrap();
+        let socket = Socket::open(false).unwrap();
         let client = client(&socket);
         let (reader, writer) = std::io::pipe().unwrap();
         let many = vec![writer.as_raw_fd(); 253];
@@ -196,10 +250,44 @@ mod tests {
         let datagram = [IoSlice::new(b"FDSTORE=1\nBARRIER=1")];
         let flags = MsgFlags::empty();
         sendmsg::<()>(client.as_raw_fd(), &datagram, &rights, flags, None).unwrap();
-        let received = socket.read(Some);
+        let received = all(&socket);
         assert!(matches!(&received[..], [Received::From { .. }]));
         drop(writer);
         // No process holds the other end: this is the end of the file.
+        let mut byte = [0];
+        assert_eq!(std::io::Read::read(&mut &reader, &mut byte).unwrap(), 0);
+    }
+
+    #[test]
+    fn as_many_descriptors_as_the_kernel_passes_are_let_in() {
+        let socket = Socket::open(true).unwrap();
+        let client = client(&socket);
+        let (reader, writer) = std::io::pipe().unwrap();
+        let flags = MsgFlags::empty();
+        for count in [MOST_DESCRIPTORS, 1, 0] {
+            let many = vec![writer.as_raw_fd(); count];
+            let rights = [ControlMessage::ScmRights(&many)];
+            let rights = if count == 0 { &[] } else { &rights[..] };
+            let datagram = [IoSlice::new(b"FDSTORE=1")];
+            sendmsg::<()>(client.as_raw_fd(), &datagram, rights, flags, None).unwrap();
+            let received = socket.next(Some);
+            let Some(Received::From {
+                pid,
+                descriptors,
+                is_cut: false,
+                ..
+            }) = received
+            else {
+                unreachable!("one datagram was sent");
+            };
+            assert_eq!((pid, descriptors.len()), (getpid(), count));
+            for one in &descriptors {
+                let flags = nix::fcntl::fcntl(one, nix::fcntl::FcntlArg::F_GETFD).unwrap();
+                assert_eq!(flags, libc::FD_CLOEXEC);
+            }
+        }
+        // What was let in is closed when it is dropped.
+        drop(writer);
         let mut byte = [0];
         assert_eq!(std::io::Read::read(&mut &reader, &mut byte).unwrap(), 0);
     }

@@ -14,6 +14,8 @@ pub struct Settings {
     pub start_timeout: Duration,
     /// How long a generation that serves may fail to prove it before it is unhealthy; `None` if it is not asked again.
     pub watch: Option<Duration>,
+    /// How many descriptors workers may leave for the workers after them.
+    pub fd_store_max: u16,
 }
 
 /// `--ready`

@@ -1,6 +1,7 @@
 //! One generation on its way to readiness, and what is kept of it afterwards.
 
-use std::os::fd::{AsFd, BorrowedFd};
+use std::collections::BTreeSet;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd, RawFd};
 use std::time::Duration;
 
 use nix::errno::Errno;
@@ -16,6 +17,7 @@ use super::notify::{Received, Socket};
 use super::probe::Probe;
 use super::sender::worker_of;
 use super::settings::{Ready, Settings};
+use super::store::{Refusal, Store};
 use super::trial::{self, Goal, Trial};
 use crate::host::launcher::Change;
 use crate::host::moment::Moment;
@@ -30,6 +32,22 @@ const PAUSE: Duration = Duration::from_millis(100);
 
 /// How much more time a worker can ask for at once.
 const LONGEST_EXTENSION: Duration = Duration::from_secs(3600);
+
+/// How many datagrams one look reads at most, so that signals do not have to wait.
+const MOST_AT_ONCE: usize = 64;
+
+/// How many are read when a worker has died: more than the queue of a socket holds (`net.unix.max_dgram_qlen`).
+const MOST_LAST_WORDS: usize = 4096;
+
+/// Where what workers say goes.
+pub struct Desk<'a> {
+    pub now: Moment,
+    pub store: &'a mut Store,
+    /// The listeners, with their numbers in the workers.
+    pub ours: &'a [(OwnedFd, RawFd)],
+    pub found: &'a mut Vec<Event>,
+    pub notices: &'a mut Vec<Notice>,
+}
 
 /// Everything that belongs to one generation.
 pub struct Watched {
@@ -46,6 +64,8 @@ pub struct Watched {
     changes: Vec<Change>,
     /// Whether an ignored notification has been logged: once is enough.
     has_complained: bool,
+    /// What its workers have been refused, likewise.
+    refusals: BTreeSet<Refusal>,
 }
 
 impl Watched {
@@ -56,7 +76,7 @@ impl Watched {
     ) -> Result<Watched, StartFailure> {
         let cannot = |what: &str, errno: Errno| StartFailure::cannot(what, errno, None);
         let socket = match settings.ready {
-            Ready::Notify => Some(Socket::open()).transpose(),
+            Ready::Notify => Some(Socket::open(settings.fd_store_max > 0)).transpose(),
             _ => Ok(None),
         };
         let socket = socket.map_err(|errno| cannot("create a notification socket", errno))?;
@@ -80,6 +100,7 @@ impl Watched {
             health: None,
             changes: Vec::new(),
             has_complained: false,
+            refusals: BTreeSet::new(),
         })
     }
 
@@ -165,15 +186,10 @@ impl Watched {
         command.into_iter().chain(trial).chain(health).min()
     }
 
-    pub fn look(
-        &mut self,
-        settings: &Settings,
-        now: Moment,
-        run: &mut Runner<'_>,
-        found: &mut Vec<Event>,
-        notices: &mut Vec<Notice>,
-    ) {
-        self.read_socket(now, found, notices);
+    pub fn look(&mut self, settings: &Settings, run: &mut Runner<'_>, desk: &mut Desk<'_>) {
+        self.read_socket(MOST_AT_ONCE, desk);
+        let Desk { now, found, .. } = desk;
+        let now = *now;
         self.read_pipes(settings, found);
         self.look_at_trial(now, found);
         if let Ready::Command(command) = &settings.ready {
@@ -184,26 +200,51 @@ impl Watched {
         }
     }
 
-    fn read_socket(&mut self, now: Moment, found: &mut Vec<Event>, notices: &mut Vec<Notice>) {
-        let trace = |pid| worker_of(pid, &self.workers);
-        let received = self.socket.as_ref().map(|socket| socket.read(trace));
-        for one in received.unwrap_or_default() {
-            match one {
-                Received::From {
-                    pid,
+    /// A worker of this generation has died: what it has said before counts, and its pid is soon another's.
+    pub fn read_last_words(&mut self, pid: Pid, desk: &mut Desk<'_>) {
+        if self.workers.contains(&pid) {
+            self.read_socket(MOST_LAST_WORDS, desk);
+        }
+    }
+
+    fn read_socket(&mut self, most: usize, desk: &mut Desk<'_>) {
+        for _ in 0..most {
+            let trace = |pid| worker_of(pid, &self.workers);
+            let received = self.socket.as_ref().and_then(|socket| socket.next(trace));
+            match received {
+                None => return,
+                Some(Received::From {
+                    worker: Some(worker),
                     uid,
-                    worker,
                     message,
-                } if uid == getuid().as_raw() => match worker {
-                    Some(worker) => tell(worker, message, now, found),
-                    None => self.complain(notices, &format!("it came from pid {pid}")),
-                },
-                Received::From { uid, .. } => {
-                    self.complain(notices, &format!("it came from uid {uid}"));
+                    descriptors,
+                    is_cut,
+                    ..
+                }) if uid == getuid().as_raw() => {
+                    let refused = desk.store.obey(&message, descriptors, is_cut, desk.ours);
+                    self.tell_refusals(worker, refused, desk);
+                    tell(worker, message, desk.now, desk.found);
                 }
-                Received::Unusable => {
-                    self.complain(notices, "it is too long, or its sender is unknown");
+                Some(Received::From { pid, uid, .. }) if uid == getuid().as_raw() => {
+                    self.complain(desk.notices, &format!("it came from pid {pid}"));
                 }
+                Some(Received::From { uid, .. }) => {
+                    self.complain(desk.notices, &format!("it came from uid {uid}"));
+                }
+                Some(Received::Unusable) => {
+                    let why = "it is too long, or its sender is unknown";
+                    self.complain(desk.notices, why);
+                }
+            }
+        }
+    }
+
+    /// Each once.
+    fn tell_refusals(&mut self, worker: Pid, refused: Vec<Refusal>, desk: &mut Desk<'_>) {
+        for refusal in refused {
+            if self.refusals.insert(refusal) {
+                let sentence = refusal.sentence(worker, desk.store.most());
+                desk.notices.push(Notice::Complaint(sentence));
             }
         }
     }

@@ -4,7 +4,7 @@
 //! All are removed at the end if they are still ours. A full disk does not end the service: the caller gets one notice, and
 //! the write is retried until it works.
 
-use std::collections::VecDeque;
+use std::collections::{BTreeMap, VecDeque};
 use std::ffi::OsString;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
@@ -82,6 +82,13 @@ impl StatusFile {
             options: shown(settings),
             confinement: confinement.into(),
             listeners: listeners.iter().map(view::Listener::from).collect(),
+            fd_store: match settings.ready.fd_store_max {
+                0 => None,
+                max => Some(view::FdStore {
+                    max: max.into(),
+                    ..view::FdStore::default()
+                }),
+            },
             ..View::default()
         };
         let lines = settings.files.status_file.as_deref();
@@ -180,6 +187,19 @@ impl StatusFile {
     pub fn lines_lost(&mut self, lost: u64, now: Moment) {
         if std::mem::replace(&mut self.view.log.lost, lost) != lost {
             self.retry_at.get_or_insert(now + RETRY);
+        }
+    }
+
+    /// What workers have left, by name, and how many were refused; written with the next change.
+    pub fn descriptors_kept(&mut self, kept: BTreeMap<&str, u64>, refused: u64) {
+        if let Some(store) = &mut self.view.fd_store {
+            store.refused = refused;
+            store.count = kept.values().sum();
+            let kept = kept.into_iter().map(|(name, count)| view::Kept {
+                name: name.to_owned(),
+                count,
+            });
+            store.names = kept.collect();
         }
     }
 

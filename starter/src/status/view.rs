@@ -35,6 +35,9 @@ pub struct View {
     pub confinement: Confinement,
     #[serde(default)]
     pub listeners: List<Listener, MANY>,
+    /// What workers have left for the workers after them, if that is kept.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub fd_store: Option<FdStore>,
     #[serde(default)]
     pub log: Log,
     /// It was told to stop, or is giving up.
@@ -159,6 +162,25 @@ pub struct Listener {
     /// Why clients do not find it as it was made.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub trouble: Option<String>,
+}
+
+/// What workers have left, by `--fd-store-max`.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct FdStore {
+    pub max: u64,
+    pub count: u64,
+    /// How many were refused because of a limit.
+    pub refused: u64,
+    pub names: List<Kept, MANY>,
+}
+
+/// The descriptors of one name.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Kept {
+    pub name: String,
+    #[serde(default)]
+    pub count: u64,
 }
 
 /// The log: what became of requests to reopen its file, and of lines.

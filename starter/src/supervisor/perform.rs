@@ -224,6 +224,7 @@ impl Resources {
             descriptors: &handed.descriptors,
             variables: &handed.variables,
             probe: handed.probe.as_ref(),
+            kept: &self.readiness.store.hand_out(),
         };
         let (pid, report) = self.blueprint.spawn(&pin, is_again, extra)?;
         self.readiness
@@ -246,10 +247,21 @@ impl Resources {
                 }
             })
         };
-        readiness.look(Moment::now(), &mut run);
+        readiness.look(Moment::now(), &blueprint.sockets, &mut run);
         self.check.read();
+        self.tell_of_readiness();
+    }
+
+    /// Says and shows what workers have said.
+    fn tell_of_readiness(&mut self) {
         for notice in self.readiness.take_notices() {
             self.log.say(&notice);
+        }
+        let store = &mut self.readiness.store;
+        let refused = store.refused();
+        if let Some(kept) = store.take_changed() {
+            self.status_file.descriptors_kept(kept, refused);
+            self.status_file.changed(Moment::now());
         }
     }
 
@@ -316,6 +328,9 @@ impl Resources {
             )));
             return vec![Event::Stop(Signal::SIGTERM)];
         }
+        let sockets = &self.blueprint.sockets;
+        self.readiness.read_last_words(pid, Moment::now(), sockets);
+        self.tell_of_readiness();
         // Before the verdict, which needs its last lines.
         let (is_on_trial, readers) = (machine.is_on_trial(pid), self.status_file.readers());
         let last_lines = self.log.worker_exited(pid, is_on_trial, readers);

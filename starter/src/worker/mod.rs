@@ -71,6 +71,9 @@ pub struct Extra<'a> {
     pub variables: &'a [(OsString, OsString)],
     /// A listener of its generation alone, which is one of the descriptors.
     pub probe: Option<&'a Announced>,
+    /// What earlier workers have left: names, descriptors, and their numbers, which follow those of the listeners. Their own
+    /// numbers are above all of these.
+    pub kept: &'a [(&'a str, BorrowedFd<'a>, RawFd)],
 }
 
 /// The pipe on which a child says why it could not execute the program. If it could, the pipe closes by itself.
@@ -153,6 +156,10 @@ impl Blueprint {
         for (socket, number) in self.sockets.iter().chain(extra.descriptors) {
             place(socket.as_fd(), *number).map_err(at(Step::Descriptors))?;
         }
+        // After the sockets, whose own numbers may be among these.
+        for (_, kept, number) in extra.kept {
+            place(*kept, *number).map_err(at(Step::Descriptors))?;
+        }
         // After the sockets are placed: their numbers may need the raised limit.
         let OpenFiles { soft, hard } = self.open_files;
         setrlimit(Resource::RLIMIT_NOFILE, soft, hard).map_err(at(Step::Limits))?;
@@ -172,6 +179,9 @@ impl Blueprint {
         self.set_environment(&mut command, extra.generation, changes);
         // Last, so that nothing else can change them.
         command.envs(self.variables(extra.probe));
+        if !extra.kept.is_empty() {
+            command.envs(dialects::with_kept(&self.announced, extra.kept));
+        }
         command.envs(extra.variables.iter().map(|(name, value)| (name, value)));
         // It must be the worker's own pid (sd_listen_fds(3)).
         if self.dialects.contains(&Dialect::Systemd) {

@@ -85,6 +85,7 @@ fn the_defaults_are_those_of_server_starter() {
         probe: None,
         start_timeout: Duration::from_secs(60),
         watch: None,
+        fd_store_max: 0,
     };
     assert_eq!(ready, expected);
     let expected = log::Settings {
@@ -220,6 +221,7 @@ fn every_option_reaches_its_room() {
         probe: Some(ProbeAt::Unix),
         start_timeout: Duration::from_secs(10),
         watch: Some(Duration::from_secs(11)),
+        fd_store_max: 0,
     };
     assert_eq!(ready, expected);
     let expected = log::Settings {

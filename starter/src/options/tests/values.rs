@@ -267,7 +267,11 @@ fn styles_of_telling_descriptors_add_up() {
             vec![Nginx, Einhorn, Systemd, Unicorn],
         ),
         (
-            &["--fd-env=unicorn", "--fd-env=nginx, unicorn", "--fd=nginx"],
+            &[
+                "--fd-env=unicorn",
+                "--fd-env=nginx, unicorn",
+                "--fd-e=nginx",
+            ],
             vec![Unicorn, Nginx],
         ),
     ] {

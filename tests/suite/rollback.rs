@@ -166,7 +166,7 @@ fn old_workers_that_were_told_to_stop_are_not_called_back() {
     assert_eq!(client.wait(), 1);
     let said = client.said();
     let cause = "start_server: cannot roll back: the workers of generation 1 were already told to stop and have not \
-                 exited yet; generation 2 keeps serving\n";
+                 exited yet; generation 2 keeps serving\nhint: try again once they have exited";
     assert!(said.contains(cause), "{said}");
     assert_eq!(server.generations(), [1, 2], "nothing has changed");
     held.finish();

@@ -212,10 +212,12 @@ impl Status {
         let serving = self.who_serves(decision, asked);
         // Someone else may have written anything into the file.
         let said: Vec<String> = decision.stderr.iter().map(shortened).collect();
-        // Nothing was started, because a check has failed.
+        // Nothing was started: a check has failed, or a rollback was refused.
         if generation == 0 {
             let cause = decision.cause.as_ref().map(shortened).unwrap_or_default();
-            return Failure::failed(format!("cannot {asked}: {cause}; {serving}")).stderr(&said);
+            return Failure::failed(format!("cannot {asked}: {cause}; {serving}"))
+                .stderr(&said)
+                .hint_if(decision.hint.as_ref().map(shortened));
         }
         if decision.undone {
             return Failure::failed(format!(

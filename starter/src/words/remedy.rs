@@ -529,6 +529,10 @@ pub fn until_it_is_asked_for(advice: &str) -> String {
     format!("{advice}; the restart is not tried again by itself")
 }
 
+/// What a rollback leads to is about to go.
+pub const ROLL_BACK_LATER: &str =
+    "try again once they have exited: what they were started from is then started again";
+
 /// A server is stopping, and these workers hold it up.
 pub fn waits_for_workers(workers: &str) -> String {
     format!("it is waiting for its workers to exit: {workers}")

@@ -1,5 +1,6 @@
 //! What a rollback does, and why there is none.
 
+use crate::words::remedy;
 use crate::words::start_failure::StartFailure;
 
 /// How the last restart is undone.
@@ -47,9 +48,12 @@ pub fn nothing_before(number: u32) -> StartFailure {
 
 /// What the last restart replaced is about to go.
 pub fn too_late(number: u32) -> StartFailure {
-    because(format!(
-        "the workers of generation {number} were already told to stop and have not exited yet"
-    ))
+    StartFailure {
+        hint: Some(remedy::ROLL_BACK_LATER.into()),
+        ..because(format!(
+            "the workers of generation {number} were already told to stop and have not exited yet"
+        ))
+    }
 }
 
 /// A rollback that was asked for before is not over.

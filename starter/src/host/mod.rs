@@ -7,6 +7,7 @@ pub mod identity;
 pub mod launcher;
 pub mod locks;
 pub mod low_ports;
+pub mod luggage;
 pub mod moment;
 pub mod open_files;
 pub mod order;

@@ -113,9 +113,18 @@ fn looks_the_same(one: BorrowedFd<'_>, other: BorrowedFd<'_>) -> nix::Result<boo
     Ok(is_same && fcntl(one, FcntlArg::F_GETFL)? == fcntl(other, FcntlArg::F_GETFL)?)
 }
 
-#[expect(unsafe_code, reason = "fcntl(2) gives a new descriptor as a number")]
-fn owned(descriptor: RawFd) -> OwnedFd {
+/// The descriptor with this number, which is open and has no owner.
+#[expect(unsafe_code, reason = "some descriptors come as a number")]
+pub fn owned(number: RawFd) -> OwnedFd {
     // SAFETY: it is open and has no owner: F_DUPFD_CLOEXEC has just created it, or it was inherited, which is the contract
-    // of `adopt`.
-    unsafe { OwnedFd::from_raw_fd(descriptor) }
+    // of `adopt` and of this function.
+    unsafe { OwnedFd::from_raw_fd(number) }
+}
+
+/// What may be open with this number, for a call that finds out.
+#[expect(unsafe_code, reason = "what was inherited is known only by its number")]
+pub fn borrowed<'a>(number: RawFd) -> BorrowedFd<'a> {
+    debug_assert!(number >= 0);
+    // SAFETY: the number is not -1, and a call with one that is not open is answered with EBADF.
+    unsafe { BorrowedFd::borrow_raw(number) }
 }

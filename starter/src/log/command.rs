@@ -9,12 +9,13 @@ use std::os::unix::fs::OpenOptionsExt;
 use std::os::unix::process::ExitStatusExt;
 use std::process::{Child, Command, Stdio};
 use std::rc::Rc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use nix::fcntl::OFlag;
 use nix::unistd::{Pid, pipe2};
 
 use crate::host::launcher::Handover;
+use crate::host::moment::Moment;
 use crate::host::process::detach;
 use crate::log::target::write_if_ready;
 use crate::words::failure::{self, Failure};
@@ -33,7 +34,7 @@ pub struct LogCommand {
     /// The command's own output; `None` if nobody can see it.
     outputs: Option<(OwnedFd, OwnedFd)>,
     child: Option<Child>,
-    started_at: Instant,
+    started_at: Moment,
     /// A reader who cannot see the log has been told that the command exits right after its start.
     is_told: bool,
 }
@@ -67,7 +68,7 @@ impl LogCommand {
             write_end,
             outputs,
             child: None,
-            started_at: Instant::now(),
+            started_at: Moment::now(),
             is_told: false,
         })
     }
@@ -87,7 +88,7 @@ impl LogCommand {
 
     /// Starts the command.
     pub fn spawn(&mut self) -> io::Result<()> {
-        self.started_at = Instant::now();
+        self.started_at = Moment::now();
         let (stdout, stderr) = match &self.outputs {
             Some((stdout, stderr)) => (stdout.try_clone()?.into(), stderr.try_clone()?.into()),
             None => (Stdio::null(), Stdio::null()),
@@ -114,7 +115,7 @@ impl LogCommand {
     /// If the command dies right after its start, the log message about it stays in the pipe that it does not read: shows
     /// the message once on the command's own standard error.
     pub fn show_on_stderr(&mut self, notice: &Notice) {
-        let at_once = self.started_at.elapsed() < RESPAWN;
+        let at_once = Moment::now().saturating_since(self.started_at) < RESPAWN;
         if let (true, false, Some((_, stderr))) = (at_once, self.is_told, &self.outputs)
             && let Ok(stderr) = stderr.try_clone()
         {
@@ -124,16 +125,16 @@ impl LogCommand {
     }
 
     /// When [`LogCommand::start_again`] is due.
-    pub fn deadline(&self) -> Option<Instant> {
+    pub fn deadline(&self) -> Option<Moment> {
         self.child.is_none().then(|| self.started_at + RESPAWN)
     }
 
     /// Restarts it if that is due. Returns a failure to report.
-    pub fn start_again(&mut self, now: Instant) -> Option<Notice> {
+    pub fn start_again(&mut self, now: Moment) -> Option<Notice> {
         self.is_due(now).then(|| self.spawn_or_explain())?
     }
 
-    fn is_due(&self, now: Instant) -> bool {
+    fn is_due(&self, now: Moment) -> bool {
         self.deadline().is_some_and(|deadline| deadline <= now)
     }
 
@@ -149,14 +150,14 @@ impl LogCommand {
                 status: status.into_raw(),
             });
         }
-        if self.child.is_none() && (std::mem::take(at_once) || self.is_due(Instant::now())) {
+        if self.child.is_none() && (std::mem::take(at_once) || self.is_due(Moment::now())) {
             notices.extend(self.spawn_or_explain());
         }
         notices
     }
 
     /// When it was started, unless it has been seen to exit.
-    pub fn running_since(&self) -> Option<Instant> {
+    pub fn running_since(&self) -> Option<Moment> {
         self.child.as_ref().map(|_| self.started_at)
     }
 

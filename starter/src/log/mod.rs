@@ -23,7 +23,6 @@ use std::io::{self, Write};
 use std::os::fd::{AsFd, BorrowedFd};
 use std::path::PathBuf;
 use std::rc::Rc;
-use std::time::Instant;
 
 use nix::unistd::{Pid, dup2_stderr, dup2_stdout};
 
@@ -42,6 +41,7 @@ use self::settings::Routes;
 use self::syslog::Syslog;
 use self::target::Target;
 use crate::host::launcher::Handover;
+use crate::host::moment::Moment;
 use crate::host::streams;
 use crate::words::failure::{self, Failure};
 use crate::words::notice::Notice;
@@ -286,7 +286,7 @@ impl Log {
     }
 
     /// When [`Log::work`] is due even without input.
-    pub fn deadline(&self) -> Option<Instant> {
+    pub fn deadline(&self) -> Option<Moment> {
         let command = match &self.target {
             LogFile::Command(command) => command.deadline(),
             LogFile::File(_) | LogFile::None => None,
@@ -295,7 +295,7 @@ impl Log {
     }
 
     /// Reads a share of what workers wrote, writes what is queued, and restarts a log command if that is due.
-    pub fn work(&mut self, now: Instant) {
+    pub fn work(&mut self, now: Moment) {
         if let LogFile::Command(command) = &mut self.target
             && let Some(notice) = command.start_again(now)
         {

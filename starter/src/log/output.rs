@@ -3,7 +3,7 @@
 use std::fmt::Display;
 use std::fs::File;
 use std::os::fd::BorrowedFd;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, ppoll};
@@ -14,6 +14,7 @@ use super::local_time::LocalTime;
 use super::settings::Routes;
 use super::syslog::Syslog;
 use super::target::{Target, write_if_ready};
+use crate::host::moment::Moment;
 use crate::words::failure::Failure;
 use crate::words::notice::{Notice, Severity};
 
@@ -59,7 +60,7 @@ pub struct Unread {
     /// In bytes.
     pub unread: usize,
     /// When the reading command was started, even if it has exited since; `None` if no command runs.
-    pub read_since: Option<Instant>,
+    pub read_since: Option<Moment>,
 }
 
 impl Output {
@@ -120,7 +121,7 @@ impl Output {
     }
 
     /// When [`Output::flush`] is due even without input.
-    pub fn deadline(&self) -> Option<Instant> {
+    pub fn deadline(&self) -> Option<Moment> {
         self.syslog.as_ref().and_then(Syslog::deadline)
     }
 
@@ -143,7 +144,7 @@ impl Output {
         let Some(syslog) = &mut self.syslog else {
             return;
         };
-        syslog.flush(Instant::now());
+        syslog.flush(Moment::now());
         if let Some((place, errno)) = syslog.take_trouble() {
             self.say(&Notice::SyslogUnreachable { place, errno });
         }
@@ -158,12 +159,12 @@ impl Output {
     /// At the end, gives readers time for the last lines while they make progress. Calls `look_after` repeatedly meanwhile,
     /// which returns how much of what was written is still unread.
     pub fn write_rest(&mut self, mut look_after: impl FnMut(&mut Output) -> Unread) {
-        let began = Instant::now();
+        let began = Moment::now();
         let (mut moved_at, mut left) = (began, usize::MAX);
         let mut pause = SHORTEST_LOOK;
         loop {
             self.flush();
-            let now = Instant::now();
+            let now = Moment::now();
             let Unread { unread, read_since } = look_after(self);
             let (waiting, patience) = self.waiting();
             if unread + waiting < left {
@@ -175,7 +176,7 @@ impl Output {
                 Some(since) => (moved_at + patience).max(since + LAST_MOMENT),
             };
             let end = end.min(began + LONGEST_END);
-            let timeout = end.saturating_duration_since(now).min(pause);
+            let timeout = end.saturating_since(now).min(pause);
             let writable = |source| PollFd::new(source, PollFlags::POLLOUT);
             let mut sources: Vec<PollFd<'_>> = self.unwritten().map(writable).collect();
             if (sources.is_empty() && unread == 0) || timeout.is_zero() {
@@ -199,7 +200,7 @@ impl Output {
         }
         if let Some(syslog) = &mut self.syslog {
             syslog.push_own(severity, &text);
-            syslog.flush(Instant::now());
+            syslog.flush(Moment::now());
         }
     }
 

@@ -10,7 +10,7 @@ use std::net::{SocketAddr, ToSocketAddrs};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::os::unix::fs::FileTypeExt;
 use std::path::{Path, PathBuf};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use nix::errno::Errno;
 use nix::sys::socket::{
@@ -19,6 +19,7 @@ use nix::sys::socket::{
 };
 use syslog::{Facility, Formatter3164, Formatter5424, LogFormat};
 
+use crate::host::moment::Moment;
 use crate::log::capture::Origin;
 use crate::log::local_time::LocalTime;
 use crate::log::settings::{Address, Format, SyslogSettings};
@@ -58,7 +59,7 @@ pub struct Syslog {
     peer: Peer,
     socket: Option<OwnedFd>,
     /// The next attempt to reach the daemon is not before this.
-    retry_at: Option<Instant>,
+    retry_at: Option<Moment>,
     /// There is more to send, once that does not block.
     wants_to_write: bool,
     queue: VecDeque<Vec<u8>>,
@@ -71,7 +72,7 @@ pub struct Syslog {
     /// Why the daemon cannot be reached, until that is reported.
     trouble: Option<Errno>,
     is_reachable: bool,
-    lost_at: Option<Instant>,
+    lost_at: Option<Moment>,
 }
 
 enum Peer {
@@ -205,7 +206,7 @@ impl Syslog {
     }
 
     /// Sends what is queued, as far as that does not block.
-    pub fn flush(&mut self, now: Instant) {
+    pub fn flush(&mut self, now: Moment) {
         if self.retry_at.is_some_and(|retry_at| now < retry_at) {
             return;
         }
@@ -273,7 +274,7 @@ impl Syslog {
         result
     }
 
-    fn sent(&mut self, now: Instant) {
+    fn sent(&mut self, now: Moment) {
         self.forget_first();
         self.retry_at = None;
         // It takes another machine a while to report that nothing listens on its port.
@@ -294,7 +295,7 @@ impl Syslog {
         }
     }
 
-    fn disconnect(&mut self, errno: Errno, now: Instant) {
+    fn disconnect(&mut self, errno: Errno, now: Moment) {
         self.socket = None;
         self.retry_at = Some(now + RECONNECT);
         self.lost_at = Some(now);
@@ -330,7 +331,7 @@ impl Syslog {
     }
 
     /// When [`Syslog::flush`] is due even if it is not.
-    pub fn deadline(&self) -> Option<Instant> {
+    pub fn deadline(&self) -> Option<Moment> {
         self.retry_at.filter(|_| self.waiting() > 0)
     }
 }

@@ -1,7 +1,6 @@
 //! Carries out what the machine has decided, and what needs no decision. There is no policy here.
 
 use std::rc::Rc;
-use std::time::Instant;
 
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
@@ -110,7 +109,7 @@ impl Resources {
             Duty::TellReadiness => return self.tell_readiness(),
             Duty::Say(notice) => self.log.say(&notice),
             Duty::WorkOnLog => {
-                self.log.work(Instant::now());
+                self.log.work(Moment::now());
                 self.status_file.lines_lost(self.log.lost(), Moment::now());
             }
         }

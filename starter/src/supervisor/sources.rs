@@ -2,7 +2,7 @@
 
 use std::collections::VecDeque;
 use std::os::fd::AsFd;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, ppoll};
@@ -105,19 +105,17 @@ pub fn wait(resources: &Resources, machine: &Machine) -> Result<(), Failure> {
         manager,
         ..
     } = resources;
-    let (now, instant) = (Moment::now(), Instant::now());
+    let now = Moment::now();
     let moments = [
         machine.deadline(),
         status_file.deadline(),
         readiness.deadline(),
         manager.deadline(machine),
+        log.deadline(),
     ];
     let moments = moments.into_iter().flatten();
     let timeouts = moments.map(|deadline| deadline.saturating_since(now));
-    let of_log = log
-        .deadline()
-        .map(|at| at.saturating_duration_since(instant));
-    let timeout = timeouts.chain(of_log).min();
+    let timeout = timeouts.min();
     let log = log.sources();
     let reports = reports.iter().map(|(_, report)| report.as_fd());
     let readable = [signals.as_fd()]

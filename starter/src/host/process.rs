@@ -32,19 +32,28 @@ pub fn exit_child(code: u8) -> ! {
     unsafe { libc::_exit(code.into()) }
 }
 
-/// Reaps one child, worker or not, and returns its raw wait status. nix cannot do this: it cannot represent death by a
-/// real-time signal, and that child would be lost.
+/// Reaps one child, worker or not, and returns its raw wait status.
+pub fn reap() -> nix::Result<Option<(Pid, i32)>> {
+    wait_for(Pid::from_raw(-1))
+}
+
+/// The same for this child and no other.
+pub fn reap_child(child: Pid) -> nix::Result<Option<i32>> {
+    Ok(wait_for(child)?.map(|(_, status)| status))
+}
+
+/// nix cannot do this: it cannot represent death by a real-time signal, and that child would be lost.
 #[expect(
     unsafe_code,
     reason = "nix's waitpid loses children that a real-time signal killed"
 )]
-pub fn reap() -> nix::Result<Option<(Pid, i32)>> {
+fn wait_for(child: Pid) -> nix::Result<Option<(Pid, i32)>> {
     let mut status = 0;
     // SAFETY: waitpid(2) writes one int, to a local variable.
-    match Errno::result(unsafe { libc::waitpid(-1, &raw mut status, libc::WNOHANG) }) {
+    match Errno::result(unsafe { libc::waitpid(child.as_raw(), &raw mut status, libc::WNOHANG) }) {
         Ok(0) | Err(Errno::ECHILD) => Ok(None),
         Ok(pid) => Ok(Some((Pid::from_raw(pid), status))),
-        Err(Errno::EINTR) => reap(),
+        Err(Errno::EINTR) => wait_for(child),
         Err(errno) => Err(errno),
     }
 }

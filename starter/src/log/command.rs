@@ -6,8 +6,7 @@ use std::fs::{File, OpenOptions};
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::os::unix::fs::OpenOptionsExt;
-use std::os::unix::process::ExitStatusExt;
-use std::process::{Child, Command, Stdio};
+use std::process::{Command, Stdio};
 use std::rc::Rc;
 use std::time::Duration;
 
@@ -16,7 +15,7 @@ use nix::unistd::{Pid, pipe2};
 
 use crate::host::launcher::Handover;
 use crate::host::moment::Moment;
-use crate::host::process::detach;
+use crate::host::process::{detach, reap_child};
 use crate::log::target::write_if_ready;
 use crate::words::failure::{self, Failure};
 use crate::words::notice::Notice;
@@ -33,7 +32,7 @@ pub struct LogCommand {
     write_end: OwnedFd,
     /// The command's own output; `None` if nobody can see it.
     outputs: Option<(OwnedFd, OwnedFd)>,
-    child: Option<Child>,
+    child: Option<Pid>,
     started_at: Moment,
     /// A reader who cannot see the log has been told that the command exits right after its start.
     is_told: bool,
@@ -102,14 +101,13 @@ impl LogCommand {
             .stderr(stderr);
         self.handover.apply(&mut command);
         detach(&mut command);
-        self.child = Some(command.spawn()?);
+        self.child = Some(Pid::from_raw(command.spawn()?.id().cast_signed()));
         Ok(())
     }
 
     /// Whether this child was the command.
     pub fn has_exited(&mut self, pid: Pid) -> bool {
-        let is_it = |child: &Child| i64::from(child.id()) == i64::from(pid.as_raw());
-        self.child.take_if(|child| is_it(child)).is_some()
+        self.child.take_if(|child| *child == pid).is_some()
     }
 
     /// If the command dies right after its start, the log message about it stays in the pipe that it does not read: shows
@@ -143,12 +141,9 @@ impl LogCommand {
     pub fn start_for_the_rest(&mut self, at_once: &mut bool) -> Vec<Notice> {
         let mut notices = Vec::new();
         // Nothing else waits for children any more.
-        let status = self.child.as_mut().map(Child::try_wait);
-        if let Some(Ok(Some(status))) = status {
+        if let Some(Ok(Some(status))) = self.child.map(reap_child) {
             self.child = None;
-            notices.push(Notice::LogCommandDied {
-                status: status.into_raw(),
-            });
+            notices.push(Notice::LogCommandDied { status });
         }
         if self.child.is_none() && (std::mem::take(at_once) || self.is_due(Moment::now())) {
             notices.extend(self.spawn_or_explain());
@@ -158,7 +153,7 @@ impl LogCommand {
 
     /// When it was started, unless it has been seen to exit.
     pub fn running_since(&self) -> Option<Moment> {
-        self.child.as_ref().map(|_| self.started_at)
+        self.child.map(|_| self.started_at)
     }
 
     /// How many bytes are in the pipe (pipe(7), `FIONREAD`).

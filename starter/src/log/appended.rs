@@ -10,6 +10,7 @@ use std::os::fd::{AsRawFd, BorrowedFd};
 use std::os::unix::fs::{FileExt, MetadataExt};
 
 use nix::unistd::Pid;
+use serde::{Deserialize, Serialize};
 
 use super::lines::Lines;
 
@@ -29,7 +30,7 @@ pub struct Readers {
 }
 
 /// A place in a file.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Since {
     /// Its device and inode.
     file: (u64, u64),
@@ -43,6 +44,19 @@ pub struct Appended {
     starts: Vec<(Pid, Since)>,
     /// The last of our own, which are nobody's last words.
     own: VecDeque<String>,
+}
+
+/// [`Appended`] on its way to the next program.
+#[derive(Debug, Serialize, Deserialize)]
+pub struct PackedAppended {
+    starts: Vec<PackedStart>,
+    own: VecDeque<String>,
+}
+
+#[derive(Debug, Serialize, Deserialize)]
+struct PackedStart {
+    pid: i32,
+    since: Since,
 }
 
 impl Appended {
@@ -86,6 +100,28 @@ impl Appended {
         all.retain(|line| !self.own.contains(line));
         let first = all.len().saturating_sub(most);
         all.split_off(first)
+    }
+
+    /// For the next program.
+    pub fn pack(&self) -> PackedAppended {
+        let starts = self.starts.iter().map(|(pid, since)| PackedStart {
+            pid: pid.as_raw(),
+            since: *since,
+        });
+        PackedAppended {
+            starts: starts.collect(),
+            own: self.own.clone(),
+        }
+    }
+
+    /// What the last program has packed.
+    pub fn unpack(packed: PackedAppended) -> Appended {
+        let starts = packed.starts.into_iter();
+        let starts = starts.map(|start| (Pid::from_raw(start.pid), start.since));
+        Appended {
+            starts: starts.collect(),
+            own: packed.own,
+        }
     }
 }
 

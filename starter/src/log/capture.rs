@@ -7,7 +7,9 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 use nix::fcntl::{FcntlArg, OFlag, fcntl};
 use nix::unistd::{Pid, pipe2};
+use serde::{Deserialize, Serialize};
 
+use crate::host::luggage::{Carried, Luggage};
 use crate::log::appended::Since;
 use crate::log::lines::Lines;
 use crate::words::notice::Severity;
@@ -22,7 +24,7 @@ const PORTION: usize = 256 * 1024;
 const MOST_PORTIONS: usize = 4;
 
 /// One of a worker's two output streams.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Stream {
     Stdout,
     Stderr,
@@ -91,6 +93,30 @@ struct Source {
     lines: Lines,
     /// `None` once the worker has ended: its children may write on.
     last: Option<VecDeque<String>>,
+}
+
+/// A [`Capture`] on its way to the next program.
+#[derive(Debug, Serialize, Deserialize)]
+pub struct PackedCapture {
+    sources: Vec<PackedSource>,
+    closed: Vec<PackedLast>,
+}
+
+#[derive(Debug, Serialize, Deserialize)]
+struct PackedSource {
+    pipe: Carried,
+    generation: u32,
+    pid: i32,
+    stream: Stream,
+    lines: Lines,
+    last: Option<VecDeque<String>>,
+}
+
+/// The last lines of a worker whose pipe is closed.
+#[derive(Debug, Serialize, Deserialize)]
+struct PackedLast {
+    pid: i32,
+    lines: VecDeque<String>,
 }
 
 /// What a read yielded.
@@ -200,9 +226,57 @@ impl Capture {
         });
         last.into()
     }
+
+    /// For the next program: what is in the pipes stays there, and what was read of a line that has not ended goes along.
+    pub fn pack(&self, luggage: &mut Luggage) -> PackedCapture {
+        let sources = self.sources.iter().map(|source| source.pack(luggage));
+        let closed = self.closed.iter().map(|(pid, lines)| PackedLast {
+            pid: pid.as_raw(),
+            lines: lines.clone(),
+        });
+        PackedCapture {
+            sources: sources.collect(),
+            closed: closed.collect(),
+        }
+    }
+
+    /// What the last program has packed.
+    pub fn unpack(packed: PackedCapture) -> Capture {
+        let closed = packed.closed.into_iter();
+        let closed = closed.map(|last| (Pid::from_raw(last.pid), last.lines));
+        Capture {
+            sources: packed.sources.into_iter().map(Source::unpack).collect(),
+            closed: closed.collect(),
+            portion: Vec::new(),
+        }
+    }
 }
 
 impl Source {
+    fn pack(&self, luggage: &mut Luggage) -> PackedSource {
+        PackedSource {
+            pipe: luggage.put(&self.pipe),
+            generation: self.origin.generation,
+            pid: self.origin.pid.as_raw(),
+            stream: self.origin.stream,
+            lines: self.lines.clone(),
+            last: self.last.clone(),
+        }
+    }
+
+    fn unpack(packed: PackedSource) -> Source {
+        Source {
+            pipe: packed.pipe.take().into(),
+            origin: Origin {
+                generation: packed.generation,
+                pid: Pid::from_raw(packed.pid),
+                stream: packed.stream,
+            },
+            lines: packed.lines,
+            last: packed.last,
+        }
+    }
+
     fn read(&mut self, portion: &mut [u8], each: &mut impl FnMut(&Origin, &str)) -> Found {
         match self.pipe.read(portion) {
             Ok(0) => {

@@ -12,8 +12,10 @@ use std::time::Duration;
 
 use nix::fcntl::OFlag;
 use nix::unistd::{Pid, pipe2};
+use serde::{Deserialize, Serialize};
 
 use crate::host::launcher::Handover;
+use crate::host::luggage::{Carried, Luggage};
 use crate::host::moment::Moment;
 use crate::host::process::{detach, reap_child};
 use crate::log::target::write_if_ready;
@@ -36,6 +38,23 @@ pub struct LogCommand {
     started_at: Moment,
     /// A reader who cannot see the log has been told that the command exits right after its start.
     is_told: bool,
+}
+
+/// A [`LogCommand`] on its way to the next program, with what nobody has read yet in its pipe.
+#[derive(Debug, Serialize, Deserialize)]
+pub struct PackedCommand {
+    read_end: Carried,
+    write_end: Carried,
+    outputs: Option<PackedOutputs>,
+    child: Option<i32>,
+    started_at: Moment,
+    is_told: bool,
+}
+
+#[derive(Debug, Serialize, Deserialize)]
+struct PackedOutputs {
+    stdout: Carried,
+    stderr: Carried,
 }
 
 /// Why it cannot be started, for the user.
@@ -70,6 +89,36 @@ impl LogCommand {
             started_at: Moment::now(),
             is_told: false,
         })
+    }
+
+    /// For the next program.
+    pub fn pack(&self, luggage: &mut Luggage) -> PackedCommand {
+        PackedCommand {
+            read_end: luggage.put(&self.read_end),
+            write_end: luggage.put(&self.write_end),
+            outputs: self.outputs.as_ref().map(|(stdout, stderr)| PackedOutputs {
+                stdout: luggage.put(stdout),
+                stderr: luggage.put(stderr),
+            }),
+            child: self.child.map(Pid::as_raw),
+            started_at: self.started_at,
+            is_told: self.is_told,
+        }
+    }
+
+    /// What the last program has packed: this command may be running, and is still our child.
+    pub fn unpack(packed: PackedCommand, command: &OsStr, handover: Rc<Handover>) -> LogCommand {
+        let outputs = packed.outputs;
+        LogCommand {
+            command: command.to_owned(),
+            handover,
+            read_end: packed.read_end.take(),
+            write_end: packed.write_end.take(),
+            outputs: outputs.map(|outputs| (outputs.stdout.take(), outputs.stderr.take())),
+            child: packed.child.map(Pid::from_raw),
+            started_at: packed.started_at,
+            is_told: packed.is_told,
+        }
     }
 
     /// For workers.

@@ -3,7 +3,9 @@
 //! Unsafe text is escaped (see [`crate::words::text`]), and a line that is too long is split into pieces.
 
 use memchr::memchr;
+use serde::{Deserialize, Serialize};
 
+use crate::host::luggage::bytes;
 use crate::words::text::{escape, is_plain};
 
 /// The longest line, in bytes, with its marks. With its prefix, a syslog record stays within the 8 KiB that syslog daemons
@@ -14,9 +16,10 @@ pub const LONGEST: usize = 8 * 1024 - 256;
 const CUT: &str = "[...]";
 
 /// One stream, between its lines.
-#[derive(Debug, Default)]
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
 pub struct Lines {
     /// As written, minus what has been passed on.
+    #[serde(with = "bytes")]
     partial: Vec<u8>,
     /// Part of this line has been passed on.
     continued: bool,

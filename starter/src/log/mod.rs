@@ -25,22 +25,24 @@ use std::path::PathBuf;
 use std::rc::Rc;
 
 use nix::unistd::{Pid, dup2_stderr, dup2_stdout};
+use serde::{Deserialize, Serialize};
 
 pub use self::appended::Readers;
 pub use self::capture::{Pipes, Stream};
 pub use self::settings::{Address, Format, LogTarget, Settings, SyslogSettings};
 pub use self::syslog::{DEFAULT_ADDRESS, facility};
 
-use self::appended::{Appended, Since};
-use self::capture::{Capture, KEPT, Origin};
-use self::command::LogCommand;
+use self::appended::{Appended, PackedAppended, Since};
+use self::capture::{Capture, KEPT, Origin, PackedCapture};
+use self::command::{LogCommand, PackedCommand};
 use self::file::{cannot_open, open_file};
 use self::local_time::LocalTime;
-use self::output::{Output, Unread};
+use self::output::{Output, PackedOutput, Unread};
 use self::settings::Routes;
 use self::syslog::Syslog;
 use self::target::Target;
 use crate::host::launcher::Handover;
+use crate::host::luggage::Luggage;
 use crate::host::moment::Moment;
 use crate::host::streams;
 use crate::words::failure::{self, Failure};
@@ -64,11 +66,22 @@ enum LogFile {
 }
 
 /// The results of requests to reopen the log file, for whoever made them.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Reopened {
     pub orders: u32,
     /// Why the last one failed.
     pub failure: Option<String>,
+}
+
+/// A [`Log`] on its way to the next program, with every line that has not reached its end.
+#[derive(Debug, Serialize, Deserialize)]
+pub struct Packed {
+    output: PackedOutput,
+    /// The log command, if that is the target.
+    command: Option<PackedCommand>,
+    capture: PackedCapture,
+    appended: PackedAppended,
+    reopened: Reopened,
 }
 
 /// The descriptors that the log waits for.
@@ -106,6 +119,40 @@ impl Log {
             appended: Appended::default(),
             reopened: Reopened::default(),
         })
+    }
+
+    /// For the next program. Standard output and error are not in the luggage: they stay what they are.
+    pub fn pack(&self, luggage: &mut Luggage) -> Packed {
+        Packed {
+            output: self.output.pack(luggage),
+            command: match &self.target {
+                LogFile::Command(command) => Some(command.pack(luggage)),
+                LogFile::File(_) | LogFile::None => None,
+            },
+            capture: self.capture.pack(luggage),
+            appended: self.appended.pack(),
+            reopened: self.reopened.clone(),
+        }
+    }
+
+    /// What the last program has packed, which had the same settings.
+    pub fn unpack(packed: Packed, settings: &Settings, handover: &Rc<Handover>) -> Log {
+        let target = match (&settings.target, packed.command) {
+            (Some(LogTarget::Command(command)), Some(packed)) => {
+                LogFile::Command(LogCommand::unpack(packed, command, handover.clone()))
+            }
+            (Some(LogTarget::File(path)), _) => LogFile::File(path.clone()),
+            (Some(LogTarget::Command(_)) | None, _) => LogFile::None,
+        };
+        Log {
+            output: Output::unpack(packed.output, settings),
+            target,
+            stdout: settings.routes(Stream::Stdout),
+            stderr: settings.routes(Stream::Stderr),
+            capture: Capture::unpack(packed.capture),
+            appended: Appended::unpack(packed.appended),
+            reopened: packed.reopened,
+        }
     }
 
     /// Turns the streams to where they belong; those that are captured stay as they are here.
@@ -228,9 +275,7 @@ impl Log {
 
     /// Whether no worker has the file open itself.
     fn is_all_captured(&self) -> bool {
-        [self.stdout, self.stderr]
-            .iter()
-            .all(|routes| routes.is_captured || !routes.to_target)
+        !self.stdout.is_shared() && !self.stderr.is_shared()
     }
 
     /// The paths of those streams of the workers that they cannot open again: no log of their own takes them over.
@@ -261,9 +306,8 @@ impl Log {
 
     /// The log file, if workers write their standard error there themselves.
     fn shared_file(&self) -> Option<&File> {
-        let is_theirs = self.stderr.to_target && !self.stderr.is_captured;
         match &self.output.target {
-            Target::File { file, .. } if is_theirs => Some(file),
+            Target::File { file, .. } if self.stderr.is_shared() => Some(file),
             _ => None,
         }
     }

@@ -8,12 +8,14 @@ use std::time::Duration;
 use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, ppoll};
 use nix::sys::time::TimeSpec;
+use serde::{Deserialize, Serialize};
 
-use super::capture::Origin;
+use super::capture::{Origin, Stream};
 use super::local_time::LocalTime;
-use super::settings::Routes;
-use super::syslog::Syslog;
-use super::target::{Target, write_if_ready};
+use super::settings::{Routes, Settings};
+use super::syslog::{PackedSyslog, Syslog};
+use super::target::{PackedTarget, Target, write_if_ready};
+use crate::host::luggage::{Carried, Luggage, bytes};
 use crate::host::moment::Moment;
 use crate::words::failure::Failure;
 use crate::words::notice::{Notice, Severity};
@@ -54,6 +56,19 @@ pub struct Output {
     pub launcher: Option<File>,
 }
 
+/// An [`Output`] on its way to the next program, with all that is queued.
+#[derive(Debug, Serialize, Deserialize)]
+pub struct PackedOutput {
+    is_quiet: bool,
+    target: PackedTarget,
+    lost: u64,
+    lost_in_all: u64,
+    #[serde(with = "bytes")]
+    portion: Vec<u8>,
+    syslog: Option<PackedSyslog>,
+    launcher: Option<Carried>,
+}
+
 /// The contents of a log command's pipe.
 #[derive(Default)]
 pub struct Unread {
@@ -76,6 +91,39 @@ impl Output {
             syslog,
             launcher: None,
         }
+    }
+
+    /// For the next program.
+    pub fn pack(&self, luggage: &mut Luggage) -> PackedOutput {
+        PackedOutput {
+            is_quiet: self.is_quiet,
+            target: self.target.pack(luggage),
+            lost: self.lost,
+            lost_in_all: self.lost_in_all,
+            portion: self.portion.clone(),
+            syslog: self.syslog.as_ref().map(|syslog| syslog.pack(luggage)),
+            launcher: self.launcher.as_ref().map(|file| luggage.put(file)),
+        }
+    }
+
+    /// What the last program has packed.
+    pub fn unpack(packed: PackedOutput, settings: &Settings) -> Output {
+        let routes = Stream::BOTH.map(|stream| settings.routes(stream));
+        let is_shared = routes.into_iter().any(Routes::is_shared);
+        let (target, lost) = Target::unpack(packed.target, is_shared);
+        let syslog = packed.syslog.zip(settings.syslog.as_ref());
+        let mut output = Output {
+            is_quiet: packed.is_quiet,
+            target,
+            is_stamped: settings.has_timestamps,
+            lost: packed.lost,
+            lost_in_all: packed.lost_in_all,
+            portion: packed.portion,
+            syslog: syslog.map(|(packed, settings)| Syslog::unpack(packed, settings)),
+            launcher: packed.launcher.map(|file| file.take().into()),
+        };
+        output.count_lost(lost);
+        output
     }
 
     /// Writes a message of ours.

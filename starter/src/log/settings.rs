@@ -66,6 +66,13 @@ pub struct Routes {
     pub is_captured: bool,
 }
 
+impl Routes {
+    /// Whether the workers have the target open themselves.
+    pub fn is_shared(self) -> bool {
+        self.to_target && !self.is_captured
+    }
+}
+
 impl Settings {
     /// Where this stream of the workers goes.
     pub fn routes(&self, stream: Stream) -> Routes {

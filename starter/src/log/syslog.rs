@@ -5,6 +5,7 @@
 //! second.
 
 use std::collections::{BTreeMap, VecDeque};
+use std::ffi::OsString;
 use std::io;
 use std::net::{SocketAddr, ToSocketAddrs};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
@@ -17,8 +18,10 @@ use nix::sys::socket::{
     AddressFamily, MsgFlags, SockFlag, SockType, SockaddrStorage, UnixAddr, connect, getsockopt,
     send, socket, sockopt,
 };
+use serde::{Deserialize, Serialize};
 use syslog::{Facility, Formatter3164, Formatter5424, LogFormat};
 
+use crate::host::luggage::{Carried, Luggage, bytes};
 use crate::host::moment::Moment;
 use crate::log::capture::Origin;
 use crate::log::local_time::LocalTime;
@@ -80,6 +83,32 @@ enum Peer {
     Udp(SocketAddr),
 }
 
+/// A [`Syslog`] on its way to the next program, with all records that have not been sent.
+#[derive(Debug, Serialize, Deserialize)]
+pub struct PackedSyslog {
+    host: Option<String>,
+    peer: PackedPeer,
+    socket: Option<Carried>,
+    retry_at: Option<Moment>,
+    wants_to_write: bool,
+    queue: Vec<Record>,
+    dropped: u64,
+    dropped_in_all: u64,
+    trouble: Option<i32>,
+    is_reachable: bool,
+    lost_at: Option<Moment>,
+}
+
+/// As it was found at the start: neither looked at nor resolved again.
+#[derive(Debug, Serialize, Deserialize)]
+enum PackedPeer {
+    Socket(OsString),
+    Udp(SocketAddr),
+}
+
+#[derive(Debug, Serialize, Deserialize)]
+struct Record(#[serde(with = "bytes")] Vec<u8>);
+
 impl Syslog {
     /// Finds the daemon's address; connects to the daemon itself only when there is something to send.
     ///
@@ -97,7 +126,7 @@ impl Syslog {
             (_, Format::Rfc5424) => Some(host_name().unwrap_or_else(|| "-".into())),
         };
         Ok(Syslog {
-            facility: facility(&settings.facility).unwrap_or(Facility::LOG_DAEMON),
+            facility: facility_of(settings),
             settings: settings.clone(),
             host,
             peer,
@@ -112,6 +141,50 @@ impl Syslog {
             is_reachable: true,
             lost_at: None,
         })
+    }
+
+    /// For the next program.
+    pub fn pack(&self, luggage: &mut Luggage) -> PackedSyslog {
+        PackedSyslog {
+            host: self.host.clone(),
+            peer: match &self.peer {
+                Peer::Socket(path) => PackedPeer::Socket(path.into()),
+                Peer::Udp(address) => PackedPeer::Udp(*address),
+            },
+            socket: self.socket.as_ref().map(|socket| luggage.put(socket)),
+            retry_at: self.retry_at,
+            wants_to_write: self.wants_to_write,
+            queue: self.queue.iter().cloned().map(Record).collect(),
+            dropped: self.dropped,
+            dropped_in_all: self.dropped_in_all,
+            trouble: self.trouble.map(|errno| errno as i32),
+            is_reachable: self.is_reachable,
+            lost_at: self.lost_at,
+        }
+    }
+
+    /// What the last program has packed.
+    pub fn unpack(packed: PackedSyslog, settings: &SyslogSettings) -> Syslog {
+        let queue: VecDeque<Vec<u8>> = packed.queue.into_iter().map(|record| record.0).collect();
+        Syslog {
+            facility: facility_of(settings),
+            settings: settings.clone(),
+            host: packed.host,
+            peer: match packed.peer {
+                PackedPeer::Socket(path) => Peer::Socket(path.into()),
+                PackedPeer::Udp(address) => Peer::Udp(address),
+            },
+            socket: packed.socket.map(Carried::take),
+            retry_at: packed.retry_at,
+            wants_to_write: packed.wants_to_write,
+            waiting: queue.iter().map(|record| record.len() + OVERHEAD).sum(),
+            queue,
+            dropped: packed.dropped,
+            dropped_in_all: packed.dropped_in_all,
+            trouble: packed.trouble.map(Errno::from_raw),
+            is_reachable: packed.is_reachable,
+            lost_at: packed.lost_at,
+        }
     }
 
     /// Lines of ours, already harmless.
@@ -334,6 +407,10 @@ impl Syslog {
     pub fn deadline(&self) -> Option<Moment> {
         self.retry_at.filter(|_| self.waiting() > 0)
     }
+}
+
+fn facility_of(settings: &SyslogSettings) -> Facility {
+    facility(&settings.facility).unwrap_or(Facility::LOG_DAEMON)
 }
 
 /// Whether nothing listens on the port to which a datagram was just sent: this machine reports that at once, and the record

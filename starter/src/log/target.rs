@@ -9,6 +9,9 @@ use std::os::unix::fs::{FileTypeExt, OpenOptionsExt};
 use nix::fcntl::OFlag;
 use nix::poll::{PollFd, PollFlags, ppoll};
 use nix::sys::time::TimeSpec;
+use serde::{Deserialize, Serialize};
+
+use crate::host::luggage::{Carried, Luggage, bytes};
 
 /// How much is queued for a log command that does not read before workers are no longer read, in bytes.
 const MOST_WAITING: usize = 1 << 20;
@@ -33,6 +36,25 @@ pub enum Target {
         waiting: VecDeque<u8>,
         /// Workers write to the pipe themselves.
         is_shared: bool,
+    },
+}
+
+/// A [`Target`] on its way to the next program, with what is queued.
+#[derive(Debug, Serialize, Deserialize)]
+pub enum PackedTarget {
+    /// The next program inherits it as well, and finds out itself whether its reader may stop reading.
+    StandardError {
+        #[serde(with = "bytes")]
+        waiting: Vec<u8>,
+    },
+    File {
+        file: Carried,
+        is_torn: bool,
+    },
+    Command {
+        pipe: Carried,
+        #[serde(with = "bytes")]
+        waiting: Vec<u8>,
     },
 }
 
@@ -78,6 +100,56 @@ impl Target {
             waiting: VecDeque::new(),
             is_shared,
         }
+    }
+
+    /// For the next program.
+    pub fn pack(&self, luggage: &mut Luggage) -> PackedTarget {
+        let copied = |waiting: &VecDeque<u8>| waiting.iter().copied().collect();
+        match self {
+            Target::Inherited => PackedTarget::StandardError {
+                waiting: Vec::new(),
+            },
+            Target::Paced { waiting, .. } => PackedTarget::StandardError {
+                waiting: copied(waiting),
+            },
+            Target::File { file, is_torn } => PackedTarget::File {
+                file: luggage.put(file),
+                is_torn: *is_torn,
+            },
+            Target::Command { pipe, waiting, .. } => PackedTarget::Command {
+                pipe: luggage.put(pipe),
+                waiting: copied(waiting),
+            },
+        }
+    }
+
+    /// What the last program has packed, and how many lines are lost because standard error can no longer be written to in
+    /// a way that does not block.
+    pub fn unpack(packed: PackedTarget, is_shared: bool) -> (Target, u64) {
+        match packed {
+            PackedTarget::StandardError { waiting } => Target::inherited().with_queue(waiting),
+            PackedTarget::File { file, is_torn } => {
+                let file = file.take().into();
+                (Target::File { file, is_torn }, 0)
+            }
+            PackedTarget::Command { pipe, waiting } => {
+                Target::command(pipe.take().into(), is_shared).with_queue(waiting)
+            }
+        }
+    }
+
+    /// With these bytes as its queue. Returns how many lines are lost if it has none.
+    fn with_queue(mut self, bytes: Vec<u8>) -> (Target, u64) {
+        match &mut self {
+            Target::Inherited | Target::File { .. } => {
+                let lost = count(&bytes);
+                return (self, lost);
+            }
+            Target::Paced { waiting, .. } | Target::Command { waiting, .. } => {
+                *waiting = bytes.into();
+            }
+        }
+        (self, 0)
     }
 
     pub fn is_standard_error(&self) -> bool {

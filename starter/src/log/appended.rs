@@ -194,6 +194,7 @@ mod tests {
     use std::os::unix::fs::PermissionsExt;
 
     use super::*;
+    use crate::log::tests::on_its_way;
 
     const NOBODY_ELSE: Readers = Readers {
         group: None,
@@ -241,6 +242,20 @@ mod tests {
         log.set_len(0).unwrap();
         log.write_all(b"again\n").unwrap();
         assert_eq!(lines(&appended, &log, NOBODY_ELSE), ["again"]);
+        appended.exited(Pid::from_raw(7));
+        assert_eq!(lines(&appended, &log, NOBODY_ELSE), [""; 0]);
+    }
+
+    #[test]
+    fn the_next_program_knows_where_the_lines_of_a_worker_begin() {
+        let (mut log, mut appended) = (log_file(), Appended::default());
+        log.write_all(b"before\n").unwrap();
+        appended.started(Pid::from_raw(7), Since::end_of(&log).unwrap());
+        appended.wrote("ours");
+        log.write_all(b"1\nours\n").unwrap();
+        let mut appended = Appended::unpack(on_its_way(&appended.pack()));
+        log.write_all(b"2\n").unwrap();
+        assert_eq!(lines(&appended, &log, NOBODY_ELSE), ["1", "2"]);
         appended.exited(Pid::from_raw(7));
         assert_eq!(lines(&appended, &log, NOBODY_ELSE), [""; 0]);
     }

@@ -318,3 +318,60 @@ fn remember(last: &mut Option<VecDeque<String>>, line: &str) {
     kept.push_str(line);
     last.push_back(kept);
 }
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used, reason = "tests fail by panicking")]
+mod tests {
+    use std::io::Write;
+
+    use super::*;
+    use crate::log::lines::LONGEST;
+    use crate::log::tests::on_its_way;
+
+    const WORKER: Pid = Pid::from_raw(7);
+    const GONE: Pid = Pid::from_raw(8);
+
+    /// What a worker writes with.
+    fn attached(capture: &mut Capture, generation: u32, pid: Pid) -> [File; 2] {
+        let mut pipes = Pipes::new(Stream::BOTH).unwrap();
+        let mut theirs = std::mem::take(&mut pipes.theirs).into_iter();
+        capture.attach(generation, pid, pipes);
+        [(); 2].map(|()| theirs.next().unwrap().0.into())
+    }
+
+    /// All lines of two workers, and the last ones of each.
+    fn story(exec: impl Fn(Capture) -> Capture) -> (Vec<String>, Vec<String>, Vec<String>) {
+        let (mut capture, mut lines) = (Capture::default(), Vec::new());
+        let mut keep = |origin: &Origin, line: &str| {
+            let (generation, stream) = (origin.generation, origin.stream.name());
+            lines.push(format!("{generation}:{}:{stream}: {line}", origin.pid));
+        };
+        let [mut stdout, mut stderr] = attached(&mut capture, 3, WORKER);
+        let [_, mut gone] = attached(&mut capture, 2, GONE);
+        gone.write_all(b"last words").unwrap();
+        drop(gone);
+        stdout.write_all(&[b'x'; LONGEST + 100]).unwrap();
+        stderr.write_all(b"one\nhalf of g\xc3").unwrap();
+        capture.read(&mut keep);
+        // Still in the pipe when the program changes.
+        stderr.write_all(b"\xbcte\nthree\n").unwrap();
+        let mut capture = exec(capture);
+        stdout.write_all(b"y\n").unwrap();
+        capture.read(&mut keep);
+        stderr.write_all(b"no end").unwrap();
+        let of_gone = capture.worker_exited(GONE, &mut keep);
+        let of_worker = capture.worker_exited(WORKER, &mut keep);
+        (lines, of_worker, of_gone)
+    }
+
+    #[test]
+    fn the_next_program_reads_on_in_the_middle_of_a_line() {
+        let (lines, of_worker, of_gone) =
+            story(|capture| Capture::unpack(on_its_way(&capture.pack(&mut Luggage::default()))));
+        assert_eq!(of_worker, ["one", "half of g\u{fc}te", "three", "no end"]);
+        assert_eq!(of_gone, ["last words"]);
+        assert_eq!(lines[1], "3:7:stderr: one");
+        assert!(lines.iter().any(|line| line.ends_with("xxxy")));
+        assert_eq!((lines, of_worker, of_gone), story(|capture| capture));
+    }
+}

@@ -225,3 +225,63 @@ impl LogCommand {
         })
     }
 }
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used, reason = "tests fail by panicking")]
+mod tests {
+    use std::io::{Read, Write};
+
+    use super::*;
+    use crate::log::tests::on_its_way;
+
+    fn exec(command: LogCommand) -> LogCommand {
+        let packed = on_its_way(&command.pack(&mut Luggage::default()));
+        let LogCommand {
+            command, handover, ..
+        } = &command;
+        LogCommand::unpack(packed, command, handover.clone())
+    }
+
+    /// Waits for the command to exit.
+    fn status(command: &mut LogCommand) -> i32 {
+        loop {
+            let notices = command.start_for_the_rest(&mut false);
+            if let Some(Notice::LogCommandDied { status }) = notices.first() {
+                return *status;
+            }
+            assert_eq!(notices, []);
+            std::thread::sleep(Duration::from_millis(1));
+        }
+    }
+
+    #[test]
+    fn a_command_of_the_last_program_is_waited_for_and_its_pipe_stays() {
+        let script = OsStr::new("read -r line; echo \"$line\"; echo told >&2; exit 7");
+        let mut command = LogCommand::new(script, Rc::default(), false).unwrap();
+        let (mut stdout, for_stdout) = std::io::pipe().unwrap();
+        let (mut stderr, for_stderr) = std::io::pipe().unwrap();
+        command.outputs = Some((for_stdout.into(), for_stderr.into()));
+        command.spawn().unwrap();
+        command.is_told = true;
+        let (child, started_at) = (command.child, command.started_at);
+        let mut command = exec(command);
+        assert_eq!((command.child, command.is_told), (child, true));
+        assert_eq!(command.running_since(), Some(started_at));
+        command.own_end().unwrap().write_all(b"1\n2\n").unwrap();
+        assert_eq!(status(&mut command), 7 << 8);
+        // It has exited, and the next one is due as before.
+        let mut command = exec(command);
+        assert_eq!((command.unread(), command.running_since()), (2, None));
+        assert_eq!(command.deadline(), Some(started_at + RESPAWN));
+        assert_eq!(command.start_again(started_at + RESPAWN), None);
+        let second = command.child.unwrap();
+        assert_eq!(status(&mut command), 7 << 8);
+        assert!(!command.has_exited(second));
+        assert_eq!(command.unread(), 0);
+        drop(command);
+        let (mut out, mut err) = (String::new(), String::new());
+        stdout.read_to_string(&mut out).unwrap();
+        stderr.read_to_string(&mut err).unwrap();
+        assert_eq!((out.as_str(), err.as_str()), ("1\n2\n", "told\ntold\n"));
+    }
+}

@@ -459,3 +459,101 @@ fn writer(
 fn cannot_detach(error: io::Error) -> Failure {
     Failure::failed(format!("cannot open /dev/null: {}", failure::cause(&error)))
 }
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used, reason = "tests fail by panicking")]
+mod tests {
+    use std::io::Read;
+    use std::os::fd::AsRawFd;
+
+    use serde::de::DeserializeOwned;
+
+    use super::*;
+
+    const NOBODY_ELSE: Readers = Readers {
+        group: None,
+        all: false,
+    };
+
+    /// What the next program reads of this.
+    pub fn on_its_way<T: Serialize + DeserializeOwned>(packed: &T) -> T {
+        serde_json::from_str(&serde_json::to_string(packed).unwrap()).unwrap()
+    }
+
+    /// Everything goes to a command, each line with a timestamp.
+    pub fn settings() -> Settings {
+        Settings {
+            target: Some(LogTarget::Command("cat".into())),
+            target_streams: Stream::BOTH.into(),
+            has_timestamps: true,
+            syslog: None,
+            syslog_streams: Stream::BOTH.into(),
+            is_quiet: false,
+            is_attended: false,
+        }
+    }
+
+    /// A log whose command is not running, so that the streams of this process stay as they are, and what reads its pipe.
+    fn log_and_reader(settings: &Settings) -> (Log, File) {
+        let mut log = Log::begin(settings).unwrap();
+        let command = LogCommand::new("cat".as_ref(), Rc::default(), false).unwrap();
+        let path = format!("/proc/self/fd/{}", command.write_end().as_raw_fd());
+        let pipe = command.own_end().unwrap();
+        log.output.target = Target::command(pipe, false);
+        log.output.is_stamped = true;
+        log.target = LogFile::Command(command);
+        (log, File::open(path).unwrap())
+    }
+
+    /// Without the times.
+    fn lines(written: &str) -> Vec<&str> {
+        let lines = written.lines();
+        lines.map(|line| line.split_once(' ').unwrap().1).collect()
+    }
+
+    #[test]
+    fn the_next_program_loses_and_doubles_no_line() {
+        let (settings, pid) = (settings(), Pid::from_raw(7));
+        let (mut log, mut reader) = log_and_reader(&settings);
+        let mut pipes = log.pipes().unwrap();
+        let mut theirs = std::mem::take(&mut pipes.theirs).into_iter();
+        log.attach(3, pid, pipes);
+        let [mut stdout, mut stderr] = [(); 2].map(|()| File::from(theirs.next().unwrap().0));
+        log.reopen();
+        stdout.write_all(b"out\nha").unwrap();
+        stderr.write_all(b"err\n").unwrap();
+        // Reads, but does not write.
+        assert_eq!(log.worker_failed(pid, NOBODY_ELSE), ["err"]);
+        stdout.write_all(b"lf\n").unwrap();
+        let (reopened, deadline) = (log.reopened().clone(), log.deadline());
+        let packed = on_its_way(&log.pack(&mut Luggage::default()));
+        drop(log);
+        let mut log = Log::unpack(packed, &settings, &Rc::default());
+        assert_eq!((log.reopened(), log.deadline()), (&reopened, deadline));
+        assert!(log.is_all_captured() && deadline.is_some());
+        assert_eq!(log.worker_exited(pid, true, NOBODY_ELSE), ["err"]);
+        drop(log);
+        let mut written = String::new();
+        reader.read_to_string(&mut written).unwrap();
+        let own = format!("[-:{}] {}", std::process::id(), Notice::NothingToReopen);
+        let expected = [&own, "[3:7] out", "[3:7] err", "[3:7] half"];
+        assert_eq!(lines(&written), expected);
+    }
+
+    #[test]
+    fn the_next_program_reopens_the_same_file() {
+        let settings = Settings {
+            target: Some(LogTarget::File("/var/log/app.log".into())),
+            ..settings()
+        };
+        let (reader, writer) = std::io::pipe().unwrap();
+        let mut log = Log::begin(&settings).unwrap();
+        log.target = LogFile::File("/var/log/app.log".into());
+        log.output.target = Target::file(std::os::fd::OwnedFd::from(writer).into());
+        let packed = on_its_way(&log.pack(&mut Luggage::default()));
+        drop((log, reader));
+        let log = Log::unpack(packed, &settings, &Rc::default());
+        assert!(matches!(log.output.target, Target::File { .. }));
+        assert!(matches!(log.target, LogFile::File(path) if path == *"/var/log/app.log"));
+    }
+}

@@ -304,3 +304,49 @@ impl Output {
         (self.target.waiting() + records, patience)
     }
 }
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used, reason = "tests fail by panicking")]
+mod tests {
+    use std::io::Read;
+
+    use nix::unistd::Pid;
+
+    use super::*;
+    use crate::log::tests::{on_its_way, settings};
+
+    #[test]
+    fn the_next_program_writes_what_was_collected_and_tells_what_was_lost() {
+        let (mut file, target) = std::io::pipe().unwrap();
+        let (mut launcher, for_launcher) = std::io::pipe().unwrap();
+        let mut output = Output::new(true, None);
+        output.target = Target::file(std::os::fd::OwnedFd::from(target).into());
+        output.launcher = Some(std::os::fd::OwnedFd::from(for_launcher).into());
+        output.count_lost(3);
+        let settings = settings();
+        let routes = settings.routes(Stream::Stdout);
+        let origin = Origin {
+            generation: 3,
+            pid: Pid::from_raw(7),
+            stream: Stream::Stdout,
+        };
+        output.take_line(&origin, "line", routes, "");
+        let packed = on_its_way(&output.pack(&mut Luggage::default()));
+        drop(output);
+        let mut output = Output::unpack(packed, &settings);
+        assert!(output.is_quiet && output.is_stamped);
+        output.flush();
+        output.complain(&Failure::failed("of that"));
+        assert_eq!((output.lost, output.lost_in_all()), (0, 3));
+        drop(output);
+        let (mut found, mut told) = (String::new(), String::new());
+        file.read_to_string(&mut found).unwrap();
+        launcher.read_to_string(&mut told).unwrap();
+        let found: Vec<&str> = found.lines().collect();
+        assert_eq!(found.len(), 3, "{found:?}");
+        assert!(found[0].ends_with(&Notice::LinesLost(3).to_string()));
+        assert_eq!(found[1], "line");
+        assert!(found[2].ends_with("] start_server: of that"));
+        assert_eq!(told, "start_server: of that\n");
+    }
+}

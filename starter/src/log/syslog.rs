@@ -516,10 +516,13 @@ fn host_name() -> Option<String> {
 #[cfg(test)]
 #[allow(clippy::unwrap_used, reason = "tests fail by panicking")]
 mod tests {
+    use std::os::unix::net::UnixDatagram;
+
     use nix::unistd::Pid;
 
     use super::*;
     use crate::log::capture::Stream;
+    use crate::log::tests::on_its_way;
 
     fn syslog(format: Format) -> Syslog {
         Syslog::open(&SyslogSettings {
@@ -536,6 +539,39 @@ mod tests {
             generation: 7,
             pid: Pid::from_raw(4321),
             stream,
+        }
+    }
+
+    /// A place for a daemon's socket, of one test alone.
+    fn place(test: &str) -> PathBuf {
+        let name = format!("start-server-syslog-{}-{test}", std::process::id());
+        std::env::temp_dir().join(name)
+    }
+
+    fn to_socket(path: &Path) -> Syslog {
+        Syslog::open(&SyslogSettings {
+            facility: "local3".into(),
+            tag: "app".into(),
+            address: Address::Socket(path.to_owned()),
+            format: Format::Rfc3164,
+        })
+        .unwrap()
+    }
+
+    fn exec(syslog: Syslog) -> Syslog {
+        let packed = on_its_way(&syslog.pack(&mut Luggage::default()));
+        let next = Syslog::unpack(packed, &syslog.settings);
+        assert_eq!(next.queue, syslog.queue);
+        assert_eq!(next.waiting, syslog.waiting);
+        next
+    }
+
+    /// The ends of the records that the daemon can receive now.
+    fn receive(daemon: &UnixDatagram, all: &mut Vec<String>) {
+        let mut record = [0; 8192];
+        while let Ok(length) = daemon.recv(&mut record) {
+            let record = text(&record[..length]);
+            all.push(record.rsplit(": ").next().unwrap().to_owned());
         }
     }
 
@@ -581,6 +617,79 @@ mod tests {
             "[start_server@32473 generation=\"7\" pid=\"4321\" stream=\"stderr\"] hello"
         );
         assert!(text(&syslog.queue[1]).ends_with(" 0 - on"));
+    }
+
+    #[test]
+    fn a_slow_daemon_gets_every_record_once_from_one_program_or_the_next() {
+        let path = place("slow");
+        let daemon = UnixDatagram::bind(&path).unwrap();
+        daemon.set_nonblocking(true).unwrap();
+        let mut syslog = to_socket(&path);
+        let pushed: Vec<String> = (0..2000)
+            .map(|number| format!("gr\u{fc}n {number}"))
+            .collect();
+        for line in &pushed {
+            syslog.push_line(&origin(Stream::Stdout), line);
+        }
+        let now = Moment::now();
+        syslog.flush(now);
+        // The next program needs no name: it has the connection.
+        std::fs::remove_file(&path).unwrap();
+        assert!(syslog.wants_to_write().is_some() && syslog.waiting() > 0);
+        let mut syslog = exec(syslog);
+        let mut received = Vec::new();
+        while syslog.wants_to_write().is_some() {
+            receive(&daemon, &mut received);
+            syslog.flush(now);
+        }
+        receive(&daemon, &mut received);
+        assert_eq!(received, pushed);
+    }
+
+    #[test]
+    fn a_daemon_that_is_gone_is_gone_for_the_next_program_too() {
+        let path = place("gone");
+        let mut syslog = to_socket(&path);
+        syslog.push_line(&origin(Stream::Stdout), "kept");
+        syslog.count_dropped();
+        let now = Moment::now();
+        syslog.flush(now);
+        let mut syslog = exec(syslog);
+        assert_eq!(syslog.deadline(), Some(now + RECONNECT));
+        assert_eq!(syslog.unsent(), 2);
+        let trouble = (quoted(path.as_os_str()), Errno::ENOENT);
+        assert_eq!(syslog.take_trouble(), Some(trouble));
+        // It is told only once.
+        let mut syslog = exec(syslog);
+        let daemon = UnixDatagram::bind(&path).unwrap();
+        daemon.set_nonblocking(true).unwrap();
+        let mut received = Vec::new();
+        syslog.flush(now);
+        receive(&daemon, &mut received);
+        assert_eq!(received, [""; 0]);
+        syslog.flush(now + RECONNECT);
+        receive(&daemon, &mut received);
+        std::fs::remove_file(&path).unwrap();
+        assert_eq!(received, ["kept", "syslog was too slow or gone"]);
+        assert_eq!((syslog.unsent(), syslog.dropped_in_all()), (0, 1));
+        assert_eq!(syslog.take_trouble(), None);
+    }
+
+    #[test]
+    fn the_next_program_resolves_no_name_again() {
+        let mut first = syslog(Format::Rfc3164);
+        first.host = Some("first".into());
+        first.peer = Peer::Udp("[fe80::1%2]:514".parse().unwrap());
+        first.disconnect(Errno::ENETUNREACH, Moment::now());
+        let packed = on_its_way(&first.pack(&mut Luggage::default()));
+        let mut settings = first.settings;
+        settings.address = Address::Udp("nowhere.invalid:514".into());
+        let mut next = Syslog::unpack(packed, &settings);
+        let trouble = ("udp:[fe80::1%2]:514".to_owned(), Errno::ENETUNREACH);
+        assert_eq!(next.take_trouble(), Some(trouble));
+        assert_eq!((next.lost_at, next.is_reachable), (first.lost_at, false));
+        next.push_own(Severity::Notice, "on");
+        assert!(text(&next.queue[0]).contains(" first app["));
     }
 
     #[test]

@@ -335,3 +335,105 @@ fn at_once(lines: &[u8]) -> &[u8] {
         None => lines,
     }
 }
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used, reason = "tests fail by panicking")]
+mod tests {
+    use std::io::Read;
+    use std::os::fd::OwnedFd;
+
+    use nix::fcntl::{FcntlArg, fcntl};
+
+    use super::*;
+    use crate::log::tests::on_its_way;
+
+    fn pipe() -> (File, File) {
+        let (reader, writer) = std::io::pipe().unwrap();
+        let ends = [OwnedFd::from(reader), OwnedFd::from(writer)];
+        for end in &ends {
+            fcntl(end, FcntlArg::F_SETFL(OFlag::O_NONBLOCK)).unwrap();
+        }
+        let [reader, writer] = ends.map(File::from);
+        (reader, writer)
+    }
+
+    fn exec(target: Target) -> Target {
+        let (next, lost) = Target::unpack(on_its_way(&target.pack(&mut Luggage::default())), true);
+        assert_eq!(lost, 0);
+        next
+    }
+
+    /// What is in the pipe now.
+    fn read(mut reader: &File, all: &mut Vec<u8>) {
+        let error = reader.read_to_end(all).unwrap_err();
+        assert_eq!(error.kind(), io::ErrorKind::WouldBlock);
+    }
+
+    #[test]
+    fn the_queue_of_a_log_command_goes_on_with_the_next_program() {
+        let (reader, writer) = pipe();
+        let mut target = Target::command(writer, true);
+        let mut written = Vec::new();
+        for number in 0..100_000 {
+            written.extend(format!("{number}: gr\u{fc}\u{df}e \u{1f600}\n").into_bytes());
+        }
+        assert_eq!(target.write_of_workers(&written), 0);
+        target.flush();
+        let waiting = target.waiting();
+        assert!((MOST_WAITING..written.len()).contains(&waiting));
+        let mut target = exec(target);
+        assert_eq!(target.waiting(), waiting);
+        assert!(target.is_congested());
+        assert!(matches!(
+            target,
+            Target::Command {
+                is_shared: true,
+                ..
+            }
+        ));
+        let mut found = Vec::new();
+        while target.wants_to_write().is_some() {
+            read(&reader, &mut found);
+            target.flush();
+        }
+        read(&reader, &mut found);
+        assert!(found == written);
+    }
+
+    #[test]
+    fn the_next_program_ends_a_line_that_was_cut() {
+        let (reader, file) = pipe();
+        let is_torn = true;
+        let mut target = exec(Target::File { file, is_torn });
+        target.write_own(b"next\n");
+        let mut target = exec(target);
+        target.write_own(b"last\n");
+        let mut found = Vec::new();
+        read(&reader, &mut found);
+        assert_eq!(found, b"\nnext\nlast\n");
+    }
+
+    #[test]
+    fn what_waits_for_standard_error_is_written_or_counted() {
+        let (reader, stderr) = pipe();
+        let waiting = b"1\n2\n";
+        let paced = Target::Paced {
+            stderr,
+            waiting: waiting.to_vec().into(),
+        };
+        let packed = on_its_way(&paced.pack(&mut Luggage::default()));
+        let packed = match packed {
+            PackedTarget::StandardError { waiting } => waiting,
+            PackedTarget::File { .. } | PackedTarget::Command { .. } => Vec::new(),
+        };
+        assert_eq!(packed, waiting);
+        // As if it had just been found.
+        let (mut paced, lost) = paced.with_queue(packed.clone());
+        assert_eq!((lost, paced.flush()), (0, 0));
+        let mut found = Vec::new();
+        read(&reader, &mut found);
+        assert_eq!(found, waiting);
+        assert_eq!(Target::Inherited.with_queue(packed).1, 2);
+        assert!(exec(Target::Inherited).is_standard_error());
+    }
+}

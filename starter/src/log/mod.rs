@@ -464,7 +464,7 @@ fn cannot_detach(error: io::Error) -> Failure {
 #[allow(clippy::unwrap_used, reason = "tests fail by panicking")]
 mod tests {
     use std::io::Read;
-    use std::os::fd::AsRawFd;
+    use std::os::fd::{AsRawFd, OwnedFd};
 
     use serde::de::DeserializeOwned;
 
@@ -549,10 +549,13 @@ mod tests {
         let (reader, writer) = std::io::pipe().unwrap();
         let mut log = Log::begin(&settings).unwrap();
         log.target = LogFile::File("/var/log/app.log".into());
-        log.output.target = Target::file(std::os::fd::OwnedFd::from(writer).into());
+        log.output.target = Target::file(OwnedFd::from(writer).into());
+        log.appended.wrote("ours");
+        let appended = format!("{:?}", log.appended);
         let packed = on_its_way(&log.pack(&mut Luggage::default()));
         drop((log, reader));
         let log = Log::unpack(packed, &settings, &Rc::default());
+        assert_eq!(format!("{:?}", log.appended), appended);
         assert!(matches!(log.output.target, Target::File { .. }));
         assert!(matches!(log.target, LogFile::File(path) if path == *"/var/log/app.log"));
     }

@@ -309,21 +309,32 @@ impl Output {
 #[allow(clippy::unwrap_used, reason = "tests fail by panicking")]
 mod tests {
     use std::io::Read;
+    use std::os::fd::OwnedFd;
 
     use nix::unistd::Pid;
 
     use super::*;
+    use crate::log::settings::{Address, Format, SyslogSettings};
     use crate::log::tests::{on_its_way, settings};
 
     #[test]
     fn the_next_program_writes_what_was_collected_and_tells_what_was_lost() {
         let (mut file, target) = std::io::pipe().unwrap();
         let (mut launcher, for_launcher) = std::io::pipe().unwrap();
-        let mut output = Output::new(true, None);
-        output.target = Target::file(std::os::fd::OwnedFd::from(target).into());
-        output.launcher = Some(std::os::fd::OwnedFd::from(for_launcher).into());
+        let settings = Settings {
+            syslog: Some(SyslogSettings {
+                facility: "local3".into(),
+                tag: "app".into(),
+                address: Address::Socket("/nowhere/log".into()),
+                format: Format::Rfc3164,
+            }),
+            ..settings()
+        };
+        let syslog = settings.syslog.as_ref().map(Syslog::open);
+        let mut output = Output::new(true, syslog.transpose().unwrap());
+        output.target = Target::file(OwnedFd::from(target).into());
+        output.launcher = Some(OwnedFd::from(for_launcher).into());
         output.count_lost(3);
-        let settings = settings();
         let routes = settings.routes(Stream::Stdout);
         let origin = Origin {
             generation: 3,
@@ -334,7 +345,8 @@ mod tests {
         let packed = on_its_way(&output.pack(&mut Luggage::default()));
         drop(output);
         let mut output = Output::unpack(packed, &settings);
-        assert!(output.is_quiet && output.is_stamped);
+        assert!(output.is_quiet && output.is_stamped && output.launcher.is_some());
+        assert_eq!(output.unsent(), 1);
         output.flush();
         output.complain(&Failure::failed("of that"));
         assert_eq!((output.lost, output.lost_in_all()), (0, 3));
@@ -343,10 +355,12 @@ mod tests {
         file.read_to_string(&mut found).unwrap();
         launcher.read_to_string(&mut told).unwrap();
         let found: Vec<&str> = found.lines().collect();
-        assert_eq!(found.len(), 3, "{found:?}");
+        assert_eq!(found.len(), 5, "{found:?}");
         assert!(found[0].ends_with(&Notice::LinesLost(3).to_string()));
         assert_eq!(found[1], "line");
-        assert!(found[2].ends_with("] start_server: of that"));
+        assert!(found[2].contains("/nowhere/log"));
+        // A hint follows it.
+        assert!(found[4].ends_with("] start_server: of that"));
         assert_eq!(told, "start_server: of that\n");
     }
 }

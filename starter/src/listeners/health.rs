@@ -24,10 +24,11 @@ use nix::sys::socket::{SockaddrStorage, bind, getpeername, getsockname};
 use nix::sys::stat::{FileStat, lstat};
 use nix::unistd::Pid;
 
-use crate::listeners::bind::{OurFile, SocketFiles, make_again};
+use crate::listeners::bind::make_again;
 use crate::listeners::launchers_file::LaunchersFile;
 use crate::listeners::plan::{Maker, Planned, Wanted};
 use crate::listeners::second_name::{Named, named, named_as};
+use crate::listeners::socket_files::{OurFile, SocketFiles};
 use crate::listeners::sockets::{Shut, backlog_of, bound_address, disconnect, listen, shut};
 use crate::words::failure::Failure;
 use crate::words::notice::Notice;

@@ -23,6 +23,7 @@ pub mod plan;
 mod refusal;
 mod second_name;
 mod settings;
+pub mod socket_files;
 pub mod sockets;
 pub mod spec;
 mod store;

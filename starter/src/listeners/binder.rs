@@ -4,7 +4,7 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::fs::MetadataExt;
 use std::os::unix::process::ExitStatusExt;
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, ExitStatus, Stdio};
+use std::process::{Command, ExitStatus, Stdio};
 
 use common::channel::Channel;
 use common::message::{
@@ -12,9 +12,11 @@ use common::message::{
 };
 use common::trusted_path::{Trust, open_directory};
 use common::wire;
+use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
 use crate::host::proc::Fields;
+use crate::host::process::wait_for;
 use crate::words::distrust;
 use crate::words::failure::{self, Failure};
 use crate::words::remedy::{self, BINDER};
@@ -24,7 +26,10 @@ type ToBinder = Channel<Request, Reply>;
 
 /// The running binder.
 pub struct Binder {
-    child: Child,
+    /// A child of this process, whichever program started it.
+    child: Pid,
+    /// Once it was reaped: then the number may be another process's.
+    ended: Option<ExitStatus>,
     channel: ToBinder,
 }
 
@@ -80,7 +85,11 @@ impl Binder {
                 let hint = is_refused.then_some(remedy::BINDER_MAY_NOT);
                 cannot(&failure::cause(&error)).hint_if(hint.map(Into::into))
             })?;
-        let binder = Binder { child, channel };
+        let binder = Binder {
+            child: Pid::from_raw(i32::try_from(child.id()).unwrap_or(i32::MAX)),
+            ended: None,
+            channel,
+        };
         binder.allow(identity, grants, escapes)?;
         Ok(binder)
     }
@@ -175,25 +184,39 @@ impl Binder {
 
     /// Waits until it has exited.
     pub fn wait(&mut self) -> std::io::Result<ExitStatus> {
-        self.child.wait()
+        let ended = match self.ended {
+            Some(ended) => ended,
+            None => wait_for(self.child)?,
+        };
+        self.ended = Some(ended);
+        Ok(ended)
     }
 
     /// Kills it if it has not exited.
     pub fn kill(&mut self) {
         // Both fail only if the process is gone.
-        drop(self.child.kill());
-        drop(self.child.wait());
+        if self.ended.is_none() {
+            let _ = kill(self.child, Signal::SIGKILL);
+        }
+        drop(self.wait());
     }
 
     pub fn pid(&self) -> Pid {
-        Pid::from_raw(i32::try_from(self.child.id()).unwrap_or(i32::MAX))
+        self.child
     }
 
     /// Closes the channel, upon which it removes its files and exits, and waits for that.
     pub fn end(self) -> std::io::Result<ExitStatus> {
-        let Binder { mut child, channel } = self;
+        let Binder {
+            child,
+            ended,
+            channel,
+        } = self;
         drop(channel);
-        child.wait()
+        match ended {
+            Some(ended) => Ok(ended),
+            None => Ok(wait_for(child)?),
+        }
     }
 }
 

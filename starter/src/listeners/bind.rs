@@ -387,24 +387,27 @@ fn place_of(spec: &PathSpec) -> Result<Place<UserDirectory>, Refusal> {
 
 /// A new socket that listens at a path that nobody has, in place of one that we have made there.
 pub(super) fn make_again(
-    wanted: &Wanted,
+    spec: &PathSpec,
+    (uid, gid): (Option<u32>, Option<u32>),
     backlog: i32,
     highest: RawFd,
 ) -> Result<(OwnedFd, OurFile), Failure> {
-    let Wanted::Path { spec, uid, gid } = wanted else {
-        return Err(channel_failed("no port can be made again"));
+    let wanted = Wanted::Path {
+        spec: spec.clone(),
+        uid,
+        gid,
     };
     let made = place_of(spec).and_then(|place| match place.is_free() {
-        true => place.bind(spec.mode, *uid, *gid),
+        true => place.bind(spec.mode, uid, gid),
         false => Err(Refusal::Replaced),
     });
     let Made { socket, file, .. } =
-        made.map_err(|refusal| cannot_bind_ourselves(wanted, &refusal, None))?;
+        made.map_err(|refusal| cannot_bind_ourselves(&wanted, &refusal, None))?;
     let file = OurFile::new(file, spec);
     let ready = sockets::listen(&socket, backlog)
         .and_then(|()| duplicate_above(socket.as_fd(), highest))
         .inspect_err(|_| file.remove());
-    let socket = ready.map_err(|errno| cannot_bind(wanted, &errno.into(), None))?;
+    let socket = ready.map_err(|errno| cannot_bind(&wanted, &errno.into(), None))?;
     Ok((socket, file))
 }
 

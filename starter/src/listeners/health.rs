@@ -17,19 +17,23 @@
 //! the socket's own file is never touched. What root created cannot be replaced before the server is started again: the
 //! user cannot create it, and the binder that did can by now only remove it.
 
+use std::net::SocketAddr;
 use std::os::fd::{AsRawFd, OwnedFd, RawFd};
+use std::path::{Path, PathBuf};
 
 use nix::errno::Errno;
-use nix::sys::socket::{SockaddrStorage, bind, getpeername, getsockname};
-use nix::sys::stat::{FileStat, lstat};
+use nix::sys::socket::{SockaddrStorage, bind, getpeername};
+use nix::sys::stat::lstat;
 use nix::unistd::Pid;
+use serde::{Deserialize, Serialize};
 
 use crate::listeners::bind::make_again;
 use crate::listeners::launchers_file::LaunchersFile;
 use crate::listeners::plan::{Maker, Planned, Wanted};
-use crate::listeners::second_name::{Named, named, named_as};
+use crate::listeners::second_name::{FileId, Named, named, named_as};
 use crate::listeners::socket_files::{OurFile, SocketFiles};
 use crate::listeners::sockets::{Shut, backlog_of, bound_address, disconnect, listen, shut};
+use crate::listeners::spec::PathSpec;
 use crate::words::failure::Failure;
 use crate::words::notice::Notice;
 use crate::words::text::quoted;
@@ -54,6 +58,7 @@ pub enum Occasion {
     End(Pid),
 }
 
+#[derive(Debug, Clone, Serialize, Deserialize)]
 struct Watched {
     name: String,
     kind: Kind,
@@ -62,14 +67,16 @@ struct Watched {
     trouble: Option<Trouble>,
 }
 
+/// What is known of a listener since it was made.
+#[derive(Debug, Clone, Serialize, Deserialize)]
 enum Kind {
     Tcp {
-        address: Option<SockaddrStorage>,
+        address: Option<SocketAddr>,
         /// The one that we asked for, as the kernel capped it.
         backlog: Option<u32>,
     },
     Udp {
-        address: Option<SockaddrStorage>,
+        address: Option<SocketAddr>,
     },
     /// Without a file.
     Abstract,
@@ -79,13 +86,16 @@ enum Kind {
     Other,
     /// Created by ourselves; with its index among our files.
     Ours {
-        wanted: Wanted,
+        spec: PathSpec,
+        uid: Option<u32>,
+        gid: Option<u32>,
         place: usize,
     },
     /// Created by the binder; with its file, if this user can see it.
     Binders {
-        wanted: Wanted,
-        file: Option<FileStat>,
+        #[serde(with = "crate::host::luggage::path")]
+        path: PathBuf,
+        file: Option<FileId>,
     },
 }
 
@@ -141,21 +151,28 @@ impl Health {
             let found = match &listener.kind {
                 Kind::Tcp { address, backlog } => {
                     let listen = |socket: &OwnedFd| listen(socket, self.backlog);
-                    tcp(socket, address.as_ref(), *backlog, occasion, listen)
+                    tcp(socket, *address, *backlog, occasion, listen)
                 }
-                Kind::Udp { address } => udp(socket, address.as_ref(), maker),
+                Kind::Udp { address } => udp(socket, *address, maker),
                 Kind::Abstract => by_shutdown(socket, maker),
                 Kind::Launchers(file) => by_name(socket, file.named(), maker),
                 Kind::Other => Found::InOrder,
-                Kind::Ours { wanted, place } => match files.ours.get_mut(*place) {
+                Kind::Ours {
+                    spec,
+                    uid,
+                    gid,
+                    place,
+                } => match files.ours.get_mut(*place) {
                     Some(file) => {
-                        let again = || make_again(wanted, self.backlog, self.highest);
-                        ours(socket, wanted, file, occasion, again)
+                        let owners = (*uid, *gid);
+                        let again = || make_again(spec, owners, self.backlog, self.highest);
+                        ours(socket, &spec.path, file, occasion, again)
                     }
                     None => Found::InOrder,
                 },
-                Kind::Binders { wanted, file } => {
-                    by_name(socket, named_file(wanted, file.as_ref()), maker)
+                Kind::Binders { path, file } => {
+                    let named = file.map_or(Named::Unknown, |file| named_as(path, file));
+                    by_name(socket, named, maker)
                 }
             };
             let (was, trouble) = match found {
@@ -187,7 +204,7 @@ impl Health {
             let trouble = trouble.as_ref().filter(|one| !one.is_reachable)?;
             Some(Unreachable {
                 cause: format!("nobody can reach {name}: {}", trouble.cause),
-                hint: trouble.hint.into(),
+                hint: trouble.hint.clone(),
             })
         })
     }
@@ -203,24 +220,26 @@ impl Kind {
                 None => {}
             }
         }
-        match (&wanted, maker) {
-            _ if wanted.kind() == "tcp" => Kind::Tcp {
-                address: getsockname(socket.as_raw_fd()).ok(),
+        match (wanted.kind(), wanted, maker) {
+            ("tcp", ..) => Kind::Tcp {
+                address: bound_address(socket),
                 backlog: backlog_of(socket).ok().flatten(),
             },
-            _ if wanted.kind() == "udp" => Kind::Udp {
-                address: getsockname(socket.as_raw_fd()).ok(),
+            ("udp", ..) => Kind::Udp {
+                address: bound_address(socket),
             },
-            (Wanted::Path { spec, .. }, _) if spec.abstract_name().is_some() => Kind::Abstract,
-            (Wanted::Path { .. }, Maker::Ourselves { .. }) => Kind::Ours {
-                wanted,
+            (_, Wanted::Path { spec, .. }, _) if spec.abstract_name().is_some() => Kind::Abstract,
+            (_, Wanted::Path { spec, uid, gid }, Maker::Ourselves { .. }) => Kind::Ours {
+                spec,
+                uid,
+                gid,
                 place: ours.next().unwrap_or(usize::MAX),
             },
-            (Wanted::Path { spec, .. }, Maker::FileBinder(_)) => {
+            (_, Wanted::Path { spec, .. }, Maker::FileBinder(_)) => Kind::Binders {
                 // Only root can change the directory, so this is still the socket's file.
-                let file = lstat(&spec.path).ok();
-                Kind::Binders { wanted, file }
-            }
+                file: lstat(&spec.path).ok().map(|stat| FileId::from(&stat)),
+                path: spec.path,
+            },
             // What has no file, whoever has created it.
             _ => Kind::Abstract,
         }
@@ -260,7 +279,7 @@ impl Watched {
 /// `at_start` is the backlog as the kernel capped it when the socket was created.
 fn tcp(
     socket: &OwnedFd,
-    address: Option<&SockaddrStorage>,
+    address: Option<SocketAddr>,
     at_start: Option<u32>,
     occasion: Occasion,
     listen: impl Fn(&OwnedFd) -> nix::Result<()>,
@@ -286,10 +305,10 @@ fn tcp(
 
 fn listen_again(
     socket: &OwnedFd,
-    address: Option<&SockaddrStorage>,
+    address: Option<SocketAddr>,
     listen: impl Fn(&OwnedFd) -> nix::Result<()>,
 ) -> nix::Result<()> {
-    let again = || match address.map(|address| bind(socket.as_raw_fd(), address)) {
+    let again = || match address.map(|address| bind_to(socket, address)) {
         // A port that the kernel chose is lost with the shutdown, and listen(2) would choose another. Any other port is
         // still bound, which bind(2) reports as EINVAL.
         Some(Ok(()) | Err(Errno::EINVAL)) | None => listen(socket),
@@ -302,7 +321,7 @@ fn listen_again(
     }
 }
 
-fn udp(socket: &OwnedFd, address: Option<&SockaddrStorage>, maker: trouble::Maker) -> Found {
+fn udp(socket: &OwnedFd, address: Option<SocketAddr>, maker: trouble::Maker) -> Found {
     let is_connected = getpeername::<SockaddrStorage>(socket.as_raw_fd()).is_ok();
     if is_connected
         && let Err(errno) = disconnect(socket).and_then(|()| bind_again(socket, address))
@@ -321,30 +340,30 @@ fn udp(socket: &OwnedFd, address: Option<&SockaddrStorage>, maker: trouble::Make
 }
 
 /// Binds the socket to its port again if disconnecting it has lost the port, as it does if the kernel chose it.
-fn bind_again(socket: &OwnedFd, address: Option<&SockaddrStorage>) -> nix::Result<()> {
-    let port = |address: &SockaddrStorage| {
-        let v4 = address.as_sockaddr_in().map(|address| address.port());
-        v4.or_else(|| address.as_sockaddr_in6().map(|address| address.port()))
-    };
-    let now: SockaddrStorage = getsockname(socket.as_raw_fd())?;
+fn bind_again(socket: &OwnedFd, address: Option<SocketAddr>) -> nix::Result<()> {
+    let now = bound_address(socket).map(|address| address.port());
     match address {
-        Some(address) if port(&now) != port(address) => bind(socket.as_raw_fd(), address),
+        Some(address) if now != Some(address.port()) => bind_to(socket, address),
         Some(_) | None => Ok(()),
     }
 }
 
+fn bind_to(socket: &OwnedFd, address: SocketAddr) -> nix::Result<()> {
+    bind(socket.as_raw_fd(), &SockaddrStorage::from(address))
+}
+
 fn ours(
     socket: &OwnedFd,
-    wanted: &Wanted,
+    path: &Path,
     ours: &mut OurFile,
     occasion: Occasion,
     again: impl FnOnce() -> Result<(OwnedFd, OurFile), Failure>,
 ) -> Found {
-    let (Wanted::Path { spec, .. }, Some(file)) = (wanted, ours.made.file()) else {
+    let Some(file) = ours.made.file() else {
         return Found::InOrder;
     };
     let is_shut_down = shut(socket) != Shut::Nothing;
-    match named(&spec.path, file) {
+    match named(path, file) {
         Named::Unknown => Found::InOrder,
         Named::SomethingElse => Found::InTrouble(Trouble::replaced(trouble::Maker::Supervisor)),
         Named::Itself if !is_shut_down => {
@@ -355,7 +374,7 @@ fn ours(
             }
             Found::InOrder
         }
-        Named::Nothing if !is_shut_down && ours.second_name.restore(file, &spec.path) => {
+        Named::Nothing if !is_shut_down && ours.second_name.restore(file, path) => {
             Found::Mended(Was::Removed)
         }
         Named::Itself | Named::Nothing if occasion == Occasion::Start => {
@@ -370,14 +389,6 @@ fn ours(
         }
         Named::Itself => Found::InTrouble(Trouble::shut_down(trouble::Maker::Supervisor)),
         Named::Nothing => Found::InTrouble(Trouble::removed(trouble::Maker::Supervisor)),
-    }
-}
-
-/// What is at the path of a socket that root has created.
-fn named_file(wanted: &Wanted, file: Option<&FileStat>) -> Named {
-    match (wanted, file) {
-        (Wanted::Path { spec, .. }, Some(file)) => named_as(&spec.path, file),
-        (Wanted::Path { .. } | Wanted::Port(_) | Wanted::PassedOn { .. }, _) => Named::Unknown,
     }
 }
 
@@ -403,7 +414,7 @@ fn by_shutdown(socket: &OwnedFd, maker: trouble::Maker) -> Found {
 mod tests {
     use std::net::{TcpListener, TcpStream, UdpSocket};
 
-    use nix::sys::socket::{Shutdown, connect, shutdown};
+    use nix::sys::socket::{Shutdown, connect, getsockname, shutdown};
 
     use super::*;
 
@@ -414,11 +425,11 @@ mod tests {
         [make(0), make(chosen)]
     }
 
-    fn address(socket: &OwnedFd) -> SockaddrStorage {
-        getsockname(socket.as_raw_fd()).unwrap()
+    fn address(socket: &OwnedFd) -> SocketAddr {
+        bound_address(socket).unwrap()
     }
 
-    fn examine_tcp(socket: &OwnedFd, was: &SockaddrStorage, occasion: Occasion) -> Found {
+    fn examine_tcp(socket: &OwnedFd, was: SocketAddr, occasion: Occasion) -> Found {
         tcp(socket, Some(was), Some(7), occasion, |socket| {
             listen(socket, 7)
         })
@@ -440,12 +451,11 @@ mod tests {
             };
             for harm in [&shut_down as &dyn Fn(), &disconnected, &connected] {
                 harm();
-                let found = examine_tcp(&socket, &was, Occasion::Commit);
+                let found = examine_tcp(&socket, was, Occasion::Commit);
                 assert!(matches!(found, Found::Mended(Was::ShutDown)));
                 assert_eq!(address(&socket), was);
-                let port = was.as_sockaddr_in().unwrap().port();
-                TcpStream::connect(("127.0.0.1", port)).unwrap();
-                let found = examine_tcp(&socket, &was, Occasion::Commit);
+                TcpStream::connect(was).unwrap();
+                let found = examine_tcp(&socket, was, Occasion::Commit);
                 assert!(matches!(found, Found::InOrder));
             }
         }
@@ -461,7 +471,7 @@ mod tests {
             (9, Occasion::Start, 9),
         ] {
             listen(&socket, set).unwrap();
-            examine_tcp(&socket, &was, occasion);
+            examine_tcp(&socket, was, occasion);
             assert_eq!(backlog_of(&socket), Ok(Some(then)), "{set} {occasion:?}");
         }
     }
@@ -475,7 +485,7 @@ mod tests {
             socket.connect("127.0.0.1:9").unwrap();
             let socket = OwnedFd::from(socket);
             let was = address(&socket);
-            let found = udp(&socket, Some(&was), trouble::Maker::Start);
+            let found = udp(&socket, Some(was), trouble::Maker::Start);
             assert!(matches!(found, Found::Mended(Was::Connected)));
             assert_eq!(address(&socket), was);
             client.send_to(b"x", ("127.0.0.1", port)).unwrap();

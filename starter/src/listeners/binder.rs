@@ -14,7 +14,9 @@ use common::trusted_path::{Trust, open_directory};
 use common::wire;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
+use serde::{Deserialize, Serialize};
 
+use crate::host::luggage::{Carried, Luggage};
 use crate::host::proc::Fields;
 use crate::host::process::wait_for;
 use crate::words::distrust;
@@ -31,6 +33,13 @@ pub struct Binder {
     /// Once it was reaped: then the number may be another process's.
     ended: Option<ExitStatus>,
     channel: ToBinder,
+}
+
+/// One that waits to remove its files, for the next program.
+#[derive(Debug, Serialize, Deserialize)]
+pub struct PackedBinder {
+    child: i32,
+    channel: Carried,
 }
 
 /// The answer to one request.
@@ -92,6 +101,23 @@ impl Binder {
         };
         binder.allow(identity, grants, escapes)?;
         Ok(binder)
+    }
+
+    /// For the next program, which has the same children.
+    pub fn pack(&self, luggage: &mut Luggage) -> PackedBinder {
+        PackedBinder {
+            child: self.child.as_raw(),
+            channel: luggage.put(&self.channel),
+        }
+    }
+
+    /// What another program has packed.
+    pub fn unpack(PackedBinder { child, channel }: PackedBinder) -> Binder {
+        Binder {
+            child: Pid::from_raw(child),
+            ended: None,
+            channel: ToBinder::of(channel.take()),
+        }
     }
 
     fn allow(
@@ -281,5 +307,33 @@ fn program_beside_us() -> Result<PathBuf, Failure> {
                 .hint(remedy::TRUSTED_BINDER),
         ),
         None => Ok(program),
+    }
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used, reason = "tests fail by panicking")]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_next_program_waits_for_the_binder_of_the_one_before() {
+        let (channel, theirs) = ToBinder::pair().unwrap();
+        // Like a binder, it ends with the channel.
+        let child = Command::new("sh")
+            .args(["-c", "read line; exit 7"])
+            .stdin(Stdio::from(theirs))
+            .spawn()
+            .unwrap();
+        let binder = Binder {
+            child: Pid::from_raw(i32::try_from(child.id()).unwrap()),
+            ended: None,
+            channel,
+        };
+        let text = serde_json::to_string(&binder.pack(&mut Luggage::default())).unwrap();
+        let pid = binder.pid();
+        drop(binder);
+        let next = Binder::unpack(serde_json::from_str(&text).unwrap());
+        assert_eq!(next.pid(), pid);
+        assert_eq!(next.end().unwrap().code(), Some(7));
     }
 }

@@ -47,6 +47,13 @@ pub struct Health {
     highest: RawFd,
 }
 
+/// The same for the next program: everything is as it was found out at the start.
+#[derive(Debug, Serialize, Deserialize)]
+pub struct PackedHealth {
+    listeners: Vec<Watched>,
+    highest: RawFd,
+}
+
 /// When the listeners are examined.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Occasion {
@@ -130,6 +137,24 @@ impl Health {
             }
         };
         let listeners = planned.into_iter().zip(sockets).map(watch).collect();
+        Health {
+            listeners,
+            backlog,
+            highest,
+        }
+    }
+
+    /// For the next program.
+    pub fn pack(&self) -> PackedHealth {
+        PackedHealth {
+            listeners: self.listeners.clone(),
+            highest: self.highest,
+        }
+    }
+
+    /// What another program has packed; `backlog` is for listen(2).
+    pub fn unpack(packed: PackedHealth, backlog: i32) -> Health {
+        let PackedHealth { listeners, highest } = packed;
         Health {
             listeners,
             backlog,
@@ -412,11 +437,18 @@ fn by_shutdown(socket: &OwnedFd, maker: trouble::Maker) -> Found {
 #[cfg(test)]
 #[allow(clippy::unwrap_used, clippy::panic, reason = "tests fail by panicking")]
 mod tests {
-    use std::net::{TcpListener, TcpStream, UdpSocket};
+    use std::ffi::OsString;
+    use std::fs;
+    use std::mem::ManuallyDrop;
+    use std::net::{Ipv6Addr, SocketAddrV6, TcpListener, TcpStream, UdpSocket};
+    use std::os::unix::ffi::OsStringExt;
+    use std::os::unix::net::UnixStream;
 
     use nix::sys::socket::{Shutdown, connect, getsockname, shutdown};
 
     use super::*;
+    use crate::host::luggage::Luggage;
+    use crate::listeners::spec::{parse_paths, parse_ports};
 
     /// Two sockets: one whose port the kernel chooses, and one that asks for a port by its number. (The kernel has just
     /// chosen that one, too, so it is free.)
@@ -506,5 +538,135 @@ mod tests {
             };
             assert_eq!(trouble.is_reachable, is_reachable);
         }
+    }
+
+    /// Through the text that the next program reads.
+    fn next(health: &Health, files: &SocketFiles) -> (Health, SocketFiles) {
+        let packed = (health.pack(), files.pack(&mut Luggage::default()));
+        let text = serde_json::to_string(&packed).unwrap();
+        let (health, files) = serde_json::from_str(&text).unwrap();
+        (Health::unpack(health, 7), SocketFiles::unpack(files))
+    }
+
+    fn planned(wanted: Wanted) -> Planned {
+        let maker = Maker::Ourselves {
+            objection: None,
+            stored: None,
+        };
+        Planned { wanted, maker }
+    }
+
+    #[test]
+    fn the_next_program_mends_what_this_one_has_made_and_removes_it_at_the_end() {
+        let folder = std::env::temp_dir().join(format!("packed-health-{}", std::process::id()));
+        fs::create_dir(&folder).unwrap();
+        let path = folder.join("socket");
+        let spec = parse_paths(path.as_ref()).unwrap().remove(0);
+        let (unix, file) = make_again(&spec, (None, None), 7, 20).unwrap();
+        let port = parse_ports("127.0.0.1:0").unwrap().remove(0);
+        let tcp = OwnedFd::from(TcpListener::bind("127.0.0.1:0").unwrap());
+        listen(&tcp, 7).unwrap();
+        let was = address(&tcp);
+        let wanted = Wanted::Path {
+            spec,
+            uid: None,
+            gid: None,
+        };
+        let mut sockets = vec![(tcp, 3), (unix, 4)];
+        let mut health = Health::new(
+            vec![planned(Wanted::Port(port)), planned(wanted)],
+            sockets.iter().map(|(socket, number)| (socket, *number)),
+            7,
+        );
+        // It would remove the files of the next one.
+        let mut files = ManuallyDrop::new(SocketFiles {
+            ours: vec![file],
+            binder: None,
+            store: None,
+        });
+        let notices = health.examine(&mut sockets, &mut files, Occasion::Commit);
+        assert_eq!(notices, []);
+        fs::rename(&path, folder.join("aside")).unwrap();
+        fs::write(&path, "foreign").unwrap();
+        let notices = health.examine(&mut sockets, &mut files, Occasion::Commit);
+        assert!(matches!(notices[..], [Notice::ListenerInTrouble { .. }]));
+
+        let (mut health, mut files) = next(&health, &files);
+        assert!(health.unreachable().is_some());
+        // It is known already.
+        let notices = health.examine(&mut sockets, &mut files, Occasion::Commit);
+        assert_eq!(notices, []);
+        fs::remove_file(&path).unwrap();
+        fs::remove_file(folder.join("aside")).unwrap();
+        disconnect(&sockets[0].0).unwrap();
+        let notices = health.examine(&mut sockets, &mut files, Occasion::Commit);
+        let mended = |notice: &Notice| match notice {
+            Notice::ListenerMended { was, .. } => Some(*was),
+            _ => None,
+        };
+        let mended: Vec<_> = notices.iter().map(mended).collect();
+        assert_eq!(mended, [Some(Was::ShutDown), Some(Was::Removed)]);
+        assert_eq!(address(&sockets[0].0), was);
+        UnixStream::connect(&path).unwrap();
+        // Only its backlog at the start tells that this is a shorter one.
+        listen(&sockets[0].0, 3).unwrap();
+        let notices = health.examine(&mut sockets, &mut files, Occasion::Start);
+        assert_eq!(notices, []);
+        assert_eq!(backlog_of(&sockets[0].0), Ok(Some(7)));
+        drop(files);
+        assert_eq!(fs::read_dir(&folder).unwrap().count(), 0);
+        fs::remove_dir(&folder).unwrap();
+    }
+
+    #[test]
+    fn everything_that_a_listener_is_known_by_is_written_and_read() {
+        let path = PathBuf::from(OsString::from_vec(b"/run/\xff".to_vec()));
+        let file = lstat("/").ok().map(|stat| FileId::from(&stat));
+        let socket = OwnedFd::from(UdpSocket::bind("127.0.0.1:0").unwrap());
+        // A link-local address is nothing without its interface.
+        let address = SocketAddrV6::new(Ipv6Addr::new(0xfe80, 0, 0, 0, 0, 0, 0, 1), 80, 0, 3);
+        let kinds = [
+            Kind::Tcp {
+                address: Some(address.into()),
+                backlog: Some(5),
+            },
+            Kind::Udp {
+                address: Some(address.into()),
+            },
+            Kind::Abstract,
+            Kind::Launchers(LaunchersFile::of("/".as_ref(), &socket)),
+            Kind::Other,
+            Kind::Ours {
+                spec: PathSpec {
+                    given: "given".into(),
+                    path: path.clone(),
+                    mode: 0o600,
+                    user: Some("user".into()),
+                    group: None,
+                },
+                uid: Some(7),
+                gid: None,
+                place: 2,
+            },
+            Kind::Binders { path, file },
+        ];
+        let listeners = kinds.map(|kind| Watched {
+            name: "name".into(),
+            kind,
+            maker: trouble::Maker::Launcher,
+            trouble: Some(Trouble::shut_down_for_reading()),
+        });
+        let health = Health {
+            listeners: listeners.into(),
+            backlog: 7,
+            highest: 9,
+        };
+        let text = serde_json::to_string(&health.pack()).unwrap();
+        let next = Health::unpack(serde_json::from_str(&text).unwrap(), 7);
+        assert_eq!(
+            format!("{:?}", next.listeners),
+            format!("{:?}", health.listeners)
+        );
+        assert_eq!(next.highest, 9);
     }
 }

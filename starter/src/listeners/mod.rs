@@ -19,6 +19,7 @@ pub mod holders;
 pub mod inherited;
 mod launchers_file;
 pub mod numbers;
+pub mod packed;
 pub mod plan;
 mod refusal;
 mod second_name;

@@ -1,14 +1,17 @@
 //! The files of the sockets: who removes which at the end, and which sockets the service manager keeps.
 
+use std::ffi::OsString;
 use std::os::fd::OwnedFd;
 
 use common::unix_socket::MadeFile;
 use nix::unistd::Pid;
+use serde::{Deserialize, Serialize};
 
-use crate::listeners::binder::Binder;
+use crate::host::luggage::{Carried, Luggage};
+use crate::listeners::binder::{Binder, PackedBinder};
 use crate::listeners::second_name::SecondName;
 use crate::listeners::spec::PathSpec;
-use crate::listeners::store::{Store, name_of_path};
+use crate::listeners::store::{PackedStore, Store, name_of_path};
 use crate::listeners::user_directory::UserDirectory;
 use crate::words::notice::Notice;
 
@@ -28,12 +31,50 @@ pub(super) struct OurFile {
     stored_as: String,
 }
 
+/// The same for the next program.
+#[derive(Debug, Serialize, Deserialize)]
+pub struct PackedFiles {
+    ours: Vec<PackedFile>,
+    binder: Option<PackedBinder>,
+    store: Option<PackedStore>,
+}
+
+#[derive(Debug, Serialize, Deserialize)]
+struct PackedFile {
+    directory: Carried,
+    name: OsString,
+    file: Option<Carried>,
+    second_name: SecondName,
+    stored_as: String,
+}
+
 impl OurFile {
     pub fn new(made: MadeFile<UserDirectory>, spec: &PathSpec) -> OurFile {
         OurFile {
             made,
             second_name: SecondName::of(&spec.path),
             stored_as: name_of_path(spec),
+        }
+    }
+
+    fn pack(&self, luggage: &mut Luggage) -> PackedFile {
+        let (directory, name) = self.made.place();
+        PackedFile {
+            directory: luggage.put(directory),
+            name: name.to_owned(),
+            file: self.made.file().map(|file| luggage.put(file)),
+            second_name: self.second_name.clone(),
+            stored_as: self.stored_as.clone(),
+        }
+    }
+
+    fn unpack(packed: PackedFile) -> OurFile {
+        let directory = UserDirectory(packed.directory.take());
+        let file = packed.file.map(Carried::take);
+        OurFile {
+            made: MadeFile::of(directory, packed.name, file),
+            second_name: packed.second_name,
+            stored_as: packed.stored_as,
         }
     }
 
@@ -47,6 +88,24 @@ impl OurFile {
 }
 
 impl SocketFiles {
+    /// For the next program, which removes them at the end.
+    pub fn pack(&self, luggage: &mut Luggage) -> PackedFiles {
+        PackedFiles {
+            ours: self.ours.iter().map(|file| file.pack(luggage)).collect(),
+            binder: self.binder.as_ref().map(|binder| binder.pack(luggage)),
+            store: self.store.as_ref().map(|store| store.pack(luggage)),
+        }
+    }
+
+    /// What another program has packed.
+    pub fn unpack(packed: PackedFiles) -> SocketFiles {
+        SocketFiles {
+            ours: packed.ours.into_iter().map(OurFile::unpack).collect(),
+            binder: packed.binder.map(Binder::unpack),
+            store: packed.store.map(Store::unpack),
+        }
+    }
+
     /// The binder that waits to remove its files at the end.
     pub fn binder(&self) -> Option<Pid> {
         self.binder.as_ref().map(Binder::pid)

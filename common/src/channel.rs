@@ -30,6 +30,12 @@ fn failed(what: &str) -> impl Fn(Errno) -> String + '_ {
 }
 
 impl<Send: Serialize, Receive: DeserializeOwned> Channel<Send, Receive> {
+    /// The end that has this socket, which is known to be that of a channel.
+    pub fn of(socket: OwnedFd) -> Self {
+        let kinds = PhantomData;
+        Channel { socket, kinds }
+    }
+
     /// One end, and the socket of the other, both close-on-exec.
     pub fn pair() -> Result<(Self, OwnedFd), String> {
         let (ours, theirs) = socketpair(
@@ -39,13 +45,7 @@ impl<Send: Serialize, Receive: DeserializeOwned> Channel<Send, Receive> {
             SockFlag::SOCK_CLOEXEC,
         )
         .map_err(failed("make a channel"))?;
-        Ok((
-            Channel {
-                socket: ours,
-                kinds: PhantomData,
-            },
-            theirs,
-        ))
+        Ok((Channel::of(ours), theirs))
     }
 
     /// The end that a process was started with.
@@ -59,10 +59,7 @@ impl<Send: Serialize, Receive: DeserializeOwned> Channel<Send, Receive> {
             (Ok(SockType::SeqPacket), Ok(name))
                 if name.path().is_none() && name.as_abstract().is_none() =>
             {
-                Ok(Channel {
-                    socket,
-                    kinds: PhantomData,
-                })
+                Ok(Channel::of(socket))
             }
             _ => Err("the channel is not a SEQPACKET socket pair".into()),
         }

@@ -198,6 +198,11 @@ impl<D: SocketDirectory> MadeFile<D> {
         Ok(fchownat(file, "", uid, gid, AtFlags::AT_EMPTY_PATH)?)
     }
 
+    /// Its directory, and its name there.
+    pub fn place(&self) -> (&D, &OsStr) {
+        (&self.directory, &self.name)
+    }
+
     /// The file, if it is known.
     pub fn file(&self) -> Option<&OwnedFd> {
         self.file.as_ref()

@@ -6,7 +6,9 @@ use std::io::{Read, Write};
 use nix::fcntl::OFlag;
 use nix::sys::wait::waitpid;
 use nix::unistd::{ForkResult, dup2_stdin, pipe2, setsid};
+use serde::{Deserialize, Serialize};
 
+use crate::host::luggage::{Carried, Luggage};
 use crate::host::process::{exit_child, fork_single_threaded, is_first};
 use crate::words::failure::{Failure, Status};
 use crate::words::remedy;
@@ -21,6 +23,10 @@ pub enum Side {
 
 /// The connection to the launched process, which waits for the result of the start.
 pub struct Waiting(File);
+
+/// The same for the next program.
+#[derive(Debug, Serialize, Deserialize)]
+pub struct PackedWaiting(Carried);
 
 /// Forks twice, as daemons do: the second process is not a session leader, so it can never acquire a terminal again.
 pub fn detach(keep_stdin: bool) -> Result<Side, Failure> {
@@ -58,6 +64,16 @@ pub fn detach(keep_stdin: bool) -> Result<Side, Failure> {
 }
 
 impl Waiting {
+    /// For the next program, which may be the one that tells the result.
+    pub fn pack(&self, luggage: &mut Luggage) -> PackedWaiting {
+        PackedWaiting(luggage.put(&self.0))
+    }
+
+    /// What another program has packed.
+    pub fn unpack(PackedWaiting(pipe): PackedWaiting) -> Waiting {
+        Waiting(pipe.take().into())
+    }
+
     /// Reports that the first generation serves.
     pub fn tell_success(mut self) {
         // The launched process may be gone by now.
@@ -96,4 +112,28 @@ fn read_verdict(from: File) -> Result<(), Failure> {
 
 fn no_verdict() -> Failure {
     Failure::failed("cannot start: the daemon exited without giving a reason")
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used, reason = "tests fail by panicking")]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_next_program_tells_the_launched_process_the_result() {
+        for failure in [None, Some(Failure::failed("cannot start"))] {
+            let (ours, theirs) = pipe2(OFlag::O_CLOEXEC).unwrap();
+            let waiting = Waiting(File::from(theirs));
+            let text = serde_json::to_string(&waiting.pack(&mut Luggage::default())).unwrap();
+            drop(waiting);
+            let waiting = Waiting::unpack(serde_json::from_str(&text).unwrap());
+            match &failure {
+                None => waiting.tell_success(),
+                Some(failure) => waiting.tell_failure(failure),
+            }
+            let told = read_verdict(File::from(ours)).err();
+            let text = |failure: &Failure| failure.to_string();
+            assert_eq!(told.as_ref().map(text), failure.as_ref().map(text));
+        }
+    }
 }

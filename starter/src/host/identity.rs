@@ -7,6 +7,7 @@ use common::message::Identity;
 use common::privileges;
 use nix::errno::Errno;
 use nix::unistd::{Gid, Group, Uid, User, getegid, geteuid, getgid, getgrouplist, getuid};
+use serde::{Deserialize, Serialize};
 
 use crate::words::failure::Failure;
 use crate::words::remedy;
@@ -35,7 +36,7 @@ pub struct Account {
 }
 
 /// What a user finds in its environment when it logs in (environ(7)).
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Login {
     name: OsString,
     home: OsString,

@@ -5,6 +5,7 @@ use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 use nix::fcntl::{FcntlArg, fcntl};
 use nix::sys::resource::{Resource, getrlimit, rlim_t, setrlimit};
 use nix::sys::stat::fstat;
+use serde::{Deserialize, Serialize};
 
 use crate::words::failure::Failure;
 use crate::words::remedy;
@@ -13,7 +14,7 @@ use crate::words::remedy;
 const OWN_DESCRIPTORS: rlim_t = 16;
 
 /// The limit that the launcher set, and that workers get back.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct OpenFiles {
     pub soft: rlim_t,
     pub hard: rlim_t,

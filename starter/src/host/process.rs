@@ -1,8 +1,8 @@
 //! Creating and ending processes, and identifying them by more than their number.
 
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::os::unix::process::CommandExt;
-use std::process::Command;
+use std::os::unix::process::{CommandExt, ExitStatusExt};
+use std::process::{Command, ExitStatus};
 
 use common::signals::reset_all;
 use nix::errno::Errno;
@@ -53,6 +53,21 @@ fn wait_for(child: Pid) -> nix::Result<Option<(Pid, i32)>> {
     match Errno::result(unsafe { libc::waitpid(child.as_raw(), &raw mut status, libc::WNOHANG) }) {
         Ok(0) | Err(Errno::ECHILD) => Ok(None),
         Ok(pid) => Ok(Some((Pid::from_raw(pid), status))),
+        Err(Errno::EINTR) => wait_for(child),
+        Err(errno) => Err(errno),
+    }
+}
+
+/// Waits until this child has exited, and reaps it.
+#[expect(
+    unsafe_code,
+    reason = "nix's waitpid loses children that a real-time signal killed"
+)]
+pub fn wait_for(child: Pid) -> nix::Result<ExitStatus> {
+    let mut status = 0;
+    // SAFETY: waitpid(2) writes one int, to a local variable.
+    match Errno::result(unsafe { libc::waitpid(child.as_raw(), &raw mut status, 0) }) {
+        Ok(_) => Ok(ExitStatus::from_raw(status)),
         Err(Errno::EINTR) => wait_for(child),
         Err(errno) => Err(errno),
     }

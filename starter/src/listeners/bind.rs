@@ -13,7 +13,6 @@ use common::unix_socket::{Made, MadeFile, Place, is_served};
 use nix::fcntl::{OFlag, open};
 use nix::sys::socket::{AddressFamily, SockFlag, SockType, UnixAddr, bind, socket};
 use nix::sys::stat::Mode;
-use nix::unistd::Pid;
 
 use crate::host::confinement::{self, OfBinder};
 use crate::host::open_files::{OpenFiles, duplicate_above};
@@ -23,10 +22,10 @@ use crate::listeners::inherited::{Inherited, take_first};
 use crate::listeners::numbers::{Reserved, make_more_room, make_room, numbers};
 use crate::listeners::plan::{Maker, Planned, Prepared, Wanted};
 use crate::listeners::refusal::{cannot_bind, cannot_bind_ourselves};
-use crate::listeners::second_name::SecondName;
+use crate::listeners::socket_files::{OurFile, SocketFiles};
 use crate::listeners::sockets::{self, bound_address};
 use crate::listeners::spec::{Host, PathSpec, PortSpec};
-use crate::listeners::store::{Store, name_of_path};
+use crate::listeners::store::Store;
 use crate::listeners::stored::{names, settle};
 use crate::listeners::user_directory::UserDirectory;
 use crate::words::failure::{self, Failure};
@@ -84,40 +83,6 @@ pub struct Bound {
     pub files: SocketFiles,
     /// The confinement of the binders that bound it.
     pub binders: Vec<OfBinder>,
-}
-
-/// The socket files, each removed by the process that created it.
-pub struct SocketFiles {
-    /// In the order of their listeners.
-    pub(super) ours: Vec<OurFile>,
-    binder: Option<Binder>,
-    store: Option<Store>,
-}
-
-/// The file of a socket that we have made.
-pub(super) struct OurFile {
-    pub made: MadeFile<UserDirectory>,
-    pub second_name: SecondName,
-    /// The name of its socket in the store.
-    stored_as: String,
-}
-
-impl OurFile {
-    fn new(made: MadeFile<UserDirectory>, spec: &PathSpec) -> OurFile {
-        OurFile {
-            made,
-            second_name: SecondName::of(&spec.path),
-            stored_as: name_of_path(spec),
-        }
-    }
-
-    /// Removes both names, where they are still the file's.
-    pub fn remove(&self) {
-        let file = self.made.file();
-        file.into_iter()
-            .for_each(|file| self.second_name.remove(file));
-        self.made.remove();
-    }
 }
 
 impl Prepared {
@@ -422,24 +387,27 @@ fn place_of(spec: &PathSpec) -> Result<Place<UserDirectory>, Refusal> {
 
 /// A new socket that listens at a path that nobody has, in place of one that we have made there.
 pub(super) fn make_again(
-    wanted: &Wanted,
+    spec: &PathSpec,
+    (uid, gid): (Option<u32>, Option<u32>),
     backlog: i32,
     highest: RawFd,
 ) -> Result<(OwnedFd, OurFile), Failure> {
-    let Wanted::Path { spec, uid, gid } = wanted else {
-        return Err(channel_failed("no port can be made again"));
+    let wanted = Wanted::Path {
+        spec: spec.clone(),
+        uid,
+        gid,
     };
     let made = place_of(spec).and_then(|place| match place.is_free() {
-        true => place.bind(spec.mode, *uid, *gid),
+        true => place.bind(spec.mode, uid, gid),
         false => Err(Refusal::Replaced),
     });
     let Made { socket, file, .. } =
-        made.map_err(|refusal| cannot_bind_ourselves(wanted, &refusal, None))?;
+        made.map_err(|refusal| cannot_bind_ourselves(&wanted, &refusal, None))?;
     let file = OurFile::new(file, spec);
     let ready = sockets::listen(&socket, backlog)
         .and_then(|()| duplicate_above(socket.as_fd(), highest))
         .inspect_err(|_| file.remove());
-    let socket = ready.map_err(|errno| cannot_bind(wanted, &errno.into(), None))?;
+    let socket = ready.map_err(|errno| cannot_bind(&wanted, &errno.into(), None))?;
     Ok((socket, file))
 }
 
@@ -517,43 +485,4 @@ fn listen_if_needed(
     }
     sockets::listen(socket, backlog.number())?;
     Ok(Some(backlog.granted()))
-}
-
-impl SocketFiles {
-    /// The binder that waits to remove its files at the end.
-    pub fn binder(&self) -> Option<Pid> {
-        self.binder.as_ref().map(Binder::pid)
-    }
-
-    /// The binder has exited by itself and was reaped; there is nothing to wait for any more.
-    pub fn binder_is_gone(&mut self) {
-        self.binder = None;
-    }
-
-    /// A new socket has taken the place of an earlier one: in the store too.
-    pub(super) fn store_again(&mut self, place: usize, socket: &OwnedFd) -> Vec<Notice> {
-        let (Some(store), Some(file)) = (&mut self.store, self.ours.get(place)) else {
-            return Vec::new();
-        };
-        store.remove(file.stored_as.as_ref());
-        store.keep(&file.stored_as, socket);
-        store.take_notices()
-    }
-}
-
-/// Removes every socket file that is still ours, here and by the binder, and waits for the binder to exit.
-impl Drop for SocketFiles {
-    fn drop(&mut self) {
-        for file in &self.ours {
-            // First, or the next start could get a socket that nobody can reach.
-            if let Some(store) = &mut self.store {
-                store.remove(file.stored_as.as_ref());
-            }
-            file.remove();
-        }
-        if let Some(binder) = self.binder.take() {
-            // Nothing can be done about a binder that exited in another way.
-            drop(binder.end());
-        }
-    }
 }

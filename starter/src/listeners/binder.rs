@@ -4,7 +4,7 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::fs::MetadataExt;
 use std::os::unix::process::ExitStatusExt;
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, ExitStatus, Stdio};
+use std::process::{Command, ExitStatus, Stdio};
 
 use common::channel::Channel;
 use common::message::{
@@ -12,9 +12,13 @@ use common::message::{
 };
 use common::trusted_path::{Trust, open_directory};
 use common::wire;
+use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
+use serde::{Deserialize, Serialize};
 
+use crate::host::luggage::{Carried, Luggage};
 use crate::host::proc::Fields;
+use crate::host::process::wait_for;
 use crate::words::distrust;
 use crate::words::failure::{self, Failure};
 use crate::words::remedy::{self, BINDER};
@@ -24,8 +28,18 @@ type ToBinder = Channel<Request, Reply>;
 
 /// The running binder.
 pub struct Binder {
-    child: Child,
+    /// A child of this process, whichever program started it.
+    child: Pid,
+    /// Once it was reaped: then the number may be another process's.
+    ended: Option<ExitStatus>,
     channel: ToBinder,
+}
+
+/// One that waits to remove its files, for the next program.
+#[derive(Debug, Serialize, Deserialize)]
+pub struct PackedBinder {
+    child: i32,
+    channel: Carried,
 }
 
 /// The answer to one request.
@@ -80,9 +94,30 @@ impl Binder {
                 let hint = is_refused.then_some(remedy::BINDER_MAY_NOT);
                 cannot(&failure::cause(&error)).hint_if(hint.map(Into::into))
             })?;
-        let binder = Binder { child, channel };
+        let binder = Binder {
+            child: Pid::from_raw(i32::try_from(child.id()).unwrap_or(i32::MAX)),
+            ended: None,
+            channel,
+        };
         binder.allow(identity, grants, escapes)?;
         Ok(binder)
+    }
+
+    /// For the next program, which has the same children.
+    pub fn pack(&self, luggage: &mut Luggage) -> PackedBinder {
+        PackedBinder {
+            child: self.child.as_raw(),
+            channel: luggage.put(&self.channel),
+        }
+    }
+
+    /// What another program has packed.
+    pub fn unpack(PackedBinder { child, channel }: PackedBinder) -> Binder {
+        Binder {
+            child: Pid::from_raw(child),
+            ended: None,
+            channel: ToBinder::of(channel.take()),
+        }
     }
 
     fn allow(
@@ -175,25 +210,39 @@ impl Binder {
 
     /// Waits until it has exited.
     pub fn wait(&mut self) -> std::io::Result<ExitStatus> {
-        self.child.wait()
+        let ended = match self.ended {
+            Some(ended) => ended,
+            None => wait_for(self.child)?,
+        };
+        self.ended = Some(ended);
+        Ok(ended)
     }
 
     /// Kills it if it has not exited.
     pub fn kill(&mut self) {
         // Both fail only if the process is gone.
-        drop(self.child.kill());
-        drop(self.child.wait());
+        if self.ended.is_none() {
+            let _ = kill(self.child, Signal::SIGKILL);
+        }
+        drop(self.wait());
     }
 
     pub fn pid(&self) -> Pid {
-        Pid::from_raw(i32::try_from(self.child.id()).unwrap_or(i32::MAX))
+        self.child
     }
 
     /// Closes the channel, upon which it removes its files and exits, and waits for that.
     pub fn end(self) -> std::io::Result<ExitStatus> {
-        let Binder { mut child, channel } = self;
+        let Binder {
+            child,
+            ended,
+            channel,
+        } = self;
         drop(channel);
-        child.wait()
+        match ended {
+            Some(ended) => Ok(ended),
+            None => Ok(wait_for(child)?),
+        }
     }
 }
 
@@ -258,5 +307,33 @@ fn program_beside_us() -> Result<PathBuf, Failure> {
                 .hint(remedy::TRUSTED_BINDER),
         ),
         None => Ok(program),
+    }
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used, reason = "tests fail by panicking")]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_next_program_waits_for_the_binder_of_the_one_before() {
+        let (channel, theirs) = ToBinder::pair().unwrap();
+        // Like a binder, it ends with the channel.
+        let child = Command::new("sh")
+            .args(["-c", "read line; exit 7"])
+            .stdin(Stdio::from(theirs))
+            .spawn()
+            .unwrap();
+        let binder = Binder {
+            child: Pid::from_raw(i32::try_from(child.id()).unwrap()),
+            ended: None,
+            channel,
+        };
+        let text = serde_json::to_string(&binder.pack(&mut Luggage::default())).unwrap();
+        let pid = binder.pid();
+        drop(binder);
+        let next = Binder::unpack(serde_json::from_str(&text).unwrap());
+        assert_eq!(next.pid(), pid);
+        assert_eq!(next.end().unwrap().code(), Some(7));
     }
 }

@@ -17,18 +17,23 @@
 //! the socket's own file is never touched. What root created cannot be replaced before the server is started again: the
 //! user cannot create it, and the binder that did can by now only remove it.
 
+use std::net::SocketAddr;
 use std::os::fd::{AsRawFd, OwnedFd, RawFd};
+use std::path::{Path, PathBuf};
 
 use nix::errno::Errno;
-use nix::sys::socket::{SockaddrStorage, bind, getpeername, getsockname};
-use nix::sys::stat::{FileStat, lstat};
+use nix::sys::socket::{SockaddrStorage, bind, getpeername};
+use nix::sys::stat::lstat;
 use nix::unistd::Pid;
+use serde::{Deserialize, Serialize};
 
-use crate::listeners::bind::{OurFile, SocketFiles, make_again};
+use crate::listeners::bind::make_again;
 use crate::listeners::launchers_file::LaunchersFile;
 use crate::listeners::plan::{Maker, Planned, Wanted};
-use crate::listeners::second_name::{Named, named, named_as};
+use crate::listeners::second_name::{FileId, Named, named, named_as};
+use crate::listeners::socket_files::{OurFile, SocketFiles};
 use crate::listeners::sockets::{Shut, backlog_of, bound_address, disconnect, listen, shut};
+use crate::listeners::spec::PathSpec;
 use crate::words::failure::Failure;
 use crate::words::notice::Notice;
 use crate::words::text::quoted;
@@ -39,6 +44,13 @@ pub struct Health {
     listeners: Vec<Watched>,
     backlog: i32,
     /// The highest descriptor number of a listener in the workers.
+    highest: RawFd,
+}
+
+/// The same for the next program: everything is as it was found out at the start.
+#[derive(Debug, Serialize, Deserialize)]
+pub struct PackedHealth {
+    listeners: Vec<Watched>,
     highest: RawFd,
 }
 
@@ -53,6 +65,7 @@ pub enum Occasion {
     End(Pid),
 }
 
+#[derive(Debug, Clone, Serialize, Deserialize)]
 struct Watched {
     name: String,
     kind: Kind,
@@ -61,14 +74,16 @@ struct Watched {
     trouble: Option<Trouble>,
 }
 
+/// What is known of a listener since it was made.
+#[derive(Debug, Clone, Serialize, Deserialize)]
 enum Kind {
     Tcp {
-        address: Option<SockaddrStorage>,
+        address: Option<SocketAddr>,
         /// The one that we asked for, as the kernel capped it.
         backlog: Option<u32>,
     },
     Udp {
-        address: Option<SockaddrStorage>,
+        address: Option<SocketAddr>,
     },
     /// Without a file.
     Abstract,
@@ -78,13 +93,16 @@ enum Kind {
     Other,
     /// Created by ourselves; with its index among our files.
     Ours {
-        wanted: Wanted,
+        spec: PathSpec,
+        uid: Option<u32>,
+        gid: Option<u32>,
         place: usize,
     },
     /// Created by the binder; with its file, if this user can see it.
     Binders {
-        wanted: Wanted,
-        file: Option<FileStat>,
+        #[serde(with = "crate::host::luggage::path")]
+        path: PathBuf,
+        file: Option<FileId>,
     },
 }
 
@@ -126,6 +144,24 @@ impl Health {
         }
     }
 
+    /// For the next program.
+    pub fn pack(&self) -> PackedHealth {
+        PackedHealth {
+            listeners: self.listeners.clone(),
+            highest: self.highest,
+        }
+    }
+
+    /// What another program has packed; `backlog` is for listen(2).
+    pub fn unpack(packed: PackedHealth, backlog: i32) -> Health {
+        let PackedHealth { listeners, highest } = packed;
+        Health {
+            listeners,
+            backlog,
+            highest,
+        }
+    }
+
     /// Examines each listener and mends what can be mended. A new socket replaces the old one in `sockets`, and its
     /// file the old file in `files`. Returns what to say about it.
     pub fn examine(
@@ -140,21 +176,28 @@ impl Health {
             let found = match &listener.kind {
                 Kind::Tcp { address, backlog } => {
                     let listen = |socket: &OwnedFd| listen(socket, self.backlog);
-                    tcp(socket, address.as_ref(), *backlog, occasion, listen)
+                    tcp(socket, *address, *backlog, occasion, listen)
                 }
-                Kind::Udp { address } => udp(socket, address.as_ref(), maker),
+                Kind::Udp { address } => udp(socket, *address, maker),
                 Kind::Abstract => by_shutdown(socket, maker),
                 Kind::Launchers(file) => by_name(socket, file.named(), maker),
                 Kind::Other => Found::InOrder,
-                Kind::Ours { wanted, place } => match files.ours.get_mut(*place) {
+                Kind::Ours {
+                    spec,
+                    uid,
+                    gid,
+                    place,
+                } => match files.ours.get_mut(*place) {
                     Some(file) => {
-                        let again = || make_again(wanted, self.backlog, self.highest);
-                        ours(socket, wanted, file, occasion, again)
+                        let owners = (*uid, *gid);
+                        let again = || make_again(spec, owners, self.backlog, self.highest);
+                        ours(socket, &spec.path, file, occasion, again)
                     }
                     None => Found::InOrder,
                 },
-                Kind::Binders { wanted, file } => {
-                    by_name(socket, named_file(wanted, file.as_ref()), maker)
+                Kind::Binders { path, file } => {
+                    let named = file.map_or(Named::Unknown, |file| named_as(path, file));
+                    by_name(socket, named, maker)
                 }
             };
             let (was, trouble) = match found {
@@ -186,7 +229,7 @@ impl Health {
             let trouble = trouble.as_ref().filter(|one| !one.is_reachable)?;
             Some(Unreachable {
                 cause: format!("nobody can reach {name}: {}", trouble.cause),
-                hint: trouble.hint.into(),
+                hint: trouble.hint.clone(),
             })
         })
     }
@@ -202,24 +245,26 @@ impl Kind {
                 None => {}
             }
         }
-        match (&wanted, maker) {
-            _ if wanted.kind() == "tcp" => Kind::Tcp {
-                address: getsockname(socket.as_raw_fd()).ok(),
+        match (wanted.kind(), wanted, maker) {
+            ("tcp", ..) => Kind::Tcp {
+                address: bound_address(socket),
                 backlog: backlog_of(socket).ok().flatten(),
             },
-            _ if wanted.kind() == "udp" => Kind::Udp {
-                address: getsockname(socket.as_raw_fd()).ok(),
+            ("udp", ..) => Kind::Udp {
+                address: bound_address(socket),
             },
-            (Wanted::Path { spec, .. }, _) if spec.abstract_name().is_some() => Kind::Abstract,
-            (Wanted::Path { .. }, Maker::Ourselves { .. }) => Kind::Ours {
-                wanted,
+            (_, Wanted::Path { spec, .. }, _) if spec.abstract_name().is_some() => Kind::Abstract,
+            (_, Wanted::Path { spec, uid, gid }, Maker::Ourselves { .. }) => Kind::Ours {
+                spec,
+                uid,
+                gid,
                 place: ours.next().unwrap_or(usize::MAX),
             },
-            (Wanted::Path { spec, .. }, Maker::FileBinder(_)) => {
+            (_, Wanted::Path { spec, .. }, Maker::FileBinder(_)) => Kind::Binders {
                 // Only root can change the directory, so this is still the socket's file.
-                let file = lstat(&spec.path).ok();
-                Kind::Binders { wanted, file }
-            }
+                file: lstat(&spec.path).ok().map(|stat| FileId::from(&stat)),
+                path: spec.path,
+            },
             // What has no file, whoever has created it.
             _ => Kind::Abstract,
         }
@@ -259,7 +304,7 @@ impl Watched {
 /// `at_start` is the backlog as the kernel capped it when the socket was created.
 fn tcp(
     socket: &OwnedFd,
-    address: Option<&SockaddrStorage>,
+    address: Option<SocketAddr>,
     at_start: Option<u32>,
     occasion: Occasion,
     listen: impl Fn(&OwnedFd) -> nix::Result<()>,
@@ -285,10 +330,10 @@ fn tcp(
 
 fn listen_again(
     socket: &OwnedFd,
-    address: Option<&SockaddrStorage>,
+    address: Option<SocketAddr>,
     listen: impl Fn(&OwnedFd) -> nix::Result<()>,
 ) -> nix::Result<()> {
-    let again = || match address.map(|address| bind(socket.as_raw_fd(), address)) {
+    let again = || match address.map(|address| bind_to(socket, address)) {
         // A port that the kernel chose is lost with the shutdown, and listen(2) would choose another. Any other port is
         // still bound, which bind(2) reports as EINVAL.
         Some(Ok(()) | Err(Errno::EINVAL)) | None => listen(socket),
@@ -301,7 +346,7 @@ fn listen_again(
     }
 }
 
-fn udp(socket: &OwnedFd, address: Option<&SockaddrStorage>, maker: trouble::Maker) -> Found {
+fn udp(socket: &OwnedFd, address: Option<SocketAddr>, maker: trouble::Maker) -> Found {
     let is_connected = getpeername::<SockaddrStorage>(socket.as_raw_fd()).is_ok();
     if is_connected
         && let Err(errno) = disconnect(socket).and_then(|()| bind_again(socket, address))
@@ -320,30 +365,30 @@ fn udp(socket: &OwnedFd, address: Option<&SockaddrStorage>, maker: trouble::Make
 }
 
 /// Binds the socket to its port again if disconnecting it has lost the port, as it does if the kernel chose it.
-fn bind_again(socket: &OwnedFd, address: Option<&SockaddrStorage>) -> nix::Result<()> {
-    let port = |address: &SockaddrStorage| {
-        let v4 = address.as_sockaddr_in().map(|address| address.port());
-        v4.or_else(|| address.as_sockaddr_in6().map(|address| address.port()))
-    };
-    let now: SockaddrStorage = getsockname(socket.as_raw_fd())?;
+fn bind_again(socket: &OwnedFd, address: Option<SocketAddr>) -> nix::Result<()> {
+    let now = bound_address(socket).map(|address| address.port());
     match address {
-        Some(address) if port(&now) != port(address) => bind(socket.as_raw_fd(), address),
+        Some(address) if now != Some(address.port()) => bind_to(socket, address),
         Some(_) | None => Ok(()),
     }
 }
 
+fn bind_to(socket: &OwnedFd, address: SocketAddr) -> nix::Result<()> {
+    bind(socket.as_raw_fd(), &SockaddrStorage::from(address))
+}
+
 fn ours(
     socket: &OwnedFd,
-    wanted: &Wanted,
+    path: &Path,
     ours: &mut OurFile,
     occasion: Occasion,
     again: impl FnOnce() -> Result<(OwnedFd, OurFile), Failure>,
 ) -> Found {
-    let (Wanted::Path { spec, .. }, Some(file)) = (wanted, ours.made.file()) else {
+    let Some(file) = ours.made.file() else {
         return Found::InOrder;
     };
     let is_shut_down = shut(socket) != Shut::Nothing;
-    match named(&spec.path, file) {
+    match named(path, file) {
         Named::Unknown => Found::InOrder,
         Named::SomethingElse => Found::InTrouble(Trouble::replaced(trouble::Maker::Supervisor)),
         Named::Itself if !is_shut_down => {
@@ -354,7 +399,7 @@ fn ours(
             }
             Found::InOrder
         }
-        Named::Nothing if !is_shut_down && ours.second_name.restore(file, &spec.path) => {
+        Named::Nothing if !is_shut_down && ours.second_name.restore(file, path) => {
             Found::Mended(Was::Removed)
         }
         Named::Itself | Named::Nothing if occasion == Occasion::Start => {
@@ -369,14 +414,6 @@ fn ours(
         }
         Named::Itself => Found::InTrouble(Trouble::shut_down(trouble::Maker::Supervisor)),
         Named::Nothing => Found::InTrouble(Trouble::removed(trouble::Maker::Supervisor)),
-    }
-}
-
-/// What is at the path of a socket that root has created.
-fn named_file(wanted: &Wanted, file: Option<&FileStat>) -> Named {
-    match (wanted, file) {
-        (Wanted::Path { spec, .. }, Some(file)) => named_as(&spec.path, file),
-        (Wanted::Path { .. } | Wanted::Port(_) | Wanted::PassedOn { .. }, _) => Named::Unknown,
     }
 }
 
@@ -400,11 +437,18 @@ fn by_shutdown(socket: &OwnedFd, maker: trouble::Maker) -> Found {
 #[cfg(test)]
 #[allow(clippy::unwrap_used, clippy::panic, reason = "tests fail by panicking")]
 mod tests {
-    use std::net::{TcpListener, TcpStream, UdpSocket};
+    use std::ffi::OsString;
+    use std::fs;
+    use std::mem::ManuallyDrop;
+    use std::net::{Ipv6Addr, SocketAddrV6, TcpListener, TcpStream, UdpSocket};
+    use std::os::unix::ffi::OsStringExt;
+    use std::os::unix::net::UnixStream;
 
-    use nix::sys::socket::{Shutdown, connect, shutdown};
+    use nix::sys::socket::{Shutdown, connect, getsockname, shutdown};
 
     use super::*;
+    use crate::host::luggage::Luggage;
+    use crate::listeners::spec::{parse_paths, parse_ports};
 
     /// Two sockets: one whose port the kernel chooses, and one that asks for a port by its number. (The kernel has just
     /// chosen that one, too, so it is free.)
@@ -413,11 +457,11 @@ mod tests {
         [make(0), make(chosen)]
     }
 
-    fn address(socket: &OwnedFd) -> SockaddrStorage {
-        getsockname(socket.as_raw_fd()).unwrap()
+    fn address(socket: &OwnedFd) -> SocketAddr {
+        bound_address(socket).unwrap()
     }
 
-    fn examine_tcp(socket: &OwnedFd, was: &SockaddrStorage, occasion: Occasion) -> Found {
+    fn examine_tcp(socket: &OwnedFd, was: SocketAddr, occasion: Occasion) -> Found {
         tcp(socket, Some(was), Some(7), occasion, |socket| {
             listen(socket, 7)
         })
@@ -439,12 +483,11 @@ mod tests {
             };
             for harm in [&shut_down as &dyn Fn(), &disconnected, &connected] {
                 harm();
-                let found = examine_tcp(&socket, &was, Occasion::Commit);
+                let found = examine_tcp(&socket, was, Occasion::Commit);
                 assert!(matches!(found, Found::Mended(Was::ShutDown)));
                 assert_eq!(address(&socket), was);
-                let port = was.as_sockaddr_in().unwrap().port();
-                TcpStream::connect(("127.0.0.1", port)).unwrap();
-                let found = examine_tcp(&socket, &was, Occasion::Commit);
+                TcpStream::connect(was).unwrap();
+                let found = examine_tcp(&socket, was, Occasion::Commit);
                 assert!(matches!(found, Found::InOrder));
             }
         }
@@ -460,7 +503,7 @@ mod tests {
             (9, Occasion::Start, 9),
         ] {
             listen(&socket, set).unwrap();
-            examine_tcp(&socket, &was, occasion);
+            examine_tcp(&socket, was, occasion);
             assert_eq!(backlog_of(&socket), Ok(Some(then)), "{set} {occasion:?}");
         }
     }
@@ -474,7 +517,7 @@ mod tests {
             socket.connect("127.0.0.1:9").unwrap();
             let socket = OwnedFd::from(socket);
             let was = address(&socket);
-            let found = udp(&socket, Some(&was), trouble::Maker::Start);
+            let found = udp(&socket, Some(was), trouble::Maker::Start);
             assert!(matches!(found, Found::Mended(Was::Connected)));
             assert_eq!(address(&socket), was);
             client.send_to(b"x", ("127.0.0.1", port)).unwrap();
@@ -495,5 +538,135 @@ mod tests {
             };
             assert_eq!(trouble.is_reachable, is_reachable);
         }
+    }
+
+    /// Through the text that the next program reads.
+    fn next(health: &Health, files: &SocketFiles) -> (Health, SocketFiles) {
+        let packed = (health.pack(), files.pack(&mut Luggage::default()));
+        let text = serde_json::to_string(&packed).unwrap();
+        let (health, files) = serde_json::from_str(&text).unwrap();
+        (Health::unpack(health, 7), SocketFiles::unpack(files))
+    }
+
+    fn planned(wanted: Wanted) -> Planned {
+        let maker = Maker::Ourselves {
+            objection: None,
+            stored: None,
+        };
+        Planned { wanted, maker }
+    }
+
+    #[test]
+    fn the_next_program_mends_what_this_one_has_made_and_removes_it_at_the_end() {
+        let folder = std::env::temp_dir().join(format!("packed-health-{}", std::process::id()));
+        fs::create_dir(&folder).unwrap();
+        let path = folder.join("socket");
+        let spec = parse_paths(path.as_ref()).unwrap().remove(0);
+        let (unix, file) = make_again(&spec, (None, None), 7, 20).unwrap();
+        let port = parse_ports("127.0.0.1:0").unwrap().remove(0);
+        let tcp = OwnedFd::from(TcpListener::bind("127.0.0.1:0").unwrap());
+        listen(&tcp, 7).unwrap();
+        let was = address(&tcp);
+        let wanted = Wanted::Path {
+            spec,
+            uid: None,
+            gid: None,
+        };
+        let mut sockets = vec![(tcp, 3), (unix, 4)];
+        let mut health = Health::new(
+            vec![planned(Wanted::Port(port)), planned(wanted)],
+            sockets.iter().map(|(socket, number)| (socket, *number)),
+            7,
+        );
+        // It would remove the files of the next one.
+        let mut files = ManuallyDrop::new(SocketFiles {
+            ours: vec![file],
+            binder: None,
+            store: None,
+        });
+        let notices = health.examine(&mut sockets, &mut files, Occasion::Commit);
+        assert_eq!(notices, []);
+        fs::rename(&path, folder.join("aside")).unwrap();
+        fs::write(&path, "foreign").unwrap();
+        let notices = health.examine(&mut sockets, &mut files, Occasion::Commit);
+        assert!(matches!(notices[..], [Notice::ListenerInTrouble { .. }]));
+
+        let (mut health, mut files) = next(&health, &files);
+        assert!(health.unreachable().is_some());
+        // It is known already.
+        let notices = health.examine(&mut sockets, &mut files, Occasion::Commit);
+        assert_eq!(notices, []);
+        fs::remove_file(&path).unwrap();
+        fs::remove_file(folder.join("aside")).unwrap();
+        disconnect(&sockets[0].0).unwrap();
+        let notices = health.examine(&mut sockets, &mut files, Occasion::Commit);
+        let mended = |notice: &Notice| match notice {
+            Notice::ListenerMended { was, .. } => Some(*was),
+            _ => None,
+        };
+        let mended: Vec<_> = notices.iter().map(mended).collect();
+        assert_eq!(mended, [Some(Was::ShutDown), Some(Was::Removed)]);
+        assert_eq!(address(&sockets[0].0), was);
+        UnixStream::connect(&path).unwrap();
+        // Only its backlog at the start tells that this is a shorter one.
+        listen(&sockets[0].0, 3).unwrap();
+        let notices = health.examine(&mut sockets, &mut files, Occasion::Start);
+        assert_eq!(notices, []);
+        assert_eq!(backlog_of(&sockets[0].0), Ok(Some(7)));
+        drop(files);
+        assert_eq!(fs::read_dir(&folder).unwrap().count(), 0);
+        fs::remove_dir(&folder).unwrap();
+    }
+
+    #[test]
+    fn everything_that_a_listener_is_known_by_is_written_and_read() {
+        let path = PathBuf::from(OsString::from_vec(b"/run/\xff".to_vec()));
+        let file = lstat("/").ok().map(|stat| FileId::from(&stat));
+        let socket = OwnedFd::from(UdpSocket::bind("127.0.0.1:0").unwrap());
+        // A link-local address is nothing without its interface.
+        let address = SocketAddrV6::new(Ipv6Addr::new(0xfe80, 0, 0, 0, 0, 0, 0, 1), 80, 0, 3);
+        let kinds = [
+            Kind::Tcp {
+                address: Some(address.into()),
+                backlog: Some(5),
+            },
+            Kind::Udp {
+                address: Some(address.into()),
+            },
+            Kind::Abstract,
+            Kind::Launchers(LaunchersFile::of("/".as_ref(), &socket)),
+            Kind::Other,
+            Kind::Ours {
+                spec: PathSpec {
+                    given: "given".into(),
+                    path: path.clone(),
+                    mode: 0o600,
+                    user: Some("user".into()),
+                    group: None,
+                },
+                uid: Some(7),
+                gid: None,
+                place: 2,
+            },
+            Kind::Binders { path, file },
+        ];
+        let listeners = kinds.map(|kind| Watched {
+            name: "name".into(),
+            kind,
+            maker: trouble::Maker::Launcher,
+            trouble: Some(Trouble::shut_down_for_reading()),
+        });
+        let health = Health {
+            listeners: listeners.into(),
+            backlog: 7,
+            highest: 9,
+        };
+        let text = serde_json::to_string(&health.pack()).unwrap();
+        let next = Health::unpack(serde_json::from_str(&text).unwrap(), 7);
+        assert_eq!(
+            format!("{:?}", next.listeners),
+            format!("{:?}", health.listeners)
+        );
+        assert_eq!(next.highest, 9);
     }
 }

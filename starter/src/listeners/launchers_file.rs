@@ -6,24 +6,29 @@
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 
-use common::stat::{find, has_type, same_file};
+use common::stat::{find, has_type};
 use nix::errno::Errno;
 use nix::fcntl::AT_FDCWD;
 use nix::sys::stat::{FileStat, SFlag, fstat};
+use serde::{Deserialize, Serialize};
 
 use crate::host::sock_diag;
-use crate::listeners::second_name::Named;
+use crate::listeners::second_name::{FileId, Named};
 
+/// The file, as it was known when the server was started.
+#[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct LaunchersFile {
+    #[serde(with = "crate::host::luggage::path")]
     path: PathBuf,
     identity: Identity,
 }
 
 /// What is known of the file.
+#[derive(Debug, Clone, Serialize, Deserialize)]
 enum Identity {
     /// The lower half of its inode number.
     Inode(u32),
-    AtStart(Box<FileStat>),
+    AtStart(FileId),
     Unknown,
 }
 
@@ -31,7 +36,7 @@ impl LaunchersFile {
     pub fn of(path: &Path, socket: &OwnedFd) -> LaunchersFile {
         let identity = match (inode_of_file(socket), find(AT_FDCWD, path)) {
             (Some(inode), _) => Identity::Inode(inode),
-            (None, Ok(Some(there))) => Identity::AtStart(Box::new(there)),
+            (None, Ok(Some(there))) => Identity::AtStart(FileId::from(&there)),
             (None, Ok(None) | Err(_)) => Identity::Unknown,
         };
         LaunchersFile {
@@ -49,7 +54,7 @@ impl LaunchersFile {
     pub fn named(&self) -> Named {
         let is_it = |there: &FileStat| match &self.identity {
             Identity::Inode(inode) => lower_half(there.st_ino) == *inode,
-            Identity::AtStart(file) => same_file(there, file),
+            Identity::AtStart(file) => FileId::from(there) == *file,
             Identity::Unknown => true,
         };
         match find(AT_FDCWD, &self.path) {

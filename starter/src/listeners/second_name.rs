@@ -9,12 +9,13 @@ use std::os::fd::{AsRawFd, OwnedFd};
 use std::path::{Path, PathBuf};
 
 use common::entry;
-use common::stat::{find, has_type, same_file};
+use common::stat::{find, has_type};
 use common::unix_socket::is_served;
 use nix::errno::Errno;
 use nix::fcntl::{AT_FDCWD, AtFlags, OFlag, open};
 use nix::sys::stat::{FileStat, Mode, SFlag, fstat};
 use nix::unistd::linkat;
+use serde::{Deserialize, Serialize};
 
 /// What is put before and after the name of the socket.
 const AROUND: [&str; 2] = [".", ".start_server"];
@@ -30,16 +31,32 @@ pub enum Named {
     Unknown,
 }
 
-/// What is now at the `path` of the socket with this file.
-pub fn named(path: &Path, file: &OwnedFd) -> Named {
-    fstat(file).map_or(Named::Unknown, |ours| named_as(path, &ours))
+/// Which file it is, by what stat(2) says about it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct FileId {
+    device: libc::dev_t,
+    inode: libc::ino_t,
 }
 
-/// The same for a file that is known only by what stat(2) said about it. Its inode number cannot be reused while the
-/// socket is open, because the socket keeps the file.
-pub fn named_as(path: &Path, ours: &FileStat) -> Named {
+impl From<&FileStat> for FileId {
+    fn from(stat: &FileStat) -> FileId {
+        FileId {
+            device: stat.st_dev,
+            inode: stat.st_ino,
+        }
+    }
+}
+
+/// What is now at the `path` of the socket with this file.
+pub fn named(path: &Path, file: &OwnedFd) -> Named {
+    fstat(file).map_or(Named::Unknown, |ours| named_as(path, FileId::from(&ours)))
+}
+
+/// The same for a file that is not held open. Its inode number cannot be reused while the socket is open, because the
+/// socket keeps the file.
+pub fn named_as(path: &Path, ours: FileId) -> Named {
     match find(AT_FDCWD, path) {
-        Ok(Some(there)) if same_file(&there, ours) => Named::Itself,
+        Ok(Some(there)) if FileId::from(&there) == ours => Named::Itself,
         Ok(Some(_)) => Named::SomethingElse,
         // Also if a directory on the way is gone.
         Ok(None) | Err(Errno::ENOENT | Errno::ENOTDIR) => Named::Nothing,
@@ -48,8 +65,8 @@ pub fn named_as(path: &Path, ours: &FileStat) -> Named {
 }
 
 /// The second name of the socket at a path.
-#[derive(Debug)]
-pub struct SecondName(PathBuf);
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct SecondName(#[serde(with = "crate::host::luggage::path")] PathBuf);
 
 impl SecondName {
     /// The second name for the socket at `path`; [`SecondName::keep`] creates it.

@@ -10,6 +10,7 @@ use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::path::PathBuf;
 
 use common::message::Transport;
+use serde::{Deserialize, Serialize};
 
 use crate::listeners::foreign_spelling;
 use crate::words::failure::Failure;
@@ -111,12 +112,13 @@ fn unknown_option(name: &str) -> String {
 }
 
 /// One unix socket to listen on.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct PathSpec {
     /// As typed, with its attributes, for messages.
     pub given: OsString,
     /// Also the key in `SERVER_STARTER_PORT`. It may be relative; with an @ in front it is no path, but the name of an abstract
     /// socket (unix(7)).
+    #[serde(with = "crate::host::luggage::path")]
     pub path: PathBuf,
     /// Permission bits, 0 to 0o777.
     pub mode: u32,

@@ -22,7 +22,9 @@ use nix::sys::socket::{
 };
 use nix::sys::stat::lstat;
 use nix::unistd::pipe2;
+use serde::{Deserialize, Serialize};
 
+use crate::host::luggage::{Carried, Luggage};
 use crate::host::moment::Moment;
 use crate::listeners::spec::{PathSpec, PortSpec};
 use crate::words::notice::Notice;
@@ -48,6 +50,15 @@ pub struct Store {
     names: Vec<String>,
     left: Duration,
     notices: Vec<Notice>,
+}
+
+/// The same for the next program. Whoever has used it has taken its notices.
+#[derive(Debug, Serialize, Deserialize)]
+pub struct PackedStore {
+    manager: Carried,
+    most: Option<usize>,
+    names: Vec<String>,
+    left: Duration,
 }
 
 /// Whether this names a socket that we have stored.
@@ -127,6 +138,33 @@ impl Store {
             left: PATIENCE,
             notices: Vec::new(),
         })
+    }
+
+    /// With the connection, which may be out of reach by now.
+    pub fn pack(&self, luggage: &mut Luggage) -> PackedStore {
+        PackedStore {
+            manager: luggage.put(&self.manager),
+            most: self.most,
+            names: self.names.clone(),
+            left: self.left,
+        }
+    }
+
+    /// What another program has packed.
+    pub fn unpack(packed: PackedStore) -> Store {
+        let PackedStore {
+            manager,
+            most,
+            names,
+            left,
+        } = packed;
+        Store {
+            manager: manager.take(),
+            most,
+            names,
+            left,
+            notices: Vec::new(),
+        }
     }
 
     /// A socket with this name was passed on, so it is there.
@@ -271,5 +309,38 @@ mod tests {
         for name in ["start_server", "web", "", "start_server_"] {
             assert!(!is_stored(Some(name.as_ref())), "{name}");
         }
+    }
+
+    #[test]
+    fn the_next_program_knows_what_the_manager_keeps() {
+        let (manager, theirs) = std::os::unix::net::UnixDatagram::pair().unwrap();
+        theirs.set_nonblocking(true).unwrap();
+        let heard = || {
+            let mut datagram = [0; 100];
+            let length = theirs.recv(&mut datagram).ok()?;
+            Some(String::from_utf8_lossy(&datagram[..length]).into_owned())
+        };
+        let mut store = Store {
+            manager: manager.into(),
+            most: Some(1),
+            names: Vec::new(),
+            left: PATIENCE,
+            notices: Vec::new(),
+        };
+        let socket = OwnedFd::from(std::net::UdpSocket::bind("127.0.0.1:0").unwrap());
+        store.keep("one", &socket);
+        let stored = "FDSTORE=1\nFDPOLL=0\nFDNAME=one";
+        assert_eq!(heard().as_deref(), Some(stored));
+        let text = serde_json::to_string(&store.pack(&mut Luggage::default())).unwrap();
+        drop(store);
+        let mut next = Store::unpack(serde_json::from_str(&text).unwrap());
+        assert_eq!(next.left, PATIENCE);
+        next.keep("one", &socket);
+        assert_eq!(next.take_notices(), []);
+        next.keep("two", &socket);
+        assert_eq!(next.take_notices().len(), 1);
+        assert_eq!(heard(), None);
+        next.remove("one".as_ref());
+        assert_eq!(heard().as_deref(), Some("FDSTOREREMOVE=1\nFDNAME=one"));
     }
 }

@@ -9,7 +9,9 @@ use nix::errno::Errno;
 use nix::sys::socket::{
     AddressFamily, MsgFlags, SockFlag, SockType, UnixAddr, connect, send, socket,
 };
+use serde::{Deserialize, Serialize};
 
+use crate::host::luggage::{Carried, Luggage};
 use crate::host::moment::Moment;
 
 /// How long after a failure the socket is connected again, if there is something to tell.
@@ -18,11 +20,26 @@ const PAUSE: Duration = Duration::from_secs(1);
 /// The way to the manager.
 #[derive(Debug)]
 pub struct Channel {
-    /// The value of `NOTIFY_SOCKET`.
-    place: OsString,
-    address: UnixAddr,
+    place: Place,
     /// While there is a connection.
     socket: Option<OwnedFd>,
+    next_try: Moment,
+}
+
+/// Where the manager listens.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(try_from = "OsString", into = "OsString")]
+struct Place {
+    /// The value of `NOTIFY_SOCKET`.
+    name: OsString,
+    address: UnixAddr,
+}
+
+/// The same for the next program.
+#[derive(Debug, Serialize, Deserialize)]
+pub struct PackedChannel {
+    place: Place,
+    socket: Option<Carried>,
     next_try: Moment,
 }
 
@@ -42,22 +59,44 @@ pub enum Sent {
 impl Channel {
     /// Connects. Where that fails, it is tried again when there is something to send, as whoever we are by then.
     pub fn open(place: &OsStr, now: Moment) -> Result<(Channel, Option<Errno>), String> {
-        let address = address(place)?;
-        let (socket, errno) = match connected(&address) {
+        let place = Place::try_from(place.to_owned())?;
+        let (socket, errno) = match connected(&place.address) {
             Ok(socket) => (Some(socket), None),
             Err(errno) => (None, Some(errno)),
         };
         let channel = Channel {
-            place: place.to_owned(),
-            address,
+            place,
             socket,
             next_try: now + PAUSE,
         };
         Ok((channel, errno))
     }
 
+    /// With its connection, which may be out of reach by now.
+    pub fn pack(&self, luggage: &mut Luggage) -> PackedChannel {
+        PackedChannel {
+            place: self.place.clone(),
+            socket: self.socket.as_ref().map(|socket| luggage.put(socket)),
+            next_try: self.next_try,
+        }
+    }
+
+    /// What another program has packed.
+    pub fn unpack(packed: PackedChannel) -> Channel {
+        let PackedChannel {
+            place,
+            socket,
+            next_try,
+        } = packed;
+        Channel {
+            place,
+            socket: socket.map(Carried::take),
+            next_try,
+        }
+    }
+
     pub fn place(&self) -> &OsStr {
-        &self.place
+        &self.place.name
     }
 
     pub fn as_fd(&self) -> Option<BorrowedFd<'_>> {
@@ -77,7 +116,7 @@ impl Channel {
             return Sent::StillNobody;
         }
         self.next_try = now + PAUSE;
-        let socket = match connected(&self.address) {
+        let socket = match connected(&self.place.address) {
             Ok(socket) => socket,
             Err(errno) => return Sent::Nobody(errno),
         };
@@ -88,6 +127,21 @@ impl Channel {
         };
         self.socket = Some(socket);
         sent
+    }
+}
+
+impl TryFrom<OsString> for Place {
+    type Error = String;
+
+    fn try_from(name: OsString) -> Result<Place, String> {
+        let address = address(&name)?;
+        Ok(Place { name, address })
+    }
+}
+
+impl From<Place> for OsString {
+    fn from(place: Place) -> OsString {
+        place.name
     }
 }
 

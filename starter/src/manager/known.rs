@@ -1,11 +1,13 @@
 //! What the service manager should know now: taken from the machine's state after each event, and nothing else.
 
+use serde::{Deserialize, Serialize};
+
 use crate::host::moment::Moment;
 use crate::machine::{Decision, Generation, Machine, State, Verdict};
 use crate::words::manager as words;
 
 /// What the service manager should know.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Known {
     /// A generation has served.
     pub is_ready: bool,

@@ -7,6 +7,7 @@
 use std::time::Duration;
 
 use sd_notify::NotifyState;
+use serde::{Deserialize, Serialize};
 
 use super::known::Known;
 use crate::host::moment::Moment;
@@ -15,7 +16,7 @@ use crate::host::moment::Moment;
 const MARGIN: Duration = Duration::from_secs(10);
 
 /// What the service manager was told.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Told {
     is_ready: bool,
     restarts: u64,

@@ -18,12 +18,14 @@ use std::os::fd::BorrowedFd;
 
 use nix::errno::Errno;
 use sd_notify::NotifyState;
+use serde::{Deserialize, Serialize};
 
-use self::channel::{Channel, Sent};
+use self::channel::{Channel, PackedChannel, Sent};
 use self::known::Known;
 use self::launch::Launch;
 use self::messages::{Told, datagram};
 use self::watchdog::{Watchdog, is_healthy};
+use crate::host::luggage::Luggage;
 use crate::host::moment::Moment;
 use crate::machine::Machine;
 use crate::words::failure::Failure;
@@ -48,7 +50,52 @@ pub struct Manager {
     notices: Vec<Notice>,
 }
 
+/// The same for the next program, without what its settings say.
+#[derive(Debug, Serialize, Deserialize)]
+pub struct PackedManager {
+    channel: Option<PackedChannel>,
+    known: Known,
+    told: Told,
+    main_pid: Option<u32>,
+    watchdog: Option<Watchdog>,
+    is_blocked: bool,
+    has_complained: bool,
+    /// The notices, which are all of this kind.
+    complaints: Vec<String>,
+}
+
 impl Manager {
+    /// With everything that the manager was told: it hears nothing twice.
+    pub fn pack(&self, luggage: &mut Luggage) -> PackedManager {
+        let channel = self.channel.as_ref();
+        PackedManager {
+            channel: channel.map(|channel| channel.pack(luggage)),
+            known: self.known.clone(),
+            told: self.told.clone(),
+            main_pid: self.main_pid,
+            watchdog: self.watchdog.clone(),
+            is_blocked: self.is_blocked,
+            has_complained: self.has_complained,
+            complaints: self.notices.iter().map(ToString::to_string).collect(),
+        }
+    }
+
+    /// What another program has packed.
+    pub fn unpack(packed: PackedManager, awaited: Option<String>) -> Manager {
+        let complaints = packed.complaints.into_iter();
+        Manager {
+            channel: packed.channel.map(Channel::unpack),
+            known: packed.known,
+            told: packed.told,
+            main_pid: packed.main_pid,
+            awaited,
+            watchdog: packed.watchdog,
+            is_blocked: packed.is_blocked,
+            has_complained: packed.has_complained,
+            notices: complaints.map(Notice::Complaint).collect(),
+        }
+    }
+
     /// Connects to the manager. This comes before privileges are dropped: afterwards its socket may be out of reach.
     pub fn reach(launch: Launch, main_pid: Option<u32>, awaited: Option<String>) -> Manager {
         let now = Moment::now();

@@ -526,3 +526,79 @@ fn the_protocol_is_kept_through_many_random_lives() {
         assert!(!world.known.is_restarting, "{seed}: {:?}", world.machine);
     }
 }
+
+/// Through the text that the next program reads.
+fn packed_and_unpacked(manager: &Manager) -> Manager {
+    let text = serde_json::to_string(&manager.pack(&mut Luggage::default())).unwrap();
+    Manager::unpack(serde_json::from_str(&text).unwrap(), Some("READY=1".into()))
+}
+
+#[test]
+fn the_next_program_tells_only_what_the_manager_does_not_know() {
+    let path = std::env::temp_dir().join(format!("packed-manager-{}", std::process::id()));
+    let listener = std::os::unix::net::UnixDatagram::bind(&path).unwrap();
+    listener.set_nonblocking(true).unwrap();
+    let heard = || {
+        let mut datagram = [0; 4096];
+        let length = listener.recv(&mut datagram).ok()?;
+        Some(String::from_utf8_lossy(&datagram[..length]).into_owned())
+    };
+    let launch = Launch {
+        socket: Some(path.clone().into()),
+        watchdog: Some(2000 * SECOND),
+        notice: Some(Notice::Complaint("a complaint".to_owned())),
+    };
+    let mut manager = Manager::reach(launch, Some(7), Some("READY=1".into()));
+    let mut world = World::new(settings());
+    world.ready(1);
+    manager.learn(&world.machine);
+    manager.tell(&world.machine, Moment::now());
+    let told = heard().unwrap();
+    assert!(told.starts_with("MAINPID=7\nREADY=1\n"), "{told}");
+    assert_eq!(heard().as_deref(), Some("WATCHDOG=1"));
+    // Its socket is out of reach, as it may be since privileges were dropped.
+    std::fs::remove_file(&path).unwrap();
+    let mut next = packed_and_unpacked(&manager);
+    drop(manager);
+    let said = next.notices();
+    assert!(matches!(&said[..], [Notice::Complaint(said)] if said == "a complaint"));
+    next.learn(&world.machine);
+    next.tell(&world.machine, Moment::now());
+    assert_eq!(heard(), None);
+    world.on(Event::Restart);
+    next.learn(&world.machine);
+    next.tell(&world.machine, Moment::now());
+    let told = heard().unwrap();
+    assert!(told.starts_with("RELOADING=1\n"), "{told}");
+    assert!(told.contains("\nSTATUS=restarting"), "{told}");
+    assert!(told.contains("waiting for READY=1"), "{told}");
+}
+
+#[test]
+fn the_next_program_does_not_complain_again_and_asks_no_sooner() {
+    let path = std::env::temp_dir().join(format!("no-manager-{}", std::process::id()));
+    let launch = Launch {
+        socket: Some(path.into()),
+        ..Launch::default()
+    };
+    let mut manager = Manager::reach(launch, None, None);
+    assert_eq!(manager.notices().len(), 1);
+    let mut next = packed_and_unpacked(&manager);
+    let world = World::new(settings());
+    next.learn(&world.machine);
+    let later = Moment::now() + 5 * SECOND;
+    next.tell(&world.machine, later);
+    assert_eq!(next.notices(), []);
+    let mut again = packed_and_unpacked(&next);
+    let channel = again.channel.as_mut().unwrap();
+    assert_eq!(channel.send("x", later), Sent::StillNobody);
+    assert!(matches!(channel.send("x", later + SECOND), Sent::Nobody(_)));
+}
+
+#[test]
+fn a_place_where_nobody_can_listen_is_not_read() {
+    let text = r#"{"place":{"Unix":[47]},"socket":null,"next_try":5}"#;
+    assert!(serde_json::from_str::<PackedChannel>(text).is_ok());
+    let relative = text.replace("47", "46");
+    assert!(serde_json::from_str::<PackedChannel>(&relative).is_err());
+}

@@ -2,6 +2,8 @@
 
 use std::time::Duration;
 
+use serde::{Deserialize, Serialize};
+
 use crate::host::moment::Moment;
 use crate::machine::{Machine, State};
 
@@ -23,7 +25,7 @@ pub fn is_healthy(machine: &Machine) -> bool {
 }
 
 /// When the next ping is due.
-#[derive(Debug)]
+#[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct Watchdog {
     every: Duration,
     due: Moment,

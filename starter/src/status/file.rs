@@ -12,12 +12,14 @@ use std::rc::Rc;
 use std::time::Duration;
 
 use nix::unistd::Pid;
+use serde::{Deserialize, Serialize};
 
 use super::from_machine::{self, Clock};
 use super::lines::is_status_lines;
-use super::replaced::{Replaced, remove_drafts_of_the_dead};
+use super::replaced::{PackedReplaced, Replaced, remove_drafts_of_the_dead};
 use super::view::{self, View, is_status_json};
 use crate::host::confinement::{InForce, OfBinder};
+use crate::host::luggage::Luggage;
 use crate::host::moment::Moment;
 use crate::host::order::Order;
 use crate::host::proc;
@@ -60,7 +62,67 @@ pub struct StatusFile {
     awaited: Option<String>,
 }
 
+/// The same for the next program, without what it knows from its settings and takes from the machine.
+#[derive(Debug, Serialize, Deserialize)]
+pub struct PackedStatusFile {
+    lines: Option<PackedReplaced>,
+    json: Vec<PackedReplaced>,
+    lasting: Lasting,
+    last_lines: Vec<(i32, Vec<String>)>,
+    retry_at: Option<Moment>,
+}
+
+/// What the files show of the server, whichever program runs it.
+#[derive(Debug, Serialize, Deserialize)]
+struct Lasting {
+    started_at: f64,
+    start_ticks: Option<u64>,
+    confinement: view::Confinement,
+    listeners: Vec<view::Listener>,
+    fd_store: view::FdStore,
+    log: view::Log,
+}
+
 impl StatusFile {
+    /// For the next program, to which the files belong then.
+    pub fn pack(&self, luggage: &mut Luggage) -> PackedStatusFile {
+        let (view, last_lines) = (&self.view, self.last_lines.iter());
+        PackedStatusFile {
+            lines: self.lines.as_ref().map(|file| file.pack(luggage)),
+            json: self.json.iter().map(|file| file.pack(luggage)).collect(),
+            lasting: Lasting {
+                started_at: view.supervisor.started_at,
+                start_ticks: view.supervisor.start_ticks,
+                confinement: view.confinement.clone(),
+                listeners: view.listeners.to_vec(),
+                fd_store: view.fd_store.clone().unwrap_or_default(),
+                log: view.log.clone(),
+            },
+            last_lines: last_lines
+                .map(|(pid, lines)| (pid.as_raw(), lines.clone()))
+                .collect(),
+            retry_at: self.retry_at,
+        }
+    }
+
+    /// What another program has packed. What is new about this one is written with the next save.
+    pub fn unpack(packed: PackedStatusFile, settings: &Shown<'_>) -> StatusFile {
+        let json = packed.json.into_iter();
+        let last_lines = packed.last_lines.into_iter();
+        StatusFile {
+            lines: packed.lines.map(|file| Replaced::unpack(file, READ_BY_ALL)),
+            json: json
+                .map(|file| Replaced::unpack(file, READ_BY_USER))
+                .collect(),
+            view: view_of(settings, packed.lasting),
+            last_lines: last_lines
+                .map(|(pid, lines)| (Pid::from_raw(pid), lines))
+                .collect(),
+            retry_at: packed.retry_at,
+            awaited: settings.ready.ready.awaited(),
+        }
+    }
+
     /// Writes the first `F.json`, which also shows that the directory can be written, and removes a stale `F`.
     ///
     /// # Errors
@@ -71,25 +133,13 @@ impl StatusFile {
         confinement: InForce,
     ) -> Result<StatusFile, Failure> {
         let now = Moment::now();
-        let view = View {
-            supervisor: view::Supervisor {
-                pid: std::process::id().into(),
-                version: env!("CARGO_PKG_VERSION").to_owned(),
-                started_at: Clock::new(now).seconds(now),
-                start_ticks: proc::start_ticks(Pid::this()),
-                orders: Order::names().map(str::to_owned).collect(),
-            },
-            options: shown(settings),
+        let lasting = Lasting {
+            started_at: Clock::new(now).seconds(now),
+            start_ticks: proc::start_ticks(Pid::this()),
             confinement: confinement.into(),
             listeners: listeners.iter().map(view::Listener::from).collect(),
-            fd_store: match settings.ready.fd_store_max {
-                0 => None,
-                max => Some(view::FdStore {
-                    max: max.into(),
-                    ..view::FdStore::default()
-                }),
-            },
-            ..View::default()
+            fd_store: view::FdStore::default(),
+            log: view::Log::default(),
         };
         let lines = settings.files.status_file.as_deref();
         let mut status = StatusFile {
@@ -97,7 +147,7 @@ impl StatusFile {
                 .map(|path| Replaced::new(path.to_owned(), READ_BY_ALL, is_status_lines))
                 .transpose()?,
             json: Vec::new(),
-            view,
+            view: view_of(settings, lasting),
             last_lines: VecDeque::new(),
             retry_at: None,
             awaited: settings.ready.ready.awaited(),
@@ -238,6 +288,31 @@ impl Drop for StatusFile {
     }
 }
 
+/// Before the machine has added anything.
+fn view_of(settings: &Shown<'_>, lasting: Lasting) -> View {
+    View {
+        supervisor: view::Supervisor {
+            pid: std::process::id().into(),
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+            started_at: lasting.started_at,
+            start_ticks: lasting.start_ticks,
+            orders: Order::names().map(str::to_owned).collect(),
+        },
+        options: shown(settings),
+        confinement: lasting.confinement,
+        listeners: lasting.listeners.into_iter().collect(),
+        fd_store: match settings.ready.fd_store_max {
+            0 => None,
+            max => Some(view::FdStore {
+                max: max.into(),
+                ..lasting.fd_store
+            }),
+        },
+        log: lasting.log,
+        ..View::default()
+    }
+}
+
 /// The JSON file that belongs to a status or pid file.
 pub fn json_path(beside: &Path) -> PathBuf {
     let mut path = OsString::from(beside);
@@ -294,5 +369,119 @@ impl From<&Listener> for view::Listener {
             inherited: listener.inherited.is_some(),
             trouble: None,
         }
+    }
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used, clippy::panic, reason = "tests fail by panicking")]
+mod tests {
+    use std::fs;
+    use std::mem::ManuallyDrop;
+    use std::net::UdpSocket;
+
+    use super::*;
+    use crate::host::confinement::OfSupervisor;
+    use crate::machine::Event;
+    use crate::options::{Invocation, Options, parse};
+
+    fn options(words: &[&str]) -> Options {
+        match parse(words.iter().map(OsString::from)) {
+            Ok(Invocation::Start(options)) => *options,
+            other => panic!("{words:?}: {other:?}"),
+        }
+    }
+
+    fn settings(options: &Options) -> Shown<'_> {
+        Shown {
+            files: &options.status,
+            worker: &options.worker,
+            environment: &options.environment,
+            machine: &options.machine,
+            ready: &options.ready,
+            log: &options.log,
+            identity: &options.identity,
+        }
+    }
+
+    fn listener() -> Listener {
+        Listener {
+            name: "web".into(),
+            kind: "udp",
+            address: None,
+            socket: UdpSocket::bind("127.0.0.1:0").unwrap().into(),
+            number: 3,
+            backlog: None,
+            inherited: None,
+        }
+    }
+
+    #[test]
+    fn the_next_program_goes_on_with_the_files_and_removes_its_own_at_the_end() {
+        let folder = std::env::temp_dir().join(format!("packed-status-{}", std::process::id()));
+        fs::create_dir(&folder).unwrap();
+        let path = |name: &str| folder.join(name);
+        let option = |name: &str, file| format!("--{name}={}", path(file).to_str().unwrap());
+        let files = [option("status-file", "F"), option("pid-file", "P")];
+        let more = ["--ready=notify", "--fd-store-max=9", "--", "prog"];
+        let options = options(&[&[files[0].as_str(), files[1].as_str()], &more[..]].concat());
+        let confinement = InForce {
+            supervisor: OfSupervisor::ORDINARY,
+            binders: Vec::new(),
+        };
+        // It would remove the files of the next one.
+        let mut before = ManuallyDrop::new(
+            StatusFile::create(&settings(&options), &[listener()], confinement).unwrap(),
+        );
+        let (now, pid) = (Moment::now(), Pid::from_raw(77));
+        let mut machine = Machine::start(options.machine.clone(), now).0;
+        let spawned = |generation| Event::Spawned {
+            generation,
+            slot: 0,
+            pid: Pid::from_raw(76 + i32::try_from(generation).unwrap()),
+        };
+        for event in [spawned(1), Event::Executed(pid), Event::Ready(pid)] {
+            machine.on(event, now);
+        }
+        before.descriptors_kept([("one", 2)].into(), 4);
+        before.keep_last_lines(pid, vec!["said".to_owned()]);
+        assert_eq!(before.save(&machine, now), []);
+        fs::remove_file(path("P.json")).unwrap();
+        fs::write(path("P.json"), "foreign").unwrap();
+        before.log_reopened(Reopened {
+            orders: 1,
+            failure: Some("no".to_owned()),
+        });
+        let notices = before.save(&machine, now);
+        assert!(matches!(notices[..], [Notice::TakenOver { .. }]));
+        before.lines_lost(5, now);
+
+        let written = || View::parse(&fs::read_to_string(path("F.json")).unwrap()).unwrap();
+        let was = written();
+        let text = serde_json::to_string(&before.pack(&mut Luggage::default())).unwrap();
+        let packed = serde_json::from_str(&text).unwrap();
+        let mut next = StatusFile::unpack(packed, &settings(&options));
+        assert_eq!(next.deadline(), Some(now + RETRY));
+        assert_eq!(next.last_lines_of(pid), ["said"]);
+        machine.on(Event::Restart, now);
+        machine.on(spawned(2), now);
+        // The foreign file is known.
+        assert_eq!(next.save(&machine, now), []);
+        let is = written();
+        assert_eq!(is.generations[1].waiting_for.as_deref(), Some("READY=1"));
+        let log = view::Log {
+            lost: 5,
+            ..was.log.clone()
+        };
+        assert_eq!((is.supervisor, is.log), (was.supervisor, log));
+        assert_eq!((is.options, is.listeners), (was.options, was.listeners));
+        assert_eq!(is.confinement, was.confinement);
+        assert_eq!(is.fd_store, was.fd_store);
+        assert_eq!(is.fd_store.unwrap().refused, 4);
+        assert_eq!(fs::read_to_string(path("F")).unwrap(), "1:77\n");
+        drop(next);
+        let left: Vec<_> = fs::read_dir(&folder).unwrap().collect();
+        assert_eq!(left.len(), 1, "{left:?}");
+        assert_eq!(fs::read_to_string(path("P.json")).unwrap(), "foreign");
+        fs::remove_dir_all(&folder).unwrap();
     }
 }

@@ -5,16 +5,19 @@
 use std::fs::{File, OpenOptions};
 use std::io;
 use std::mem;
-use std::os::fd::AsFd;
+use std::ops::Deref;
+use std::os::fd::{AsFd, AsRawFd};
 use std::os::unix::fs::{FileExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
 use common::entry;
 use nix::errno::Errno;
-use nix::fcntl::{AT_FDCWD, Flock, FlockArg, OFlag};
+use nix::fcntl::{self, AT_FDCWD, Flock, FlockArg, OFlag};
 use nix::unistd::Pid;
+use serde::{Deserialize, Serialize};
 
 use crate::host::locks::{self, Holder};
+use crate::host::luggage::{Carried, Luggage};
 use crate::words::failure::{self, Failure};
 use crate::words::notice::Notice;
 use crate::words::remedy;
@@ -24,7 +27,7 @@ use crate::words::text::quoted;
 #[derive(Debug)]
 pub struct PidFile {
     path: PathBuf,
-    file: Flock<File>,
+    file: Locked,
     /// Its content, unless somebody else writes to it.
     pid: u32,
     /// It has been reported that others write to it.
@@ -33,7 +36,77 @@ pub struct PidFile {
     is_lost: bool,
 }
 
+/// The same for the next program, which has the lock because it has the open file.
+#[derive(Debug, Serialize, Deserialize)]
+pub struct PackedPidFile {
+    #[serde(with = "crate::host::luggage::path")]
+    path: PathBuf,
+    file: Carried,
+    pid: u32,
+    is_shared: bool,
+    is_lost: bool,
+}
+
+/// A file that is locked exclusively (flock(2)) until this is dropped, even if a child that was just forked has it open
+/// too. Unlike a [`Flock`] it can be made of a file that is locked already.
+#[derive(Debug)]
+struct Locked(File);
+
+impl Locked {
+    fn lock(file: File) -> Result<Locked, (File, Errno)> {
+        match flock(&file, FlockArg::LockExclusiveNonblock) {
+            Ok(()) => Ok(Locked(file)),
+            Err(errno) => Err((file, errno)),
+        }
+    }
+}
+
+impl Deref for Locked {
+    type Target = File;
+
+    fn deref(&self) -> &File {
+        &self.0
+    }
+}
+
+impl Drop for Locked {
+    fn drop(&mut self) {
+        // If it fails, the last one who closes the file unlocks it.
+        let _ = flock(&self.0, FlockArg::Unlock);
+    }
+}
+
+#[expect(
+    deprecated,
+    reason = "its successor takes no file that is locked already"
+)]
+fn flock(file: &File, how: FlockArg) -> nix::Result<()> {
+    fcntl::flock(file.as_raw_fd(), how)
+}
+
 impl PidFile {
+    /// For the next program.
+    pub fn pack(&self, luggage: &mut Luggage) -> PackedPidFile {
+        PackedPidFile {
+            path: self.path.clone(),
+            file: luggage.put(self.file.as_fd()),
+            pid: self.pid,
+            is_shared: self.is_shared,
+            is_lost: self.is_lost,
+        }
+    }
+
+    /// What another program has packed.
+    pub fn unpack(packed: PackedPidFile) -> PidFile {
+        PidFile {
+            path: packed.path,
+            file: Locked(packed.file.take().into()),
+            pid: packed.pid,
+            is_shared: packed.is_shared,
+            is_lost: packed.is_lost,
+        }
+    }
+
     /// Locks the file first and then writes `pid` into it, so that a running instance's file is never touched. `None` if
     /// somebody is only examining the file or has just removed it: the caller may try again.
     pub fn try_lock(path: &Path, pid: u32) -> Result<Option<PidFile>, Failure> {
@@ -52,7 +125,7 @@ impl PidFile {
         if !file.metadata().is_ok_and(|metadata| metadata.is_file()) {
             return Err(cannot("it is not a regular file"));
         }
-        let file = match Flock::lock(file, FlockArg::LockExclusiveNonblock) {
+        let file = match Locked::lock(file) {
             Ok(file) => file,
             // Not a server, but a client looking for one.
             Err((file, Errno::EWOULDBLOCK)) if has_no_holder(&file) => return Ok(None),
@@ -221,5 +294,39 @@ pub fn is_at(file: &File, path: &Path) -> bool {
     match (file.metadata(), path.symlink_metadata()) {
         (Ok(ours), Ok(there)) => (ours.dev(), ours.ino()) == (there.dev(), there.ino()),
         _ => false,
+    }
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used, reason = "tests fail by panicking")]
+mod tests {
+    use std::fs;
+    use std::mem::ManuallyDrop;
+
+    use super::*;
+
+    #[test]
+    fn the_next_program_has_the_lock_and_gives_it_up_with_the_file() {
+        let path = std::env::temp_dir().join(format!("packed-pid-{}", std::process::id()));
+        // It shares the lock with the next one, and would remove its file.
+        let mut before = ManuallyDrop::new(PidFile::try_lock(&path, 7).unwrap().unwrap());
+        fs::write(&path, "8").unwrap();
+        let notice = before.restore();
+        assert!(matches!(notice, Some(Notice::PidFileOverwritten { .. })));
+        let text = serde_json::to_string(&before.pack(&mut Luggage::default())).unwrap();
+        let mut next = PidFile::unpack(serde_json::from_str(&text).unwrap());
+        fs::write(&path, "8").unwrap();
+        // That was reported.
+        assert_eq!(next.restore(), None);
+        assert_eq!(fs::read_to_string(&path).unwrap(), "7\n");
+        let is_locked = |file: &File| {
+            let file = file.try_clone().unwrap();
+            Flock::lock(file, FlockArg::LockSharedNonblock).is_err()
+        };
+        let client = File::open(&path).unwrap();
+        assert!(is_locked(&client));
+        drop(next);
+        assert!(!is_locked(&client));
+        assert!(!path.exists());
     }
 }

@@ -13,7 +13,9 @@ use nix::errno::Errno;
 use nix::fcntl::{AT_FDCWD, OFlag};
 use nix::sys::stat::{FileStat, fstat};
 use nix::unistd::Pid;
+use serde::{Deserialize, Serialize};
 
+use crate::host::luggage::{Carried, Luggage};
 use crate::host::proc;
 use crate::words::failure::{self, Failure};
 use crate::words::notice::Notice;
@@ -37,6 +39,16 @@ pub struct Replaced {
     there: Option<File>,
     /// The last text that was written.
     text: Option<Rc<str>>,
+    is_failing: bool,
+}
+
+/// The same for the next program.
+#[derive(Debug, Serialize, Deserialize)]
+pub struct PackedReplaced {
+    #[serde(with = "crate::host::luggage::path")]
+    path: PathBuf,
+    there: Option<Carried>,
+    text: Option<String>,
     is_failing: bool,
 }
 
@@ -67,6 +79,27 @@ impl Replaced {
             text: None,
             is_failing: false,
         })
+    }
+
+    /// For the next program, to which the file belongs then.
+    pub fn pack(&self, luggage: &mut Luggage) -> PackedReplaced {
+        PackedReplaced {
+            path: self.path.clone(),
+            there: self.there.as_ref().map(|there| luggage.put(there)),
+            text: self.text.as_deref().map(str::to_owned),
+            is_failing: self.is_failing,
+        }
+    }
+
+    /// What another program has packed.
+    pub fn unpack(packed: PackedReplaced, least_mode: u32) -> Replaced {
+        Replaced {
+            path: packed.path,
+            least_mode,
+            there: packed.there.map(|there| there.take().into()),
+            text: packed.text.map(Rc::from),
+            is_failing: packed.is_failing,
+        }
     }
 
     /// Whether it was ever written.

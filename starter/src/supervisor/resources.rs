@@ -6,8 +6,8 @@ use std::rc::Rc;
 use nix::unistd::Pid;
 
 use crate::host::daemon::Waiting;
-use crate::listeners::bind::SocketFiles;
 use crate::listeners::health::Health;
+use crate::listeners::socket_files::SocketFiles;
 use crate::log::Log;
 use crate::machine::Knobs;
 use crate::manager::Manager;

@@ -4,11 +4,11 @@ use nix::unistd::Pid;
 use serde::{Deserialize, Serialize};
 
 /// Why a listener is not as it was created.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Trouble {
     /// What is wrong, to follow the name of the listener and a colon.
     pub cause: String,
-    pub hint: &'static str,
+    pub hint: String,
     /// Whether clients reach it nevertheless.
     pub is_reachable: bool,
 }
@@ -22,7 +22,7 @@ pub struct Unreachable {
 }
 
 /// Who can create a new socket.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Maker {
     /// The supervisor, before the next generation starts.
     Supervisor,
@@ -89,7 +89,7 @@ impl Trouble {
     fn cut_off(cause: impl Into<String>, hint: &'static str) -> Trouble {
         Trouble {
             cause: cause.into(),
-            hint,
+            hint: hint.to_owned(),
             is_reachable: false,
         }
     }

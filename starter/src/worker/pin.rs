@@ -25,7 +25,7 @@ use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use common::stat::{has_type, same_file};
+use common::stat::has_type;
 use nix::errno::Errno;
 use nix::fcntl::{AT_FDCWD, AtFlags, FcntlArg, FdFlag, OFlag, fcntl, open, openat};
 use nix::sys::stat::{FileStat, Mode, SFlag, fstat, stat};
@@ -44,11 +44,14 @@ pub struct Pin {
     program: Result<Program, Errno>,
 }
 
+/// Device and inode: the same ones are the same file, as long as that is held open.
+type Identity = (u64, u64);
+
 /// The program, held open. Its descriptor's number, like the directory's, is above all that a worker's sockets take.
 #[derive(Debug)]
 struct Program {
     file: OwnedFd,
-    stat: FileStat,
+    identity: Identity,
     /// As execvp(3) finds it from the directory.
     found: PathBuf,
     /// The same without symbolic links, if known.
@@ -83,14 +86,14 @@ impl Wanted<'_> {
         let mut failure = Errno::ENOENT;
         for found in candidates(self.program, self.path) {
             match self.hold(at, &found) {
-                Ok((file, stat)) => {
+                Ok((file, identity)) => {
                     let start = self.directory.unwrap_or(Path::new(""));
                     let real = fs::canonicalize(start.join(&found)).ok();
                     return Ok(Program {
                         // The directory's path may lead to another one by now.
-                        real: real.filter(|path| leads_to(path, &stat)),
+                        real: real.filter(|path| leads_to(path, identity)),
                         file,
-                        stat,
+                        identity,
                         found,
                     });
                 }
@@ -100,12 +103,15 @@ impl Wanted<'_> {
         Err(failure)
     }
 
-    fn hold(&self, at: BorrowedFd<'_>, path: &Path) -> nix::Result<(OwnedFd, FileStat)> {
+    fn hold(&self, at: BorrowedFd<'_>, path: &Path) -> nix::Result<(OwnedFd, Identity)> {
         let file = openat(at, path, OFlag::O_PATH | OFlag::O_CLOEXEC, Mode::empty())?;
         let stat = fstat(&file)?;
         faccessat(at, path, AccessFlags::X_OK, AtFlags::empty())?;
         match has_type(&stat, SFlag::S_IFREG) {
-            true => Ok((duplicate_above(file.as_fd(), self.highest)?, stat)),
+            true => Ok((
+                duplicate_above(file.as_fd(), self.highest)?,
+                identity_of(&stat),
+            )),
             false => Err(Errno::EACCES),
         }
     }
@@ -175,12 +181,12 @@ impl Program {
     fn is_where_it_was(&self) -> bool {
         let is_same_path =
             |real: &PathBuf| fs::canonicalize(&self.found).ok().as_ref() == Some(real);
-        leads_to(&self.found, &self.stat) && self.real.as_ref().is_none_or(is_same_path)
+        leads_to(&self.found, self.identity) && self.real.as_ref().is_none_or(is_same_path)
     }
 
     fn other_path(&self) -> Option<PathBuf> {
         let of_descriptor = || fs::read_link(by_descriptor(&self.file)).ok();
-        let leads_to_it = |path: &PathBuf| leads_to(path, &self.stat);
+        let leads_to_it = |path: &PathBuf| leads_to(path, self.identity);
         let real = self.real.clone().filter(leads_to_it);
         real.or_else(|| of_descriptor().filter(leads_to_it))
     }
@@ -254,8 +260,12 @@ fn candidates(program: &OsStr, path: &OsStr) -> Vec<PathBuf> {
     }
 }
 
-fn leads_to(path: &Path, file: &FileStat) -> bool {
-    stat(path).is_ok_and(|found| same_file(&found, file))
+fn leads_to(path: &Path, file: Identity) -> bool {
+    stat(path).is_ok_and(|found| identity_of(&found) == file)
+}
+
+fn identity_of(stat: &FileStat) -> Identity {
+    (stat.st_dev, stat.st_ino)
 }
 
 fn by_descriptor(file: &OwnedFd) -> PathBuf {

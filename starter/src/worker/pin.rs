@@ -30,8 +30,10 @@ use nix::errno::Errno;
 use nix::fcntl::{AT_FDCWD, AtFlags, FcntlArg, FdFlag, OFlag, fcntl, open, openat};
 use nix::sys::stat::{FileStat, Mode, SFlag, fstat, stat};
 use nix::unistd::{AccessFlags, chdir, execve, execveat, faccessat, fchdir};
+use serde::{Deserialize, Serialize};
 
 use crate::host::launcher::Change;
+use crate::host::luggage::{Carried, Luggage};
 use crate::host::open_files::duplicate_above;
 
 /// What a generation is started from.
@@ -56,6 +58,23 @@ struct Program {
     found: PathBuf,
     /// The same without symbolic links, if known.
     real: Option<PathBuf>,
+}
+
+/// A pin on its way to the next program.
+#[derive(Debug, Serialize, Deserialize)]
+pub struct PackedPin {
+    environment: Vec<Change>,
+    directory: Option<Carried>,
+    /// The error is an errno.
+    program: Result<PackedProgram, i32>,
+}
+
+#[derive(Debug, Serialize, Deserialize)]
+struct PackedProgram {
+    file: Carried,
+    identity: Identity,
+    found: OsString,
+    real: Option<OsString>,
 }
 
 /// What is to be held.
@@ -144,6 +163,28 @@ impl Pin {
         }
     }
 
+    /// For the next program, once for all generations that share it.
+    pub fn pack(&self, luggage: &mut Luggage) -> PackedPin {
+        let program = self.program.as_ref();
+        PackedPin {
+            environment: self.environment.clone(),
+            directory: self.directory.as_ref().map(|it| luggage.put(it)),
+            program: program
+                .map(|program| program.pack(luggage))
+                .map_err(|errno| *errno as i32),
+        }
+    }
+
+    /// The same pin again.
+    pub fn unpack(packed: PackedPin) -> Pin {
+        let program = packed.program;
+        Pin {
+            environment: packed.environment,
+            directory: packed.directory.map(Carried::take),
+            program: program.map(Program::unpack).map_err(Errno::from_raw),
+        }
+    }
+
     /// Changes to the directory and executes the program with the command's arguments and environment.
     ///
     /// # Errors
@@ -167,6 +208,24 @@ impl Pin {
 }
 
 impl Program {
+    fn pack(&self, luggage: &mut Luggage) -> PackedProgram {
+        PackedProgram {
+            file: luggage.put(&self.file),
+            identity: self.identity,
+            found: self.found.clone().into(),
+            real: self.real.clone().map(OsString::from),
+        }
+    }
+
+    fn unpack(packed: PackedProgram) -> Program {
+        Program {
+            file: packed.file.take(),
+            identity: packed.identity,
+            found: packed.found.into(),
+            real: packed.real.map(PathBuf::from),
+        }
+    }
+
     fn execute(&self, image: &Image) -> Result<Infallible, Option<Errno>> {
         if self.is_where_it_was() {
             image.execute(&self.found).map_err(|_| None)
@@ -277,8 +336,52 @@ fn c_string(text: OsString) -> nix::Result<CString> {
 }
 
 #[cfg(test)]
+#[allow(clippy::unwrap_used, reason = "tests fail by panicking")]
 mod tests {
+    use std::os::unix::fs::PermissionsExt;
+
+    use nix::sys::stat::fstat;
+    use nix::unistd::mkdtemp;
+
     use super::*;
+
+    fn carried_over(pin: Pin) -> Pin {
+        let text = serde_json::to_string(&pin.pack(&mut Luggage::default())).unwrap();
+        drop(pin);
+        Pin::unpack(serde_json::from_str(&text).unwrap())
+    }
+
+    #[test]
+    fn the_next_program_holds_the_same_files_and_still_finds_them() {
+        let directory = mkdtemp(&std::env::temp_dir().join("pin-XXXXXX")).unwrap();
+        let path = directory.join("program");
+        fs::write(&path, "#!/bin/sh\n").unwrap();
+        fs::set_permissions(&path, fs::Permissions::from_mode(0o700)).unwrap();
+        let wanted = Wanted {
+            program: path.as_os_str(),
+            directory: Some(&directory),
+            path: "".as_ref(),
+            highest: 2,
+        };
+        let environment = vec![("SET".into(), Some("1".into())), ("GONE".into(), None)];
+        let pin = carried_over(Pin::new(&wanted, environment.clone()));
+        assert_eq!(pin.environment, environment);
+        let held = pin.directory.as_ref().map(|it| fstat(it).unwrap());
+        assert_eq!(
+            held.map(|it| identity_of(&it)),
+            stat(&directory).ok().map(|it| identity_of(&it))
+        );
+        assert!(pin.program.as_ref().unwrap().is_where_it_was());
+        // It is the file that counts, whatever its name.
+        let elsewhere = directory.join("elsewhere");
+        fs::rename(&path, &elsewhere).unwrap();
+        fs::write(&path, "#!/bin/sh\n").unwrap();
+        let pin = carried_over(pin);
+        let program = pin.program.as_ref().unwrap();
+        assert!(!program.is_where_it_was());
+        assert_eq!(program.other_path(), Some(elsewhere));
+        fs::remove_dir_all(directory).unwrap();
+    }
 
     #[test]
     fn a_program_is_looked_up_as_execvp_does_it() {

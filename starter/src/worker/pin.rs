@@ -338,7 +338,7 @@ fn c_string(text: OsString) -> nix::Result<CString> {
 #[cfg(test)]
 #[allow(clippy::unwrap_used, reason = "tests fail by panicking")]
 mod tests {
-    use std::os::unix::fs::PermissionsExt;
+    use std::os::unix::fs::{PermissionsExt, symlink};
 
     use nix::sys::stat::fstat;
     use nix::unistd::mkdtemp;
@@ -354,7 +354,12 @@ mod tests {
     #[test]
     fn the_next_program_holds_the_same_files_and_still_finds_them() {
         let directory = mkdtemp(&std::env::temp_dir().join("pin-XXXXXX")).unwrap();
-        let path = directory.join("program");
+        let directory = fs::canonicalize(directory).unwrap();
+        let [one, two, current] = ["one", "two", "current"].map(|name| directory.join(name));
+        fs::create_dir(&one).unwrap();
+        fs::create_dir(&two).unwrap();
+        symlink(&one, &current).unwrap();
+        let path = current.join("program");
         fs::write(&path, "#!/bin/sh\n").unwrap();
         fs::set_permissions(&path, fs::Permissions::from_mode(0o700)).unwrap();
         let wanted = Wanted {
@@ -366,20 +371,19 @@ mod tests {
         let environment = vec![("SET".into(), Some("1".into())), ("GONE".into(), None)];
         let pin = carried_over(Pin::new(&wanted, environment.clone()));
         assert_eq!(pin.environment, environment);
-        let held = pin.directory.as_ref().map(|it| fstat(it).unwrap());
-        assert_eq!(
-            held.map(|it| identity_of(&it)),
-            stat(&directory).ok().map(|it| identity_of(&it))
-        );
-        assert!(pin.program.as_ref().unwrap().is_where_it_was());
-        // It is the file that counts, whatever its name.
-        let elsewhere = directory.join("elsewhere");
-        fs::rename(&path, &elsewhere).unwrap();
-        fs::write(&path, "#!/bin/sh\n").unwrap();
-        let pin = carried_over(pin);
+        let held = fstat(pin.directory.as_ref().unwrap()).unwrap();
+        assert!(leads_to(&directory, identity_of(&held)));
         let program = pin.program.as_ref().unwrap();
+        assert!(program.is_where_it_was());
+        // The same file in another release.
+        fs::hard_link(&path, two.join("program")).unwrap();
+        fs::remove_file(&current).unwrap();
+        symlink(&two, &current).unwrap();
         assert!(!program.is_where_it_was());
-        assert_eq!(program.other_path(), Some(elsewhere));
+        assert_eq!(program.other_path(), Some(one.join("program")));
+        // Only its descriptor still leads to it.
+        fs::rename(one.join("program"), one.join("renamed")).unwrap();
+        assert_eq!(program.other_path(), Some(one.join("renamed")));
         fs::remove_dir_all(directory).unwrap();
     }
 

@@ -134,14 +134,14 @@ mod tests {
         });
         assert_eq!(check.command.as_deref(), Some("next".as_ref()));
         assert_eq!(waitpid(pid, None).unwrap(), WaitStatus::Exited(pid, 3));
-        let Some(Event::Checked(Err(failed))) = check.has_exited(pid, 3) else {
+        let Some(Event::Checked(Err(failed))) = check.has_exited(pid, 3 << 8) else {
             unreachable!("it has failed");
         };
         assert_eq!(
             (failed.status, failed.lines),
-            (Some(3), vec!["bad".to_owned()])
+            (Some(3 << 8), vec!["bad".to_owned()])
         );
         // Without a running check there is nothing to learn.
-        assert!(carried_over(check).has_exited(pid, 3).is_none());
+        assert!(carried_over(check).has_exited(pid, 3 << 8).is_none());
     }
 }

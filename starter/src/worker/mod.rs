@@ -6,7 +6,7 @@ pub mod environment;
 mod explain;
 pub mod leftovers;
 mod pin;
-mod pins;
+pub mod pins;
 mod settings;
 
 use std::convert::Infallible;
@@ -30,7 +30,6 @@ pub use self::explain::cannot_spawn;
 use self::explain::{Attempt, Step, explain};
 pub use self::pin::Pin;
 use self::pin::Wanted;
-pub use self::pins::PackedPins;
 pub use self::settings::Settings;
 use crate::host::dispositions;
 pub use crate::host::launcher::Change;

@@ -34,12 +34,21 @@ pub fn exit_child(code: u8) -> ! {
 
 /// Reaps one child, worker or not, and returns its raw wait status.
 pub fn reap() -> nix::Result<Option<(Pid, i32)>> {
-    wait_for(Pid::from_raw(-1))
+    wait(Pid::from_raw(-1), libc::WNOHANG)
 }
 
 /// The same for this child and no other.
 pub fn reap_child(child: Pid) -> nix::Result<Option<i32>> {
-    Ok(wait_for(child)?.map(|(_, status)| status))
+    Ok(wait(child, libc::WNOHANG)?.map(|(_, status)| status))
+}
+
+/// Waits until this child has exited, and reaps it.
+///
+/// # Errors
+/// `ECHILD` if it is no child of ours.
+pub fn wait_for(child: Pid) -> nix::Result<ExitStatus> {
+    let (_, status) = wait(child, 0)?.ok_or(Errno::ECHILD)?;
+    Ok(ExitStatus::from_raw(status))
 }
 
 /// nix cannot do this: it cannot represent death by a real-time signal, and that child would be lost.
@@ -47,28 +56,13 @@ pub fn reap_child(child: Pid) -> nix::Result<Option<i32>> {
     unsafe_code,
     reason = "nix's waitpid loses children that a real-time signal killed"
 )]
-fn wait_for(child: Pid) -> nix::Result<Option<(Pid, i32)>> {
+fn wait(child: Pid, flags: libc::c_int) -> nix::Result<Option<(Pid, i32)>> {
     let mut status = 0;
     // SAFETY: waitpid(2) writes one int, to a local variable.
-    match Errno::result(unsafe { libc::waitpid(child.as_raw(), &raw mut status, libc::WNOHANG) }) {
+    match Errno::result(unsafe { libc::waitpid(child.as_raw(), &raw mut status, flags) }) {
         Ok(0) | Err(Errno::ECHILD) => Ok(None),
         Ok(pid) => Ok(Some((Pid::from_raw(pid), status))),
-        Err(Errno::EINTR) => wait_for(child),
-        Err(errno) => Err(errno),
-    }
-}
-
-/// Waits until this child has exited, and reaps it.
-#[expect(
-    unsafe_code,
-    reason = "nix's waitpid loses children that a real-time signal killed"
-)]
-pub fn wait_for(child: Pid) -> nix::Result<ExitStatus> {
-    let mut status = 0;
-    // SAFETY: waitpid(2) writes one int, to a local variable.
-    match Errno::result(unsafe { libc::waitpid(child.as_raw(), &raw mut status, 0) }) {
-        Ok(_) => Ok(ExitStatus::from_raw(status)),
-        Err(Errno::EINTR) => wait_for(child),
+        Err(Errno::EINTR) => wait(child, flags),
         Err(errno) => Err(errno),
     }
 }

@@ -11,7 +11,9 @@ use std::process::{Command, Stdio};
 use nix::fcntl::{FcntlArg, OFlag, fcntl};
 use nix::sys::signal::{Signal, killpg};
 use nix::unistd::{Pid, pipe2};
+use serde::{Deserialize, Serialize};
 
+use crate::host::luggage::{self, Carried, Luggage};
 use crate::host::process::detach;
 use crate::words::text::shortened;
 
@@ -42,7 +44,44 @@ struct Output {
     partial: Vec<u8>,
 }
 
+/// A running command on its way to the next program, whose child it is then.
+#[derive(Debug, Serialize, Deserialize)]
+pub struct PackedRunning {
+    pid: i32,
+    has_exited: bool,
+    output: PackedOutput,
+}
+
+#[derive(Debug, Serialize, Deserialize)]
+struct PackedOutput {
+    pipe: Option<Carried>,
+    lines: Vec<PackedLine>,
+    partial: PackedLine,
+}
+
+#[derive(Debug, Serialize, Deserialize)]
+#[serde(transparent)]
+struct PackedLine(#[serde(with = "luggage::bytes")] Vec<u8>);
+
 impl Running {
+    /// For the next program. Whoever drops the original kills the command nevertheless.
+    pub fn pack(&self, luggage: &mut Luggage) -> PackedRunning {
+        PackedRunning {
+            pid: self.pid.as_raw(),
+            has_exited: self.has_exited,
+            output: self.output.pack(luggage),
+        }
+    }
+
+    /// The same command again.
+    pub fn unpack(packed: PackedRunning) -> Running {
+        Running {
+            pid: Pid::from_raw(packed.pid),
+            has_exited: packed.has_exited,
+            output: Output::unpack(packed.output),
+        }
+    }
+
     /// Starts a command; `prepare` sets its environment and directory. The only descriptor of ours that it gets is the
     /// pipe for its output.
     ///
@@ -121,6 +160,23 @@ impl Drop for Running {
 }
 
 impl Output {
+    fn pack(&self, luggage: &mut Luggage) -> PackedOutput {
+        let lines = self.lines.iter().cloned().map(PackedLine);
+        PackedOutput {
+            pipe: self.pipe.as_ref().map(|pipe| luggage.put(pipe)),
+            lines: lines.collect(),
+            partial: PackedLine(self.partial.clone()),
+        }
+    }
+
+    fn unpack(packed: PackedOutput) -> Output {
+        Output {
+            pipe: packed.pipe.map(|pipe| pipe.take().into()),
+            lines: packed.lines.into_iter().map(|line| line.0).collect(),
+            partial: packed.partial.0,
+        }
+    }
+
     fn read(&mut self) {
         let Some(pipe) = &mut self.pipe else { return };
         let mut portion = vec![0; PORTION];
@@ -157,7 +213,38 @@ impl Output {
 #[cfg(test)]
 #[allow(clippy::unwrap_used, reason = "tests fail by panicking")]
 mod tests {
+    use std::mem::ManuallyDrop;
+
+    use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
+
     use super::*;
+
+    fn read_until(running: &mut Running, expected: &[&str]) {
+        while running.last_lines() != expected {
+            running.read();
+            assert!(running.source().is_some(), "{:?}", running.last_lines());
+            std::thread::sleep(std::time::Duration::from_millis(1));
+        }
+    }
+
+    #[test]
+    fn the_next_program_reads_on_and_ends_the_command() {
+        let command = "echo one; printf 'tw\\377'; kill -STOP $$; echo o; exec sleep 60";
+        let mut running = Running::start(command.as_ref(), |_| {}).unwrap();
+        read_until(&mut running, &["one", "tw\\xFF"]);
+        let running = ManuallyDrop::new(running);
+        let text = serde_json::to_string(&running.pack(&mut Luggage::default())).unwrap();
+        let mut next = Running::unpack(serde_json::from_str(&text).unwrap());
+        let pid = next.pid();
+        // It may not have stopped yet.
+        let stopped = waitpid(pid, Some(WaitPidFlag::WUNTRACED)).unwrap();
+        assert_eq!(stopped, WaitStatus::Stopped(pid, Signal::SIGSTOP));
+        killpg(pid, Signal::SIGCONT).unwrap();
+        read_until(&mut next, &["one", "tw\\xFFo"]);
+        drop(next);
+        let killed = WaitStatus::Signaled(pid, Signal::SIGKILL, false);
+        assert_eq!(waitpid(pid, None).unwrap(), killed);
+    }
 
     #[test]
     fn the_last_lines_are_kept_and_no_line_without_end() {

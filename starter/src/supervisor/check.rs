@@ -4,10 +4,12 @@ use std::ffi::OsString;
 use std::os::fd::BorrowedFd;
 
 use nix::unistd::Pid;
+use serde::{Deserialize, Serialize};
 
 use crate::host::launcher::Change;
+use crate::host::luggage::Luggage;
 use crate::machine::{Event, FailedCheck};
-use crate::ready::command::Running;
+use crate::ready::command::{PackedRunning, Running};
 use crate::words::failure;
 use crate::words::start_failure::StartFailure;
 use crate::worker::Blueprint;
@@ -19,11 +21,33 @@ pub struct Check {
     running: Option<Running>,
 }
 
+/// The check on its way to the next program.
+#[derive(Debug, Serialize, Deserialize)]
+pub struct PackedCheck {
+    running: Option<PackedRunning>,
+}
+
 impl Check {
     pub fn new(command: Option<OsString>) -> Check {
         Check {
             command,
             running: None,
+        }
+    }
+
+    /// For the next program.
+    pub fn pack(&self, luggage: &mut Luggage) -> PackedCheck {
+        let running = self.running.as_ref();
+        PackedCheck {
+            running: running.map(|running| running.pack(luggage)),
+        }
+    }
+
+    /// The same check again, which goes on if it runs. `command` is for the next one.
+    pub fn unpack(packed: PackedCheck, command: Option<OsString>) -> Check {
+        Check {
+            command,
+            running: packed.running.map(Running::unpack),
         }
     }
 
@@ -82,5 +106,42 @@ impl Check {
                 lines: running.last_lines(),
             }),
         }))
+    }
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used, reason = "tests fail by panicking")]
+mod tests {
+    use std::mem::ManuallyDrop;
+
+    use nix::sys::wait::{WaitStatus, waitpid};
+
+    use super::*;
+
+    fn carried_over(check: Check) -> Check {
+        let check = ManuallyDrop::new(check);
+        let text = serde_json::to_string(&check.pack(&mut Luggage::default())).unwrap();
+        Check::unpack(serde_json::from_str(&text).unwrap(), Some("next".into()))
+    }
+
+    #[test]
+    fn the_next_program_learns_how_a_check_ends() {
+        let running = Running::start("echo bad; exit 3".as_ref(), |_| {}).unwrap();
+        let pid = running.pid();
+        let mut check = carried_over(Check {
+            command: Some("this".into()),
+            running: Some(running),
+        });
+        assert_eq!(check.command.as_deref(), Some("next".as_ref()));
+        assert_eq!(waitpid(pid, None).unwrap(), WaitStatus::Exited(pid, 3));
+        let Some(Event::Checked(Err(failed))) = check.has_exited(pid, 3 << 8) else {
+            unreachable!("it has failed");
+        };
+        assert_eq!(
+            (failed.status, failed.lines),
+            (Some(3 << 8), vec!["bad".to_owned()])
+        );
+        // Without a running check there is nothing to learn.
+        assert!(carried_over(check).has_exited(pid, 3 << 8).is_none());
     }
 }

@@ -6,6 +6,7 @@ pub mod environment;
 mod explain;
 pub mod leftovers;
 mod pin;
+pub mod pins;
 mod settings;
 
 use std::convert::Infallible;
@@ -23,6 +24,7 @@ use nix::fcntl::OFlag;
 use nix::sys::resource::{Resource, setrlimit};
 use nix::sys::signal::{SigSet, SigmaskHow, sigprocmask};
 use nix::unistd::{ForkResult, Pid, chdir, pipe2, read, setsid, write};
+use serde::{Deserialize, Serialize};
 
 pub use self::explain::cannot_spawn;
 use self::explain::{Attempt, Step, explain};
@@ -32,6 +34,7 @@ pub use self::settings::Settings;
 use crate::host::dispositions;
 pub use crate::host::launcher::Change;
 use crate::host::launcher::Handover;
+use crate::host::luggage::{Carried, Luggage};
 use crate::host::open_files::{OpenFiles, duplicate_above};
 use crate::host::process::{exit_child, fork_single_threaded};
 use crate::listeners::dialects::{self, Announced, Dialect};
@@ -84,6 +87,16 @@ pub struct Report {
     /// Why the child could not start what its pin holds, if it has said so.
     unpinned: Option<Errno>,
     /// Where the child looks the program up.
+    path: OsString,
+}
+
+/// A report on its way to the next program.
+#[derive(Debug, Serialize, Deserialize)]
+pub struct PackedReport {
+    pipe: Carried,
+    generation: u32,
+    /// An errno.
+    unpinned: Option<i32>,
     path: OsString,
 }
 
@@ -230,6 +243,26 @@ impl Blueprint {
 }
 
 impl Report {
+    /// For the next program.
+    pub fn pack(&self, luggage: &mut Luggage) -> PackedReport {
+        PackedReport {
+            pipe: luggage.put(&self.pipe),
+            generation: self.generation,
+            unpinned: self.unpinned.map(|errno| errno as i32),
+            path: self.path.clone(),
+        }
+    }
+
+    /// The same report again, of which everything that was not read is still to be read.
+    pub fn unpack(packed: PackedReport) -> Report {
+        Report {
+            pipe: packed.pipe.take(),
+            generation: packed.generation,
+            unpinned: packed.unpinned.map(Errno::from_raw),
+            path: packed.path,
+        }
+    }
+
     /// The child's report: `None` while it has neither executed the program nor failed to.
     pub fn read(&mut self, blueprint: &Blueprint) -> Option<Result<(), StartFailure>> {
         let mut message = [0; 5];
@@ -313,4 +346,68 @@ fn reset_signals(command: &mut Command) {
     };
     // SAFETY: the hook makes system calls only and touches no memory of the process.
     unsafe { command.pre_exec(reset) };
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used, reason = "tests fail by panicking")]
+mod tests {
+    use super::*;
+
+    fn blueprint() -> Blueprint {
+        Blueprint {
+            program: "there-is-no-such-program".into(),
+            arguments: Vec::new(),
+            directory: None,
+            sockets: Vec::new(),
+            handover: Rc::default(),
+            announced: Vec::new(),
+            dialects: Vec::new(),
+            highest: 2,
+            own_session: false,
+            open_files: OpenFiles { soft: 64, hard: 64 },
+        }
+    }
+
+    fn carried_over(report: Report) -> Report {
+        let text = serde_json::to_string(&report.pack(&mut Luggage::default())).unwrap();
+        drop(report);
+        Report::unpack(serde_json::from_str(&text).unwrap())
+    }
+
+    #[test]
+    fn the_next_program_reads_the_rest_of_a_report() {
+        let blueprint = blueprint();
+        let (pipe, theirs) = pipe2(OFlag::O_CLOEXEC | OFlag::O_NONBLOCK).unwrap();
+        let report = Report {
+            pipe,
+            generation: 7,
+            unpinned: None,
+            path: "/nowhere".into(),
+        };
+        let mut report = carried_over(report);
+        assert!(report.read(&blueprint).is_none() && report.notice().is_none());
+        say(&theirs, UNPINNED, Errno::EACCES);
+        assert!(report.read(&blueprint).is_none());
+        let mut report = carried_over(report);
+        assert!(matches!(
+            report.notice(),
+            Some(Notice::Unpinned {
+                generation: 7,
+                errno: Some(Errno::EACCES)
+            })
+        ));
+        say(&theirs, Step::Execute as u8, Errno::ENOENT);
+        let cause = report.read(&blueprint).unwrap().unwrap_err();
+        let expected = Attempt {
+            program: &blueprint.program,
+            directory: None,
+            path: "/nowhere".as_ref(),
+        };
+        let expected = explain(
+            Step::from_number(Step::Execute as u8),
+            Errno::ENOENT,
+            &expected,
+        );
+        assert_eq!(cause, expected);
+    }
 }

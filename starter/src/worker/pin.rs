@@ -25,13 +25,15 @@ use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use common::stat::{has_type, same_file};
+use common::stat::has_type;
 use nix::errno::Errno;
 use nix::fcntl::{AT_FDCWD, AtFlags, FcntlArg, FdFlag, OFlag, fcntl, open, openat};
 use nix::sys::stat::{FileStat, Mode, SFlag, fstat, stat};
 use nix::unistd::{AccessFlags, chdir, execve, execveat, faccessat, fchdir};
+use serde::{Deserialize, Serialize};
 
 use crate::host::launcher::Change;
+use crate::host::luggage::{Carried, Luggage};
 use crate::host::open_files::duplicate_above;
 
 /// What a generation is started from.
@@ -44,15 +46,35 @@ pub struct Pin {
     program: Result<Program, Errno>,
 }
 
+/// Device and inode: the same ones are the same file, as long as that is held open.
+type Identity = (u64, u64);
+
 /// The program, held open. Its descriptor's number, like the directory's, is above all that a worker's sockets take.
 #[derive(Debug)]
 struct Program {
     file: OwnedFd,
-    stat: FileStat,
+    identity: Identity,
     /// As execvp(3) finds it from the directory.
     found: PathBuf,
     /// The same without symbolic links, if known.
     real: Option<PathBuf>,
+}
+
+/// A pin on its way to the next program.
+#[derive(Debug, Serialize, Deserialize)]
+pub struct PackedPin {
+    environment: Vec<Change>,
+    directory: Option<Carried>,
+    /// The error is an errno.
+    program: Result<PackedProgram, i32>,
+}
+
+#[derive(Debug, Serialize, Deserialize)]
+struct PackedProgram {
+    file: Carried,
+    identity: Identity,
+    found: OsString,
+    real: Option<OsString>,
 }
 
 /// What is to be held.
@@ -83,14 +105,14 @@ impl Wanted<'_> {
         let mut failure = Errno::ENOENT;
         for found in candidates(self.program, self.path) {
             match self.hold(at, &found) {
-                Ok((file, stat)) => {
+                Ok((file, identity)) => {
                     let start = self.directory.unwrap_or(Path::new(""));
                     let real = fs::canonicalize(start.join(&found)).ok();
                     return Ok(Program {
                         // The directory's path may lead to another one by now.
-                        real: real.filter(|path| leads_to(path, &stat)),
+                        real: real.filter(|path| leads_to(path, identity)),
                         file,
-                        stat,
+                        identity,
                         found,
                     });
                 }
@@ -100,12 +122,15 @@ impl Wanted<'_> {
         Err(failure)
     }
 
-    fn hold(&self, at: BorrowedFd<'_>, path: &Path) -> nix::Result<(OwnedFd, FileStat)> {
+    fn hold(&self, at: BorrowedFd<'_>, path: &Path) -> nix::Result<(OwnedFd, Identity)> {
         let file = openat(at, path, OFlag::O_PATH | OFlag::O_CLOEXEC, Mode::empty())?;
         let stat = fstat(&file)?;
         faccessat(at, path, AccessFlags::X_OK, AtFlags::empty())?;
         match has_type(&stat, SFlag::S_IFREG) {
-            true => Ok((duplicate_above(file.as_fd(), self.highest)?, stat)),
+            true => Ok((
+                duplicate_above(file.as_fd(), self.highest)?,
+                identity_of(&stat),
+            )),
             false => Err(Errno::EACCES),
         }
     }
@@ -138,6 +163,28 @@ impl Pin {
         }
     }
 
+    /// For the next program, once for all generations that share it.
+    pub fn pack(&self, luggage: &mut Luggage) -> PackedPin {
+        let program = self.program.as_ref();
+        PackedPin {
+            environment: self.environment.clone(),
+            directory: self.directory.as_ref().map(|it| luggage.put(it)),
+            program: program
+                .map(|program| program.pack(luggage))
+                .map_err(|errno| *errno as i32),
+        }
+    }
+
+    /// The same pin again.
+    pub fn unpack(packed: PackedPin) -> Pin {
+        let program = packed.program;
+        Pin {
+            environment: packed.environment,
+            directory: packed.directory.map(Carried::take),
+            program: program.map(Program::unpack).map_err(Errno::from_raw),
+        }
+    }
+
     /// Changes to the directory and executes the program with the command's arguments and environment.
     ///
     /// # Errors
@@ -161,6 +208,24 @@ impl Pin {
 }
 
 impl Program {
+    fn pack(&self, luggage: &mut Luggage) -> PackedProgram {
+        PackedProgram {
+            file: luggage.put(&self.file),
+            identity: self.identity,
+            found: self.found.clone().into(),
+            real: self.real.clone().map(OsString::from),
+        }
+    }
+
+    fn unpack(packed: PackedProgram) -> Program {
+        Program {
+            file: packed.file.take(),
+            identity: packed.identity,
+            found: packed.found.into(),
+            real: packed.real.map(PathBuf::from),
+        }
+    }
+
     fn execute(&self, image: &Image) -> Result<Infallible, Option<Errno>> {
         if self.is_where_it_was() {
             image.execute(&self.found).map_err(|_| None)
@@ -175,12 +240,12 @@ impl Program {
     fn is_where_it_was(&self) -> bool {
         let is_same_path =
             |real: &PathBuf| fs::canonicalize(&self.found).ok().as_ref() == Some(real);
-        leads_to(&self.found, &self.stat) && self.real.as_ref().is_none_or(is_same_path)
+        leads_to(&self.found, self.identity) && self.real.as_ref().is_none_or(is_same_path)
     }
 
     fn other_path(&self) -> Option<PathBuf> {
         let of_descriptor = || fs::read_link(by_descriptor(&self.file)).ok();
-        let leads_to_it = |path: &PathBuf| leads_to(path, &self.stat);
+        let leads_to_it = |path: &PathBuf| leads_to(path, self.identity);
         let real = self.real.clone().filter(leads_to_it);
         real.or_else(|| of_descriptor().filter(leads_to_it))
     }
@@ -254,8 +319,12 @@ fn candidates(program: &OsStr, path: &OsStr) -> Vec<PathBuf> {
     }
 }
 
-fn leads_to(path: &Path, file: &FileStat) -> bool {
-    stat(path).is_ok_and(|found| same_file(&found, file))
+fn leads_to(path: &Path, file: Identity) -> bool {
+    stat(path).is_ok_and(|found| identity_of(&found) == file)
+}
+
+fn identity_of(stat: &FileStat) -> Identity {
+    (stat.st_dev, stat.st_ino)
 }
 
 fn by_descriptor(file: &OwnedFd) -> PathBuf {
@@ -267,8 +336,56 @@ fn c_string(text: OsString) -> nix::Result<CString> {
 }
 
 #[cfg(test)]
+#[allow(clippy::unwrap_used, reason = "tests fail by panicking")]
 mod tests {
+    use std::os::unix::fs::{PermissionsExt, symlink};
+
+    use nix::sys::stat::fstat;
+    use nix::unistd::mkdtemp;
+
     use super::*;
+
+    fn carried_over(pin: Pin) -> Pin {
+        let text = serde_json::to_string(&pin.pack(&mut Luggage::default())).unwrap();
+        drop(pin);
+        Pin::unpack(serde_json::from_str(&text).unwrap())
+    }
+
+    #[test]
+    fn the_next_program_holds_the_same_files_and_still_finds_them() {
+        let directory = mkdtemp(&std::env::temp_dir().join("pin-XXXXXX")).unwrap();
+        let directory = fs::canonicalize(directory).unwrap();
+        let [one, two, current] = ["one", "two", "current"].map(|name| directory.join(name));
+        fs::create_dir(&one).unwrap();
+        fs::create_dir(&two).unwrap();
+        symlink(&one, &current).unwrap();
+        let path = current.join("program");
+        fs::write(&path, "#!/bin/sh\n").unwrap();
+        fs::set_permissions(&path, fs::Permissions::from_mode(0o700)).unwrap();
+        let wanted = Wanted {
+            program: path.as_os_str(),
+            directory: Some(&directory),
+            path: "".as_ref(),
+            highest: 2,
+        };
+        let environment = vec![("SET".into(), Some("1".into())), ("GONE".into(), None)];
+        let pin = carried_over(Pin::new(&wanted, environment.clone()));
+        assert_eq!(pin.environment, environment);
+        let held = fstat(pin.directory.as_ref().unwrap()).unwrap();
+        assert!(leads_to(&directory, identity_of(&held)));
+        let program = pin.program.as_ref().unwrap();
+        assert!(program.is_where_it_was());
+        // The same file in another release.
+        fs::hard_link(&path, two.join("program")).unwrap();
+        fs::remove_file(&current).unwrap();
+        symlink(&two, &current).unwrap();
+        assert!(!program.is_where_it_was());
+        assert_eq!(program.other_path(), Some(one.join("program")));
+        // Only its descriptor still leads to it.
+        fs::rename(one.join("program"), one.join("renamed")).unwrap();
+        assert_eq!(program.other_path(), Some(one.join("renamed")));
+        fs::remove_dir_all(directory).unwrap();
+    }
 
     #[test]
     fn a_program_is_looked_up_as_execvp_does_it() {

@@ -12,7 +12,7 @@
 //! | `worker` | one child: its descriptors, its environment, its exec |
 //! | `status` | pid file, status file and `FILE.json` |
 //! | `manager` | what the service manager that launched us is told, over `NOTIFY_SOCKET` |
-//! | `client` | `--restart`, `--rollback`, `--stop`, `--reopen`, `--status`: requests to another start_server |
+//! | `client` | `--restart`, `--rollback`, `--upgrade`, `--stop`, `--reopen`, `--status`: requests to another start_server |
 //! | `self_test` | `--self-test`: everything promised about the processes, tried on this host |
 //! | `supervisor` | the loop: descriptors become events, actions become system calls |
 //! | `options` | the command line, which fills in the settings that each room defines |
@@ -40,6 +40,7 @@ mod worker;
 use std::io::{self, Write};
 use std::process::ExitCode;
 
+use crate::host::own_program::Inheritance;
 use crate::host::{dispositions, identity, passed_on};
 use crate::options::Invocation;
 use crate::supervisor::signals;
@@ -62,6 +63,13 @@ fn run() -> Result<Status, Failure> {
     if self_test::is_worker() {
         return self_test::run_worker().map(done);
     }
+    // Before any descriptor is closed and any signal is reset: both are another program's.
+    if let Some(inheritance) = Inheritance::find() {
+        return start::resume::run(inheritance);
+    }
+    if let Some(snapshot) = start::resume::question(std::env::args_os().skip(1)) {
+        return print(&start::resume::answer(snapshot)?);
+    }
     // A server alone has a use for them, and a lie about them keeps nothing else from running.
     let passed_on = passed_on::take_and_close_others()?;
     // Before the first child: a process that ignores CHLD cannot wait for one.
@@ -76,16 +84,25 @@ fn run() -> Result<Status, Failure> {
             client::rollback(&settings, &mut teller(&settings)).map(done)
         }
         Invocation::Stop(settings) => client::stop(&settings, &mut teller(&settings)).map(done),
+        Invocation::Upgrade(settings) => {
+            client::upgrade(&settings, &mut teller(&settings)).map(done)
+        }
         Invocation::Reopen(settings) => client::reopen(&settings, &mut teller(&settings)).map(done),
         Invocation::Status(settings) => client::show(&settings, &mut teller(&settings)),
         Invocation::SelfTest(settings) => self_test::run(&settings).map(|holds| match holds {
             true => Status::Done,
             false => Status::Failed,
         }),
-        Invocation::Print(text) => io::stdout()
-            .write_all(text.as_bytes())
-            .map(done)
-            .map_err(|error| Failure::failed(format!("cannot write to standard output: {error}"))),
+        Invocation::Print(text) => print(&text),
+    }
+}
+
+fn print(text: &str) -> Result<Status, Failure> {
+    match io::stdout().write_all(text.as_bytes()) {
+        Ok(()) => Ok(Status::Done),
+        Err(error) => Err(Failure::failed(format!(
+            "cannot write to standard output: {error}"
+        ))),
     }
 }
 

@@ -1,5 +1,5 @@
-//! Requests to a running start_server. `--restart`, `--rollback`, `--stop` and `--reopen` signal it and wait until the outcome is known;
-//! `--status` only looks at it.
+//! Requests to a running start_server. `--restart`, `--rollback`, `--upgrade`, `--stop` and `--reopen` signal it and wait until the
+//! outcome is known; `--status` only looks at it.
 
 mod follower;
 mod for_people;
@@ -15,6 +15,7 @@ mod sheet;
 mod show;
 mod status;
 mod stop;
+mod upgrade;
 mod verdict;
 mod wait;
 
@@ -24,4 +25,5 @@ pub use self::settings::{Form, Settings};
 pub use self::show::{in_every_form, show};
 pub use self::status::{Asked, Status};
 pub use self::stop::stop;
+pub use self::upgrade::upgrade;
 pub use self::verdict::in_every_form as restart_in_every_form;

@@ -8,7 +8,7 @@ use nix::unistd::Pid;
 
 use crate::host::order::Order;
 use crate::host::proc;
-use crate::status::file::read_text;
+use crate::status::file::{UPGRADE, read_text};
 use crate::status::view::{self, Outcome, State, View, Worker};
 use crate::words::failure::{self, Failure};
 use crate::words::parts::WithMeaning;
@@ -87,6 +87,16 @@ impl Status {
         self.0.log.failure.as_deref()
     }
 
+    /// How many upgrades it has tried, and why the last one failed, if it did.
+    pub fn upgrades(&self) -> (u64, Option<&str>) {
+        (self.0.upgrades.tried, self.0.upgrades.failure.as_deref())
+    }
+
+    /// The version that runs.
+    pub fn version(&self) -> &str {
+        &self.0.supervisor.version
+    }
+
     /// The log file, unless it is a command.
     pub fn log_file(&self) -> Option<&str> {
         let file = self.0.options.log_file.as_deref();
@@ -105,6 +115,11 @@ impl Status {
     }
 
     /// Whether its server knows this order.
+    pub fn can_upgrade(&self) -> bool {
+        let mut orders = self.0.supervisor.orders.iter();
+        orders.any(|one| one == UPGRADE)
+    }
+
     pub fn obeys(&self, order: Order) -> bool {
         let mut orders = self.0.supervisor.orders.iter();
         orders.any(|one| one == order.name())

@@ -6,7 +6,7 @@
 use std::os::fd::{AsFd, OwnedFd, RawFd};
 
 use nix::errno::Errno;
-use nix::fcntl::{FcntlArg, FdFlag, fcntl};
+use nix::fcntl::{FcntlArg, fcntl};
 use serde::{Deserialize, Serialize, Serializer};
 
 use crate::host::open_files::{borrowed, owned};
@@ -49,12 +49,9 @@ fn for_the_next(descriptor: impl AsFd) -> RawFd {
 }
 
 impl Carried {
-    /// Takes it over, close-on-exec.
+    /// Takes it over. It is not close-on-exec: as long as not everything is taken over, there is a way back.
     pub fn take(self) -> OwnedFd {
-        let descriptor = owned(self.0);
-        // It fails only for a descriptor that is not open.
-        let _ = fcntl(&descriptor, FcntlArg::F_SETFD(FdFlag::FD_CLOEXEC));
-        descriptor
+        owned(self.0)
     }
 }
 
@@ -147,7 +144,6 @@ mod tests {
         drop(writer);
         let carried: Carried = serde_json::from_str(&text).unwrap();
         let taken = carried.take();
-        assert_eq!(fcntl(&taken, FcntlArg::F_GETFD).unwrap(), libc::FD_CLOEXEC);
         std::fs::File::from(taken).write_all(b"same").unwrap();
         let mut read = String::new();
         reader.read_to_string(&mut read).unwrap();

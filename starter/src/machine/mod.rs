@@ -71,6 +71,7 @@ mod readiness;
 mod rollback;
 mod slots;
 mod snapshot;
+pub use self::snapshot::Snapshot;
 mod start;
 mod steps;
 mod stop;

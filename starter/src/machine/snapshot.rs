@@ -47,10 +47,6 @@ impl From<Version> for u32 {
     }
 }
 
-#[cfg_attr(
-    not(test),
-    expect(dead_code, reason = "nothing hands a machine over yet but its tests")
-)]
 impl Machine {
     /// Take it between events, when all actions of the last one are done: pending actions are not in it.
     pub fn snapshot(&self) -> Snapshot {

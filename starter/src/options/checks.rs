@@ -23,7 +23,10 @@ use crate::words::text::quoted;
 
 /// Options, each with those of which it needs one.
 const NEEDS: [(&str, &[&str]); 15] = [
-    ("timeout", &["restart", "rollback", "stop", "reopen"]),
+    (
+        "timeout",
+        &["restart", "rollback", "upgrade", "stop", "reopen"],
+    ),
     ("follow", &["status"]),
     ("json", &["status", "restart", "rollback"]),
     ("no-wait", &["restart", "rollback"]),

@@ -9,6 +9,7 @@ const USAGE: &str = "\
 start_server [options] -- server-prog server-arg1 server-arg2 ...
        start_server --restart --pid-file=FILE [--timeout=SECONDS]
        start_server --rollback --pid-file=FILE [--timeout=SECONDS]
+       start_server --upgrade --pid-file=FILE [--timeout=SECONDS]
        start_server --stop --pid-file=FILE [--timeout=SECONDS]
        start_server --reopen --pid-file=FILE [--timeout=SECONDS]
        start_server --status --pid-file=FILE [--follow|--json|--openmetrics]
@@ -232,7 +233,7 @@ fn privileges() -> [Arg; 4] {
     ]
 }
 
-fn commands() -> [Arg; 13] {
+fn commands() -> [Arg; 14] {
     [
         flag("restart").help(lines([
             "Send HUP to the start_server that holds --pid-file, and wait until a",
@@ -248,6 +249,11 @@ fn commands() -> [Arg; 13] {
             "With --restart or --rollback: return as soon as the server serves, and",
             "do not wait for the one that it replaces.",
         ])),
+        flag("upgrade").help(lines([
+            "Send USR2 to the start_server that holds --pid-file: the program file",
+            "that lies in its place by now goes on in the same process, with the",
+            "same options, listeners and servers. Wait until it does.",
+        ])),
         flag("stop").help(lines([
             "Send TERM to the start_server that holds --pid-file, and wait until it",
             "has exited. Options for a start have no effect.",
@@ -257,7 +263,7 @@ fn commands() -> [Arg; 13] {
             "has reopened --log-file. Options for a start have no effect.",
         ])),
         valued("timeout", "SECONDS")
-            .help("The longest that these four commands wait (default: no limit)."),
+            .help("The longest that these five commands wait (default: no limit)."),
         flag("status").help(lines([
             "Print what the start_server that holds --pid-file is doing, with its",
             "listeners and workers. Options for a start have no effect.",

@@ -50,6 +50,8 @@ pub enum Invocation {
     Stop(client::Settings),
     /// Tell a running superdaemon to reopen its log file.
     Reopen(client::Settings),
+    /// Tell a running superdaemon to execute its program file again.
+    Upgrade(client::Settings),
     /// Show what a running superdaemon is doing.
     Status(client::Settings),
     /// Test both programs on this host.
@@ -87,9 +89,10 @@ const OK_ALONE: Statuses = Statuses {
 /// Makes an invocation that asks a running superdaemon for something.
 type Command = fn(client::Settings) -> Invocation;
 
-const COMMANDS: [(&str, Command); 5] = [
+const COMMANDS: [(&str, Command); 6] = [
     ("restart", Invocation::Restart),
     ("rollback", Invocation::Rollback),
+    ("upgrade", Invocation::Upgrade),
     ("stop", Invocation::Stop),
     ("reopen", Invocation::Reopen),
     ("status", Invocation::Status),

@@ -88,18 +88,25 @@ impl Running {
     /// # Errors
     /// Why there is no process.
     pub fn start(command: &OsStr, prepare: impl FnOnce(&mut Command)) -> io::Result<Running> {
+        let mut shell = Command::new("/bin/sh");
+        shell.arg("-c").arg(command);
+        prepare(&mut shell);
+        detach(&mut shell);
+        Running::run(shell)
+    }
+
+    /// Starts what is detached already.
+    ///
+    /// # Errors
+    /// Why there is no process.
+    pub fn run(mut command: Command) -> io::Result<Running> {
         let (ours, theirs) = pipe2(OFlag::O_CLOEXEC)?;
         fcntl(&ours, FcntlArg::F_SETFL(OFlag::O_NONBLOCK))?;
-        let mut shell = Command::new("/bin/sh");
-        shell
-            .arg("-c")
-            .arg(command)
+        command
             .stdin(Stdio::null())
             .stdout(theirs.try_clone()?)
             .stderr(theirs);
-        prepare(&mut shell);
-        detach(&mut shell);
-        let child = shell.spawn()?;
+        let child = command.spawn()?;
         Ok(Running {
             pid: Pid::from_raw(child.id().cast_signed()),
             has_exited: false,

@@ -43,6 +43,9 @@ const SOON: Duration = Duration::from_millis(100);
 /// The mode of `F`, whatever the umask: it contains nothing but numbers.
 const READ_BY_ALL: u32 = 0o644;
 
+/// USR2, among the orders.
+pub const UPGRADE: &str = "upgrade";
+
 /// The minimum mode of `F.json`, to let workers and clients of the same user read it. Beyond that the umask decides: it may
 /// contain lines of the log, and should be readable to no more users than the log itself.
 const READ_BY_USER: u32 = 0o600;
@@ -232,6 +235,14 @@ impl StatusFile {
         self.view.log.failure = failure;
     }
 
+    /// What became of requests to upgrade this process; written with the next change.
+    pub fn upgrades_decided(&mut self, tried: u32, failure: Option<&str>) {
+        self.view.upgrades = view::Upgrades {
+            tried: tried.into(),
+            failure: failure.map(str::to_owned),
+        };
+    }
+
     /// How many lines the log has lost so far; written with the next change, or soon. However fast they are lost, that
     /// does not write all the time.
     pub fn lines_lost(&mut self, lost: u64, now: Moment) {
@@ -296,7 +307,7 @@ fn view_of(settings: &Shown<'_>, lasting: Lasting) -> View {
             version: env!("CARGO_PKG_VERSION").to_owned(),
             started_at: lasting.started_at,
             start_ticks: lasting.start_ticks,
-            orders: Order::names().map(str::to_owned).collect(),
+            orders: orders().map(str::to_owned).collect(),
         },
         options: shown(settings),
         confinement: lasting.confinement,
@@ -318,6 +329,11 @@ pub fn json_path(beside: &Path) -> PathBuf {
     let mut path = OsString::from(beside);
     path.push(".json");
     path.into()
+}
+
+/// Everything that this version obeys besides what every version does.
+fn orders() -> impl Iterator<Item = &'static str> {
+    Order::names().chain([UPGRADE])
 }
 
 fn last_lines_of(all: &VecDeque<(Pid, Vec<String>)>, pid: Pid) -> &[String] {

@@ -40,6 +40,8 @@ pub struct View {
     pub fd_store: Option<FdStore>,
     #[serde(default)]
     pub log: Log,
+    #[serde(default)]
+    pub upgrades: Upgrades,
     /// It was told to stop, or is giving up.
     #[serde(default)]
     pub stopping: bool,
@@ -193,6 +195,16 @@ pub struct Log {
     pub failure: Option<String>,
     /// Lines that were lost on the way to the log or to syslog.
     pub lost: u64,
+}
+
+/// What became of requests to execute the program file again.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Upgrades {
+    /// The number of requests that are decided.
+    pub tried: u64,
+    /// Why the last one failed.
+    pub failure: Option<String>,
 }
 
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]

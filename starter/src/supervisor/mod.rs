@@ -4,12 +4,17 @@
 //! - The machine ([`crate::machine`]) decides: an event and the time go in, actions come out.
 //! - [`perform`] carries the actions out.
 //! - [`resources`] holds what all of them work with, and releases it in order at the end.
+//! - [`upgrade`] lets another version of this program go on in the same process, with all of that: [`state`].
 
 pub mod check;
+pub mod envelope;
+mod make_way;
 mod perform;
 pub mod resources;
 pub mod signals;
 mod sources;
+pub mod state;
+pub mod upgrade;
 
 use crate::host::moment::Moment;
 use crate::machine::{Action, Event, Machine, Outcome, Settings, Verdict};
@@ -41,20 +46,49 @@ pub fn run(mut resources: Resources, settings: Settings) -> Outcome {
     supervisor.resources.manager.learn(&supervisor.machine);
     supervisor.perform(actions);
     supervisor.resources.tell_manager(&supervisor.machine);
-    loop {
-        if let Some(outcome) = supervisor.finished {
-            return supervisor.end(outcome);
-        }
-        supervisor.wait();
-        let mut inbox = Inbox::open(&supervisor.resources);
-        while let Some(input) = inbox.next(&mut supervisor.resources, &supervisor.machine) {
-            supervisor.act_on(input);
-        }
-        supervisor.resources.tell_manager(&supervisor.machine);
-    }
+    supervisor.serve()
+}
+
+/// The same from where another program of this process has stopped.
+pub fn go_on(mut resources: Resources, mut machine: Machine) -> Outcome {
+    // It may have changed while nobody watched it.
+    let (_, knobs) = resources.load_environment();
+    machine.set_knobs(knobs);
+    resources.show_upgrades(&machine);
+    let mut supervisor = Supervisor {
+        resources,
+        machine,
+        is_broken: false,
+        finished: None,
+    };
+    // What has happened meanwhile need not show in any descriptor: the signal of a child's exit may be gone.
+    supervisor.turn();
+    supervisor.serve()
 }
 
 impl Supervisor {
+    fn serve(mut self) -> Outcome {
+        loop {
+            if let Some(outcome) = self.finished {
+                return self.end(outcome);
+            }
+            self.wait();
+            self.turn();
+        }
+    }
+
+    fn turn(&mut self) {
+        let mut inbox = Inbox::open(&self.resources);
+        while let Some(input) = inbox.next(&mut self.resources, &self.machine) {
+            self.act_on(input);
+        }
+        self.resources.tell_manager(&self.machine);
+        // Between two turns no action is pending.
+        if self.finished.is_none() {
+            self.resources.make_way(&self.machine);
+        }
+    }
+
     fn wait(&mut self) {
         if self.is_broken {
             wait_blindly();

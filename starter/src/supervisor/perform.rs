@@ -103,6 +103,7 @@ impl Resources {
                 self.status_file.log_reopened(self.log.reopened().clone());
                 self.save_status(machine);
             }
+            Duty::Upgrade => self.upgrade(machine),
             Duty::Ignore(signal) => self.log.say(&Notice::Ignored(signal)),
             Duty::SaveStatus => self.save_status(machine),
             Duty::LookForReadiness => self.look_for_readiness(),
@@ -138,7 +139,7 @@ impl Resources {
         }
     }
 
-    fn save_status(&mut self, machine: &Machine) {
+    pub fn save_status(&mut self, machine: &Machine) {
         self.keep_last_lines_of_failed(machine);
         for notice in self.status_file.save(machine, Moment::now()) {
             self.log.say(&notice);
@@ -248,6 +249,7 @@ impl Resources {
         };
         readiness.look(Moment::now(), &blueprint.sockets, &mut run);
         self.check.read();
+        self.upgrade.look(Moment::now());
         self.tell_of_readiness();
     }
 
@@ -312,6 +314,10 @@ impl Resources {
         }
         if let Some(checked) = self.check.has_exited(pid, status) {
             return vec![checked];
+        }
+        if let Some(answer) = self.upgrade.has_exited(pid, status) {
+            self.upgrade_answered(answer, machine);
+            return Vec::new();
         }
         if self.readiness.has_exited(pid, status) {
             return Vec::new();

@@ -6,6 +6,7 @@ use std::rc::Rc;
 use nix::unistd::Pid;
 
 use crate::host::daemon::Waiting;
+use crate::host::identity::Login;
 use crate::listeners::health::Health;
 use crate::listeners::socket_files::SocketFiles;
 use crate::log::Log;
@@ -16,6 +17,7 @@ use crate::status::file::StatusFile;
 use crate::status::pid_file::PidFile;
 use crate::supervisor::check::Check;
 use crate::supervisor::signals::Signals;
+use crate::supervisor::upgrade::Upgrade;
 use crate::words::failure::Failure;
 use crate::words::start_failure::StartFailure;
 use crate::worker::environment::Environment;
@@ -24,6 +26,8 @@ use crate::worker::{Blueprint, Change, Pin, Report};
 /// Everything that the loop reads from and acts on.
 pub struct Resources {
     pub blueprint: Blueprint,
+    /// Whose the environment of our children is to be, if not the launcher's.
+    pub login: Option<Login>,
     pub environment: Environment,
     /// What a worker may be started from again, by the number of the generation that was started from it.
     pub pins: BTreeMap<u32, Rc<Pin>>,
@@ -32,6 +36,7 @@ pub struct Resources {
     pub reports: Vec<(Pid, Report)>,
     pub readiness: Readiness,
     pub check: Check,
+    pub upgrade: Upgrade,
     pub log: Log,
     pub status_file: StatusFile,
     pub pid_file: Option<PidFile>,
@@ -71,6 +76,7 @@ impl Resources {
             blueprint,
             readiness,
             check,
+            upgrade,
             log,
             status_file,
             pid_file,
@@ -82,6 +88,8 @@ impl Resources {
         drop(socket_files);
         drop(readiness);
         drop(check);
+        // A program that is being tried has copies of everything.
+        drop(upgrade);
         drop(blueprint);
         log.end();
         drop(pid_file);

@@ -39,12 +39,15 @@ pub enum Input {
 /// Work that does not depend on the machine.
 #[derive(Debug)]
 pub enum Duty {
-    /// A child has exited: the binder, the log command, a check, a readiness command, a worker or an adopted orphan.
+    /// A child has exited: the binder, the log command, a check, a readiness command, a program that is tried, a worker or
+    /// an adopted orphan.
     ChildExited { pid: Pid, status: i32 },
     /// The pid file may have been removed or overwritten.
     RestorePidFile,
     /// USR1.
     ReopenLog,
+    /// USR2.
+    Upgrade,
     /// A signal without a meaning here.
     Ignore(Signal),
     /// Writing the status is due without a change of the machine.
@@ -101,6 +104,7 @@ pub fn wait(resources: &Resources, machine: &Machine) -> Result<(), Failure> {
         environment,
         readiness,
         check,
+        upgrade,
         reports,
         manager,
         ..
@@ -110,6 +114,7 @@ pub fn wait(resources: &Resources, machine: &Machine) -> Result<(), Failure> {
         machine.deadline(),
         status_file.deadline(),
         readiness.deadline(),
+        upgrade.deadline(),
         manager.deadline(machine),
         log.deadline(),
     ];
@@ -123,6 +128,7 @@ pub fn wait(resources: &Resources, machine: &Machine) -> Result<(), Failure> {
         .chain(environment.watched())
         .chain(reports)
         .chain(check.source())
+        .chain(upgrade.source())
         .chain(log.readable)
         .map(|source| PollFd::new(source, PollFlags::POLLIN));
     let writable = log.writable.into_iter().chain(manager.source());
@@ -237,7 +243,8 @@ impl Inbox {
                 }
                 CARRIER => self.next.push_back(Input::Event(Event::RollBack)),
                 Signal::SIGUSR1 => self.next.push_back(Input::Duty(Duty::ReopenLog)),
-                Signal::SIGUSR2 | Signal::SIGXCPU => {
+                Signal::SIGUSR2 => self.next.push_back(Input::Duty(Duty::Upgrade)),
+                Signal::SIGXCPU => {
                     self.next.push_back(Input::Duty(Duty::Ignore(signal)));
                 }
                 _ => {}

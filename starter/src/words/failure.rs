@@ -24,7 +24,7 @@ pub enum Status {
 }
 
 /// An error message for the user: `cannot <verb> <object>: <cause>`, and a hint if a remedy is known.
-#[derive(Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Failure {
     pub status: Status,
     text: String,

@@ -16,3 +16,4 @@ pub mod start_failure;
 pub mod stop_first;
 pub mod text;
 pub mod trouble;
+pub mod upgrade;

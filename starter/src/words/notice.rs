@@ -13,6 +13,7 @@ use crate::words::rollback::Way;
 use crate::words::start_failure::StartFailure;
 use crate::words::stop_first::StopFirst;
 use crate::words::trouble::{Trouble, Was};
+use crate::words::upgrade::Upgrade;
 
 /// How important a line is, in syslog's terms (syslog(3)).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -126,6 +127,7 @@ pub enum Notice {
     },
     /// A restart for which what serves stops first.
     StopFirst(StopFirst),
+    Upgrade(Upgrade),
     /// What serves dies soon after it has committed.
     CrashLoop {
         deaths: u32,
@@ -212,6 +214,9 @@ pub enum Notice {
     RestartAsked {
         pid: Pid,
     },
+    UpgradeAsked {
+        pid: Pid,
+    },
     ReopenAsked {
         pid: Pid,
     },
@@ -280,6 +285,7 @@ impl Notice {
             | Notice::LockHeldByAnother { .. }
             | Notice::LogCommandDied { .. }
             | Notice::NothingToReopen
+            | Notice::Upgrade(Upgrade::Failed { .. })
             | Notice::ListenerMended { .. }
             | Notice::SyslogUnreachable { .. } => Severity::Warning,
             Notice::StartingNow(_)
@@ -287,6 +293,7 @@ impl Notice {
             | Notice::NewWorkerRunning { .. }
             | Notice::AutoRestart { .. }
             | Notice::StopFirst(_)
+            | Notice::Upgrade(Upgrade::Done { .. })
             | Notice::Stopping { .. }
             | Notice::Exiting
             | Notice::SavedAgain { .. }
@@ -307,7 +314,9 @@ impl Notice {
             | Notice::StopServer { .. }
             | Notice::RestartAsked { .. }
             | Notice::RollbackAsked { .. }
-            | Notice::ReopenAsked { .. } => Severity::Info,
+            | Notice::ReopenAsked { .. }
+            | Notice::UpgradeAsked { .. }
+            | Notice::Upgrade(Upgrade::Trying { .. }) => Severity::Info,
         }
     }
 

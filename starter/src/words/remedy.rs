@@ -26,6 +26,9 @@ pub const RAISE_OPEN_FILES: &str = "raise it with ulimit -n (LimitNOFILE= of sys
 pub const CONFINE_FULLY: &str = "it needs Linux 6.12 with `landlock` in /sys/kernel/security/lsm, and no container or \
      unit that blocks it (SystemCallFilter=@system-service does); without --strict this is a warning";
 
+/// The server that runs is older than upgrades in place.
+pub const STOP_AND_START: &str = "stop it with --stop and start it again with the new version";
+
 /// The name of the second program, beside this one.
 pub const BINDER: &str = "start_server-binder";
 

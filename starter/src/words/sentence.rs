@@ -159,6 +159,7 @@ impl Notice {
                 )
             }
             Notice::StopFirst(step) => step.to_string(),
+            Notice::Upgrade(step) => step.to_string(),
             Notice::CrashLoop { deaths, next } => {
                 let next = next.as_secs_f64();
                 format!(
@@ -307,6 +308,9 @@ impl Notice {
                 format!("start_server: {} contains {written}, but pid {holder} holds its lock and is the server",
                     quoted(path)
                 )
+            }
+            Notice::UpgradeAsked { pid } => {
+                format!("sent USR2 to start_server (pid:{pid}), waiting for the upgrade...")
             }
             Notice::ReopenAsked { pid } => {
                 format!("sent USR1 to start_server (pid:{pid}), waiting for the log file...")

@@ -11,6 +11,9 @@
 //!
 //! Everything that an attacker could influence comes after the drop: host names, files, the server program.
 
+mod equipment;
+pub mod resume;
+
 use std::collections::BTreeMap;
 use std::io;
 use std::path::Path;
@@ -32,7 +35,7 @@ use crate::host::passed_on::PassedOn;
 use crate::host::{identity, streams, terminal};
 use crate::listeners::backlog::Backlog;
 use crate::listeners::bind::{Bound, Listener};
-use crate::listeners::dialects::{self, Announced, Dialect};
+use crate::listeners::dialects::{self, Announced};
 use crate::listeners::health::Health;
 use crate::listeners::inherited::Inherited;
 use crate::listeners::numbers::Reserved;
@@ -43,7 +46,8 @@ use crate::machine::{self, Outcome};
 use crate::manager::Manager;
 use crate::manager::launch::Launch;
 use crate::options::Options;
-use crate::ready::{Layout, Readiness};
+use crate::ready::Readiness;
+use crate::start::equipment::{Equipment, Found};
 use crate::status::Shown;
 use crate::status::file::StatusFile;
 use crate::status::pid_file::PidFile;
@@ -51,6 +55,7 @@ use crate::supervisor;
 use crate::supervisor::check::Check;
 use crate::supervisor::resources::Resources;
 use crate::supervisor::signals::Signals;
+use crate::supervisor::upgrade::Upgrade;
 use crate::words::failure::{self, Failure, Status};
 use crate::words::notice::Notice;
 use crate::words::remedy;
@@ -262,6 +267,7 @@ fn lock_pid_file(path: &Path, signals: &Signals) -> Result<PidFile, Failure> {
 /// Everything that must exist before the first worker.
 struct Ready {
     blueprint: Blueprint,
+    login: Option<Login>,
     readiness: Readiness,
     check: Check,
     environment: Environment,
@@ -280,46 +286,29 @@ fn make_ready(options: Options, held: Held, log: &mut Log) -> Result<Ready, Fail
     environment.check()?;
     dialects::check(&listeners, dialects, options.ready.reserved_number())?;
     dialects::prepare(&listeners, dialects)?;
-    let shown = Shown {
-        files: &options.status,
-        worker: &options.worker,
-        environment: &options.environment,
-        machine: &options.machine,
-        ready: &options.ready,
-        log: &options.log,
-        identity: &options.identity,
-    };
+    let shown = shown(&options);
     let status_file = StatusFile::create(&shown, &listeners, held.in_force)?;
     let handover = Rc::new(Handover::new(held.login.as_ref()));
     log.open(&options.log, &handover)?;
-    let announced: Vec<Announced> = listeners.iter().map(Announced::from).collect();
-    let numbers = announced.iter().map(|one| one.number);
-    let layout = Layout::new(
-        numbers,
-        &options.ready,
-        Backlog::new(options.listeners.backlog),
-        !dialects.contains(&Dialect::Nginx),
-    );
+    let machine = options.machine.clone();
+    let announced = listeners.iter().map(Announced::from).collect();
+    let sockets = listeners.into_iter();
+    let sockets = sockets.map(|listener| (listener.socket, listener.number));
+    let found = Found {
+        announced,
+        sockets: sockets.collect(),
+        handover,
+        own_session: held.own_session,
+        open_files: held.open_files,
+    };
+    let equipment = Equipment::new(options, found);
     Ok(Ready {
-        readiness: Readiness::new(options.ready, layout),
-        check: Check::new(options.worker.check),
+        readiness: Readiness::new(equipment.ready, equipment.layout),
+        check: Check::new(equipment.check),
         environment,
-        blueprint: Blueprint {
-            program: options.worker.program,
-            arguments: options.worker.arguments,
-            directory: options.worker.directory,
-            handover,
-            announced,
-            highest: layout.highest,
-            dialects: options.listeners.dialects,
-            own_session: held.own_session,
-            sockets: listeners
-                .into_iter()
-                .map(|listener| (listener.socket, listener.number))
-                .collect(),
-            open_files: held.open_files,
-        },
-        machine: options.machine,
+        blueprint: equipment.blueprint,
+        login: held.login,
+        machine,
         signals: held.signals,
         status_file,
         pid_file: held.pid_file,
@@ -328,12 +317,27 @@ fn make_ready(options: Options, held: Held, log: &mut Log) -> Result<Ready, Fail
     })
 }
 
+/// What the status files say of the command line.
+fn shown(options: &Options) -> Shown<'_> {
+    Shown {
+        files: &options.status,
+        worker: &options.worker,
+        environment: &options.environment,
+        machine: &options.machine,
+        ready: &options.ready,
+        log: &options.log,
+        identity: &options.identity,
+    }
+}
+
 impl Ready {
     fn run(self, log: Log, waiting: Option<Waiting>, manager: Manager) -> Outcome {
         let resources = Resources {
             blueprint: self.blueprint,
+            login: self.login,
             readiness: self.readiness,
             check: self.check,
+            upgrade: Upgrade::new(),
             environment: self.environment,
             pins: BTreeMap::new(),
             signals: self.signals,

@@ -1,0 +1,298 @@
+//! The program file that this process executes, and how another version of it takes this one's place.
+
+use std::ffi::{CString, OsStr, OsString};
+use std::fs;
+use std::os::fd::{AsFd, AsRawFd, OwnedFd, RawFd};
+use std::os::unix::ffi::{OsStrExt, OsStringExt};
+use std::os::unix::process::CommandExt;
+use std::path::PathBuf;
+use std::process::Command;
+
+use common::stat::has_type;
+use common::trusted_path::Trust;
+use nix::errno::Errno;
+use nix::fcntl::{AtFlags, FcntlArg, FdFlag, OFlag, fcntl, open};
+use nix::sys::prctl;
+use nix::sys::stat::{FileStat, Mode, SFlag, fstat};
+use nix::unistd::{AccessFlags, execveat, faccessat};
+
+use super::luggage::Luggage;
+use super::open_files::borrowed;
+use super::process::detach;
+use crate::words::distrust;
+
+/// Where the kernel keeps the file that this process executes, whatever has become of its name.
+const RUNNING: &str = "/proc/self/exe";
+
+/// What the program before has left to this one: numbers of descriptors, see [`Inheritance`].
+pub const VARIABLE: &str = "START_SERVER_RESUME";
+
+/// Where the file of this program was when it was started: a new version of it has that path.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct OwnProgram {
+    path: PathBuf,
+    /// What `ps -C` and pgrep(1) find: an exec by descriptor would make a number of it.
+    name: CString,
+}
+
+/// What a program finds that has taken another one's place.
+#[derive(Debug, PartialEq, Eq)]
+pub struct Inheritance {
+    /// The sealed snapshot.
+    pub snapshot: RawFd,
+    /// The file of the program before, as long as there is a way back.
+    pub before: Option<RawFd>,
+    /// Why the program after this one has come back.
+    pub failure: Option<String>,
+}
+
+impl OwnProgram {
+    /// Call it at the start, before the file can be replaced.
+    pub fn find() -> OwnProgram {
+        OwnProgram {
+            path: fs::read_link(RUNNING).unwrap_or_default(),
+            name: prctl::get_name().unwrap_or_default(),
+        }
+    }
+
+    /// The one that an earlier program has found.
+    pub fn of(path: OsString, name: OsString) -> OwnProgram {
+        OwnProgram {
+            path: path.into(),
+            name: CString::new(name.into_vec()).unwrap_or_default(),
+        }
+    }
+
+    pub fn path(&self) -> &OsStr {
+        self.path.as_os_str()
+    }
+
+    pub fn name(&self) -> &OsStr {
+        OsStr::from_bytes(self.name.as_bytes())
+    }
+
+    /// Gives the process the name that it had before an exec by descriptor.
+    pub fn restore_name(&self) {
+        // It fails for no name that the kernel has given.
+        let _ = prctl::set_name(&self.name);
+    }
+
+    /// The file that lies there now, if it may take this one's place.
+    ///
+    /// # Errors
+    /// Why not, in words.
+    pub fn next(&self) -> Result<OwnedFd, String> {
+        let flags = OFlag::O_PATH | OFlag::O_CLOEXEC;
+        let in_words = |errno: Errno| errno.desc().to_owned();
+        let file = open(&self.path, flags, Mode::empty()).map_err(in_words)?;
+        let there = fstat(&file).map_err(in_words)?;
+        let ours = running().and_then(fstat).map_err(in_words)?;
+        objection(&there, &ours).map_or(Ok(()), Err)?;
+        faccessat(&file, c"", AccessFlags::X_OK, AtFlags::AT_EMPTY_PATH).map_err(|errno| {
+            match errno {
+                Errno::EACCES => "it is not executable".to_owned(),
+                errno => in_words(errno),
+            }
+        })?;
+        Ok(file)
+    }
+}
+
+/// The file that this process executes.
+///
+/// # Errors
+/// Of open(2): /proc may be missing.
+pub fn running() -> nix::Result<OwnedFd> {
+    open(RUNNING, OFlag::O_PATH | OFlag::O_CLOEXEC, Mode::empty())
+}
+
+/// What speaks against a file. Whoever could write the one that runs is trusted, and nobody else.
+fn objection(there: &FileStat, ours: &FileStat) -> Option<String> {
+    if !has_type(there, SFlag::S_IFREG) {
+        return Some("it is not a regular file".to_owned());
+    }
+    if there.st_uid != ours.st_uid {
+        let (theirs, ours) = (there.st_uid, ours.st_uid);
+        return Some(format!(
+            "it belongs to uid {theirs}, and the program that runs to uid {ours}"
+        ));
+    }
+    let trust = Trust {
+        owner: Some(ours.st_uid),
+        sticky: false,
+    };
+    let objection = trust.objection(there)?;
+    Some(format!("it {}", distrust::predicate(objection)))
+}
+
+/// A command that tries this program with a snapshot, without doing anything else: `--can-resume`.
+pub fn rehearsal(program: &OwnedFd, snapshot: &OwnedFd, luggage: &Luggage) -> Command {
+    let (program, snapshot) = (program.as_raw_fd(), snapshot.as_raw_fd());
+    let mut command = Command::new(format!("/proc/self/fd/{program}"));
+    command.arg0("start_server");
+    command.arg(format!("--can-resume={snapshot}"));
+    command.env_remove(VARIABLE);
+    let kept: Vec<RawFd> = luggage
+        .numbers()
+        .iter()
+        .copied()
+        .chain([snapshot])
+        .collect();
+    detach(&mut command);
+    keep_open(&mut command, kept);
+    command
+}
+
+#[expect(
+    unsafe_code,
+    reason = "only a hook can keep descriptors open for a child"
+)]
+fn keep_open(command: &mut Command, kept: Vec<RawFd>) {
+    let keep = move || {
+        Ok(kept
+            .iter()
+            .try_for_each(|number| set_flags(*number, FdFlag::empty()))?)
+    };
+    // SAFETY: the hook makes system calls only and touches no memory of the process.
+    unsafe { command.pre_exec(keep) };
+}
+
+/// Executes another program in this process, with these arguments and our environment. It finds every descriptor of the
+/// luggage, and what else it inherits by the variable.
+///
+/// Returns why it could not be executed; then nothing has changed.
+pub fn execute(
+    program: impl AsFd,
+    arguments: &[OsString],
+    inheritance: &Inheritance,
+    luggage: &[RawFd],
+) -> Errno {
+    let Inheritance {
+        snapshot, before, ..
+    } = inheritance;
+    let kept: Vec<RawFd> = luggage
+        .iter()
+        .copied()
+        .chain([*snapshot])
+        .chain(*before)
+        .collect();
+    let executed = image(arguments, inheritance).and_then(|(arguments, environment)| {
+        kept.iter()
+            .try_for_each(|number| set_flags(*number, FdFlag::empty()))?;
+        execveat(
+            program,
+            c"",
+            &arguments,
+            &environment,
+            AtFlags::AT_EMPTY_PATH,
+        )
+    });
+    let Err(errno) = executed;
+    for number in kept {
+        // It was open a moment ago.
+        let _ = set_flags(number, FdFlag::FD_CLOEXEC);
+    }
+    errno
+}
+
+fn image(
+    arguments: &[OsString],
+    inheritance: &Inheritance,
+) -> nix::Result<(Vec<CString>, Vec<CString>)> {
+    let c_string = |text: OsString| CString::new(text.into_vec()).map_err(|_| Errno::EINVAL);
+    let variables = std::env::vars_os().filter(|(name, _)| name != VARIABLE);
+    let variables = variables.chain([(VARIABLE.into(), inheritance.to_variable())]);
+    let variables = variables.map(|(mut variable, value)| {
+        variable.push("=");
+        variable.push(value);
+        c_string(variable)
+    });
+    let arguments = arguments.iter().cloned().map(c_string);
+    Ok((
+        arguments.collect::<nix::Result<_>>()?,
+        variables.collect::<nix::Result<_>>()?,
+    ))
+}
+
+fn set_flags(number: RawFd, flags: FdFlag) -> nix::Result<()> {
+    fcntl(borrowed(number), FcntlArg::F_SETFD(flags)).map(drop)
+}
+
+impl Inheritance {
+    /// What the program before has left, if there was one.
+    ///
+    /// # Errors
+    /// What is wrong with the variable.
+    pub fn find() -> Option<Result<Inheritance, String>> {
+        let value = std::env::var_os(VARIABLE)?;
+        let read = value.to_str().and_then(Inheritance::read);
+        Some(read.ok_or_else(|| format!("{VARIABLE} was not set by start_server")))
+    }
+
+    fn read(value: &str) -> Option<Inheritance> {
+        let number = |text: &str| text.parse().ok().filter(|number: &RawFd| *number > 2);
+        let mut parts = value.splitn(3, ':');
+        let (snapshot, before, failure) = (parts.next()?, parts.next()?, parts.next()?);
+        Some(Inheritance {
+            snapshot: number(snapshot)?,
+            before: match before {
+                "" => None,
+                before => Some(number(before)?),
+            },
+            failure: (!failure.is_empty()).then(|| failure.to_owned()),
+        })
+    }
+
+    fn to_variable(&self) -> OsString {
+        let before = self.before.map(|number| number.to_string());
+        format!(
+            "{}:{}:{}",
+            self.snapshot,
+            before.unwrap_or_default(),
+            self.failure.as_deref().unwrap_or_default()
+        )
+        .into()
+    }
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used, reason = "tests fail by panicking")]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_inheritance_is_read_as_it_was_written() {
+        for (before, failure) in [(None, None), (Some(9), None), (None, Some("a: b"))] {
+            let inheritance = Inheritance {
+                snapshot: 7,
+                before,
+                failure: failure.map(str::to_owned),
+            };
+            let text = inheritance.to_variable().into_string().unwrap();
+            assert_eq!(Inheritance::read(&text), Some(inheritance));
+        }
+        for wrong in ["", "7", "7:", "x::", "7:x:", "2::", "-7::", "7:2:"] {
+            assert_eq!(Inheritance::read(wrong), None, "{wrong}");
+        }
+    }
+
+    #[test]
+    fn only_a_file_of_the_same_owner_that_nobody_else_writes_takes_over() {
+        let ours = fstat(running().unwrap()).unwrap();
+        let with = |change: fn(&mut FileStat)| {
+            let mut there = ours;
+            there.st_mode = libc::S_IFREG | 0o755;
+            change(&mut there);
+            objection(&there, &ours)
+        };
+        assert_eq!(with(|_| {}), None);
+        assert!(
+            with(|there| there.st_uid += 1)
+                .unwrap()
+                .contains("belongs to uid")
+        );
+        assert!(with(|there| there.st_mode |= 0o020).is_some());
+        assert!(with(|there| there.st_mode |= 0o002).is_some());
+        assert!(with(|there| there.st_mode = libc::S_IFDIR | 0o755).is_some());
+    }
+}

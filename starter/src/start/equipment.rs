@@ -1,0 +1,61 @@
+//! From the command line and the listeners to what every worker gets.
+
+use std::ffi::OsString;
+use std::os::fd::{OwnedFd, RawFd};
+use std::rc::Rc;
+
+use crate::host::launcher::Handover;
+use crate::host::open_files::OpenFiles;
+use crate::listeners::backlog::Backlog;
+use crate::listeners::dialects::{Announced, Dialect};
+use crate::options::Options;
+use crate::ready::{self, Layout};
+use crate::worker::Blueprint;
+
+/// What has come of the start besides the command line.
+pub struct Found {
+    pub announced: Vec<Announced>,
+    /// Sockets with their numbers in the workers.
+    pub sockets: Vec<(OwnedFd, RawFd)>,
+    pub handover: Rc<Handover>,
+    pub own_session: bool,
+    pub open_files: OpenFiles,
+}
+
+/// What every worker gets, and how it proves itself.
+pub struct Equipment {
+    pub blueprint: Blueprint,
+    pub ready: ready::Settings,
+    pub layout: Layout,
+    /// The command of `--check`.
+    pub check: Option<OsString>,
+}
+
+impl Equipment {
+    pub fn new(options: Options, found: Found) -> Equipment {
+        let (listening, worker) = (options.listeners, options.worker);
+        let layout = Layout::new(
+            found.announced.iter().map(|one| one.number),
+            &options.ready,
+            Backlog::new(listening.backlog),
+            !listening.dialects.contains(&Dialect::Nginx),
+        );
+        Equipment {
+            blueprint: Blueprint {
+                program: worker.program,
+                arguments: worker.arguments,
+                directory: worker.directory,
+                handover: found.handover,
+                announced: found.announced,
+                highest: layout.highest,
+                dialects: listening.dialects,
+                own_session: found.own_session,
+                sockets: found.sockets,
+                open_files: found.open_files,
+            },
+            ready: options.ready,
+            layout,
+            check: worker.check,
+        }
+    }
+}

@@ -1,0 +1,62 @@
+//! What the loop does for an upgrade: it starts one, hears what is tried, and makes way for it.
+
+use crate::host::moment::Moment;
+use crate::machine::Machine;
+use crate::supervisor::resources::Resources;
+use crate::words::notice::Notice;
+use crate::words::upgrade::Upgrade;
+
+impl Resources {
+    /// USR2.
+    pub fn upgrade(&mut self, machine: &Machine) {
+        if self.upgrade.postpone() {
+            return;
+        }
+        let path = self.upgrade.path();
+        self.log.say(&Notice::Upgrade(Upgrade::Trying { path }));
+        if let Err(cause) = self.try_upgrade(machine) {
+            self.upgrade_failed(cause, machine);
+        }
+    }
+
+    fn try_upgrade(&mut self, machine: &Machine) -> Result<(), String> {
+        let legacy = self.legacy(machine)?;
+        self.upgrade.begin(&legacy, Moment::now())
+    }
+
+    /// What was tried has ended.
+    pub fn upgrade_answered(&mut self, answer: Result<(), String>, machine: &Machine) {
+        if let Err(cause) = answer {
+            self.upgrade_failed(cause, machine);
+        }
+    }
+
+    /// Lets a program that can resume go on from here, or tries the next one. Call it when no action is pending.
+    pub fn make_way(&mut self, machine: &Machine) {
+        if self.upgrade.take_next() {
+            self.upgrade(machine);
+        }
+        if !self.readiness.is_settled() {
+            return;
+        }
+        if let Some(program) = self.upgrade.take_ready() {
+            let gone = self.legacy(machine);
+            let cause = gone.map_or_else(|why| why, |legacy| self.upgrade.go(&program, &legacy));
+            self.upgrade_failed(cause, machine);
+        }
+    }
+
+    fn upgrade_failed(&mut self, cause: String, machine: &Machine) {
+        let notice = self.upgrade.failed(cause);
+        self.log.say(&notice);
+        self.show_upgrades(machine);
+    }
+
+    /// Writes what became of upgrades where a client finds it.
+    pub fn show_upgrades(&mut self, machine: &Machine) {
+        let outcome = self.upgrade.outcome();
+        let failure = outcome.failure.as_deref();
+        self.status_file.upgrades_decided(outcome.tried, failure);
+        self.save_status(machine);
+    }
+}

@@ -14,6 +14,7 @@
 //! | `manager` | what the service manager that launched us is told, over `NOTIFY_SOCKET` |
 //! | `client` | `--restart`, `--rollback`, `--upgrade`, `--stop`, `--reopen`, `--status`: requests to another start_server |
 //! | `self_test` | `--self-test`: everything promised about the processes, tried on this host |
+//! | `guardian` | `--guardian`: the process that outlives a supervisor and starts the next one |
 //! | `supervisor` | the loop: descriptors become events, actions become system calls |
 //! | `options` | the command line, which fills in the settings that each room defines |
 //! | `start` | the phases of a start in their order |
@@ -23,6 +24,7 @@
 mod client;
 #[doc(hidden)]
 pub mod fuzz;
+mod guardian;
 mod host;
 mod listeners;
 mod log;
@@ -41,9 +43,9 @@ use std::io::{self, Write};
 use std::process::ExitCode;
 
 use crate::host::own_program::Inheritance;
+use crate::host::signals;
 use crate::host::{dispositions, identity, passed_on};
 use crate::options::Invocation;
-use crate::supervisor::signals;
 use crate::words::failure::{Failure, Status};
 use crate::words::notice::Notice;
 

@@ -17,6 +17,7 @@ const ROOMS: &[&str] = &[
     "manager",
     "client",
     "self_test",
+    "guardian",
     "supervisor",
     "options",
     "start",

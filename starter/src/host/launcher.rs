@@ -5,7 +5,7 @@ use std::os::unix::ffi::OsStrExt;
 use std::process::Command;
 
 use crate::host::identity::Login;
-use crate::host::own_program::VARIABLE;
+use crate::host::own_program::{OF_GUARDIAN, VARIABLE};
 
 /// A change to the launcher's environment; without a value the variable is removed.
 pub type Change = (OsString, Option<OsString>);
@@ -13,7 +13,7 @@ pub type Change = (OsString, Option<OsString>);
 /// Variables that are addressed to this process alone. A worker that found them would answer the sender in our place,
 /// or take whatever has the announced descriptor numbers for its sockets: we have closed all inherited descriptors but
 /// 0 to 2.
-const TOLD_TO_US: [&str; 14] = [
+const TOLD_TO_US: [&str; 15] = [
     // A service manager: sd_notify(3), sd_watchdog_enabled(3), sd_listen_fds(3).
     "NOTIFY_SOCKET",
     "FDSTORE",
@@ -31,6 +31,7 @@ const TOLD_TO_US: [&str; 14] = [
     "FPM_SOCKETS",
     // Another version of this program.
     VARIABLE,
+    OF_GUARDIAN,
 ];
 
 /// The same by prefix, where a number follows or more names may be added: another superdaemon, einhorn, puma.

@@ -16,6 +16,7 @@ pub mod passed_on;
 pub mod proc;
 pub mod process;
 pub mod sealed;
+pub mod signals;
 pub mod sock_diag;
 pub mod streams;
 pub mod terminal;

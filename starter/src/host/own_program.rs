@@ -27,6 +27,9 @@ const RUNNING: &str = "/proc/self/exe";
 /// What the program before has left to this one: numbers of descriptors, see [`Inheritance`].
 pub const VARIABLE: &str = "START_SERVER_RESUME";
 
+/// The same from a guardian: see [`Guarded`].
+pub const OF_GUARDIAN: &str = "START_SERVER_GUARDIAN";
+
 /// Where the file of this program was when it was started: a new version of it has that path.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct OwnProgram {
@@ -44,6 +47,20 @@ pub struct Inheritance {
     pub before: Option<RawFd>,
     /// Why the program after this one has come back.
     pub failure: Option<String>,
+    /// If a guardian has started it, because its supervisor had died.
+    pub guarded: Option<Guarded>,
+}
+
+/// What a guardian leaves to a new supervisor.
+#[derive(Debug, PartialEq, Eq)]
+pub struct Guarded {
+    pub channel: RawFd,
+    /// The memory of the snapshots.
+    pub area: RawFd,
+    /// How the last one ended: its wait status.
+    pub status: i32,
+    /// It is to stop: too many have died.
+    pub is_last: bool,
 }
 
 impl OwnProgram {
@@ -131,7 +148,7 @@ pub fn rehearsal(program: &OwnedFd, snapshot: &OwnedFd, luggage: &Luggage) -> Co
     let mut command = Command::new(format!("/proc/self/fd/{program}"));
     command.arg0("start_server");
     command.arg(format!("--can-resume={snapshot}"));
-    command.env_remove(VARIABLE);
+    command.env_remove(VARIABLE).env_remove(OF_GUARDIAN);
     let kept: Vec<RawFd> = luggage
         .numbers()
         .iter()
@@ -157,8 +174,8 @@ fn keep_open(command: &mut Command, kept: Vec<RawFd>) {
     unsafe { command.pre_exec(keep) };
 }
 
-/// Executes another program in this process, with these arguments and our environment. It finds every descriptor of the
-/// luggage, and what else it inherits by the variable.
+/// Executes another program in this process, with these arguments and our environment but for what it inherits. It finds these
+/// descriptors open.
 ///
 /// Returns why it could not be executed; then nothing has changed.
 pub fn execute(
@@ -167,14 +184,10 @@ pub fn execute(
     inheritance: &Inheritance,
     luggage: &[RawFd],
 ) -> Errno {
-    let Inheritance {
-        snapshot, before, ..
-    } = inheritance;
     let kept: Vec<RawFd> = luggage
         .iter()
         .copied()
-        .chain([*snapshot])
-        .chain(*before)
+        .chain(inheritance.numbers())
         .collect();
     let executed = image(arguments, inheritance).and_then(|(arguments, environment)| {
         kept.iter()
@@ -200,8 +213,13 @@ fn image(
     inheritance: &Inheritance,
 ) -> nix::Result<(Vec<CString>, Vec<CString>)> {
     let c_string = |text: OsString| CString::new(text.into_vec()).map_err(|_| Errno::EINVAL);
-    let variables = std::env::vars_os().filter(|(name, _)| name != VARIABLE);
-    let variables = variables.chain([(VARIABLE.into(), inheritance.to_variable())]);
+    let is_ours = |name: &OsStr| [VARIABLE, OF_GUARDIAN].iter().any(|one| name == *one);
+    let variables = std::env::vars_os().filter(|(name, _)| !is_ours(name));
+    let of_guardian = inheritance.guarded.as_ref();
+    let inherited = of_guardian.map(|one| (OF_GUARDIAN.into(), one.to_variable()));
+    let variables = variables
+        .chain([(VARIABLE.into(), inheritance.to_variable())])
+        .chain(inherited);
     let variables = variables.map(|(mut variable, value)| {
         variable.push("=");
         variable.push(value);
@@ -225,7 +243,14 @@ impl Inheritance {
     /// What is wrong with the variable.
     pub fn find() -> Option<Result<Inheritance, String>> {
         let value = std::env::var_os(VARIABLE)?;
-        let read = value.to_str().and_then(Inheritance::read);
+        let read = value.to_str().and_then(Inheritance::read).and_then(|read| {
+            let guarded = std::env::var_os(OF_GUARDIAN);
+            let guarded = guarded.map(|value| value.to_str().and_then(Guarded::read));
+            Some(Inheritance {
+                guarded: guarded.map_or(Some(None), |read| read.map(Some))?,
+                ..read
+            })
+        });
         Some(read.ok_or_else(|| format!("{VARIABLE} was not set by start_server")))
     }
 
@@ -240,7 +265,16 @@ impl Inheritance {
                 before => Some(number(before)?),
             },
             failure: (!failure.is_empty()).then(|| failure.to_owned()),
+            guarded: None,
         })
+    }
+
+    /// The descriptors.
+    fn numbers(&self) -> impl Iterator<Item = RawFd> {
+        let guarded = self.guarded.as_ref();
+        let guarded = guarded.map(|one| [one.channel, one.area]);
+        let own = [Some(self.snapshot), self.before].into_iter().flatten();
+        own.chain(guarded.into_iter().flatten())
     }
 
     fn to_variable(&self) -> OsString {
@@ -252,6 +286,31 @@ impl Inheritance {
             self.failure.as_deref().unwrap_or_default()
         )
         .into()
+    }
+}
+
+impl Guarded {
+    fn read(value: &str) -> Option<Guarded> {
+        let numbers: Option<Vec<i32>> = value.split(':').map(|text| text.parse().ok()).collect();
+        match numbers?[..] {
+            [channel, area, status, is_last] if channel > 2 && area > 2 => Some(Guarded {
+                channel,
+                area,
+                status,
+                is_last: is_last != 0,
+            }),
+            _ => None,
+        }
+    }
+
+    fn to_variable(&self) -> OsString {
+        let Guarded {
+            channel,
+            area,
+            status,
+            is_last,
+        } = self;
+        format!("{channel}:{area}:{status}:{}", i32::from(*is_last)).into()
     }
 }
 
@@ -267,9 +326,21 @@ mod tests {
                 snapshot: 7,
                 before,
                 failure: failure.map(str::to_owned),
+                guarded: None,
             };
             let text = inheritance.to_variable().into_string().unwrap();
             assert_eq!(Inheritance::read(&text), Some(inheritance));
+        }
+        let guarded = Guarded {
+            channel: 8,
+            area: 9,
+            status: 137,
+            is_last: true,
+        };
+        let text = guarded.to_variable().into_string().unwrap();
+        assert_eq!(Guarded::read(&text), Some(guarded));
+        for wrong in ["", "8:9:1", "2:9:1:0", "8:9:1:0:0", "a:9:1:0"] {
+            assert_eq!(Guarded::read(wrong), None, "{wrong}");
         }
         for wrong in ["", "7", "7:", "x::", "7:x:", "2::", "-7::", "7:2:"] {
             assert_eq!(Inheritance::read(wrong), None, "{wrong}");

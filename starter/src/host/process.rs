@@ -6,9 +6,10 @@ use std::process::{Command, ExitStatus};
 
 use common::signals::reset_all;
 use nix::errno::Errno;
-use nix::sys::prctl::set_child_subreaper;
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use nix::sys::prctl::{self, set_child_subreaper};
 use nix::sys::signal::{SigSet, SigmaskHow, Signal, sigprocmask};
-use nix::unistd::{ForkResult, Pid, getuid, setsid};
+use nix::unistd::{ForkResult, Pid, getppid, getuid, read, setsid};
 
 use super::order::{CARRIER, Order};
 
@@ -67,6 +68,54 @@ fn wait(child: Pid, flags: libc::c_int) -> nix::Result<Option<(Pid, i32)>> {
     }
 }
 
+/// A child that has exited, or this one if it has, with its wait status. It is not reaped: its pid stays its own.
+#[expect(
+    unsafe_code,
+    reason = "nix cannot represent death by a real-time signal"
+)]
+pub fn exited(child: Option<Pid>) -> nix::Result<Option<(Pid, i32)>> {
+    let (which, id) = match child {
+        Some(child) => (libc::P_PID, child.as_raw().unsigned_abs()),
+        None => (libc::P_ALL, 0),
+    };
+    // SAFETY: all zeroes is a value of this struct of integers.
+    let mut info: libc::siginfo_t = unsafe { std::mem::zeroed() };
+    let flags = libc::WEXITED | libc::WNOHANG | libc::WNOWAIT;
+    // SAFETY: waitid(2) writes one siginfo, to a local variable.
+    match Errno::result(unsafe { libc::waitid(which, id, &raw mut info, flags) }) {
+        Err(Errno::ECHILD) => return Ok(None),
+        Err(Errno::EINTR) => return exited(child),
+        Err(errno) => return Err(errno),
+        Ok(_) => {}
+    }
+    // SAFETY: waitid(2) has filled in these fields, or left the zeroes.
+    let (pid, status) = unsafe { (info.si_pid(), info.si_status()) };
+    let status = match info.si_code {
+        libc::CLD_EXITED => status << 8,
+        libc::CLD_DUMPED => status | 0x80,
+        _ => status,
+    };
+    Ok((pid != 0).then(|| (Pid::from_raw(pid), status)))
+}
+
+/// In a new child: waits until its parent has opened the gate by writing a byte. If the parent dies before that, so does the
+/// child, and nobody has ever known it.
+pub fn wait_at(gate: BorrowedFd<'_>, parent: Pid) -> nix::Result<()> {
+    prctl::set_pdeathsig(Some(Signal::SIGKILL))?;
+    // It may have died before that.
+    if getppid() != parent {
+        exit_child(255);
+    }
+    loop {
+        match read(gate, &mut [0]) {
+            Ok(1) => return prctl::set_pdeathsig(None),
+            Ok(_) => exit_child(255),
+            Err(Errno::EINTR) => {}
+            Err(errno) => return Err(errno),
+        }
+    }
+}
+
 /// Whether this is the first process of a pid namespace, such as that of a container.
 pub fn is_first() -> bool {
     Pid::this().as_raw() == 1
@@ -117,6 +166,12 @@ impl Process {
         let number = i32::try_from(number).map_err(|_| Errno::EBADF)?;
         // SAFETY: pidfd_open(2) has just created this descriptor, and nothing else has seen its number.
         Ok(Process(unsafe { OwnedFd::from_raw_fd(number) }))
+    }
+
+    /// Whether it has exited.
+    pub fn has_exited(&self) -> bool {
+        let mut source = [PollFd::new(self.0.as_fd(), PollFlags::POLLIN)];
+        poll(&mut source, PollTimeout::ZERO) != Ok(0)
     }
 
     /// A copy of one of its descriptors, for callers that may trace it (pidfd_getfd(2)).

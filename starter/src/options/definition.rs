@@ -95,7 +95,7 @@ fn program() -> [Arg; 4] {
     ]
 }
 
-fn restarting() -> [Arg; 13] {
+fn restarting() -> [Arg; 14] {
     [
         valued("interval", "SECONDS").help(lines([
             "How long a new server must stay alive to count as started, and the",
@@ -131,6 +131,10 @@ fn restarting() -> [Arg; 13] {
             .help("The signal for the server when TERM ends start_server (default: TERM)."),
         valued("stop-timeout", "SECONDS")
             .help("Kill what is still alive this long after that signal (default: never)."),
+        flag("guardian").help(lines([
+            "Watch the supervisor from the process that was started: if it is",
+            "killed, another one goes on with the same servers and listeners.",
+        ])),
         optionally_valued("enable-auto-restart", "0|1", "1")
             .help("Start a new server at regular intervals, as on HUP (default: 0)."),
         valued("auto-restart-interval", "SECONDS").help(lines([

@@ -68,6 +68,8 @@ pub struct Options {
     pub is_strict: bool,
     /// Whether to run in the background.
     pub is_daemon: bool,
+    /// Whether a guardian outlives the supervisor.
+    pub is_guarded: bool,
     pub listeners: listeners::Settings,
     pub worker: worker::Settings,
     pub environment: environment::Settings,
@@ -192,6 +194,7 @@ fn options(given: &Given<'_>) -> Result<Options, Failure> {
         identity: identity(given)?,
         is_strict: given.flag("strict"),
         is_daemon: given.flag("daemonize"),
+        is_guarded: given.flag("guardian"),
     })
 }
 

@@ -25,6 +25,7 @@ use common::privileges::{self, Bounding};
 use nix::errno::Errno;
 use nix::unistd::getpid;
 
+use crate::guardian::{self, Split};
 use crate::host::confinement::{InForce, OfSupervisor};
 use crate::host::daemon::{self, Side, Waiting};
 use crate::host::identity::Login;
@@ -32,7 +33,9 @@ use crate::host::launcher::Handover;
 use crate::host::moment::Moment;
 use crate::host::open_files::OpenFiles;
 use crate::host::passed_on::PassedOn;
-use crate::host::{identity, streams, terminal};
+use crate::host::process::exit_child;
+use crate::host::signals::Signals;
+use crate::host::{identity, own_program, streams, terminal};
 use crate::listeners::backlog::Backlog;
 use crate::listeners::bind::{Bound, Listener};
 use crate::listeners::dialects::{self, Announced};
@@ -53,8 +56,8 @@ use crate::status::file::StatusFile;
 use crate::status::pid_file::PidFile;
 use crate::supervisor;
 use crate::supervisor::check::Check;
+use crate::supervisor::guard::Guard;
 use crate::supervisor::resources::Resources;
-use crate::supervisor::signals::Signals;
 use crate::supervisor::upgrade::Upgrade;
 use crate::words::failure::{self, Failure, Status};
 use crate::words::notice::Notice;
@@ -108,7 +111,7 @@ fn start(
     let ready = lock_and_bind(&options, dropped, &mut log)
         .and_then(|held| make_ready(options, held, &mut log));
     match ready {
-        Ok(ready) => Ok(match ready.run(log, waiting, manager) {
+        Ok(ready) => Ok(match ready.run(log, waiting, manager)? {
             Outcome::Stopped => Status::Done,
             Outcome::GivenUp => Status::Failed,
         }),
@@ -266,6 +269,8 @@ fn lock_pid_file(path: &Path, signals: &Signals) -> Result<PidFile, Failure> {
 
 /// Everything that must exist before the first worker.
 struct Ready {
+    /// With `--guardian`.
+    guardian: Option<guardian::Settings>,
     blueprint: Blueprint,
     login: Option<Login>,
     readiness: Readiness,
@@ -291,6 +296,11 @@ fn make_ready(options: Options, held: Held, log: &mut Log) -> Result<Ready, Fail
     let handover = Rc::new(Handover::new(held.login.as_ref()));
     log.open(&options.log, &handover)?;
     let machine = options.machine.clone();
+    let guardian = options.is_guarded.then(|| guardian::Settings {
+        arguments: std::env::args_os().collect(),
+        signal: machine.signal_on_term,
+        stop_timeout: machine.stop_timeout,
+    });
     let announced = listeners.iter().map(Announced::from).collect();
     let sockets = listeners.into_iter();
     let sockets = sockets.map(|listener| (listener.socket, listener.number));
@@ -303,6 +313,7 @@ fn make_ready(options: Options, held: Held, log: &mut Log) -> Result<Ready, Fail
     };
     let equipment = Equipment::new(options, found);
     Ok(Ready {
+        guardian,
         readiness: Readiness::new(equipment.ready, equipment.layout),
         check: Check::new(equipment.check),
         environment,
@@ -331,7 +342,18 @@ fn shown(options: &Options) -> Shown<'_> {
 }
 
 impl Ready {
-    fn run(self, log: Log, waiting: Option<Waiting>, manager: Manager) -> Outcome {
+    fn run(self, log: Log, waiting: Option<Waiting>, manager: Manager) -> Result<Outcome, Failure> {
+        let guard = match &self.guardian {
+            None => None,
+            Some(settings) => {
+                let program = own_program::running().map_err(cannot_guard)?;
+                match guardian::split(settings.clone(), program).map_err(cannot_guard)? {
+                    Split::Supervisor(channel, area) => Some(Guard::new(channel, area)),
+                    // Everything else is the supervisor's.
+                    Split::Guardian(guardian) => exit_child(guardian.watch()),
+                }
+            }
+        };
         let resources = Resources {
             blueprint: self.blueprint,
             login: self.login,
@@ -348,12 +370,17 @@ impl Ready {
             socket_files: self.socket_files,
             health: self.health,
             manager,
+            guard,
             waiting,
             reason: None,
             has_hinted_at_streams: false,
         };
-        supervisor::run(resources, self.machine)
+        Ok(supervisor::run(resources, self.machine))
     }
+}
+
+fn cannot_guard(errno: Errno) -> Failure {
+    Failure::failed(format!("cannot start a guardian: {}", errno.desc()))
 }
 
 pub fn cannot_set_up_signals(errno: Errno) -> Failure {

@@ -16,14 +16,15 @@ use super::shown;
 use crate::host::daemon::Waiting;
 use crate::host::launcher::Handover;
 use crate::host::open_files::{borrowed, owned};
-use crate::host::own_program::{Inheritance, execute};
+use crate::host::own_program::{Guarded, Inheritance, execute};
 use crate::host::sealed::read_all;
+use crate::host::signals::Signals;
 use crate::listeners::backlog::Backlog;
 use crate::listeners::health::Health;
 use crate::listeners::packed as listeners;
 use crate::listeners::socket_files::SocketFiles;
 use crate::log::Log;
-use crate::machine::{Machine, Outcome};
+use crate::machine::{Generation, Machine, Outcome};
 use crate::manager::Manager;
 use crate::options::{self, Invocation, Options};
 use crate::ready::Readiness;
@@ -32,11 +33,12 @@ use crate::status::pid_file::PidFile;
 use crate::supervisor;
 use crate::supervisor::check::Check;
 use crate::supervisor::envelope;
+use crate::supervisor::guard::Guard;
 use crate::supervisor::resources::Resources;
-use crate::supervisor::signals::Signals;
 use crate::supervisor::state::{Held, State};
 use crate::supervisor::upgrade::{self, Upgrade, YES};
 use crate::words::failure::{self, Failure, Status};
+use crate::words::guardian::Guarding;
 use crate::words::notice::Notice;
 use crate::words::text::shortened;
 use crate::words::upgrade as words;
@@ -77,14 +79,18 @@ pub fn run(inheritance: Result<Inheritance, String>) -> Result<Status, Failure> 
     }));
     let prepared = prepare(&inheritance);
     let prepared = prepared.map_err(|cause| cannot(go_back(snapshot, before, &cause)))?;
-    let (mut resources, machine, notice) = prepared.take_over(inheritance.failure);
+    let Inheritance {
+        failure, guarded, ..
+    } = inheritance;
+    let (mut resources, machine, notice) = prepared.take_over(failure, guarded.as_ref());
     // From here on there is no way back, and none is needed.
     drop(panic::take_hook());
     keep_from_exec().map_err(|errno| cannot(errno.desc().to_owned()))?;
     let left = [Some(snapshot), before].into_iter().flatten();
     left.for_each(|number| drop(owned(number)));
     resources.log.say(&notice);
-    Ok(match supervisor::go_on(resources, machine) {
+    let is_last = guarded.is_some_and(|one| one.is_last);
+    Ok(match supervisor::go_on(resources, machine, is_last) {
         Outcome::Stopped => Status::Done,
         Outcome::GivenUp => Status::Failed,
     })
@@ -100,6 +106,7 @@ fn go_back(snapshot: RawFd, before: Option<RawFd>, cause: &str) -> String {
         snapshot,
         before: None,
         failure: Some(cause.clone()),
+        guarded: None,
     };
     let arguments: Vec<OsString> = std::env::args_os().collect();
     let errno = execute(borrowed(before), &arguments, &inheritance, &[]);
@@ -134,7 +141,11 @@ fn prepare(inheritance: &Inheritance) -> Result<Prepared, String> {
 
 impl Prepared {
     /// Takes over everything. `failure` is why the program after this one has come back, if it has.
-    fn take_over(self, failure: Option<String>) -> (Resources, Machine, Notice) {
+    fn take_over(
+        self,
+        failure: Option<String>,
+        guarded: Option<&Guarded>,
+    ) -> (Resources, Machine, Notice) {
         let Prepared { options, held, .. } = self;
         let handover = Rc::new(Handover::new(held.login.as_ref()));
         let shown = shown(&options);
@@ -145,17 +156,34 @@ impl Prepared {
             held.health,
             Backlog::new(options.listeners.backlog).number(),
         );
-        let upgrade = Upgrade::unpack(self.upgrade, failure.clone());
-        let notice = Notice::Upgrade(match failure {
-            Some(cause) => words::Upgrade::Failed {
+        let upgrade = match guarded {
+            None => Upgrade::unpack(self.upgrade, failure.clone()),
+            Some(_) => Upgrade::unpack_again(self.upgrade),
+        };
+        let workers = self.machine.generations().flat_map(Generation::workers);
+        let workers = workers.count();
+        let notice = match (guarded, failure) {
+            (
+                Some(Guarded {
+                    status, is_last, ..
+                }),
+                _,
+            ) => Notice::Guarding(match is_last {
+                true => Guarding::Last { status: *status },
+                false => Guarding::Revived {
+                    status: *status,
+                    workers,
+                },
+            }),
+            (None, Some(cause)) => Notice::Upgrade(words::Upgrade::Failed {
                 path: upgrade.path(),
                 cause,
-            },
-            None => words::Upgrade::Done {
+            }),
+            (None, None) => Notice::Upgrade(words::Upgrade::Done {
                 from: self.version,
                 to: words::ours().to_owned(),
-            },
-        });
+            }),
+        };
         let (sockets, announced) = listeners::unpack(held.listeners);
         let found = Found {
             announced,
@@ -165,6 +193,7 @@ impl Prepared {
             open_files: held.open_files,
         };
         let equipment = Equipment::new(options, found);
+        let guard = guarded.map(|one| Guard::of(owned(one.channel), owned(one.area)));
         let reports = held.reports.into_iter();
         let resources = Resources {
             blueprint: equipment.blueprint,
@@ -184,6 +213,7 @@ impl Prepared {
             socket_files: SocketFiles::unpack(held.socket_files),
             health,
             manager,
+            guard: guard.or(held.guard.map(Guard::unpack)),
             waiting: held.waiting.map(Waiting::unpack),
             reason: held.reason,
             has_hinted_at_streams: held.has_hinted_at_streams,

@@ -78,6 +78,8 @@ pub struct PackedStatusFile {
 /// What the files show of the server, whichever program runs it.
 #[derive(Debug, Serialize, Deserialize)]
 struct Lasting {
+    /// That of the process that was started.
+    pid: u32,
     started_at: f64,
     start_ticks: Option<u64>,
     confinement: view::Confinement,
@@ -94,6 +96,7 @@ impl StatusFile {
             lines: self.lines.as_ref().map(|file| file.pack(luggage)),
             json: self.json.iter().map(|file| file.pack(luggage)).collect(),
             lasting: Lasting {
+                pid: u32::try_from(view.supervisor.pid).unwrap_or_default(),
                 started_at: view.supervisor.started_at,
                 start_ticks: view.supervisor.start_ticks,
                 confinement: view.confinement.clone(),
@@ -137,6 +140,7 @@ impl StatusFile {
     ) -> Result<StatusFile, Failure> {
         let now = Moment::now();
         let lasting = Lasting {
+            pid: std::process::id(),
             started_at: Clock::new(now).seconds(now),
             start_ticks: proc::start_ticks(Pid::this()),
             confinement: confinement.into(),
@@ -235,6 +239,12 @@ impl StatusFile {
         self.view.log.failure = failure;
     }
 
+    /// This process is the one to signal from now on; written with the next change.
+    pub fn taken_over(&mut self) {
+        self.view.supervisor.pid = std::process::id().into();
+        self.view.supervisor.start_ticks = proc::start_ticks(Pid::this());
+    }
+
     /// What became of requests to upgrade this process; written with the next change.
     pub fn upgrades_decided(&mut self, tried: u32, failure: Option<&str>) {
         self.view.upgrades = view::Upgrades {
@@ -303,7 +313,7 @@ impl Drop for StatusFile {
 fn view_of(settings: &Shown<'_>, lasting: Lasting) -> View {
     View {
         supervisor: view::Supervisor {
-            pid: std::process::id().into(),
+            pid: lasting.pid.into(),
             version: env!("CARGO_PKG_VERSION").to_owned(),
             started_at: lasting.started_at,
             start_ticks: lasting.start_ticks,

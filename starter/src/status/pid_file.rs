@@ -59,6 +59,17 @@ impl Locked {
             Err(errno) => Err((file, errno)),
         }
     }
+
+    /// Whoever looks for the holder finds the process that has locked it last.
+    fn lock_again(&self) {
+        for how in [
+            FlockArg::LockSharedNonblock,
+            FlockArg::LockExclusiveNonblock,
+        ] {
+            // If a client just looks at it, the holder stays the one before.
+            let _ = flock(&self.0, how);
+        }
+    }
 }
 
 impl Deref for Locked {
@@ -162,6 +173,14 @@ impl PidFile {
                 .hint_if(errno.and_then(|errno| remedy::of_file(path, errno)))
         })?;
         Ok(Some(locked))
+    }
+
+    /// This process is the one to signal from now on: writes its pid, and makes the lock its own.
+    pub fn taken_over(&mut self) {
+        self.pid = std::process::id();
+        self.file.lock_again();
+        // If it cannot be written, the next look at it says so.
+        drop(self.write());
     }
 
     /// Rewrites the file if somebody has removed, replaced or overwritten it; returns what is new about that. It costs a

@@ -1,8 +1,10 @@
 //! What the loop does for an upgrade: it starts one, hears what is tried, and makes way for it.
 
 use crate::host::moment::Moment;
-use crate::machine::Machine;
+use crate::machine::{Generation, Machine};
+use crate::supervisor::guard::Saved;
 use crate::supervisor::resources::Resources;
+use crate::words::guardian::Guarding;
 use crate::words::notice::Notice;
 use crate::words::upgrade::Upgrade;
 
@@ -20,7 +22,7 @@ impl Resources {
     }
 
     fn try_upgrade(&mut self, machine: &Machine) -> Result<(), String> {
-        let legacy = self.legacy(machine)?;
+        let legacy = self.legacy(machine, self.guard.as_ref())?;
         self.upgrade.begin(&legacy, Moment::now())
     }
 
@@ -40,10 +42,43 @@ impl Resources {
             return;
         }
         if let Some(program) = self.upgrade.take_ready() {
-            let gone = self.legacy(machine);
+            let gone = self.legacy(machine, self.guard.as_ref());
             let cause = gone.map_or_else(|why| why, |legacy| self.upgrade.go(&program, &legacy));
             self.upgrade_failed(cause, machine);
         }
+    }
+
+    /// Lets the guardian know what a next supervisor has to know.
+    pub fn tell_guardian(&mut self, machine: &Machine) {
+        // What was found comes first in the next turn, which begins at once.
+        if self.guard.is_none() || !self.readiness.is_settled() {
+            return;
+        }
+        let legacy = self.legacy(machine, None);
+        let Some(guard) = &mut self.guard else { return };
+        let saved = match legacy {
+            Ok(legacy) => guard.save(&legacy),
+            Err(cause) => Saved::Failed(cause),
+        };
+        if let Saved::Failed(cause) = saved {
+            self.log
+                .say(&Notice::Guarding(Guarding::Unwritten { cause }));
+        }
+        let workers = machine.generations().flat_map(Generation::workers);
+        let guard = self.guard.as_mut();
+        if guard.is_some_and(|guard| guard.has_died(workers.map(|worker| worker.pid))) {
+            self.go_on_alone(machine);
+        }
+    }
+
+    /// The guardian is dead: whoever signals the server finds this process.
+    fn go_on_alone(&mut self, machine: &Machine) {
+        self.log.say(&Notice::Guarding(Guarding::GuardianGone));
+        if let Some(pid_file) = &mut self.pid_file {
+            pid_file.taken_over();
+        }
+        self.status_file.taken_over();
+        self.save_status(machine);
     }
 
     fn upgrade_failed(&mut self, cause: String, machine: &Machine) {

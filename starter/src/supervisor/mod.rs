@@ -8,16 +8,19 @@
 
 pub mod check;
 pub mod envelope;
+pub mod guard;
 mod make_way;
 mod perform;
 pub mod resources;
-pub mod signals;
 mod sources;
 pub mod state;
 pub mod upgrade;
 
+use nix::sys::signal::Signal;
+
 use crate::host::moment::Moment;
 use crate::machine::{Action, Event, Machine, Outcome, Settings, Verdict};
+use crate::supervisor::guard::Guard;
 use crate::supervisor::resources::Resources;
 use crate::supervisor::sources::{Inbox, Input, wait, wait_blindly};
 use crate::words::failure::Failure;
@@ -46,11 +49,13 @@ pub fn run(mut resources: Resources, settings: Settings) -> Outcome {
     supervisor.resources.manager.learn(&supervisor.machine);
     supervisor.perform(actions);
     supervisor.resources.tell_manager(&supervisor.machine);
+    supervisor.resources.tell_guardian(&supervisor.machine);
     supervisor.serve()
 }
 
-/// The same from where another program of this process has stopped.
-pub fn go_on(mut resources: Resources, mut machine: Machine) -> Outcome {
+/// The same from where another program of this process, or another supervisor, has stopped. `stops` says that it only ends
+/// the workers in order.
+pub fn go_on(mut resources: Resources, mut machine: Machine, stops: bool) -> Outcome {
     // It may have changed while nobody watched it.
     let (_, knobs) = resources.load_environment();
     machine.set_knobs(knobs);
@@ -61,6 +66,9 @@ pub fn go_on(mut resources: Resources, mut machine: Machine) -> Outcome {
         is_broken: false,
         finished: None,
     };
+    if stops {
+        supervisor.decide(Event::Stop(Signal::SIGTERM));
+    }
     // What has happened meanwhile need not show in any descriptor: the signal of a child's exit may be gone.
     supervisor.turn();
     supervisor.serve()
@@ -72,17 +80,21 @@ impl Supervisor {
             if let Some(outcome) = self.finished {
                 return self.end(outcome);
             }
-            self.wait();
+            let guard = self.resources.guard.as_mut();
+            if !guard.is_some_and(Guard::take_more) {
+                self.wait();
+            }
             self.turn();
         }
     }
 
     fn turn(&mut self) {
-        let mut inbox = Inbox::open(&self.resources);
+        let mut inbox = Inbox::open(&mut self.resources);
         while let Some(input) = inbox.next(&mut self.resources, &self.machine) {
             self.act_on(input);
         }
         self.resources.tell_manager(&self.machine);
+        self.resources.tell_guardian(&self.machine);
         // Between two turns no action is pending.
         if self.finished.is_none() {
             self.resources.make_way(&self.machine);
@@ -146,6 +158,9 @@ impl Supervisor {
         let failure = self.why_nothing_serves(outcome);
         if outcome == Outcome::GivenUp {
             self.resources.manager.tell_failure(&failure);
+        }
+        if let Some(guard) = &mut self.resources.guard {
+            guard.end();
         }
         self.resources.shut_down(&failure);
         outcome

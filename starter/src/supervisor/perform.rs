@@ -1,5 +1,6 @@
 //! Carries out what the machine has decided, and what needs no decision. There is no policy here.
 
+use std::os::fd::AsFd;
 use std::rc::Rc;
 
 use nix::sys::signal::{Signal, kill};
@@ -218,6 +219,9 @@ impl Resources {
         self.pins.insert(generation, Rc::clone(&pin));
         let handed = self.readiness.begin(generation)?;
         let pipes = self.log.pipes().map_err(cannot_spawn)?;
+        let highest = self.blueprint.highest;
+        let gate = self.guard.as_mut().map(|guard| guard.gate(highest));
+        let gate = gate.transpose().map_err(cannot_spawn)?;
         let extra = Extra {
             generation,
             output: &pipes.theirs,
@@ -225,6 +229,7 @@ impl Resources {
             variables: &handed.variables,
             probe: handed.probe.as_ref(),
             kept: &self.readiness.store.hand_out(),
+            gate: gate.as_ref().map(AsFd::as_fd),
         };
         let (pid, report) = self.blueprint.spawn(&pin, is_again, extra)?;
         self.readiness

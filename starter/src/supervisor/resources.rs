@@ -7,6 +7,7 @@ use nix::unistd::Pid;
 
 use crate::host::daemon::Waiting;
 use crate::host::identity::Login;
+use crate::host::signals::Signals;
 use crate::listeners::health::Health;
 use crate::listeners::socket_files::SocketFiles;
 use crate::log::Log;
@@ -16,7 +17,7 @@ use crate::ready::Readiness;
 use crate::status::file::StatusFile;
 use crate::status::pid_file::PidFile;
 use crate::supervisor::check::Check;
-use crate::supervisor::signals::Signals;
+use crate::supervisor::guard::Guard;
 use crate::supervisor::upgrade::Upgrade;
 use crate::words::failure::Failure;
 use crate::words::start_failure::StartFailure;
@@ -43,6 +44,8 @@ pub struct Resources {
     pub socket_files: SocketFiles,
     pub health: Health,
     pub manager: Manager,
+    /// The guardian, with `--guardian`.
+    pub guard: Option<Guard>,
     /// The launcher, while it waits for the first generation to serve.
     pub waiting: Option<Waiting>,
     /// Why it exits, if the machine does not know the reason.

@@ -13,9 +13,11 @@ use nix::unistd::Pid;
 use crate::host::moment::Moment;
 use crate::host::order::CARRIER;
 use crate::host::process::reap;
+use crate::host::signals::Arrived;
+use crate::host::signals::STOPS;
 use crate::machine::{Event, Knobs, Machine};
+use crate::supervisor::guard::Guard;
 use crate::supervisor::resources::Resources;
-use crate::supervisor::signals::STOPS;
 use crate::words::failure::Failure;
 use crate::words::notice::Notice;
 use crate::words::start_failure::StartFailure;
@@ -105,6 +107,7 @@ pub fn wait(resources: &Resources, machine: &Machine) -> Result<(), Failure> {
         readiness,
         check,
         upgrade,
+        guard,
         reports,
         manager,
         ..
@@ -129,9 +132,12 @@ pub fn wait(resources: &Resources, machine: &Machine) -> Result<(), Failure> {
         .chain(reports)
         .chain(check.source())
         .chain(upgrade.source())
+        .chain(guard.iter().flat_map(Guard::sources))
         .chain(log.readable)
         .map(|source| PollFd::new(source, PollFlags::POLLIN));
+    let unsent = guard.as_ref().and_then(Guard::unsent);
     let writable = log.writable.into_iter().chain(manager.source());
+    let writable = writable.chain(unsent);
     let writable = writable.map(|source| PollFd::new(source, PollFlags::POLLOUT));
     let readiness = readiness.sources();
     let readiness = readiness.map(|(source, flags)| PollFd::new(source, flags));
@@ -150,12 +156,16 @@ pub fn wait_blindly() {
 
 impl Inbox {
     /// What has arrived by now.
-    pub fn open(resources: &Resources) -> Inbox {
+    pub fn open(resources: &mut Resources) -> Inbox {
         let mut next = VecDeque::new();
-        let signals = resources.signals.read().unwrap_or_else(|errno| {
+        let mut signals = resources.signals.read().unwrap_or_else(|errno| {
             next.push_back(Input::Broken(cannot("read signals", errno)));
             Vec::new()
         });
+        if let Some(guard) = &mut resources.guard {
+            let passed_on = guard.listen().into_iter();
+            signals.extend(passed_on.filter_map(Arrived::meant));
+        }
         Inbox {
             signals,
             step: Step::Stop,
@@ -173,7 +183,7 @@ impl Inbox {
                     self.next.push_back(Input::Duty(Duty::LookForReadiness));
                     Step::Exits
                 }
-                Step::Exits => self.exit(),
+                Step::Exits => self.exit(resources),
                 Step::ReadinessFound => {
                     self.next.push_back(Input::Duty(Duty::TellReadiness));
                     Step::Requests
@@ -215,8 +225,13 @@ impl Inbox {
     }
 
     /// One at a time.
-    fn exit(&mut self) -> Step {
-        match reap() {
+    fn exit(&mut self, resources: &mut Resources) -> Step {
+        // A guardian must know of one exit before there is another.
+        let exited = match &mut resources.guard {
+            Some(guard) => guard.next_exit(),
+            None => reap(),
+        };
+        match exited {
             Ok(Some((pid, status))) => {
                 let exited = Duty::ChildExited { pid, status };
                 self.next.push_back(Input::Duty(exited));

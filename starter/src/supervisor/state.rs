@@ -23,6 +23,7 @@ use crate::status::file::PackedStatusFile;
 use crate::status::pid_file::{PackedPidFile, PidFile};
 use crate::supervisor::check::PackedCheck;
 use crate::supervisor::envelope;
+use crate::supervisor::guard::{Guard, PackedGuard};
 use crate::supervisor::resources::Resources;
 use crate::supervisor::upgrade::{self, Legacy};
 use crate::words::failure::Failure;
@@ -59,6 +60,7 @@ pub struct Held {
     pub socket_files: PackedFiles,
     pub health: PackedHealth,
     pub manager: PackedManager,
+    pub guard: Option<PackedGuard>,
     pub waiting: Option<PackedWaiting>,
     pub reason: Option<Failure>,
     pub has_hinted_at_streams: bool,
@@ -104,14 +106,18 @@ impl Resources {
     ///
     /// # Errors
     /// Why it cannot be written down.
-    pub fn legacy(&self, machine: &Machine) -> Result<Legacy, String> {
+    pub fn legacy(&self, machine: &Machine, guard: Option<&Guard>) -> Result<Legacy, String> {
         let mut luggage = Luggage::default();
         let state = State {
             version: ours().to_owned(),
             confinement: Confinement::of_process().map_err(|errno| errno.desc().to_owned())?,
             machine: machine.snapshot(),
             upgrade: self.upgrade.pack(),
-            held: self.pack(&mut luggage),
+            held: Held {
+                // Only another program of this process takes the connection over.
+                guard: guard.map(|guard| guard.pack(&mut luggage)),
+                ..self.pack(&mut luggage)
+            },
         };
         let text = envelope::seal(&state)?;
         Ok(Legacy { text, luggage })
@@ -140,6 +146,7 @@ impl Resources {
             socket_files: self.socket_files.pack(luggage),
             health: self.health.pack(),
             manager: self.manager.pack(luggage),
+            guard: None,
             waiting: self.waiting.as_ref().map(|one| Waiting::pack(one, luggage)),
             reason: self.reason.clone(),
             has_hinted_at_streams: self.has_hinted_at_streams,

@@ -111,6 +111,15 @@ impl Upgrade {
         }
     }
 
+    /// The same in a new supervisor: none was tried meanwhile, and what was under way is over.
+    pub fn unpack_again(packed: Packed) -> Upgrade {
+        let outcome = packed.outcome.clone();
+        Upgrade {
+            outcome,
+            ..Upgrade::unpack(packed, None)
+        }
+    }
+
     pub fn path(&self) -> PathBuf {
         self.program.path().into()
     }
@@ -207,6 +216,7 @@ impl Upgrade {
             snapshot: snapshot.as_raw_fd(),
             before: Some(before.as_raw_fd()),
             failure: None,
+            guarded: None,
         };
         let luggage = legacy.luggage.numbers();
         in_words(execute(program, &self.arguments, &inheritance, luggage))

@@ -8,6 +8,7 @@ use nix::errno::Errno;
 use nix::sys::signal::Signal;
 use nix::unistd::Pid;
 
+use crate::words::guardian::Guarding;
 use crate::words::lack::Lack;
 use crate::words::rollback::Way;
 use crate::words::start_failure::StartFailure;
@@ -128,6 +129,7 @@ pub enum Notice {
     /// A restart for which what serves stops first.
     StopFirst(StopFirst),
     Upgrade(Upgrade),
+    Guarding(Guarding),
     /// What serves dies soon after it has committed.
     CrashLoop {
         deaths: u32,
@@ -286,6 +288,7 @@ impl Notice {
             | Notice::LogCommandDied { .. }
             | Notice::NothingToReopen
             | Notice::Upgrade(Upgrade::Failed { .. })
+            | Notice::Guarding(_)
             | Notice::ListenerMended { .. }
             | Notice::SyslogUnreachable { .. } => Severity::Warning,
             Notice::StartingNow(_)

@@ -160,6 +160,7 @@ impl Notice {
             }
             Notice::StopFirst(step) => step.to_string(),
             Notice::Upgrade(step) => step.to_string(),
+            Notice::Guarding(step) => step.to_string(),
             Notice::CrashLoop { deaths, next } => {
                 let next = next.as_secs_f64();
                 format!(

@@ -36,7 +36,7 @@ pub use crate::host::launcher::Change;
 use crate::host::launcher::Handover;
 use crate::host::luggage::{Carried, Luggage};
 use crate::host::open_files::{OpenFiles, duplicate_above};
-use crate::host::process::{exit_child, fork_single_threaded};
+use crate::host::process::{exit_child, fork_single_threaded, wait_at};
 use crate::listeners::dialects::{self, Announced, Dialect};
 use crate::words::notice::Notice;
 use crate::words::start_failure::StartFailure;
@@ -77,6 +77,8 @@ pub struct Extra<'a> {
     /// What earlier workers have left: names, descriptors, and their numbers, which follow those of the listeners. Their own
     /// numbers are above all of these.
     pub kept: &'a [(&'a str, BorrowedFd<'a>, RawFd)],
+    /// Where it waits until it is known to everybody, above all these numbers.
+    pub gate: Option<BorrowedFd<'a>>,
 }
 
 /// The pipe on which a child says why it could not execute the program. If it could, the pipe closes by itself.
@@ -121,6 +123,7 @@ impl Blueprint {
     ) -> Result<(Pid, Report), StartFailure> {
         let (ours, theirs) = pipe2(OFlag::O_CLOEXEC | OFlag::O_NONBLOCK).map_err(cannot_spawn)?;
         let theirs = duplicate_above(theirs.as_fd(), self.highest).map_err(cannot_spawn)?;
+        let parent = Pid::this();
         match fork_single_threaded().map_err(cannot_spawn)? {
             ForkResult::Parent { child } => {
                 let report = Report {
@@ -132,7 +135,9 @@ impl Blueprint {
                 Ok((child, report))
             }
             ForkResult::Child => {
-                let Err((step, errno)) = self.prepare(extra).and_then(|()| {
+                let gate = extra.gate.map_or(Ok(()), |gate| wait_at(gate, parent));
+                let gate = gate.map_err(|errno| (Step::Signals, errno));
+                let Err((step, errno)) = gate.and_then(|()| self.prepare(extra)).and_then(|()| {
                     let command = self.command(extra, &pin.environment);
                     dispositions::reset_for_worker();
                     match pin.execute(&command) {

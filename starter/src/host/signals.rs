@@ -69,23 +69,42 @@ impl Signals {
 
     /// The signals that arrived since the last call. One that carries orders is left out if it carries none.
     pub fn read(&self) -> nix::Result<Vec<Signal>> {
+        let arrived = self.arrived()?.into_iter();
+        Ok(arrived.filter_map(Arrived::meant).collect())
+    }
+
+    /// All that have arrived since the last call.
+    pub fn arrived(&self) -> nix::Result<Vec<Arrived>> {
         let mut arrived = Vec::new();
         loop {
             match self.0.read_signal() {
-                Ok(Some(info)) => {
-                    let signal = i32::try_from(info.ssi_signo).map_err(|_| Errno::EINVAL)?;
-                    let signal = Signal::try_from(signal)?;
-                    if signal != CARRIER
-                        || Order::carried(signal, info.ssi_code, info.ssi_int).is_some()
-                    {
-                        arrived.push(signal);
-                    }
-                }
+                Ok(Some(info)) => arrived.push(Arrived {
+                    signal: i32::try_from(info.ssi_signo).map_err(|_| Errno::EINVAL)?,
+                    code: info.ssi_code,
+                    value: info.ssi_int,
+                }),
                 Ok(None) => return Ok(arrived),
                 Err(Errno::EINTR) => {}
                 Err(errno) => return Err(errno),
             }
         }
+    }
+}
+
+/// A signal as signalfd(2) tells it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Arrived {
+    pub signal: i32,
+    pub code: i32,
+    pub value: i32,
+}
+
+impl Arrived {
+    /// What it is for us, if anything.
+    pub fn meant(self) -> Option<Signal> {
+        let signal = Signal::try_from(self.signal).ok()?;
+        let is_order = || Order::carried(signal, self.code, self.value).is_some();
+        (signal != CARRIER || is_order()).then_some(signal)
     }
 }
 

@@ -1,0 +1,200 @@
+//! What guardian and supervisor tell each other: each message a datagram of JSON, with a descriptor where one is passed.
+//!
+//! Neither waits for the other to read. Whatever the guardian passes on it keeps until the supervisor says that its consequences
+//! are in the snapshot: a supervisor that dies before that gets it again, or rather its successor does.
+
+use std::collections::VecDeque;
+use std::io::{IoSlice, IoSliceMut};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
+
+use nix::errno::Errno;
+use nix::sys::socket::{
+    AddressFamily, ControlMessage, ControlMessageOwned, MsgFlags, SockFlag, SockType, recvmsg,
+    sendmsg, socketpair,
+};
+use serde::de::DeserializeOwned;
+use serde::{Deserialize, Serialize};
+
+/// The longest message, in bytes.
+const LONGEST: usize = 256;
+
+/// What the guardian passes on.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub enum ToSupervisor {
+    /// A signal for the server, as signalfd(2) tells it.
+    Signal {
+        id: u64,
+        signal: i32,
+        code: i32,
+        value: i32,
+    },
+    /// A child of the guardian has exited, with this wait status. It is not reaped yet: its pid is still its own.
+    Exited { pid: i32, status: i32 },
+}
+
+/// What the supervisor says.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub enum ToGuardian {
+    /// The descriptor that comes along has this number in snapshots from this one on.
+    Keep { number: RawFd, since: u64 },
+    /// No snapshot from this one on has that number.
+    Forget { number: RawFd, since: u64 },
+    /// The descriptor that comes along is the program that runs.
+    Program,
+    /// The consequences of this signal are in the snapshot.
+    Done { id: u64 },
+    /// Those of this exit are.
+    Reap { pid: i32 },
+    /// All is over, and its exit is meant.
+    Ending,
+}
+
+/// One end of the channel.
+#[derive(Debug)]
+pub struct Channel {
+    socket: OwnedFd,
+    /// What there was no room for.
+    unsent: VecDeque<(Vec<u8>, Option<OwnedFd>)>,
+}
+
+impl Channel {
+    /// Both ends.
+    pub fn pair() -> nix::Result<(Channel, Channel)> {
+        let flags = SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK;
+        let (one, other) = socketpair(AddressFamily::Unix, SockType::SeqPacket, None, flags)?;
+        Ok((Channel::of(one), Channel::of(other)))
+    }
+
+    pub fn of(socket: OwnedFd) -> Channel {
+        Channel {
+            socket,
+            unsent: VecDeque::new(),
+        }
+    }
+
+    /// Sends it, or keeps it until there is room: see [`Channel::wants_to_write`].
+    ///
+    /// # Errors
+    /// The other end is gone, or descriptors cannot be copied.
+    pub fn send(
+        &mut self,
+        message: &impl Serialize,
+        along: Option<BorrowedFd<'_>>,
+    ) -> nix::Result<()> {
+        let message = serde_json::to_vec(message).map_err(|_| Errno::EINVAL)?;
+        if self.unsent.is_empty() {
+            match self.send_now(&message, along) {
+                Err(Errno::EAGAIN | Errno::ETOOMANYREFS | Errno::ENOBUFS) => {}
+                sent => return sent,
+            }
+        }
+        let along = along.map(|one| one.try_clone_to_owned());
+        let along = along.transpose().map_err(|_| Errno::EMFILE)?;
+        self.unsent.push_back((message, along));
+        Ok(())
+    }
+
+    /// Sends what there is room for by now.
+    ///
+    /// # Errors
+    /// The other end is gone.
+    pub fn flush(&mut self) -> nix::Result<()> {
+        while let Some((message, along)) = self.unsent.front() {
+            match self.send_now(message, along.as_ref().map(AsFd::as_fd)) {
+                Ok(()) => drop(self.unsent.pop_front()),
+                Err(Errno::EAGAIN | Errno::ETOOMANYREFS | Errno::ENOBUFS) => return Ok(()),
+                Err(errno) => return Err(errno),
+            }
+        }
+        Ok(())
+    }
+
+    pub fn wants_to_write(&self) -> bool {
+        !self.unsent.is_empty()
+    }
+
+    fn send_now(&self, message: &[u8], along: Option<BorrowedFd<'_>>) -> nix::Result<()> {
+        let number = along.map(|one| [one.as_raw_fd()]);
+        let rights = number.as_ref().map(|one| ControlMessage::ScmRights(one));
+        let rights: Vec<ControlMessage<'_>> = rights.into_iter().collect();
+        let parts = [IoSlice::new(message)];
+        let flags = MsgFlags::MSG_NOSIGNAL | MsgFlags::MSG_DONTWAIT;
+        loop {
+            match sendmsg::<()>(self.socket.as_raw_fd(), &parts, &rights, flags, None) {
+                Err(Errno::EINTR) => {}
+                sent => return sent.map(drop),
+            }
+        }
+    }
+
+    /// The next message, if one has arrived.
+    ///
+    /// # Errors
+    /// `EPIPE`: the other end is gone. `EBADMSG`: it sends what this version does not know.
+    pub fn receive<T: DeserializeOwned>(&self) -> nix::Result<Option<(T, Option<OwnedFd>)>> {
+        let mut message = [0; LONGEST];
+        let mut space = nix::cmsg_space!(RawFd);
+        let (length, along) = loop {
+            let mut parts = [IoSliceMut::new(&mut message)];
+            let flags = MsgFlags::MSG_CMSG_CLOEXEC | MsgFlags::MSG_DONTWAIT;
+            match recvmsg::<()>(self.socket.as_raw_fd(), &mut parts, Some(&mut space), flags) {
+                Ok(received) => break (received.bytes, first_of(&received)),
+                Err(Errno::EINTR) => {}
+                Err(Errno::EAGAIN) => return Ok(None),
+                Err(Errno::ECONNRESET) => return Err(Errno::EPIPE),
+                Err(errno) => return Err(errno),
+            }
+        };
+        let text = message.get(..length).unwrap_or_default();
+        if text.is_empty() {
+            return Err(Errno::EPIPE);
+        }
+        let message = serde_json::from_slice(text).map_err(|_| Errno::EBADMSG)?;
+        Ok(Some((message, along)))
+    }
+}
+
+/// There is room for one.
+#[expect(unsafe_code, reason = "a descriptor that arrives is a number")]
+fn first_of(received: &nix::sys::socket::RecvMsg<'_, '_, ()>) -> Option<OwnedFd> {
+    let mut all = received.cmsgs().ok()?;
+    let Some(ControlMessageOwned::ScmRights(numbers)) = all.next() else {
+        return None;
+    };
+    let number = *numbers.first()?;
+    // SAFETY: the kernel has just installed this descriptor, and nothing else has seen its number.
+    Some(unsafe { OwnedFd::from_raw_fd(number) })
+}
+
+impl AsFd for Channel {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.socket.as_fd()
+    }
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used, reason = "tests fail by panicking")]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn messages_arrive_in_order_however_many_there_are_and_with_their_descriptors() {
+        let (mut one, other) = Channel::pair().unwrap();
+        let (reader, writer) = std::io::pipe().unwrap();
+        let message = |number| ToGuardian::Keep { number, since: 7 };
+        for number in 0..5000 {
+            one.send(&message(number), Some(writer.as_fd())).unwrap();
+        }
+        assert!(one.wants_to_write());
+        for number in 0..5000 {
+            one.flush().unwrap();
+            let (received, along): (ToGuardian, _) = other.receive().unwrap().unwrap();
+            assert_eq!(received, message(number));
+            assert!(along.is_some());
+        }
+        assert!(!one.wants_to_write());
+        assert_eq!(other.receive::<ToGuardian>().unwrap().map(|_| ()), None);
+        drop((one, reader));
+        assert_eq!(other.receive::<ToGuardian>().map(|_| ()), Err(Errno::EPIPE));
+    }
+}

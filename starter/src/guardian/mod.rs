@@ -1,0 +1,364 @@
+//! `--guardian`: the process that was started stays for ever, and starts a new supervisor when the one that it watches dies.
+//!
+//! It holds what the supervisor holds, and knows nothing of it: descriptors by number ([`kept`]) and the last snapshot
+//! ([`area`]). It passes signals on. It is the subreaper of all, so the workers of a supervisor that has died are its children
+//! then, and it tells the next one when they exit. Three promises make that safe:
+//!
+//! - What it passes on it repeats to the next supervisor, unless its consequences are in the snapshot.
+//! - No exit is lost: a child is reaped only when its exit is in the snapshot, here and in the supervisor.
+//! - No worker runs that is not in the snapshot: until then it waits at a gate ([`crate::host::process::wait_at`]).
+
+pub mod area;
+mod kept;
+pub mod message;
+
+use std::collections::VecDeque;
+use std::ffi::OsString;
+use std::mem::ManuallyDrop;
+use std::os::fd::{AsFd, AsRawFd, IntoRawFd, OwnedFd, RawFd};
+use std::time::Duration;
+
+use common::descriptors::{FIRST, close_inherited};
+use nix::errno::Errno;
+use nix::poll::{PollFd, PollFlags, ppoll};
+use nix::sys::signal::{Signal, kill};
+use nix::sys::time::TimeSpec;
+use nix::unistd::{ForkResult, Pid};
+
+use self::area::Area;
+use self::kept::{Kept, place};
+use self::message::{Channel, ToGuardian, ToSupervisor};
+use crate::host::moment::Moment;
+use crate::host::open_files::{duplicate_above, owned};
+use crate::host::own_program::{Guarded, Inheritance, execute};
+use crate::host::proc;
+use crate::host::process::{adopt_orphans, exit_child, exited, fork_single_threaded, reap_child};
+use crate::host::sealed::sealed;
+use crate::host::signals::{Arrived, Signals};
+use crate::log::show;
+use crate::words::guardian as words;
+
+/// How many supervisors may die within this time.
+const MOST_DEATHS: usize = 5;
+const WITHIN: Duration = Duration::from_secs(60);
+
+/// What the guardian needs to know of the command line.
+#[derive(Debug, Clone)]
+pub struct Settings {
+    /// All words, the name of the program first.
+    pub arguments: Vec<OsString>,
+    /// For the workers, if no supervisor can live.
+    pub signal: Signal,
+    /// How long after that they are killed.
+    pub stop_timeout: Option<Duration>,
+}
+
+/// Which of the processes this is after the split.
+pub enum Split {
+    Guardian(Guardian),
+    Supervisor(Channel, Area),
+}
+
+/// The process that stays.
+pub struct Guardian {
+    settings: Settings,
+    signals: Signals,
+    channel: Channel,
+    area: Area,
+    /// The program to start a supervisor from.
+    program: OwnedFd,
+    kept: Kept,
+    supervisor: Pid,
+    /// Signals whose consequences are not in the snapshot.
+    passed_on: VecDeque<(u64, Arrived)>,
+    last_id: u64,
+    /// The exit that the supervisor was told and has not dealt with.
+    told: Option<(Pid, i32)>,
+    deaths: Vec<Moment>,
+    is_ending: bool,
+    is_last: bool,
+}
+
+/// Splits off a supervisor. The guardian stays the process that was started.
+///
+/// # Errors
+/// Of fork(2) and the like; then there is one process as before.
+pub fn split(settings: Settings, program: OwnedFd) -> nix::Result<Split> {
+    let (ours, theirs) = Channel::pair()?;
+    let area = Area::new().map_err(|error| Errno::try_from(error).unwrap_or(Errno::EIO))?;
+    match fork_single_threaded()? {
+        ForkResult::Child => Ok(Split::Supervisor(theirs, area)),
+        ForkResult::Parent { child } => {
+            adopt_orphans(true);
+            // Their descriptors are closed by number.
+            let both = ManuallyDrop::new((ours, theirs, area));
+            let [channel, area, program] = alone_with([
+                both.0.as_fd().try_clone_to_owned(),
+                both.2.as_fd().try_clone_to_owned(),
+                Ok(program),
+            ]);
+            Ok(Split::Guardian(Guardian {
+                settings,
+                signals: Signals::take().unwrap_or_else(|_| exit_child(1)),
+                channel: Channel::of(channel),
+                area: Area::of(area),
+                program,
+                kept: Kept::default(),
+                supervisor: child,
+                passed_on: VecDeque::new(),
+                last_id: 0,
+                told: None,
+                deaths: Vec::new(),
+                is_ending: false,
+                is_last: false,
+            }))
+        }
+    }
+}
+
+/// Closes everything but standard input, output and error, and these, which get new numbers.
+fn alone_with<const COUNT: usize>(kept: [std::io::Result<OwnedFd>; COUNT]) -> [OwnedFd; COUNT] {
+    let mut next = FIRST..;
+    let kept = kept.map(|one| one.unwrap_or_else(|_| exit_child(1)));
+    let numbers = [(); COUNT].map(|()| next.next().unwrap_or(RawFd::MAX));
+    let placed: Vec<_> = numbers
+        .into_iter()
+        .zip(kept.iter().map(AsFd::as_fd))
+        .collect();
+    let closed = place(&placed).and_then(|()| close_inherited(next.start));
+    if closed.is_err() {
+        exit_child(1);
+    }
+    // Their old numbers are closed, or belong to one of the new ones.
+    let _ = kept.map(OwnedFd::into_raw_fd);
+    numbers.map(owned)
+}
+
+impl Guardian {
+    /// Watches until all is over. Returns the exit code.
+    pub fn watch(mut self) -> u8 {
+        loop {
+            self.wait();
+            match self.signals.arrived() {
+                Ok(arrived) => arrived.into_iter().for_each(|one| self.pass_on(one)),
+                Err(errno) => show(&words::cannot("read signals", errno)),
+            }
+            self.listen();
+            if let Some(code) = self.look_at_supervisor() {
+                return code;
+            }
+            self.look_at_others();
+        }
+    }
+
+    fn wait(&mut self) {
+        let mut flags = PollFlags::POLLIN;
+        flags.set(PollFlags::POLLOUT, self.channel.wants_to_write());
+        let mut sources = [
+            PollFd::new(self.signals.as_fd(), PollFlags::POLLIN),
+            PollFd::new(self.channel.as_fd(), flags),
+        ];
+        // An error would be one of memory: there is nothing better than to look again.
+        let _ = ppoll(&mut sources, None, None);
+        // If the supervisor is dead, so is the channel, and its exit is seen next.
+        let _ = self.channel.flush();
+    }
+
+    fn pass_on(&mut self, arrived: Arrived) {
+        if arrived.signal == Signal::SIGCHLD as i32 {
+            return;
+        }
+        self.last_id += 1;
+        self.passed_on.push_back((self.last_id, arrived));
+        self.tell(&signal(self.last_id, arrived));
+    }
+
+    fn tell(&mut self, message: &ToSupervisor) {
+        // If the supervisor is dead, the next one is told.
+        let _ = self.channel.send(message, None);
+    }
+
+    fn listen(&mut self) {
+        loop {
+            match self.channel.receive() {
+                Ok(Some((message, along))) => self.obey(message, along),
+                // One of a later version: what matters in it cannot be known.
+                Err(Errno::EBADMSG) => {}
+                Ok(None) | Err(_) => break,
+            }
+        }
+        self.kept.prune(self.area.last());
+    }
+
+    fn obey(&mut self, message: ToGuardian, along: Option<OwnedFd>) {
+        match message {
+            ToGuardian::Keep { number, since } => self.kept.keep(number, since, along),
+            ToGuardian::Forget { number, since } => self.kept.keep(number, since, None),
+            ToGuardian::Program => self.program = along.unwrap_or_else(|| self.program_again()),
+            ToGuardian::Done { id } => self.passed_on.retain(|(one, _)| *one != id),
+            ToGuardian::Reap { pid } => {
+                if let Some((told, _)) = self.told.take_if(|(one, _)| one.as_raw() == pid) {
+                    // It has exited, so this does not wait.
+                    let _ = reap_child(told);
+                }
+            }
+            ToGuardian::Ending => self.is_ending = true,
+        }
+    }
+
+    /// Returns the exit code if all is over.
+    fn look_at_supervisor(&mut self) -> Option<u8> {
+        let (_, status) = exited(Some(self.supervisor)).ok().flatten()?;
+        // What it has said last.
+        self.listen();
+        let _ = reap_child(self.supervisor);
+        if self.is_ending {
+            let code = libc::WIFEXITED(status).then(|| libc::WEXITSTATUS(status));
+            return Some(code.and_then(|code| u8::try_from(code).ok()).unwrap_or(1));
+        }
+        let now = Moment::now();
+        self.deaths
+            .retain(|death| now.saturating_since(*death) < WITHIN);
+        self.deaths.push(now);
+        let was_last = self.is_last;
+        self.is_last |= self.deaths.len() >= MOST_DEATHS;
+        let started = match was_last {
+            true => Err(words::TOO_MANY.to_owned()),
+            false => self.start_supervisor(status),
+        };
+        match started {
+            Ok(()) => None,
+            Err(cause) => {
+                show(&words::ending_workers(status, &cause));
+                self.end_workers();
+                Some(1)
+            }
+        }
+    }
+
+    /// One exit at a time: the next one is told when that is dealt with.
+    fn look_at_others(&mut self) {
+        if self.told.is_some() {
+            return;
+        }
+        if let Ok(Some((pid, status))) = exited(None) {
+            // That of the supervisor is seen in the next turn, which its signal begins.
+            if pid != self.supervisor {
+                self.told = Some((pid, status));
+                let pid = pid.as_raw();
+                self.tell(&ToSupervisor::Exited { pid, status });
+            }
+        }
+    }
+
+    fn start_supervisor(&mut self, status: i32) -> Result<(), String> {
+        let (last, snapshot) = self.area.read().map_err(|_| words::NO_SNAPSHOT)?;
+        self.kept.prune(last);
+        let in_words = |errno: Errno| errno.desc().to_owned();
+        let snapshot = sealed(&snapshot).map_err(|error| error.to_string())?;
+        let (ours, theirs) = Channel::pair().map_err(in_words)?;
+        match fork_single_threaded().map_err(in_words)? {
+            ForkResult::Child => {
+                let Err(errno) = self.become_supervisor(last, status, &snapshot, &theirs);
+                show(&words::cannot("start a supervisor", errno));
+                exit_child(1)
+            }
+            ForkResult::Parent { child } => {
+                self.supervisor = child;
+                self.channel = ours;
+                self.repeat();
+                Ok(())
+            }
+        }
+    }
+
+    /// Tells a new supervisor what the last one has not dealt with.
+    fn repeat(&mut self) {
+        let passed_on: Vec<(u64, Arrived)> = self.passed_on.iter().copied().collect();
+        for (id, arrived) in passed_on {
+            self.tell(&signal(id, arrived));
+        }
+        if let Some((pid, status)) = self.told {
+            let pid = pid.as_raw();
+            self.tell(&ToSupervisor::Exited { pid, status });
+        }
+    }
+
+    /// In a child.
+    fn become_supervisor(
+        &self,
+        last: u64,
+        status: i32,
+        snapshot: &OwnedFd,
+        channel: &Channel,
+    ) -> Result<std::convert::Infallible, Errno> {
+        let descriptors = self.kept.of(last);
+        let numbers: Vec<RawFd> = descriptors.iter().map(|(number, _)| *number).collect();
+        let highest = numbers.iter().copied().max().unwrap_or(2);
+        // Out of the way of all these.
+        let snapshot = duplicate_above(snapshot.as_fd(), highest)?;
+        let channel = duplicate_above(channel.as_fd(), highest)?;
+        let area = duplicate_above(self.area.as_fd(), highest)?;
+        let program = duplicate_above(self.program.as_fd(), highest)?;
+        place(&descriptors)?;
+        let inheritance = Inheritance {
+            snapshot: snapshot.as_raw_fd(),
+            before: None,
+            failure: None,
+            guarded: Some(Guarded {
+                channel: channel.as_raw_fd(),
+                area: area.as_raw_fd(),
+                status,
+                is_last: self.is_last,
+            }),
+        };
+        let arguments = &self.settings.arguments;
+        Err(execute(program, arguments, &inheritance, &numbers))
+    }
+
+    /// Nothing can look after them any more: tells all workers to stop, and waits for them.
+    fn end_workers(&mut self) {
+        let until = self
+            .settings
+            .stop_timeout
+            .map(|limit| Moment::now() + limit);
+        self.signal_workers(self.settings.signal);
+        loop {
+            while let Ok(Some((pid, _))) = exited(None) {
+                let _ = reap_child(pid);
+            }
+            if proc::children(Pid::this()).is_ok_and(|left| left.is_empty()) {
+                return;
+            }
+            let left = until.map(|until| until.saturating_since(Moment::now()));
+            if left.is_some_and(|left| left.is_zero()) {
+                self.signal_workers(Signal::SIGKILL);
+            }
+            let left = left.map(|left| left.max(Duration::from_millis(10)));
+            let mut source = [PollFd::new(self.signals.as_fd(), PollFlags::POLLIN)];
+            let _ = ppoll(&mut source, left.map(TimeSpec::from_duration), None);
+            drop(self.signals.arrived());
+        }
+    }
+
+    fn signal_workers(&self, signal: Signal) {
+        for child in proc::children(Pid::this()).unwrap_or_default() {
+            // It is a child that has not been reaped.
+            let _ = kill(child, signal);
+        }
+    }
+
+    fn program_again(&self) -> OwnedFd {
+        let program = self.program.try_clone();
+        program.unwrap_or_else(|_| owned(self.program.as_raw_fd()))
+    }
+}
+
+fn signal(id: u64, arrived: Arrived) -> ToSupervisor {
+    ToSupervisor::Signal {
+        id,
+        signal: arrived.signal,
+        code: arrived.code,
+        value: arrived.value,
+    }
+}

@@ -84,6 +84,8 @@ pub fn place(descriptors: &[(RawFd, BorrowedFd<'_>)]) -> nix::Result<()> {
 #[cfg(test)]
 #[allow(clippy::unwrap_used, reason = "tests fail by panicking")]
 mod tests {
+    use std::os::fd::AsRawFd;
+
     use super::*;
 
     fn numbers(kept: &Kept, last: u64) -> Vec<RawFd> {

@@ -88,8 +88,10 @@ pub fn exited(child: Option<Pid>) -> nix::Result<Option<(Pid, i32)>> {
         Err(errno) => return Err(errno),
         Ok(_) => {}
     }
-    // SAFETY: waitid(2) has filled in these fields, or left the zeroes.
-    let (pid, status) = unsafe { (info.si_pid(), info.si_status()) };
+    // SAFETY: waitid(2) has filled in this field, or left the zero.
+    let pid = unsafe { info.si_pid() };
+    // SAFETY: the same.
+    let status = unsafe { info.si_status() };
     let status = match info.si_code {
         libc::CLD_EXITED => status << 8,
         libc::CLD_DUMPED => status | 0x80,

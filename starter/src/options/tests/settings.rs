@@ -25,6 +25,7 @@ fn the_defaults_are_those_of_server_starter() {
         identity,
         is_strict,
         is_daemon,
+        is_guarded,
         listeners,
         worker,
         environment,
@@ -33,7 +34,7 @@ fn the_defaults_are_those_of_server_starter() {
         log,
         status,
     } = started(&["prog"]);
-    assert_eq!((is_strict, is_daemon), (false, false));
+    assert_eq!((is_strict, is_daemon, is_guarded), (false, false, false));
     let expected = identity::Settings {
         user: None,
         group: None,
@@ -111,6 +112,7 @@ fn every_option_reaches_its_room() {
         identity,
         is_strict,
         is_daemon,
+        is_guarded,
         listeners,
         worker,
         environment,
@@ -156,12 +158,13 @@ fn every_option_reaches_its_room() {
         "--syslog-stream=stderr",
         "--quiet",
         "--daemonize",
+        "--guardian",
         "--user=www",
         "--group=33",
         "--keep-env",
         "--strict",
     ]);
-    assert_eq!((is_strict, is_daemon), (true, true));
+    assert_eq!((is_strict, is_daemon, is_guarded), (true, true, true));
     let expected = identity::Settings {
         user: Some("www".into()),
         group: Some("33".into()),

@@ -23,7 +23,7 @@ use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, ppoll};
 use nix::sys::signal::{Signal, kill};
 use nix::sys::time::TimeSpec;
-use nix::unistd::{ForkResult, Pid};
+use nix::unistd::{ForkResult, Pid, dup2_stderr, dup2_stdout};
 
 use self::area::Area;
 use self::kept::{Kept, place};
@@ -168,6 +168,16 @@ impl Guardian {
         if arrived.signal == Signal::SIGCHLD as i32 {
             return;
         }
+        // As the kernel does it: while one waits, the same once more is the same. Another one may be under way.
+        if self
+            .passed_on
+            .iter()
+            .filter(|(_, one)| *one == arrived)
+            .count()
+            >= 2
+        {
+            return;
+        }
         self.last_id += 1;
         self.passed_on.push_back((self.last_id, arrived));
         self.tell(&signal(self.last_id, arrived));
@@ -192,7 +202,15 @@ impl Guardian {
 
     fn obey(&mut self, message: ToGuardian, along: Option<OwnedFd>) {
         match message {
-            ToGuardian::Keep { number, since } => self.kept.keep(number, since, along),
+            ToGuardian::Keep { number, since } => {
+                // Lest a log file that was moved away stays open.
+                match (number, &along) {
+                    (1, Some(stdout)) => drop(dup2_stdout(stdout)),
+                    (2, Some(stderr)) => drop(dup2_stderr(stderr)),
+                    _ => {}
+                }
+                self.kept.keep(number, since, along);
+            }
             ToGuardian::Forget { number, since } => self.kept.keep(number, since, None),
             ToGuardian::Program => self.program = along.unwrap_or_else(|| self.program_again()),
             ToGuardian::Done { id } => self.passed_on.retain(|(one, _)| *one != id),
@@ -202,7 +220,11 @@ impl Guardian {
                     let _ = reap_child(told);
                 }
             }
-            ToGuardian::Ending => self.is_ending = true,
+            ToGuardian::Ending => {
+                self.is_ending = true;
+                // Whoever waits for the end of something waits for our copies too.
+                self.kept = Kept::default();
+            }
         }
     }
 

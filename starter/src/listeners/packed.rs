@@ -17,6 +17,13 @@ pub struct PackedListener {
     given_name: Option<OsString>,
 }
 
+impl PackedListener {
+    /// Its number in the workers.
+    pub fn number(&self) -> RawFd {
+        self.number
+    }
+}
+
 /// `announced` says what workers are told about each of the sockets, in the same order.
 pub fn pack(
     sockets: &[(OwnedFd, RawFd)],

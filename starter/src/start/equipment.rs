@@ -31,15 +31,21 @@ pub struct Equipment {
     pub check: Option<OsString>,
 }
 
+/// What has which number in a worker whose listeners have these.
+pub fn layout(options: &Options, listeners: impl Iterator<Item = RawFd>) -> Layout {
+    let listening = &options.listeners;
+    Layout::new(
+        listeners,
+        &options.ready,
+        Backlog::new(listening.backlog),
+        !listening.dialects.contains(&Dialect::Nginx),
+    )
+}
+
 impl Equipment {
     pub fn new(options: Options, found: Found) -> Equipment {
+        let layout = layout(&options, found.announced.iter().map(|one| one.number));
         let (listening, worker) = (options.listeners, options.worker);
-        let layout = Layout::new(
-            found.announced.iter().map(|one| one.number),
-            &options.ready,
-            Backlog::new(listening.backlog),
-            !listening.dialects.contains(&Dialect::Nginx),
-        );
         Equipment {
             blueprint: Blueprint {
                 program: worker.program,

@@ -11,7 +11,7 @@ use std::rc::Rc;
 use common::descriptors::keep_from_exec;
 use nix::unistd::Pid;
 
-use super::equipment::{Equipment, Found};
+use super::equipment::{Equipment, Found, layout};
 use super::shown;
 use crate::host::daemon::Waiting;
 use crate::host::launcher::Handover;
@@ -21,7 +21,7 @@ use crate::host::sealed::read_all;
 use crate::host::signals::Signals;
 use crate::listeners::backlog::Backlog;
 use crate::listeners::health::Health;
-use crate::listeners::packed as listeners;
+use crate::listeners::packed::{self as listeners, PackedListener};
 use crate::listeners::socket_files::SocketFiles;
 use crate::log::Log;
 use crate::machine::{Generation, Machine, Outcome};
@@ -229,12 +229,20 @@ fn read(snapshot: RawFd) -> Result<State, String> {
 
 fn options_of(state: &State) -> Result<Options, String> {
     let words = state.upgrade.arguments.iter().skip(1).cloned();
-    match options::parse(words) {
-        Ok(Invocation::Start(options)) => Ok(*options),
-        Ok(_) => Err("its command line starts no server".to_owned()),
-        Err(failure) => Err(format!(
-            "its command line cannot be used: {}",
-            failure.text()
-        )),
+    let options = match options::parse(words) {
+        Ok(Invocation::Start(options)) => *options,
+        Ok(_) => return Err("its command line starts no server".to_owned()),
+        Err(failure) => {
+            let why = failure.text();
+            return Err(format!("its command line cannot be used: {why}"));
+        }
+    };
+    // A worker must not get one of its descriptors in the place of one that is held for it.
+    let listeners = state.held.listeners.iter().map(PackedListener::number);
+    match layout(&options, listeners).highest <= state.held.highest {
+        true => Ok(options),
+        false => {
+            Err("its workers have more descriptors than this version leaves room for".to_owned())
+        }
     }
 }

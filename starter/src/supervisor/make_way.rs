@@ -38,7 +38,11 @@ impl Resources {
         if self.upgrade.take_next() {
             self.upgrade(machine);
         }
-        if !self.readiness.is_settled() {
+        let has_unsent = self
+            .guard
+            .as_ref()
+            .is_some_and(|one| one.unsent().is_some());
+        if !self.readiness.is_settled() || has_unsent {
             return;
         }
         if let Some(program) = self.upgrade.take_ready() {

@@ -49,6 +49,8 @@ pub struct Held {
     /// Whose environment workers get, if not the launcher's.
     pub login: Option<Login>,
     pub own_session: bool,
+    /// The highest number that anything of ours has in a worker: what is held open here is above it.
+    pub highest: i32,
     pub open_files: OpenFiles,
     pub pins: PackedPins,
     pub reports: Vec<(i32, PackedReport)>,
@@ -130,6 +132,7 @@ impl Resources {
             listeners: listeners::pack(&blueprint.sockets, &blueprint.announced, luggage),
             login: self.login.clone(),
             own_session: blueprint.own_session,
+            highest: blueprint.highest,
             open_files: blueprint.open_files,
             pins: PackedPins::pack(&self.pins, luggage),
             reports: reports

@@ -212,7 +212,11 @@ impl Guardian {
                 self.kept.keep(number, since, along);
             }
             ToGuardian::Forget { number, since } => self.kept.keep(number, since, None),
-            ToGuardian::Program => self.program = along.unwrap_or_else(|| self.program_again()),
+            ToGuardian::Program => {
+                if let Some(program) = along {
+                    self.program = program;
+                }
+            }
             ToGuardian::Done { id } => self.passed_on.retain(|(one, _)| *one != id),
             ToGuardian::Reap { pid } => {
                 if let Some((told, _)) = self.told.take_if(|(one, _)| one.as_raw() == pid) {
@@ -368,11 +372,6 @@ impl Guardian {
             // It is a child that has not been reaped.
             let _ = kill(child, signal);
         }
-    }
-
-    fn program_again(&self) -> OwnedFd {
-        let program = self.program.try_clone();
-        program.unwrap_or_else(|_| owned(self.program.as_raw_fd()))
     }
 }
 

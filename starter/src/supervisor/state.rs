@@ -105,6 +105,9 @@ impl Resources {
     /// # Errors
     /// Why it cannot be written down.
     pub fn legacy(&self, machine: &Machine) -> Result<Legacy, String> {
+        if machine.is_stopping() {
+            return Err("the server is stopping".to_owned());
+        }
         let mut luggage = Luggage::default();
         let state = State {
             version: ours().to_owned(),

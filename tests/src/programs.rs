@@ -62,6 +62,7 @@ pub fn installed() -> &'static Path {
             .expect("cannot open the folder for the programs");
         install(&build.folder.join("worker"), &folder);
         install(&build.folder.join("keeper"), &folder);
+        install(&build.folder.join("successor"), &folder);
         if another().is_none() {
             build.run();
             for program in ["start_server", "start_server-binder", "examples/hello"] {

@@ -66,5 +66,7 @@ mod syslog;
 mod systemd;
 mod unicorn;
 mod unit_files;
+mod upgrade;
+mod upgrade_under_way;
 mod watch;
 mod workers;

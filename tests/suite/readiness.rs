@@ -50,6 +50,10 @@ pub fn scripted(setup: Setup, before: &str, arguments: &str) -> Setup {
 pub struct Gate(PathBuf);
 
 impl Gate {
+    pub fn at(path: PathBuf) -> Gate {
+        Gate(path)
+    }
+
     /// Waits until somebody is at the gate.
     pub fn open(&self) {
         let gate = OpenOptions::new().write(true).open(&self.0);

@@ -33,6 +33,11 @@ pub fn reset() {
     signals::ignore_all_but(&DEFAULT);
 }
 
+/// What is left of [`reset`] for a program that goes on where another one has stopped: an exec keeps what is ignored.
+pub fn reset_after_exec() {
+    signals::reset_faults();
+}
+
 /// Catches a signal that is blocked and read from a descriptor: the handler never runs. A service manager may look for it in
 /// `/proc/PID/status`, because one that is not caught would end us.
 #[expect(unsafe_code, reason = "sigaction(2)")]

@@ -14,6 +14,7 @@ use nix::unistd::Pid;
 use super::equipment::{Equipment, Found, layout};
 use super::shown;
 use crate::host::daemon::Waiting;
+use crate::host::dispositions;
 use crate::host::launcher::Handover;
 use crate::host::open_files::{borrowed, owned};
 use crate::host::own_program::{Guarded, Inheritance, execute};
@@ -85,6 +86,7 @@ pub fn run(inheritance: Result<Inheritance, String>) -> Result<Status, Failure> 
     let (mut resources, machine, notice) = prepared.take_over(failure, guarded.as_ref());
     // From here on there is no way back, and none is needed.
     drop(panic::take_hook());
+    dispositions::reset_after_exec();
     keep_from_exec().map_err(|errno| cannot(errno.desc().to_owned()))?;
     let left = [Some(snapshot), before].into_iter().flatten();
     left.for_each(|number| drop(owned(number)));

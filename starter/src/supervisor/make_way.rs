@@ -4,6 +4,7 @@ use crate::host::moment::Moment;
 use crate::machine::{Generation, Machine};
 use crate::supervisor::guard::Saved;
 use crate::supervisor::resources::Resources;
+use crate::supervisor::upgrade::Legacy;
 use crate::words::guardian::Guarding;
 use crate::words::notice::Notice;
 use crate::words::upgrade::Upgrade;
@@ -22,8 +23,15 @@ impl Resources {
     }
 
     fn try_upgrade(&mut self, machine: &Machine) -> Result<(), String> {
-        let legacy = self.legacy(machine, self.guard.as_ref())?;
+        let legacy = self.legacy_of_upgrade(machine)?;
         self.upgrade.begin(&legacy, Moment::now())
+    }
+
+    fn legacy_of_upgrade(&self, machine: &Machine) -> Result<Legacy, String> {
+        match machine.is_stopping() {
+            true => Err("the server is stopping".to_owned()),
+            false => self.legacy(machine, self.guard.as_ref()),
+        }
     }
 
     /// What was tried has ended.
@@ -46,7 +54,7 @@ impl Resources {
             return;
         }
         if let Some(program) = self.upgrade.take_ready() {
-            let gone = self.legacy(machine, self.guard.as_ref());
+            let gone = self.legacy_of_upgrade(machine);
             let cause = gone.map_or_else(|why| why, |legacy| self.upgrade.go(&program, &legacy));
             self.upgrade_failed(cause, machine);
         }

@@ -9,7 +9,7 @@ use std::panic;
 use std::rc::Rc;
 
 use common::descriptors::keep_from_exec;
-use nix::unistd::Pid;
+use nix::unistd::{Pid, geteuid};
 
 use super::equipment::{Equipment, Found, layout};
 use super::shown;
@@ -72,6 +72,10 @@ pub fn answer(snapshot: RawFd) -> Result<String, Failure> {
 pub fn run(inheritance: Result<Inheritance, String>) -> Result<Status, Failure> {
     let cannot = |cause: String| Failure::failed(format!("cannot resume: {cause}"));
     let inheritance = inheritance.map_err(cannot)?;
+    // Before anything of it is believed.
+    if geteuid().is_root() {
+        return Err(cannot("it would run as root".to_owned()));
+    }
     let before = inheritance.before;
     let snapshot = inheritance.snapshot;
     panic::set_hook(Box::new(move |panicked| {

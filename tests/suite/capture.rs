@@ -26,14 +26,14 @@ fn setup() -> (Setup, u16) {
     (setup.worker(["--graceful"]), port)
 }
 
-fn read(path: &Path) -> String {
+pub fn read(path: &Path) -> String {
     let bytes = fs::read(path).unwrap_or_default();
     String::from_utf8_lossy(&bytes).into_owned()
 }
 
 /// The numbers of the lines of each generation in a text, in its order; every line must be whole.
 #[track_caller]
-fn numbers(text: &str, length: usize, stamped: bool) -> BTreeMap<u32, Vec<usize>> {
+pub fn numbers(text: &str, length: usize, stamped: bool) -> BTreeMap<u32, Vec<usize>> {
     let mut found: BTreeMap<u32, Vec<usize>> = BTreeMap::new();
     for line in text.lines().filter(|line| line.contains("....")) {
         let plain = match stamped {

@@ -18,7 +18,7 @@ use e2e::{Server, Setup, client, ports, proc, wait};
 use nix::sys::signal::{Signal, kill};
 
 /// The daemon: a socket that the test reads when it likes to.
-struct Daemon {
+pub struct Daemon {
     socket: Socket,
     /// Every datagram that was read.
     seen: RefCell<Vec<Vec<u8>>>,
@@ -30,7 +30,7 @@ enum Socket {
 }
 
 impl Daemon {
-    fn at(path: &Path) -> Daemon {
+    pub fn at(path: &Path) -> Daemon {
         let socket = UnixDatagram::bind(path).expect("cannot bind the socket");
         fs::set_permissions(path, Permissions::from_mode(0o666)).expect("cannot open the socket");
         socket.set_nonblocking(true).expect("cannot set up");
@@ -63,7 +63,7 @@ impl Daemon {
     }
 
     /// Reads what there is.
-    fn read(&self) {
+    pub fn read(&self) {
         let mut buffer = vec![0; 65536];
         loop {
             let read = match &self.socket {
@@ -84,7 +84,7 @@ impl Daemon {
         seen.iter().map(|record| Record::parse(record)).collect()
     }
 
-    fn messages(&self) -> Vec<String> {
+    pub fn messages(&self) -> Vec<String> {
         self.records().into_iter().map(|one| one.message).collect()
     }
 
@@ -109,7 +109,7 @@ impl Daemon {
     /// Reads until `is_all` says of the numbers that have arrived, of how many were told to be lost, and of a message,
     /// that no more is to come.
     #[track_caller]
-    fn read_numbers(&self, is_all: impl Fn(&[usize], u64, &str) -> bool) -> (Vec<usize>, u64) {
+    pub fn read_numbers(&self, is_all: impl Fn(&[usize], u64, &str) -> bool) -> (Vec<usize>, u64) {
         // Parsed once: there are very many.
         let mut next = 0;
         let (mut numbers, mut lost) = (Vec::new(), 0);

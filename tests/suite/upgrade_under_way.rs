@@ -421,7 +421,7 @@ fn a_daemon_whose_first_generation_starts_has_its_verdict_after_an_upgrade() {
     if !is_ours() {
         return;
     }
-    for (end, code) in [("", 0), ("exit 7", 1)] {
+    for (end, code) in [(":", 0), ("exit 7", 1)] {
         let setup = with_files();
         let gate = fifo(setup.folder(), "gate");
         let setup = setup.options([
@@ -430,7 +430,7 @@ fn a_daemon_whose_first_generation_starts_has_its_verdict_after_an_upgrade() {
             "--ready=notify",
             "--start-limit=1",
         ]);
-        let before = format!("read x <gate; {end}");
+        let before = format!("read x <{}; {end}", gate.display());
         let port = ports::tcp();
         let (setup, programs) = upgradable(scripted(setup.port(port), &before, "--notify"));
         let mut server = setup.start();

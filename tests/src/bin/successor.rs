@@ -2,6 +2,7 @@
 //!
 //! - `hang`: never says whether it can resume.
 //! - `no`: says why it cannot.
+//! - `keep`: the same, and leaves the snapshot in the current directory, as the file `snapshot`.
 //! - `silent`: succeeds without a word, as a program does that knows nothing of it.
 //! - `fails PROGRAM`: says yes. Then, in the place of start_server, it lets PROGRAM, a real one, resume from a damaged
 //!   snapshot. That one comes back here, and this lets the program before go on from the undamaged one.
@@ -34,6 +35,15 @@ fn main() {
         },
         (_, "no") => {
             writeln!(std::io::stderr(), "start_server: it is a bad day").expect("standard error");
+            exit(1);
+        }
+        (_, "keep") => {
+            let mut words = env::args();
+            let number = words.find_map(|word| Some(word.strip_prefix("--can-resume=")?.to_owned()));
+            let number = number.expect("nobody has asked");
+            let snapshot = fs::read(format!("/proc/self/fd/{number}")).expect("a snapshot");
+            fs::write("snapshot", snapshot).expect("a file");
+            writeln!(std::io::stderr(), "start_server: it was kept").expect("standard error");
             exit(1);
         }
         (_, "silent") => {}

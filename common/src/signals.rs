@@ -7,7 +7,7 @@ use nix::sys::signal::Signal;
 const HIGHEST: libc::c_int = 64;
 
 /// Faults of the process itself, which it is pointless to ignore.
-const FAULTS: [Signal; 8] = [
+pub const FAULTS: [Signal; 8] = [
     Signal::SIGILL,
     Signal::SIGTRAP,
     Signal::SIGABRT,
@@ -21,12 +21,6 @@ const FAULTS: [Signal; 8] = [
 /// Resets every signal to its default disposition: exec preserves what the launcher ignored.
 pub fn reset_all() {
     (1..=HIGHEST).for_each(|number| set(number, libc::SIG_DFL));
-}
-
-/// Resets the faults alone: the runtime of Rust catches some of them at the start of a program.
-pub fn reset_faults() {
-    let numbers = FAULTS.iter().map(|signal| *signal as libc::c_int);
-    numbers.for_each(|number| set(number, libc::SIG_DFL));
 }
 
 /// Ignores every signal that can be, except these and faults (and CHLD, which means nothing unless it is requested). Not

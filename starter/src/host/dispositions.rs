@@ -33,9 +33,15 @@ pub fn reset() {
     signals::ignore_all_but(&DEFAULT);
 }
 
-/// What is left of [`reset`] for a program that goes on where another one has stopped: an exec keeps what is ignored.
+/// What is left of [`reset`] for a program that goes on where another one has stopped: an exec keeps what is ignored, but
+/// the runtime of Rust catches some faults at the start of a program.
+#[expect(unsafe_code, reason = "sigaction(2)")]
 pub fn reset_after_exec() {
-    signals::reset_faults();
+    let default = SigAction::new(SigHandler::SigDfl, SaFlags::empty(), SigSet::empty());
+    for fault in signals::FAULTS {
+        // SAFETY: the default disposition runs no code of ours. It fails for no fault.
+        let _ = unsafe { sigaction(fault, &default) };
+    }
 }
 
 /// Catches a signal that is blocked and read from a descriptor: the handler never runs. A service manager may look for it in

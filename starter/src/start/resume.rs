@@ -6,6 +6,7 @@
 use std::ffi::OsString;
 use std::os::fd::RawFd;
 use std::panic;
+use std::path::PathBuf;
 use std::rc::Rc;
 
 use common::descriptors::keep_from_exec;
@@ -166,30 +167,13 @@ impl Prepared {
             None => Upgrade::unpack(self.upgrade, failure.clone()),
             Some(_) => Upgrade::unpack_again(self.upgrade),
         };
-        let workers = self.machine.generations().flat_map(Generation::workers);
-        let workers = workers.count();
-        let notice = match (guarded, failure) {
-            (
-                Some(Guarded {
-                    status, is_last, ..
-                }),
-                _,
-            ) => Notice::Guarding(match is_last {
-                true => Guarding::Last { status: *status },
-                false => Guarding::Revived {
-                    status: *status,
-                    workers,
-                },
-            }),
-            (None, Some(cause)) => Notice::Upgrade(words::Upgrade::Failed {
-                path: upgrade.path(),
-                cause,
-            }),
-            (None, None) => Notice::Upgrade(words::Upgrade::Done {
-                from: self.version,
-                to: words::ours().to_owned(),
-            }),
-        };
+        let notice = what_happened(
+            &self.machine,
+            self.version,
+            upgrade.path(),
+            failure,
+            guarded,
+        );
         let (sockets, announced) = listeners::unpack(held.listeners);
         let found = Found {
             announced,
@@ -225,6 +209,35 @@ impl Prepared {
             has_hinted_at_streams: held.has_hinted_at_streams,
         };
         (resources, self.machine, notice)
+    }
+}
+
+/// Why this program goes on, for the log.
+fn what_happened(
+    machine: &Machine,
+    version: String,
+    path: PathBuf,
+    failure: Option<String>,
+    guarded: Option<&Guarded>,
+) -> Notice {
+    match (guarded, failure) {
+        (
+            Some(Guarded {
+                status, is_last, ..
+            }),
+            _,
+        ) => Notice::Guarding(match is_last {
+            true => Guarding::Last { status: *status },
+            false => Guarding::Revived {
+                status: *status,
+                workers: machine.generations().flat_map(Generation::workers).count(),
+            },
+        }),
+        (None, Some(cause)) => Notice::Upgrade(words::Upgrade::Failed { path, cause }),
+        (None, None) => Notice::Upgrade(words::Upgrade::Done {
+            from: version,
+            to: words::ours().to_owned(),
+        }),
     }
 }
 

@@ -39,7 +39,8 @@ fn main() {
         }
         (_, "keep") => {
             let mut words = env::args();
-            let number = words.find_map(|word| Some(word.strip_prefix("--can-resume=")?.to_owned()));
+            let number =
+                words.find_map(|word| Some(word.strip_prefix("--can-resume=")?.to_owned()));
             let number = number.expect("nobody has asked");
             let snapshot = fs::read(format!("/proc/self/fd/{number}")).expect("a snapshot");
             fs::write("snapshot", snapshot).expect("a file");

@@ -207,7 +207,7 @@ fn lines_for_a_full_terminal(set_up: fn(Setup) -> Setup) {
     server.accepted();
     // More than a terminal holds, by the supervisor alone: each signal is a line.
     for _ in 0..1000 {
-        server.signal(Signal::SIGUSR2);
+        server.signal(Signal::SIGUSR1);
         server.wait_until("the signal was taken", |server| {
             proc::status(server.pid()).is_some_and(|status| status.pending == 0)
         });
@@ -532,7 +532,7 @@ fn a_log_command_that_never_reads_neither_blocks_nor_ends_the_service() {
     // More than the 64 KiB of a pipe, by the supervisor alone: each signal is a line.
     let signals = 2000;
     for _ in 0..signals {
-        server.signal(Signal::SIGUSR2);
+        server.signal(Signal::SIGUSR1);
         server.wait_until("the signal was taken", |server| {
             proc::status(server.pid()).is_some_and(|status| status.pending == 0)
         });
@@ -552,7 +552,8 @@ fn a_log_command_that_never_reads_neither_blocks_nor_ends_the_service() {
     let path = server.folder().join("read");
     let last = format!("old worker {} died, status:0", first.pid);
     server.wait_until("the last line was read", |_| count(&path, &last) == 1);
-    assert_eq!(count(&path, "received USR2, ignoring it"), signals);
+    let line = "received USR1, but there is no log file to reopen";
+    assert_eq!(count(&path, line), signals);
     let text = read(&path);
     assert_eq!(text.lines().count(), signals + 6, "{text}");
 }
@@ -566,7 +567,7 @@ fn term_ends_the_server_while_the_log_command_does_not_read() {
     let mut server = setup.worker(["--graceful"]).start();
     server.accepted();
     for _ in 0..2000 {
-        server.signal(Signal::SIGUSR2);
+        server.signal(Signal::SIGUSR1);
         server.wait_until("the signal was taken", |server| {
             proc::status(server.pid()).is_some_and(|status| status.pending == 0)
         });

@@ -163,10 +163,7 @@ impl Prepared {
             held.health,
             Backlog::new(options.listeners.backlog).number(),
         );
-        let upgrade = match guarded {
-            None => Upgrade::unpack(self.upgrade, failure.clone()),
-            Some(_) => Upgrade::unpack_again(self.upgrade),
-        };
+        let upgrade = Upgrade::unpack(self.upgrade, failure.clone(), guarded.is_none());
         let notice = what_happened(
             &self.machine,
             self.version,

@@ -94,8 +94,8 @@ impl Upgrade {
         }
     }
 
-    /// In the program that has taken the other one's place, or that has come back because of a failure.
-    pub fn unpack(packed: Packed, failure: Option<String>) -> Upgrade {
+    /// In the program that goes on. `is_new` says that an upgrade has led to it, or back to it because of a failure.
+    pub fn unpack(packed: Packed, failure: Option<String>, is_new: bool) -> Upgrade {
         let program = OwnProgram::of(packed.path, packed.name);
         program.restore_name();
         Upgrade {
@@ -104,19 +104,14 @@ impl Upgrade {
             rehearsal: None,
             ready: None,
             is_wanted_again: packed.is_wanted_again,
-            outcome: Outcome {
-                tried: packed.outcome.tried.saturating_add(1),
-                failure,
+            outcome: match is_new {
+                true => Outcome {
+                    tried: packed.outcome.tried.saturating_add(1),
+                    failure,
+                },
+                // A new supervisor: none was tried meanwhile, and what was under way is over.
+                false => packed.outcome,
             },
-        }
-    }
-
-    /// The same in a new supervisor: none was tried meanwhile, and what was under way is over.
-    pub fn unpack_again(packed: Packed) -> Upgrade {
-        let outcome = packed.outcome.clone();
-        Upgrade {
-            outcome,
-            ..Upgrade::unpack(packed, None)
         }
     }
 

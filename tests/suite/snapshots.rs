@@ -143,7 +143,9 @@ fn neutral(server: &Server, snapshot: &[u8]) -> Vec<u8> {
     ];
     let replace = |text: &str| {
         let start = text.to_owned();
-        pairs.iter().fold(start, |text, (from, to)| text.replace(from, to))
+        pairs
+            .iter()
+            .fold(start, |text, (from, to)| text.replace(from, to))
     };
     change_texts(&mut value, &replace);
     sealed(value.to_string().as_bytes())
@@ -156,7 +158,9 @@ fn change_texts(value: &mut Value, change: &impl Fn(&str) -> String) {
         Value::Array(all) => all.iter_mut().for_each(|one| change_texts(one, change)),
         Value::Object(all) => {
             if let Some(Value::Array(bytes)) = all.get_mut("Unix") {
-                let text = bytes.iter().filter_map(|byte| u8::try_from(byte.as_u64()?).ok());
+                let text = bytes
+                    .iter()
+                    .filter_map(|byte| u8::try_from(byte.as_u64()?).ok());
                 let text = String::from_utf8(text.collect()).expect("UTF-8");
                 *bytes = change(&text).bytes().map(Value::from).collect();
                 return;
@@ -209,7 +213,11 @@ fn old_current_and_starting_generations_with_their_output() {
     server.signal(Signal::SIGHUP);
     server.wait_until("the third one starts", |server| {
         let json = server.status_json();
-        json.is_some_and(|json| json["generations"].as_array().is_some_and(|all| all.len() == 3))
+        json.is_some_and(|json| {
+            json["generations"]
+                .as_array()
+                .is_some_and(|all| all.len() == 3)
+        })
     });
     check(&server, &programs, "three-generations");
 }

@@ -136,7 +136,10 @@ fn assert_goes_on(server: &Server, programs: &Programs, broken: &Broken) {
     let last = said.lines().last().unwrap_or_default();
     let start = format!("start_server: cannot upgrade pid {pid}: ");
     assert!(last.starts_with(&start), "{what}: {said}");
-    assert!(last.len() > start.len() && last.contains(cause), "{what}: {said}");
+    assert!(
+        last.len() > start.len() && last.contains(cause),
+        "{what}: {said}"
+    );
     let warnings = server.count_in_log("start_server: cannot upgrade to ");
     assert_eq!(warnings, before + 1, "{what}: {}", server.log());
     let line = format!(
@@ -225,21 +228,36 @@ fn a_snapshot_that_cannot_be_used_is_one_clear_line() {
     let mut bit = good.clone();
     *bit.last_mut().expect("it is empty") ^= 1;
     let short = &good[..good.len() - 1];
-    let header = good.iter().position(|byte| *byte == b'\n').expect("no line");
+    let header = good
+        .iter()
+        .position(|byte| *byte == b'\n')
+        .expect("no line");
     let empty = snapshots::sealed(b"{}");
     for (snapshot, cause) in [
         (&b""[..], "it is no snapshot of start_server"),
         (b"\n", "it is no snapshot of start_server"),
         (b"hello\nworld\n", "it is no snapshot of start_server"),
-        (b"start_server snapshot\n{}", "it is no snapshot of start_server"),
-        (b"start_server snapshot x 2 0\n{}", "it is no snapshot of start_server"),
+        (
+            b"start_server snapshot\n{}",
+            "it is no snapshot of start_server",
+        ),
+        (
+            b"start_server snapshot x 2 0\n{}",
+            "it is no snapshot of start_server",
+        ),
         (&[0xff; 100], "it is no snapshot of start_server"),
         (
             b"start_server snapshot 2 2 0\n{}",
             "the snapshot has format 2, and this version knows formats up to 1",
         ),
-        (b"start_server snapshot 0 2 0\n{}", "the snapshot has format 0"),
-        (b"start_server snapshot 1 2 0\n{}", "the snapshot is damaged"),
+        (
+            b"start_server snapshot 0 2 0\n{}",
+            "the snapshot has format 0",
+        ),
+        (
+            b"start_server snapshot 1 2 0\n{}",
+            "the snapshot is damaged",
+        ),
         (&bit, "the snapshot is damaged"),
         (short, "the snapshot is damaged"),
         (&good[..=header], "the snapshot is damaged"),
@@ -248,7 +266,10 @@ fn a_snapshot_that_cannot_be_used_is_one_clear_line() {
         let output = ask(snapshot);
         let said = String::from_utf8_lossy(&output.stderr).into_owned();
         assert_eq!(output.status.code(), Some(1), "{cause}: {said}");
-        assert!(said.starts_with(&format!("start_server: {cause}")), "{cause}: {said}");
+        assert!(
+            said.starts_with(&format!("start_server: {cause}")),
+            "{cause}: {said}"
+        );
         assert_eq!(said.lines().count(), 1, "{said}");
         assert!(output.stdout.is_empty());
     }
@@ -268,8 +289,17 @@ fn a_question_about_no_snapshot_is_refused() {
         ("--can-resume", 2),
     ] {
         let finished = client_alone([word]);
-        assert_eq!(finished.status.code(), Some(code), "{word}: {}", finished.log);
-        assert!(finished.log.starts_with("start_server: "), "{}", finished.log);
+        assert_eq!(
+            finished.status.code(),
+            Some(code),
+            "{word}: {}",
+            finished.log
+        );
+        assert!(
+            finished.log.starts_with("start_server: "),
+            "{}",
+            finished.log
+        );
     }
     let finished = client_alone(["--can-resume=3", "--port=8080"]);
     assert_eq!(finished.status.code(), Some(2), "{}", finished.log);
@@ -317,7 +347,10 @@ fn a_launcher_that_sets_the_variable_is_refused() {
         }
     }
     let long = "7::".to_owned() + &"x".repeat(100_000);
-    for value in [OsString::from(long), OsString::from_vec(vec![0xff, b':', b':'])] {
+    for value in [
+        OsString::from(long),
+        OsString::from_vec(vec![0xff, b':', b':']),
+    ] {
         for setup in each_user() {
             let finished = setup.env("START_SERVER_RESUME", &value).run();
             assert_refused(&finished, "start_server: cannot resume: ");
@@ -376,7 +409,10 @@ fn privileges_never_come_back() {
     let pid = server.pid();
     let binder = |server: &Server| {
         let children = proc::children(server.pid());
-        let others: Vec<Pid> = children.into_iter().filter(|it| *it != worker.pid).collect();
+        let others: Vec<Pid> = children
+            .into_iter()
+            .filter(|it| *it != worker.pid)
+            .collect();
         assert_eq!(others.len(), 1, "{others:?}");
         others[0]
     };
@@ -411,9 +447,11 @@ fn privileges_never_come_back() {
     // The binder removes what only root can remove.
     server.signal(Signal::SIGTERM);
     assert!(server.wait_exit().success(), "{}", server.log());
-    e2e::wait::until("the socket is gone", || server.log(), || {
-        fs::symlink_metadata(&socket).is_err().then_some(())
-    });
+    e2e::wait::until(
+        "the socket is gone",
+        || server.log(),
+        || fs::symlink_metadata(&socket).is_err().then_some(()),
+    );
     assert!(!proc::alive(resident));
 }
 

@@ -49,7 +49,10 @@ fn descriptors_that_workers_have_left_are_kept() {
         client::request(port, "who").is_ok_and(|answer| answer == "2")
     });
     let kept = client::request(port, "kept").expect("no answer");
-    assert!(kept.starts_with("3 ") && kept.ends_with(":one:two"), "{kept}");
+    assert!(
+        kept.starts_with("3 ") && kept.ends_with(":one:two"),
+        "{kept}"
+    );
     for name in ["one", "two"] {
         let content = client::request(port, &format!("content {name}")).expect("no answer");
         assert_eq!(content, "1");

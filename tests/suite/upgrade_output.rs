@@ -51,9 +51,11 @@ fn a_log_command_gets_every_line() {
         let count = upgrade_while_it_writes(&server, &programs, flow);
         assert!(server.stop().success());
         let condition = "the last line is kept";
-        wait::until(condition, || read(&kept), || {
-            read(&kept).contains("exiting\n").then_some(())
-        });
+        wait::until(
+            condition,
+            || read(&kept),
+            || read(&kept).contains("exiting\n").then_some(()),
+        );
         assert_all(&read(&kept), count, options == ["--log-timestamps"]);
         assert_eq!(read(&kept).matches("the log command died").count(), 0);
     }
@@ -82,7 +84,11 @@ fn a_log_command_that_dies_after_an_upgrade_is_started_again() {
         read(&server.folder().join("kept")).contains("after its death\n")
     });
     let kept = read(&server.folder().join("kept"));
-    assert_eq!(kept.matches("the log command died, status:9").count(), 1, "{kept}");
+    assert_eq!(
+        kept.matches("the log command died, status:9").count(),
+        1,
+        "{kept}"
+    );
 }
 
 #[test]
@@ -105,7 +111,10 @@ fn a_log_file_gets_every_line_with_its_stamp_and_can_be_reopened() {
     assert_eq!(reopen.wait(), 0, "{}", reopen.said());
     upgraded(&server);
     let length = fs::metadata(&old).expect("no file").len();
-    let written = [upgrade_while_it_writes(&server, &programs, errors), outputs.end().count];
+    let written = [
+        upgrade_while_it_writes(&server, &programs, errors),
+        outputs.end().count,
+    ];
     assert!(server.stop().success());
     assert_eq!(fs::metadata(&old).expect("no file").len(), length);
     let text = read(&old) + &read(&path);
@@ -128,7 +137,10 @@ fn half_a_line_before_and_the_rest_after_is_one_line() {
     if !is_ours() {
         return;
     }
-    for (option, file) in [("--log-timestamps", "server.log"), ("--no-pin", "server.log")] {
+    for (option, file) in [
+        ("--log-timestamps", "server.log"),
+        ("--no-pin", "server.log"),
+    ] {
         let setup = with_files().options(["--log-file=server.log", option]);
         let (mut server, programs, port) = serving(setup);
         let path = server.folder().join(file);
@@ -151,7 +163,10 @@ fn half_a_line_before_and_the_rest_after_is_one_line() {
                 assert_eq!(ends("] \u{20ac}"), 1, "{text}");
             }
             // The worker writes to the file itself, so a line of ours may come between.
-            _ => assert!(text.contains("half") && text.contains(" and rest\n"), "{text}"),
+            _ => assert!(
+                text.contains("half") && text.contains(" and rest\n"),
+                "{text}"
+            ),
         }
     }
 }
@@ -182,13 +197,25 @@ fn syslog_gets_every_line() {
         found.last() == Some(&count) || found.len() as u64 + lost > count as u64
     });
     assert_eq!(lost, 0);
-    assert!(found.iter().copied().eq(1..=count), "{} of {count}", found.len());
+    assert!(
+        found.iter().copied().eq(1..=count),
+        "{} of {count}",
+        found.len()
+    );
     let messages = daemon.messages();
     let halves = messages.iter().filter(|one| one.contains("half"));
     assert_eq!(halves.collect::<Vec<_>>(), ["gen 1: half and rest"]);
     assert!(server.stop().success());
-    wait::until("its last record", || format!("{:?}", daemon.messages()), || {
-        daemon.messages().iter().any(|one| one.ends_with("exiting")).then_some(())
-    });
+    wait::until(
+        "its last record",
+        || format!("{:?}", daemon.messages()),
+        || {
+            daemon
+                .messages()
+                .iter()
+                .any(|one| one.ends_with("exiting"))
+                .then_some(())
+        },
+    );
     assert!(Path::new(&address).exists());
 }

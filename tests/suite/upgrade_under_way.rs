@@ -88,7 +88,11 @@ fn each_proof(test: impl Fn(&str, Setup, &dyn Fn(Setup) -> (Setup, Gate))) {
     ] {
         let setup = with_files().option(format!("--ready={ready}"));
         let arguments = if ready == "notify" { "--notify" } else { "" };
-        let say = if ready == "fd:9" { "echo >&9; exec 9>&-;" } else { "" };
+        let say = if ready == "fd:9" {
+            "echo >&9; exec 9>&-;"
+        } else {
+            ""
+        };
         test(ready, setup, &|setup| {
             let gate = fifo(setup.folder(), "gate");
             let before = format!(
@@ -158,7 +162,11 @@ fn a_start_that_is_never_ready_fails_after_an_upgrade_at_the_same_time() {
         upgraded(&server);
         assert_eq!(client.wait(), 1, "{ready}: {}", client.said());
         let expected = "was not ready within 3 secs: ";
-        assert!(client.said().contains(expected), "{ready}: {}", client.said());
+        assert!(
+            client.said().contains(expected),
+            "{ready}: {}",
+            client.said()
+        );
         assert_eq!(server.ask(port).generation, Some(1), "{ready}");
         server.wait_for_generations(&[1]);
     });
@@ -175,7 +183,8 @@ fn a_worker_that_dies_before_it_is_ready_has_failed_though_nobody_watched() {
     );
     // The first one says so itself.
     let setup = setup.without_program();
-    let before = "[ $SERVER_STARTER_GENERATION = 1 ] || { read x <gate; echo last words >&2; exit 7; }";
+    let before =
+        "[ $SERVER_STARTER_GENERATION = 1 ] || { read x <gate; echo last words >&2; exit 7; }";
     let (server, programs, port) = serving(scripted(setup, before, "--notify"));
     let mut client = restart(&server);
     wait_for_start(&server, 2);

@@ -1,5 +1,6 @@
 //! The program file that this process executes, and how another version of it takes this one's place.
 
+use std::convert::Infallible;
 use std::ffi::{CString, OsStr, OsString};
 use std::fs;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd, RawFd};
@@ -45,6 +46,9 @@ pub struct Inheritance {
     /// Why the program after this one has come back.
     pub failure: Option<String>,
 }
+
+/// Arguments and environment.
+type Image = (Vec<CString>, Vec<CString>);
 
 impl OwnProgram {
     /// Call it at the start, before the file can be replaced.
@@ -126,35 +130,48 @@ fn objection(there: &FileStat, ours: &FileStat) -> Option<String> {
 }
 
 /// A command that tries this program with a snapshot, without doing anything else: `--can-resume`.
-pub fn rehearsal(program: &OwnedFd, snapshot: &OwnedFd, luggage: &Luggage) -> Command {
-    let (program, snapshot) = (program.as_raw_fd(), snapshot.as_raw_fd());
-    let mut command = Command::new(format!("/proc/self/fd/{program}"));
-    command.arg0("start_server");
-    command.arg(format!("--can-resume={snapshot}"));
-    command.env_remove(VARIABLE);
+///
+/// # Errors
+/// What cannot be handed to a program.
+pub fn rehearsal(program: &OwnedFd, snapshot: &OwnedFd, luggage: &Luggage) -> nix::Result<Command> {
+    let snapshot = snapshot.as_raw_fd();
+    let words = [
+        "start_server".to_owned(),
+        format!("--can-resume={snapshot}"),
+    ];
+    let image = image(&words.map(OsString::from), None)?;
     let kept: Vec<RawFd> = luggage
         .numbers()
         .iter()
         .copied()
         .chain([snapshot])
         .collect();
+    // The name is never looked up.
+    let mut command = Command::new("start_server");
     detach(&mut command);
-    keep_open(&mut command, kept);
-    command
+    execute_instead(&mut command, program.as_raw_fd(), image, kept);
+    Ok(command)
 }
 
+/// By the very system call that lets it take over. The standard library would have the C library execute it, which hands what
+/// is no program to a shell (execvp(3)): the shell would run what a half-written file happens to say.
 #[expect(
     unsafe_code,
-    reason = "only a hook can keep descriptors open for a child"
+    reason = "only a hook can keep descriptors open for a child, and execute a descriptor"
 )]
-fn keep_open(command: &mut Command, kept: Vec<RawFd>) {
-    let keep = move || {
-        Ok(kept
-            .iter()
-            .try_for_each(|number| set_flags(*number, FdFlag::empty()))?)
+fn execute_instead(command: &mut Command, program: RawFd, image: Image, kept: Vec<RawFd>) {
+    let execute = move || {
+        kept.iter()
+            .try_for_each(|number| set_flags(*number, FdFlag::empty()))?;
+        let Err(errno) = execute_image(borrowed(program), &image);
+        Err(errno.into())
     };
-    // SAFETY: the hook makes system calls only and touches no memory of the process.
-    unsafe { command.pre_exec(keep) };
+    // SAFETY: the hook makes system calls only. What it allocates, it may: this process has one thread.
+    unsafe { command.pre_exec(execute) };
+}
+
+fn execute_image(program: impl AsFd, (arguments, environment): &Image) -> nix::Result<Infallible> {
+    execveat(program, c"", arguments, environment, AtFlags::AT_EMPTY_PATH)
 }
 
 /// Executes another program in this process, with these arguments and our environment. It finds every descriptor of the
@@ -176,16 +193,13 @@ pub fn execute(
         .chain([*snapshot])
         .chain(*before)
         .collect();
-    let executed = image(arguments, inheritance).and_then(|(arguments, environment)| {
+    let program = program.as_fd();
+    let executed = image(arguments, Some(inheritance)).and_then(|image| {
         kept.iter()
             .try_for_each(|number| set_flags(*number, FdFlag::empty()))?;
-        execveat(
-            program,
-            c"",
-            &arguments,
-            &environment,
-            AtFlags::AT_EMPTY_PATH,
-        )
+        // On the way back it was inherited, and nobody would close it.
+        set_flags(program.as_raw_fd(), FdFlag::FD_CLOEXEC)?;
+        execute_image(program, &image)
     });
     let Err(errno) = executed;
     for number in kept {
@@ -195,13 +209,11 @@ pub fn execute(
     errno
 }
 
-fn image(
-    arguments: &[OsString],
-    inheritance: &Inheritance,
-) -> nix::Result<(Vec<CString>, Vec<CString>)> {
+fn image(arguments: &[OsString], inheritance: Option<&Inheritance>) -> nix::Result<Image> {
     let c_string = |text: OsString| CString::new(text.into_vec()).map_err(|_| Errno::EINVAL);
     let variables = std::env::vars_os().filter(|(name, _)| name != VARIABLE);
-    let variables = variables.chain([(VARIABLE.into(), inheritance.to_variable())]);
+    let inherited = inheritance.map(|it| (VARIABLE.into(), it.to_variable()));
+    let variables = variables.chain(inherited);
     let variables = variables.map(|(mut variable, value)| {
         variable.push("=");
         variable.push(value);

@@ -1,5 +1,6 @@
 //! The program file that this process executes, and how another version of it takes this one's place.
 
+use std::convert::Infallible;
 use std::ffi::{CString, OsStr, OsString};
 use std::fs;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd, RawFd};
@@ -62,6 +63,9 @@ pub struct Guarded {
     /// It is to stop: too many have died.
     pub is_last: bool,
 }
+
+/// Arguments and environment.
+type Image = (Vec<CString>, Vec<CString>);
 
 impl OwnProgram {
     /// Call it at the start, before the file can be replaced.
@@ -143,35 +147,48 @@ fn objection(there: &FileStat, ours: &FileStat) -> Option<String> {
 }
 
 /// A command that tries this program with a snapshot, without doing anything else: `--can-resume`.
-pub fn rehearsal(program: &OwnedFd, snapshot: &OwnedFd, luggage: &Luggage) -> Command {
-    let (program, snapshot) = (program.as_raw_fd(), snapshot.as_raw_fd());
-    let mut command = Command::new(format!("/proc/self/fd/{program}"));
-    command.arg0("start_server");
-    command.arg(format!("--can-resume={snapshot}"));
-    command.env_remove(VARIABLE).env_remove(OF_GUARDIAN);
+///
+/// # Errors
+/// What cannot be handed to a program.
+pub fn rehearsal(program: &OwnedFd, snapshot: &OwnedFd, luggage: &Luggage) -> nix::Result<Command> {
+    let snapshot = snapshot.as_raw_fd();
+    let words = [
+        "start_server".to_owned(),
+        format!("--can-resume={snapshot}"),
+    ];
+    let image = image(&words.map(OsString::from), None)?;
     let kept: Vec<RawFd> = luggage
         .numbers()
         .iter()
         .copied()
         .chain([snapshot])
         .collect();
+    // The name is never looked up.
+    let mut command = Command::new("start_server");
     detach(&mut command);
-    keep_open(&mut command, kept);
-    command
+    execute_instead(&mut command, program.as_raw_fd(), image, kept);
+    Ok(command)
 }
 
+/// By the very system call that lets it take over. The standard library would have the C library execute it, which hands what
+/// is no program to a shell (execvp(3)): the shell would run what a half-written file happens to say.
 #[expect(
     unsafe_code,
-    reason = "only a hook can keep descriptors open for a child"
+    reason = "only a hook can keep descriptors open for a child, and execute a descriptor"
 )]
-fn keep_open(command: &mut Command, kept: Vec<RawFd>) {
-    let keep = move || {
-        Ok(kept
-            .iter()
-            .try_for_each(|number| set_flags(*number, FdFlag::empty()))?)
+fn execute_instead(command: &mut Command, program: RawFd, image: Image, kept: Vec<RawFd>) {
+    let execute = move || {
+        kept.iter()
+            .try_for_each(|number| set_flags(*number, FdFlag::empty()))?;
+        let Err(errno) = execute_image(borrowed(program), &image);
+        Err(errno.into())
     };
-    // SAFETY: the hook makes system calls only and touches no memory of the process.
-    unsafe { command.pre_exec(keep) };
+    // SAFETY: the hook makes system calls only. What it allocates, it may: this process has one thread.
+    unsafe { command.pre_exec(execute) };
+}
+
+fn execute_image(program: impl AsFd, (arguments, environment): &Image) -> nix::Result<Infallible> {
+    execveat(program, c"", arguments, environment, AtFlags::AT_EMPTY_PATH)
 }
 
 /// Executes another program in this process, with these arguments and our environment but for what it inherits. It finds these
@@ -189,16 +206,13 @@ pub fn execute(
         .copied()
         .chain(inheritance.numbers())
         .collect();
-    let executed = image(arguments, inheritance).and_then(|(arguments, environment)| {
+    let program = program.as_fd();
+    let executed = image(arguments, Some(inheritance)).and_then(|image| {
         kept.iter()
             .try_for_each(|number| set_flags(*number, FdFlag::empty()))?;
-        execveat(
-            program,
-            c"",
-            &arguments,
-            &environment,
-            AtFlags::AT_EMPTY_PATH,
-        )
+        // On the way back it was inherited, and nobody would close it.
+        set_flags(program.as_raw_fd(), FdFlag::FD_CLOEXEC)?;
+        execute_image(program, &image)
     });
     let Err(errno) = executed;
     for number in kept {
@@ -208,18 +222,14 @@ pub fn execute(
     errno
 }
 
-fn image(
-    arguments: &[OsString],
-    inheritance: &Inheritance,
-) -> nix::Result<(Vec<CString>, Vec<CString>)> {
+fn image(arguments: &[OsString], inheritance: Option<&Inheritance>) -> nix::Result<Image> {
     let c_string = |text: OsString| CString::new(text.into_vec()).map_err(|_| Errno::EINVAL);
     let is_ours = |name: &OsStr| [VARIABLE, OF_GUARDIAN].iter().any(|one| name == *one);
     let variables = std::env::vars_os().filter(|(name, _)| !is_ours(name));
-    let of_guardian = inheritance.guarded.as_ref();
-    let inherited = of_guardian.map(|one| (OF_GUARDIAN.into(), one.to_variable()));
-    let variables = variables
-        .chain([(VARIABLE.into(), inheritance.to_variable())])
-        .chain(inherited);
+    let inherited = inheritance.map(|it| (VARIABLE.into(), it.to_variable()));
+    let of_guardian = inheritance.and_then(|it| it.guarded.as_ref());
+    let of_guardian = of_guardian.map(|one| (OF_GUARDIAN.into(), one.to_variable()));
+    let variables = variables.chain(inherited).chain(of_guardian);
     let variables = variables.map(|(mut variable, value)| {
         variable.push("=");
         variable.push(value);

@@ -144,6 +144,7 @@ impl Upgrade {
         let program = self.program.next()?;
         let snapshot = sealed(&legacy.text).map_err(|error| failure::cause(&error))?;
         let command = rehearsal(&program, &snapshot, &legacy.luggage);
+        let command = command.map_err(|errno| errno.desc().to_owned())?;
         let running = Running::run(command).map_err(|error| failure::cause(&error))?;
         self.rehearsal = Some(Rehearsal {
             program,

@@ -12,7 +12,7 @@
 use std::ffi::OsString;
 use std::fs::{self, File};
 use std::io::Write;
-use std::os::fd::IntoRawFd;
+use std::os::fd::{AsRawFd, BorrowedFd, IntoRawFd, RawFd};
 use std::os::unix::process::CommandExt;
 use std::process::{Command, exit};
 use std::{env, thread};
@@ -69,7 +69,7 @@ fn fail(program: OsString) {
         fs::remove_file(&damaged).expect("a file");
         let ourselves = File::open("/proc/self/exe").expect("/proc");
         for file in [&snapshot, &ourselves] {
-            keep(file);
+            close_at_exec(file.as_raw_fd(), false);
         }
         let changed = format!("{}:{}:", snapshot.into_raw_fd(), ourselves.into_raw_fd());
         let error = Command::new(program)
@@ -84,6 +84,10 @@ fn fail(program: OsString) {
     let failure = before_failure(&inherited);
     let mut parts = unchanged.splitn(3, ':');
     let (snapshot, before) = (parts.next().expect("a number"), parts.next().expect("two"));
+    let damaged = inherited.split(':').next().expect("a number");
+    for number in [damaged, before] {
+        close_at_exec(number.parse().expect("a number"), true);
+    }
     let error = Command::new(format!("/proc/self/fd/{before}"))
         .arg0(arg0)
         .args(arguments)
@@ -97,6 +101,13 @@ fn before_failure(inherited: &str) -> &str {
     inherited.splitn(3, ':').nth(2).expect("three parts")
 }
 
-fn keep(file: &File) {
-    fcntl(file, FcntlArg::F_SETFD(FdFlag::empty())).expect("an open descriptor");
+#[expect(unsafe_code, reason = "descriptors come by number")]
+fn close_at_exec(number: RawFd, is_wanted: bool) {
+    let flags = match is_wanted {
+        true => FdFlag::FD_CLOEXEC,
+        false => FdFlag::empty(),
+    };
+    // SAFETY: nothing here closes it.
+    let file = unsafe { BorrowedFd::borrow_raw(number) };
+    fcntl(file, FcntlArg::F_SETFD(flags)).expect("an open descriptor");
 }

@@ -111,7 +111,8 @@ fn a_start_that_is_not_ready_yet_commits_after_an_upgrade() {
     }
     each_proof(|ready, setup, gated| {
         let setup = match ready {
-            "interval" => setup.interval("1"),
+            // Longer than the upgrades take, however busy the machine is.
+            "interval" => setup.interval("8"),
             _ => setup,
         };
         let (setup, gate) = gated(setup);

@@ -23,12 +23,6 @@ pub fn reset_all() {
     (1..=HIGHEST).for_each(|number| set(number, libc::SIG_DFL));
 }
 
-/// Resets the faults alone: the runtime of Rust catches some of them at the start of a program.
-pub fn reset_faults() {
-    let numbers = FAULTS.iter().map(|signal| *signal as libc::c_int);
-    numbers.for_each(|number| set(number, libc::SIG_DFL));
-}
-
 /// Ignores every signal that can be, except these and faults (and CHLD, which means nothing unless it is requested). Not
 /// even for a moment: a signal that arrives then is lost.
 pub fn ignore_all_but(kept: &[Signal]) {

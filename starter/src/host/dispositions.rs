@@ -33,9 +33,15 @@ pub fn reset() {
     signals::ignore_all_but(&DEFAULT);
 }
 
-/// What is left of [`reset`] for a program that goes on where another one has stopped: an exec keeps what is ignored.
+/// What is left of [`reset`] for a program that goes on where another one has stopped. An exec keeps what is ignored, but
+/// Rust's runtime catches two faults at the start, and lets the first one that somebody sends pass without effect.
+#[expect(unsafe_code, reason = "sigaction(2)")]
 pub fn reset_after_exec() {
-    signals::reset_faults();
+    let action = SigAction::new(SigHandler::SigDfl, SaFlags::empty(), SigSet::empty());
+    for fault in [Signal::SIGSEGV, Signal::SIGBUS] {
+        // SAFETY: the default runs no code of ours. It fails only for KILL and STOP.
+        let _ = unsafe { sigaction(fault, &action) };
+    }
 }
 
 /// Catches a signal that is blocked and read from a descriptor: the handler never runs. A service manager may look for it in

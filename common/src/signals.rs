@@ -7,7 +7,7 @@ use nix::sys::signal::Signal;
 const HIGHEST: libc::c_int = 64;
 
 /// Faults of the process itself, which it is pointless to ignore.
-pub const FAULTS: [Signal; 8] = [
+const FAULTS: [Signal; 8] = [
     Signal::SIGILL,
     Signal::SIGTRAP,
     Signal::SIGABRT,

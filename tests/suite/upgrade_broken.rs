@@ -125,7 +125,13 @@ const BROKEN: &[Broken] = &[
 fn assert_goes_on(server: &Server, programs: &Programs, broken: &Broken) {
     let Broken { what, put, cause } = broken;
     let pid = server.pid();
-    let (open, workers) = (open_files(pid), server.workers());
+    let workers = server.workers();
+    let open = server.wait_for("the status files are written", |_| {
+        let open = open_files(pid);
+        let files = ["/status", "/status.json", "/pid.json"];
+        let has = |file: &&str| open.keys().any(|target| target.ends_with(*file));
+        files.iter().all(has).then_some(open)
+    });
     let before = server.count_in_log("start_server: cannot upgrade to ");
     // Whatever was there before it was removed.
     drop(fs::remove_dir(programs.start_server()));
@@ -150,7 +156,7 @@ fn assert_goes_on(server: &Server, programs: &Programs, broken: &Broken) {
     );
     server.wait_for_log(&line);
     assert_eq!(server.workers(), workers, "{what}");
-    assert_eq!(open_files(pid), open, "{what}");
+    server.wait_until("nothing more is open", |_| open_files(pid) == open);
     let children: Vec<Pid> = workers.iter().map(|worker| worker.pid).collect();
     assert_eq!(proc::children(pid), children, "{what}");
     let mut status = crate::commands::run(server, &["--status", "--pid-file=pid"]);

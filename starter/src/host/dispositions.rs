@@ -33,14 +33,14 @@ pub fn reset() {
     signals::ignore_all_but(&DEFAULT);
 }
 
-/// What is left of [`reset`] for a program that goes on where another one has stopped: an exec keeps what is ignored, but
-/// the runtime of Rust catches some faults at the start of a program.
+/// What is left of [`reset`] for a program that goes on where another one has stopped. An exec keeps what is ignored, but
+/// Rust's runtime catches two faults at the start, and lets the first one that somebody sends pass without effect.
 #[expect(unsafe_code, reason = "sigaction(2)")]
 pub fn reset_after_exec() {
-    let default = SigAction::new(SigHandler::SigDfl, SaFlags::empty(), SigSet::empty());
-    for fault in signals::FAULTS {
-        // SAFETY: the default disposition runs no code of ours. It fails for no fault.
-        let _ = unsafe { sigaction(fault, &default) };
+    let action = SigAction::new(SigHandler::SigDfl, SaFlags::empty(), SigSet::empty());
+    for fault in [Signal::SIGSEGV, Signal::SIGBUS] {
+        // SAFETY: the default runs no code of ours. It fails only for KILL and STOP.
+        let _ = unsafe { sigaction(fault, &action) };
     }
 }
 

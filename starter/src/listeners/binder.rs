@@ -316,7 +316,10 @@ mod tests {
     use super::*;
 
     #[test]
-    #[expect(clippy::zombie_processes, reason = "the binder waits for it")]
+    #[expect(
+        clippy::zombie_processes,
+        reason = "the binder that is unpacked waits for it"
+    )]
     fn the_next_program_waits_for_the_binder_of_the_one_before() {
         let (channel, theirs) = ToBinder::pair().unwrap();
         // Like a binder, it ends with the channel.

@@ -375,7 +375,8 @@ impl Setup {
             command.process_group(0);
         }
         prepare(&mut command, std::mem::take(&mut self.before_exec));
-        let daemon = self.options.iter().any(|option| option == "--daemonize");
+        let has = |word: &str| self.options.iter().any(|option| option == word);
+        let (daemon, is_guarded) = (has("--daemonize"), has("--guardian"));
         let child = command.spawn_in_turn().expect("cannot run start_server");
         drop(command);
         drop(std::mem::take(&mut self.handed));
@@ -386,6 +387,7 @@ impl Setup {
             child,
             mark,
             daemon,
+            is_guarded,
             ended: None,
         }
     }
@@ -413,6 +415,7 @@ pub struct Finished {
 }
 
 const LOG: &str = "log";
+const GENERATION: &str = "SERVER_STARTER_GENERATION";
 const JOURNAL: &str = "journal";
 
 /// A running start_server. Dropping it kills it and everything that it started.
@@ -423,6 +426,7 @@ pub struct Server {
     child: Child,
     mark: String,
     daemon: bool,
+    is_guarded: bool,
     ended: Option<ExitStatus>,
 }
 
@@ -562,25 +566,44 @@ impl Server {
             .collect()
     }
 
-    /// The living workers by generation: the children that were executed with a generation in their environment.
+    /// The process that signals are for: the one that was started, or its daemon. With `--guardian` it is the guardian.
+    #[must_use]
+    pub fn main_pid(&self) -> Pid {
+        let daemon = self.daemon.then(|| self.pid_file()).flatten();
+        daemon.unwrap_or(self.pid())
+    }
+
+    /// With `--guardian`: the living supervisor. A child that is about to execute it is none yet.
+    #[must_use]
+    pub fn supervisor(&self) -> Option<Pid> {
+        let guardian = proc::status(self.main_pid())?.name;
+        let children = proc::children(self.main_pid()).into_iter();
+        children
+            .filter(|pid| proc::status(*pid).is_some_and(|status| status.name == guardian))
+            .last()
+    }
+
+    /// The living workers by generation: the children that were executed with a generation in their environment. With
+    /// `--guardian` they are children of the guardian or of the supervisor.
     #[must_use]
     pub fn workers(&self) -> Vec<Worker> {
-        let supervisor = if self.daemon {
-            self.pid_file().unwrap_or(self.pid())
-        } else {
-            self.pid()
-        };
-        let mut workers: Vec<Worker> = proc::children(supervisor)
+        let main = self.main_pid();
+        let mut children = proc::children(main);
+        if self.is_guarded {
+            let of_worker = |pid: &Pid| proc::environment(*pid).contains_key(GENERATION);
+            let others = children.clone().into_iter().filter(|pid| !of_worker(pid));
+            children.extend(others.flat_map(proc::children));
+        }
+        let mut workers: Vec<Worker> = children
             .into_iter()
             .filter_map(|pid| {
-                let generation = proc::environment(pid)
-                    .get("SERVER_STARTER_GENERATION")?
-                    .parse()
-                    .ok()?;
+                let generation = proc::environment(pid).get(GENERATION)?.parse().ok()?;
                 Some(Worker { generation, pid })
             })
             .collect();
         workers.sort();
+        // One that got another parent between two looks was seen twice.
+        workers.dedup();
         workers
     }
 

@@ -33,6 +33,7 @@ mod environment;
 mod fd_store;
 mod files;
 mod fuzz;
+mod guardian;
 mod handed_on;
 mod holders;
 mod house_rules;

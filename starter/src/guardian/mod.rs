@@ -18,7 +18,7 @@ use std::mem::ManuallyDrop;
 use std::os::fd::{AsFd, AsRawFd, IntoRawFd, OwnedFd, RawFd};
 use std::time::Duration;
 
-use common::descriptors::{FIRST, close_inherited};
+use common::descriptors::{FIRST, close_inherited, keep_from_exec};
 use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, ppoll};
 use nix::sys::signal::{Signal, kill};
@@ -29,14 +29,25 @@ use self::area::Area;
 use self::kept::{Kept, place};
 use self::message::{Channel, ToGuardian, ToSupervisor};
 use crate::host::moment::Moment;
-use crate::host::open_files::{duplicate_above, owned};
+use crate::host::open_files::{OpenFiles, duplicate_above, owned};
 use crate::host::own_program::{Guarded, Inheritance, execute};
 use crate::host::proc;
 use crate::host::process::{adopt_orphans, exit_child, exited, fork_single_threaded, reap_child};
 use crate::host::sealed::sealed;
 use crate::host::signals::{Arrived, Signals};
 use crate::log::show;
+use crate::status::pid_file::lock_again;
 use crate::words::guardian as words;
+
+/// How many signals it passes on that the supervisor has not dealt with. More stay with the kernel, which needs no memory of
+/// ours for them.
+const MOST_PASSED_ON: usize = 1000;
+
+/// How long what served the supervisor may take to end after it.
+const LONGEST_END: Duration = Duration::from_secs(5);
+
+/// As many descriptors as it needs at the end, with room for what it keeps.
+const MOST_OWN: usize = 65_536;
 
 /// How many supervisors may die within this time.
 const MOST_DEATHS: usize = 5;
@@ -69,6 +80,8 @@ pub struct Guardian {
     program: OwnedFd,
     kept: Kept,
     supervisor: Pid,
+    /// Children from before the split, which serve the supervisor: binders, the log command. They end with what it holds.
+    helpers: Vec<Pid>,
     /// Signals whose consequences are not in the snapshot.
     passed_on: VecDeque<(u64, Arrived)>,
     last_id: u64,
@@ -105,6 +118,9 @@ pub fn split(settings: Settings, program: OwnedFd) -> nix::Result<Split> {
                 program,
                 kept: Kept::default(),
                 supervisor: child,
+                helpers: (proc::children(Pid::this()).unwrap_or_default().into_iter())
+                    .filter(|one| *one != child)
+                    .collect(),
                 passed_on: VecDeque::new(),
                 last_id: 0,
                 told: None,
@@ -129,6 +145,10 @@ fn alone_with<const COUNT: usize>(kept: [std::io::Result<OwnedFd>; COUNT]) -> [O
     if closed.is_err() {
         exit_child(1);
     }
+    // Those with new numbers are nobody else's.
+    if keep_from_exec().is_err() {
+        exit_child(1);
+    }
     // Their old numbers are closed, or belong to one of the new ones.
     let _ = kept.map(OwnedFd::into_raw_fd);
     numbers.map(owned)
@@ -139,9 +159,11 @@ impl Guardian {
     pub fn watch(mut self) -> u8 {
         loop {
             self.wait();
-            match self.signals.arrived() {
-                Ok(arrived) => arrived.into_iter().for_each(|one| self.pass_on(one)),
-                Err(errno) => show(&words::cannot("read signals", errno)),
+            if self.has_room() {
+                match self.signals.arrived() {
+                    Ok(arrived) => arrived.into_iter().for_each(|one| self.pass_on(one)),
+                    Err(errno) => show(&words::cannot("read signals", errno)),
+                }
             }
             self.listen();
             if let Some(code) = self.look_at_supervisor() {
@@ -154,14 +176,19 @@ impl Guardian {
     fn wait(&mut self) {
         let mut flags = PollFlags::POLLIN;
         flags.set(PollFlags::POLLOUT, self.channel.wants_to_write());
-        let mut sources = [
-            PollFd::new(self.signals.as_fd(), PollFlags::POLLIN),
-            PollFd::new(self.channel.as_fd(), flags),
-        ];
+        let mut sources = vec![PollFd::new(self.channel.as_fd(), flags)];
+        if self.has_room() {
+            sources.push(PollFd::new(self.signals.as_fd(), PollFlags::POLLIN));
+        }
         // An error would be one of memory: there is nothing better than to look again.
         let _ = ppoll(&mut sources, None, None);
         // If the supervisor is dead, so is the channel, and its exit is seen next.
         let _ = self.channel.flush();
+    }
+
+    /// For more signals to pass on.
+    fn has_room(&self) -> bool {
+        self.passed_on.len() < MOST_PASSED_ON
     }
 
     fn pass_on(&mut self, arrived: Arrived) {
@@ -212,6 +239,7 @@ impl Guardian {
                 self.kept.keep(number, since, along);
             }
             ToGuardian::Forget { number, since } => self.kept.keep(number, since, None),
+            ToGuardian::Lock => along.into_iter().for_each(|file| lock_again(&file.into())),
             ToGuardian::Program => {
                 if let Some(program) = along {
                     self.program = program;
@@ -222,6 +250,7 @@ impl Guardian {
                 if let Some((told, _)) = self.told.take_if(|(one, _)| one.as_raw() == pid) {
                     // It has exited, so this does not wait.
                     let _ = reap_child(told);
+                    self.helpers.retain(|one| *one != told);
                 }
             }
             ToGuardian::Ending => {
@@ -238,6 +267,9 @@ impl Guardian {
         // What it has said last.
         self.listen();
         let _ = reap_child(self.supervisor);
+        if self.is_ending && self.is_last {
+            return Some(1);
+        }
         if self.is_ending {
             let code = libc::WIFEXITED(status).then(|| libc::WEXITSTATUS(status));
             return Some(code.and_then(|code| u8::try_from(code).ok()).unwrap_or(1));
@@ -344,31 +376,65 @@ impl Guardian {
 
     /// Nothing can look after them any more: tells all workers to stop, and waits for them.
     fn end_workers(&mut self) {
+        // To find them takes descriptors, and a lack of these may be why there is no supervisor.
+        drop(OpenFiles::of_launcher().and_then(|limit| limit.make_room_for(MOST_OWN)));
         let until = self
             .settings
             .stop_timeout
             .map(|limit| Moment::now() + limit);
         self.signal_workers(self.settings.signal);
         loop {
-            while let Ok(Some((pid, _))) = exited(None) {
-                let _ = reap_child(pid);
-            }
-            if proc::children(Pid::this()).is_ok_and(|left| left.is_empty()) {
-                return;
+            self.reap_all();
+            if self.workers().is_empty() {
+                break;
             }
             let left = until.map(|until| until.saturating_since(Moment::now()));
             if left.is_some_and(|left| left.is_zero()) {
                 self.signal_workers(Signal::SIGKILL);
             }
-            let left = left.map(|left| left.max(Duration::from_millis(10)));
-            let mut source = [PollFd::new(self.signals.as_fd(), PollFlags::POLLIN)];
-            let _ = ppoll(&mut source, left.map(TimeSpec::from_duration), None);
-            drop(self.signals.arrived());
+            self.wait_for_child(left.map(|left| left.max(Duration::from_millis(10))));
+        }
+        self.end_helpers();
+    }
+
+    /// A binder removes its sockets, a log command reads the rest.
+    fn end_helpers(&mut self) {
+        self.kept = Kept::default();
+        let until = Moment::now() + LONGEST_END;
+        loop {
+            self.reap_all();
+            let is_over = proc::children(Pid::this()).is_ok_and(|left| left.is_empty());
+            let left = until.saturating_since(Moment::now());
+            if is_over || left.is_zero() {
+                return;
+            }
+            self.wait_for_child(Some(left));
         }
     }
 
+    fn reap_all(&mut self) {
+        while let Ok(Some((pid, _))) = exited(None) {
+            let _ = reap_child(pid);
+            self.helpers.retain(|one| *one != pid);
+        }
+    }
+
+    /// Until one exits, or this time has passed.
+    fn wait_for_child(&self, longest: Option<Duration>) {
+        let mut source = [PollFd::new(self.signals.as_fd(), PollFlags::POLLIN)];
+        let _ = ppoll(&mut source, longest.map(TimeSpec::from_duration), None);
+        drop(self.signals.arrived());
+    }
+
+    /// All children but those that serve the supervisor.
+    fn workers(&self) -> Vec<Pid> {
+        let mut children = proc::children(Pid::this()).unwrap_or_default();
+        children.retain(|child| !self.helpers.contains(child));
+        children
+    }
+
     fn signal_workers(&self, signal: Signal) {
-        for child in proc::children(Pid::this()).unwrap_or_default() {
+        for child in self.workers() {
             // It is a child that has not been reaped.
             let _ = kill(child, signal);
         }

@@ -43,19 +43,13 @@ pub fn reap_child(child: Pid) -> nix::Result<Option<i32>> {
     Ok(wait(child, libc::WNOHANG)?.map(|(_, status)| status))
 }
 
-/// Waits until this child has exited, and reaps it. If it is a child of a guardian, it waits all the same.
+/// Waits until this child has exited, and reaps it.
 ///
 /// # Errors
-/// `ECHILD` if it is no child of ours, so that nobody knows its status.
+/// `ECHILD` if it is no child of ours.
 pub fn wait_for(child: Pid) -> nix::Result<ExitStatus> {
-    if let Some((_, status)) = wait(child, 0)? {
-        return Ok(ExitStatus::from_raw(status));
-    }
-    if let Ok(process) = Process::open(child) {
-        let mut source = [PollFd::new(process.as_fd(), PollFlags::POLLIN)];
-        while poll(&mut source, PollTimeout::NONE) == Err(Errno::EINTR) {}
-    }
-    Err(Errno::ECHILD)
+    let (_, status) = wait(child, 0)?.ok_or(Errno::ECHILD)?;
+    Ok(ExitStatus::from_raw(status))
 }
 
 /// nix cannot do this: it cannot represent death by a real-time signal, and that child would be lost.

@@ -12,6 +12,7 @@ use common::message::{
 };
 use common::trusted_path::{Trust, open_directory};
 use common::wire;
+use nix::errno::Errno;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use serde::{Deserialize, Serialize};
@@ -238,10 +239,15 @@ impl Binder {
             ended,
             channel,
         } = self;
-        drop(channel);
-        match ended {
-            Some(ended) => Ok(ended),
-            None => Ok(wait_for(child)?),
+        // A guardian has a copy: to close it is not enough.
+        channel.end_requests();
+        match ended.map_or_else(|| wait_for(child), Ok) {
+            // It is the guardian's child, which alone learns how it exits. It does so by closing its end.
+            Err(Errno::ECHILD) => {
+                while let Ok(Some(_)) = channel.receive() {}
+                Ok(ExitStatus::default())
+            }
+            ended => Ok(ended?),
         }
     }
 }

@@ -156,7 +156,10 @@ impl Prepared {
         let Prepared { options, held, .. } = self;
         let handover = Rc::new(Handover::new(held.login.as_ref()));
         let shown = shown(&options);
-        let status_file = StatusFile::unpack(held.status_file, &shown);
+        let mut status_file = StatusFile::unpack(held.status_file, &shown);
+        if guarded.is_some() {
+            status_file.find_again();
+        }
         let log = Log::unpack(held.log, &options.log, &handover);
         let manager = Manager::unpack(held.manager, options.ready.ready.awaited());
         let health = Health::unpack(

@@ -129,6 +129,21 @@ impl StatusFile {
         }
     }
 
+    /// The supervisor before was killed, perhaps between writing a file and saying so: what lies there is ours as well, and
+    /// what it has not finished is not needed.
+    pub fn find_again(&mut self) {
+        let pid = self.view.supervisor.pid;
+        let is_ours = |text: &str| View::parse(text).is_some_and(|view| view.supervisor.pid == pid);
+        self.json
+            .iter_mut()
+            .for_each(|json| json.find_again(is_ours));
+        if let Some(lines) = &mut self.lines {
+            lines.find_again(|text| !text.is_empty() && is_status_lines(text));
+        }
+        let files = self.lines.iter().chain(&self.json);
+        files.for_each(|file| remove_drafts(file.path()));
+    }
+
     /// Writes the first `F.json`, which also shows that the directory can be written, and removes a stale `F`.
     ///
     /// # Errors

@@ -6,13 +6,16 @@ use std::fs::{File, OpenOptions};
 use std::io;
 use std::mem;
 use std::ops::Deref;
-use std::os::fd::{AsFd, AsRawFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
 use std::os::unix::fs::{FileExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use common::entry;
 use nix::errno::Errno;
 use nix::fcntl::{self, AT_FDCWD, Flock, FlockArg, OFlag};
+use nix::poll::ppoll;
+use nix::sys::time::TimeSpec;
 use nix::unistd::Pid;
 use serde::{Deserialize, Serialize};
 
@@ -34,6 +37,8 @@ pub struct PidFile {
     is_shared: bool,
     /// It has been reported that it cannot be rewritten.
     is_lost: bool,
+    /// It was made again, and locked by this process, which need not be the one to signal.
+    is_new: bool,
 }
 
 /// The same for the next program, which has the lock because it has the open file.
@@ -45,6 +50,7 @@ pub struct PackedPidFile {
     pid: u32,
     is_shared: bool,
     is_lost: bool,
+    is_new: bool,
 }
 
 /// A file that is locked exclusively (flock(2)) until this is dropped, even if a child that was just forked has it open
@@ -59,16 +65,21 @@ impl Locked {
             Err(errno) => Err((file, errno)),
         }
     }
+}
 
-    /// Whoever looks for the holder finds the process that has locked it last.
-    fn lock_again(&self) {
-        for how in [
-            FlockArg::LockSharedNonblock,
-            FlockArg::LockExclusiveNonblock,
-        ] {
-            // If a client just looks at it, the holder stays the one before.
-            let _ = flock(&self.0, how);
+/// Makes this process the one that has locked the file, for whoever looks for the holder. It must be locked already, by this
+/// process or another one that has it open.
+pub fn lock_again(file: &File) {
+    const MOST_TRIES: u32 = 50;
+    const PAUSE: Duration = Duration::from_millis(2);
+    // The same lock once more would change nothing.
+    let _ = flock(file, FlockArg::LockSharedNonblock);
+    for _ in 0..MOST_TRIES {
+        // A client may just look at it.
+        if flock(file, FlockArg::LockExclusiveNonblock).is_ok() {
+            return;
         }
+        let _ = ppoll(&mut [], Some(TimeSpec::from_duration(PAUSE)), None);
     }
 }
 
@@ -104,6 +115,7 @@ impl PidFile {
             pid: self.pid,
             is_shared: self.is_shared,
             is_lost: self.is_lost,
+            is_new: self.is_new,
         }
     }
 
@@ -115,6 +127,7 @@ impl PidFile {
             pid: packed.pid,
             is_shared: packed.is_shared,
             is_lost: packed.is_lost,
+            is_new: packed.is_new,
         }
     }
 
@@ -166,6 +179,7 @@ impl PidFile {
             pid,
             is_shared: false,
             is_lost: false,
+            is_new: false,
         };
         locked.write().map_err(|error| {
             let errno = error.raw_os_error().map(Errno::from_raw);
@@ -178,9 +192,14 @@ impl PidFile {
     /// This process is the one to signal from now on: writes its pid, and makes the lock its own.
     pub fn taken_over(&mut self) {
         self.pid = std::process::id();
-        self.file.lock_again();
+        lock_again(&self.file);
         // If it cannot be written, the next look at it says so.
         drop(self.write());
+    }
+
+    /// The file, once, if another process has to lock it again.
+    pub fn take_new(&mut self) -> Option<BorrowedFd<'_>> {
+        mem::take(&mut self.is_new).then(|| self.file.as_fd())
     }
 
     /// Rewrites the file if somebody has removed, replaced or overwritten it; returns what is new about that. It costs a
@@ -206,6 +225,7 @@ impl PidFile {
         match PidFile::try_lock(&self.path, self.pid) {
             Ok(Some(mut again)) => {
                 again.is_shared = self.is_shared;
+                again.is_new = true;
                 // The old one no longer has this name: dropping it removes nothing.
                 *self = again;
                 let path = self.path.clone();

@@ -102,9 +102,23 @@ impl Replaced {
         }
     }
 
+    /// Takes over what lies there. Whoever wrote it last may have died before it could say that it did.
+    pub fn find_again(&mut self, is_ours: impl Fn(&str) -> bool) {
+        if !self.is_failing
+            && let Ok((text, file)) = open_text(&self.path)
+            && is_ours(&text)
+        {
+            (self.there, self.text) = (Some(file), Some(text.into()));
+        }
+    }
+
     /// Whether it was ever written.
     pub fn is_written(&self) -> bool {
         self.text.is_some()
+    }
+
+    pub fn path(&self) -> &Path {
+        &self.path
     }
 
     /// That of the last version written.

@@ -264,6 +264,13 @@ impl Guard {
         Ok(())
     }
 
+    /// Whoever looks for the holder of this lock has to find the guardian.
+    pub fn give_lock(&mut self, file: BorrowedFd<'_>) {
+        if !self.is_gone {
+            self.say(ToGuardian::Lock, Some(file));
+        }
+    }
+
     /// All is over: the exit that follows is meant.
     pub fn end(&mut self) {
         self.say(ToGuardian::Ending, None);

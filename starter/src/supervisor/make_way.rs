@@ -76,6 +76,11 @@ impl Resources {
             self.log
                 .say(&Notice::Guarding(Guarding::Unwritten { cause }));
         }
+        if let (Some(guard), Some(pid_file)) = (&mut self.guard, &mut self.pid_file)
+            && let Some(file) = pid_file.take_new()
+        {
+            guard.give_lock(file);
+        }
         let workers = machine.generations().flat_map(Generation::workers);
         let guard = self.guard.as_mut();
         if guard.is_some_and(|guard| guard.has_died(workers.map(|worker| worker.pid))) {

@@ -49,7 +49,9 @@ pub fn run(mut resources: Resources, settings: Settings) -> Outcome {
     supervisor.resources.manager.learn(&supervisor.machine);
     supervisor.perform(actions);
     supervisor.resources.tell_manager(&supervisor.machine);
-    supervisor.resources.tell_guardian(&supervisor.machine);
+    if supervisor.finished.is_none() {
+        supervisor.resources.tell_guardian(&supervisor.machine);
+    }
     supervisor.serve()
 }
 
@@ -94,9 +96,10 @@ impl Supervisor {
             self.act_on(input);
         }
         self.resources.tell_manager(&self.machine);
-        self.resources.tell_guardian(&self.machine);
-        // Between two turns no action is pending.
+        // Between two turns no action is pending. After the last one there is nothing to go on with: a next supervisor would
+        // find the last worker, and its exit, and come to the same end.
         if self.finished.is_none() {
+            self.resources.tell_guardian(&self.machine);
             self.resources.make_way(&self.machine);
         }
     }
@@ -159,10 +162,12 @@ impl Supervisor {
         if outcome == Outcome::GivenUp {
             self.resources.manager.tell_failure(&failure);
         }
-        if let Some(guard) = &mut self.resources.guard {
+        let guard = self.resources.guard.take();
+        self.resources.shut_down(&failure);
+        // Not before: if this one dies in between, the next one finishes it.
+        if let Some(mut guard) = guard {
             guard.end();
         }
-        self.resources.shut_down(&failure);
         outcome
     }
 

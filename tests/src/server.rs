@@ -578,9 +578,7 @@ impl Server {
     pub fn supervisor(&self) -> Option<Pid> {
         let guardian = proc::status(self.main_pid())?.name;
         let children = proc::children(self.main_pid()).into_iter();
-        children
-            .filter(|pid| proc::status(*pid).is_some_and(|status| status.name == guardian))
-            .last()
+        children.rfind(|pid| proc::status(*pid).is_some_and(|status| status.name == guardian))
     }
 
     /// The living workers by generation: the children that were executed with a generation in their environment. With

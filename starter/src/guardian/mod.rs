@@ -221,6 +221,7 @@ impl Guardian {
         match message {
             ToGuardian::Keep { number, since } => self.kept.keep(number, since, along),
             ToGuardian::Forget { number, since } => self.kept.keep(number, since, None),
+            ToGuardian::ForgetAll { since } => self.kept.forget_all(since),
             ToGuardian::Lock => along.into_iter().for_each(|file| lock_again(&file.into())),
             ToGuardian::Program => self.program = along.unwrap_or_else(|| self.program_again()),
             ToGuardian::Done { id } => self.passed_on.retain(|(one, _)| *one != id),

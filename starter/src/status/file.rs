@@ -505,7 +505,7 @@ mod tests {
         let was = written();
         let text = serde_json::to_string(&before.pack(&mut Luggage::default())).unwrap();
         let packed = serde_json::from_str(&text).unwrap();
-        let mut next = StatusFile::unpack(packed, &settings(&options));
+        let mut next = StatusFile::unpack(packed, &settings(&options), false);
         assert_eq!(next.deadline(), Some(now + RETRY));
         assert_eq!(next.last_lines_of(pid), ["said"]);
         machine.on(Event::Restart, now);

@@ -97,12 +97,6 @@ impl<Send: Serialize, Receive: DeserializeOwned> Channel<Send, Receive> {
         let _ = shutdown(self.socket.as_raw_fd(), Shutdown::Both);
     }
 
-    /// Stops sending: for the other end this is the end of the channel. Its end can still be waited for.
-    pub fn end_requests(&self) {
-        // It fails only if the other end is gone.
-        let _ = shutdown(self.socket.as_raw_fd(), Shutdown::Write);
-    }
-
     /// Waits for one message without descriptors; `None` if the other end is closed.
     ///
     /// Descriptors that are sent anyway are never installed here, because there is no room for them, and the message is

@@ -1,5 +1,6 @@
 //! The descriptors that a snapshot names, by their numbers there.
 
+use std::collections::BTreeSet;
 use std::os::fd::{AsFd, BorrowedFd, IntoRawFd, OwnedFd, RawFd};
 
 use nix::unistd::dup2_raw;
@@ -26,6 +27,14 @@ impl Kept {
             since,
             descriptor,
         });
+    }
+
+    /// Keeps nothing from this snapshot on.
+    pub fn forget_all(&mut self, since: u64) {
+        let numbers: BTreeSet<RawFd> = self.0.iter().map(|one| one.number).collect();
+        for number in numbers {
+            self.keep(number, since, None);
+        }
     }
 
     /// Closes what the snapshot with this number and all after it do not name.
@@ -113,5 +122,12 @@ mod tests {
         kept.prune(2);
         assert_eq!(kept.0.len(), 1);
         assert_eq!(numbers(&kept, 2), [7]);
+        // One of a supervisor that has died before it wrote that snapshot, and what its successor has.
+        kept.keep(9, 3, file());
+        kept.forget_all(3);
+        kept.keep(8, 3, file());
+        assert_eq!((numbers(&kept, 2), numbers(&kept, 3)), (vec![7], vec![8]));
+        kept.prune(3);
+        assert_eq!(kept.0.len(), 1);
     }
 }

@@ -39,6 +39,8 @@ pub enum ToGuardian {
     Keep { number: RawFd, since: u64 },
     /// No snapshot from this one on has that number.
     Forget { number: RawFd, since: u64 },
+    /// The same of all numbers: those that are left are told next.
+    ForgetAll { since: u64 },
     /// The descriptor that comes along is a file that the supervisor has locked: its holder has to be the guardian.
     Lock,
     /// The descriptor that comes along is the program that runs.

@@ -239,6 +239,7 @@ impl Guardian {
                 self.kept.keep(number, since, along);
             }
             ToGuardian::Forget { number, since } => self.kept.keep(number, since, None),
+            ToGuardian::ForgetAll { since } => self.kept.forget_all(since),
             ToGuardian::Lock => along.into_iter().for_each(|file| lock_again(&file.into())),
             ToGuardian::Program => {
                 if let Some(program) = along {

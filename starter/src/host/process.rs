@@ -7,7 +7,7 @@ use std::process::{Command, ExitStatus};
 use common::signals::reset_all;
 use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
-use nix::sys::prctl::{self, set_child_subreaper};
+use nix::sys::prctl::set_child_subreaper;
 use nix::sys::signal::{SigSet, SigmaskHow, Signal, sigprocmask};
 use nix::unistd::{ForkResult, Pid, getppid, getuid, read, setsid};
 
@@ -100,21 +100,25 @@ pub fn exited(child: Option<Pid>) -> nix::Result<Option<(Pid, i32)>> {
     Ok((pid != 0).then(|| (Pid::from_raw(pid), status)))
 }
 
-/// In a new child: waits until its parent has opened the gate by writing a byte. If the parent dies before that, so does the
-/// child, and nobody has ever known it.
-pub fn wait_at(gate: BorrowedFd<'_>, parent: Pid) -> nix::Result<()> {
-    prctl::set_pdeathsig(Some(Signal::SIGKILL))?;
-    // It may have died before that.
-    if getppid() != parent {
-        exit_child(255);
-    }
-    loop {
-        match read(gate, &mut [0]) {
-            Ok(1) => return prctl::set_pdeathsig(None),
-            Ok(_) => exit_child(255),
-            Err(Errno::EINTR) => {}
-            Err(errno) => return Err(errno),
+/// In a new child: waits until its parent has opened the gate by writing a byte. If the parent dies before that and the child
+/// is not known to anybody else, it ends, and nobody has ever known it.
+pub fn wait_at(gate: BorrowedFd<'_>, parent: Pid, is_known: impl Fn() -> bool) -> nix::Result<()> {
+    let process = Process::open(parent);
+    // If it has died before that, the pid may be another process's.
+    let is_there = getppid() == parent;
+    if let (Ok(process), true) = (&process, is_there) {
+        let mut sources = [gate, process.as_fd()].map(|one| PollFd::new(one, PollFlags::POLLIN));
+        while poll(&mut sources, PollTimeout::NONE) == Err(Errno::EINTR) {}
+        // Its death counts only if the gate is closed.
+        let is_open = sources[0].any().unwrap_or_default();
+        if is_open && read(gate, &mut [0])? == 1 {
+            return Ok(());
         }
+    }
+    match process {
+        Err(errno) if is_there && errno != Errno::ESRCH => Err(errno),
+        _ if is_known() => Ok(()),
+        _ => exit_child(255),
     }
 }
 

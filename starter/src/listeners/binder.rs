@@ -1,6 +1,6 @@
 //! The binder process from this side: find it, start it, send requests, end it.
 
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::os::unix::fs::MetadataExt;
 use std::os::unix::process::ExitStatusExt;
 use std::path::{Path, PathBuf};
@@ -14,6 +14,7 @@ use common::trusted_path::{Trust, open_directory};
 use common::wire;
 use nix::errno::Errno;
 use nix::sys::signal::{Signal, kill};
+use nix::sys::socket::{Shutdown, shutdown};
 use nix::unistd::Pid;
 use serde::{Deserialize, Serialize};
 
@@ -239,8 +240,8 @@ impl Binder {
             ended,
             channel,
         } = self;
-        // A guardian has a copy: to close it is not enough.
-        channel.end_requests();
+        // A guardian has a copy: to close it is not enough. It fails only if the binder is gone.
+        let _ = shutdown(channel.as_fd().as_raw_fd(), Shutdown::Write);
         match ended.map_or_else(|| wait_for(child), Ok) {
             // It is the guardian's child, which alone learns how it exits. It does so by closing its end.
             Err(Errno::ECHILD) => {

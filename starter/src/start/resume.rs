@@ -156,10 +156,7 @@ impl Prepared {
         let Prepared { options, held, .. } = self;
         let handover = Rc::new(Handover::new(held.login.as_ref()));
         let shown = shown(&options);
-        let mut status_file = StatusFile::unpack(held.status_file, &shown);
-        if guarded.is_some() {
-            status_file.find_again();
-        }
+        let status_file = StatusFile::unpack(held.status_file, &shown, guarded.is_some());
         let log = Log::unpack(held.log, &options.log, &handover);
         let manager = Manager::unpack(held.manager, options.ready.ready.awaited());
         let health = Health::unpack(

@@ -112,10 +112,11 @@ impl StatusFile {
     }
 
     /// What another program has packed. What is new about this one is written with the next save.
-    pub fn unpack(packed: PackedStatusFile, settings: &Shown<'_>) -> StatusFile {
+    /// `is_killed` says that the one before was killed.
+    pub fn unpack(packed: PackedStatusFile, settings: &Shown<'_>, is_killed: bool) -> StatusFile {
         let json = packed.json.into_iter();
         let last_lines = packed.last_lines.into_iter();
-        StatusFile {
+        let mut files = StatusFile {
             lines: packed.lines.map(|file| Replaced::unpack(file, READ_BY_ALL)),
             json: json
                 .map(|file| Replaced::unpack(file, READ_BY_USER))
@@ -126,12 +127,16 @@ impl StatusFile {
                 .collect(),
             retry_at: packed.retry_at,
             awaited: settings.ready.ready.awaited(),
+        };
+        if is_killed {
+            files.find_again();
         }
+        files
     }
 
-    /// The supervisor before was killed, perhaps between writing a file and saying so: what lies there is ours as well, and
+    /// The program before was killed, perhaps between writing a file and saying so: what lies there is ours as well, and
     /// what it has not finished is not needed.
-    pub fn find_again(&mut self) {
+    fn find_again(&mut self) {
         let pid = self.view.supervisor.pid;
         let is_ours = |text: &str| View::parse(text).is_some_and(|view| view.supervisor.pid == pid);
         self.json
@@ -500,7 +505,7 @@ mod tests {
         let was = written();
         let text = serde_json::to_string(&before.pack(&mut Luggage::default())).unwrap();
         let packed = serde_json::from_str(&text).unwrap();
-        let mut next = StatusFile::unpack(packed, &settings(&options));
+        let mut next = StatusFile::unpack(packed, &settings(&options), false);
         assert_eq!(next.deadline(), Some(now + RETRY));
         assert_eq!(next.last_lines_of(pid), ["said"]);
         machine.on(Event::Restart, now);

@@ -207,6 +207,11 @@ impl Guard {
         Ok(theirs)
     }
 
+    /// In a child, which sees the memory and not this process: whether this process has written one more snapshot since.
+    pub fn has_saved_next(&self) -> bool {
+        self.area.last() > self.last
+    }
+
     /// Writes the snapshot, if anything is new. After that nothing of this turn can be lost, so the rest of it is done.
     pub fn save(&mut self, legacy: &Legacy) -> Saved {
         let saved = match self.is_gone {
@@ -242,6 +247,10 @@ impl Guard {
             .collect();
         if now == self.sent && legacy.text == self.text {
             return Ok(());
+        }
+        if self.sent.is_empty() {
+            // The supervisor before had others, and perhaps some that are in no snapshot.
+            self.say(ToGuardian::ForgetAll { since: next }, None);
         }
         for (number, identity) in &now {
             if self.sent.get(number) != Some(identity) {

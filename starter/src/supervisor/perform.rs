@@ -13,6 +13,7 @@ use crate::machine::{Action, Event, Generation, Machine, Source};
 use crate::ready::Order;
 use crate::ready::command::Running;
 use crate::status::pid_file::PidFile;
+use crate::supervisor::guard::Guard;
 use crate::supervisor::resources::Resources;
 use crate::supervisor::sources::{Duty, executed};
 use crate::words::failure::Failure;
@@ -222,6 +223,8 @@ impl Resources {
         let highest = self.blueprint.highest;
         let gate = self.guard.as_mut().map(|guard| guard.gate(highest));
         let gate = gate.transpose().map_err(cannot_spawn)?;
+        let guard = self.guard.as_ref();
+        let is_known = || guard.is_some_and(Guard::has_saved_next);
         let extra = Extra {
             generation,
             output: &pipes.theirs,
@@ -229,7 +232,7 @@ impl Resources {
             variables: &handed.variables,
             probe: handed.probe.as_ref(),
             kept: &self.readiness.store.hand_out(),
-            gate: gate.as_ref().map(AsFd::as_fd),
+            gate: gate.as_ref().map(|gate| (gate.as_fd(), &is_known as _)),
         };
         let (pid, report) = self.blueprint.spawn(&pin, is_again, extra)?;
         self.readiness

@@ -77,8 +77,8 @@ pub struct Extra<'a> {
     /// What earlier workers have left: names, descriptors, and their numbers, which follow those of the listeners. Their own
     /// numbers are above all of these.
     pub kept: &'a [(&'a str, BorrowedFd<'a>, RawFd)],
-    /// Where it waits until it is known to everybody, above all these numbers.
-    pub gate: Option<BorrowedFd<'a>>,
+    /// Where it waits until it is known to everybody, above all these numbers, and whether it is if nobody opens it.
+    pub gate: Option<(BorrowedFd<'a>, &'a dyn Fn() -> bool)>,
 }
 
 /// The pipe on which a child says why it could not execute the program. If it could, the pipe closes by itself.
@@ -135,7 +135,8 @@ impl Blueprint {
                 Ok((child, report))
             }
             ForkResult::Child => {
-                let gate = extra.gate.map_or(Ok(()), |gate| wait_at(gate, parent));
+                let gate = extra.gate;
+                let gate = gate.map_or(Ok(()), |(gate, known)| wait_at(gate, parent, known));
                 let gate = gate.map_err(|errno| (Step::Signals, errno));
                 let Err((step, errno)) = gate.and_then(|()| self.prepare(extra)).and_then(|()| {
                     let command = self.command(extra, &pin.environment);

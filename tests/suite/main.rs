@@ -44,6 +44,7 @@ mod logging;
 mod pid_namespaces;
 mod pins;
 mod policy;
+mod presets;
 mod privileges;
 mod readiness;
 mod real_readiness;

@@ -74,13 +74,19 @@ fn listening() -> [Arg; 3] {
     ]
 }
 
-fn program() -> [Arg; 4] {
+fn program() -> [Arg; 5] {
     [
         valued("dir", "DIR").help("Change to this directory before executing the server program."),
         valued("envdir", "DIR").help(lines([
             "Set an environment variable for each file in this directory: its name",
             "is that of the file, its value the first line. The files are read",
             "anew for each restart.",
+        ])),
+        valued("preset", "NAME|list").help(lines([
+            "Set what this server program needs: --fd-env, --signal-on-hup,",
+            "--signal-on-term and --ready. NAME is nginx, puma, unicorn and others,",
+            "or plain for one that drains on TERM. Each of these options wins over",
+            "it. With list, print what each preset sets and why, and exit.",
         ])),
         list("fd-env", "STYLE[,STYLE]").help(lines([
             "Also announce the descriptors in the variables of systemd",

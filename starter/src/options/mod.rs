@@ -3,6 +3,7 @@
 //! - [`mod@spelling`]: options in any case and abbreviated become the one spelling that clap knows.
 //! - [`mod@definition`]: all options, and the help text.
 //! - [`mod@values`]: the value of each option, read into its type.
+//! - [`mod@preset`]: the options that a server program needs, by its name.
 //! - [`mod@checks`]: what one option requires of the others.
 //!
 //! Here they become an [`Invocation`]. Nothing is opened, resolved or looked up: whether a user or a host exists is found
@@ -10,6 +11,7 @@
 
 mod checks;
 mod definition;
+mod preset;
 mod refusal;
 mod spelling;
 mod values;
@@ -35,6 +37,7 @@ use crate::log::{Address, DEFAULT_ADDRESS, Format, SyslogSettings};
 use crate::machine::{Knobs, Proof, Replace};
 use crate::ready::{MOST_STORED, ProbeAt, Ready, Statuses};
 use crate::words::failure::Failure;
+use crate::words::remedy;
 use crate::worker::environment;
 use crate::{client, listeners, log, machine, ready, self_test, status, worker};
 
@@ -106,7 +109,7 @@ pub fn parse(arguments: impl IntoIterator<Item = OsString>) -> Result<Invocation
     let definition = definition();
     let spelled = spell_out(&definition, arguments)?;
     match definition.try_get_matches_from(spelled.words) {
-        Ok(matches) => invocation(&Given::new(&matches)),
+        Ok(matches) => with_preset(Given::new(&matches)),
         Err(error) => match error.kind() {
             ErrorKind::DisplayHelp | ErrorKind::DisplayVersion => {
                 let text = error.render().to_string();
@@ -115,6 +118,21 @@ pub fn parse(arguments: impl IntoIterator<Item = OsString>) -> Result<Invocation
             _ => Err(of_clap(&error, spelled.unknown.as_deref())),
         },
     }
+}
+
+/// Adds what the preset sets, or shows all presets.
+fn with_preset(mut given: Given<'_>) -> Result<Invocation, Failure> {
+    match given.value("preset")? {
+        None => {}
+        Some(name) if name == preset::LIST => return Ok(Invocation::Print(preset::list())),
+        Some(name) => given.preset = Some(preset::find(name)?),
+    }
+    // What is refused may be an option that nobody has typed.
+    invocation(&given).map_err(|failure| {
+        let cause = given.preset.filter(|one| one.is_in(&failure.to_string()));
+        let hint = cause.map(|preset| remedy::of_preset(preset.name(), &preset.options()));
+        failure.hint_if(hint)
+    })
 }
 
 fn invocation(given: &Given<'_>) -> Result<Invocation, Failure> {
@@ -213,9 +231,9 @@ fn listeners(given: &Given<'_>) -> Result<listeners::Settings, Failure> {
 }
 
 fn worker(given: &Given<'_>) -> Result<worker::Settings, Failure> {
-    let mut words = given.all("program").cloned();
+    let mut words = given.all("program").map(OsStr::to_owned);
     Ok(worker::Settings {
-        check: given.value("check")?.cloned(),
+        check: given.value("check")?.map(OsStr::to_owned),
         program: words.next().unwrap_or_default(),
         arguments: words.collect(),
         directory: given.path("dir")?,

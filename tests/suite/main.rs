@@ -18,6 +18,7 @@ mod bad_input;
 mod capture;
 mod channel;
 mod check;
+mod check_config;
 mod circumstances;
 mod commands;
 mod container_files;

@@ -13,6 +13,7 @@ start_server [options] -- server-prog server-arg1 server-arg2 ...
        start_server --stop --pid-file=FILE [--timeout=SECONDS]
        start_server --reopen --pid-file=FILE [--timeout=SECONDS]
        start_server --status --pid-file=FILE [--follow|--json|--openmetrics]
+       start_server --check-config [options] -- server-prog ...
        start_server --self-test [--user=USER] [--group=GROUP] [--strict]";
 
 /// All options, in the order of the help.
@@ -239,7 +240,7 @@ fn privileges() -> [Arg; 4] {
     ]
 }
 
-fn commands() -> [Arg; 14] {
+fn commands() -> [Arg; 15] {
     [
         flag("restart").help(lines([
             "Send HUP to the start_server that holds --pid-file, and wait until a",
@@ -280,6 +281,10 @@ fn commands() -> [Arg; 14] {
             "the verdict.",
         ])),
         flag("openmetrics").help("With --status: print it as OpenMetrics text, for scrapers."),
+        flag("check-config").help(lines([
+            "Say what a start with the other options would do, and everything that",
+            "would keep it from that. Binds nothing, writes nothing, runs nothing.",
+        ])),
         flag("self-test").help(lines([
             "Start servers, try to break out of each of their processes, and report",
             "what holds on this host. Allows only --user, --group and --strict.",

@@ -28,6 +28,7 @@ use self::checks::{
     check_replace, check_self_test, form, returns_at_commit,
 };
 use self::definition::definition;
+use self::preset::Preset;
 use self::refusal::{lacks, of_clap, unusable};
 use self::spelling::spell_out;
 use self::values::{Given, tag_of};
@@ -45,6 +46,8 @@ use crate::{client, listeners, log, machine, ready, self_test, status, worker};
 #[derive(Debug)]
 pub enum Invocation {
     Start(Box<Options>),
+    /// Find out what that would do, and do none of it.
+    CheckConfig(Box<Options>),
     /// Tell a running superdaemon to start a new generation.
     Restart(client::Settings),
     /// Tell a running superdaemon to undo its last restart.
@@ -78,6 +81,8 @@ pub struct Options {
     pub ready: ready::Settings,
     pub log: log::Settings,
     pub status: status::Settings,
+    /// What a preset has set, for people.
+    pub preset: Option<String>,
 }
 
 /// How long a worker may take to become ready, by default.
@@ -141,6 +146,13 @@ fn invocation(given: &Given<'_>) -> Result<Invocation, Failure> {
     }
     let mut commands = COMMANDS.into_iter().filter(|(name, _)| given.flag(name));
     match (commands.next(), commands.next()) {
+        (Some((name, _)), _) if given.flag("check-config") => Err(unusable(
+            "check-config",
+            &format!("--{name} is given as well"),
+        )),
+        (None, _) if given.flag("check-config") => {
+            Ok(Invocation::CheckConfig(Box::new(start(given)?)))
+        }
         (None, _) => Ok(Invocation::Start(Box::new(start(given)?))),
         (Some((name, command)), None) => Ok(command(client(name, given)?)),
         (Some((name, _)), Some((other, _))) => {
@@ -210,6 +222,7 @@ fn options(given: &Given<'_>) -> Result<Options, Failure> {
         identity: identity(given)?,
         is_strict: given.flag("strict"),
         is_daemon: given.flag("daemonize"),
+        preset: given.preset.map(Preset::options),
     })
 }
 

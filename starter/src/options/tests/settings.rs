@@ -32,8 +32,10 @@ fn the_defaults_are_those_of_server_starter() {
         ready,
         log,
         status,
+        preset,
     } = started(&["prog"]);
     assert_eq!((is_strict, is_daemon), (false, false));
+    assert_eq!(preset, None);
     let expected = identity::Settings {
         user: None,
         group: None,
@@ -118,6 +120,7 @@ fn every_option_reaches_its_room() {
         ready,
         log,
         status,
+        preset,
     } = with(&[
         "--port=80",
         "--path=/a,mode=0660",
@@ -161,6 +164,7 @@ fn every_option_reaches_its_room() {
         "--keep-env",
         "--strict",
     ]);
+    assert_eq!(preset, None);
     assert_eq!((is_strict, is_daemon), (true, true));
     let expected = identity::Settings {
         user: Some("www".into()),

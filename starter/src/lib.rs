@@ -47,6 +47,7 @@ use crate::host::signals;
 use crate::host::{dispositions, identity, passed_on};
 use crate::options::Invocation;
 use crate::words::failure::{Failure, Status};
+use crate::words::findings::Findings;
 use crate::words::notice::Notice;
 
 /// The whole program, from its command line to its exit code.
@@ -79,6 +80,10 @@ fn run() -> Result<Status, Failure> {
     signals::hold().map_err(start::cannot_set_up_signals)?;
     match options::parse(std::env::args_os().skip(1))? {
         Invocation::Start(options) => start::run(*options, passed_on?),
+        Invocation::CheckConfig(options) => report(
+            &start::dry_run::run(&options, passed_on),
+            options.log.is_quiet,
+        ),
         Invocation::Restart(settings) => {
             client::restart(&settings, &mut teller(&settings)).map(done)
         }
@@ -106,6 +111,17 @@ fn print(text: &str) -> Result<Status, Failure> {
             "cannot write to standard output: {error}"
         ))),
     }
+}
+
+/// What a dry run has found: what would be done, unless it is quiet, and what would fail.
+fn report(findings: &Findings, is_quiet: bool) -> Result<Status, Failure> {
+    if !is_quiet {
+        print(&findings.text())?;
+    }
+    for failure in findings.failures() {
+        log::show(&format_args!("start_server: {failure}"));
+    }
+    Ok(findings.status())
 }
 
 /// Shows what a client reports while it waits, unless it is quiet.

@@ -83,7 +83,7 @@ pub const NGINX: Recipe = Recipe {
     held: Some(Held::Line),
 };
 
-const H2O: Recipe = Recipe {
+pub const H2O: Recipe = Recipe {
     program: &["h2o", "-c", "h2o.conf"],
     files: &["h2o.conf"],
     options: &[],
@@ -100,7 +100,7 @@ pub const GUNICORN: Recipe = Recipe {
 };
 
 /// No load: when it is told to stop it drops the connections of which it has not read a request yet.
-const UVICORN: Recipe = Recipe {
+pub const UVICORN: Recipe = Recipe {
     program: &["uvicorn", "--fd=3", "app:asgi"],
     files: &["app.py"],
     options: &[],
@@ -108,7 +108,7 @@ const UVICORN: Recipe = Recipe {
     held: Some(Held::Head),
 };
 
-const UVICORN_THAT_WAITS: Recipe = Recipe {
+pub const UVICORN_THAT_WAITS: Recipe = Recipe {
     program: &["/usr/bin/python3", "uvicorn_that_waits.py"],
     files: &["uvicorn_that_waits.py", "app.py"],
     options: &[],
@@ -134,7 +134,7 @@ pub const STARLET: Recipe = Recipe {
 
 /// No load and no request that is held: the signal that ends its processes ends the read(2) of a request too, and the
 /// process that has just accepted a connection.
-const STARMAN: Recipe = Recipe {
+pub const STARMAN: Recipe = Recipe {
     program: &["starman", "--workers=2", "app.psgi"],
     files: &["app.psgi"],
     options: &["--signal-on-hup=QUIT", "--signal-on-term=QUIT"],
@@ -162,13 +162,13 @@ pub fn cook(recipe: &Recipe, setup: Setup, port: u16) -> Setup {
 }
 
 /// A request that has begun.
-struct Request {
+pub struct Request {
     connection: TcpStream,
     rest: &'static [u8],
 }
 
 impl Request {
-    fn begin(port: u16, part: Held) -> io::Result<Request> {
+    pub fn begin(port: u16, part: Held) -> io::Result<Request> {
         let address = SocketAddr::from((Ipv4Addr::LOCALHOST, port));
         let mut connection = TcpStream::connect_timeout(&address, wait::DEADLINE)?;
         connection.set_read_timeout(Some(wait::DEADLINE))?;
@@ -180,7 +180,7 @@ impl Request {
         Ok(Request { connection, rest })
     }
 
-    fn finish(mut self) -> io::Result<Answerer> {
+    pub fn finish(mut self) -> io::Result<Answerer> {
         self.connection.write_all(self.rest)?;
         let mut text = String::new();
         self.connection.read_to_string(&mut text)?;
@@ -188,7 +188,7 @@ impl Request {
     }
 }
 
-fn ask(port: u16) -> io::Result<Answerer> {
+pub fn ask(port: u16) -> io::Result<Answerer> {
     Request::begin(port, Held::Line)?.finish()
 }
 
@@ -359,7 +359,7 @@ fn restart(server: &Server, old: Worker, port: u16, held: Option<Held>) -> Worke
 }
 
 /// Everything that is promised to a server, by its recipe.
-fn restarts_without_a_failed_request(recipe: &Recipe, setup: Setup) {
+pub fn restarts_without_a_failed_request(recipe: &Recipe, setup: Setup) {
     let port = ports::tcp();
     let setup = cook(recipe, setup, port);
     let mut files = names_in(setup.folder());
@@ -392,8 +392,9 @@ pub fn can_run(recipe: &Recipe) -> bool {
     let told_otherwise = recipe
         .options
         .iter()
-        .any(|option| option.starts_with("--fd-env"));
-    needs_program(recipe.program[0]) && !(told_otherwise && original_differs("it has no --fd-env"))
+        .any(|option| option.starts_with("--fd-env") || option.starts_with("--preset"));
+    needs_program(recipe.program[0])
+        && !(told_otherwise && original_differs("it has neither --fd-env nor --preset"))
 }
 
 /// Whether Perl has this server for plackup.

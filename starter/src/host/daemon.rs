@@ -28,14 +28,22 @@ pub struct Waiting(File);
 #[derive(Debug, Serialize, Deserialize)]
 pub struct PackedWaiting(Carried);
 
+/// Pid 1 cannot leave its container, which would end with it.
+pub fn refuse_first() -> Result<(), Failure> {
+    match is_first() {
+        true => {
+            let cause = "cannot run in the background: this is pid 1, and with pid 1 all processes of a container end";
+            Err(Failure::failed(cause).hint(remedy::NOT_IN_THE_BACKGROUND))
+        }
+        false => Ok(()),
+    }
+}
+
 /// Forks twice, as daemons do: the second process is not a session leader, so it can never acquire a terminal again.
 pub fn detach(keep_stdin: bool) -> Result<Side, Failure> {
     let cannot =
         |errno: nix::Error| Failure::failed(format!("cannot become a daemon: {}", errno.desc()));
-    if is_first() {
-        let cause = "cannot run in the background: this is pid 1, and with pid 1 all processes of a container end";
-        return Err(Failure::failed(cause).hint(remedy::NOT_IN_THE_BACKGROUND));
-    }
+    refuse_first()?;
     let (ours, theirs) = pipe2(OFlag::O_CLOEXEC).map_err(cannot)?;
     match fork_single_threaded().map_err(cannot)? {
         ForkResult::Parent { child } => {

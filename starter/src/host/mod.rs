@@ -1,5 +1,6 @@
 //! The process that this program runs in, and the system around it.
 
+pub mod access;
 pub mod confinement;
 pub mod daemon;
 pub mod dispositions;

@@ -136,7 +136,7 @@ impl Prepared {
 
 /// One literal address: of a name with several, the first IPv4 one, as in Server::Starter; an IPv6 one only if there is no
 /// other.
-fn resolve(spec: &PortSpec) -> Result<Address, Failure> {
+pub(super) fn resolve(spec: &PortSpec) -> Result<Address, Failure> {
     let name = match &spec.host {
         Host::Address(ip) => {
             return Ok(Address {
@@ -375,7 +375,7 @@ fn bind_abstract(name: &[u8]) -> nix::Result<OwnedFd> {
     Ok(socket)
 }
 
-fn place_of(spec: &PathSpec) -> Result<Place<UserDirectory>, Refusal> {
+pub(super) fn place_of(spec: &PathSpec) -> Result<Place<UserDirectory>, Refusal> {
     let directory = match spec.path.parent() {
         Some(parent) if parent != Path::new("") => parent,
         _ => Path::new("."),

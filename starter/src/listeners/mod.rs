@@ -13,6 +13,7 @@ pub mod backlog;
 pub mod bind;
 pub mod binder;
 pub mod dialects;
+pub mod dry_run;
 mod foreign_spelling;
 pub mod health;
 pub mod holders;

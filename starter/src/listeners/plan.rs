@@ -176,9 +176,34 @@ impl Plan {
         }
     }
 
+    /// How many sockets there will be.
+    pub fn count(&self) -> usize {
+        self.sockets.len() + self.inherited.len()
+    }
+
+    /// For a dry run, starts only the binder of ports, and adds why that fails. It binds nothing until it is asked.
+    pub fn start_port_binder(self) -> (Prepared, Option<Failure>) {
+        let binder = match self.ports.is_empty() {
+            true => Ok(None),
+            false => Binder::start(self.identity, &self.ports).map(Some),
+        };
+        let (port_binder, failure) = match binder {
+            Ok(binder) => (binder, None),
+            Err(failure) => (None, Some(failure)),
+        };
+        let prepared = Prepared {
+            sockets: self.sockets,
+            port_binder,
+            file_binder: None,
+            inherited: self.inherited,
+            store: self.store,
+        };
+        (prepared, failure)
+    }
+
     /// Starts the binders that have something to do, and sends them their sealed lists.
     pub fn start_binders(self, open_files: OpenFiles) -> Result<Prepared, Failure> {
-        let count = self.sockets.len() + self.inherited.len();
+        let count = self.count();
         open_files.check(count)?;
         // For the binders too, which inherit the limit: a file takes its socket, itself and its directory.
         open_files.make_room_for(MOST_DESCRIPTORS + SPARE_DESCRIPTORS + 3 * count)?;
@@ -244,7 +269,7 @@ fn number_of_next(grants: &[Grant]) -> Result<u32, Failure> {
     u32::try_from(grants.len()).map_err(|_| Failure::usage("cannot bind so many sockets"))
 }
 
-fn owners(spec: &PathSpec) -> Result<(Option<u32>, Option<u32>), Failure> {
+pub(super) fn owners(spec: &PathSpec) -> Result<(Option<u32>, Option<u32>), Failure> {
     let cannot = |option: &str, name: &str, cause: String| {
         Failure::failed(format!(
             "cannot use {option}={} of --path={}: {cause}",

@@ -8,6 +8,7 @@ use std::path::Path;
 use nix::errno::Errno;
 use nix::fcntl::{FcntlArg, OFlag, fcntl};
 
+use crate::host::access;
 use crate::words::failure::{self, Failure};
 use crate::words::remedy;
 use crate::words::text::quoted;
@@ -30,6 +31,19 @@ pub fn open_file(path: &Path) -> io::Result<File> {
     // The workers share it, and do not expect EAGAIN.
     fcntl(&file, FcntlArg::F_SETFL(OFlag::O_APPEND))?;
     Ok(file)
+}
+
+/// For a dry run: whether it could be opened. It is neither made nor changed.
+pub fn examine(path: &Path) -> io::Result<()> {
+    let flags = OFlag::O_NOFOLLOW | OFlag::O_NOCTTY | OFlag::O_NONBLOCK;
+    let mut options = OpenOptions::new();
+    options.append(true).custom_flags(flags.bits());
+    match options.open(path) {
+        Ok(file) if file.metadata()?.file_type().is_fifo() => Err(Errno::ENXIO.into()),
+        Ok(_) => Ok(()),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => access::can_make(path),
+        Err(error) => Err(error),
+    }
 }
 
 /// Why it cannot be opened, in words.

@@ -46,7 +46,9 @@ use crate::host::luggage::Luggage;
 use crate::host::moment::Moment;
 use crate::host::streams;
 use crate::words::failure::{self, Failure};
+use crate::words::findings::Findings;
 use crate::words::notice::Notice;
+use crate::words::text::quoted;
 
 /// The log as the superdaemon sees it.
 pub struct Log {
@@ -101,6 +103,31 @@ pub fn show(sentence: &dyn std::fmt::Display) {
 pub fn show_in_place(line: &str) {
     // Back to the first column, and away with what is left of a longer one (console_codes(4)).
     drop(io::stderr().write_all(format!("\r{line}\x1b[K").as_bytes()));
+}
+
+/// For a dry run: where the log would go. Nothing is opened for good, and no command is started.
+pub fn examine(settings: &Settings, findings: &mut Findings) {
+    if let Some(syslog) = &settings.syslog
+        && findings.take(Syslog::open(syslog)).is_some()
+    {
+        let address = match &syslog.address {
+            Address::Socket(path) => quoted(path),
+            Address::Udp(address) => format!("udp:{}", quoted(address)),
+        };
+        findings.would(format!("sends lines to syslog at {address}"));
+    }
+    match &settings.target {
+        Some(LogTarget::File(path)) => {
+            let examined = file::examine(path).map_err(|error| cannot_open(path, &error));
+            if findings.take(examined).is_some() {
+                findings.would(format!("appends to {} (--log-file)", quoted(path)));
+            }
+        }
+        Some(LogTarget::Command(command)) => {
+            findings.would(format!("pipes lines to a command: {}", quoted(command)));
+        }
+        None => {}
+    }
 }
 
 impl Log {

@@ -13,6 +13,7 @@ start_server [options] -- server-prog server-arg1 server-arg2 ...
        start_server --stop --pid-file=FILE [--timeout=SECONDS]
        start_server --reopen --pid-file=FILE [--timeout=SECONDS]
        start_server --status --pid-file=FILE [--follow|--json|--openmetrics]
+       start_server --check-config [options] -- server-prog ...
        start_server --self-test [--user=USER] [--group=GROUP] [--strict]";
 
 /// All options, in the order of the help.
@@ -74,13 +75,19 @@ fn listening() -> [Arg; 3] {
     ]
 }
 
-fn program() -> [Arg; 4] {
+fn program() -> [Arg; 5] {
     [
         valued("dir", "DIR").help("Change to this directory before executing the server program."),
         valued("envdir", "DIR").help(lines([
             "Set an environment variable for each file in this directory: its name",
             "is that of the file, its value the first line. The files are read",
             "anew for each restart.",
+        ])),
+        valued("preset", "NAME|list").help(lines([
+            "Set what this server program needs: --fd-env, --signal-on-hup,",
+            "--signal-on-term and --ready. NAME is nginx, puma, unicorn and others,",
+            "or plain for one that drains on TERM. Each of these options wins over",
+            "it. With list, print what each preset sets and why, and exit.",
         ])),
         list("fd-env", "STYLE[,STYLE]").help(lines([
             "Also announce the descriptors in the variables of systemd",
@@ -237,7 +244,7 @@ fn privileges() -> [Arg; 4] {
     ]
 }
 
-fn commands() -> [Arg; 14] {
+fn commands() -> [Arg; 15] {
     [
         flag("restart").help(lines([
             "Send HUP to the start_server that holds --pid-file, and wait until a",
@@ -278,6 +285,10 @@ fn commands() -> [Arg; 14] {
             "the verdict.",
         ])),
         flag("openmetrics").help("With --status: print it as OpenMetrics text, for scrapers."),
+        flag("check-config").help(lines([
+            "Say what a start with the other options would do, and everything that",
+            "would keep it from that. Binds nothing, writes nothing, runs nothing.",
+        ])),
         flag("self-test").help(lines([
             "Start servers, try to break out of each of their processes, and report",
             "what holds on this host. Allows only --user, --group and --strict.",

@@ -3,6 +3,7 @@
 //! - [`mod@spelling`]: options in any case and abbreviated become the one spelling that clap knows.
 //! - [`mod@definition`]: all options, and the help text.
 //! - [`mod@values`]: the value of each option, read into its type.
+//! - [`mod@preset`]: the options that a server program needs, by its name.
 //! - [`mod@checks`]: what one option requires of the others.
 //!
 //! Here they become an [`Invocation`]. Nothing is opened, resolved or looked up: whether a user or a host exists is found
@@ -10,6 +11,7 @@
 
 mod checks;
 mod definition;
+mod preset;
 mod refusal;
 mod spelling;
 mod values;
@@ -26,6 +28,7 @@ use self::checks::{
     check_replace, check_self_test, form, returns_at_commit,
 };
 use self::definition::definition;
+use self::preset::Preset;
 use self::refusal::{lacks, of_clap, unusable};
 use self::spelling::spell_out;
 use self::values::{Given, tag_of};
@@ -35,6 +38,7 @@ use crate::log::{Address, DEFAULT_ADDRESS, Format, SyslogSettings};
 use crate::machine::{Knobs, Proof, Replace};
 use crate::ready::{MOST_STORED, ProbeAt, Ready, Statuses};
 use crate::words::failure::Failure;
+use crate::words::remedy;
 use crate::worker::environment;
 use crate::{client, listeners, log, machine, ready, self_test, status, worker};
 
@@ -42,6 +46,8 @@ use crate::{client, listeners, log, machine, ready, self_test, status, worker};
 #[derive(Debug)]
 pub enum Invocation {
     Start(Box<Options>),
+    /// Find out what that would do, and do none of it.
+    CheckConfig(Box<Options>),
     /// Tell a running superdaemon to start a new generation.
     Restart(client::Settings),
     /// Tell a running superdaemon to undo its last restart.
@@ -77,6 +83,8 @@ pub struct Options {
     pub ready: ready::Settings,
     pub log: log::Settings,
     pub status: status::Settings,
+    /// What a preset has set, for people.
+    pub preset: Option<String>,
 }
 
 /// How long a worker may take to become ready, by default.
@@ -108,7 +116,7 @@ pub fn parse(arguments: impl IntoIterator<Item = OsString>) -> Result<Invocation
     let definition = definition();
     let spelled = spell_out(&definition, arguments)?;
     match definition.try_get_matches_from(spelled.words) {
-        Ok(matches) => invocation(&Given::new(&matches)),
+        Ok(matches) => with_preset(Given::new(&matches)),
         Err(error) => match error.kind() {
             ErrorKind::DisplayHelp | ErrorKind::DisplayVersion => {
                 let text = error.render().to_string();
@@ -119,12 +127,34 @@ pub fn parse(arguments: impl IntoIterator<Item = OsString>) -> Result<Invocation
     }
 }
 
+/// Adds what the preset sets, or shows all presets.
+fn with_preset(mut given: Given<'_>) -> Result<Invocation, Failure> {
+    match given.value("preset")? {
+        None => {}
+        Some(name) if name == preset::LIST => return Ok(Invocation::Print(preset::list())),
+        Some(name) => given.preset = Some(preset::find(name)?),
+    }
+    // What is refused may be an option that nobody has typed.
+    invocation(&given).map_err(|failure| {
+        let cause = given.preset.filter(|one| one.is_in(&failure.to_string()));
+        let hint = cause.map(|preset| remedy::of_preset(preset.name(), &preset.options()));
+        failure.hint_if(hint)
+    })
+}
+
 fn invocation(given: &Given<'_>) -> Result<Invocation, Failure> {
     if given.flag("self-test") {
         return Ok(Invocation::SelfTest(self_test(given)?));
     }
     let mut commands = COMMANDS.into_iter().filter(|(name, _)| given.flag(name));
     match (commands.next(), commands.next()) {
+        (Some((name, _)), _) if given.flag("check-config") => Err(unusable(
+            "check-config",
+            &format!("--{name} is given as well"),
+        )),
+        (None, _) if given.flag("check-config") => {
+            Ok(Invocation::CheckConfig(Box::new(start(given)?)))
+        }
         (None, _) => Ok(Invocation::Start(Box::new(start(given)?))),
         (Some((name, command)), None) => Ok(command(client(name, given)?)),
         (Some((name, _)), Some((other, _))) => {
@@ -195,6 +225,7 @@ fn options(given: &Given<'_>) -> Result<Options, Failure> {
         is_strict: given.flag("strict"),
         is_daemon: given.flag("daemonize"),
         is_guarded: given.flag("guardian"),
+        preset: given.preset.map(Preset::options),
     })
 }
 
@@ -216,9 +247,9 @@ fn listeners(given: &Given<'_>) -> Result<listeners::Settings, Failure> {
 }
 
 fn worker(given: &Given<'_>) -> Result<worker::Settings, Failure> {
-    let mut words = given.all("program").cloned();
+    let mut words = given.all("program").map(OsStr::to_owned);
     Ok(worker::Settings {
-        check: given.value("check")?.cloned(),
+        check: given.value("check")?.map(OsStr::to_owned),
         program: words.next().unwrap_or_default(),
         arguments: words.collect(),
         directory: given.path("dir")?,

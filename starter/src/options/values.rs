@@ -10,6 +10,7 @@ use clap::ArgMatches;
 use clap::parser::ValueSource;
 use nix::sys::signal::Signal;
 
+use super::preset::Preset;
 use super::refusal::refused;
 use crate::listeners::dialects::Dialect;
 use crate::listeners::spec::{HIGHEST_DESCRIPTOR, PathSpec, PortSpec, parse_paths, parse_ports};
@@ -36,40 +37,57 @@ const SYSLOG_FORMATS: [(&str, Format); 2] =
 const LONGEST_TAG: usize = 32;
 
 /// What clap has parsed, by type. `None` means that the option was not given.
-pub struct Given<'a>(&'a ArgMatches);
+pub struct Given<'a> {
+    matches: &'a ArgMatches,
+    /// It gives its options where the command line does not.
+    pub preset: Option<&'static Preset>,
+}
 
 impl<'a> Given<'a> {
     pub fn new(matches: &'a ArgMatches) -> Given<'a> {
-        Given(matches)
+        Given {
+            matches,
+            preset: None,
+        }
     }
 
+    /// Whether the command line itself gives it.
     pub fn has(&self, option: &str) -> bool {
-        self.0.value_source(option) == Some(ValueSource::CommandLine)
+        self.matches.value_source(option) == Some(ValueSource::CommandLine)
     }
 
     pub fn flag(&self, option: &str) -> bool {
-        self.0.get_flag(option)
+        self.matches.get_flag(option)
     }
 
     /// All options that were given, in alphabetical order.
     pub fn names(&self) -> Vec<&'a str> {
-        let all = self.0.ids().map(clap::Id::as_str);
+        let all = self.matches.ids().map(clap::Id::as_str);
         let mut names: Vec<&str> = all.filter(|name| self.has(name)).collect();
         names.sort_unstable();
         names
     }
 
     /// Every value of a repeatable option.
-    pub fn all(&self, option: &str) -> impl Iterator<Item = &'a OsString> + use<'a> {
-        self.0.get_many::<OsString>(option).unwrap_or_default()
+    pub fn all(&self, option: &str) -> impl Iterator<Item = &'a OsStr> + use<'a> {
+        let given = self.matches.get_many::<OsString>(option);
+        let given = given.unwrap_or_default().map(OsString::as_os_str);
+        given.chain(self.of_preset(option))
     }
 
     /// The last value; never an empty one.
-    pub fn value(&self, option: &str) -> Result<Option<&'a OsString>, Failure> {
-        match self.0.get_one::<OsString>(option) {
+    pub fn value(&self, option: &str) -> Result<Option<&'a OsStr>, Failure> {
+        let given = self.matches.get_one::<OsString>(option);
+        match given.map(OsString::as_os_str).or(self.of_preset(option)) {
             Some(value) if value.is_empty() => Err(refused(option, value, "its value is empty")),
             value => Ok(value),
         }
+    }
+
+    /// What the preset sets for an option that the command line does not give.
+    fn of_preset(&self, option: &str) -> Option<&'static OsStr> {
+        let preset = self.preset.filter(|_| !self.has(option))?;
+        preset.value(option)
     }
 
     pub fn text(&self, option: &str) -> Result<Option<String>, Failure> {

@@ -11,6 +11,7 @@
 //!
 //! Everything that an attacker could influence comes after the drop: host names, files, the server program.
 
+pub mod dry_run;
 mod equipment;
 pub mod resume;
 

@@ -1,5 +1,6 @@
 //! The files that show what runs: pid file, status file, and `FILE.json` beside each.
 
+pub mod dry_run;
 pub mod file;
 mod from_machine;
 pub mod lines;

@@ -19,12 +19,15 @@ use nix::sys::time::TimeSpec;
 use nix::unistd::Pid;
 use serde::{Deserialize, Serialize};
 
+use crate::host::access;
 use crate::host::locks::{self, Holder};
 use crate::host::luggage::{Carried, Luggage};
 use crate::words::failure::{self, Failure};
 use crate::words::notice::Notice;
 use crate::words::remedy;
 use crate::words::text::quoted;
+
+const SOMETHING_ELSE: &str = "it contains something other than a pid and is left alone";
 
 /// The locked file; removed when dropped, if it is still ours.
 #[derive(Debug)]
@@ -134,18 +137,8 @@ impl PidFile {
     /// Locks the file first and then writes `pid` into it, so that a running instance's file is never touched. `None` if
     /// somebody is only examining the file or has just removed it: the caller may try again.
     pub fn try_lock(path: &Path, pid: u32) -> Result<Option<PidFile>, Failure> {
-        let cannot = |cause: &str| {
-            Failure::failed(format!("cannot use --pid-file={}: {cause}", quoted(path)))
-        };
-        let file = open(path).map_err(|error| {
-            let errno = error.raw_os_error().map(Errno::from_raw);
-            let failure = match errno {
-                Some(Errno::ELOOP) => cannot("it is a symbolic link"),
-                Some(Errno::ENOENT) => cannot("its directory does not exist"),
-                _ => cannot(&failure::cause(&error)),
-            };
-            failure.hint_if(errno.and_then(|errno| remedy::of_file(path, errno)))
-        })?;
+        let cannot = |cause: &str| cannot_use(path, cause);
+        let file = open(path, true).map_err(|error| cannot_open(path, &error))?;
         if !file.metadata().is_ok_and(|metadata| metadata.is_file()) {
             return Err(cannot("it is not a regular file"));
         }
@@ -169,9 +162,7 @@ impl PidFile {
             return Ok(None);
         }
         if recorded_pid(&file).is_err() {
-            return Err(cannot(
-                "it contains something other than a pid and is left alone",
-            ));
+            return Err(cannot(SOMETHING_ELSE));
         }
         let locked = PidFile {
             path: path.to_owned(),
@@ -200,6 +191,31 @@ impl PidFile {
     /// The file, once, if another process has to lock it again.
     pub fn take_new(&mut self) -> Option<BorrowedFd<'_>> {
         mem::take(&mut self.is_new).then(|| self.file.as_fd())
+    }
+
+    /// For a dry run: by whom it is locked, if it is. The file is neither made nor changed.
+    ///
+    /// # Errors
+    /// Those of a start, except that it is locked.
+    pub fn examine(path: &Path) -> Result<Option<String>, Failure> {
+        let file = match open(path, false) {
+            Ok(file) => file,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {
+                let made = access::can_make(path).map(|()| None);
+                return made.map_err(|error| cannot_open(path, &error));
+            }
+            Err(error) => return Err(cannot_open(path, &error)),
+        };
+        if !file.metadata().is_ok_and(|metadata| metadata.is_file()) {
+            return Err(cannot_use(path, "it is not a regular file"));
+        }
+        if !has_no_holder(&file) {
+            return Ok(Some(locked_by(&file)));
+        }
+        match recorded_pid(&file) {
+            Ok(_) => Ok(None),
+            Err(()) => Err(cannot_use(path, SOMETHING_ELSE)),
+        }
     }
 
     /// Rewrites the file if somebody has removed, replaced or overwritten it; returns what is new about that. It costs a
@@ -280,13 +296,27 @@ fn locked_by(file: &File) -> String {
     }
 }
 
-fn open(path: &Path) -> io::Result<File> {
+fn cannot_use(path: &Path, cause: &str) -> Failure {
+    Failure::failed(format!("cannot use --pid-file={}: {cause}", quoted(path)))
+}
+
+fn cannot_open(path: &Path, error: &io::Error) -> Failure {
+    let errno = error.raw_os_error().map(Errno::from_raw);
+    let failure = match errno {
+        Some(Errno::ELOOP) => cannot_use(path, "it is a symbolic link"),
+        Some(Errno::ENOENT) => cannot_use(path, "its directory does not exist"),
+        _ => cannot_use(path, &failure::cause(error)),
+    };
+    failure.hint_if(errno.and_then(|errno| remedy::of_file(path, errno)))
+}
+
+fn open(path: &Path, may_create: bool) -> io::Result<File> {
     // Not truncated: it may be another instance's, or not a pid file at all. Non-blocking only in case of a fifo.
     let flags = OFlag::O_NOFOLLOW | OFlag::O_NONBLOCK;
     OpenOptions::new()
         .read(true)
         .write(true)
-        .create(true)
+        .create(may_create)
         .truncate(false)
         .mode(0o644)
         .custom_flags(flags.bits())

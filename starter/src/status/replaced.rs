@@ -15,6 +15,7 @@ use nix::sys::stat::{FileStat, fstat};
 use nix::unistd::Pid;
 use serde::{Deserialize, Serialize};
 
+use crate::host::access;
 use crate::host::luggage::{Carried, Luggage};
 use crate::host::proc;
 use crate::words::failure::{self, Failure};
@@ -135,14 +136,7 @@ impl Replaced {
         match self.write(text) {
             Ok(true) => Ok(()),
             Ok(false) => Err(cannot(&path, "something else has appeared there")),
-            Err(error) => {
-                let failure = match error.kind() {
-                    io::ErrorKind::NotFound => cannot(&path, "its directory does not exist"),
-                    _ => cannot(&path, &failure::cause(&error)),
-                };
-                let errno = error.raw_os_error().map(Errno::from_raw);
-                Err(failure.hint_if(errno.and_then(|errno| remedy::of_file(&path, errno))))
-            }
+            Err(error) => Err(cannot_create(&path, &error)),
         }
     }
 
@@ -239,6 +233,24 @@ fn open_text(path: &Path) -> io::Result<(String, File)> {
     let mut text = String::new();
     (&file).take(LARGEST).read_to_string(&mut text)?;
     Ok((text, file))
+}
+
+/// For a dry run: whether it could be written. Nothing is.
+///
+/// # Errors
+/// Those of a start.
+pub fn examine(path: &Path, is_stale: impl Fn(&str) -> bool) -> Result<(), Failure> {
+    refuse_foreign(path, is_stale)?;
+    access::can_make(path).map_err(|error| cannot_create(path, &error))
+}
+
+fn cannot_create(path: &Path, error: &io::Error) -> Failure {
+    let failure = match error.kind() {
+        io::ErrorKind::NotFound => cannot(path, "its directory does not exist"),
+        _ => cannot(path, &failure::cause(error)),
+    };
+    let errno = error.raw_os_error().map(Errno::from_raw);
+    failure.hint_if(errno.and_then(|errno| remedy::of_file(path, errno)))
 }
 
 fn cannot(path: &Path, cause: &str) -> Failure {

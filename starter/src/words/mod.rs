@@ -3,6 +3,7 @@
 pub mod distrust;
 pub mod failure;
 pub mod file_type;
+pub mod findings;
 pub mod guardian;
 pub mod lack;
 pub mod manager;

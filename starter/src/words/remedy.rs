@@ -488,6 +488,11 @@ pub const AN_ORDINARY_USER: &str = "name the ordinary user that the server progr
 pub const ADD_THE_GROUP: &str =
     "add --group=GROUP: a uid without an entry in the user database has no group of its own";
 
+/// An option that a preset sets cannot be used together with what was typed.
+pub fn of_preset(name: &str, options: &str) -> String {
+    format!("--preset={name} stands for {options}; each of them given besides wins")
+}
+
 /// An option is misspelled.
 pub fn did_you_mean(suggestion: &str) -> String {
     format!("did you mean {suggestion}?")

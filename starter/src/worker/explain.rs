@@ -1,7 +1,7 @@
 //! Why a worker does not run the server program: the step, the error, and what helps. To find out, this examines the
 //! file system as the user that the worker would have run as; it changes nothing.
 
-use std::ffi::OsStr;
+use std::ffi::{OsStr, OsString};
 use std::fs::File;
 use std::io::Read;
 use std::os::unix::ffi::OsStrExt;
@@ -148,13 +148,19 @@ fn is_on_noexec(file: &Path) -> bool {
 
 /// What is missing if the file exists and the kernel says that it does not.
 fn explain_missing_interpreter(file: &Path) -> String {
-    let Some(line) = first_line(file).filter(|line| line.starts_with(b"#!")) else {
-        return remedy::MISSING_LOADER.into();
-    };
+    match interpreter(file) {
+        Some(name) => remedy::missing_interpreter(&name),
+        None => remedy::MISSING_LOADER.into(),
+    }
+}
+
+/// The interpreter that the first line of a script names.
+pub fn interpreter(file: &Path) -> Option<OsString> {
+    let line = first_line(file).filter(|line| line.starts_with(b"#!"))?;
     let words = line[2..].trim_ascii_start();
     let end = words.iter().position(|byte| b" \t\n".contains(byte));
     let name = &words[..end.unwrap_or(words.len())];
-    remedy::missing_interpreter(OsStr::from_bytes(name))
+    Some(OsStr::from_bytes(name).to_owned())
 }
 
 /// The first line, or as much of it as the kernel examines.

@@ -5,6 +5,7 @@
 pub mod environment;
 mod explain;
 pub mod leftovers;
+pub mod lookup;
 mod pin;
 pub mod pins;
 mod settings;

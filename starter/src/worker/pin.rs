@@ -122,6 +122,21 @@ impl Wanted<'_> {
         Err(failure)
     }
 
+    /// Where the program is found, as execvp(3) does.
+    ///
+    /// # Errors
+    /// Why it cannot be executed, and whether the directory is to blame.
+    pub fn find(&self) -> Result<PathBuf, (Errno, bool)> {
+        let directory = self.hold_directory().map_err(|errno| (errno, true))?;
+        if let Some(directory) = &directory {
+            let flags = AtFlags::empty();
+            faccessat(directory, ".", AccessFlags::X_OK, flags).map_err(|errno| (errno, true))?;
+        }
+        let program = self.hold_program(directory.as_ref());
+        let program = program.map_err(|errno| (errno, false))?;
+        Ok(self.directory.unwrap_or(Path::new("")).join(program.found))
+    }
+
     fn hold(&self, at: BorrowedFd<'_>, path: &Path) -> nix::Result<(OwnedFd, Identity)> {
         let file = openat(at, path, OFlag::O_PATH | OFlag::O_CLOEXEC, Mode::empty())?;
         let stat = fstat(&file)?;

@@ -1,6 +1,6 @@
 use std::time::Duration;
 
-use super::{error, parse_words, started};
+use super::{error, names, parse_words, started};
 use crate::client::Form;
 use crate::host::identity;
 use crate::options::Invocation;
@@ -227,4 +227,26 @@ fn a_self_test_chooses_everything_itself_but_the_user() {
         error(&["--self-test", "--user="]),
         "cannot use --user=: its value is empty"
     );
+}
+
+#[test]
+fn a_dry_run_takes_the_command_line_of_a_start_and_no_other_command() {
+    let words = ["--check-config", "--port=8080", "--check=x", "prog", "word"];
+    let Ok(Invocation::CheckConfig(options)) = parse_words(&words) else {
+        panic!("not a dry run");
+    };
+    assert_eq!(names(&options), ["8080"]);
+    assert_eq!(options.worker.program, "prog");
+    assert_eq!(
+        error(&["--check-config"]),
+        "server program not specified\nhint: put it last, after two dashes: see --help"
+    );
+    for command in ["restart", "stop", "status"] {
+        let option = format!("--{command}");
+        assert_eq!(
+            error(&["--check-config", "--pid-file=p", &option, "prog"]),
+            format!("cannot use --check-config: {option} is given as well")
+        );
+    }
+    assert!(parse_words(&["--self-test", "--check-config"]).is_err());
 }

@@ -33,8 +33,10 @@ fn the_defaults_are_those_of_server_starter() {
         ready,
         log,
         status,
+        preset,
     } = started(&["prog"]);
     assert_eq!((is_strict, is_daemon, is_guarded), (false, false, false));
+    assert_eq!(preset, None);
     let expected = identity::Settings {
         user: None,
         group: None,
@@ -120,6 +122,7 @@ fn every_option_reaches_its_room() {
         ready,
         log,
         status,
+        preset,
     } = with(&[
         "--port=80",
         "--path=/a,mode=0660",
@@ -165,6 +168,7 @@ fn every_option_reaches_its_room() {
         "--strict",
     ]);
     assert_eq!((is_strict, is_daemon, is_guarded), (true, true, true));
+    assert_eq!(preset, None);
     let expected = identity::Settings {
         user: Some("www".into()),
         group: Some("33".into()),

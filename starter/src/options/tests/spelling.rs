@@ -116,7 +116,7 @@ fn a_beginning_that_is_not_unique_is_refused_with_the_candidates() {
         ("--sto", "--stop or --stop-timeout"),
         ("--d", "--daemonize or --dir"),
         ("--en=1", "--enable-auto-restart or --envdir"),
-        ("--p", "--path, --pid-file, --port or --probe"),
+        ("--p", "--path, --pid-file, --port, --preset or --probe"),
         ("--signal-on", "--signal-on-hup or --signal-on-term"),
     ] {
         let name = word.split('=').next().unwrap();
@@ -166,7 +166,10 @@ fn an_option_with_one_dash_is_refused_with_the_right_spelling() {
         ("-PORT=80", "\nhint: write --port=80"),
         ("-port", "\nhint: write --port"),
         ("-h", "\nhint: write --help"),
-        ("-p", "\nhint: write --path, --pid-file, --port or --probe"),
+        (
+            "-p",
+            "\nhint: write --path, --pid-file, --port, --preset or --probe",
+        ),
         ("-x", ""),
         ("-1", ""),
     ] {

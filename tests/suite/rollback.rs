@@ -91,7 +91,10 @@ fn before_the_old_workers_are_told_to_stop_they_serve_again_without_a_new_proces
     let mut client = rollback(&server, &["--no-wait"]);
     assert_eq!(client.wait(), 0, "{}", client.said());
     let said = client.said();
-    assert!(said.contains("\ngeneration 1 keeps serving; generation 2 is not waited for\n"));
+    let pid = old.pid;
+    let kept =
+        format!("\ngeneration 1 keeps serving (pid {pid}); generation 2 is not waited for\n");
+    assert!(said.contains(&kept), "{said}");
     // Whoever waits for the restart learns that it was undone.
     assert_eq!(waiting.wait(), 1);
     let said = waiting.said();
@@ -122,9 +125,9 @@ fn what_is_gone_is_started_again_though_its_file_was_replaced_and_its_directory_
     let mut client = rollback(&server, &[]);
     assert_eq!(client.wait(), 0, "{}", client.said());
     let said = client.said();
-    let success = "\ngeneration 3 (generation 1 again) serves after ";
+    let success = "\ngeneration 3 (generation 1 again) serves (pid ";
     assert!(said.contains(success), "{said}");
-    assert!(said.contains("; generation 2 exited after "), "{said}");
+    assert!(said.contains("; generation 2 is gone (drained "), "{said}");
     assert_eq!(serving(port), "release=1");
     // And back again.
     let mut client = rollback(&server, &["--json"]);
@@ -205,7 +208,11 @@ fn a_restart_that_is_under_way_is_given_up() {
     assert!(second.contains("cannot restart: a rollback came first; the old one keeps serving"));
     assert_eq!(client.wait(), 0, "{}", client.said());
     let said = client.said();
-    assert!(said.contains("\ngeneration 1 keeps serving; generation 2 exited after "));
+    assert!(
+        said.contains("\ngeneration 1 keeps serving (pid "),
+        "{said}"
+    );
+    assert!(said.contains("); generation 2 is gone (drained "), "{said}");
     // It waits for no start: it has ended this one.
     assert!(!said.contains("is still starting"), "{said}");
     server.wait_for_generations(&[1]);

@@ -92,6 +92,9 @@ pub fn success(found: &Found) -> Option<String> {
         success.left = old(status, generation);
         let mut living = status.view().generations.iter().rev();
         let serving = living.find(|one| one.state == State::Current);
+        let worker = serving.filter(|one| one.number >= generation);
+        let worker = worker.and_then(|one| one.workers.first());
+        success.pid = worker.map(|one| one.pid);
         let serving = serving.map(|one| one.number);
         success.successor = serving.filter(|one| *one > generation);
     }
@@ -225,7 +228,7 @@ mod tests {
     }
 
     const COMMITTED: &str = r#"{"supervisor":{"pid":7},
-        "generations":[{"number":4,"state":"old"},{"number":5,"state":"current"}],
+        "generations":[{"number":4,"state":"old"},{"number":5,"state":"current","workers":[{"pid":1234}]}],
         "verdicts":[{"request":1,"generation":5,"result":"committed","replaces":4,
             "durations":{"spawn":0.1,"exec":0.2,"ready":0.54,"drained":null}}]}"#;
 
@@ -234,14 +237,14 @@ mod tests {
         let sentence = |text: &str| success(&found(text, Some(5))).unwrap();
         assert_eq!(
             sentence(COMMITTED),
-            "generation 5 serves after 0.84 s; generation 4 is not waited for"
+            "generation 5 serves (pid 1234, ready after 0.84 s); generation 4 is not waited for"
         );
         let gone = COMMITTED
             .replace(r#"{"number":4,"state":"old"},"#, "")
             .replace("null", "3.1");
         assert_eq!(
             sentence(&gone),
-            "generation 5 serves after 0.84 s; generation 4 exited after 3.1 s"
+            "generation 5 serves (pid 1234, ready after 0.84 s); generation 4 is gone (drained 3.1 s)"
         );
         let older_server =
             r#"{"supervisor":{"pid":7},"generations":[{"number":6,"state":"current"}]}"#;

@@ -177,7 +177,7 @@ fn the_next_program_goes_on_with_a_request_that_is_under_way() {
         );
         let mut sent_again = Vec::new();
         server.read_to_end(&mut sent_again).unwrap();
-        assert_eq!(sent_again, []);
+        assert_eq!(sent_again, [] as [u8; 0]);
 
         // The same once it serves.
         readiness.watched[0].serve(&settings(), Moment::now());

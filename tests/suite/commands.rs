@@ -1222,7 +1222,7 @@ fn a_new_generation_that_dies_before_the_old_one_is_signalled_has_failed() {
     assert_eq!(
         restart.verdict(),
         [
-            "start_server: cannot restart: generation 2 failed after it had begun to serve, exit status:9 (signal 9); the old one keeps serving",
+            "start_server: cannot restart: generation 2 failed after it had begun to serve, exit status:9 (killed by SIGKILL); the old one keeps serving",
             "hint: see the log for more; start_server keeps trying until a start succeeds or --start-limit is reached"
         ]
     );

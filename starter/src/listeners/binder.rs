@@ -316,6 +316,7 @@ mod tests {
     use super::*;
 
     #[test]
+    #[allow(clippy::zombie_processes, reason = "the next program waits for it")]
     fn the_next_program_waits_for_the_binder_of_the_one_before() {
         let (channel, theirs) = ToBinder::pair().unwrap();
         // Like a binder, it ends with the channel.

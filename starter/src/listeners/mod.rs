@@ -21,6 +21,7 @@ mod launchers_file;
 pub mod numbers;
 pub mod packed;
 pub mod plan;
+mod policy_names;
 mod refusal;
 mod second_name;
 mod settings;

@@ -46,6 +46,8 @@ pub enum Invocation {
     Restart(client::Settings),
     /// Tell a running superdaemon to undo its last restart.
     Rollback(client::Settings),
+    /// Tell a running superdaemon to give up a restart.
+    Abort(client::Settings),
     /// Tell a running superdaemon to stop.
     Stop(client::Settings),
     /// Tell a running superdaemon to reopen its log file.
@@ -89,9 +91,10 @@ const OK_ALONE: Statuses = Statuses {
 /// Makes an invocation that asks a running superdaemon for something.
 type Command = fn(client::Settings) -> Invocation;
 
-const COMMANDS: [(&str, Command); 6] = [
+const COMMANDS: [(&str, Command); 7] = [
     ("restart", Invocation::Restart),
     ("rollback", Invocation::Rollback),
+    ("abort", Invocation::Abort),
     ("upgrade", Invocation::Upgrade),
     ("stop", Invocation::Stop),
     ("reopen", Invocation::Reopen),

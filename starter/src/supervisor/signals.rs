@@ -27,7 +27,14 @@ const TAKEN: [Signal; 9] = [
 ];
 
 /// Those that stop the superdaemon.
-pub const STOPS: [Signal; 3] = [Signal::SIGINT, Signal::SIGQUIT, Signal::SIGTERM];
+const STOPS: [Signal; 3] = [Signal::SIGINT, Signal::SIGQUIT, Signal::SIGTERM];
+
+/// What has arrived.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Arrived {
+    Signal(Signal),
+    Order(Order),
+}
 
 /// The handled signals, blocked and read from a descriptor.
 #[derive(Debug)]
@@ -44,6 +51,16 @@ pub fn hold() -> nix::Result<()> {
         .filter(|signal| !STOPS.contains(signal))
         .collect();
     sigprocmask(SigmaskHow::SIG_SETMASK, Some(&waiting), None)
+}
+
+impl Arrived {
+    /// The signal, if it is one to stop.
+    pub fn stop(self) -> Option<Signal> {
+        match self {
+            Arrived::Signal(signal) if STOPS.contains(&signal) => Some(signal),
+            Arrived::Signal(_) | Arrived::Order(_) => None,
+        }
+    }
 }
 
 impl Signals {
@@ -64,22 +81,23 @@ impl Signals {
             Err(errno) => return Err(errno),
         }
         let arrived = self.read()?;
-        Ok(arrived.into_iter().find(|signal| STOPS.contains(signal)))
+        Ok(arrived.into_iter().find_map(Arrived::stop))
     }
 
-    /// The signals that arrived since the last call. One that carries orders is left out if it carries none.
-    pub fn read(&self) -> nix::Result<Vec<Signal>> {
+    /// What arrived since the last call. A signal that carries orders is left out if it carries none.
+    pub fn read(&self) -> nix::Result<Vec<Arrived>> {
         let mut arrived = Vec::new();
         loop {
             match self.0.read_signal() {
                 Ok(Some(info)) => {
                     let signal = i32::try_from(info.ssi_signo).map_err(|_| Errno::EINVAL)?;
                     let signal = Signal::try_from(signal)?;
-                    if signal != CARRIER
-                        || Order::carried(signal, info.ssi_code, info.ssi_int).is_some()
-                    {
-                        arrived.push(signal);
-                    }
+                    arrived.extend(match signal {
+                        CARRIER => {
+                            Order::carried(signal, info.ssi_code, info.ssi_int).map(Arrived::Order)
+                        }
+                        signal => Some(Arrived::Signal(signal)),
+                    });
                 }
                 Ok(None) => return Ok(arrived),
                 Err(Errno::EINTR) => {}

@@ -11,11 +11,11 @@ use nix::sys::time::TimeSpec;
 use nix::unistd::Pid;
 
 use crate::host::moment::Moment;
-use crate::host::order::CARRIER;
+use crate::host::order::Order;
 use crate::host::process::reap;
 use crate::machine::{Event, Knobs, Machine};
 use crate::supervisor::resources::Resources;
-use crate::supervisor::signals::STOPS;
+use crate::supervisor::signals::Arrived;
 use crate::words::failure::Failure;
 use crate::words::notice::Notice;
 use crate::words::start_failure::StartFailure;
@@ -64,7 +64,7 @@ pub enum Duty {
 
 /// What one wait yielded, handed out in the order of [`Step`].
 pub struct Inbox {
-    signals: Vec<Signal>,
+    signals: Vec<Arrived>,
     step: Step,
     /// Inputs that belong together and come next.
     next: VecDeque<Input>,
@@ -192,8 +192,9 @@ impl Inbox {
     }
 
     fn stop(&mut self) -> Step {
-        if let Some(stop) = self.signals.iter().find(|signal| STOPS.contains(signal)) {
-            self.next.push_back(Input::Event(Event::Stop(*stop)));
+        let mut arrived = self.signals.iter().copied();
+        if let Some(stop) = arrived.find_map(Arrived::stop) {
+            self.next.push_back(Input::Event(Event::Stop(stop)));
         }
         Step::Reports
     }
@@ -234,14 +235,23 @@ impl Inbox {
     }
 
     fn requests(&mut self, resources: &mut Resources) -> Step {
-        for signal in std::mem::take(&mut self.signals) {
+        for arrived in std::mem::take(&mut self.signals) {
+            let signal = match arrived {
+                Arrived::Signal(signal) => signal,
+                Arrived::Order(order) => {
+                    self.next.push_back(Input::Event(match order {
+                        Order::RollBack => Event::RollBack,
+                        Order::Abort => Event::Abort,
+                    }));
+                    continue;
+                }
+            };
             match signal {
                 Signal::SIGHUP => {
                     self.next.push_back(Input::Duty(Duty::RestorePidFile));
                     self.knobs(resources);
                     self.next.push_back(Input::Event(Event::Restart));
                 }
-                CARRIER => self.next.push_back(Input::Event(Event::RollBack)),
                 Signal::SIGUSR1 => self.next.push_back(Input::Duty(Duty::ReopenLog)),
                 Signal::SIGUSR2 => self.next.push_back(Input::Duty(Duty::Upgrade)),
                 Signal::SIGXCPU => {

@@ -883,10 +883,11 @@ fn quiet_silences_us_on_standard_error_and_nobody_else() {
         .option(format!("--syslog-address={}", path.display()))
         .start();
     server.accepted();
-    write(port, "stderr", "of the worker");
-    server.restart();
     // A socket queues only a few records.
     let mut records = String::new();
+    daemon.read(&mut records);
+    write(port, "stderr", "of the worker");
+    server.restart();
     daemon.read(&mut records);
     assert!(server.stop().success());
     assert_eq!(server.log(), "of the worker\n");

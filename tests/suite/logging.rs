@@ -554,7 +554,7 @@ fn a_log_command_that_never_reads_neither_blocks_nor_ends_the_service() {
     server.wait_until("the last line was read", |_| count(&path, &last) == 1);
     assert_eq!(count(&path, "received USR2, ignoring it"), signals);
     let text = read(&path);
-    assert_eq!(text.lines().count(), signals + 9, "{text}");
+    assert_eq!(text.lines().count(), signals + 11, "{text}");
 }
 
 #[test]

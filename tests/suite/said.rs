@@ -1,10 +1,14 @@
-//! What start_server says of itself where Server::Starter says nothing: where it listens, what serves, and what a stop
-//! waits for.
+//! What start_server says of itself where Server::Starter says nothing: where it listens, what serves and how that is
+//! called, and what a stop waits for.
 
+use std::fs;
+use std::os::unix::fs::symlink;
 use std::path::PathBuf;
 
-use e2e::{Server, client, ports};
-use nix::sys::signal::Signal;
+use e2e::start::InTurn;
+use e2e::{Server, client, ports, programs};
+use nix::sys::signal::{Signal, kill};
+use serde_json::Value;
 
 use crate::commands::is_ours;
 
@@ -123,4 +127,115 @@ fn a_stop_that_is_repeated_says_what_it_waits_for() {
         // They were no further orders.
         assert_eq!(server.count_in_log("sending TERM to all workers"), 1);
     }
+}
+
+/// The verdict of `--restart --json`, and what it has said.
+#[track_caller]
+fn verdict(server: &Server) -> (Value, String) {
+    let mut client = server.client(["--restart", "--json", "--pid-file=pid"]);
+    let output = client.output_in_turn().expect("cannot run the client");
+    let text = String::from_utf8(output.stdout).expect("not UTF-8");
+    let errors = String::from_utf8(output.stderr).expect("not UTF-8");
+    (serde_json::from_str(&text).expect("no JSON"), errors)
+}
+
+#[test]
+fn each_generation_is_called_as_its_label_file_says() {
+    if !is_ours() {
+        return;
+    }
+    let setup = Server::setup().pid_file().status_file();
+    let file = setup.folder().join("VERSION");
+    let write = |text: &str| fs::write(&file, text).expect("cannot write the label");
+    write("v1\nof no interest\n");
+    let mut server = setup
+        .option(format!("--label-file={}", file.display()))
+        .start();
+    let first = server.accepted();
+    write("v2\x1b[2J");
+    let (json, said) = verdict(&server);
+    assert_eq!(json["label"], r"v2\x1B[2J", "{json}");
+    let sentence = r"generation 2 serves (v2\x1B[2J, pid ";
+    assert!(said.contains(sentence), "{said}");
+    let worker = server.wait_for_service(2);
+    assert_ne!(worker.pid, first.pid);
+    // A crash brings back what has served, whatever the file says by then.
+    write("v3");
+    kill(worker.pid, Signal::SIGKILL).expect("cannot kill the worker");
+    let third = server.wait_for_service(3);
+    let json = server.wait_for("the status has it", |server| {
+        server
+            .status_json()
+            .filter(|json| json["generations"][0]["number"] == 3)
+    });
+    assert_eq!(json["generations"][0]["label"], r"v2\x1B[2J", "{json}");
+    let verdicts = json["verdicts"].as_array().expect("no verdicts");
+    let labels: Vec<_> = verdicts.iter().map(|one| &one["label"]).collect();
+    assert_eq!(labels[..2], ["v1", r"v2\x1B[2J"]);
+    let mut status = server.client(["--status", "--pid-file=pid"]);
+    let output = status.output_in_turn().expect("cannot run the client");
+    let shown = String::from_utf8(output.stdout).expect("not UTF-8");
+    assert!(shown.ends_with("\n\ngeneration 3: v2\\x1B[2J\n"), "{shown}");
+    assert!(server.stop().success());
+    let log = server.log();
+    let places = [
+        "start_server: generation 1 is v1".to_owned(),
+        format!("starting new worker {}", first.pid),
+        r"start_server: generation 2 is v2\x1B[2J".to_owned(),
+        r"start_server: generation 3 is v2\x1B[2J".to_owned(),
+        format!("starting new worker {}", third.pid),
+    ]
+    .map(|line| place(&log, &line));
+    assert!(places.is_sorted(), "{places:?}\n{log}");
+}
+
+#[test]
+fn without_a_label_it_is_the_program_as_the_links_lead_to_it() {
+    if !is_ours() {
+        return;
+    }
+    for no_pin in [None, Some("--no-pin")] {
+        let setup = Server::setup().pid_file().status_file().options(no_pin);
+        let (folder, worker) = (setup.folder().to_owned(), programs::worker());
+        symlink(&worker, folder.join("current")).expect("cannot make a link");
+        let journal = format!("--journal={}", folder.join("journal").display());
+        let mut server = setup
+            .option(format!("--dir={}", folder.display()))
+            .program(["./current".into(), journal])
+            .start();
+        server.accepted();
+        let (json, said) = verdict(&server);
+        let label = json["label"].as_str().expect("no label");
+        let real = fs::canonicalize(&worker).expect("no worker");
+        assert!(
+            label.starts_with(&format!("{} of 20", real.display())),
+            "{label}"
+        );
+        assert!(
+            label.ends_with(&format!(" UTC, in {}", folder.display())),
+            "{label}"
+        );
+        // Nobody has chosen it, so that the line is short.
+        assert!(said.contains("generation 2 serves (pid "), "{said}");
+        assert!(server.stop().success());
+        place(
+            &server.log(),
+            &format!("start_server: generation 2 is {label}"),
+        );
+    }
+}
+
+#[test]
+fn a_label_that_cannot_be_read_is_no_reason_not_to_start() {
+    if !is_ours() {
+        return;
+    }
+    let mut server = Server::setup()
+        .status_file()
+        .option("--label-file=missing/VERSION")
+        .start();
+    server.accepted();
+    assert!(server.stop().success());
+    let line = "start_server: generation 1 is cannot read --label-file=missing/VERSION: No such file or directory";
+    place(&server.log(), line);
 }

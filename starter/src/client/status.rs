@@ -291,8 +291,12 @@ impl Status {
             false => "failed to start",
         };
         let advice = self.advice(decision.hint.as_deref(), own_status);
+        let label = decision.label.as_ref();
+        let label = label.filter(|_| self.0.options.label.is_some());
+        let label = label.map(|label| format!(" ({})", shortened(label)));
+        let label = label.unwrap_or_default();
         Failure::failed(format!(
-            "cannot {asked}: generation {generation} {failed}{how}; {serving}"
+            "cannot {asked}: generation {generation}{label} {failed}{how}; {serving}"
         ))
         .stderr(&said)
         .hint(match decision.restored {

@@ -96,7 +96,7 @@ fn listening() -> [Arg; 3] {
     ]
 }
 
-fn program() -> [Arg; 4] {
+fn program() -> [Arg; 6] {
     [
         valued("dir", "DIR").help("Change to this directory before executing the server program."),
         valued("envdir", "DIR").help(lines([
@@ -109,6 +109,12 @@ fn program() -> [Arg; 4] {
             "(LISTEN_FDS), unicorn (UNICORN_FD), nginx (NGINX) or einhorn",
             "(EINHORN_FDS). Repeatable; takes a comma-separated list.",
         ])),
+        valued("label", "TEXT").help(lines([
+            "What each generation of the server is called in the log, the status",
+            "and verdicts (default: the path and time of its program, and --dir).",
+        ])),
+        valued("label-file", "FILE")
+            .help("The same from the first line of this file, read for each generation."),
         flag("no-pin").help(lines([
             "When a server has died, start what is on disk by then. By default",
             "the program, directory and environment that have served come back, and",

@@ -35,7 +35,7 @@ use crate::log::{Address, DEFAULT_ADDRESS, Format, SyslogSettings};
 use crate::machine::{Knobs, Proof, Replace};
 use crate::ready::{MOST_STORED, ProbeAt, Ready, Statuses};
 use crate::words::failure::Failure;
-use crate::worker::environment;
+use crate::worker::{Label, environment};
 use crate::{client, listeners, log, machine, ready, self_test, status, worker};
 
 /// What the command line asks for.
@@ -221,8 +221,18 @@ fn worker(given: &Given<'_>) -> Result<worker::Settings, Failure> {
         check: given.value("check")?.cloned(),
         program: words.next().unwrap_or_default(),
         arguments: words.collect(),
+        label: label(given)?,
         directory: given.path("dir")?,
     })
+}
+
+fn label(given: &Given<'_>) -> Result<Option<Label>, Failure> {
+    let file = given.path("label-file")?;
+    match (given.value("label")?, file) {
+        (Some(_), Some(_)) => Err(unusable("label", "--label-file is given as well")),
+        (Some(text), None) => Ok(Some(Label::Text(text.clone()))),
+        (None, file) => Ok(file.map(Label::File)),
+    }
 }
 
 fn environment(given: &Given<'_>) -> Result<environment::Settings, Failure> {

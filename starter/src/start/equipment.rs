@@ -45,6 +45,7 @@ impl Equipment {
                 program: worker.program,
                 arguments: worker.arguments,
                 directory: worker.directory,
+                label: worker.label,
                 handover: found.handover,
                 announced: found.announced,
                 highest: layout.highest,

@@ -78,6 +78,11 @@ pub enum Notice {
         first: Vec<String>,
         count: usize,
     },
+    /// What a generation is called that is about to be started.
+    Labelled {
+        generation: u32,
+        label: String,
+    },
     /// A generation has committed.
     Serves {
         generation: u32,
@@ -333,6 +338,7 @@ impl Notice {
             | Notice::TookBack { .. }
             | Notice::PortChosen { .. }
             | Notice::Listening { .. }
+            | Notice::Labelled { .. }
             | Notice::RemovingSocket { .. }
             | Notice::StartingNewWorker(_)
             | Notice::Sleeping { .. }

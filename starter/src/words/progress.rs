@@ -88,6 +88,8 @@ pub struct Success {
     pub again: Option<u64>,
     /// It has served all the time: a rollback has put an end to what was to replace it.
     pub is_kept: bool,
+    /// What the new generation is called, if somebody has said it.
+    pub label: Option<String>,
     /// The worker of the generation that serves.
     pub pid: Option<i64>,
     /// How long its start took, in seconds.
@@ -106,6 +108,7 @@ impl Success {
     /// `generation 5 serves (pid 1234, ready after 0.84 s); generation 4 is gone (drained 3.1 s)`
     pub fn sentence(&self) -> String {
         let number = self.generation;
+        let label = || self.label.as_ref().map(shortened);
         let pid = self.pid.map(|pid| format!("pid {pid}"));
         let ready = self
             .after
@@ -114,15 +117,18 @@ impl Success {
         let again = self.again.map(again).unwrap_or_default();
         let mut sentence = match self.successor {
             None if self.is_kept => {
-                format!("generation {number} keeps serving{}", in_brackets([pid]))
+                format!(
+                    "generation {number} keeps serving{}",
+                    in_brackets([label(), pid])
+                )
             }
             None => format!(
                 "generation {number}{again} serves{}",
-                in_brackets([pid, ready])
+                in_brackets([label(), pid, ready])
             ),
             Some(other) => format!(
                 "generation {number} served{}, now generation {other} does{}",
-                in_brackets([ready]),
+                in_brackets([label(), ready]),
                 in_brackets([pid])
             ),
         };

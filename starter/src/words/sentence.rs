@@ -99,6 +99,9 @@ impl Notice {
             Notice::Listening { first, count } => {
                 format!("start_server: listening on {}", listed(first, *count))
             }
+            Notice::Labelled { generation, label } => {
+                format!("start_server: generation {generation} is {label}")
+            }
             Notice::Serves { generation, pids } => {
                 let pids = Pids(pids, "none");
                 format!("start_server: generation {generation} serves (pid {pids})")

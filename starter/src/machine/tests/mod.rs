@@ -599,6 +599,13 @@ impl World {
         self.successes = 0;
         let restarts = self.machine.history.counters.restarts;
         self.on(Event::Abort);
+        if before.is_stopping() {
+            assert_eq!(
+                before, self.machine,
+                "it is stopping, and goes on with that"
+            );
+            return;
+        }
         assert_eq!(self.machine.history.counters.restarts, restarts + 1);
         let last = self.machine.history.decisions.back();
         let last = last.filter(|one| one.request > restarts);

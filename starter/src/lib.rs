@@ -12,7 +12,7 @@
 //! | `worker` | one child: its descriptors, its environment, its exec |
 //! | `status` | pid file, status file and `FILE.json` |
 //! | `manager` | what the service manager that launched us is told, over `NOTIFY_SOCKET` |
-//! | `client` | `--restart`, `--rollback`, `--upgrade`, `--stop`, `--reopen`, `--status`: requests to another start_server |
+//! | `client` | `--restart`, `--rollback`, `--abort`, `--upgrade`, `--stop`, `--reopen`, `--status`: requests to another start_server |
 //! | `self_test` | `--self-test`: everything promised about the processes, tried on this host |
 //! | `guardian` | `--guardian`: the process that outlives a supervisor and starts the next one |
 //! | `supervisor` | the loop: descriptors become events, actions become system calls |
@@ -90,6 +90,7 @@ fn run() -> Result<Status, Failure> {
         Invocation::Rollback(settings) => {
             client::rollback(&settings, &mut teller(&settings)).map(done)
         }
+        Invocation::Abort(settings) => client::abort(&settings, &mut teller(&settings)).map(done),
         Invocation::Stop(settings) => client::stop(&settings, &mut teller(&settings)).map(done),
         Invocation::Upgrade(settings) => {
             client::upgrade(&settings, &mut teller(&settings)).map(done)

@@ -33,7 +33,9 @@ pub fn is_ours() -> bool {
 
 /// The lines that a start without mistakes has as well.
 fn is_usual(line: &str) -> bool {
-    line.ends_with(") starting now...") || line.starts_with("starting new worker ")
+    line.ends_with(") starting now...")
+        || line.starts_with("start_server: listening on ")
+        || line.starts_with("starting new worker ")
 }
 
 /// Runs it to its end: it must end with this code, say these lines and no others, and leave the folder as it was.
@@ -401,6 +403,28 @@ fn a_host_that_does_not_exist_is_named() {
     )));
     // Each system has its own words for it.
     assert!(!cause.is_empty() && !cause.contains("lookup"), "{line}");
+}
+
+#[test]
+fn a_scheme_of_another_program_that_looks_like_a_host_gets_the_remedy() {
+    if !is_ours() {
+        return;
+    }
+    // Where a name server invents addresses for unknown names it is a host like any other.
+    if std::net::ToSocketAddrs::to_socket_addrs("udp:53").is_ok() {
+        return;
+    }
+    for (given, written) in [("udp:53", "u53"), ("tcp:80", "80")] {
+        let finished = with_files().option(format!("--port={given}")).run();
+        assert_eq!(finished.status.code(), Some(FAILED), "{}", finished.log);
+        let said: Vec<&str> = finished
+            .log
+            .lines()
+            .filter(|line| !is_usual(line))
+            .collect();
+        let hint = format!("hint: it is written as --port={written}");
+        assert_eq!(said.get(1), Some(&hint.as_str()), "{}", finished.log);
+    }
 }
 
 #[test]

@@ -20,7 +20,8 @@ fn failing(setup: Setup, generations: &str) -> Setup {
     setup.program(["/bin/sh", "-c", &script])
 }
 
-/// The log with names in the place of pids: `S` for start_server, `1` to `n` in brackets for its workers.
+/// The log with names in the place of pids: `S` for start_server, `1` to `n` in brackets for its workers. Lines that
+/// Server::Starter does not have are left out: they begin with the name of the program.
 fn story(server: &Server) -> Vec<String> {
     let log = server.log();
     let started: Vec<&str> = log
@@ -44,7 +45,10 @@ fn story(server: &Server) -> Vec<String> {
         });
         words.collect::<Vec<_>>().join(" ")
     };
-    log.lines().map(rename).collect()
+    let shared = log
+        .lines()
+        .filter(|line| !line.starts_with("start_server: "));
+    shared.map(rename).collect()
 }
 
 #[track_caller]

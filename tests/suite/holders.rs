@@ -7,8 +7,8 @@ use std::process;
 use e2e::server::Setup;
 use e2e::skip::{needs_ipv6, needs_root, original_differs};
 use e2e::start::InTurn;
-use e2e::{Server, client, ports, proc, programs};
-use nix::sys::signal::Signal;
+use e2e::{Server, client, ports, proc, programs, wait};
+use nix::sys::signal::{Signal, kill};
 use nix::unistd::{Pid, Uid};
 
 use crate::launch::RootFolder;
@@ -193,9 +193,94 @@ fn the_holder_of_a_socket_where_only_root_may_look_is_named_too() {
     let option = format!("--path={}", folder.join("socket"));
     let setup = || Server::setup().as_root().option("--user=nobody");
     let server = setup().option(&option).start();
-    let worker = server.wait_for_service(1).pid;
+    server.wait_for_service(1);
     let closed = Permissions::from_mode(0o700);
     fs::set_permissions(folder.path(), closed).expect("cannot close the folder");
-    let hint = format!("hint: it is held by pid {worker} (worker): {TAIL}");
+    let hint = hint_of_running(&server);
     assert_refused(setup(), &option, SERVED, &hint);
+}
+
+fn hint_of_running(server: &Server) -> String {
+    let pid = server.pid();
+    format!(
+        "hint: start_server (pid {pid}) already runs on it: with its --pid-file, --restart deploys and --stop ends it"
+    )
+}
+
+#[test]
+fn a_start_server_that_runs_is_named_alone() {
+    if !is_ours() {
+        return;
+    }
+    for setup in each_user() {
+        let port = ports::tcp();
+        let mut server = setup().port(port).path("socket").start();
+        server.wait_for_service(1);
+        let hint = hint_of_running(&server);
+        let path = format!("--path={}", server.folder().join("socket").display());
+        assert_refused(setup(), &path, SERVED, &hint);
+        assert_refused(setup(), &format!("--port={port}"), IN_USE, &hint);
+        assert!(server.stop().success());
+    }
+}
+
+#[test]
+fn the_commands_name_the_workers_that_a_killed_start_server_has_left() {
+    if !is_ours() {
+        return;
+    }
+    let port = ports::tcp();
+    let mut server = Server::setup()
+        .pid_file()
+        .status_file()
+        .port(port)
+        .worker(["--graceful"])
+        .start();
+    let old = server.accepted();
+    let held = client::hold(port);
+    server.signal(Signal::SIGHUP);
+    let new = server.wait_for_service(2);
+    server.wait_for_drain(old);
+    server.wait_until("the status has both", |server| {
+        let json = server.status_json();
+        json.is_some_and(|json| {
+            json["generations"]
+                .as_array()
+                .is_some_and(|all| all.len() == 2)
+        })
+    });
+    kill_supervisor(&mut server, &[old.pid, new.pid]);
+    let asked = |command: &str| {
+        let mut client = server.client([command, "--pid-file=pid"]);
+        let output = client.output_in_turn().expect("cannot run the command");
+        let said = String::from_utf8(output.stderr).expect("not UTF-8");
+        (output.status.code(), said)
+    };
+    let hint = |workers: &str| {
+        format!(
+            "start_server: not running: pid is not locked\n\
+             hint: that server has not ended in order, and its workers still serve: {workers}; \
+             end them with `kill` before the next start\n"
+        )
+    };
+    let both = format!(
+        "pid {} of generation 1 and pid {} of generation 2",
+        old.pid, new.pid
+    );
+    for command in ["--restart", "--stop", "--status", "--abort"] {
+        assert_eq!(asked(command), (Some(3), hint(&both)), "{command}");
+    }
+    // Only those that are left.
+    held.finish();
+    wait::until("the old one is gone", String::new, || {
+        (!proc::alive(old.pid)).then_some(())
+    });
+    let one = format!("pid {} of generation 2", new.pid);
+    assert_eq!(asked("--status"), (Some(3), hint(&one)));
+    kill(new.pid, Signal::SIGKILL).expect("cannot end it");
+    wait::until("the new one is gone", String::new, || {
+        (!proc::alive(new.pid)).then_some(())
+    });
+    let line = "start_server: not running: pid is not locked\n";
+    assert_eq!(asked("--status"), (Some(3), line.to_owned()));
 }

@@ -459,7 +459,7 @@ fn a_log_command_that_is_killed_is_started_again_and_nothing_written_is_lost() {
     wait_for_line(
         &server,
         "read",
-        "start_server: the log command died, status:9; starting it again",
+        "start_server: the log command died, status:9 (killed by SIGKILL); starting it again",
     );
     assert_eq!(server.workers().len(), 1);
     assert_eq!(server.started().len(), 1, "a worker died");
@@ -489,7 +489,7 @@ fn a_log_command_that_ends_at_once_is_started_again_not_more_than_once_a_second(
         "{times} starts in {passed} s"
     );
     // It is in the log, which nobody reads: once it is also shown where somebody may look.
-    let line = "start_server: the log command died, status:768; starting it again";
+    let line = "start_server: the log command died, status:768 (exit code 3); starting it again";
     assert_eq!(server.count_in_log(line), 1, "{}", server.log());
     // The service goes on as if nothing was.
     let worker = server.ask(port);
@@ -555,7 +555,7 @@ fn a_log_command_that_never_reads_neither_blocks_nor_ends_the_service() {
     let line = "received USR1, but there is no log file to reopen";
     assert_eq!(count(&path, line), signals);
     let text = read(&path);
-    assert_eq!(text.lines().count(), signals + 6, "{text}");
+    assert_eq!(text.lines().count(), signals + 11, "{text}");
 }
 
 #[test]
@@ -692,7 +692,7 @@ fn a_log_command_that_dies_at_once_is_started_until_it_reads_the_last_lines() {
 fn what_a_log_command_writes_itself_goes_where_start_server_began() {
     let (setup, _) = logging("| read line; echo \"heard: $line\"; exec cat >/dev/null");
     let server = setup.start();
-    server.wait_for_log("heard: starting new worker");
+    server.wait_for_log("heard: start_server: listening on ");
     assert!(
         File::open(server.folder().join("log"))
             .and_then(|mut file| file.read_to_string(&mut String::new()))

@@ -58,6 +58,7 @@ mod rollback;
 mod rooms;
 mod root_start;
 mod rsyslog;
+mod said;
 mod scale;
 mod self_test;
 mod service_manager;

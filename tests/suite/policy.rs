@@ -315,7 +315,12 @@ fn what_is_granted_to_others_is_not_granted() {
         "group 0",
     ] {
         let etc = Etc::with(&format!("{who} tcp {port}\n"));
-        assert_is_refused(&etc, Transport::Tcp, port, &not_allowed("tcp", port));
+        let unknown = ["user nobody-has-this-name", "user web", "group nobody"];
+        let mut cause = not_allowed("tcp", port);
+        if unknown.contains(&who) {
+            cause.push_str(&format!("; its line 1 is for {who}, who does not exist"));
+        }
+        assert_is_refused(&etc, Transport::Tcp, port, &cause);
     }
 }
 

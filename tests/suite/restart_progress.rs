@@ -46,21 +46,25 @@ fn wait_until_said(client: &Client, text: &str) {
     );
 }
 
-/// The line without its figures: `generation 2 serves after T; ...`.
+/// The line without its figures: `generation 2 serves (pid P, ready after T); ...`.
 fn without_times(line: &str) -> String {
-    let mut words: Vec<&str> = Vec::new();
+    let mut words: Vec<String> = Vec::new();
     let mut rest = line.split(' ').peekable();
+    let is_number = |word: &str| word.trim_start_matches('(').parse::<f64>().is_ok();
     while let Some(word) = rest.next() {
-        let number = word.trim_start_matches('(').parse::<f64>().is_ok();
         let unit = rest
             .peek()
-            .is_some_and(|unit| unit.trim_end_matches([';', ')']) == "s");
-        match number && unit {
-            true => {
-                let unit = rest.next().unwrap_or_default();
-                words.push(if unit.ends_with(';') { "T;" } else { "T" });
+            .is_some_and(|unit| unit.trim_end_matches([';', ')', ',']) == "s");
+        match word {
+            number if is_number(number) && unit => {
+                let end = rest.next().unwrap_or_default().trim_start_matches('s');
+                words.push(format!("T{end}"));
             }
-            false => words.push(word),
+            pid if words.last().is_some_and(|word| word == "(pid") => {
+                let end = pid.trim_start_matches(|one: char| one.is_ascii_digit());
+                words.push(format!("P{end}"));
+            }
+            word => words.push(word.to_owned()),
         }
     }
     words.join(" ")
@@ -94,7 +98,7 @@ fn each_phase_of_a_restart_is_a_line_and_the_last_one_has_the_figures() {
             &*first,
             "generation 2: started, waiting for READY=1",
             "generation 2: serving; generation 1 drains",
-            "generation 2 serves after T; generation 1 exited after T",
+            "generation 2 serves (pid P, ready after T); generation 1 is gone (drained T)",
         ]
     );
     // It is kept, and shown in lines that are not too long.
@@ -106,7 +110,7 @@ fn each_phase_of_a_restart_is_a_line_and_the_last_one_has_the_figures() {
         .map(str::to_owned)
         .collect();
     let text = without_times(&words.join(" "));
-    let last = " ago, after T; generation 1 exited after T ";
+    let last = " ago, after T; generation 1 is gone (drained T) ";
     assert!(text.contains(last), "{text}");
 }
 
@@ -126,7 +130,7 @@ fn a_restart_during_a_start_says_that_it_comes_after_it() {
     wait_until_said(&second, "generation 3: started, waiting for READY=1\n");
     gate.open();
     assert_eq!((first.wait(), second.wait()), (0, 0), "{}", second.said());
-    assert!(second.said().contains("\ngeneration 3 serves after "));
+    assert!(second.said().contains("\ngeneration 3 serves (pid "));
 }
 
 // On a terminal.
@@ -236,7 +240,7 @@ fn on_a_terminal_one_line_is_rewritten_and_nothing_of_it_stays() {
     let (_, last) = lines[1]
         .rsplit_once("\r\x1b[K")
         .expect("it was not cleaned up");
-    let expected = "generation 2 serves after T; generation 1 exited after T";
+    let expected = "generation 2 serves (pid P, ready after T); generation 1 is gone (drained T)";
     assert_eq!(without_times(last), expected, "{screen:?}");
     let drawn = screen.matches("\x1b[K").count();
     let most = passed.as_millis() / 100 + 3;
@@ -376,7 +380,7 @@ fn whoever_does_not_wait_has_the_verdict_at_the_commit() {
     });
     let said = client.said();
     let last = said.lines().last().map(without_times);
-    let expected = "generation 2 serves after T; generation 1 is not waited for";
+    let expected = "generation 2 serves (pid P, ready after T); generation 1 is not waited for";
     assert_eq!(last.as_deref(), Some(expected));
     let (code, json, _) = verdict(&server, &["--no-wait"]);
     assert_eq!((code, &json["generation"]), (Some(0), &3.into()), "{json}");
@@ -484,7 +488,8 @@ fn a_start_that_takes_too_long_shows_what_its_living_worker_has_said() {
 
 #[test]
 fn times_are_left_out_where_they_differ() {
-    let line = "generation 2 serves after 0.84 s; generation 1 exited after 3 s";
-    let expected = "generation 2 serves after T; generation 1 exited after T";
+    let line =
+        "generation 2 serves (pid 17266, ready after 0.84 s); generation 1 is gone (drained 3 s)";
+    let expected = "generation 2 serves (pid P, ready after T); generation 1 is gone (drained T)";
     assert_eq!(without_times(line), expected);
 }

@@ -1,4 +1,4 @@
-//! `--rollback`: the last restart is undone by hand, however far it has come.
+//! `--rollback`: the last restart is undone by hand, however far it has come. `--abort` ends one that has not committed.
 
 use std::fs::{self, Permissions};
 use std::os::unix::fs::PermissionsExt;
@@ -6,12 +6,12 @@ use std::path::Path;
 
 use e2e::client::{self, Load};
 use e2e::skip::needs_root;
-use e2e::{Server, Setup, ports, programs, wait};
+use e2e::{Server, Setup, ports, proc, programs, wait};
 use nix::sys::signal::{Signal, kill};
 use serde_json::Value;
 
 use crate::commands::{Client, accepted, is_ours, run};
-use crate::readiness::{gated, with_files};
+use crate::readiness::{gated, scripted, with_files};
 
 fn executable(path: &Path, text: &str) {
     fs::write(path, text).expect("cannot write it");
@@ -91,7 +91,10 @@ fn before_the_old_workers_are_told_to_stop_they_serve_again_without_a_new_proces
     let mut client = rollback(&server, &["--no-wait"]);
     assert_eq!(client.wait(), 0, "{}", client.said());
     let said = client.said();
-    assert!(said.contains("\ngeneration 1 keeps serving; generation 2 is not waited for\n"));
+    let pid = old.pid;
+    let kept =
+        format!("\ngeneration 1 keeps serving (pid {pid}); generation 2 is not waited for\n");
+    assert!(said.contains(&kept), "{said}");
     // Whoever waits for the restart learns that it was undone.
     assert_eq!(waiting.wait(), 1);
     let said = waiting.said();
@@ -122,9 +125,9 @@ fn what_is_gone_is_started_again_though_its_file_was_replaced_and_its_directory_
     let mut client = rollback(&server, &[]);
     assert_eq!(client.wait(), 0, "{}", client.said());
     let said = client.said();
-    let success = "\ngeneration 3 (generation 1 again) serves after ";
+    let success = "\ngeneration 3 (generation 1 again) serves (pid ";
     assert!(said.contains(success), "{said}");
-    assert!(said.contains("; generation 2 exited after "), "{said}");
+    assert!(said.contains("; generation 2 is gone (drained "), "{said}");
     assert_eq!(serving(port), "release=1");
     // And back again.
     let mut client = rollback(&server, &["--json"]);
@@ -205,7 +208,11 @@ fn a_restart_that_is_under_way_is_given_up() {
     assert!(second.contains("cannot restart: a rollback came first; the old one keeps serving"));
     assert_eq!(client.wait(), 0, "{}", client.said());
     let said = client.said();
-    assert!(said.contains("\ngeneration 1 keeps serving; generation 2 exited after "));
+    assert!(
+        said.contains("\ngeneration 1 keeps serving (pid "),
+        "{said}"
+    );
+    assert!(said.contains("); generation 2 is gone (drained "), "{said}");
     // It waits for no start: it has ended this one.
     assert!(!said.contains("is still starting"), "{said}");
     server.wait_for_generations(&[1]);
@@ -264,4 +271,85 @@ fn a_signal_that_carries_no_order_means_nothing() {
     let after = server.status_json().expect("a status")["counters"].clone();
     assert_eq!(before, after);
     assert_eq!(serving(port), "release=2");
+}
+
+fn abort(server: &Server, more: &[&str]) -> Client {
+    let words: Vec<&str> = ["--abort", "--pid-file=pid"]
+        .iter()
+        .chain(more)
+        .copied()
+        .collect();
+    run(server, &words)
+}
+
+#[test]
+fn an_abort_ends_the_tries_of_a_failed_restart_and_the_old_generation_serves_on() {
+    if !is_ours() {
+        return;
+    }
+    // Long enough for all that comes before the next try.
+    let setup = with_files().interval("3");
+    let port = ports::tcp();
+    let server = scripted(setup, "[ $SERVER_STARTER_GENERATION = 1 ] || exit 1", "")
+        .port(port)
+        .start();
+    accepted(&server);
+    let mut failed = restart(&server, &[]);
+    assert_eq!(failed.wait(), 1, "{}", failed.said());
+    let line = "start_server: generation 1 keeps serving; the restart is tried again in ";
+    let log = server.wait_for_log(line);
+    assert!(log.ends_with(", unless --abort ends that"), "{log}");
+    let mut status = run(&server, &["--status", "--pid-file=pid"]);
+    assert_eq!(status.wait(), 0);
+    let said: Vec<String> = status
+        .said()
+        .split_whitespace()
+        .map(str::to_owned)
+        .collect();
+    assert!(said.join(" ").contains("; next start in "), "{said:?}");
+    let mut client = abort(&server, &[]);
+    assert_eq!(client.wait(), 0, "{}", client.said());
+    let said = client.said();
+    assert!(said.starts_with("asked start_server (pid:"), "{said}");
+    assert!(
+        said.contains("\ngeneration 1 keeps serving (pid "),
+        "{said}"
+    );
+    let json = server.status_json().expect("no status");
+    assert_eq!(json["next_start_at"], Value::Null, "nothing is tried again");
+    assert_eq!(server.generations(), [1]);
+    assert!(client::request(port, "report").is_ok());
+    // There is nothing left to end.
+    let mut client = abort(&server, &["--json"]);
+    assert_eq!(client.wait(), 1);
+    let cause = "cannot abort: no restart is under way or tried again; generation 1 keeps serving";
+    assert!(client.said().contains(cause), "{}", client.said());
+    server.wait_for_log("start_server: cannot abort: no restart is under way or tried again");
+}
+
+#[test]
+fn an_abort_ends_a_start_that_is_under_way() {
+    if !is_ours() {
+        return;
+    }
+    let (setup, _) = gated(with_files().option("--ready=notify"), "--notify");
+    let server = setup.start();
+    accepted(&server);
+    let mut waiting = restart(&server, &[]);
+    server.wait_for_generations(&[1, 2]);
+    let mut client = abort(&server, &[]);
+    assert_eq!(client.wait(), 0, "{}", client.said());
+    assert_eq!(waiting.wait(), 1);
+    let cause = "cannot restart: generation 2 was aborted; the old one keeps serving";
+    assert!(waiting.said().contains(cause), "{}", waiting.said());
+    let left = server.wait_for_generations(&[1]);
+    let json = server.status_json().expect("no status");
+    assert_eq!(
+        json["supervisor"]["orders"],
+        serde_json::json!(["rollback", "abort", "upgrade"])
+    );
+    // A try is still possible.
+    let mut again = restart(&server, &["--timeout=0.3"]);
+    assert_eq!(again.wait(), 4, "{}", again.said());
+    assert!(proc::alive(left[0].pid));
 }

@@ -153,7 +153,7 @@ fn what_it_waits_for_is_told_and_connections_wait_in_the_queue() {
     let answer = answer.join().expect("the client panicked");
     assert!(answer.contains("\"generation\":2"), "{answer}");
     let said = client.said();
-    assert!(said.contains("\ngeneration 2 serves after "), "{said}");
+    assert!(said.contains("\ngeneration 2 serves (pid "), "{said}");
     let end = "; generation 1 stopped first, nobody answered for ";
     assert!(said.contains(end), "{said}");
     let mut status = run(&server, &["--status", "--pid-file=pid"]);
@@ -372,7 +372,7 @@ fn restarts_that_are_asked_for_while_the_old_one_stops_become_one_more() {
     for other in &mut others {
         assert_eq!(other.wait(), 0, "{}", other.said());
         assert!(
-            other.said().contains("\ngeneration 3 serves after "),
+            other.said().contains("\ngeneration 3 serves (pid "),
             "{}",
             other.said()
         );

@@ -5,7 +5,6 @@ use std::path::{Path, PathBuf};
 use super::server::Server;
 use super::settings::Settings;
 use super::status::{Asked, Status, Verdict, no_status};
-use crate::host::order::Order;
 use crate::status::file::json_path;
 use crate::status::lines::read_lines;
 use crate::words::failure::Failure;
@@ -64,7 +63,7 @@ impl Follower {
                 if let Some(stopping) = status.stopping(asked) {
                     return Err(stopping);
                 }
-                if asked == Asked::Rollback && !status.obeys(Order::RollBack) {
+                if asked.order().is_some_and(|order| !status.obeys(order)) {
                     return Err(status.too_old(asked));
                 }
                 return Ok(Follower {

@@ -63,6 +63,7 @@ impl Shown<'_> {
         self.listeners(&mut sheet);
         self.fd_store(&mut sheet);
         self.workers(&mut sheet);
+        self.labels(&mut sheet);
         sheet
     }
 
@@ -161,6 +162,18 @@ impl Shown<'_> {
         ];
         sheet.table(headings, &rows);
         tell_left_out(sheet, count);
+    }
+
+    /// What each living generation is called.
+    fn labels(&self, sheet: &mut Sheet) {
+        let generations = self.view.generations.iter();
+        let labelled = generations.filter_map(|one| Some((one.number, one.label.as_ref()?)));
+        for (place, (number, label)) in labelled.take(MOST_ROWS).enumerate() {
+            if place == 0 {
+                sheet.line(None, "");
+            }
+            sheet.sentence(None, &format!("generation {number}: {}", shortened(label)));
+        }
     }
 
     fn row_of_worker(&self, generation: &Generation, worker: &Worker) -> [String; 8] {

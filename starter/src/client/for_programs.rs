@@ -57,6 +57,7 @@ struct JsonListener<'a> {
 #[derive(Serialize)]
 struct JsonGeneration<'a> {
     number: u64,
+    label: &'a Option<String>,
     state: &'static str,
     waiting_for: &'a Option<String>,
     started_at: Option<f64>,
@@ -125,6 +126,7 @@ fn json_of_listener((listener, queue): (&Listener, Queue)) -> JsonListener<'_> {
 fn json_of_generation(generation: &Generation) -> JsonGeneration<'_> {
     JsonGeneration {
         number: generation.number,
+        label: &generation.label,
         state: state_name(generation.state),
         waiting_for: &generation.waiting_for,
         started_at: generation.started_at,

@@ -4,7 +4,7 @@ use super::observed::workers;
 use crate::status::view::{self, Generation, Outcome, StopsFirst, View};
 use crate::words::failure::Status as Code;
 use crate::words::number::{short_time, time};
-use crate::words::progress::{stops_first, was_restored};
+use crate::words::progress::{gone, stops_first, was_restored};
 use crate::words::text::shortened;
 
 /// What a server is doing.
@@ -196,14 +196,12 @@ pub fn last_start(view: &View, at: f64) -> Option<String> {
             let figures = &last.durations;
             let took = figures.until_ready();
             let took = took.map(|took| format!(", after {}", short_time(took)));
-            let gone = last.replaces.zip(figures.drained);
-            let gone = gone.map(|(old, after)| {
-                format!("; generation {old} exited after {}", short_time(after))
-            });
+            let end = last.replaces.zip(figures.drained);
+            let end = end.map(|(old, drained)| gone(old, drained));
             let unserved = figures.unserved;
             let unserved =
                 unserved.map(|unserved| format!("; nobody answered for {}", short_time(unserved)));
-            let end = unserved.or(gone).unwrap_or_default();
+            let end = unserved.or(end).unwrap_or_default();
             match super::status::was_kept(view, last) {
                 true => {
                     format!("last rollback: generation {generation} was kept, {ago} ago{end}")

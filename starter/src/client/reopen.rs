@@ -1,6 +1,7 @@
 //! `--reopen`: USR1, and the reopened log file.
 
 use std::path::Path;
+use std::time::Instant;
 
 use nix::sys::signal::Signal;
 
@@ -8,9 +9,11 @@ use super::server::{Say, Server};
 use super::settings::Settings;
 use super::status::{Status, no_status};
 use super::wait::{Wait, Woken};
+use crate::log;
 use crate::status::file::json_path;
 use crate::words::failure::Failure;
 use crate::words::notice::Notice;
+use crate::words::progress::reopened;
 use crate::words::text::shortened;
 
 /// Sends USR1 and waits until the log file is reopened.
@@ -25,13 +28,18 @@ pub fn reopen(settings: &Settings, say: Say<'_>) -> Result<(), Failure> {
             no_status(&json)
         ))
     })?;
+    let told = Instant::now();
     server.send(Signal::SIGUSR1)?;
     say(Notice::ReopenAsked { pid: server.pid });
     loop {
         if let Some(now) = status(&server, &json)
             && now.reopened() > before.reopened()
         {
-            return outcome(&server, &now);
+            outcome(&server, &now)?;
+            if !settings.is_quiet {
+                log::show(&reopened(now.log_file(), told.elapsed().as_secs_f64()));
+            }
+            return Ok(());
         }
         match wait.next()? {
             Woken::FilesChanged | Woken::Due => {}

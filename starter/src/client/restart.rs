@@ -1,4 +1,4 @@
-//! `--restart` and `--rollback`: what is sent, and the verdict on the generation that it leads to.
+//! `--restart`, `--rollback` and `--abort`: what is sent, and the verdict on the generation that it leads to.
 
 use nix::sys::signal::Signal;
 
@@ -26,6 +26,11 @@ pub fn rollback(settings: &Settings, say: Say<'_>) -> Result<(), Failure> {
     ask(Asked::Rollback, settings, say)
 }
 
+/// Orders the end of a restart that is under way or tried again, and waits until what served serves alone.
+pub fn abort(settings: &Settings, say: Say<'_>) -> Result<(), Failure> {
+    ask(Asked::Abort, settings, say)
+}
+
 fn ask(asked: Asked, settings: &Settings, say: Say<'_>) -> Result<(), Failure> {
     let server = Server::find(&settings.pid_file, say)?;
     let mut files = vec![json_path(&settings.pid_file)];
@@ -37,10 +42,12 @@ fn ask(asked: Asked, settings: &Settings, say: Say<'_>) -> Result<(), Failure> {
     match asked {
         Asked::Restart => server.send(Signal::SIGHUP)?,
         Asked::Rollback => server.order(Order::RollBack)?,
+        Asked::Abort => server.order(Order::Abort)?,
     }
     say(match asked {
         Asked::Restart => Notice::RestartAsked { pid: server.pid },
         Asked::Rollback => Notice::RollbackAsked { pid: server.pid },
+        Asked::Abort => Notice::AbortAsked { pid: server.pid },
     });
     let (found, verdict) = follow(settings, &server, &wait, &mut follower)?;
     let told = match settings.form {

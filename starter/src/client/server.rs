@@ -26,6 +26,7 @@ use crate::words::distrust;
 use crate::words::failure::{self, Failure};
 use crate::words::notice::Notice;
 use crate::words::remedy;
+use crate::words::stopping::listed;
 use crate::words::text::quoted;
 
 /// Shows the user what is going on.
@@ -48,7 +49,8 @@ impl Server {
     pub fn find(path: &Path, say: Say<'_>) -> Result<Server, Failure> {
         let pid_file = PidFile::open(path)?;
         if !pid_file.is_locked()? {
-            return Err(pid_file.not_running("is not locked"));
+            let failure = pid_file.not_running("is not locked");
+            return Err(failure.hint_if(workers_left(path)));
         }
         let written = recorded_pid(&pid_file.file);
         let holder = pid_file.holder()?;
@@ -335,6 +337,18 @@ fn missing(path: &Path) -> Failure {
         Some(pid) if is_alive(pid) => failure.hint(remedy::maybe_the_server(&json, pid)),
         _ => failure,
     }
+}
+
+/// The workers that a server which was killed has left behind, by what it has last written.
+fn workers_left(path: &Path) -> Option<String> {
+    const NAMED: usize = 16;
+    let status = Status::read(&json_path(path))?;
+    let left: Vec<String> = status
+        .surviving_workers()
+        .map(|(pid, generation)| format!("pid {pid} of generation {generation}"))
+        .collect();
+    let first = left.get(..NAMED).unwrap_or(&left);
+    (!left.is_empty()).then(|| remedy::of_workers_left(&listed(first, left.len())))
 }
 
 /// Whether there is a process with the pid that somebody wrote into a file.

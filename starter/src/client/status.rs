@@ -24,6 +24,7 @@ pub type Verdict = Result<(), Failure>;
 pub enum Asked {
     Restart,
     Rollback,
+    Abort,
 }
 
 impl Asked {
@@ -31,6 +32,16 @@ impl Asked {
         match self {
             Asked::Restart => "the restart",
             Asked::Rollback => "the rollback",
+            Asked::Abort => "the abort",
+        }
+    }
+
+    /// The order that a server must know for it.
+    pub fn order(self) -> Option<Order> {
+        match self {
+            Asked::Restart => None,
+            Asked::Rollback => Some(Order::RollBack),
+            Asked::Abort => Some(Order::Abort),
         }
     }
 }
@@ -40,6 +51,7 @@ impl fmt::Display for Asked {
         f.write_str(match self {
             Asked::Restart => "restart",
             Asked::Rollback => "roll back",
+            Asked::Abort => "abort",
         })
     }
 }
@@ -75,6 +87,29 @@ impl Status {
 
     pub fn supervisor(&self) -> i64 {
         self.0.supervisor.pid
+    }
+
+    /// The workers that are still alive, with their generations, though their server may be gone. A process that has the
+    /// pid of one by now was started at another time.
+    pub fn surviving_workers(&self) -> impl Iterator<Item = (i64, u64)> {
+        /// Clock ticks in a second, as /proc counts them.
+        const TICKS: f64 = 100.0;
+        /// What clocks and rounding may make of it, in ticks.
+        const TOLERANCE: f64 = 2.0 * TICKS;
+        let supervisor = &self.0.supervisor;
+        let began = supervisor.start_ticks.map(|ticks| ticks as f64);
+        let is_alive = move |worker: &Worker| {
+            let pid = i32::try_from(worker.pid).ok().filter(|pid| *pid > 1)?;
+            let started = proc::start_ticks(Pid::from_raw(pid))? as f64;
+            let expected = began? + (worker.started_at - supervisor.started_at) * TICKS;
+            ((started - expected).abs() <= TOLERANCE).then_some(())
+        };
+        let living = self.0.generations.iter();
+        living.flat_map(move |one| {
+            let workers = one.workers.iter();
+            let alive = workers.filter(move |worker| is_alive(worker).is_some());
+            alive.map(|worker| (worker.pid, one.number))
+        })
     }
 
     /// How often it was told to reopen its log file.
@@ -156,7 +191,7 @@ impl Status {
         let answers = |one: &&view::Verdict| {
             let is_refused = one.rollback && one.generation == 0;
             match one.request == request {
-                true => one.rollback == (asked == Asked::Rollback),
+                true => one.rollback == (asked != Asked::Restart),
                 false => one.request > request && !is_refused,
             }
         };
@@ -235,8 +270,12 @@ impl Status {
                 .hint_if(decision.hint.as_ref().map(shortened));
         }
         if decision.undone {
+            // `it was rolled back`
+            let cause = decision.cause.as_deref().map(shortened);
+            let cause = cause.unwrap_or_default();
+            let done = cause.strip_prefix("it ").unwrap_or("was rolled back");
             return Failure::failed(format!(
-                "cannot {asked}: generation {generation} was rolled back; {serving}"
+                "cannot {asked}: generation {generation} {done}; {serving}"
             ));
         }
         let what_follows = match decision.given_up {
@@ -252,8 +291,12 @@ impl Status {
             false => "failed to start",
         };
         let advice = self.advice(decision.hint.as_deref(), own_status);
+        let label = decision.label.as_ref();
+        let label = label.filter(|_| self.0.options.label.is_some());
+        let label = label.map(|label| format!(" ({})", shortened(label)));
+        let label = label.unwrap_or_default();
         Failure::failed(format!(
-            "cannot {asked}: generation {generation} {failed}{how}; {serving}"
+            "cannot {asked}: generation {generation}{label} {failed}{how}; {serving}"
         ))
         .stderr(&said)
         .hint(match decision.restored {

@@ -1,5 +1,7 @@
 //! `--stop`: TERM, and the exit of the server.
 
+use std::time::Instant;
+
 use nix::sys::signal::Signal;
 use nix::unistd::getpid;
 
@@ -7,9 +9,11 @@ use super::server::{Say, Server};
 use super::settings::Settings;
 use super::status::Status;
 use super::wait::{Wait, Woken};
+use crate::log;
 use crate::status::file::json_path;
 use crate::words::failure::Failure;
 use crate::words::notice::Notice;
+use crate::words::progress::stopped;
 use crate::words::remedy;
 
 /// Sends TERM and waits for the exit.
@@ -19,10 +23,16 @@ pub fn stop(settings: &Settings, say: Say<'_>) -> Result<(), Failure> {
         ours: getpid(),
         theirs: server.pid,
     });
+    let told = Instant::now();
     server.send(Signal::SIGTERM)?;
     let wait = Wait::new(&server, settings.timeout);
     match wait.next()? {
-        Woken::ServerEnded | Woken::FilesChanged | Woken::Due => Ok(()),
+        Woken::ServerEnded | Woken::FilesChanged | Woken::Due => {
+            if !settings.is_quiet {
+                log::show(&stopped(told.elapsed().as_secs_f64()));
+            }
+            Ok(())
+        }
         Woken::TimedOut => Err(wait
             .timed_out("the end")
             .hint(server.is_stopped().unwrap_or_else(|| {

@@ -18,6 +18,8 @@ use crate::words::text::printable_json;
 struct Json<'a> {
     outcome: &'static str,
     generation: Option<u64>,
+    /// What that is called.
+    label: Option<&'a str>,
     replaces: Option<u64>,
     again: Option<u64>,
     reason: Option<String>,
@@ -56,6 +58,7 @@ pub fn json(found: &Found, verdict: &Verdict) -> String {
         },
         // Nothing was started.
         generation: found.generation.filter(|one| *one != 0),
+        label: decision.and_then(|one| one.label.as_deref()),
         replaces: decision.and_then(|one| one.replaces),
         again: decision.and_then(|one| one.again),
         reason: verdict.as_ref().err().map(reason),
@@ -92,6 +95,12 @@ pub fn success(found: &Found) -> Option<String> {
         success.left = old(status, generation);
         let mut living = status.view().generations.iter().rev();
         let serving = living.find(|one| one.state == State::Current);
+        let worker = serving.filter(|one| one.number >= generation);
+        let worker = worker.and_then(|one| one.workers.first());
+        let is_labelled = status.view().options.label.is_some();
+        let label = decision.and_then(|one| one.label.clone());
+        success.label = label.filter(|_| is_labelled);
+        success.pid = worker.map(|one| one.pid);
         let serving = serving.map(|one| one.number);
         success.successor = serving.filter(|one| *one > generation);
     }
@@ -225,7 +234,7 @@ mod tests {
     }
 
     const COMMITTED: &str = r#"{"supervisor":{"pid":7},
-        "generations":[{"number":4,"state":"old"},{"number":5,"state":"current"}],
+        "generations":[{"number":4,"state":"old"},{"number":5,"state":"current","workers":[{"pid":1234}]}],
         "verdicts":[{"request":1,"generation":5,"result":"committed","replaces":4,
             "durations":{"spawn":0.1,"exec":0.2,"ready":0.54,"drained":null}}]}"#;
 
@@ -234,14 +243,14 @@ mod tests {
         let sentence = |text: &str| success(&found(text, Some(5))).unwrap();
         assert_eq!(
             sentence(COMMITTED),
-            "generation 5 serves after 0.84 s; generation 4 is not waited for"
+            "generation 5 serves (pid 1234, ready after 0.84 s); generation 4 is not waited for"
         );
         let gone = COMMITTED
             .replace(r#"{"number":4,"state":"old"},"#, "")
             .replace("null", "3.1");
         assert_eq!(
             sentence(&gone),
-            "generation 5 serves after 0.84 s; generation 4 exited after 3.1 s"
+            "generation 5 serves (pid 1234, ready after 0.84 s); generation 4 is gone (drained 3.1 s)"
         );
         let older_server =
             r#"{"supervisor":{"pid":7},"generations":[{"number":6,"state":"current"}]}"#;
@@ -291,7 +300,7 @@ mod tests {
     #[test]
     fn a_verdict_for_programs_has_everything() {
         let text = r#"{"supervisor":{"pid":7},"generations":[{"number":4,"state":"current"}],
-            "verdicts":[{"request":1,"generation":5,"result":"failed","replaces":4,"status":256,"exit_code":1,
+            "verdicts":[{"request":1,"generation":5,"result":"failed","label":"v5","replaces":4,"status":256,"exit_code":1,
                 "signal":null,"stderr":["the \u009b2Jreason"],"hint":"mend it",
                 "durations":{"spawn":0.1,"exec":0.2}}]}"#;
         let found = found(text, Some(5));
@@ -305,7 +314,7 @@ mod tests {
         assert!(told.contains(r"the \u009b2Jreason"), "{told}");
         let told: serde_json::Value = serde_json::from_str(&told).unwrap();
         let expected = serde_json::json!({
-            "outcome": "failed", "generation": 5, "replaces": 4, "again": null,
+            "outcome": "failed", "generation": 5, "label": "v5", "replaces": 4, "again": null,
             "reason": "exit status:256 (exit code 1)", "hint": "mend it",
             "given_up": false,
             "status": 256, "exit_code": 1, "signal": null, "stderr": ["the \u{9b}2Jreason"], "restored": null,

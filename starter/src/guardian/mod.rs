@@ -34,7 +34,7 @@ use crate::host::own_program::{Guarded, Inheritance, execute};
 use crate::host::proc;
 use crate::host::process::{adopt_orphans, exit_child, exited, fork_single_threaded, reap_child};
 use crate::host::sealed::sealed;
-use crate::host::signals::{Arrived, Signals};
+use crate::host::signals::{Signals, Taken};
 use crate::log::show;
 use crate::status::pid_file::lock_again;
 use crate::words::guardian as words;
@@ -83,7 +83,7 @@ pub struct Guardian {
     /// Children from before the split, which serve the supervisor: binders, the log command. They end with what it holds.
     helpers: Vec<Pid>,
     /// Signals whose consequences are not in the snapshot.
-    passed_on: VecDeque<(u64, Arrived)>,
+    passed_on: VecDeque<(u64, Taken)>,
     last_id: u64,
     /// The exit that the supervisor was told and has not dealt with.
     told: Option<(Pid, i32)>,
@@ -160,7 +160,7 @@ impl Guardian {
         loop {
             self.wait();
             if self.has_room() {
-                match self.signals.arrived() {
+                match self.signals.take_all() {
                     Ok(arrived) => arrived.into_iter().for_each(|one| self.pass_on(one)),
                     Err(errno) => show(&words::cannot("read signals", errno)),
                 }
@@ -191,7 +191,7 @@ impl Guardian {
         self.passed_on.len() < MOST_PASSED_ON
     }
 
-    fn pass_on(&mut self, arrived: Arrived) {
+    fn pass_on(&mut self, arrived: Taken) {
         if arrived.signal == Signal::SIGCHLD as i32 {
             return;
         }
@@ -333,7 +333,7 @@ impl Guardian {
 
     /// Tells a new supervisor what the last one has not dealt with.
     fn repeat(&mut self) {
-        let passed_on: Vec<(u64, Arrived)> = self.passed_on.iter().copied().collect();
+        let passed_on: Vec<(u64, Taken)> = self.passed_on.iter().copied().collect();
         for (id, arrived) in passed_on {
             self.tell(&signal(id, arrived));
         }
@@ -424,7 +424,7 @@ impl Guardian {
     fn wait_for_child(&self, longest: Option<Duration>) {
         let mut source = [PollFd::new(self.signals.as_fd(), PollFlags::POLLIN)];
         let _ = ppoll(&mut source, longest.map(TimeSpec::from_duration), None);
-        drop(self.signals.arrived());
+        drop(self.signals.take_all());
     }
 
     /// All children but those that serve the supervisor.
@@ -442,7 +442,7 @@ impl Guardian {
     }
 }
 
-fn signal(id: u64, arrived: Arrived) -> ToSupervisor {
+fn signal(id: u64, arrived: Taken) -> ToSupervisor {
     ToSupervisor::Signal {
         id,
         signal: arrived.signal,

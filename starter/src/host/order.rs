@@ -11,15 +11,18 @@ pub const CARRIER: Signal = Signal::SIGURG;
 pub enum Order {
     /// Undo the last restart.
     RollBack,
+    /// Give up the restart that is under way or being tried again.
+    Abort,
 }
 
 impl Order {
-    const ALL: [Order; 1] = [Order::RollBack];
+    const ALL: [Order; 2] = [Order::RollBack, Order::Abort];
 
     /// Its name in `FILE.json`, where a server lists the orders that it obeys.
     pub fn name(self) -> &'static str {
         match self {
             Order::RollBack => "rollback",
+            Order::Abort => "abort",
         }
     }
 
@@ -32,6 +35,7 @@ impl Order {
     pub fn value(self) -> i32 {
         match self {
             Order::RollBack => i32::from_be_bytes(*b"\0rol"),
+            Order::Abort => i32::from_be_bytes(*b"\0abo"),
         }
     }
 
@@ -51,7 +55,10 @@ mod tests {
     fn only_its_own_value_is_an_order() {
         let value = Order::RollBack.value();
         let carried = |signal, code, value| Order::carried(signal, code, value).is_some();
-        assert!(carried(CARRIER, libc::SI_QUEUE, value));
+        for order in Order::ALL {
+            let carried = Order::carried(CARRIER, libc::SI_QUEUE, order.value());
+            assert_eq!(carried, Some(order));
+        }
         assert!(!carried(CARRIER, libc::SI_QUEUE, 0));
         assert!(!carried(CARRIER, libc::SI_USER, value));
         assert!(!carried(Signal::SIGHUP, libc::SI_QUEUE, value));

@@ -27,7 +27,14 @@ const TAKEN: [Signal; 9] = [
 ];
 
 /// Those that stop the superdaemon.
-pub const STOPS: [Signal; 3] = [Signal::SIGINT, Signal::SIGQUIT, Signal::SIGTERM];
+const STOPS: [Signal; 3] = [Signal::SIGINT, Signal::SIGQUIT, Signal::SIGTERM];
+
+/// What has arrived.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Arrived {
+    Signal(Signal),
+    Order(Order),
+}
 
 /// The handled signals, blocked and read from a descriptor.
 #[derive(Debug)]
@@ -44,6 +51,16 @@ pub fn hold() -> nix::Result<()> {
         .filter(|signal| !STOPS.contains(signal))
         .collect();
     sigprocmask(SigmaskHow::SIG_SETMASK, Some(&waiting), None)
+}
+
+impl Arrived {
+    /// The signal, if it is one to stop.
+    pub fn stop(self) -> Option<Signal> {
+        match self {
+            Arrived::Signal(signal) if STOPS.contains(&signal) => Some(signal),
+            Arrived::Signal(_) | Arrived::Order(_) => None,
+        }
+    }
 }
 
 impl Signals {
@@ -64,21 +81,21 @@ impl Signals {
             Err(errno) => return Err(errno),
         }
         let arrived = self.read()?;
-        Ok(arrived.into_iter().find(|signal| STOPS.contains(signal)))
+        Ok(arrived.into_iter().find_map(Arrived::stop))
     }
 
-    /// The signals that arrived since the last call. One that carries orders is left out if it carries none.
-    pub fn read(&self) -> nix::Result<Vec<Signal>> {
-        let arrived = self.arrived()?.into_iter();
-        Ok(arrived.filter_map(Arrived::meant).collect())
+    /// What arrived since the last call. A signal that carries orders is left out if it carries none.
+    pub fn read(&self) -> nix::Result<Vec<Arrived>> {
+        let taken = self.take_all()?.into_iter();
+        Ok(taken.filter_map(Taken::meant).collect())
     }
 
-    /// All that have arrived since the last call.
-    pub fn arrived(&self) -> nix::Result<Vec<Arrived>> {
+    /// All signals that arrived since the last call.
+    pub fn take_all(&self) -> nix::Result<Vec<Taken>> {
         let mut arrived = Vec::new();
         loop {
             match self.0.read_signal() {
-                Ok(Some(info)) => arrived.push(Arrived {
+                Ok(Some(info)) => arrived.push(Taken {
                     signal: i32::try_from(info.ssi_signo).map_err(|_| Errno::EINVAL)?,
                     code: info.ssi_code,
                     value: info.ssi_int,
@@ -93,18 +110,19 @@ impl Signals {
 
 /// A signal as signalfd(2) tells it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Arrived {
+pub struct Taken {
     pub signal: i32,
     pub code: i32,
     pub value: i32,
 }
 
-impl Arrived {
+impl Taken {
     /// What it is for us, if anything.
-    pub fn meant(self) -> Option<Signal> {
-        let signal = Signal::try_from(self.signal).ok()?;
-        let is_order = || Order::carried(signal, self.code, self.value).is_some();
-        (signal != CARRIER || is_order()).then_some(signal)
+    pub fn meant(self) -> Option<Arrived> {
+        match Signal::try_from(self.signal).ok()? {
+            CARRIER => Order::carried(CARRIER, self.code, self.value).map(Arrived::Order),
+            signal => Some(Arrived::Signal(signal)),
+        }
     }
 }
 

@@ -18,6 +18,7 @@ use crate::host::confinement::{self, OfBinder};
 use crate::host::open_files::{OpenFiles, duplicate_above};
 use crate::listeners::backlog::Backlog;
 use crate::listeners::binder::{Answer, Binder, channel_failed};
+use crate::listeners::foreign_spelling;
 use crate::listeners::inherited::{Inherited, take_first};
 use crate::listeners::numbers::{Reserved, make_more_room, make_room, numbers};
 use crate::listeners::plan::{Maker, Planned, Prepared, Wanted};
@@ -30,7 +31,7 @@ use crate::listeners::stored::{names, settle};
 use crate::listeners::user_directory::UserDirectory;
 use crate::words::failure::{self, Failure};
 use crate::words::notice::Notice;
-use crate::words::text::quoted;
+use crate::words::text::{quoted, shortened};
 
 /// Everything slow has been done.
 pub struct Resolved {
@@ -66,6 +67,20 @@ pub struct Listener {
     pub backlog: Option<u32>,
     /// If the launcher has passed it on.
     pub inherited: Option<FromLauncher>,
+}
+
+impl Listener {
+    /// Where it is, for people: `0.0.0.0:80`, `0.0.0.0:53 (udp)`, `/run/app.sock`.
+    pub fn place(&self) -> String {
+        let place = match self.address {
+            Some(address) => address.to_string(),
+            None => shortened(&self.name),
+        };
+        match self.kind {
+            "tcp" | "unix" => place,
+            kind => format!("{place} ({kind})"),
+        }
+    }
 }
 
 /// What is known of a listener that the launcher has passed on.
@@ -153,6 +168,8 @@ pub(super) fn resolve(spec: &PortSpec) -> Result<Address, Failure> {
             quoted(name),
             quoted(&spec.given)
         ))
+        // A scheme of another program looks like a host.
+        .hint_if(foreign_spelling::of_port(&spec.given))
     };
     let found: Vec<SocketAddr> = (name.as_str(), spec.port)
         .to_socket_addrs()

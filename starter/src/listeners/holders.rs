@@ -11,8 +11,9 @@ use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
 use common::message::Transport;
+use nix::unistd::Pid;
 
-use crate::host::proc::socket_inode;
+use crate::host::proc::{Fields, socket_inode};
 use crate::words::remedy;
 use crate::words::text::printable;
 
@@ -80,6 +81,10 @@ fn hint(holders: &[Holder]) -> Option<String> {
     if !holders.is_empty() && holders.iter().all(|holder| holder.pid == ourselves) {
         return Some(remedy::HELD_BY_OURSELVES.to_owned());
     }
+    let mut servers = holders.iter().filter_map(server_of);
+    if let Some(pid) = servers.find(|pid| *pid != ourselves) {
+        return Some(remedy::of_running_server(pid));
+    }
     let mut named: Vec<String> = holders
         .iter()
         .filter(|holder| holder.pid != ourselves)
@@ -95,6 +100,22 @@ fn hint(holders: &[Holder]) -> Option<String> {
         false => format!("{} and {last}", named.join(", ")),
     };
     Some(remedy::of_holders(&all))
+}
+
+/// The start_server that runs there, by its name: the holder, or the parent of a worker, whose own descriptors this user
+/// may not see.
+fn server_of(holder: &Holder) -> Option<u32> {
+    let is_server = |pid: &u32| {
+        let comm = read(format!("/proc/{pid}/comm"), LONGEST_COMMAND);
+        command(&comm) == "start_server"
+    };
+    let pid = Pid::from_raw(i32::try_from(holder.pid).ok()?);
+    let parent = Fields::of(pid).ok().and_then(|fields| fields.parent());
+    let parent = parent.and_then(|parent| u32::try_from(parent.as_raw()).ok());
+    [Some(holder.pid), parent]
+        .into_iter()
+        .flatten()
+        .find(is_server)
 }
 
 /// The processes with one of these sockets open, by pid. Those that this user cannot examine are left out.

@@ -22,6 +22,7 @@ mod launchers_file;
 pub mod numbers;
 pub mod packed;
 pub mod plan;
+mod policy_names;
 mod refusal;
 mod second_name;
 mod settings;

@@ -10,7 +10,7 @@ use nix::unistd::getuid;
 use crate::host::low_ports;
 use crate::listeners::plan::{Wanted, kind_of};
 use crate::listeners::spec::{Host, PortSpec};
-use crate::listeners::{foreign_spelling, holders};
+use crate::listeners::{foreign_spelling, holders, policy_names};
 use crate::words::failure::Failure;
 use crate::words::file_type::name_of_type;
 use crate::words::{distrust, remedy};
@@ -127,7 +127,10 @@ fn cause(wanted: &Wanted, refusal: &Refusal) -> String {
         Refusal::Untrusted(untrusted) => distrust::of_path(untrusted),
         Refusal::NotAllowed => {
             let (what, uid) = (wanted.in_policy(), getuid());
-            format!("{POLICY_FILE} does not allow {what} to uid {uid} or its groups")
+            // Perhaps a misspelt line was to allow it.
+            let unknown = policy_names::unknown_name().map(|unknown| format!("; {unknown}"));
+            let unknown = unknown.unwrap_or_default();
+            format!("{POLICY_FILE} does not allow {what} to uid {uid} or its groups{unknown}")
         }
         Refusal::BadPolicy(bad) => {
             format!("{POLICY_FILE} grants nothing: {}", cause_of_policy(bad))

@@ -74,6 +74,11 @@ impl Machine {
             steps,
             outage,
         });
+        let pids = self.generation(number).map(Generation::pids);
+        self.say(Notice::Serves {
+            generation: number,
+            pids: pids.unwrap_or_default(),
+        });
         self.actions.push(Action::Serving);
         self.save_status();
         self.announce_commit(why);

@@ -103,6 +103,7 @@ impl Machine {
             checking: None,
             stopping_first: None,
             outage: None,
+            stopping_since: None,
             planned: None,
             postponed: None,
             failures: 0,
@@ -153,6 +154,7 @@ impl Machine {
             Event::DeadlinePassed => self.deadline_passed(now),
             Event::Restart => self.restart(now),
             Event::RollBack => self.roll_back(now),
+            Event::Abort => self.abort(now),
             Event::Stop(signal) => self.stop(signal, now),
             Event::Unreachable {
                 at_commit,

@@ -121,6 +121,8 @@ pub enum Event {
     Restart,
     /// `--rollback`: the last restart is to be undone.
     RollBack,
+    /// `--abort`: the restart that is under way or tried again is given up.
+    Abort,
     /// TERM, INT or QUIT.
     Stop(Signal),
     /// Clients cannot reach one of the listeners: found when a generation committed or a worker exited.
@@ -243,6 +245,9 @@ pub struct Machine {
     pub(super) stopping_first: Option<StoppingFirst>,
     /// Since when nothing serves because of a restart that stops first.
     pub(super) outage: Option<Moment>,
+    /// When it was told to stop, or gave up.
+    #[serde(default)]
+    pub(super) stopping_since: Option<Moment>,
     /// The next start, if it is delayed.
     pub(super) planned: Option<Planned>,
     /// A failed restart whose next try waits for what served to serve again.

@@ -6,13 +6,15 @@
 //! | has committed, and what it replaced has not been told to stop | that is current again, without a new process; the new workers are told to stop |
 //! | has committed, and what it replaced was told to stop and still lives | nothing: there is no way back to workers that are about to go, and another start beside them is not what was asked for |
 //! | has committed, and what it replaced is gone | what that was started from is started again as a new generation, which must prove itself like any other |
+//!
+//! An abort does the first of these and nothing else: it never touches what has committed.
 
 use super::generation::{Stage, State, Why};
 use super::history::{Decision, Steps, Verdict};
 use super::model::Machine;
 use crate::host::moment::Moment;
 use crate::words::notice::Notice;
-use crate::words::rollback::{self, Way};
+use crate::words::rollback::{self, Asked, Way};
 use crate::words::start_failure::StartFailure;
 
 impl Machine {
@@ -26,7 +28,7 @@ impl Machine {
         match self.way_back() {
             Ok(way) => {
                 self.say(Notice::RollingBack(way));
-                self.undo_restart(way, asked_before, now);
+                self.undo_restart(way, Asked::Rollback, asked_before, now);
             }
             Err(cause) => {
                 self.say(Notice::CannotRollBack(cause.clone()));
@@ -34,6 +36,38 @@ impl Machine {
             }
         }
         self.save_status();
+    }
+
+    /// `--abort`.
+    pub(super) fn abort(&mut self, now: Moment) {
+        if self.is_stopping() {
+            return;
+        }
+        let asked_before = self.history.counters.restarts;
+        self.history.counters.count_restart();
+        match self.what_is_kept() {
+            Ok(way) => {
+                self.say(Notice::Aborting(way));
+                self.undo_restart(way, Asked::Abort, asked_before, now);
+            }
+            Err(cause) => {
+                self.say(Notice::CannotAbort(cause.clone()));
+                self.answer_without_start(self.history.counters.restarts, true, cause, now);
+            }
+        }
+        self.save_status();
+    }
+
+    /// What goes on if the restart is given up.
+    fn what_is_kept(&self) -> Result<Way, StartFailure> {
+        let Some(served) = self.served else {
+            return Err(rollback::nothing_has_served());
+        };
+        match (self.is_restart_pending(), self.current()) {
+            (false, _) => Err(rollback::nothing_is_tried()),
+            (true, Some(current)) => Ok(Way::Keep(current.number)),
+            (true, None) => self.start_again(served),
+        }
     }
 
     /// How the last restart can be undone.
@@ -90,7 +124,7 @@ impl Machine {
         self.checking.is_some() || self.is_restarting() || waits || self.restart_wanted
     }
 
-    fn undo_restart(&mut self, way: Way, asked_before: u32, now: Moment) {
+    fn undo_restart(&mut self, way: Way, asked: Asked, asked_before: u32, now: Moment) {
         let was_busy = self.planned.is_some() || self.is_starting();
         let is_stopping_first = self.stopping_first.take().is_some();
         // One that waits may be another try, whose first one was the answer.
@@ -107,9 +141,9 @@ impl Machine {
         self.forget_failures();
         self.early_deaths = 0;
         self.auto_restart_since = now;
-        let undone = self.undo_start(now);
+        let undone = self.undo_start(asked, now);
         if is_unanswered {
-            self.answer_without_start(asked_before, false, rollback::came_first(), now);
+            self.answer_without_start(asked_before, false, rollback::came_first(asked), now);
         }
         match way {
             Way::Keep(current) => {
@@ -130,10 +164,10 @@ impl Machine {
     }
 
     /// Ends the start that is under way, as if it had failed, and without another try.
-    fn undo_start(&mut self, now: Moment) -> Option<u32> {
+    fn undo_start(&mut self, asked: Asked, now: Moment) -> Option<u32> {
         let starting = self.starting()?;
         let (number, pids) = (starting.number, starting.pids());
-        self.record_undone(number, now);
+        self.record_undone(number, asked, now);
         if let Some(starting) = self.generation_mut(number) {
             starting.stage = Stage::Failed;
         }
@@ -144,7 +178,7 @@ impl Machine {
 
     /// The older generation is current again, and the newer one drains as any that was replaced.
     fn return_to(&mut self, to: u32, from: u32, now: Moment) {
-        self.record_undone(from, now);
+        self.record_undone(from, Asked::Rollback, now);
         if let Some(generation) = self.generation_mut(to) {
             generation.stage = Stage::Current;
         }
@@ -155,7 +189,7 @@ impl Machine {
     }
 
     /// Whoever waits for this generation learns that it is not to serve.
-    fn record_undone(&mut self, number: u32, now: Moment) {
+    fn record_undone(&mut self, number: u32, asked: Asked, now: Moment) {
         let Some(generation) = self.generation(number) else {
             return;
         };
@@ -165,7 +199,7 @@ impl Machine {
             request,
             is_of_rollback,
             generation: number,
-            verdict: Verdict::Refused(rollback::undone()),
+            verdict: Verdict::Refused(rollback::undone(asked)),
             at: now,
             replaces: self.replaced_by(number),
             again: None,

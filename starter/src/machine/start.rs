@@ -299,11 +299,13 @@ impl Machine {
             self.give_up(now);
         }
         self.announce_return(failed.why);
-        let planned = self.planned.filter(|planned| planned.at > now);
-        if let Some(planned) = planned.filter(|_| self.is_down()) {
-            self.say(Notice::NothingServes {
-                next: planned.at.saturating_since(now),
-            });
+        if let Some(planned) = self.planned.filter(|planned| planned.at > now) {
+            let next = planned.at.saturating_since(now);
+            if let Some(serving) = self.current().map(|one| one.number) {
+                self.say(Notice::NextTry { next, serving });
+            } else if self.is_down() {
+                self.say(Notice::NothingServes { next });
+            }
         }
         self.save_status();
     }

@@ -1,16 +1,20 @@
 //! Stopping: tells every worker to stop, kills those that do not, and finishes with the last of them.
 
+use std::time::Duration;
+
 use nix::sys::signal::Signal;
 
 use super::generation::Slot;
 use super::model::{Action, Machine, Outcome, Phase};
 use crate::host::moment::Moment;
 use crate::words::notice::Notice;
+use crate::words::stopping::{End, StillWaiting};
 
 impl Machine {
-    /// The first order to stop counts; later ones change nothing.
+    /// The first order to stop counts; to later ones it says what it waits for, and they change nothing.
     pub(super) fn stop(&mut self, received: Signal, now: Moment) {
         if self.phase != Phase::Serving {
+            self.say_what_it_waits_for(now);
             return;
         }
         // As in Server::Starter, --signal-on-term applies to TERM only.
@@ -27,6 +31,31 @@ impl Machine {
         self.stop_all(sent, Outcome::Stopped, now);
     }
 
+    /// Whoever is impatient is to know what can be done.
+    fn say_what_it_waits_for(&mut self, now: Moment) {
+        let Phase::Stopping { kill_at, .. } = self.phase else {
+            return;
+        };
+        let generations = self.generations.iter();
+        let workers =
+            generations.flat_map(|one| one.pids().into_iter().map(|pid| (pid, one.number)));
+        let waiting = StillWaiting {
+            workers: workers.collect(),
+            since: self
+                .stopping_since
+                .map_or(Duration::ZERO, |since| now.saturating_since(since)),
+            end: match (kill_at, self.settings.stop_timeout) {
+                (Some(at), _) => End::KillIn(at.saturating_since(now)),
+                (None, Some(_)) => End::Killed,
+                (None, None) => End::Nothing,
+            },
+        };
+        // A worker that was only asked for has no pid yet.
+        if !waiting.workers.is_empty() {
+            self.say(Notice::StillWaiting(waiting));
+        }
+    }
+
     /// Stops every worker, because they can no longer be supervised.
     pub(super) fn give_up_everything(&mut self, now: Moment) {
         if self.phase == Phase::Serving {
@@ -37,6 +66,7 @@ impl Machine {
     pub(super) fn stop_all(&mut self, signal: Signal, outcome: Outcome, now: Moment) {
         let kill_at = self.settings.stop_timeout.map(|timeout| now + timeout);
         self.phase = Phase::Stopping { kill_at, outcome };
+        self.stopping_since = Some(now);
         self.give_up_check();
         self.planned = None;
         self.stopping_first = None;

@@ -235,7 +235,7 @@ fn a_restart_that_fails_is_over_and_so_is_each_further_try() {
     let status = world.known.status.clone();
     assert_eq!(
         status,
-        "restart of generation 3 failed: signal 9; generation 1 serves"
+        "restart of generation 3 failed: killed by SIGKILL; generation 1 serves"
     );
     assert_eq!(world.lifecycle(), ["READY=1"]);
 }

@@ -25,11 +25,11 @@ use crate::words::text::quoted;
 const NEEDS: [(&str, &[&str]); 15] = [
     (
         "timeout",
-        &["restart", "rollback", "upgrade", "stop", "reopen"],
+        &["restart", "rollback", "abort", "upgrade", "stop", "reopen"],
     ),
     ("follow", &["status"]),
-    ("json", &["status", "restart", "rollback"]),
-    ("no-wait", &["restart", "rollback"]),
+    ("json", &["status", "restart", "rollback", "abort"]),
+    ("no-wait", &["restart", "rollback", "abort"]),
     ("openmetrics", &["status"]),
     ("group", &["user"]),
     ("check-first", &["check"]),

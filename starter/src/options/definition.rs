@@ -9,12 +9,33 @@ const USAGE: &str = "\
 start_server [options] -- server-prog server-arg1 server-arg2 ...
        start_server --restart --pid-file=FILE [--timeout=SECONDS]
        start_server --rollback --pid-file=FILE [--timeout=SECONDS]
+       start_server --abort --pid-file=FILE [--timeout=SECONDS]
        start_server --upgrade --pid-file=FILE [--timeout=SECONDS]
        start_server --stop --pid-file=FILE [--timeout=SECONDS]
        start_server --reopen --pid-file=FILE [--timeout=SECONDS]
        start_server --status --pid-file=FILE [--follow|--json|--openmetrics]
        start_server --check-config [options] -- server-prog ...
        start_server --self-test [--user=USER] [--group=GROUP] [--strict]";
+
+/// What a reader of the help still needs, at its end.
+const AFTER_HELP: &str = "\
+Signals:
+  HUP        Start a new server; once it serves, stop the old one.
+  TERM       Send --signal-on-term to all servers, and exit after the last one.
+  INT, QUIT  Send TERM to all servers, and exit after the last one.
+  USR1       Reopen --log-file.
+  USR2       Execute the program file of start_server again, as --upgrade.
+
+Exit codes:
+  0  Done as asked; --status: it serves.
+  1  It could not be done; --status: it runs, but does not serve well.
+  2  Wrong usage.
+  3  No server holds --pid-file.
+  4  Still undecided after --timeout.
+
+Examples:
+  start_server --port=8080 --pid-file=app.pid -- ./server
+  start_server --restart --pid-file=app.pid --timeout=60";
 
 /// All options, in the order of the help.
 pub fn definition() -> Command {
@@ -26,6 +47,7 @@ pub fn definition() -> Command {
         .disable_help_flag(true)
         .disable_version_flag(true)
         .next_line_help(true)
+        .after_help(AFTER_HELP)
         // As with Getopt::Long, the last one wins.
         .args_override_self(true)
         .next_help_heading("Listening")
@@ -75,7 +97,7 @@ fn listening() -> [Arg; 3] {
     ]
 }
 
-fn program() -> [Arg; 5] {
+fn program() -> [Arg; 7] {
     [
         valued("dir", "DIR").help("Change to this directory before executing the server program."),
         valued("envdir", "DIR").help(lines([
@@ -94,6 +116,12 @@ fn program() -> [Arg; 5] {
             "(LISTEN_FDS), unicorn (UNICORN_FD), nginx (NGINX) or einhorn",
             "(EINHORN_FDS). Repeatable; takes a comma-separated list.",
         ])),
+        valued("label", "TEXT").help(lines([
+            "What each generation of the server is called in the log, the status",
+            "and verdicts (default: the path and time of its program, and --dir).",
+        ])),
+        valued("label-file", "FILE")
+            .help("The same from the first line of this file, read for each generation."),
         flag("no-pin").help(lines([
             "When a server has died, start what is on disk by then. By default",
             "the program, directory and environment that have served come back, and",
@@ -244,7 +272,7 @@ fn privileges() -> [Arg; 4] {
     ]
 }
 
-fn commands() -> [Arg; 15] {
+fn commands() -> [Arg; 16] {
     [
         flag("restart").help(lines([
             "Send HUP to the start_server that holds --pid-file, and wait until a",
@@ -256,9 +284,13 @@ fn commands() -> [Arg; 15] {
             "not been told to stop yet, and is started again if it is gone. Wait",
             "until it serves alone.",
         ])),
+        flag("abort").help(lines([
+            "Give up a restart that is under way or has failed and is tried again;",
+            "what serves goes on until the next restart.",
+        ])),
         flag("no-wait").help(lines([
-            "With --restart or --rollback: return as soon as the server serves, and",
-            "do not wait for the one that it replaces.",
+            "With --restart, --rollback or --abort: return as soon as the server",
+            "serves, and do not wait for the one that it replaces.",
         ])),
         flag("upgrade").help(lines([
             "Send USR2 to the start_server that holds --pid-file: the program file",
@@ -274,15 +306,15 @@ fn commands() -> [Arg; 15] {
             "has reopened --log-file. Options for a start have no effect.",
         ])),
         valued("timeout", "SECONDS")
-            .help("The longest that these five commands wait (default: no limit)."),
+            .help("The longest that these commands wait (default: no limit)."),
         flag("status").help(lines([
             "Print what the start_server that holds --pid-file is doing, with its",
             "listeners and workers. Options for a start have no effect.",
         ])),
         flag("follow").help("With --status: redraw it once a second, until Ctrl-C."),
         flag("json").help(lines([
-            "With --status: print it as JSON. With --restart or --rollback: print",
-            "the verdict.",
+            "With --status: print it as JSON. With --restart, --rollback or --abort:",
+            "print the verdict.",
         ])),
         flag("openmetrics").help("With --status: print it as OpenMetrics text, for scrapers."),
         flag("check-config").help(lines([
@@ -294,9 +326,11 @@ fn commands() -> [Arg; 15] {
             "what holds on this host. Allows only --user, --group and --strict.",
         ])),
         flag("help")
+            .short('h')
             .action(ArgAction::Help)
             .help("Print this help."),
         flag("version")
+            .short('V')
             .action(ArgAction::Version)
             .help("Print the version."),
     ]

@@ -39,7 +39,7 @@ use crate::machine::{Knobs, Proof, Replace};
 use crate::ready::{MOST_STORED, ProbeAt, Ready, Statuses};
 use crate::words::failure::Failure;
 use crate::words::remedy;
-use crate::worker::environment;
+use crate::worker::{Label, environment};
 use crate::{client, listeners, log, machine, ready, self_test, status, worker};
 
 /// What the command line asks for.
@@ -52,6 +52,8 @@ pub enum Invocation {
     Restart(client::Settings),
     /// Tell a running superdaemon to undo its last restart.
     Rollback(client::Settings),
+    /// Tell a running superdaemon to give up a restart.
+    Abort(client::Settings),
     /// Tell a running superdaemon to stop.
     Stop(client::Settings),
     /// Tell a running superdaemon to reopen its log file.
@@ -99,9 +101,10 @@ const OK_ALONE: Statuses = Statuses {
 /// Makes an invocation that asks a running superdaemon for something.
 type Command = fn(client::Settings) -> Invocation;
 
-const COMMANDS: [(&str, Command); 6] = [
+const COMMANDS: [(&str, Command); 7] = [
     ("restart", Invocation::Restart),
     ("rollback", Invocation::Rollback),
+    ("abort", Invocation::Abort),
     ("upgrade", Invocation::Upgrade),
     ("stop", Invocation::Stop),
     ("reopen", Invocation::Reopen),
@@ -252,8 +255,18 @@ fn worker(given: &Given<'_>) -> Result<worker::Settings, Failure> {
         check: given.value("check")?.map(OsStr::to_owned),
         program: words.next().unwrap_or_default(),
         arguments: words.collect(),
+        label: label(given)?,
         directory: given.path("dir")?,
     })
+}
+
+fn label(given: &Given<'_>) -> Result<Option<Label>, Failure> {
+    let file = given.path("label-file")?;
+    match (given.value("label")?, file) {
+        (Some(_), Some(_)) => Err(unusable("label", "--label-file is given as well")),
+        (Some(text), None) => Ok(Some(Label::Text(text.to_owned()))),
+        (None, file) => Ok(file.map(Label::File)),
+    }
 }
 
 fn environment(given: &Given<'_>) -> Result<environment::Settings, Failure> {

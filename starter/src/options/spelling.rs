@@ -26,6 +26,13 @@ pub fn spell_out(
     definition: &Command,
     arguments: impl IntoIterator<Item = OsString>,
 ) -> Result<Spelled, Failure> {
+    let arguments: Vec<OsString> = arguments.into_iter().collect();
+    if let Some(word) = asked_in_a_word(&arguments) {
+        return Ok(Spelled {
+            words: vec![word.into()],
+            unknown: None,
+        });
+    }
     let mut words = Vec::new();
     let mut rest = arguments.into_iter().peekable();
     let program = loop {
@@ -63,6 +70,15 @@ pub fn spell_out(
         words,
         unknown: None,
     })
+}
+
+/// The option that a lone `help` or `version` means. A program of that name can be started with `--` before it.
+fn asked_in_a_word(arguments: &[OsString]) -> Option<&'static str> {
+    match arguments {
+        [word] if word == "help" => Some("--help"),
+        [word] if word == "version" => Some("--version"),
+        _ => None,
+    }
 }
 
 /// A lone `-` does not.
@@ -115,6 +131,11 @@ impl fmt::Display for Typed {
 
 /// The option that is meant, or `None` if there is no such option.
 fn find<'a>(definition: &'a Command, typed: &Typed) -> Result<Option<&'a Arg>, Failure> {
+    if typed.dashes == "-"
+        && let Some(option) = of_letter(definition, typed)
+    {
+        return Ok(Some(option));
+    }
     let candidates = candidates(definition, &typed.lower_case());
     if typed.dashes == "-" {
         return Err(single_dash(typed, &candidates));
@@ -131,6 +152,16 @@ fn find<'a>(definition: &'a Command, typed: &Typed) -> Result<Option<&'a Arg>, F
             alternatives(&names(&candidates))
         ))),
     }
+}
+
+/// The option that has this letter as well: `-h` or `-V`.
+fn of_letter<'a>(definition: &'a Command, typed: &Typed) -> Option<&'a Arg> {
+    let typed = typed.name.to_str().filter(|_| typed.value.is_none())?;
+    let mut options = definition.get_arguments();
+    options.find(|option| {
+        let letter = option.get_short();
+        letter.is_some_and(|letter| typed.chars().eq([letter]))
+    })
 }
 
 /// The option with exactly this name, or else all that begin with it, in alphabetical order.

@@ -51,6 +51,7 @@ impl Equipment {
                 program: worker.program,
                 arguments: worker.arguments,
                 directory: worker.directory,
+                label: worker.label,
                 handover: found.handover,
                 announced: found.announced,
                 highest: layout.highest,

@@ -296,6 +296,9 @@ fn make_ready(options: Options, held: Held, log: &mut Log) -> Result<Ready, Fail
     let status_file = StatusFile::create(&shown, &listeners, held.in_force)?;
     let handover = Rc::new(Handover::new(held.login.as_ref()));
     log.open(&options.log, &handover)?;
+    if !listeners.is_empty() {
+        log.say(&listening(&listeners));
+    }
     let machine = options.machine.clone();
     let guardian = options.is_guarded.then(|| guardian::Settings {
         arguments: std::env::args_os().collect(),
@@ -327,6 +330,15 @@ fn make_ready(options: Options, held: Held, log: &mut Log) -> Result<Ready, Fail
         socket_files: held.socket_files,
         health: held.health,
     })
+}
+
+/// Where the first listeners are, for the log.
+fn listening(listeners: &[Listener]) -> Notice {
+    const NAMED: usize = 4;
+    Notice::Listening {
+        first: listeners.iter().take(NAMED).map(Listener::place).collect(),
+        count: listeners.len(),
+    }
 }
 
 /// What the status files say of the command line.

@@ -59,6 +59,8 @@ pub struct StatusFile {
     view: View,
     /// The last lines on standard error of workers that have ended or whose start has failed, if known; oldest first.
     last_lines: VecDeque<(Pid, Vec<String>)>,
+    /// What the generations are called of which something is known.
+    labels: BTreeMap<u32, String>,
     /// When it is saved even without a change of the machine.
     retry_at: Option<Moment>,
     /// What a starting generation waits for, if that is more than time.
@@ -72,6 +74,8 @@ pub struct PackedStatusFile {
     json: Vec<PackedReplaced>,
     lasting: Lasting,
     last_lines: Vec<(i32, Vec<String>)>,
+    #[serde(default)]
+    labels: BTreeMap<u32, String>,
     retry_at: Option<Moment>,
 }
 
@@ -107,6 +111,7 @@ impl StatusFile {
             last_lines: last_lines
                 .map(|(pid, lines)| (pid.as_raw(), lines.clone()))
                 .collect(),
+            labels: self.labels.clone(),
             retry_at: self.retry_at,
         }
     }
@@ -125,6 +130,7 @@ impl StatusFile {
             last_lines: last_lines
                 .map(|(pid, lines)| (Pid::from_raw(pid), lines))
                 .collect(),
+            labels: packed.labels,
             retry_at: packed.retry_at,
             awaited: settings.ready.ready.awaited(),
         };
@@ -176,6 +182,7 @@ impl StatusFile {
             json: Vec::new(),
             view: view_of(settings, lasting),
             last_lines: VecDeque::new(),
+            labels: BTreeMap::new(),
             retry_at: None,
             awaited: settings.ready.ready.awaited(),
         };
@@ -216,12 +223,48 @@ impl StatusFile {
             };
             let (clock, awaited) = (Clock::new(now), self.awaited.as_deref());
             from_machine::update(&mut self.view, machine, &clock, awaited, last_lines);
+            self.show_labels();
             let text = self.view.text().into();
             saved.extend(self.json.iter_mut().map(|file| file.save(&text)));
         }
         let is_done = saved.iter().all(|one| one.is_done);
         self.retry_at = (!is_done).then(|| now + RETRY);
         saved.into_iter().filter_map(|one| one.notice).collect()
+    }
+
+    /// What a generation is called; written with the next change.
+    pub fn name_generation(&mut self, generation: u32, label: String) {
+        /// More than have workers or a verdict that is remembered, except where workers never end.
+        const KEPT: usize = 256;
+        self.labels.insert(generation, label);
+        while self.labels.len() > KEPT {
+            self.labels.pop_first();
+        }
+    }
+
+    /// What a generation is called.
+    pub fn label_of(&self, generation: u32) -> Option<&str> {
+        self.labels.get(&generation).map(String::as_str)
+    }
+
+    fn show_labels(&mut self) {
+        let label = |number: u64| {
+            let number = u32::try_from(number).ok()?;
+            self.labels.get(&number).cloned()
+        };
+        let generations = self.view.generations.iter().cloned();
+        let generations = generations.map(|one| view::Generation {
+            label: label(one.number),
+            ..one
+        });
+        let generations = generations.collect();
+        let verdicts = self.view.verdicts.iter().cloned();
+        let verdicts = verdicts.map(|one| view::Verdict {
+            label: label(one.generation),
+            ..one
+        });
+        self.view.verdicts = verdicts.collect();
+        self.view.generations = generations;
     }
 
     /// The last lines of a worker that has ended or whose start has failed; written with the next change.

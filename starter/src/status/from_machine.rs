@@ -194,6 +194,8 @@ fn verdict(decision: &Decision, clock: &Clock, stderr: LastLines) -> view::Verdi
         request: decision.request.into(),
         rollback: decision.is_of_rollback,
         generation: decision.generation.into(),
+        // The status file knows it.
+        label: None,
         result,
         at: clock.seconds(decision.at),
         status: status.map(Into::into),

@@ -5,6 +5,7 @@ use std::path::Path;
 use super::settings::Shown;
 use super::view;
 use crate::log::{Address, LogTarget};
+use crate::worker::Label;
 
 /// The settings as `F.json` has them.
 pub fn shown(settings: &Shown<'_>) -> view::Options {
@@ -27,6 +28,10 @@ pub fn shown(settings: &Shown<'_>) -> view::Options {
             .map(|one| one.to_string_lossy().into_owned())
             .collect(),
         dir: path(&worker.directory),
+        label: worker.label.as_ref().map(|label| match label {
+            Label::Text(text) => format!("--label={}", text.to_string_lossy()),
+            Label::File(path) => format!("--label-file={}", text(path)),
+        }),
         interval: machine.interval.as_secs_f64(),
         ready: ready.ready.shown(),
         start_timeout: ready

@@ -88,6 +88,8 @@ pub struct Options {
     pub program: String,
     pub arguments: List<String, MANY>,
     pub dir: Option<String>,
+    /// As given: `--label=v1`, `--label-file=VERSION`.
+    pub label: Option<String>,
     pub interval: f64,
     /// As given: `http:/healthz`.
     pub ready: String,
@@ -212,6 +214,9 @@ pub struct Generation {
     pub number: u64,
     #[serde(default)]
     pub state: State,
+    /// What it is called: what `--label` or `--label-file` says, or the program that it was started from.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub label: Option<String>,
     /// When it was started.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub started_at: Option<f64>,
@@ -296,6 +301,9 @@ pub struct Verdict {
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub rollback: bool,
     pub generation: u64,
+    /// What that is called.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub label: Option<String>,
     #[serde(default)]
     pub result: Outcome,
     /// The generation serves though it has failed: its listeners, or one of them, cannot be reached.

@@ -17,7 +17,7 @@ use crate::host::open_files::{borrowed, duplicate_above};
 use crate::host::own_program::running;
 use crate::host::proc;
 use crate::host::process::{Process, exited, reap_child};
-use crate::host::signals::Arrived;
+use crate::host::signals::Taken;
 use crate::supervisor::upgrade::Legacy;
 use crate::words::failure;
 
@@ -31,7 +31,7 @@ pub struct Guard {
     /// The descriptors that the guardian has, and what they were when it got them.
     sent: BTreeMap<RawFd, Identity>,
     /// What has been heard from the guardian and is not dealt with.
-    heard: VecDeque<(u64, Arrived)>,
+    heard: VecDeque<(u64, Taken)>,
     told: Option<(Pid, i32)>,
     /// What is said once the consequences are in the snapshot.
     dealt_with: Vec<ToGuardian>,
@@ -155,7 +155,7 @@ impl Guard {
     }
 
     /// The signals that the guardian has passed on since the last call.
-    pub fn listen(&mut self) -> Vec<Arrived> {
+    pub fn listen(&mut self) -> Vec<Taken> {
         loop {
             match self.channel.receive() {
                 Ok(Some((ToSupervisor::Exited { pid, status }, _))) => {
@@ -173,7 +173,7 @@ impl Guard {
             }
         }
         let heard = self.heard.drain(..);
-        let (ids, arrived): (Vec<u64>, Vec<Arrived>) = heard.unzip();
+        let (ids, arrived): (Vec<u64>, Vec<Taken>) = heard.unzip();
         let done = ids.into_iter().map(|id| ToGuardian::Done { id });
         self.dealt_with.extend(done);
         arrived
@@ -296,7 +296,7 @@ fn watched(pids: impl Iterator<Item = Pid>) -> Vec<(Pid, Option<Process>)> {
     pids.map(|pid| (pid, Process::open(pid).ok())).collect()
 }
 
-fn arrived(message: &ToSupervisor) -> Option<(u64, Arrived)> {
+fn arrived(message: &ToSupervisor) -> Option<(u64, Taken)> {
     match *message {
         ToSupervisor::Signal {
             id,
@@ -305,7 +305,7 @@ fn arrived(message: &ToSupervisor) -> Option<(u64, Arrived)> {
             value,
         } => Some((
             id,
-            Arrived {
+            Taken {
                 signal,
                 code,
                 value,

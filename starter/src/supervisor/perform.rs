@@ -171,6 +171,9 @@ impl Resources {
         };
         let is_again = kept.is_some();
         let pin = kept.map_or_else(|| self.pin(machine), Ok);
+        if let (0, Ok(pin)) = (slot, &pin) {
+            self.name_generation(generation, from, pin);
+        }
         // If it fails, it may leave processes behind.
         adopt_orphans(true);
         match pin.and_then(|pin| self.spawn_captured(generation, pin, is_again)) {
@@ -188,6 +191,24 @@ impl Resources {
                 cause,
             },
         }
+    }
+
+    /// What is started again is called as before.
+    fn name_generation(&mut self, generation: u32, from: Source, pin: &Pin) {
+        // Its first worker again, after the first one has died.
+        if self.status_file.label_of(generation).is_some() {
+            return;
+        }
+        let known = match from {
+            Source::Disk => None,
+            Source::Generation(number) => self.status_file.label_of(number).map(str::to_owned),
+        };
+        let label = known.unwrap_or_else(|| self.blueprint.label(pin));
+        self.log.say(&Notice::Labelled {
+            generation,
+            label: label.clone(),
+        });
+        self.status_file.name_generation(generation, label);
     }
 
     /// What the generation `number` was started from, for a worker of `generation`, which may be the same.

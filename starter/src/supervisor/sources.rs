@@ -11,10 +11,9 @@ use nix::sys::time::TimeSpec;
 use nix::unistd::Pid;
 
 use crate::host::moment::Moment;
-use crate::host::order::CARRIER;
+use crate::host::order::Order;
 use crate::host::process::reap;
-use crate::host::signals::Arrived;
-use crate::host::signals::STOPS;
+use crate::host::signals::{Arrived, Taken};
 use crate::machine::{Event, Knobs, Machine};
 use crate::supervisor::guard::Guard;
 use crate::supervisor::resources::Resources;
@@ -66,7 +65,7 @@ pub enum Duty {
 
 /// What one wait yielded, handed out in the order of [`Step`].
 pub struct Inbox {
-    signals: Vec<Signal>,
+    signals: Vec<Arrived>,
     step: Step,
     /// Inputs that belong together and come next.
     next: VecDeque<Input>,
@@ -164,7 +163,7 @@ impl Inbox {
         });
         if let Some(guard) = &mut resources.guard {
             let passed_on = guard.listen().into_iter();
-            signals.extend(passed_on.filter_map(Arrived::meant));
+            signals.extend(passed_on.filter_map(Taken::meant));
         }
         Inbox {
             signals,
@@ -202,8 +201,9 @@ impl Inbox {
     }
 
     fn stop(&mut self) -> Step {
-        if let Some(stop) = self.signals.iter().find(|signal| STOPS.contains(signal)) {
-            self.next.push_back(Input::Event(Event::Stop(*stop)));
+        let mut arrived = self.signals.iter().copied();
+        if let Some(stop) = arrived.find_map(Arrived::stop) {
+            self.next.push_back(Input::Event(Event::Stop(stop)));
         }
         Step::Reports
     }
@@ -249,14 +249,23 @@ impl Inbox {
     }
 
     fn requests(&mut self, resources: &mut Resources) -> Step {
-        for signal in std::mem::take(&mut self.signals) {
+        for arrived in std::mem::take(&mut self.signals) {
+            let signal = match arrived {
+                Arrived::Signal(signal) => signal,
+                Arrived::Order(order) => {
+                    self.next.push_back(Input::Event(match order {
+                        Order::RollBack => Event::RollBack,
+                        Order::Abort => Event::Abort,
+                    }));
+                    continue;
+                }
+            };
             match signal {
                 Signal::SIGHUP => {
                     self.next.push_back(Input::Duty(Duty::RestorePidFile));
                     self.knobs(resources);
                     self.next.push_back(Input::Event(Event::Restart));
                 }
-                CARRIER => self.next.push_back(Input::Event(Event::RollBack)),
                 Signal::SIGUSR1 => self.next.push_back(Input::Duty(Duty::ReopenLog)),
                 Signal::SIGUSR2 => self.next.push_back(Input::Duty(Duty::Upgrade)),
                 Signal::SIGXCPU => {

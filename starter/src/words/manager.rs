@@ -1,6 +1,7 @@
 //! What a service manager is told in words: the state of the server in one line, as `--status` says it first, but without
 //! times that pass. And what is wrong with the way to the manager.
 
+use crate::words::parts::in_words;
 use crate::words::start_failure::StartFailure;
 use crate::words::text::{escape, quoted};
 
@@ -112,10 +113,7 @@ pub fn stopping(left: usize) -> String {
 pub fn why(cause: Option<&StartFailure>, status: Option<i32>) -> String {
     match (cause, status) {
         (Some(cause), _) => cause.cause.clone(),
-        (None, Some(status)) if libc::WIFSIGNALED(status) => {
-            format!("signal {}", libc::WTERMSIG(status))
-        }
-        (None, Some(status)) => format!("exit status {}", libc::WEXITSTATUS(status)),
+        (None, Some(status)) => in_words(status),
         (None, None) => "no worker could be started".to_owned(),
     }
 }
@@ -160,7 +158,7 @@ mod tests {
             restart_failed(Some(5), &why(None, Some(256)), 4),
             "restart of generation 5 failed: exit status 1; generation 4 serves"
         );
-        assert_eq!(why(None, Some(9)), "signal 9");
+        assert_eq!(why(None, Some(9)), "killed by SIGKILL");
         assert_eq!(
             serving(4, 2, 1, None),
             "serving: generation 4, 2 workers; 1 old worker is left"

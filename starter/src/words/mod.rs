@@ -16,6 +16,7 @@ pub mod rollback;
 mod sentence;
 pub mod start_failure;
 pub mod stop_first;
+pub mod stopping;
 pub mod text;
 pub mod trouble;
 pub mod upgrade;

@@ -13,6 +13,7 @@ use crate::words::lack::Lack;
 use crate::words::rollback::Way;
 use crate::words::start_failure::StartFailure;
 use crate::words::stop_first::StopFirst;
+use crate::words::stopping::StillWaiting;
 use crate::words::trouble::{Trouble, Was};
 use crate::words::upgrade::Upgrade;
 
@@ -73,6 +74,23 @@ pub enum Notice {
     },
     Exiting,
     // Not in Server::Starter:
+    /// All listeners are open: where the first ones are, and how many there are.
+    Listening {
+        first: Vec<String>,
+        count: usize,
+    },
+    /// What a generation is called that is about to be started.
+    Labelled {
+        generation: u32,
+        label: String,
+    },
+    /// A generation has committed.
+    Serves {
+        generation: u32,
+        pids: Vec<Pid>,
+    },
+    /// It was told to stop once more.
+    StillWaiting(StillWaiting),
     /// The kernel has chosen a port that was left to it.
     PortChosen {
         given: String,
@@ -116,6 +134,17 @@ pub enum Notice {
     },
     RollingBack(Way),
     CannotRollBack(StartFailure),
+    /// The restart is given up, because somebody asked for it.
+    AbortAsked {
+        pid: Pid,
+    },
+    Aborting(Way),
+    CannotAbort(StartFailure),
+    /// A restart has failed and is tried again after this time; what serves meanwhile goes on.
+    NextTry {
+        next: Duration,
+        serving: u32,
+    },
     RolledBack {
         pids: Vec<Pid>,
     },
@@ -267,6 +296,8 @@ impl Notice {
             | Notice::RolledBack { .. }
             | Notice::RollingBack(_)
             | Notice::CannotRollBack(_)
+            | Notice::Aborting(_)
+            | Notice::CannotAbort(_)
             | Notice::KillingWorkers { .. }
             | Notice::KillingLateWorkers { .. }
             | Notice::StoppingByItself(_)
@@ -298,6 +329,8 @@ impl Notice {
             | Notice::StopFirst(_)
             | Notice::Upgrade(Upgrade::Done { .. })
             | Notice::Stopping { .. }
+            | Notice::StillWaiting(_)
+            | Notice::Serves { .. }
             | Notice::Exiting
             | Notice::SavedAgain { .. }
             | Notice::HealthyAgain { .. }
@@ -307,6 +340,8 @@ impl Notice {
             | Notice::TookOver { .. }
             | Notice::TookBack { .. }
             | Notice::PortChosen { .. }
+            | Notice::Listening { .. }
+            | Notice::Labelled { .. }
             | Notice::RemovingSocket { .. }
             | Notice::StartingNewWorker(_)
             | Notice::Sleeping { .. }
@@ -317,6 +352,8 @@ impl Notice {
             | Notice::StopServer { .. }
             | Notice::RestartAsked { .. }
             | Notice::RollbackAsked { .. }
+            | Notice::AbortAsked { .. }
+            | Notice::NextTry { .. }
             | Notice::ReopenAsked { .. }
             | Notice::UpgradeAsked { .. }
             | Notice::Upgrade(Upgrade::Trying { .. }) => Severity::Info,

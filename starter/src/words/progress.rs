@@ -88,6 +88,10 @@ pub struct Success {
     pub again: Option<u64>,
     /// It has served all the time: a rollback has put an end to what was to replace it.
     pub is_kept: bool,
+    /// What the new generation is called, if somebody has said it.
+    pub label: Option<String>,
+    /// The worker of the generation that serves.
+    pub pid: Option<i64>,
     /// How long its start took, in seconds.
     pub after: Option<f64>,
     /// The generation that serves, if that is another one by now.
@@ -101,17 +105,32 @@ pub struct Success {
 }
 
 impl Success {
-    /// `generation 5 serves after 0.84 s; generation 4 exited after 3.1 s`
+    /// `generation 5 serves (pid 1234, ready after 0.84 s); generation 4 is gone (drained 3.1 s)`
     pub fn sentence(&self) -> String {
         let number = self.generation;
-        let after = |seconds: f64| format!(" after {}", short_time(seconds));
-        let took = self.after.map(after).unwrap_or_default();
+        let label = || self.label.as_ref().map(shortened);
+        let pid = self.pid.map(|pid| format!("pid {pid}"));
+        let ready = self
+            .after
+            .map(|seconds| format!("ready after {}", short_time(seconds)));
         let again = |number: u64| format!(" (generation {number} again)");
         let again = self.again.map(again).unwrap_or_default();
         let mut sentence = match self.successor {
-            None if self.is_kept => format!("generation {number} keeps serving"),
-            None => format!("generation {number}{again} serves{took}"),
-            Some(other) => format!("generation {number} served{took}, now generation {other} does"),
+            None if self.is_kept => {
+                format!(
+                    "generation {number} keeps serving{}",
+                    in_brackets([label(), pid])
+                )
+            }
+            None => format!(
+                "generation {number}{again} serves{}",
+                in_brackets([label(), pid, ready])
+            ),
+            Some(other) => format!(
+                "generation {number} served{}, now generation {other} does{}",
+                in_brackets([label(), ready]),
+                in_brackets([pid])
+            ),
         };
         if let Some(unserved) = self.unserved {
             let unserved = short_time(unserved);
@@ -120,7 +139,7 @@ impl Success {
             });
             sentence.push_str(&format!("; {old}nobody answered for {unserved}"));
         } else if let Some((old, seconds)) = self.gone {
-            sentence.push_str(&format!("; generation {old} exited{}", after(seconds)));
+            sentence.push_str(&gone(old, seconds));
         }
         match self.left {
             None => {}
@@ -135,6 +154,34 @@ impl Success {
     }
 }
 
+/// The old generation of a restart has exited, as the end of a sentence: `; generation 4 is gone (drained 3.1 s)`.
+pub fn gone(old: u64, drained: f64) -> String {
+    format!(
+        "; generation {old} is gone (drained {})",
+        short_time(drained)
+    )
+}
+
+/// What is known of these: ` (pid 1234, ready after 0.84 s)`.
+fn in_brackets(parts: impl IntoIterator<Item = Option<String>>) -> String {
+    let known: Vec<String> = parts.into_iter().flatten().collect();
+    match known.is_empty() {
+        true => String::new(),
+        false => format!(" ({})", known.join(", ")),
+    }
+}
+
+/// A server was stopped. The time is in seconds.
+pub fn stopped(took: f64) -> String {
+    format!("stopped ({})", short_time(took))
+}
+
+/// A server has reopened this log file.
+pub fn reopened(log_file: Option<&str>, took: f64) -> String {
+    let file = log_file.map_or_else(|| "the log file".to_owned(), shortened);
+    format!("reopened {file} ({})", short_time(took))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -143,11 +190,12 @@ mod tests {
     fn a_good_deploy_says_so_in_one_line_with_its_figures() {
         let success = Success {
             generation: 5,
+            pid: Some(1234),
             after: Some(0.84),
             gone: Some((4, 3.1)),
             ..Success::default()
         };
-        let sentence = "generation 5 serves after 0.84 s; generation 4 exited after 3.1 s";
+        let sentence = "generation 5 serves (pid 1234, ready after 0.84 s); generation 4 is gone (drained 3.1 s)";
         assert_eq!(success.sentence(), sentence);
         let first = Success {
             generation: 1,
@@ -159,21 +207,22 @@ mod tests {
             gone: None,
             ..success.clone()
         };
-        let sentence = "generation 5 serves after 0.84 s; generation 4 is not waited for";
+        let sentence =
+            "generation 5 serves (pid 1234, ready after 0.84 s); generation 4 is not waited for";
         assert_eq!(brief.sentence(), sentence);
         let alone = Success {
             unserved: Some(1.34),
             gone: Some((4, 0.0)),
             ..success.clone()
         };
-        let sentence = "generation 5 serves after 0.84 s; generation 4 stopped first, nobody answered for 1.3 s";
+        let sentence = "generation 5 serves (pid 1234, ready after 0.84 s); generation 4 stopped first, nobody answered for 1.3 s";
         assert_eq!(alone.sentence(), sentence);
         let crashed = Success {
             successor: Some(6),
             gone: None,
             ..success
         };
-        let sentence = "generation 5 served after 0.84 s, now generation 6 does";
+        let sentence = "generation 5 served (ready after 0.84 s), now generation 6 does (pid 1234)";
         assert_eq!(crashed.sentence(), sentence);
     }
 
@@ -181,11 +230,13 @@ mod tests {
     fn a_rollback_says_what_it_leads_to() {
         let kept = Success {
             generation: 4,
+            pid: Some(1234),
             is_kept: true,
             gone: Some((5, 3.1)),
             ..Success::default()
         };
-        let sentence = "generation 4 keeps serving; generation 5 exited after 3.1 s";
+        let sentence =
+            "generation 4 keeps serving (pid 1234); generation 5 is gone (drained 3.1 s)";
         assert_eq!(kept.sentence(), sentence);
         let again = Success {
             generation: 6,
@@ -194,8 +245,19 @@ mod tests {
             gone: Some((5, 3.1)),
             ..Success::default()
         };
-        let sentence = "generation 6 (generation 4 again) serves after 0.84 s; generation 5 exited after 3.1 s";
+        let sentence = "generation 6 (generation 4 again) serves (ready after 0.84 s); generation 5 is gone (drained 3.1 s)";
         assert_eq!(again.sentence(), sentence);
+    }
+
+    #[test]
+    fn a_stop_and_a_reopened_file_have_a_line_with_the_time() {
+        assert_eq!(stopped(0.8), "stopped (0.80 s)");
+        let file = Some("/var/log/app\n.log");
+        assert_eq!(
+            reopened(file, 0.02),
+            r"reopened /var/log/app\x0A.log (0.02 s)"
+        );
+        assert_eq!(reopened(None, 0.02), "reopened the log file (0.02 s)");
     }
 
     #[test]

@@ -140,6 +140,21 @@ pub fn of_holders(holders: &str) -> String {
     )
 }
 
+/// A start_server that runs has the address.
+pub fn of_running_server(pid: u32) -> String {
+    format!(
+        "start_server (pid {pid}) already runs on it: with its --pid-file, --restart deploys and --stop ends it"
+    )
+}
+
+/// A server was killed, and these workers of it still serve: `pid 123 of generation 2`.
+pub fn of_workers_left(workers: &str) -> String {
+    format!(
+        "that server has not ended in order, and its workers still serve: {workers}; end them with `kill` before the \
+         next start"
+    )
+}
+
 /// An ordinary user asks for a low port.
 pub fn of_low_port(port: u16) -> String {
     format!(

@@ -14,17 +14,25 @@ pub enum Way {
     StartAgain(u32),
 }
 
+/// What has undone a restart.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Asked {
+    Rollback,
+    Abort,
+}
+
 impl Way {
+    /// What follows, behind `rolling back: ` or `aborting: `.
     pub(super) fn sentence(self) -> String {
         match self {
             Way::Keep(number) => {
-                format!("rolling back: the restart is given up, generation {number} keeps serving")
+                format!("the restart is given up, generation {number} keeps serving")
             }
-            Way::Return { to, from } => format!(
-                "rolling back: generation {to} is current again, generation {from} is told to stop"
-            ),
+            Way::Return { to, from } => {
+                format!("generation {to} is current again, generation {from} is told to stop")
+            }
             Way::StartAgain(number) => {
-                format!("rolling back: starting the program of generation {number} again")
+                format!("starting the program of generation {number} again")
             }
         }
     }
@@ -70,12 +78,23 @@ pub fn not_kept(number: u32) -> StartFailure {
     ))
 }
 
-/// Why a restart has led to nothing that a rollback has undone.
-pub fn undone() -> StartFailure {
-    because("it was rolled back".into())
+/// There is no restart that has not committed.
+pub fn nothing_is_tried() -> StartFailure {
+    because("no restart is under way or tried again".into())
+}
+
+/// Why a restart has led to nothing that was undone.
+pub fn undone(asked: Asked) -> StartFailure {
+    because(match asked {
+        Asked::Rollback => "it was rolled back".into(),
+        Asked::Abort => "it was aborted".into(),
+    })
 }
 
 /// Why a restart was not even begun.
-pub fn came_first() -> StartFailure {
-    because("a rollback came first".into())
+pub fn came_first(asked: Asked) -> StartFailure {
+    because(match asked {
+        Asked::Rollback => "a rollback came first".into(),
+        Asked::Abort => "an abort came first".into(),
+    })
 }

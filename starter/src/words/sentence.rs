@@ -9,9 +9,11 @@ use nix::sys::signal::Signal;
 
 use crate::words::failure::Failure;
 use crate::words::notice::Notice;
-use crate::words::parts::{Pids, failed_starts, name};
+use crate::words::number::time;
+use crate::words::parts::{Pids, WithMeaning, failed_starts, name};
 use crate::words::remedy;
 use crate::words::start_failure::StartFailure;
+use crate::words::stopping::listed;
 use crate::words::text::{printable, quoted};
 
 impl fmt::Display for Notice {
@@ -94,6 +96,17 @@ impl Notice {
             Notice::CheckFailed(failure) => {
                 format!("start_server: {}; nothing was started", failure.cause)
             }
+            Notice::Listening { first, count } => {
+                format!("start_server: listening on {}", listed(first, *count))
+            }
+            Notice::Labelled { generation, label } => {
+                format!("start_server: generation {generation} is {label}")
+            }
+            Notice::Serves { generation, pids } => {
+                let pids = Pids(pids, "none");
+                format!("start_server: generation {generation} serves (pid {pids})")
+            }
+            Notice::StillWaiting(waiting) => waiting.to_string(),
             Notice::PortChosen { given, address } => {
                 format!("start_server: {given} is bound to {address}")
             }
@@ -129,7 +142,18 @@ impl Notice {
                     "start_server: worker {worker} has left processes behind, sending {signal} to them:{pids}"
                 )
             }
-            Notice::RollingBack(way) => format!("start_server: {}", way.sentence()),
+            Notice::RollingBack(way) => format!("start_server: rolling back: {}", way.sentence()),
+            Notice::Aborting(way) => format!("start_server: aborting: {}", way.sentence()),
+            Notice::CannotAbort(StartFailure { cause, .. }) => {
+                format!("start_server: cannot abort: {cause}")
+            }
+            Notice::NextTry { next, serving } => {
+                let next = time(next.as_secs_f64());
+                format!(
+                    "start_server: generation {serving} keeps serving; the restart is tried again in {next}, \
+                     unless --abort ends that"
+                )
+            }
             Notice::CannotRollBack(StartFailure { cause, .. }) => {
                 format!("start_server: cannot roll back: {cause}")
             }
@@ -250,6 +274,7 @@ impl Notice {
                 )
             }
             Notice::LogCommandDied { status } => {
+                let status = WithMeaning(*status);
                 format!("start_server: the log command died, status:{status}; starting it again")
             }
             Notice::CannotStartLogCommand { cause } => {
@@ -296,6 +321,9 @@ impl Notice {
             }
             Notice::RollbackAsked { pid } => {
                 format!("asked start_server (pid:{pid}) to roll back, waiting for the outcome...")
+            }
+            Notice::AbortAsked { pid } => {
+                format!("asked start_server (pid:{pid}) to abort the restart, waiting for the outcome...")
             }
             Notice::LockHeldByAnother {
                 path,

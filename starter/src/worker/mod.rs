@@ -4,6 +4,7 @@
 
 pub mod environment;
 mod explain;
+mod label;
 pub mod leftovers;
 pub mod lookup;
 mod pin;
@@ -29,6 +30,7 @@ use serde::{Deserialize, Serialize};
 
 pub use self::explain::cannot_spawn;
 use self::explain::{Attempt, Step, explain};
+pub use self::label::Label;
 pub use self::pin::Pin;
 use self::pin::Wanted;
 pub use self::settings::Settings;
@@ -49,6 +51,8 @@ pub struct Blueprint {
     pub arguments: Vec<OsString>,
     /// The worker's working directory; PATH is looked up from there.
     pub directory: Option<PathBuf>,
+    /// What each generation is called, if not after its program.
+    pub label: Option<Label>,
     /// Sockets with their numbers in the worker. Every socket's own number is above all of these.
     pub sockets: Vec<(OwnedFd, RawFd)>,
     /// How its environment differs from the launcher's before anything else is changed.
@@ -163,6 +167,15 @@ impl Blueprint {
             highest: self.highest,
         };
         Pin::new(&wanted, environment)
+    }
+
+    /// What a generation that is started from this is called.
+    pub fn label(&self, pin: &Pin) -> String {
+        // With `--no-pin` nothing is held.
+        match pin.program_and_time() {
+            None => label::of_generation(self.label.as_ref(), &self.pin(pin.environment.clone())),
+            Some(_) => label::of_generation(self.label.as_ref(), pin),
+        }
     }
 
     /// The child's side, up to the directory and the program.
@@ -362,6 +375,7 @@ mod tests {
 
     fn blueprint() -> Blueprint {
         Blueprint {
+            label: None,
             program: "there-is-no-such-program".into(),
             arguments: Vec::new(),
             directory: None,

@@ -178,6 +178,18 @@ impl Pin {
         }
     }
 
+    /// Where the program is, without symbolic links if that is known, and when it was last modified, in seconds since 1970.
+    pub fn program_and_time(&self) -> Option<(PathBuf, i64)> {
+        let program = self.program.as_ref().ok()?;
+        let path = program.real.as_ref().unwrap_or(&program.found).clone();
+        Some((path, fstat(&program.file).ok()?.st_mtime))
+    }
+
+    /// Where the directory of `--dir` is.
+    pub fn directory_path(&self) -> Option<PathBuf> {
+        fs::read_link(by_descriptor(self.directory.as_ref()?)).ok()
+    }
+
     /// For the next program, once for all generations that share it.
     pub fn pack(&self, luggage: &mut Luggage) -> PackedPin {
         let program = self.program.as_ref();

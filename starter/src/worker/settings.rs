@@ -3,6 +3,8 @@
 use std::ffi::OsString;
 use std::path::PathBuf;
 
+use super::label::Label;
+
 /// What every worker runs, and where.
 #[derive(Debug, PartialEq, Eq)]
 pub struct Settings {
@@ -11,6 +13,8 @@ pub struct Settings {
     pub arguments: Vec<OsString>,
     /// A shell command that is run before each restart.
     pub check: Option<OsString>,
+    /// What each generation is called, if not after its program.
+    pub label: Option<Label>,
     /// `None` is the launcher's.
     pub directory: Option<PathBuf>,
 }

@@ -593,6 +593,45 @@ impl World {
         }
     }
 
+    /// Nothing that has committed is touched, and no restart is left over.
+    fn abort(&mut self) {
+        let before = self.machine.clone();
+        self.successes = 0;
+        let restarts = self.machine.history.counters.restarts;
+        self.on(Event::Abort);
+        if before.is_stopping() {
+            assert_eq!(
+                before, self.machine,
+                "it is stopping, and goes on with that"
+            );
+            return;
+        }
+        assert_eq!(self.machine.history.counters.restarts, restarts + 1);
+        let last = self.machine.history.decisions.back();
+        let last = last.filter(|one| one.request > restarts);
+        if let Some(Verdict::Refused(_)) = last.map(|one| &one.verdict) {
+            let history = self.machine.history.clone();
+            let after = Machine { history, ..before };
+            assert_eq!(after, self.machine, "it is refused, and changes nothing");
+            return;
+        }
+        self.owed = false;
+        let machine = &self.machine;
+        assert!(!machine.restart_wanted && machine.checking.is_none());
+        let serves = |machine: &Machine| machine.current().map(|one| one.number);
+        if serves(&before).is_some() {
+            assert_eq!(serves(&before), serves(machine), "what serves goes on");
+            assert!(!machine.is_starting() && machine.planned.is_none());
+            for generation in before
+                .generations()
+                .filter(|one| one.state() != State::Starting)
+            {
+                let state = machine.state_of(generation.number);
+                assert_eq!(state, Some(generation.state()), "it is not touched");
+            }
+        }
+    }
+
     /// Only whoever is current is told to stop, and only if what it replaced serves in its place.
     fn check_return_from(&self, number: u32) {
         let before = self.before_rollback.as_ref().unwrap();

@@ -1,4 +1,4 @@
-//! `--rollback` in each state of the last restart. That it takes no serving worker away without another one is checked at
+//! `--rollback` and `--abort` in each state of the last restart. That it takes no serving worker away without another one is checked at
 //! each step of the [`walk`](super::walk).
 
 use super::*;
@@ -223,4 +223,63 @@ fn there_must_be_something_to_go_back_to() {
     world.exit(Pid::from_raw(100), 0);
     world.roll_back();
     assert!(refused(&world).contains("--no-pin"));
+}
+
+#[test]
+fn an_abort_ends_the_tries_of_a_failed_restart() {
+    let mut world = serving(0);
+    world.restart();
+    world.exit_newest(256);
+    assert!(world.said(
+        "generation 1 keeps serving; the restart is tried again in 1 s, unless --abort ends that"
+    ));
+    world.abort();
+    assert!(world.said("aborting: the restart is given up, generation 1 keeps serving"));
+    assert_eq!((world.machine.deadline(), world.pids().len()), (None, 1));
+    let decision = last(&world);
+    assert_eq!((decision.request, decision.generation), (2, 1));
+    assert_eq!(decision.verdict, Verdict::Committed);
+    // Nothing is left to abort, and the next restart is one as any other.
+    world.abort();
+    assert!(refused(&world).contains("no restart is under way or tried again"));
+    world.restart();
+    world.pass_deadline();
+    assert_eq!(world.state_of(3), Some(State::Current));
+}
+
+#[test]
+fn an_abort_ends_a_start_and_whoever_waits_for_it_learns_why() {
+    let mut world = serving(0);
+    world.restart();
+    assert_eq!(world.state_of(2), Some(State::Starting));
+    world.abort();
+    assert_eq!(world.state_of(1), Some(State::Current));
+    assert_eq!(world.state_of(2), Some(State::Old));
+    let of_restart = world.machine.history.decision_on(2).unwrap();
+    let cause = match &of_restart.verdict {
+        Verdict::Refused(cause) => &*cause.cause,
+        other => panic!("{other:?}"),
+    };
+    assert_eq!((of_restart.request, cause), (1, "it was aborted"));
+    world.exit_newest(0);
+    assert!(last(&world).steps.drained_at.is_some());
+}
+
+#[test]
+fn an_abort_leaves_alone_what_has_committed() {
+    for seconds in [0, 5] {
+        let mut world = restarted(seconds);
+        let states = [1, 2].map(|number| world.state_of(number));
+        world.abort();
+        assert!(refused(&world).contains("no restart is under way or tried again"));
+        assert_eq!([1, 2].map(|number| world.state_of(number)), states);
+    }
+}
+
+#[test]
+fn an_abort_while_nothing_has_served_is_refused() {
+    let mut world = World::new(settings());
+    world.abort();
+    assert!(refused(&world).contains("no generation has served yet"));
+    assert_eq!(world.state_of(1), Some(State::Starting));
 }

@@ -415,6 +415,38 @@ fn stop_reaches_every_worker_whatever_its_state() {
 }
 
 #[test]
+fn whoever_stops_it_again_learns_what_it_waits_for() {
+    let stop_timeout = Some(Duration::from_secs(30));
+    for (settings, end) in [
+        (settings(), "--stop-timeout or kill -KILL ends them"),
+        (
+            Settings {
+                stop_timeout,
+                ..settings()
+            },
+            "they are killed in 18 s",
+        ),
+    ] {
+        let mut world = World::new(settings);
+        world.pass_deadline();
+        world.restart();
+        world.stop(Signal::SIGTERM);
+        assert!(!world.said("still waiting"));
+        world.pass(12.0);
+        for signal in [Signal::SIGTERM, Signal::SIGINT] {
+            let before = world.machine.clone();
+            world.said.clear();
+            world.stop(signal);
+            let line = format!(
+                "still waiting for worker 100 of generation 1 and worker 101 of generation 2 (12 s); {end}"
+            );
+            assert!(world.said(&line), "{:?}", world.said);
+            assert_eq!(world.machine, before, "it changes nothing");
+        }
+    }
+}
+
+#[test]
 fn only_term_uses_the_signal_that_was_chosen_for_it() {
     for signal in [Signal::SIGINT, Signal::SIGQUIT] {
         let mut world = World::new(settings());

@@ -24,13 +24,14 @@ enum Step {
     TimePasses,
     Restart,
     RollBack,
+    Abort,
     Stop,
     StrangersAct,
     /// There and back.
     KnobsChange,
 }
 
-/// Every step but the rollback by hand, which has walks of its own: together they would take too long.
+/// Every step but the rollback by hand and the abort, which have walks of their own: together they would take too long.
 const STEPS: [Step; 18] = [
     Step::OldestExits,
     Step::SecondNewestExits,
@@ -52,9 +53,10 @@ const STEPS: [Step; 18] = [
     Step::KnobsChange,
 ];
 
-/// What matters to a rollback.
-const ROLLBACK_STEPS: [Step; 11] = [
+/// What matters to a rollback and to an abort.
+const ROLLBACK_STEPS: [Step; 12] = [
     Step::RollBack,
+    Step::Abort,
     Step::Restart,
     Step::TimePasses,
     Step::OldestExits,
@@ -127,6 +129,8 @@ impl World {
             Step::Restart => self.restart(),
             Step::RollBack if self.stopping => return false,
             Step::RollBack => self.roll_back(),
+            Step::Abort if self.stopping => return false,
+            Step::Abort => self.abort(),
             Step::Stop if self.stopping => return false,
             Step::Stop => self.stop(Signal::SIGTERM),
             Step::StrangersAct => {
@@ -622,9 +626,10 @@ fn some_long_histories_keep_the_promises() {
         let mut world = World::with(kinds[number % kinds.len()].clone(), number % 2 == 0);
         let mut history = Vec::new();
         for _ in 0..60 {
-            let step = match chosen(STEPS.len() + 1) {
+            let step = match chosen(STEPS.len() + 2) {
                 0 => Step::RollBack,
-                other => STEPS[other - 1],
+                1 => Step::Abort,
+                other => STEPS[other - 2],
             };
             // Otherwise most of them were short again.
             if matches!(step, Step::Stop) || world.finished.is_some() {

@@ -110,7 +110,7 @@ fn a_running_superdaemon_is_asked_for_one_thing_and_by_its_pid_file() {
     );
     assert_eq!(
         error(&["--timeout=5", "--pid-file=/p", "prog"]),
-        "cannot use --timeout=5: it needs --restart, --rollback, --upgrade, --stop or --reopen as well"
+        "cannot use --timeout=5: it needs --restart, --rollback, --abort, --upgrade, --stop or --reopen as well"
     );
 }
 
@@ -135,11 +135,11 @@ fn a_status_is_shown_in_one_form() {
         ),
         (
             &["--stop", "--json"],
-            "cannot use --json: it needs --status, --restart or --rollback as well",
+            "cannot use --json: it needs --status, --restart, --rollback or --abort as well",
         ),
         (
             &["--json", "prog"],
-            "cannot use --json: it needs --status, --restart or --rollback as well",
+            "cannot use --json: it needs --status, --restart, --rollback or --abort as well",
         ),
         (
             &["--restart", "--openmetrics"],
@@ -151,11 +151,11 @@ fn a_status_is_shown_in_one_form() {
         ),
         (
             &["--status", "--no-wait"],
-            "cannot use --no-wait: it needs --restart or --rollback as well",
+            "cannot use --no-wait: it needs --restart, --rollback or --abort as well",
         ),
         (
             &["--no-wait", "prog"],
-            "cannot use --no-wait: it needs --restart or --rollback as well",
+            "cannot use --no-wait: it needs --restart, --rollback or --abort as well",
         ),
         (
             &["--follow", "prog"],

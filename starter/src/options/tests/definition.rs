@@ -12,6 +12,9 @@ fn the_definition_is_consistent() {
 fn the_version_is_one_line() {
     let version = concat!("start_server ", env!("CARGO_PKG_VERSION"), "\n");
     assert_eq!(printed(&["--version"]), version);
+    assert_eq!(printed(&["-V"]), version);
+    assert_eq!(printed(&["version"]), version);
+    assert_eq!(printed(&["--strict", "-V", "--unknown"]), version);
     assert_eq!(printed(&["--VERS", "--unknown"]), version);
     assert_eq!(printed(&["--port=0", "--ver", "--", "prog"]), version);
 }
@@ -20,7 +23,11 @@ fn the_version_is_one_line() {
 fn the_help_shows_every_option_in_80_columns() {
     let help = printed(&["--help"]);
     assert_eq!(help, printed(&["--HE", "prog"]));
-    assert!(help.ends_with("Print the version.\n"), "{help}");
+    for asked in ["-h", "help"] {
+        assert_eq!(help, printed(&[asked]), "{asked}");
+    }
+    let example = "  start_server --restart --pid-file=app.pid --timeout=60\n";
+    assert!(help.ends_with(example), "{help}");
     assert!(
         help.contains("Usage: start_server [options] -- server-prog server-arg1 server-arg2 ...\n"),
         "{help}"
@@ -47,7 +54,10 @@ fn the_help_shows_every_option_in_80_columns() {
             "Files and logging:",
             "Syslog:",
             "Privileges:",
-            "Commands:"
+            "Commands:",
+            "Signals:",
+            "Exit codes:",
+            "Examples:"
         ]
     );
 }

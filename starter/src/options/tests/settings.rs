@@ -51,6 +51,7 @@ fn the_defaults_are_those_of_server_starter() {
     };
     assert_eq!(listeners, expected);
     let expected = worker::Settings {
+        label: None,
         program: "prog".into(),
         arguments: vec![],
         check: None,
@@ -183,6 +184,7 @@ fn every_option_reaches_its_room() {
     };
     assert_eq!(listeners, expected);
     let expected = worker::Settings {
+        label: None,
         program: "prog".into(),
         arguments: vec![],
         check: Some("make test".into()),

@@ -30,6 +30,12 @@ fn the_program_begins_at_the_first_word_that_is_no_option() {
             vec!["--version"],
         ),
         (vec!["--", "-x"], "-x", vec![]),
+        // Alone and without the dashes, these are asked for.
+        (vec!["--", "help"], "help", vec![]),
+        (vec!["--", "version"], "version", vec![]),
+        (vec!["help", "me"], "help", vec!["me"]),
+        (vec!["--strict", "version"], "version", vec![]),
+        (vec!["Help"], "Help", vec![]),
         (vec!["--", "--", "prog"], "--", vec!["prog"]),
         (
             vec!["prog", "--", "a", "--", ""],
@@ -165,7 +171,7 @@ fn an_option_with_one_dash_is_refused_with_the_right_spelling() {
         ("-port=80", "\nhint: write --port=80"),
         ("-PORT=80", "\nhint: write --port=80"),
         ("-port", "\nhint: write --port"),
-        ("-h", "\nhint: write --help"),
+        ("-H", "\nhint: write --help"),
         (
             "-p",
             "\nhint: write --path, --pid-file, --port, --preset or --probe",

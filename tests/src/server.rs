@@ -577,7 +577,7 @@ impl Server {
     #[must_use]
     pub fn supervisor(&self) -> Option<Pid> {
         let guardian = proc::status(self.main_pid())?.name;
-        let children = proc::children(self.main_pid()).into_iter();
+        let mut children = proc::children(self.main_pid()).into_iter();
         children.rfind(|pid| proc::status(*pid).is_some_and(|status| status.name == guardian))
     }
 

@@ -5,10 +5,12 @@ use std::os::fd::BorrowedFd;
 use std::time::Duration;
 
 use nix::unistd::Pid;
+use serde::{Deserialize, Serialize};
 
-use super::command::Running;
+use super::command::{PackedRunning, Running};
 use super::handed::{Order, Runner};
 use crate::host::launcher::Change;
+use crate::host::luggage::Luggage;
 use crate::host::moment::Moment;
 use crate::listeners::dialects::Announced;
 use crate::words::failure;
@@ -24,6 +26,15 @@ pub struct Attempts {
     longest: Option<Duration>,
     /// It runs, and began then.
     running: Option<(Running, Moment)>,
+    is_late: bool,
+    next_at: Moment,
+}
+
+/// Attempts on their way to the next program.
+#[derive(Debug, Serialize, Deserialize)]
+pub struct PackedAttempts {
+    changes: Vec<Change>,
+    running: Option<(PackedRunning, Moment)>,
     is_late: bool,
     next_at: Moment,
 }
@@ -52,6 +63,36 @@ impl Attempts {
             running: None,
             is_late: false,
             next_at: at,
+        }
+    }
+
+    /// For the next program.
+    pub fn pack(&self, luggage: &mut Luggage) -> PackedAttempts {
+        let running = self.running.as_ref();
+        PackedAttempts {
+            changes: self.changes.clone(),
+            running: running.map(|(running, began_at)| (running.pack(luggage), *began_at)),
+            is_late: self.is_late,
+            next_at: self.next_at,
+        }
+    }
+
+    /// The same attempts again, with the one that is under way.
+    pub fn unpack(
+        packed: PackedAttempts,
+        generation: u32,
+        pause: Duration,
+        longest: Option<Duration>,
+    ) -> Attempts {
+        let running = packed.running;
+        Attempts {
+            generation,
+            changes: packed.changes,
+            pause,
+            longest,
+            running: running.map(|(running, began_at)| (Running::unpack(running), began_at)),
+            is_late: packed.is_late,
+            next_at: packed.next_at,
         }
     }
 

@@ -7,13 +7,15 @@ use std::time::Duration;
 
 use nix::poll::PollFlags;
 use nix::unistd::Pid;
+use serde::{Deserialize, Serialize};
 
-use super::attempts::{Attempts, Ended};
+use super::attempts::{Attempts, Ended, PackedAttempts};
 use super::handed::Runner;
 use super::probe::Probe;
 use super::settings::Ready;
-use super::trial::{self, Goal, LONGEST_REQUEST, Trial};
+use super::trial::{self, Goal, LONGEST_REQUEST, PackedTrial, Trial};
 use crate::host::launcher::Change;
+use crate::host::luggage::Luggage;
 use crate::host::moment::Moment;
 use crate::listeners::dialects::Announced;
 use crate::machine::Event;
@@ -36,13 +38,31 @@ enum Question {
     Command(Attempts),
 }
 
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 enum Last {
     /// There was none yet.
     Unknown,
     Good,
     /// The first try that failed, and has not been followed by a good one, began then.
     BadSince(Moment),
+}
+
+/// The health of a generation on its way to the next program.
+#[derive(Debug, Serialize, Deserialize)]
+pub struct PackedHealth {
+    question: PackedQuestion,
+    last: Last,
+}
+
+#[derive(Debug, Serialize, Deserialize)]
+enum PackedQuestion {
+    Probe(PackedTrial),
+    Command(PackedAttempts),
+}
+
+/// How long a command may take.
+fn longest_command(watch: Duration) -> Duration {
+    watch.max(LONGEST_REQUEST)
 }
 
 /// How long it is from the end of a try to the next one: a quarter of the time after which failures matter, within
@@ -71,7 +91,7 @@ impl Health {
                 generation,
                 changes.to_vec(),
                 period,
-                Some(watch.max(LONGEST_REQUEST)),
+                Some(longest_command(watch)),
                 first_at,
             )),
             None => return None,
@@ -81,6 +101,44 @@ impl Health {
             period,
             question,
             last: Last::Unknown,
+        })
+    }
+
+    /// For the next program.
+    pub fn pack(&self, luggage: &mut Luggage) -> PackedHealth {
+        PackedHealth {
+            question: match &self.question {
+                Question::Probe { trial, .. } => PackedQuestion::Probe(trial.pack(luggage)),
+                Question::Command(attempts) => PackedQuestion::Command(attempts.pack(luggage)),
+            },
+            last: self.last,
+        }
+    }
+
+    /// The same again, under settings from the same command line; `None` if they ask nothing.
+    pub fn unpack(
+        packed: PackedHealth,
+        generation: u32,
+        ready: &Ready,
+        watch: Duration,
+    ) -> Option<Health> {
+        let period = period(watch);
+        let question = match packed.question {
+            PackedQuestion::Probe(trial) => {
+                let goal = Goal::of(ready)?;
+                let trial = Trial::unpack(trial, goal.clone(), whom(generation));
+                Question::Probe { goal, trial }
+            }
+            PackedQuestion::Command(attempts) => {
+                let longest = Some(longest_command(watch));
+                Question::Command(Attempts::unpack(attempts, generation, period, longest))
+            }
+        };
+        Some(Health {
+            generation,
+            period,
+            question,
+            last: packed.last,
         })
     }
 
@@ -195,7 +253,11 @@ impl Health {
 }
 
 fn trial(generation: u32, goal: Goal, at: Moment) -> Trial {
-    Trial::new(goal, format!("generation {generation}"), at)
+    Trial::new(goal, whom(generation), at)
+}
+
+fn whom(generation: u32) -> String {
+    format!("generation {generation}")
 }
 
 #[cfg(test)]

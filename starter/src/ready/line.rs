@@ -7,6 +7,8 @@ use nix::errno::Errno;
 use nix::fcntl::{FcntlArg, OFlag, fcntl};
 use nix::unistd::{pipe2, read};
 
+use crate::host::luggage::{Carried, Luggage};
+
 /// Our end.
 #[derive(Debug)]
 pub struct Pipe(OwnedFd);
@@ -29,6 +31,16 @@ impl Pipe {
         // On our side only: the two ends are separate open file descriptions.
         fcntl(&ours, FcntlArg::F_SETFL(OFlag::O_NONBLOCK))?;
         Ok((Pipe(ours), theirs))
+    }
+
+    /// For the next program.
+    pub fn pack(&self, luggage: &mut Luggage) -> Carried {
+        luggage.put(&self.0)
+    }
+
+    /// The same pipe again.
+    pub fn unpack(packed: Carried) -> Pipe {
+        Pipe(packed.take())
     }
 
     /// Reads a bounded amount of what has come.

@@ -34,9 +34,12 @@ use std::os::fd::{BorrowedFd, OwnedFd, RawFd};
 
 use nix::poll::PollFlags;
 use nix::unistd::Pid;
+use serde::{Deserialize, Serialize};
 
-use self::watched::{Desk, Watched};
+use self::store::PackedStore;
+use self::watched::{Desk, PackedWatched, Watched};
 use crate::host::launcher::Change;
+use crate::host::luggage::Luggage;
 use crate::host::moment::Moment;
 use crate::listeners::dialects::Announced;
 use crate::machine::{Event, Machine, State};
@@ -59,6 +62,13 @@ pub struct Readiness {
     notices: Vec<Notice>,
 }
 
+/// All of it on its way to the next program.
+#[derive(Debug, Serialize, Deserialize)]
+pub struct PackedReadiness {
+    watched: Vec<PackedWatched>,
+    store: PackedStore,
+}
+
 impl Readiness {
     pub fn new(settings: Settings, layout: Layout) -> Readiness {
         let store = Store::new(settings.fd_store_max, layout.listeners, layout.highest);
@@ -69,6 +79,32 @@ impl Readiness {
             watched: Vec::new(),
             found: Vec::new(),
             notices: Vec::new(),
+        }
+    }
+
+    /// Whether everything that was found and is to be said was taken. It is, unless a worker has just been started.
+    pub fn is_settled(&self) -> bool {
+        self.found.is_empty() && self.notices.is_empty()
+    }
+
+    /// For the next program, without what was found and is to be said: only where [`Readiness::is_settled`] is nothing lost.
+    /// Whoever drops the original ends commands and removes sockets nevertheless.
+    pub fn pack(&self, luggage: &mut Luggage) -> PackedReadiness {
+        PackedReadiness {
+            watched: self.watched.iter().map(|it| it.pack(luggage)).collect(),
+            store: self.store.pack(luggage),
+        }
+    }
+
+    /// The same again, with what the command line says.
+    pub fn unpack(packed: PackedReadiness, settings: Settings, layout: Layout) -> Readiness {
+        let watched = packed.watched.into_iter();
+        let watched = watched.map(|it| Watched::unpack(it, &settings)).collect();
+        let new = Readiness::new(settings, layout);
+        Readiness {
+            watched,
+            store: Store::unpack(packed.store, new.store),
+            ..new
         }
     }
 
@@ -199,46 +235,4 @@ impl Readiness {
 
 #[cfg(test)]
 #[allow(clippy::unwrap_used, reason = "tests fail by panicking")]
-mod tests {
-    use std::io::IoSlice;
-    use std::os::fd::AsRawFd;
-    use std::os::unix::net::UnixDatagram;
-    use std::time::Duration;
-
-    use nix::sys::socket::{ControlMessage, MsgFlags, sendmsg};
-    use nix::unistd::{getpid, getppid};
-
-    use super::*;
-    use crate::listeners::backlog::Backlog;
-
-    #[test]
-    fn the_last_words_of_a_worker_are_read_when_it_has_died() {
-        let settings = Settings {
-            ready: Ready::Notify,
-            probe: None,
-            start_timeout: Duration::from_secs(1),
-            watch: None,
-            fd_store_max: 2,
-        };
-        let layout = Layout::new([3, 4].into_iter(), &settings, Backlog::new(None), true);
-        let mut readiness = Readiness::new(settings, layout);
-        let handed = readiness.begin(1).unwrap();
-        let (_, address) = handed.variables[0].clone();
-        readiness.started(1, getpid(), handed, &[]);
-        let client = UnixDatagram::unbound().unwrap();
-        client.connect(address).unwrap();
-        let (reader, _writer) = std::io::pipe().unwrap();
-        let raw = [reader.as_raw_fd()];
-        let rights = [ControlMessage::ScmRights(&raw)];
-        let parts = [IoSlice::new(b"FDSTORE=1\nFDNAME=last")];
-        let number = client.as_raw_fd();
-        sendmsg::<()>(number, &parts, &rights, MsgFlags::empty(), None).unwrap();
-        let count = |readiness: &Readiness| readiness.store.hand_out().len();
-        readiness.read_last_words(getppid(), Moment::now(), &[]);
-        assert_eq!(count(&readiness), 0);
-        readiness.read_last_words(getpid(), Moment::now(), &[]);
-        assert_eq!(count(&readiness), 1);
-        let (name, _, place) = readiness.store.hand_out()[0];
-        assert_eq!((name, place), ("last", 5));
-    }
-}
+mod tests;

@@ -12,9 +12,14 @@ use nix::sys::socket::{
     AddressFamily, SockFlag, SockType, UnixAddr, bind, setsockopt, socket, sockopt,
 };
 use nix::unistd::Pid;
+use serde::{Deserialize, Serialize};
 
+use crate::host::luggage::{Carried, Luggage};
 use crate::ready::message::{LARGEST, Message, parse};
-use crate::ready::private::PrivateDirectory;
+use crate::ready::private::{PackedDirectory, PrivateDirectory};
+
+/// The name of the socket in its directory.
+const NAME: &str = "notify";
 
 /// How many descriptors the kernel passes with one datagram at most (SCM_MAX_FD of net/scm.h).
 pub const MOST_DESCRIPTORS: usize = 253;
@@ -32,6 +37,13 @@ pub struct Socket {
     directory: PrivateDirectory,
     /// Whether descriptors are let in.
     takes_descriptors: bool,
+}
+
+/// A socket on its way to the next program, with everything in it that was not read.
+#[derive(Debug, Serialize, Deserialize)]
+pub struct PackedSocket {
+    socket: Carried,
+    directory: PackedDirectory,
 }
 
 /// A datagram and who sent it, according to the kernel.
@@ -53,7 +65,7 @@ pub enum Received {
 
 impl Socket {
     pub fn open(takes_descriptors: bool) -> nix::Result<Socket> {
-        let directory = PrivateDirectory::new("notify")?;
+        let directory = PrivateDirectory::new(NAME)?;
         let flags = SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK;
         let socket = socket(AddressFamily::Unix, SockType::Datagram, flags, None)?;
         setsockopt(&socket, sockopt::PassCred, &true)?;
@@ -63,6 +75,23 @@ impl Socket {
             directory,
             takes_descriptors,
         })
+    }
+
+    /// For the next program.
+    pub fn pack(&self, luggage: &mut Luggage) -> PackedSocket {
+        PackedSocket {
+            socket: luggage.put(&self.socket),
+            directory: self.directory.pack(luggage),
+        }
+    }
+
+    /// The same socket again, at the same address.
+    pub fn unpack(packed: PackedSocket, takes_descriptors: bool) -> Socket {
+        Socket {
+            socket: packed.socket.take(),
+            directory: PrivateDirectory::unpack(packed.directory, NAME),
+            takes_descriptors,
+        }
     }
 
     /// The value of `NOTIFY_SOCKET`.

@@ -1,7 +1,7 @@
 //! A directory for the sockets of one generation, which only this user can enter: nobody else can send to them, or take
 //! their place.
 
-use std::ffi::OsStr;
+use std::ffi::{OsStr, OsString};
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
@@ -10,6 +10,9 @@ use nix::errno::Errno;
 use nix::fcntl::{OFlag, open};
 use nix::sys::stat::Mode;
 use nix::unistd::{UnlinkatFlags, mkdtemp, unlinkat};
+use serde::{Deserialize, Serialize};
+
+use crate::host::luggage::{Carried, Luggage};
 
 /// Where directories are made if TMPDIR says nothing useful.
 const USUAL: &str = "/tmp";
@@ -23,6 +26,13 @@ pub struct PrivateDirectory {
     path: PathBuf,
     opened: OwnedFd,
     socket: &'static str,
+}
+
+/// A directory on its way to the next program, which is to remove it.
+#[derive(Debug, Serialize, Deserialize)]
+pub struct PackedDirectory {
+    path: OsString,
+    opened: Carried,
 }
 
 impl PrivateDirectory {
@@ -47,6 +57,23 @@ impl PrivateDirectory {
                 socket,
             }),
             false => Err(Errno::EEXIST),
+        }
+    }
+
+    /// For the next program. Whoever drops the original removes the directory nevertheless.
+    pub fn pack(&self, luggage: &mut Luggage) -> PackedDirectory {
+        PackedDirectory {
+            path: self.path.clone().into(),
+            opened: luggage.put(&self.opened),
+        }
+    }
+
+    /// The same directory again, with a socket of this name.
+    pub fn unpack(packed: PackedDirectory, socket: &'static str) -> PrivateDirectory {
+        PrivateDirectory {
+            path: packed.path.into(),
+            opened: packed.opened.take(),
+            socket,
         }
     }
 

@@ -13,11 +13,13 @@ use nix::sys::socket::{
 };
 use nix::sys::stat::fstat;
 use nix::{getsockopt_impl, setsockopt_impl, sockopt_impl};
+use serde::{Deserialize, Serialize};
 
+use crate::host::luggage::{Carried, Luggage};
 use crate::host::sock_diag::{self, State, UnixSocket};
 use crate::listeners::dialects::Announced;
 use crate::listeners::sockets;
-use crate::ready::private::PrivateDirectory;
+use crate::ready::private::{PackedDirectory, PrivateDirectory};
 use crate::ready::settings::ProbeAt;
 
 sockopt_impl!(
@@ -28,6 +30,9 @@ sockopt_impl!(
     libc::TCP_DEFER_ACCEPT,
     libc::c_int
 );
+
+/// The name of a unix socket in its directory.
+const NAME: &str = "socket";
 
 /// A listener of one generation. Dropping it closes our copy, and removes the file of a unix socket.
 #[derive(Debug)]
@@ -50,6 +55,44 @@ pub struct Connection {
     addresses: Option<(SocketAddr, SocketAddr)>,
 }
 
+/// A probe on its way to the next program.
+#[derive(Debug, Serialize, Deserialize)]
+pub struct PackedProbe {
+    listener: Carried,
+    place: PackedPlace,
+}
+
+#[derive(Debug, Serialize, Deserialize)]
+enum PackedPlace {
+    Port(SocketAddr),
+    File(PackedDirectory),
+}
+
+/// A connection on its way to the next program.
+#[derive(Debug, Serialize, Deserialize)]
+pub struct PackedConnection {
+    socket: Carried,
+    addresses: Option<(SocketAddr, SocketAddr)>,
+}
+
+impl Connection {
+    /// For the next program.
+    pub fn pack(&self, luggage: &mut Luggage) -> PackedConnection {
+        PackedConnection {
+            socket: luggage.put(&self.socket),
+            addresses: self.addresses,
+        }
+    }
+
+    /// The same connection again.
+    pub fn unpack(packed: PackedConnection) -> Connection {
+        Connection {
+            socket: packed.socket.take(),
+            addresses: packed.addresses,
+        }
+    }
+}
+
 impl Probe {
     /// Opens one, whose descriptor in this process is above `highest`.
     pub fn open(
@@ -70,6 +113,30 @@ impl Probe {
         }
         probe.listener = crate::host::open_files::duplicate_above(probe.listener.as_fd(), highest)?;
         Ok(probe)
+    }
+
+    /// For the next program.
+    pub fn pack(&self, luggage: &mut Luggage) -> PackedProbe {
+        PackedProbe {
+            listener: luggage.put(&self.listener),
+            place: match &self.place {
+                Place::Port(address) => PackedPlace::Port(*address),
+                Place::File(directory) => PackedPlace::File(directory.pack(luggage)),
+            },
+        }
+    }
+
+    /// The same probe again, wherever `--probe` would open one now.
+    pub fn unpack(packed: PackedProbe) -> Probe {
+        Probe {
+            listener: packed.listener.take(),
+            place: match packed.place {
+                PackedPlace::Port(address) => Place::Port(address),
+                PackedPlace::File(directory) => {
+                    Place::File(PrivateDirectory::unpack(directory, NAME))
+                }
+            },
+        }
     }
 
     /// Its key in `SERVER_STARTER_PORT`.
@@ -159,7 +226,7 @@ fn open_port() -> nix::Result<(OwnedFd, Place)> {
 }
 
 fn open_file() -> nix::Result<(OwnedFd, Place)> {
-    let directory = PrivateDirectory::new("socket")?;
+    let directory = PrivateDirectory::new(NAME)?;
     let flags = SockFlag::SOCK_CLOEXEC;
     let socket = socket(AddressFamily::Unix, SockType::Stream, flags, None)?;
     // By the path that others use: it is the address that the kernel shows.

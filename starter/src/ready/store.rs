@@ -10,8 +10,10 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd, RawFd};
 
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::stat::fstat;
+use serde::{Deserialize, Serialize};
 
 use super::message::Message;
+use crate::host::luggage::{Carried, Luggage};
 use crate::host::open_files::{duplicate_above, is_same_file};
 
 /// What has no name gets this one, as in systemd.
@@ -51,8 +53,24 @@ struct Kept {
     is_polled: bool,
 }
 
+/// The store on its way to the next program.
+#[derive(Debug, Serialize, Deserialize)]
+pub struct PackedStore {
+    kept: Vec<PackedKept>,
+    refused: u64,
+    has_changed: bool,
+}
+
+#[derive(Debug, Serialize, Deserialize)]
+struct PackedKept {
+    name: String,
+    descriptor: Carried,
+    file: (u64, u64),
+    is_polled: bool,
+}
+
 /// Why a worker's wish was not granted as it is.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 pub enum Refusal {
     /// Nothing is kept at all.
     Off,
@@ -78,6 +96,27 @@ impl Store {
             length: 0,
             refused: 0,
             has_changed: false,
+        }
+    }
+
+    /// For the next program.
+    pub fn pack(&self, luggage: &mut Luggage) -> PackedStore {
+        PackedStore {
+            kept: self.kept.iter().map(|kept| kept.pack(luggage)).collect(),
+            refused: self.refused,
+            has_changed: self.has_changed,
+        }
+    }
+
+    /// What was kept goes into this store, which is new. None of it is lost, however little that would let in.
+    pub fn unpack(packed: PackedStore, new: Store) -> Store {
+        let kept: Vec<Kept> = packed.kept.into_iter().map(Kept::unpack).collect();
+        Store {
+            length: length_of(&kept),
+            kept,
+            refused: packed.refused,
+            has_changed: packed.has_changed,
+            ..new
         }
     }
 
@@ -173,7 +212,7 @@ impl Store {
     }
 
     fn count(&mut self) {
-        self.length = self.kept.iter().map(|kept| kept.name.len() + 1).sum();
+        self.length = length_of(&self.kept);
         self.has_changed = true;
     }
 
@@ -217,6 +256,31 @@ impl Store {
         }
         Some(counts)
     }
+}
+
+impl Kept {
+    fn pack(&self, luggage: &mut Luggage) -> PackedKept {
+        PackedKept {
+            name: self.name.clone(),
+            descriptor: luggage.put(&self.descriptor),
+            file: self.file,
+            is_polled: self.is_polled,
+        }
+    }
+
+    fn unpack(packed: PackedKept) -> Kept {
+        Kept {
+            name: packed.name,
+            descriptor: packed.descriptor.take(),
+            file: packed.file,
+            is_polled: packed.is_polled,
+        }
+    }
+}
+
+/// Of all names, with their colons.
+fn length_of(kept: &[Kept]) -> usize {
+    kept.iter().map(|kept| kept.name.len() + 1).sum()
 }
 
 impl Refusal {
@@ -395,6 +459,32 @@ mod tests {
         store.tidy();
         assert_eq!(names(&store), [("a", 5), ("b", 6)]);
         drop(one);
+        store.tidy();
+        assert_eq!(names(&store), [("b", 5)]);
+    }
+
+    #[test]
+    fn the_next_program_keeps_the_same_files_under_the_same_rules() {
+        let mut store = store(2);
+        let ((first, one), (second, two)) = (pipe(), pipe());
+        let copy = second.try_clone().unwrap();
+        tell(&mut store, b"FDSTORE=1\nFDNAME=a", vec![first]);
+        tell(&mut store, b"FDSTORE=1\nFDNAME=b\nFDPOLL=0", vec![second]);
+        tell(&mut store, b"FDSTORE=1\nFDNAME=c", vec![file()]);
+        let text = serde_json::to_string(&store.pack(&mut Luggage::default())).unwrap();
+        drop(store);
+        let new = self::store(2);
+        let mut store = Store::unpack(serde_json::from_str(&text).unwrap(), new);
+        assert_eq!(names(&store), [("a", 5), ("b", 6)]);
+        assert_eq!((store.refused(), store.length), (1, 4));
+        assert_eq!(store.take_changed(), Some([("a", 1), ("b", 1)].into()));
+        // It is full, and has this file already.
+        assert_eq!(
+            tell(&mut store, b"FDSTORE=1", vec![file()]),
+            [Refusal::Full]
+        );
+        assert_eq!(tell(&mut store, b"FDSTORE=1", vec![copy]), []);
+        drop((one, two));
         store.tidy();
         assert_eq!(names(&store), [("b", 5)]);
     }

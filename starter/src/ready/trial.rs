@@ -6,10 +6,12 @@ use std::time::Duration;
 use nix::errno::Errno;
 use nix::poll::PollFlags;
 use nix::sys::socket::{MsgFlags, recv, send};
+use serde::{Deserialize, Serialize};
 
+use crate::host::luggage::{self, Luggage};
 use crate::host::moment::Moment;
 use crate::ready::http::{Answer, LONGEST_HEAD, read_answer, request};
-use crate::ready::probe::{Connection, Probe};
+use crate::ready::probe::{Connection, PackedConnection, Probe};
 use crate::ready::settings::{Ready, Statuses};
 
 /// The first pause between two looks; each one after it is 1.5 times longer, up to the longest.
@@ -66,6 +68,24 @@ struct Asking {
     received: Vec<u8>,
 }
 
+/// A trial on its way to the next program.
+#[derive(Debug, Serialize, Deserialize)]
+pub struct PackedTrial {
+    asking: Option<PackedAsking>,
+    next_at: Moment,
+    pause: Duration,
+}
+
+#[derive(Debug, Serialize, Deserialize)]
+struct PackedAsking {
+    connection: PackedConnection,
+    began_at: Moment,
+    #[serde(with = "luggage::bytes")]
+    unsent: Vec<u8>,
+    #[serde(with = "luggage::bytes")]
+    received: Vec<u8>,
+}
+
 /// What a look has found.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Found {
@@ -85,6 +105,26 @@ impl Trial {
             asking: None,
             next_at: at + FIRST_PAUSE,
             pause: FIRST_PAUSE,
+        }
+    }
+
+    /// For the next program.
+    pub fn pack(&self, luggage: &mut Luggage) -> PackedTrial {
+        PackedTrial {
+            asking: self.asking.as_ref().map(|asking| asking.pack(luggage)),
+            next_at: self.next_at,
+            pause: self.pause,
+        }
+    }
+
+    /// The same trial again, which goes on with the request that is under way.
+    pub fn unpack(packed: PackedTrial, goal: Goal, whom: String) -> Trial {
+        Trial {
+            goal,
+            whom,
+            asking: packed.asking.map(Asking::unpack),
+            next_at: packed.next_at,
+            pause: packed.pause,
         }
     }
 
@@ -233,6 +273,24 @@ impl Trial {
 }
 
 impl Asking {
+    fn pack(&self, luggage: &mut Luggage) -> PackedAsking {
+        PackedAsking {
+            connection: self.connection.pack(luggage),
+            began_at: self.began_at,
+            unsent: self.unsent.clone(),
+            received: self.received.clone(),
+        }
+    }
+
+    fn unpack(packed: PackedAsking) -> Asking {
+        Asking {
+            connection: Connection::unpack(packed.connection),
+            began_at: packed.began_at,
+            unsent: packed.unsent,
+            received: packed.received,
+        }
+    }
+
     /// Sends and reads what can be sent and read at once. The error is the cause in words.
     fn exchange(&mut self) -> Result<Answer, String> {
         let socket = self.connection.socket.as_raw_fd();

@@ -7,25 +7,30 @@ use std::time::Duration;
 use nix::errno::Errno;
 use nix::poll::PollFlags;
 use nix::unistd::{Pid, getuid};
+use serde::{Deserialize, Serialize};
 
-use super::attempts::{Attempts, Ended};
+use super::attempts::{Attempts, Ended, PackedAttempts};
 use super::handed::{Handed, Layout, Runner};
-use super::health::Health;
+use super::health::{Health, PackedHealth};
 use super::line::{self, Pipe};
 use super::message::Message;
-use super::notify::{Received, Socket};
-use super::probe::Probe;
+use super::notify::{PackedSocket, Received, Socket};
+use super::probe::{PackedProbe, Probe};
 use super::sender::worker_of;
 use super::settings::{Ready, Settings};
 use super::store::{Refusal, Store};
-use super::trial::{self, Goal, Trial};
+use super::trial::{self, Goal, PackedTrial, Trial};
 use crate::host::launcher::Change;
+use crate::host::luggage::{Carried, Luggage};
 use crate::host::moment::Moment;
 use crate::host::open_files::duplicate_above;
 use crate::listeners::dialects::Announced;
 use crate::machine::{Event, Machine};
 use crate::words::notice::Notice;
 use crate::words::start_failure::StartFailure;
+
+/// Whom a trial asks before the commit.
+const WHOM: &str = "the new generation";
 
 /// How long after a command has failed it is run again.
 const PAUSE: Duration = Duration::from_millis(100);
@@ -68,6 +73,23 @@ pub struct Watched {
     refusals: BTreeSet<Refusal>,
 }
 
+/// A generation on its way to the next program.
+#[derive(Debug, Serialize, Deserialize)]
+pub struct PackedWatched {
+    generation: u32,
+    /// Their pids.
+    workers: Vec<i32>,
+    socket: Option<PackedSocket>,
+    pipes: Vec<(i32, Carried)>,
+    probe: Option<PackedProbe>,
+    trial: Option<PackedTrial>,
+    command: Option<PackedAttempts>,
+    health: Option<PackedHealth>,
+    changes: Vec<Change>,
+    has_complained: bool,
+    refusals: BTreeSet<Refusal>,
+}
+
 impl Watched {
     pub fn new(
         generation: u32,
@@ -76,7 +98,7 @@ impl Watched {
     ) -> Result<Watched, StartFailure> {
         let cannot = |what: &str, errno: Errno| StartFailure::cannot(what, errno, None);
         let socket = match settings.ready {
-            Ready::Notify => Some(Socket::open(settings.fd_store_max > 0)).transpose(),
+            Ready::Notify => Some(Socket::open(takes_descriptors(settings))).transpose(),
             _ => Ok(None),
         };
         let socket = socket.map_err(|errno| cannot("create a notification socket", errno))?;
@@ -102,6 +124,55 @@ impl Watched {
             has_complained: false,
             refusals: BTreeSet::new(),
         })
+    }
+
+    /// For the next program.
+    pub fn pack(&self, luggage: &mut Luggage) -> PackedWatched {
+        let pipes = self.pipes.iter();
+        PackedWatched {
+            generation: self.generation,
+            workers: self.workers.iter().map(|pid| pid.as_raw()).collect(),
+            socket: self.socket.as_ref().map(|it| it.pack(luggage)),
+            pipes: pipes
+                .map(|(pid, pipe)| (pid.as_raw(), pipe.pack(luggage)))
+                .collect(),
+            probe: self.probe.as_ref().map(|it| it.pack(luggage)),
+            trial: self.trial.as_ref().map(|it| it.pack(luggage)),
+            command: self.command.as_ref().map(|it| it.pack(luggage)),
+            health: self.health.as_ref().map(|it| it.pack(luggage)),
+            changes: self.changes.clone(),
+            has_complained: self.has_complained,
+            refusals: self.refusals.clone(),
+        }
+    }
+
+    /// The same generation again, under settings from the same command line.
+    pub fn unpack(packed: PackedWatched, settings: &Settings) -> Watched {
+        let PackedWatched { generation, .. } = packed;
+        let ready = &settings.ready;
+        let pipes = packed.pipes.into_iter();
+        let trial = packed.trial.zip(Goal::of(ready));
+        let health = packed.health.zip(settings.watch);
+        Watched {
+            generation,
+            workers: packed.workers.into_iter().map(Pid::from_raw).collect(),
+            socket: packed
+                .socket
+                .map(|it| Socket::unpack(it, takes_descriptors(settings))),
+            pipes: pipes
+                .map(|(pid, pipe)| (Pid::from_raw(pid), Pipe::unpack(pipe)))
+                .collect(),
+            probe: packed.probe.map(Probe::unpack),
+            trial: trial.map(|(trial, goal)| Trial::unpack(trial, goal, WHOM.to_owned())),
+            command: packed
+                .command
+                .map(|it| Attempts::unpack(it, generation, PAUSE, None)),
+            health: health
+                .and_then(|(health, watch)| Health::unpack(health, generation, ready, watch)),
+            changes: packed.changes,
+            has_complained: packed.has_complained,
+            refusals: packed.refusals,
+        }
     }
 
     pub fn hand_out(&self, settings: &Settings, layout: &Layout) -> Result<Handed, StartFailure> {
@@ -148,7 +219,7 @@ impl Watched {
         self.workers.push(pid);
         self.pipes.extend(pipe.map(|pipe| (pid, pipe)));
         self.changes = changes.to_vec();
-        let trial = |goal| Trial::new(goal, "the new generation".to_owned(), now);
+        let trial = |goal| Trial::new(goal, WHOM.to_owned(), now);
         self.trial = Goal::of(&settings.ready).map(trial);
         let attempts = || Attempts::new(self.generation, changes.to_vec(), PAUSE, None, now);
         self.command = matches!(settings.ready, Ready::Command(_)).then(attempts);
@@ -376,6 +447,11 @@ impl Watched {
         self.probe = None;
         self.pipes.clear();
     }
+}
+
+/// Whether what workers send may come with descriptors.
+fn takes_descriptors(settings: &Settings) -> bool {
+    settings.fd_store_max > 0
 }
 
 /// What a worker has said, as events.

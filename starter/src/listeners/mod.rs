@@ -22,6 +22,7 @@ mod launchers_file;
 pub mod numbers;
 pub mod packed;
 pub mod plan;
+pub mod queues;
 mod refusal;
 mod second_name;
 mod settings;

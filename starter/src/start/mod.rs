@@ -54,6 +54,7 @@ use crate::status::file::StatusFile;
 use crate::status::pid_file::PidFile;
 use crate::supervisor;
 use crate::supervisor::check::Check;
+use crate::supervisor::queues::Look;
 use crate::supervisor::resources::Resources;
 use crate::supervisor::signals::Signals;
 use crate::supervisor::upgrade::Upgrade;
@@ -348,6 +349,7 @@ impl Ready {
             pid_file: self.pid_file,
             socket_files: self.socket_files,
             health: self.health,
+            look: Look::default(),
             manager,
             waiting,
             reason: None,

@@ -32,6 +32,7 @@ use crate::status::pid_file::PidFile;
 use crate::supervisor;
 use crate::supervisor::check::Check;
 use crate::supervisor::envelope;
+use crate::supervisor::queues::Look;
 use crate::supervisor::resources::Resources;
 use crate::supervisor::signals::Signals;
 use crate::supervisor::state::{Held, State};
@@ -183,6 +184,8 @@ impl Prepared {
             pid_file: held.pid_file.map(PidFile::unpack),
             socket_files: SocketFiles::unpack(held.socket_files),
             health,
+            // What it would warn of was there before the upgrade, too.
+            look: Look::default(),
             manager,
             waiting: held.waiting.map(Waiting::unpack),
             reason: held.reason,

@@ -10,6 +10,7 @@ pub mod check;
 pub mod envelope;
 mod make_way;
 mod perform;
+pub mod queues;
 pub mod resources;
 pub mod signals;
 mod sources;

@@ -16,6 +16,7 @@ use crate::ready::Readiness;
 use crate::status::file::StatusFile;
 use crate::status::pid_file::PidFile;
 use crate::supervisor::check::Check;
+use crate::supervisor::queues::Look;
 use crate::supervisor::signals::Signals;
 use crate::supervisor::upgrade::Upgrade;
 use crate::words::failure::Failure;
@@ -42,6 +43,8 @@ pub struct Resources {
     pub pid_file: Option<PidFile>,
     pub socket_files: SocketFiles,
     pub health: Health,
+    /// The next one at what waits in the queues of the listeners.
+    pub look: Look,
     pub manager: Manager,
     /// The launcher, while it waits for the first generation to serve.
     pub waiting: Option<Waiting>,

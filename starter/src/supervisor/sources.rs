@@ -58,6 +58,8 @@ pub enum Duty {
     TellReadiness,
     /// What a worker has found out about its own start.
     Say(Notice),
+    /// Connections may wait that nobody accepts.
+    LookAtQueues,
     /// The log reads and writes what is ready.
     WorkOnLog,
 }
@@ -107,6 +109,7 @@ pub fn wait(resources: &Resources, machine: &Machine) -> Result<(), Failure> {
         upgrade,
         reports,
         manager,
+        look,
         ..
     } = resources;
     let now = Moment::now();
@@ -117,6 +120,7 @@ pub fn wait(resources: &Resources, machine: &Machine) -> Result<(), Failure> {
         upgrade.deadline(),
         manager.deadline(machine),
         log.deadline(),
+        look.deadline(),
     ];
     let moments = moments.into_iter().flatten();
     let timeouts = moments.map(|deadline| deadline.saturating_since(now));
@@ -266,6 +270,9 @@ impl Inbox {
         if is_due(machine.deadline()) {
             self.knobs(resources);
             self.next.push_back(Input::Event(Event::DeadlinePassed));
+        }
+        if is_due(resources.look.deadline()) {
+            self.next.push_back(Input::Duty(Duty::LookAtQueues));
         }
         if is_due(resources.status_file.deadline()) {
             self.next.push_back(Input::Duty(Duty::SaveStatus));

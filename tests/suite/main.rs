@@ -48,6 +48,7 @@ mod pins;
 mod policy;
 mod presets;
 mod privileges;
+mod queues;
 mod readiness;
 mod real_readiness;
 mod real_servers;

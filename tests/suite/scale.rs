@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::fs;
 use std::os::unix::fs::chown;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use e2e::server::NOBODY;
 use e2e::skip::{missing, original_differs};
@@ -235,6 +235,18 @@ fn wait_until_idle(server: &Server) {
     });
 }
 
+/// Without another proof, a look at the queues of the listeners follows 5 seconds after each commit.
+fn wait_until_it_has_looked(server: &Server) {
+    wait_until_idle(server);
+    let (begin, before) = (Instant::now(), proc::context_switches(server.pid()));
+    // It may have looked before this did.
+    let is_over = || begin.elapsed() > Duration::from_secs(6);
+    server.wait_until("it has looked at the queues", |server| {
+        proc::context_switches(server.pid()) > before || is_over()
+    });
+    wait_until_idle(server);
+}
+
 #[test]
 fn an_idle_server_does_not_wake_up() {
     let port = ports::tcp();
@@ -242,7 +254,7 @@ fn an_idle_server_does_not_wake_up() {
     let server = setup.worker(["--graceful"]).start();
     server.wait_until_accepted();
     server.restart();
-    wait_until_idle(&server);
+    wait_until_it_has_looked(&server);
     let before = proc::context_switches(server.pid());
     let_pass(Duration::from_secs(3));
     assert_eq!(proc::context_switches(server.pid()), before);
@@ -284,6 +296,7 @@ fn no_kind_of_proof_wakes_an_idle_server_up() {
         return;
     }
     let servers = proved();
+    wait_until_it_has_looked(&servers[0].1);
     let switches = |(_, server): &(_, Server)| {
         wait_until_idle(server);
         proc::context_switches(server.pid())

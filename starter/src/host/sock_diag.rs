@@ -44,12 +44,13 @@ const HEADER: usize = 16;
 /// `INET_DIAG_NOCOOKIE`, twice: whatever its cookie.
 const ANY_COOKIE: [u8; 8] = [0xff; 8];
 
-/// `UDIAG_SHOW_NAME`, `_VFS` and `_RQLEN`.
-const SHOWN_OF_UNIX: u32 = 0x1 | 0x2 | 0x10;
+/// `UDIAG_SHOW_NAME`, `_VFS`, `_ICONS` and `_RQLEN`.
+const SHOWN_OF_UNIX: u32 = 0x1 | 0x2 | 0x8 | 0x10;
 
-/// `UNIX_DIAG_NAME`, `_VFS` and `_RQLEN`.
+/// `UNIX_DIAG_NAME`, `_VFS`, `_ICONS` and `_RQLEN`.
 const NAME: u16 = 0;
 const FILE: u16 = 1;
+const WAITING: u16 = 3;
 const QUEUE_LENGTHS: u16 = 4;
 
 /// The state of a socket; unix and UDP sockets use those of TCP (include/net/tcp_states.h).
@@ -109,6 +110,8 @@ pub struct InetSocket {
     pub remote: SocketAddr,
     /// 0 where no process has it: a connection that nobody has accepted yet, or one that outlives its descriptors.
     pub inode: u64,
+    /// Unlike the inode, no other socket has it, nor one that nobody has accepted yet.
+    pub cookie: u64,
     /// Who created it.
     pub uid: u32,
     /// Connections that wait to be accepted, where it listens; else received bytes that nobody has read.
@@ -124,6 +127,8 @@ pub struct UnixSocket {
     /// As it was bound: a path, or a NUL and an abstract name. A connection has that of the listener that it was made to.
     pub name: Option<Vec<u8>>,
     pub inode: u64,
+    /// The inodes of the clients whose connections wait to be accepted, where it listens.
+    pub waiting: Vec<u64>,
     /// The lower half of its file's inode number, whether or not that still has a name.
     pub file: Option<u32>,
     /// Connections that wait to be accepted, where it listens; else received bytes that nobody has read.
@@ -379,7 +384,7 @@ fn parse_inet(fields: &mut Fields<'_>) -> Option<InetSocket> {
     let ports = [fields.take()?, fields.take()?].map(u16::from_be_bytes);
     let ips: [[u8; 16]; 2] = [fields.take()?, fields.take()?];
     let interface = fields.u32()?;
-    let (_cookie, _expires) = (fields.take::<8>()?, fields.u32()?);
+    let (cookie, _expires) = (u64::from_ne_bytes(fields.take()?), fields.u32()?);
     let address = |place: usize| {
         let (ip, port) = (ips[place], ports[place]);
         let [a, b, c, d, ..] = ip;
@@ -397,6 +402,7 @@ fn parse_inet(fields: &mut Fields<'_>) -> Option<InetSocket> {
         send_queue: fields.u32()?,
         uid: fields.u32()?,
         inode: fields.u32()?.into(),
+        cookie,
     })
 }
 
@@ -420,6 +426,7 @@ fn parse_unix(fields: &mut Fields<'_>) -> Option<UnixSocket> {
         state: State::of(state)?,
         name: None,
         inode: inode.into(),
+        waiting: Vec::new(),
         file: None,
         receive_queue: None,
         send_queue: None,
@@ -428,6 +435,11 @@ fn parse_unix(fields: &mut Fields<'_>) -> Option<UnixSocket> {
         match kind {
             NAME => socket.name = Some(without_end(value).to_vec()),
             FILE => socket.file = Some(Fields(value).u32()?),
+            WAITING => {
+                let (inodes, _) = value.as_chunks::<4>();
+                let inodes = inodes.iter().map(|one| u32::from_ne_bytes(*one).into());
+                socket.waiting = inodes.collect();
+            }
             QUEUE_LENGTHS => {
                 let mut numbers = Fields(value);
                 socket.receive_queue = Some(numbers.u32()?);

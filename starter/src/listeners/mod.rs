@@ -23,6 +23,7 @@ pub mod numbers;
 pub mod packed;
 pub mod plan;
 mod policy_names;
+pub mod queues;
 mod refusal;
 mod second_name;
 mod settings;

@@ -276,6 +276,11 @@ impl Machine {
         self.settings.knobs = knobs;
     }
 
+    /// Whether a generation proves nothing but that it lives.
+    pub fn proves_by_interval(&self) -> bool {
+        self.settings.proof == Proof::Interval
+    }
+
     /// Whether it was told to stop, or has given up.
     pub fn is_stopping(&self) -> bool {
         self.phase != Phase::Serving

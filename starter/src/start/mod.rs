@@ -58,6 +58,7 @@ use crate::status::pid_file::PidFile;
 use crate::supervisor;
 use crate::supervisor::check::Check;
 use crate::supervisor::guard::Guard;
+use crate::supervisor::queues::Look;
 use crate::supervisor::resources::Resources;
 use crate::supervisor::upgrade::Upgrade;
 use crate::words::failure::{self, Failure, Status};
@@ -382,6 +383,7 @@ impl Ready {
             pid_file: self.pid_file,
             socket_files: self.socket_files,
             health: self.health,
+            look: Look::default(),
             manager,
             guard,
             waiting,

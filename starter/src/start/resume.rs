@@ -36,6 +36,7 @@ use crate::supervisor;
 use crate::supervisor::check::Check;
 use crate::supervisor::envelope;
 use crate::supervisor::guard::Guard;
+use crate::supervisor::queues::Look;
 use crate::supervisor::resources::Resources;
 use crate::supervisor::state::{Held, State};
 use crate::supervisor::upgrade::{self, Upgrade, YES};
@@ -199,6 +200,8 @@ impl Prepared {
             pid_file: held.pid_file.map(PidFile::unpack),
             socket_files: SocketFiles::unpack(held.socket_files),
             health,
+            // What it would warn of was there before the upgrade, too.
+            look: Look::default(),
             manager,
             guard: guard.or(held.guard.map(Guard::unpack)),
             waiting: held.waiting.map(Waiting::unpack),

@@ -11,6 +11,7 @@ pub mod envelope;
 pub mod guard;
 mod make_way;
 mod perform;
+pub mod queues;
 pub mod resources;
 mod sources;
 pub mod state;

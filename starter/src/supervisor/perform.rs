@@ -9,11 +9,12 @@ use nix::unistd::Pid;
 use crate::host::moment::Moment;
 use crate::host::process::adopt_orphans;
 use crate::listeners::health::Occasion;
-use crate::machine::{Action, Event, Generation, Machine, Source};
+use crate::machine::{Action, Event, Generation, Machine, Source, State};
 use crate::ready::Order;
 use crate::ready::command::Running;
 use crate::status::pid_file::PidFile;
 use crate::supervisor::guard::Guard;
+use crate::supervisor::queues::PATIENCE;
 use crate::supervisor::resources::Resources;
 use crate::supervisor::sources::{Duty, executed};
 use crate::words::failure::Failure;
@@ -48,6 +49,9 @@ impl Resources {
                     // While the launched process still exists: until then it is the main process for a service manager.
                     self.tell_manager(machine);
                     waiting.tell_success();
+                }
+                if machine.proves_by_interval() {
+                    self.look.begin(Moment::now());
                 }
                 return self.examine_listeners(Occasion::Commit);
             }
@@ -111,12 +115,32 @@ impl Resources {
             Duty::LookForReadiness => self.look_for_readiness(),
             Duty::TellReadiness => return self.tell_readiness(),
             Duty::Say(notice) => self.log.say(&notice),
+            Duty::LookAtQueues => self.look_at_queues(machine),
             Duty::WorkOnLog => {
                 self.log.work(Moment::now());
                 self.status_file.lines_lost(self.log.lost(), Moment::now());
             }
         }
         Vec::new()
+    }
+
+    /// Warns of connections that nobody accepts.
+    fn look_at_queues(&mut self, machine: &Machine) {
+        let serves = |one: &Generation| one.state() == State::Current;
+        // Otherwise it is known why nobody accepts.
+        if machine.is_stopping() || !machine.generations().any(serves) {
+            return self.look.cancel();
+        }
+        let sockets = self.blueprint.sockets.iter().map(|(socket, _)| socket);
+        for untaken in self.look.look(sockets, Moment::now()) {
+            if let Some(announced) = self.blueprint.announced.get(untaken.place) {
+                self.log.say(&Notice::NobodyAccepts {
+                    listener: announced.name.clone(),
+                    waiting: untaken.length,
+                    since: PATIENCE,
+                });
+            }
+        }
     }
 
     /// Only once. A server that cannot open its log often ends without a word: its last words would have gone there.

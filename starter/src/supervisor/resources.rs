@@ -18,6 +18,7 @@ use crate::status::file::StatusFile;
 use crate::status::pid_file::PidFile;
 use crate::supervisor::check::Check;
 use crate::supervisor::guard::Guard;
+use crate::supervisor::queues::Look;
 use crate::supervisor::upgrade::Upgrade;
 use crate::words::failure::Failure;
 use crate::words::start_failure::StartFailure;
@@ -43,6 +44,8 @@ pub struct Resources {
     pub pid_file: Option<PidFile>,
     pub socket_files: SocketFiles,
     pub health: Health,
+    /// The next one at what waits in the queues of the listeners.
+    pub look: Look,
     pub manager: Manager,
     /// The guardian, with `--guardian`.
     pub guard: Option<Guard>,

@@ -59,6 +59,8 @@ pub enum Duty {
     TellReadiness,
     /// What a worker has found out about its own start.
     Say(Notice),
+    /// Connections may wait that nobody accepts.
+    LookAtQueues,
     /// The log reads and writes what is ready.
     WorkOnLog,
 }
@@ -109,6 +111,7 @@ pub fn wait(resources: &Resources, machine: &Machine) -> Result<(), Failure> {
         guard,
         reports,
         manager,
+        look,
         ..
     } = resources;
     let now = Moment::now();
@@ -119,6 +122,7 @@ pub fn wait(resources: &Resources, machine: &Machine) -> Result<(), Failure> {
         upgrade.deadline(),
         manager.deadline(machine),
         log.deadline(),
+        look.deadline(),
     ];
     let moments = moments.into_iter().flatten();
     let timeouts = moments.map(|deadline| deadline.saturating_since(now));
@@ -290,6 +294,9 @@ impl Inbox {
         if is_due(machine.deadline()) {
             self.knobs(resources);
             self.next.push_back(Input::Event(Event::DeadlinePassed));
+        }
+        if is_due(resources.look.deadline()) {
+            self.next.push_back(Input::Duty(Duty::LookAtQueues));
         }
         if is_due(resources.status_file.deadline()) {
             self.next.push_back(Input::Duty(Duty::SaveStatus));

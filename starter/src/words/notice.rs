@@ -1,5 +1,6 @@
 //! Everything that the running superdaemon logs, and how important it is. [`super::sentence`] words it.
 
+use std::ffi::OsString;
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::time::Duration;
@@ -172,6 +173,12 @@ pub enum Notice {
         pids: Vec<Pid>,
     },
     /// The generation that serves has answered badly or not at all for this long.
+    /// Connections wait in the queue of a listener, known by its key.
+    NobodyAccepts {
+        listener: OsString,
+        waiting: u32,
+        since: Duration,
+    },
     Unhealthy {
         generation: u32,
         since: Duration,
@@ -301,6 +308,7 @@ impl Notice {
             | Notice::KillingWorkers { .. }
             | Notice::KillingLateWorkers { .. }
             | Notice::StoppingByItself(_)
+            | Notice::NobodyAccepts { .. }
             | Notice::Unhealthy { .. }
             | Notice::TakenOver { .. }
             | Notice::BinderDied

@@ -401,6 +401,9 @@ pub const HANGING: &str =
 /// A server program ends without an error right after its start.
 pub const STAY_IN_FOREGROUND: &str = "a server must stay in the foreground: nginx with `daemon off;`, others without -D, --daemon or --daemonize";
 
+/// Nobody accepts what waits at a listener.
+pub const TAKES_NO_SOCKETS: &str = "probably the server program has not taken its sockets: see --fd-env, and --preset=list for what yours needs";
+
 /// A file is open in a process that cannot be named.
 pub fn who_has_open(path: &str) -> String {
     format!("`fuser {path}` as root shows who has it open")

@@ -37,6 +37,7 @@ impl Notice {
     fn hint(&self) -> Option<&'static str> {
         match self {
             Notice::FailedToStart { status: 0, .. } => Some(remedy::STAY_IN_FOREGROUND),
+            Notice::NobodyAccepts { .. } => Some(remedy::TAKES_NO_SOCKETS),
             Notice::SyslogUnreachable { errno, .. } => remedy::of_syslog(*errno),
             Notice::Unpinned { errno, .. } => remedy::of_unpinned(*errno),
             _ => None,
@@ -205,6 +206,14 @@ impl Notice {
             }
             Notice::StoppingByItself(pid) => {
                 format!("start_server: worker {pid} says that it is stopping, though nobody told it to")
+            }
+            Notice::NobodyAccepts {
+                listener,
+                waiting,
+                since,
+            } => {
+                let (listener, seconds) = (quoted(listener), since.as_secs());
+                format!("start_server: nobody accepts connections at {listener}: {waiting} in its queue, one for more than {seconds} secs")
             }
             Notice::Unhealthy {
                 generation,

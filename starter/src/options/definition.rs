@@ -313,8 +313,8 @@ fn commands() -> [Arg; 16] {
         ])),
         flag("follow").help("With --status: redraw it once a second, until Ctrl-C."),
         flag("json").help(lines([
-            "With --status: print it as JSON. With --restart, --rollback or --abort:",
-            "print the verdict.",
+            "With --status: print it as JSON. With --restart, --rollback or",
+            "--abort: print the verdict.",
         ])),
         flag("openmetrics").help("With --status: print it as OpenMetrics text, for scrapers."),
         flag("check-config").help(lines([

@@ -302,8 +302,8 @@ fn commands() -> [Arg; 15] {
         ])),
         flag("follow").help("With --status: redraw it once a second, until Ctrl-C."),
         flag("json").help(lines([
-            "With --status: print it as JSON. With --restart, --rollback or --abort:",
-            "print the verdict.",
+            "With --status: print it as JSON. With --restart, --rollback or",
+            "--abort: print the verdict.",
         ])),
         flag("openmetrics").help("With --status: print it as OpenMetrics text, for scrapers."),
         flag("self-test").help(lines([

@@ -35,6 +35,8 @@ pub fn is_ours() -> bool {
 fn is_usual(line: &str) -> bool {
     line.ends_with(") starting now...")
         || line.starts_with("start_server: listening on ")
+        || line.starts_with("start_server: generation 1 is ")
+        || line.starts_with("start_server: generation 1 serves ")
         || line.starts_with("starting new worker ")
 }
 

@@ -100,7 +100,9 @@ impl Status {
         let began = supervisor.start_ticks.map(|ticks| ticks as f64);
         let is_alive = move |worker: &Worker| {
             let pid = i32::try_from(worker.pid).ok().filter(|pid| *pid > 1)?;
-            let started = proc::start_ticks(Pid::from_raw(pid))? as f64;
+            let pid = Pid::from_raw(pid);
+            proc::Fields::of(pid).ok().filter(|one| !one.is_zombie())?;
+            let started = proc::start_ticks(pid)? as f64;
             let expected = began? + (worker.started_at - supervisor.started_at) * TICKS;
             ((started - expected).abs() <= TOLERANCE).then_some(())
         };

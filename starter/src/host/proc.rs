@@ -72,6 +72,12 @@ impl Fields {
         self.field("PPid")?.parse().ok().map(Pid::from_raw)
     }
 
+    /// Whether it has ended, and its parent has not taken note of that yet.
+    pub fn is_zombie(&self) -> bool {
+        self.field("State")
+            .is_some_and(|state| state.starts_with('Z'))
+    }
+
     /// Whether it is stopped, by a signal or a debugger.
     pub fn is_stopped(&self) -> bool {
         self.field("State")

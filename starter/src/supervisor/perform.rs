@@ -227,7 +227,9 @@ impl Resources {
             Source::Disk => None,
             Source::Generation(number) => self.status_file.label_of(number).map(str::to_owned),
         };
-        let label = known.unwrap_or_else(|| self.blueprint.label(pin));
+        let Some(label) = known.or_else(|| self.blueprint.label(pin)) else {
+            return;
+        };
         self.log.say(&Notice::Labelled {
             generation,
             label: label.clone(),

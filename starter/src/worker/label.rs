@@ -28,25 +28,24 @@ pub enum Label {
 
 /// The label of a generation that is started from this, as a short line that is safe to show. A label that cannot be read
 /// says so: it is no reason not to start.
-pub fn of_generation(label: Option<&Label>, pin: &Pin) -> String {
+/// Without a program there is none: that start fails, and says why.
+pub fn of_generation(label: Option<&Label>, pin: &Pin) -> Option<String> {
     match label {
-        Some(Label::Text(text)) => bounded(text.as_bytes()),
-        Some(Label::File(path)) => match first_line(path) {
+        Some(Label::Text(text)) => Some(bounded(text.as_bytes())),
+        Some(Label::File(path)) => Some(match first_line(path) {
             Ok(line) => bounded(&line),
             Err(error) => {
                 let (path, cause) = (quoted(path), failure::cause(&error));
                 bounded(format!("cannot read --label-file={path}: {cause}").as_bytes())
             }
-        },
+        }),
         None => of_program(pin),
     }
 }
 
 /// `/srv/app/5/server of 2026-11-22 18:43:06 UTC, in /srv/app/5`
-fn of_program(pin: &Pin) -> String {
-    let Some((path, modified)) = pin.program_and_time() else {
-        return "a program that cannot be executed".to_owned();
-    };
+fn of_program(pin: &Pin) -> Option<String> {
+    let (path, modified) = pin.program_and_time()?;
     let mut label = path.into_os_string();
     if let Ok(at) = OffsetDateTime::from_unix_timestamp(modified) {
         label.push(format!(
@@ -63,7 +62,7 @@ fn of_program(pin: &Pin) -> String {
         label.push(", in ");
         label.push(directory);
     }
-    bounded(label.as_bytes())
+    Some(bounded(label.as_bytes()))
 }
 
 /// Without waiting for anybody: it may turn out to be a FIFO.
@@ -106,7 +105,8 @@ mod tests {
 
     #[test]
     fn a_text_is_one_short_line_that_drives_no_terminal() {
-        let label = |text: &str| of_generation(Some(&Label::Text(text.into())), &nothing());
+        let label =
+            |text: &str| of_generation(Some(&Label::Text(text.into())), &nothing()).unwrap();
         assert_eq!(label(" release 42\n"), "release 42");
         assert_eq!(label("a\n\x1b[2J"), r"a\x0A\x1B[2J");
         let long = label(&"x".repeat(5000));
@@ -117,7 +117,7 @@ mod tests {
     #[test]
     fn of_a_file_the_first_line_counts_as_it_is_now() {
         let path = std::env::temp_dir().join(format!("label-{}", std::process::id()));
-        let label = || of_generation(Some(&Label::File(path.clone())), &nothing());
+        let label = || of_generation(Some(&Label::File(path.clone())), &nothing()).unwrap();
         for (text, expected) in [("v1\nmore\n", "v1"), ("v2", "v2"), ("", "")] {
             fs::write(&path, text).unwrap();
             assert_eq!(label(), expected);
@@ -128,7 +128,10 @@ mod tests {
         assert_eq!(label(), missing);
         let directory = Label::File("/".into());
         let expected = "cannot read --label-file=/: it is not a regular file";
-        assert_eq!(of_generation(Some(&directory), &nothing()), expected);
+        assert_eq!(
+            of_generation(Some(&directory), &nothing()).as_deref(),
+            Some(expected)
+        );
     }
 
     #[test]
@@ -140,7 +143,7 @@ mod tests {
             highest: 10,
         };
         let real = fs::canonicalize("/bin/sh").unwrap();
-        let alone = of_generation(None, &Pin::new(&wanted(None), Vec::new()));
+        let alone = of_generation(None, &Pin::new(&wanted(None), Vec::new())).unwrap();
         assert!(
             alone.starts_with(&format!("{} of ", real.display())),
             "{alone}"
@@ -150,8 +153,7 @@ mod tests {
             None,
             &Pin::new(&wanted(Some(Path::new("/usr/.."))), Vec::new()),
         );
-        assert_eq!(there, format!("{alone}, in /"));
-        let missing = "a program that cannot be executed";
-        assert_eq!(of_generation(None, &nothing()), missing);
+        assert_eq!(there.unwrap(), format!("{alone}, in /"));
+        assert_eq!(of_generation(None, &nothing()), None);
     }
 }

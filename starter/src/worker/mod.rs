@@ -170,7 +170,7 @@ impl Blueprint {
     }
 
     /// What a generation that is started from this is called.
-    pub fn label(&self, pin: &Pin) -> String {
+    pub fn label(&self, pin: &Pin) -> Option<String> {
         // With `--no-pin` nothing is held.
         match pin.program_and_time() {
             None => label::of_generation(self.label.as_ref(), &self.pin(pin.environment.clone())),

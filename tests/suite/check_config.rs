@@ -116,8 +116,14 @@ fn has_the_sentences_of_a_start(mistakes: &[(&str, Wrong)], base: fn() -> Setup)
     for (mistake, wrong) in mistakes {
         let started = wrong(base()).run();
         assert_ne!(started.status.code(), Some(0), "{mistake}");
-        let is_usual =
-            |line: &&str| line.ends_with("starting now...") || line.starts_with("starting new ");
+        let is_usual = |line: &&str| {
+            let before = [
+                "starting new ",
+                "start_server: generation ",
+                "start_server: listening on ",
+            ];
+            line.ends_with("starting now...") || before.iter().any(|one| line.starts_with(one))
+        };
         let failure: Vec<&str> = started.log.lines().filter(|line| !is_usual(line)).collect();
         let checked = check(wrong(base()));
         let log = &checked.log;
@@ -284,7 +290,7 @@ fn beside_the_server_that_runs_its_own_command_line_is_in_order() {
     let mut another = run(&server, &[&options[..], &["true"]].concat());
     assert_eq!(another.wait(), FAILED, "{}", another.said());
     for failure in [
-        format!("cannot listen on {port}: Address already in use\nhint: it is held by pid "),
+        format!("cannot listen on {port}: Address already in use\nhint: start_server (pid "),
         "cannot listen on --path=socket: another server is listening on it\n".to_owned(),
     ] {
         assert!(another.said().contains(&failure), "{}", another.said());

@@ -378,7 +378,14 @@ fn the_death_of_a_worker_is_seen_by_the_next_supervisor() {
     strike(&server);
     kill(first.pid, Signal::SIGKILL).expect("it is gone");
     server.signal(Signal::SIGCONT);
-    server.wait_for_log(&format!("worker {} died", first.pid));
+    // The first supervisor may have been killed before it had written down that the first generation serves.
+    server.wait_for("its exit is in the log", |server| {
+        let log = server.log();
+        let mut lines = log.lines();
+        let (pid, how) = (format!("worker {} ", first.pid), "status:9");
+        lines.find(|line| line.contains(&pid) && line.contains(how))?;
+        Some(())
+    });
     server.wait_for_service(2);
     assert_eq!(server.ask(port).generation, Some(2));
     assert!(server.stop().success());

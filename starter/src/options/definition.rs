@@ -65,7 +65,8 @@ pub fn definition() -> Command {
         .next_help_heading("Privileges")
         .args(privileges())
         .next_help_heading("Commands")
-        .args(commands())
+        .args(requests())
+        .args(others())
         // Hidden, because the usage line shows it better than a list would.
         .arg(
             Arg::new("program")
@@ -272,7 +273,7 @@ fn privileges() -> [Arg; 4] {
     ]
 }
 
-fn commands() -> [Arg; 16] {
+fn requests() -> [Arg; 8] {
     [
         flag("restart").help(lines([
             "Send HUP to the start_server that holds --pid-file, and wait until a",
@@ -307,6 +308,11 @@ fn commands() -> [Arg; 16] {
         ])),
         valued("timeout", "SECONDS")
             .help("The longest that these commands wait (default: no limit)."),
+    ]
+}
+
+fn others() -> [Arg; 8] {
+    [
         flag("status").help(lines([
             "Print what the start_server that holds --pid-file is doing, with its",
             "listeners and workers. Options for a start have no effect.",

@@ -160,10 +160,7 @@ impl Prepared {
         let status_file = StatusFile::unpack(held.status_file, &shown, guarded.is_some());
         let log = Log::unpack(held.log, &options.log, &handover);
         let manager = Manager::unpack(held.manager, options.ready.ready.awaited());
-        let health = Health::unpack(
-            held.health,
-            Backlog::new(options.listeners.backlog).number(),
-        );
+        let backlog = Backlog::new(options.listeners.backlog).number();
         let upgrade = Upgrade::unpack(self.upgrade, failure.clone(), guarded.is_none());
         let notice = what_happened(
             &self.machine,
@@ -199,7 +196,7 @@ impl Prepared {
             status_file,
             pid_file: held.pid_file.map(PidFile::unpack),
             socket_files: SocketFiles::unpack(held.socket_files),
-            health,
+            health: Health::unpack(held.health, backlog),
             // What it would warn of was there before the upgrade, too.
             look: Look::default(),
             manager,

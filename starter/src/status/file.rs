@@ -149,7 +149,8 @@ impl StatusFile {
             .iter_mut()
             .for_each(|json| json.find_again(is_ours));
         if let Some(lines) = &mut self.lines {
-            lines.find_again(|text| !text.is_empty() && is_status_lines(text));
+            // Empty while no worker is settled.
+            lines.find_again(|text| text.is_empty() || is_status_lines(text));
         }
         let files = self.lines.iter().chain(&self.json);
         files.for_each(|file| remove_drafts(file.path()));
@@ -235,7 +236,7 @@ impl StatusFile {
     /// What a generation is called; written with the next change.
     pub fn name_generation(&mut self, generation: u32, label: String) {
         /// More than have workers or a verdict that is remembered, except where workers never end.
-        const KEPT: usize = 256;
+        const KEPT: usize = 64;
         self.labels.insert(generation, label);
         while self.labels.len() > KEPT {
             self.labels.pop_first();

@@ -26,6 +26,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::host::luggage::{Carried, Luggage};
 use crate::host::moment::Moment;
+use crate::host::sealed::checksum;
 use crate::listeners::spec::{PathSpec, PortSpec};
 use crate::words::notice::Notice;
 use crate::words::number;
@@ -99,10 +100,8 @@ fn named(kind: &str, key: &[u8]) -> String {
         }
     }
     if name.len() > LONGEST_NAME {
-        // FNV-1a: nobody gains from a collision, which gives a socket to an option with another address. It is refused.
-        let hash = key.iter().fold(0xcbf2_9ce4_8422_2325_u64, |hash, byte| {
-            (hash ^ u64::from(*byte)).wrapping_mul(0x0100_0000_01b3)
-        });
+        // Nobody gains from a collision, which gives a socket to an option with another address. It is refused.
+        let hash = checksum(key);
         name.truncate(LONGEST_NAME - 17);
         name.push_str(&format!(".{hash:016x}"));
     }

@@ -224,13 +224,16 @@ mod tests {
 
     use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
 
+    use nix::poll::{PollFd, PollFlags, poll};
+
     use super::*;
 
     fn read_until(running: &mut Running, expected: &[&str]) {
         while running.last_lines() != expected {
+            let source = running.source().unwrap();
+            let mut source = [PollFd::new(source, PollFlags::POLLIN)];
+            assert_eq!(poll(&mut source, 30_000_u16), Ok(1), "{expected:?}");
             running.read();
-            assert!(running.source().is_some(), "{:?}", running.last_lines());
-            std::thread::sleep(std::time::Duration::from_millis(1));
         }
     }
 

@@ -212,6 +212,14 @@ pub fn computed(pid: Pid) -> i32 {
     user.unwrap_or(0) + system.unwrap_or(0)
 }
 
+/// The pid of the process in the innermost namespace that it is in.
+#[must_use]
+pub fn innermost(pid: Pid) -> Option<i32> {
+    let text = fs::read_to_string(format!("/proc/{pid}/status")).ok()?;
+    let pids = text.lines().find_map(|line| line.strip_prefix("NSpid:"))?;
+    pids.split_whitespace().next_back()?.parse().ok()
+}
+
 /// Every process that there is.
 #[must_use]
 pub fn all() -> Vec<Pid> {

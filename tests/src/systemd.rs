@@ -5,8 +5,10 @@ use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
 use std::sync::atomic::{AtomicU32, Ordering};
+use std::thread;
 use std::time::Duration;
 
+use nix::sched::{CloneFlags, setns};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::{Gid, Pid, Uid};
 
@@ -34,7 +36,7 @@ pub struct Systemd {
     init: Pid,
     folder: Folder,
     /// Released last.
-    _group: Group,
+    group: Group,
 }
 
 impl Systemd {
@@ -97,7 +99,7 @@ impl Systemd {
             init: Pid::from_raw(unshare.id().cast_signed()),
             unshare,
             folder,
-            _group: group,
+            group,
         };
         booted.wait()
     }
@@ -169,6 +171,57 @@ impl Systemd {
             || format!("{}\n{}", self.property(unit, name), self.log()),
             || (self.property(unit, name) == value).then_some(()),
         );
+    }
+
+    /// The processes of a service, by their pids here.
+    #[must_use]
+    pub fn processes(&self, unit: &str) -> Vec<Pid> {
+        let group = self.group.0.join(format!("system.slice/{unit}.service"));
+        let listed = fs::read_to_string(group.join("cgroup.procs")).unwrap_or_default();
+        let pids = listed
+            .lines()
+            .map(|line| line.parse().expect("not a pid"))
+            .map(Pid::from_raw);
+        pids.filter(|pid| proc::alive(*pid)).collect()
+    }
+
+    /// The main process of a service, by its pid here.
+    #[must_use]
+    pub fn main_process(&self, unit: &str) -> Option<Pid> {
+        let main: i32 = self.property(unit, "MainPID").parse().ok()?;
+        let processes = self.processes(unit).into_iter();
+        processes
+            .into_iter()
+            .find(|pid| proc::innermost(*pid) == Some(main))
+    }
+
+    /// A file in there, as it is seen from here.
+    #[must_use]
+    pub fn file(&self, path: &str) -> PathBuf {
+        PathBuf::from(format!("/proc/{}/root{path}", self.init))
+    }
+
+    /// Does this in its network.
+    #[track_caller]
+    pub fn in_network<T: Send>(&self, work: impl FnOnce() -> T + Send) -> T {
+        let network = File::open(format!("/proc/{}/ns/net", self.init)).expect("it has ended");
+        // Threads of this one are there, too.
+        let there = || {
+            setns(network, CloneFlags::CLONE_NEWNET).expect("cannot enter the network");
+            work()
+        };
+        let done = thread::scope(|scope| scope.spawn(there).join());
+        done.expect("it panicked")
+    }
+
+    /// Puts another file in the place of start_server, as package managers do.
+    #[track_caller]
+    pub fn replace_program(&self, by: &Path) {
+        let bin = self.folder.path().join("bin");
+        let aside = self.folder.path().join("next");
+        fs::create_dir_all(&aside).expect("cannot make a folder");
+        let next = programs::install(by, &aside);
+        fs::rename(next, bin.join("start_server")).expect("cannot replace the program");
     }
 
     /// What the units have written to /run/e2e.log.

@@ -179,7 +179,7 @@ fn a_server_with_a_guardian_that_nobody_kills_is_like_any_other() {
 // Any moment.
 
 /// A number below this.
-fn random(below: u64) -> u64 {
+pub fn random(below: u64) -> u64 {
     RandomState::new().hash_one(0) % below
 }
 

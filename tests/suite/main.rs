@@ -70,6 +70,7 @@ mod stop_first;
 mod supervision;
 mod syslog;
 mod systemd;
+mod systemd_never_down;
 mod unicorn;
 mod unit_files;
 mod upgrade;

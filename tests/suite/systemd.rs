@@ -11,7 +11,7 @@ fn is_ours() -> bool {
 }
 
 /// A unit with these lines in its section of the service.
-fn service(lines: &[&str]) -> String {
+pub fn service(lines: &[&str]) -> String {
     let log = "StandardError=append:/run/e2e.log";
     format!(
         "[Unit]\nDefaultDependencies=no\n[Service]\n{log}\n{}\n",

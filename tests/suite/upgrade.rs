@@ -71,7 +71,7 @@ impl Programs {
 
 /// A start_server that has another version, and the version. It is the same program with another text in it; where a
 /// compiler may have put the text into the code, it is the same program.
-fn newer() -> &'static (PathBuf, String) {
+pub fn newer() -> &'static (PathBuf, String) {
     static NEWER_PROGRAM: OnceLock<(PathBuf, String)> = OnceLock::new();
     NEWER_PROGRAM.get_or_init(|| {
         let (ours, newer) = (env!("CARGO_PKG_VERSION"), NEWER);

@@ -111,6 +111,13 @@ impl SocketFiles {
         self.binder.as_ref().map(Binder::pid)
     }
 
+    /// The service manager is about to start the server again: it gets the sockets from the store, and their files stay.
+    pub fn leave_what_is_stored(&mut self) {
+        if let Some(store) = &self.store {
+            self.ours.retain(|file| !store.keeps(&file.stored_as));
+        }
+    }
+
     /// The binder has exited by itself and was reaped; there is nothing to wait for any more.
     pub fn binder_is_gone(&mut self) {
         self.binder = None;

@@ -171,9 +171,14 @@ impl Store {
         self.names.push(name.to_owned());
     }
 
+    /// Whether it is there, as far as we know.
+    pub fn keeps(&self, name: &str) -> bool {
+        self.names.iter().any(|one| one == name)
+    }
+
     /// Stores a listener under its name, if it is not there.
     pub fn keep(&mut self, name: &str, socket: &OwnedFd) {
-        if self.names.iter().any(|one| one == name) {
+        if self.keeps(name) {
             return;
         }
         let count = self.names.len();

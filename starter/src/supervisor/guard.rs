@@ -45,6 +45,8 @@ pub struct Guard {
     /// Children of a guardian that has died, until they have exited.
     adopted: Vec<(Pid, Option<Process>)>,
     has_complained: bool,
+    /// No other supervisor follows: too many have died.
+    pub is_last: bool,
 }
 
 /// The wait status of a worker whose parent was a guardian that has died: it is known to nobody.
@@ -87,6 +89,7 @@ impl Guard {
             was_gone: false,
             adopted: Vec::new(),
             has_complained: false,
+            is_last: false,
         };
         if let Ok(program) = running() {
             guard.say(ToGuardian::Program, Some(program.as_fd()));
@@ -278,6 +281,12 @@ impl Guard {
         if !self.is_gone {
             self.say(ToGuardian::Lock, Some(file));
         }
+    }
+
+    /// Whether the server ends because of deaths: of its guardian, whose end a service manager takes for that of the server,
+    /// or of too many supervisors. It is to be started again then.
+    pub fn ends_by_deaths(&self) -> bool {
+        self.is_gone || self.is_last
     }
 
     /// All is over: the exit that follows is meant.

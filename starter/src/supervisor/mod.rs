@@ -63,6 +63,9 @@ pub fn go_on(mut resources: Resources, mut machine: Machine, stops: bool) -> Out
     let (_, knobs) = resources.load_environment();
     machine.set_knobs(knobs);
     resources.show_upgrades(&machine);
+    if let Some(guard) = &mut resources.guard {
+        guard.is_last = stops;
+    }
     let mut supervisor = Supervisor {
         resources,
         machine,
@@ -164,6 +167,9 @@ impl Supervisor {
             self.resources.manager.tell_failure(&failure);
         }
         let guard = self.resources.guard.take();
+        if guard.as_ref().is_some_and(Guard::ends_by_deaths) {
+            self.resources.socket_files.leave_what_is_stored();
+        }
         self.resources.shut_down(&failure);
         // Not before: if this one dies in between, the next one finishes it.
         if let Some(mut guard) = guard {

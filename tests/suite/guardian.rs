@@ -189,24 +189,30 @@ fn strike_at_random(server: &Server) {
     strike(server);
 }
 
-#[test]
-fn a_hundred_and_more_kills_at_any_moment_lose_no_request_no_process_and_no_order() {
-    const SERVERS: usize = 36;
+/// Does this so often, on as many threads as a small machine has a use for.
+fn often(times: usize, work: impl Fn(usize) + Sync) {
     const AT_ONCE: usize = 4;
-    if !is_ours() {
-        return;
-    }
     let begun = AtomicUsize::new(0);
-    let all = || {
-        while begun.fetch_add(1, Ordering::Relaxed) < SERVERS {
-            four_kills_under_load();
-        }
-    };
     thread::scope(|scope| {
         for _ in 0..AT_ONCE {
-            scope.spawn(all);
+            scope.spawn(|| {
+                loop {
+                    let number = begun.fetch_add(1, Ordering::Relaxed);
+                    if number >= times {
+                        break;
+                    }
+                    work(number);
+                }
+            });
         }
     });
+}
+
+#[test]
+fn two_hundred_kills_at_any_moment_lose_no_request_no_process_and_no_order() {
+    if is_ours() {
+        often(200 / 4, |_| four_kills_under_load());
+    }
 }
 
 /// The fifth within a minute would be the last.
@@ -239,6 +245,71 @@ fn four_kills_under_load() {
     assert_eq!(outcome.failures, [""; 0], "{}", server.log());
     assert!(server.stop().success(), "{}", server.log());
     nothing_is_left(&server);
+}
+
+#[test]
+fn a_guardian_that_is_killed_at_any_moment_is_not_missed() {
+    if is_ours() {
+        often(24, kill_of_a_guardian_under_load);
+    }
+}
+
+fn kill_of_a_guardian_under_load(number: usize) {
+    let (mut server, port) = serving(guarded().path("sock"));
+    let load = Load::start(port, 2);
+    load.wait_for_more(4);
+    // Its old workers may be the guardian's children.
+    if number % 3 == 0 {
+        revive(&server);
+    }
+    let client = (number % 2 == 0).then(|| restart(&server));
+    wait::let_pass(Duration::from_micros(random(120_000)));
+    let last = supervisor(&server);
+    kill(server.pid(), Signal::SIGKILL).expect("it is gone");
+    assert_eq!(server.wait_exit().code(), None);
+    // Whoever waits for it hears how its restart ends, or why that cannot be known.
+    if let Some(mut client) = client {
+        let code = client.wait();
+        let is_told = client.said().contains("was the guardian and has died");
+        assert_eq!(
+            code,
+            i32::from(is_told),
+            "{}\n{}",
+            client.said(),
+            server.log()
+        );
+    }
+    goes_on_without_a_guardian(&server, last);
+    let newest = client::ask(port).generation;
+    succeeds(&mut run(&server, &["--restart", PID_FILE]));
+    assert!(client::ask(port).generation > newest, "{}", server.log());
+    load.wait_for_more(4);
+    let outcome = load.stop();
+    assert_eq!(outcome.failures, [""; 0], "{}", server.log());
+    succeeds(&mut run(&server, &["--stop", PID_FILE]));
+    nothing_is_left(&server);
+}
+
+/// It says so, and whoever looks for the server finds it.
+#[track_caller]
+fn goes_on_without_a_guardian(server: &Server, last: Pid) {
+    let until = |condition: &str, holds: &dyn Fn() -> bool| {
+        wait::until(condition, || server.log(), || holds().then_some(()));
+    };
+    until("it says so", &|| {
+        server.count_in_log("the guardian has died") == 1
+    });
+    until("the pid file names it", &|| server.pid_file() == Some(last));
+    until("FILE.json names it", &|| {
+        json(server)["supervisor"]["pid"] == i64::from(last.as_raw())
+    });
+    let said = succeeds(&mut run(server, &["--status", PID_FILE]));
+    assert!(said.contains(&format!("pid {last},")), "{said}");
+    let second = as_configured(server);
+    assert!(
+        second.contains("locked by a running instance, pid"),
+        "{second}"
+    );
 }
 
 // Certain moments.
@@ -493,26 +564,12 @@ fn a_supervisor_goes_on_without_its_guardian() {
     let held = client::hold(port);
     let last = supervisor(&server);
     kill(server.pid(), Signal::SIGKILL).expect("it is gone");
+    goes_on_without_a_guardian(&server, last);
+    // Its old worker is nobody's child here.
+    let client = run(&server, &["--restart", PID_FILE]);
     let until = |condition: &str, holds: &dyn Fn() -> bool| {
         wait::until(condition, || server.log(), || holds().then_some(()));
     };
-    until("it says so", &|| {
-        server.count_in_log("the guardian has died") == 1
-    });
-    until("the pid file names it", &|| server.pid_file() == Some(last));
-    until("FILE.json names it", &|| {
-        json(&server)["supervisor"]["pid"] == i64::from(last.as_raw())
-    });
-    let said = succeeds(&mut run(&server, &["--status", PID_FILE]));
-    assert!(said.contains(&format!("pid {last},")), "{said}");
-    let second = as_configured(&server);
-    assert!(
-        second.log().contains("locked by a running instance, pid"),
-        "{}",
-        second.log()
-    );
-    // Its old worker is nobody's child here.
-    let client = run(&server, &["--restart", PID_FILE]);
     until("the old one drains", &|| {
         server.caught(first) == ["SIGTERM"]
     });
@@ -530,19 +587,40 @@ fn a_supervisor_goes_on_without_its_guardian() {
     nothing_is_left(&server);
 }
 
-/// Another start with the same pid file.
-fn as_configured(server: &Server) -> Second {
+/// What another start with the same pid file says.
+fn as_configured(server: &Server) -> String {
     let words = [PID_FILE, "--guardian", "--", "/bin/true"];
     let mut client = Client::start(server.client(words), server.folder());
     assert_ne!(client.wait(), 0, "{}", client.said());
-    Second(client.said())
+    client.said()
 }
 
-struct Second(String);
-
-impl Second {
-    fn log(&self) -> &str {
-        &self.0
+#[test]
+fn a_client_does_not_take_the_death_of_the_guardian_for_the_end_of_the_server() {
+    if !is_ours() {
+        return;
+    }
+    for command in ["--stop", "--restart", "--upgrade", "--reopen"] {
+        let (mut server, port) = serving(guarded().path("sock"));
+        let last = supervisor(&server);
+        // It passes nothing on.
+        proc::stop(server.pid());
+        let mut client = run(&server, &[command, PID_FILE]);
+        let pid = server.pid();
+        server.wait_until("it is asked", |_| {
+            client.said().contains(&format!("{pid}"))
+                && proc::status(pid).is_some_and(|status| status.pending != 0)
+        });
+        kill(pid, Signal::SIGKILL).expect("it is gone");
+        assert_eq!(server.wait_exit().code(), None);
+        assert_eq!(client.wait(), 1, "{}", client.said());
+        let said =
+            format!("pid {pid} was the guardian and has died; the supervisor goes on without it");
+        assert!(client.said().contains(&said), "{}", client.said());
+        goes_on_without_a_guardian(&server, last);
+        assert_eq!(client::ask(port).generation, Some(1));
+        succeeds(&mut run(&server, &["--stop", PID_FILE]));
+        nothing_is_left(&server);
     }
 }
 

@@ -44,10 +44,7 @@ pub fn reopen(settings: &Settings, say: Say<'_>) -> Result<(), Failure> {
         match wait.next()? {
             Woken::FilesChanged | Woken::Due => {}
             Woken::ServerEnded => {
-                return Err(Failure::failed(format!(
-                    "cannot reopen the log file: pid {} has exited",
-                    server.pid
-                )));
+                return Err(server.has_exited("cannot reopen the log file"));
             }
             Woken::TimedOut => {
                 return Err(wait.timed_out("the log file").hint_if(server.is_stopped()));

@@ -79,12 +79,8 @@ fn follow(
             Woken::FilesChanged => found = follower.look(server),
             Woken::Due => {}
             Woken::ServerEnded => {
-                let failure = Failure::failed(format!(
-                    "cannot {}: pid {} has exited",
-                    follower.asked(),
-                    server.pid
-                ));
-                return Ok((found, Err(failure)));
+                let cannot = format!("cannot {}", follower.asked());
+                return Ok((found, Err(server.has_exited(&cannot))));
             }
             Woken::TimedOut => {
                 let waits_for = follower.waits_for(server, &json_path(&settings.pid_file));

@@ -6,7 +6,7 @@ use std::fs::{File, OpenOptions};
 use std::io;
 use std::os::fd::AsFd;
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use common::trusted_path::{Trust, open_directory};
 use nix::errno::Errno;
@@ -38,6 +38,9 @@ pub struct Server {
     pub process: Process,
     /// Whose process it must still be when it is signalled; none if the kernel checks that.
     owner: Option<u32>,
+    pid_file: PathBuf,
+    /// By its own account, to know it again.
+    started_at: Option<f64>,
 }
 
 impl Server {
@@ -94,7 +97,29 @@ impl Server {
             pid,
             process,
             owner,
+            pid_file: path.to_owned(),
+            started_at: started_at(path),
         })
+    }
+
+    /// Whether the same server goes on although its process has exited: that was its guardian.
+    pub fn goes_on(&self) -> bool {
+        let pid_file = PidFile::open(&self.pid_file);
+        let is_locked = pid_file.and_then(|file| file.is_locked());
+        let now = started_at(&self.pid_file);
+        is_locked.unwrap_or_default() && now.is_some() && now == self.started_at
+    }
+
+    /// What this process could not do because it has exited.
+    pub fn has_exited(&self, cannot: &str) -> Failure {
+        let pid = self.pid;
+        match self.goes_on() {
+            false => Failure::failed(format!("{cannot}: pid {pid} has exited")),
+            true => Failure::failed(format!(
+                "{cannot}: pid {pid} was the guardian and has died; the supervisor goes on without it"
+            ))
+            .hint(remedy::ASK_THE_SUPERVISOR),
+        }
     }
 
     /// Sends a signal to it and to no other process.
@@ -337,6 +362,10 @@ fn missing(path: &Path) -> Failure {
         Some(pid) if is_alive(pid) => failure.hint(remedy::maybe_the_server(&json, pid)),
         _ => failure,
     }
+}
+
+fn started_at(pid_file: &Path) -> Option<f64> {
+    Status::read(&json_path(pid_file)).map(|status| status.started_at())
 }
 
 /// The workers that a server which was killed has left behind, by what it has last written.

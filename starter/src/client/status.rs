@@ -74,6 +74,11 @@ impl Status {
         &self.0
     }
 
+    /// When the server was started, which stays the same if another process takes it over.
+    pub fn started_at(&self) -> f64 {
+        self.0.supervisor.started_at
+    }
+
     /// Whether that server has written it, and not a dead one that had the same pid: in a container each one is 1.
     pub fn is_of(&self, server: Pid) -> bool {
         let written = self.0.supervisor.start_ticks;

@@ -27,6 +27,7 @@ pub fn stop(settings: &Settings, say: Say<'_>) -> Result<(), Failure> {
     server.send(Signal::SIGTERM)?;
     let wait = Wait::new(&server, settings.timeout);
     match wait.next()? {
+        Woken::ServerEnded if server.goes_on() => Err(server.has_exited("cannot stop")),
         Woken::ServerEnded | Woken::FilesChanged | Woken::Due => {
             if !settings.is_quiet {
                 log::show(&stopped(told.elapsed().as_secs_f64()));

@@ -48,7 +48,7 @@ pub fn upgrade(settings: &Settings, say: Say<'_>) -> Result<(), Failure> {
         }
         match wait.next()? {
             Woken::FilesChanged | Woken::Due => {}
-            Woken::ServerEnded => return Err(cannot("it has exited")),
+            Woken::ServerEnded => return Err(server.has_exited("cannot upgrade")),
             Woken::TimedOut => {
                 return Err(wait.timed_out("the upgrade").hint_if(server.is_stopped()));
             }

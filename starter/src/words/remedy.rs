@@ -98,6 +98,9 @@ pub fn of_inner_namespace(pid: i32, inner: i32) -> String {
 /// What is to be watched says only once that it is ready.
 pub const ASK_AGAIN: &str = "READY=1 and a line feed come only once: use --ready=exec:COMMAND with a command that asks the server";
 
+/// A client has asked the guardian, which died. Whether the supervisor was told cannot be known.
+pub const ASK_THE_SUPERVISOR: &str = "see what it does with --status, and repeat the command if need be: the pid file names the supervisor now";
+
 /// The binder is missing. `program` is start_server itself.
 pub fn of_missing_binder(program: &Path) -> String {
     format!("install {BINDER} beside {}", quoted(program))

@@ -14,6 +14,7 @@ use e2e::client::{self, Load};
 use e2e::skip::{needs_program, needs_root};
 use e2e::start::InTurn;
 use e2e::{Server, Setup, ports, proc, programs, wait};
+use nix::sys::resource::Resource;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use serde_json::Value;
@@ -508,24 +509,29 @@ fn the_fifth_death_within_a_minute_stops_everything_in_order() {
     nothing_is_left(&server);
 }
 
-/// Lowers the limit of the guardian: no supervisor can be started any more.
+/// Changes a limit of the guardian, as prlimit(1) takes it.
 #[track_caller]
-fn let_it_open_nothing(server: &Server) {
-    let mut limit = match nix::unistd::Uid::effective().is_root() {
+fn limit(server: &Server, limit: &str) {
+    let mut command = match nix::unistd::Uid::effective().is_root() {
         true => Command::new("setpriv"),
         false => Command::new("prlimit"),
     };
     if nix::unistd::Uid::effective().is_root() {
-        limit.args([
+        command.args([
             "--reuid=65534",
             "--regid=65534",
             "--clear-groups",
             "prlimit",
         ]);
     }
-    limit.arg(format!("--pid={}", server.pid()));
-    let limited = limit.arg("--nofile=3:").status_in_turn();
-    assert!(limited.expect("cannot run it").success());
+    command.arg(format!("--pid={}", server.pid())).arg(limit);
+    assert!(command.status_in_turn().expect("cannot run it").success());
+}
+
+/// No supervisor can be started any more.
+#[track_caller]
+fn let_it_open_nothing(server: &Server) {
+    limit(server, "--nofile=3:");
 }
 
 #[test]
@@ -1022,6 +1028,57 @@ fn floods_of_signals_harm_nobody() {
     server.wait_for_log_times(2, REVIVED);
     server.restart();
     load.wait_for_more(10);
+    assert_eq!(load.stop().failures, [""; 0]);
+    assert!(server.stop().success());
+    nothing_is_left(&server);
+}
+
+#[test]
+fn a_guardian_that_was_stopped_for_long_knows_everything_when_it_goes_on() {
+    if !is_ours() {
+        return;
+    }
+    // As many as a supervisor and its workers need, and some more.
+    let (mut server, port) = serving(guarded().limit(Resource::RLIMIT_NOFILE, 150, 150));
+    let load = Load::start(port, 1);
+    proc::stop(server.pid());
+    let last = supervisor(&server);
+    for generation in 2..=60 {
+        kill(last, Signal::SIGHUP).expect("it is gone");
+        server.wait_for_service(generation);
+        server.wait_for_generations(&[generation]);
+    }
+    server.signal(Signal::SIGCONT);
+    revive(&server);
+    assert_eq!(server.restart().generation, 61);
+    load.wait_for_more(4);
+    assert_eq!(load.stop().failures, [""; 0]);
+    assert!(server.stop().success());
+    nothing_is_left(&server);
+}
+
+#[test]
+fn a_supervisor_for_which_there_is_no_process_now_is_started_later() {
+    if !is_ours() || !needs_program("prlimit") {
+        return;
+    }
+    let (mut server, port) = serving(guarded());
+    let first = server.accepted();
+    let load = Load::start(port, 1);
+    settle(&server);
+    let limit = |most: &str| limit(&server, &format!("--nproc={most}:"));
+    limit("1");
+    strike(&server);
+    server.wait_for_log("the guardian cannot start a supervisor yet");
+    // What is asked meanwhile is done later.
+    server.signal(Signal::SIGHUP);
+    load.wait_for_more(100);
+    assert_eq!(server.supervisor(), None);
+    assert!(proc::alive(first.pid));
+    limit("2000");
+    server.wait_for_log(REVIVED);
+    server.wait_for_service(2);
+    server.wait_for_generations(&[2]);
     assert_eq!(load.stop().failures, [""; 0]);
     assert!(server.stop().success());
     nothing_is_left(&server);

@@ -37,12 +37,13 @@ impl Kept {
         }
     }
 
-    /// Closes what the snapshot with this number and all after it do not name.
+    /// Closes what the snapshot with this number and all after it do not name. The same may be said of one that cannot be
+    /// written again and again.
     pub fn prune(&mut self, last: u64) {
         let is_over = |place: usize, one: &One| {
             let later = self.0.get(place + 1..).unwrap_or_default();
             let mut later = later.iter();
-            later.any(|next| next.number == one.number && next.since <= last)
+            later.any(|next| next.number == one.number && next.since <= last.max(one.since))
         };
         let over: Vec<bool> = (self.0.iter().enumerate())
             .map(|(place, one)| is_over(place, one) || one.is_nothing(last))
@@ -122,6 +123,10 @@ mod tests {
         kept.prune(2);
         assert_eq!(kept.0.len(), 1);
         assert_eq!(numbers(&kept, 2), [7]);
+        // Of one that cannot be written.
+        (0..3).for_each(|_| kept.keep(7, 3, file()));
+        kept.prune(2);
+        assert_eq!(kept.0.len(), 2);
         // One of a supervisor that has died before it wrote that snapshot, and what its successor has.
         kept.keep(9, 3, file());
         kept.forget_all(3);

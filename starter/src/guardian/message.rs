@@ -3,9 +3,10 @@
 //! Neither waits for the other to read. Whatever the guardian passes on it keeps until the supervisor says that its consequences
 //! are in the snapshot: a supervisor that dies before that gets it again, or rather its successor does.
 
-use std::collections::VecDeque;
+use std::collections::{BTreeMap, VecDeque};
 use std::io::{IoSlice, IoSliceMut};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
+use std::time::Duration;
 
 use nix::errno::Errno;
 use nix::sys::socket::{
@@ -14,6 +15,9 @@ use nix::sys::socket::{
 };
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
+
+/// How long to wait where nothing tells that there is room.
+pub const PAUSE: Duration = Duration::from_millis(100);
 
 /// The longest message, in bytes.
 const LONGEST: usize = 256;
@@ -59,6 +63,8 @@ pub struct Channel {
     socket: OwnedFd,
     /// What there was no room for.
     unsent: VecDeque<(Vec<u8>, Option<OwnedFd>)>,
+    /// The kernel passes on no more descriptors of this user for now, and nothing tells when it does again.
+    is_rationed: bool,
 }
 
 impl Channel {
@@ -73,6 +79,7 @@ impl Channel {
         Channel {
             socket,
             unsent: VecDeque::new(),
+            is_rationed: false,
         }
     }
 
@@ -86,11 +93,8 @@ impl Channel {
         along: Option<BorrowedFd<'_>>,
     ) -> nix::Result<()> {
         let message = serde_json::to_vec(message).map_err(|_| Errno::EINVAL)?;
-        if self.unsent.is_empty() {
-            match self.send_now(&message, along) {
-                Err(Errno::EAGAIN | Errno::ETOOMANYREFS | Errno::ENOBUFS) => {}
-                sent => return sent,
-            }
+        if self.unsent.is_empty() && self.has_sent(&message, along)? {
+            return Ok(());
         }
         let along = along.map(|one| one.try_clone_to_owned());
         let along = along.transpose().map_err(|_| Errno::EMFILE)?;
@@ -103,11 +107,10 @@ impl Channel {
     /// # Errors
     /// The other end is gone.
     pub fn flush(&mut self) -> nix::Result<()> {
-        while let Some((message, along)) = self.unsent.front() {
-            match self.send_now(message, along.as_ref().map(AsFd::as_fd)) {
-                Ok(()) => drop(self.unsent.pop_front()),
-                Err(Errno::EAGAIN | Errno::ETOOMANYREFS | Errno::ENOBUFS) => return Ok(()),
-                Err(errno) => return Err(errno),
+        while let Some((message, along)) = self.unsent.pop_front() {
+            if !self.has_sent(&message, along.as_ref().map(AsFd::as_fd))? {
+                self.unsent.push_front((message, along));
+                break;
             }
         }
         Ok(())
@@ -115,6 +118,46 @@ impl Channel {
 
     pub fn wants_to_write(&self) -> bool {
         !self.unsent.is_empty()
+    }
+
+    /// Whether to look again after a while: see [`PAUSE`].
+    pub fn is_rationed(&self) -> bool {
+        self.is_rationed && self.wants_to_write()
+    }
+
+    /// Closes what is unsent and means nothing any more to a guardian that finds the snapshot with this number or a later one:
+    /// it may read nothing for a long time.
+    pub fn drop_superseded(&mut self, last: u64) {
+        let mut later: BTreeMap<RawFd, u64> = BTreeMap::new();
+        let mut is_over = |message: &[u8]| {
+            let (number, since) = match serde_json::from_slice(message) {
+                Ok(ToGuardian::Keep { number, since } | ToGuardian::Forget { number, since }) => {
+                    (number, since)
+                }
+                _ => return false,
+            };
+            let is_over = later
+                .get(&number)
+                .is_some_and(|one| *one <= last.max(since));
+            let first = later.entry(number).or_insert(since);
+            *first = since.min(*first);
+            is_over
+        };
+        let from_the_last = self.unsent.drain(..).rev();
+        let left = from_the_last.filter(|(message, _)| !is_over(message));
+        let left: Vec<_> = left.collect();
+        self.unsent.extend(left.into_iter().rev());
+    }
+
+    /// Whether there was room for it.
+    fn has_sent(&mut self, message: &[u8], along: Option<BorrowedFd<'_>>) -> nix::Result<bool> {
+        let sent = self.send_now(message, along);
+        self.is_rationed = matches!(sent, Err(Errno::ETOOMANYREFS | Errno::ENOBUFS));
+        match sent {
+            Ok(()) => Ok(true),
+            Err(Errno::EAGAIN | Errno::ETOOMANYREFS | Errno::ENOBUFS) => Ok(false),
+            Err(errno) => Err(errno),
+        }
     }
 
     fn send_now(&self, message: &[u8], along: Option<BorrowedFd<'_>>) -> nix::Result<()> {

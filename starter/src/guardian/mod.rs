@@ -27,12 +27,14 @@ use nix::unistd::{ForkResult, Pid, dup2_stderr, dup2_stdout};
 
 use self::area::Area;
 use self::kept::{Kept, place};
-use self::message::{Channel, ToGuardian, ToSupervisor};
+use self::message::{Channel, PAUSE, ToGuardian, ToSupervisor};
 use crate::host::moment::Moment;
 use crate::host::open_files::{OpenFiles, duplicate_above, owned};
 use crate::host::own_program::{Guarded, Inheritance, execute};
 use crate::host::proc;
-use crate::host::process::{adopt_orphans, exit_child, exited, fork_single_threaded, reap_child};
+use crate::host::process::{
+    adopt_orphans, exit_child, exited, fork_single_threaded, reap_child, release_free_memory,
+};
 use crate::host::sealed::sealed;
 use crate::host::signals::{Signals, Taken};
 use crate::log::show;
@@ -52,6 +54,9 @@ const MOST_OWN: usize = 65_536;
 /// How many supervisors may die within this time.
 const MOST_DEATHS: usize = 5;
 const WITHIN: Duration = Duration::from_secs(60);
+
+/// How long the workers go on without a supervisor where the host has no process or no memory for one.
+const LONGEST_LACK: Duration = Duration::from_secs(60);
 
 /// What the guardian needs to know of the command line.
 #[derive(Debug, Clone)]
@@ -88,8 +93,44 @@ pub struct Guardian {
     /// The exit that the supervisor was told and has not dealt with.
     told: Option<(Pid, i32)>,
     deaths: Vec<Moment>,
+    /// The supervisor that no other has followed yet.
+    lost: Option<Lost>,
     is_ending: bool,
     is_last: bool,
+}
+
+/// A supervisor that has died while the host had no process or no memory for another one.
+#[derive(Clone, Copy)]
+struct Lost {
+    status: i32,
+    /// How long that is tried.
+    until: Moment,
+}
+
+/// Why a supervisor could not be started.
+struct Cannot {
+    cause: String,
+    /// What the host lacks now it may have in a moment.
+    lacks: Option<Errno>,
+}
+
+impl From<Errno> for Cannot {
+    fn from(errno: Errno) -> Cannot {
+        let is_lack = matches!(errno, Errno::EAGAIN | Errno::ENOMEM | Errno::ENFILE);
+        Cannot {
+            cause: errno.desc().to_owned(),
+            lacks: is_lack.then_some(errno),
+        }
+    }
+}
+
+impl From<&str> for Cannot {
+    fn from(cause: &str) -> Cannot {
+        Cannot {
+            cause: cause.to_owned(),
+            lacks: None,
+        }
+    }
 }
 
 /// Splits off a supervisor. The guardian stays the process that was started.
@@ -125,6 +166,7 @@ pub fn split(settings: Settings, program: OwnedFd) -> nix::Result<Split> {
                 last_id: 0,
                 told: None,
                 deaths: Vec::new(),
+                lost: None,
                 is_ending: false,
                 is_last: false,
             }))
@@ -157,6 +199,8 @@ fn alone_with<const COUNT: usize>(kept: [std::io::Result<OwnedFd>; COUNT]) -> [O
 impl Guardian {
     /// Watches until all is over. Returns the exit code.
     pub fn watch(mut self) -> u8 {
+        // Of the start, which was this process's too.
+        release_free_memory();
         loop {
             self.wait();
             if self.has_room() {
@@ -176,12 +220,18 @@ impl Guardian {
     fn wait(&mut self) {
         let mut flags = PollFlags::POLLIN;
         flags.set(PollFlags::POLLOUT, self.channel.wants_to_write());
-        let mut sources = vec![PollFd::new(self.channel.as_fd(), flags)];
+        // That to a dead supervisor would be ready all the time.
+        let channel = self.lost.is_none().then(|| self.channel.as_fd());
+        let mut sources: Vec<PollFd<'_>> = channel
+            .into_iter()
+            .map(|channel| PollFd::new(channel, flags))
+            .collect();
         if self.has_room() {
             sources.push(PollFd::new(self.signals.as_fd(), PollFlags::POLLIN));
         }
         // An error would be one of memory: there is nothing better than to look again.
-        let _ = ppoll(&mut sources, None, None);
+        let longest = self.lost.map(|_| TimeSpec::from_duration(PAUSE));
+        let _ = ppoll(&mut sources, longest, None);
         // If the supervisor is dead, so is the channel, and its exit is seen next.
         let _ = self.channel.flush();
     }
@@ -264,6 +314,9 @@ impl Guardian {
 
     /// Returns the exit code if all is over.
     fn look_at_supervisor(&mut self) -> Option<u8> {
+        if let Some(lost) = self.lost {
+            return self.replace(lost);
+        }
         let (_, status) = exited(Some(self.supervisor)).ok().flatten()?;
         // What it has said last.
         self.listen();
@@ -279,20 +332,35 @@ impl Guardian {
         self.deaths
             .retain(|death| now.saturating_since(*death) < WITHIN);
         self.deaths.push(now);
-        let was_last = self.is_last;
-        self.is_last |= self.deaths.len() >= MOST_DEATHS;
-        let started = match was_last {
-            true => Err(words::TOO_MANY.to_owned()),
-            false => self.start_supervisor(status),
-        };
-        match started {
-            Ok(()) => None,
-            Err(cause) => {
-                show(&words::ending_workers(status, &cause));
-                self.end_workers();
-                Some(1)
-            }
+        let was_last = std::mem::replace(&mut self.is_last, self.deaths.len() >= MOST_DEATHS);
+        match was_last {
+            true => Some(self.give_up(status, words::TOO_MANY)),
+            false => self.replace(Lost {
+                status,
+                until: now + LONGEST_LACK,
+            }),
         }
+    }
+
+    /// Starts another supervisor, now or later. Returns the exit code if that is in vain.
+    fn replace(&mut self, lost: Lost) -> Option<u8> {
+        let Err(cannot) = self.start_supervisor(lost.status) else {
+            self.lost = None;
+            return None;
+        };
+        if let Some(errno) = cannot.lacks.filter(|_| Moment::now() < lost.until) {
+            if self.lost.replace(lost).is_none() {
+                show(&words::cannot("start a supervisor yet", errno));
+            }
+            return None;
+        }
+        Some(self.give_up(lost.status, &cannot.cause))
+    }
+
+    fn give_up(&mut self, status: i32, cause: &str) -> u8 {
+        show(&words::ending_workers(status, cause));
+        self.end_workers();
+        1
     }
 
     /// One exit at a time: the next one is told when that is dealt with.
@@ -310,13 +378,13 @@ impl Guardian {
         }
     }
 
-    fn start_supervisor(&mut self, status: i32) -> Result<(), String> {
+    fn start_supervisor(&mut self, status: i32) -> Result<(), Cannot> {
         let (last, snapshot) = self.area.read().map_err(|_| words::NO_SNAPSHOT)?;
         self.kept.prune(last);
-        let in_words = |errno: Errno| errno.desc().to_owned();
-        let snapshot = sealed(&snapshot).map_err(|error| error.to_string())?;
-        let (ours, theirs) = Channel::pair().map_err(in_words)?;
-        match fork_single_threaded().map_err(in_words)? {
+        let in_errno = |error| Errno::try_from(error).unwrap_or(Errno::EIO);
+        let snapshot = sealed(&snapshot).map_err(in_errno)?;
+        let (ours, theirs) = Channel::pair()?;
+        match fork_single_threaded()? {
             ForkResult::Child => {
                 let Err(errno) = self.become_supervisor(last, status, &snapshot, &theirs);
                 show(&words::cannot("start a supervisor", errno));
@@ -326,6 +394,7 @@ impl Guardian {
                 self.supervisor = child;
                 self.channel = ours;
                 self.repeat();
+                release_free_memory();
                 Ok(())
             }
         }

@@ -11,8 +11,9 @@ use nix::unistd::{Pid, pipe2};
 use serde::{Deserialize, Serialize};
 
 use crate::guardian::area::Area;
-use crate::guardian::message::{Channel, ToGuardian, ToSupervisor};
+use crate::guardian::message::{Channel, PAUSE, ToGuardian, ToSupervisor};
 use crate::host::luggage::{Carried, Luggage};
+use crate::host::moment::Moment;
 use crate::host::open_files::{borrowed, duplicate_above};
 use crate::host::own_program::running;
 use crate::host::proc;
@@ -92,7 +93,8 @@ impl Guard {
             is_last: false,
         };
         if let Ok(program) = running() {
-            guard.say(ToGuardian::Program, Some(program.as_fd()));
+            // It is the first.
+            let _ = guard.say(ToGuardian::Program, Some(program.as_fd()));
         }
         guard
     }
@@ -124,8 +126,18 @@ impl Guard {
 
     /// What to wait for until the guardian has room for what is unsent.
     pub fn unsent(&self) -> Option<BorrowedFd<'_>> {
-        let is_waiting = !self.is_gone && self.channel.wants_to_write();
+        let is_waiting = self.has_unsent() && !self.channel.is_rationed();
         is_waiting.then(|| self.channel.as_fd())
+    }
+
+    pub fn has_unsent(&self) -> bool {
+        !self.is_gone && self.channel.wants_to_write()
+    }
+
+    /// When to look whether there is room, if nothing tells that.
+    pub fn deadline(&self) -> Option<Moment> {
+        let is_rationed = !self.is_gone && self.channel.is_rationed();
+        is_rationed.then(|| Moment::now() + PAUSE)
     }
 
     /// Whether the next turn begins at once: no signal tells of a second child that has exited.
@@ -222,7 +234,7 @@ impl Guard {
             false => self.write(legacy),
         };
         for message in std::mem::take(&mut self.dealt_with) {
-            self.say(message, None);
+            self.tell(message);
         }
         if let Some(pid) = self.seen.take() {
             // It has exited, so this does not wait.
@@ -242,6 +254,7 @@ impl Guard {
 
     fn write(&mut self, legacy: &Legacy) -> Result<(), String> {
         let _ = self.channel.flush();
+        self.channel.drop_superseded(self.last);
         let next = self.last + 1;
         // Standard output and error may be a file that was opened since.
         let numbers = legacy.luggage.numbers().iter().copied().chain([1, 2]);
@@ -253,7 +266,7 @@ impl Guard {
         }
         if self.sent.is_empty() {
             // The supervisor before had others, and perhaps some that are in no snapshot.
-            self.say(ToGuardian::ForgetAll { since: next }, None);
+            self.tell(ToGuardian::ForgetAll { since: next });
         }
         for (number, identity) in &now {
             if self.sent.get(number) != Some(identity) {
@@ -261,7 +274,9 @@ impl Guard {
                     number: *number,
                     since: next,
                 };
-                self.say(message, Some(borrowed(*number)));
+                // Without it the snapshot would be of no use.
+                let said = self.say(message, Some(borrowed(*number)));
+                said.map_err(|errno| errno.desc().to_owned())?;
             }
         }
         let written = self.area.write(next, &legacy.text);
@@ -269,7 +284,7 @@ impl Guard {
         let gone: Vec<RawFd> = self.sent.keys().copied().collect();
         for number in gone.into_iter().filter(|one| !now.contains_key(one)) {
             let since = next;
-            self.say(ToGuardian::Forget { number, since }, None);
+            self.tell(ToGuardian::Forget { number, since });
         }
         (self.last, self.sent) = (next, now);
         self.text.clone_from(&legacy.text);
@@ -279,7 +294,8 @@ impl Guard {
     /// Whoever looks for the holder of this lock has to find the guardian.
     pub fn give_lock(&mut self, file: BorrowedFd<'_>) {
         if !self.is_gone {
-            self.say(ToGuardian::Lock, Some(file));
+            // For lack of descriptors: then the holder is this process, which is found as well.
+            let _ = self.say(ToGuardian::Lock, Some(file));
         }
     }
 
@@ -291,12 +307,21 @@ impl Guard {
 
     /// All is over: the exit that follows is meant.
     pub fn end(&mut self) {
-        self.say(ToGuardian::Ending, None);
+        self.tell(ToGuardian::Ending);
     }
 
-    fn say(&mut self, message: ToGuardian, along: Option<BorrowedFd<'_>>) {
-        if self.channel.send(&message, along) == Err(Errno::EPIPE) {
-            self.is_gone = true;
+    fn tell(&mut self, message: ToGuardian) {
+        // Without a descriptor it is sent or kept.
+        let _ = self.say(message, None);
+    }
+
+    fn say(&mut self, message: ToGuardian, along: Option<BorrowedFd<'_>>) -> nix::Result<()> {
+        match self.channel.send(&message, along) {
+            Err(Errno::EPIPE) => {
+                self.is_gone = true;
+                Ok(())
+            }
+            said => said,
         }
     }
 }

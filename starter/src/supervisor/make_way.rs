@@ -2,7 +2,7 @@
 
 use crate::host::moment::Moment;
 use crate::machine::{Generation, Machine};
-use crate::supervisor::guard::Saved;
+use crate::supervisor::guard::{Guard, Saved};
 use crate::supervisor::resources::Resources;
 use crate::supervisor::upgrade::Legacy;
 use crate::words::guardian::Guarding;
@@ -46,10 +46,7 @@ impl Resources {
         if self.upgrade.take_next() {
             self.upgrade(machine);
         }
-        let has_unsent = self
-            .guard
-            .as_ref()
-            .is_some_and(|one| one.unsent().is_some());
+        let has_unsent = self.guard.as_ref().is_some_and(Guard::has_unsent);
         if !self.readiness.is_settled() || has_unsent {
             return;
         }

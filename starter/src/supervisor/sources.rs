@@ -123,6 +123,7 @@ pub fn wait(resources: &Resources, machine: &Machine) -> Result<(), Failure> {
         manager.deadline(machine),
         log.deadline(),
         look.deadline(),
+        guard.as_ref().and_then(Guard::deadline),
     ];
     let moments = moments.into_iter().flatten();
     let timeouts = moments.map(|deadline| deadline.saturating_since(now));

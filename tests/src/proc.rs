@@ -296,6 +296,17 @@ pub fn memory(pid: Pid) -> Option<Memory> {
     })
 }
 
+/// How much of the heap the process has written to, in KiB; `None` where we may not look.
+#[must_use]
+pub fn heap(pid: Pid) -> Option<u64> {
+    let text = fs::read_to_string(format!("/proc/{pid}/smaps")).ok()?;
+    let heap = text.split_once("[heap]")?.1;
+    let dirty = heap
+        .lines()
+        .find_map(|line| line.strip_prefix("Private_Dirty:"))?;
+    Some(number(dirty.split_whitespace().next()?))
+}
+
 /// How often the threads of the process went to sleep or were put aside, so far: an idle process stays the same.
 #[must_use]
 pub fn context_switches(pid: Pid) -> u64 {

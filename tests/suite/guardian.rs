@@ -894,6 +894,20 @@ fn a_guardian_sleeps() {
     assert_eq!(server.ask(port).pid, worker);
 }
 
+/// All that it has for itself is 244 KiB then, in a release build: what was relocated at its start is most of the rest.
+#[test]
+fn a_guardian_has_given_back_the_memory_of_the_start() {
+    const MOST: u64 = 100;
+    if !is_ours() {
+        return;
+    }
+    let (server, _) = serving(guarded().path("sock"));
+    revive(&server);
+    settle(&server);
+    let heap = proc::heap(server.pid()).expect("it has none");
+    assert!(heap <= MOST, "{heap} KiB");
+}
+
 #[test]
 fn descriptors_of_a_guardian_do_not_grow() {
     if !is_ours() {

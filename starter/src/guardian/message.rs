@@ -244,4 +244,47 @@ mod tests {
         drop((one, reader));
         assert_eq!(other.receive::<ToGuardian>().map(|_| ()), Err(Errno::EPIPE));
     }
+
+    #[test]
+    fn of_what_is_unsent_only_the_last_is_kept() {
+        let (mut one, other) = Channel::pair().unwrap();
+        let writer = std::io::pipe().unwrap().1;
+        // There is no room for anything else.
+        while !one.wants_to_write() {
+            one.send(&ToGuardian::Ending, None).unwrap();
+        }
+        for since in 1..=5 {
+            for number in [7, 8] {
+                let keep = ToGuardian::Keep { number, since };
+                one.send(&keep, Some(writer.as_fd())).unwrap();
+            }
+        }
+        let (number, since) = (8, 6);
+        one.send(&ToGuardian::Forget { number, since }, None)
+            .unwrap();
+        one.drop_superseded(5);
+        let with_descriptor = |one: &Channel| {
+            let unsent = one.unsent.iter();
+            unsent.filter(|(_, along)| along.is_some()).count()
+        };
+        assert_eq!(with_descriptor(&one), 2);
+        one.drop_superseded(6);
+        assert_eq!(with_descriptor(&one), 1);
+        let mut received = Vec::new();
+        while one.wants_to_write() || received.is_empty() {
+            while let Some((message, _)) = other.receive::<ToGuardian>().unwrap() {
+                received.push(message);
+            }
+            one.flush().unwrap();
+        }
+        while let Some((message, _)) = other.receive::<ToGuardian>().unwrap() {
+            received.push(message);
+        }
+        received.retain(|message| *message != ToGuardian::Ending);
+        let keep = ToGuardian::Keep {
+            number: 7,
+            since: 5,
+        };
+        assert_eq!(received, [keep, ToGuardian::Forget { number, since }]);
+    }
 }

@@ -609,6 +609,8 @@ fn a_client_does_not_take_the_death_of_the_guardian_for_the_end_of_the_server() 
     for command in ["--stop", "--restart", "--upgrade", "--reopen"] {
         let (mut server, port) = serving(guarded().path("sock"));
         let last = supervisor(&server);
+        // By then the lock of the pid file is the guardian's.
+        settle(&server);
         // It passes nothing on.
         proc::stop(server.pid());
         let mut client = run(&server, &[command, PID_FILE]);

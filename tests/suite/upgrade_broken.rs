@@ -8,13 +8,14 @@ use std::path::Path;
 use std::process::Output;
 
 use e2e::server::Finished;
-use e2e::skip::needs_root;
+use e2e::skip::{needs_program, needs_root};
 use e2e::start::InTurn;
-use e2e::{Server, Setup, client, proc, programs};
+use e2e::{Report, Server, Setup, client, proc, programs};
 use nix::sys::signal::Signal;
 use nix::unistd::Pid;
 
 use crate::launch::{RootFolder, install};
+use crate::policy::set_capability;
 use crate::readiness::with_files;
 use crate::snapshots;
 use crate::upgrade::{Programs, chmod, is_ours, open_files, serving, upgrade, upgraded};
@@ -397,6 +398,36 @@ fn a_snapshot_does_not_make_a_server_of_root() {
         let line = "start_server: cannot resume: it would run as root";
         assert_refused(&finished, line);
         assert!(finished.server.journal().is_empty(), "{name}");
+    }
+}
+
+/// Whoever starts a program of which the file has a capability also says how it resumes, and to what it goes back.
+#[test]
+fn a_capability_of_the_file_is_not_handed_to_what_a_launcher_names() {
+    if !is_ours() || !needs_root() || !needs_program("setcap") {
+        return;
+    }
+    let folder = RootFolder::new();
+    let program = install(&programs::start_server(), folder.path(), "start_server");
+    set_capability(&program);
+    let open = |path: &Path| File::open(path).expect("cannot open it");
+    for snapshot in ["/dev/null", "/proc/cpuinfo"] {
+        let setup = Server::setup()
+            .copy(program.clone())
+            .worker(["--report=report"])
+            .env("START_SERVER_RESUME", "20:21:")
+            .leak_file(open(Path::new(snapshot)), 20)
+            .leak_file(open(&programs::worker()), 21);
+        let server = setup.start();
+        let report = server.wait_for("it is executed", |server| {
+            let text = fs::read_to_string(server.folder().join("report")).ok()?;
+            serde_json::from_str::<Report>(&text).ok()
+        });
+        assert_eq!(report.pid, server.pid().as_raw());
+        let [inheritable, permitted, effective, _, ambient] = report.status.capabilities();
+        assert_eq!([inheritable, permitted, effective, ambient], [0; 4]);
+        let resumes = &report.environment["START_SERVER_RESUME"];
+        assert!(resumes.starts_with("20::"), "{resumes}");
     }
 }
 

@@ -72,7 +72,7 @@ impl OwnProgram {
     pub fn find() -> OwnProgram {
         OwnProgram {
             path: fs::read_link(RUNNING).unwrap_or_default(),
-            name: prctl::get_name().unwrap_or_default(),
+            name: own_name(),
         }
     }
 
@@ -94,6 +94,9 @@ impl OwnProgram {
 
     /// Gives the process the name that it had before an exec by descriptor.
     pub fn restore_name(&self) {
+        if self.name.is_empty() {
+            return;
+        }
         // It fails for no name that the kernel has given.
         let _ = prctl::set_name(&self.name);
     }
@@ -117,6 +120,14 @@ impl OwnProgram {
         })?;
         Ok(file)
     }
+}
+
+/// The name of this process; empty without /proc. prctl(2) would tell it too, but nix lets the kernel write to what the compiler
+/// takes for a constant: a release build finds no name.
+fn own_name() -> CString {
+    let mut name = fs::read("/proc/self/comm").unwrap_or_default();
+    name.pop_if(|last| *last == b'\n');
+    CString::new(name).unwrap_or_default()
 }
 
 /// The file that this process executes.
@@ -355,6 +366,20 @@ mod tests {
         for wrong in ["", "7", "7:", "x::", "7:x:", "2::", "-7::", "7:2:"] {
             assert_eq!(Inheritance::read(wrong), None, "{wrong}");
         }
+    }
+
+    #[test]
+    fn the_name_of_a_process_comes_back() {
+        let program = OwnProgram::find();
+        // That of the thread that runs this test.
+        assert!(!program.name().is_empty());
+        prctl::set_name(c"3").unwrap();
+        OwnProgram::of("/".into(), "restored".into()).restore_name();
+        let name = fs::read_to_string("/proc/thread-self/comm").unwrap();
+        assert_eq!(name, "restored\n");
+        OwnProgram::of("/".into(), OsString::new()).restore_name();
+        let name = fs::read_to_string("/proc/thread-self/comm").unwrap();
+        assert_eq!(name, "restored\n");
     }
 
     #[test]

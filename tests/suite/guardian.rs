@@ -260,10 +260,10 @@ fn kill_of_a_guardian_under_load(number: usize) {
     let load = Load::start(port, 2);
     load.wait_for_more(4);
     // Its old workers may be the guardian's children.
-    if number % 3 == 0 {
+    if number.is_multiple_of(3) {
         revive(&server);
     }
-    let client = (number % 2 == 0).then(|| restart(&server));
+    let client = number.is_multiple_of(2).then(|| restart(&server));
     wait::let_pass(Duration::from_micros(random(120_000)));
     let last = supervisor(&server);
     kill(server.pid(), Signal::SIGKILL).expect("it is gone");

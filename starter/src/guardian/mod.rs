@@ -71,7 +71,7 @@ pub struct Settings {
 
 /// Which of the processes this is after the split.
 pub enum Split {
-    Guardian(Guardian),
+    Guardian(Box<Guardian>),
     Supervisor(Channel, Area),
 }
 
@@ -151,7 +151,7 @@ pub fn split(settings: Settings, program: OwnedFd) -> nix::Result<Split> {
                 both.2.as_fd().try_clone_to_owned(),
                 Ok(program),
             ]);
-            Ok(Split::Guardian(Guardian {
+            Ok(Split::Guardian(Box::new(Guardian {
                 settings,
                 signals: Signals::take().unwrap_or_else(|_| exit_child(1)),
                 channel: Channel::of(channel),
@@ -169,7 +169,7 @@ pub fn split(settings: Settings, program: OwnedFd) -> nix::Result<Split> {
                 lost: None,
                 is_ending: false,
                 is_last: false,
-            }))
+            })))
         }
     }
 }

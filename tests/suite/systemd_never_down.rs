@@ -2,7 +2,7 @@
 
 use std::fs;
 use std::path::PathBuf;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use e2e::client::{At, Load};
 use e2e::skip::original_differs;
@@ -321,6 +321,7 @@ fn with_a_guardian_the_unit_does_not_notice_that_its_supervisor_is_killed() {
     for (name, port) in [("plain", 80), ("kept", 81)] {
         let one = Served::start(&systemd, name, port);
         let main = one.property("MainPID");
+        let begun = Instant::now();
         let mut generation = 1;
         // The fifth within a minute would be the last.
         for _ in 0..4 {
@@ -346,7 +347,8 @@ fn with_a_guardian_the_unit_does_not_notice_that_its_supervisor_is_killed() {
         assert!(said.contains(&format!("pid {main}")), "{said}");
         let (code, said) = one.command(&["--restart"]);
         assert_eq!(code, Some(0), "{said}");
-        if name == "kept" {
+        // On a machine that is too slow for five within a minute it would be like the others.
+        if name == "kept" && begun.elapsed() < Duration::from_secs(50) {
             // Now the fifth: systemd starts the server again, with the same listeners.
             kill(one.supervisor(), Signal::SIGKILL).expect("it is gone");
             one.wait_for("NRestarts", "1");

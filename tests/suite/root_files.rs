@@ -540,7 +540,7 @@ fn a_dry_run_says_what_root_makes_and_makes_nothing() {
     let finished = usual(&folder).option("--check-config").run();
     assert_eq!(finished.status.code(), Some(1));
     let cause = format!(
-        "cannot make {}: it exists and belongs to root",
+        "cannot use --pid-file={}: it exists and belongs to root",
         folder.join("pid")
     );
     assert!(finished.log.contains(&cause), "{}", finished.log);

@@ -37,6 +37,7 @@ pub struct Examined {
 pub fn examine(
     settings: &Settings,
     wanted: &for_user::Wanted,
+    cannot: impl Fn(&Path, &str) -> Failure,
     inherited: Vec<Inherited>,
     identity: Option<Identity>,
     open_files: OpenFiles,
@@ -68,7 +69,7 @@ pub fn examine(
     }
     let by_root: Vec<PathBuf> = prepared.for_user.paths().map(Path::to_owned).collect();
     for path in &by_root {
-        let cannot = |cause: &str| cannot_make_for_user(path, cause);
+        let cannot = |cause: &str| cannot(path, cause);
         let user = identity.as_ref();
         let examined = user.map_or(Ok(()), |user| prepared.for_user.examine(path, user, cannot));
         if findings.take(examined).is_some() {
@@ -79,10 +80,6 @@ pub fn examine(
         prepared: Some(prepared),
         by_root,
     }
-}
-
-fn cannot_make_for_user(path: &Path, cause: &str) -> Failure {
-    Failure::failed(format!("cannot make {}: {cause}", quoted(path)))
 }
 
 /// What the binder would refuse in a directory where only root can write.

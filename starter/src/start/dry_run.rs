@@ -55,6 +55,7 @@ pub fn run(options: &Options, passed_on: Result<Vec<PassedOn>, Failure>) -> Find
     let mut examined = dry_run::examine(
         listening,
         &files::wanted(options),
+        |path, cause| files::cannot_make(options, path, cause),
         inherited,
         identity.clone(),
         open_files,

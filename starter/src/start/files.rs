@@ -27,12 +27,23 @@ pub fn wanted(options: &Options) -> Wanted {
     }
 }
 
+/// Why root does not make one of them, as the start says it.
+pub fn cannot_make(options: &Options, path: &Path, cause: &str) -> Failure {
+    if options.runtime_dir.as_deref() == Some(path) {
+        return runtime_dir::cannot_make(path, cause);
+    }
+    match options.status.pid_file.as_deref() == Some(path) {
+        true => cannot_use(path, cause),
+        false => cannot_write(path, cause),
+    }
+}
+
 /// Makes `--runtime-dir`: root where only root can, or else the user.
 pub fn make_runtime_dir(options: &Options, makers: &mut Confined) -> Result<(), Failure> {
     let Some(path) = &options.runtime_dir else {
         return Ok(());
     };
-    let made = makers.make(path, |cause| runtime_dir::cannot_make(path, cause))?;
+    let made = makers.make(path, |cause| cannot_make(options, path, cause))?;
     match made {
         Some(_) => Ok(()),
         None => runtime_dir::make(path),
@@ -51,7 +62,7 @@ pub fn lock_pid_file(
     if makers.makes(path) {
         PidFile::refuse_used(path)?;
     }
-    let made = makers.make(path, |cause| cannot_use(path, cause))?;
+    let made = makers.make(path, |cause| cannot_make(options, path, cause))?;
     lock(path, made.map(File::from).as_ref(), signals).map(Some)
 }
 
@@ -94,7 +105,7 @@ pub fn make_status_files(options: &Options, makers: &mut Confined) -> Result<Mad
         if makers.makes(&path) {
             file::refuse_foreign(&path)?;
         }
-        if let Some(file) = makers.make(&path, |cause| cannot_write(&path, cause))? {
+        if let Some(file) = makers.make(&path, |cause| cannot_make(options, &path, cause))? {
             made.0.insert(path, file.into());
         }
     }

@@ -557,7 +557,13 @@ mod tests {
         };
         // It would remove the files of the next one.
         let mut before = ManuallyDrop::new(
-            StatusFile::create(&settings(&options), &[listener()], confinement).unwrap(),
+            StatusFile::create(
+                &settings(&options),
+                &[listener()],
+                confinement,
+                MadeByRoot::default(),
+            )
+            .unwrap(),
         );
         let (now, pid) = (Moment::now(), Pid::from_raw(77));
         let mut machine = Machine::start(options.machine.clone(), now).0;

@@ -306,11 +306,11 @@ fn malformed(valid: &[u8]) -> Vec<(Vec<u8>, &'static str)> {
         (of_version(0), "a message of version 0, not 5"),
         (of_version(4), "a message of version 4, not 5"),
         (of_version(6), "a message of version 6, not 5"),
-        (vec![4, 3], "not a message: "),
-        (vec![4, 250], "not a message: "),
+        (vec![5, 3], "not a message: "),
+        (vec![5, 250], "not a message: "),
         // A list of 2^63 entries.
         (
-            vec![4, 1, 253, 0, 0, 0, 0, 0, 0, 0, 0x80],
+            vec![5, 1, 253, 0, 0, 0, 0, 0, 0, 0, 0x80],
             "not a message: ",
         ),
         (oversized(wire::LARGEST), "a message with "),

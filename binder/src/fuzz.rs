@@ -63,7 +63,7 @@ fn assert_is_what_was_granted(grant: &Grant, ask: &Ask) {
             assert_eq!(*port, address.port);
             assert!(ip.is_none() || *ip == Some(address.ip));
         }
-        (Grant::Path(_), Ask::Path { .. }) => {}
+        (Grant::Path(_) | Grant::ForUser(_), Ask::Path { .. }) => {}
         _ => panic!("{grant:?} was given to {ask:?}"),
     }
 }

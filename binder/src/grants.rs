@@ -105,7 +105,7 @@ impl Sealed {
     }
 
     pub fn has_paths(&self) -> bool {
-        let is_path = |grant: &Grant| matches!(grant, Grant::Path(_));
+        let is_path = |grant: &Grant| matches!(grant, Grant::Path(_) | Grant::ForUser(_));
         self.grants.iter().any(is_path)
     }
 }
@@ -164,7 +164,8 @@ fn allows(grant: &Grant, ask: &Ask) -> bool {
         (Grant::Port { port, ip, .. }, Ask::Port { address, .. }) => {
             address.port == *port && ip.is_none_or(|ip| ip == address.ip)
         }
-        (Grant::Path(_), Ask::Path { .. }) => true,
-        (Grant::Port { .. }, Ask::Path { .. }) | (Grant::Path(_), Ask::Port { .. }) => false,
+        (Grant::Path(_) | Grant::ForUser(_), Ask::Path { .. }) => true,
+        (Grant::Port { .. }, Ask::Path { .. })
+        | (Grant::Path(_) | Grant::ForUser(_), Ask::Port { .. }) => false,
     }
 }

@@ -1,14 +1,15 @@
-//! The privileged half of start_server: it opens the requested sockets, and does nothing else.
+//! The privileged half of start_server: it opens the requested sockets, makes a few files for the user where only root
+//! can, and does nothing else.
 //!
 //! Run by start_server alone, with the channel as descriptor 0. The phases, each of which consumes the one before:
 //!
-//! 1. `receive`: the sealed list of what may be bound, sent by start_server while it still was root itself.
+//! 1. `receive`: the sealed list of what may be made, sent by start_server while it still was root itself.
 //! 2. `examine`: opens the directories of the paths and examines their contents, with the launcher's privileges.
 //!    If this program has more than its launcher, a policy file says what that launcher may have.
-//! 3. `drop_privileges`: for good, with proof; no capability is left except what binding needs.
+//! 3. `drop_privileges`: for good, with proof; no capability is left except what the list needs.
 //! 4. `confine`: a sandbox takes the rest of the system away.
 //! 5. `serve`: one answer for each request. Before the last answer the remaining privileges go too.
-//! 6. `wait`: only if socket files must be removed at the end. The end of the channel is the order to do so.
+//! 6. `wait`: only if files must be removed at the end. The end of the channel is the order to do so.
 //!
 //! Anything unexpected ends the process, with one line and status 1 or by the sandbox.
 

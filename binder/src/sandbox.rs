@@ -6,7 +6,8 @@
 use std::collections::BTreeMap;
 use std::os::fd::BorrowedFd;
 
-use common::message::Confinement;
+use common::for_user::{DIRECTORY_MODE, FILE_MODE, NEW_FILE};
+use common::message::{Confinement, Kind};
 use landlock::{
     ABI, Access, AccessFs, AccessNet, BitFlags, LandlockStatus, NetPort, PathBeneath, Ruleset,
     RulesetAttr, RulesetCreated, RulesetCreatedAttr, RulesetStatus, Scope,
@@ -17,9 +18,9 @@ use libc::{
     PR_CAP_AMBIENT_CLEAR_ALL, PR_SET_NO_NEW_PRIVS, PROT_EXEC, SECCOMP_SET_MODE_FILTER,
     SO_REUSEADDR, SOCK_CLOEXEC, SOCK_DGRAM, SOCK_STREAM, SOL_SOCKET, SYS_bind, SYS_brk, SYS_capget,
     SYS_capset, SYS_close, SYS_exit_group, SYS_fchmod, SYS_fchownat, SYS_fstat,
-    SYS_landlock_restrict_self, SYS_madvise, SYS_mmap, SYS_mremap, SYS_munmap, SYS_newfstatat,
-    SYS_openat, SYS_prctl, SYS_recvfrom, SYS_recvmsg, SYS_seccomp, SYS_sendmsg, SYS_setsockopt,
-    SYS_sigaltstack, SYS_socket, SYS_umask, SYS_unlinkat, SYS_write, c_int, c_long,
+    SYS_landlock_restrict_self, SYS_madvise, SYS_mkdirat, SYS_mmap, SYS_mremap, SYS_munmap,
+    SYS_newfstatat, SYS_openat, SYS_prctl, SYS_recvfrom, SYS_recvmsg, SYS_seccomp, SYS_sendmsg,
+    SYS_setsockopt, SYS_sigaltstack, SYS_socket, SYS_umask, SYS_unlinkat, SYS_write, c_int, c_long,
 };
 use nix::errno::Errno;
 use seccompiler::{
@@ -34,10 +35,40 @@ pub struct Work<'a> {
     pub udp: bool,
     /// Whether an address may be one that no interface has yet.
     pub freebind: bool,
-    /// Where socket files will be created, and removed at the end.
-    pub directories: Vec<BorrowedFd<'a>>,
-    /// Whether these files get another owner.
+    /// Where something will be made, and what.
+    pub directories: Vec<(BorrowedFd<'a>, What)>,
+    /// Whether anything of it gets another owner.
     pub owners: bool,
+}
+
+/// What is made in a directory.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub enum What {
+    Socket,
+    ForUser(Kind),
+}
+
+impl What {
+    /// What it takes to make it.
+    fn making(self) -> BitFlags<AccessFs> {
+        match self {
+            What::Socket => self.removing() | AccessFs::MakeSock,
+            // A descriptor can never do more than was allowed when it was opened.
+            What::ForUser(Kind::File) => {
+                let written = AccessFs::ReadFile | AccessFs::WriteFile | AccessFs::Truncate;
+                self.removing() | written | AccessFs::MakeReg
+            }
+            What::ForUser(Kind::Directory) => AccessFs::MakeDir.into(),
+        }
+    }
+
+    /// What it takes to remove it at the end; a directory stays.
+    fn removing(self) -> BitFlags<AccessFs> {
+        match self {
+            What::Socket | What::ForUser(Kind::File) => AccessFs::RemoveFile.into(),
+            What::ForUser(Kind::Directory) => BitFlags::EMPTY,
+        }
+    }
 }
 
 /// The second layers, for the process that only waits: ready to be added to the first ones.
@@ -53,9 +84,9 @@ pub struct Narrower {
 /// Anything but a kernel without support.
 pub fn confine(work: &Work<'_>) -> Result<(Confinement, Option<Narrower>), String> {
     let lasts = !work.directories.is_empty();
-    let binding = ruleset(work, AccessFs::MakeSock | AccessFs::RemoveFile)?;
+    let binding = ruleset(work, What::making)?;
     let waiting = lasts
-        .then(|| ruleset(&work.afterwards(), AccessFs::RemoveFile.into()))
+        .then(|| ruleset(&work.afterwards(), What::removing))
         .transpose()?;
     let landlock = restrict(binding)?;
     let seccomp = install(program(&binding_calls(work))?.as_ref())?;
@@ -92,8 +123,11 @@ const LANDLOCK: ABI = ABI::V6;
 const _: () = assert!(LANDLOCK as u8 == Confinement::LANDLOCK);
 
 /// No file, no port, no signal to an outside process, no outside abstract socket, except the ports of the work and the
-/// given rights in its directories.
-fn ruleset(work: &Work<'_>, in_directories: BitFlags<AccessFs>) -> Result<RulesetCreated, String> {
+/// rights that what is made in its directories takes.
+fn ruleset(
+    work: &Work<'_>,
+    rights: fn(What) -> BitFlags<AccessFs>,
+) -> Result<RulesetCreated, String> {
     let build = || {
         let mut ruleset = Ruleset::default()
             .handle_access(AccessFs::from_all(LANDLOCK))?
@@ -103,8 +137,13 @@ fn ruleset(work: &Work<'_>, in_directories: BitFlags<AccessFs>) -> Result<Rulese
         for port in &work.tcp_ports {
             ruleset = ruleset.add_rule(NetPort::new(*port, AccessNet::BindTcp))?;
         }
-        for directory in &work.directories {
-            ruleset = ruleset.add_rule(PathBeneath::new(*directory, in_directories))?;
+        let rules = work
+            .directories
+            .iter()
+            .map(|(at, what)| (at, rights(*what)));
+        // The kernel knows no rule without a right.
+        for (directory, rights) in rules.filter(|(_, rights)| !rights.is_empty()) {
+            ruleset = ruleset.add_rule(PathBeneath::new(directory, rights))?;
         }
         Ok(ruleset)
     };
@@ -220,10 +259,21 @@ const UDP: &[Call] = &[
 const FREEBIND: &[Call] = &[(SYS_setsockopt, &[Is(1, IPPROTO_IP), Is(2, IP_FREEBIND)])];
 
 /// If a socket file will be created. No connect(2): other services would take a client for root.
-const FILES: &[Call] = &[
+const SOCKETS: &[Call] = &[
     (SYS_socket, &[Is(0, AF_UNIX), Is(1, STREAM), Is(2, 0)]),
     // The mode of the file, by way of its socket. Not that of the files that it was started with, and no setuid bit.
     (SYS_fchmod, &[IsAtLeast(0, STDERR + 1), Lacks(1, !0o777)]),
+];
+
+/// If a file or a directory will be made for the user: nothing that is there can be opened.
+const FILE: &[Call] = &[(
+    SYS_openat,
+    &[Is(2, NEW_FILE.bits()), Is(3, FILE_MODE.cast_signed())],
+)];
+const DIRECTORY: &[Call] = &[(SYS_mkdirat, &[Is(2, DIRECTORY_MODE.cast_signed())])];
+
+/// If anything will be made in a directory.
+const FILES: &[Call] = &[
     (SYS_umask, &[]),
     // The new file, only to identify it: this descriptor cannot read it.
     (SYS_openat, &[Is(2, O_PATH | O_NOFOLLOW | O_CLOEXEC)]),
@@ -233,10 +283,10 @@ const FILES: &[Call] = &[
     (SYS_seccomp, &[Is(0, SECCOMP_SET_MODE_FILTER as c_int)]),
 ];
 
-/// If such a file gets an owner: by its descriptor.
+/// If it gets an owner: by its descriptor.
 const OWNERS: &[Call] = &[(SYS_fchownat, &[Is(4, AT_EMPTY_PATH)])];
 
-/// If socket files are removed: what is still there, and is it what was created.
+/// If files are removed: what is still there, and is it what was created.
 const REMOVING: &[Call] = &[
     (SYS_newfstatat, &[]),
     (SYS_fstat, &[]),
@@ -251,12 +301,16 @@ const WAITING: &[&[Call]] = &[ALWAYS, REMOVING, WAITS];
 
 fn binding_calls(work: &Work<'_>) -> Vec<Call> {
     let files = !work.directories.is_empty();
+    let makes = |what: What| work.directories.iter().any(|(_, one)| *one == what);
     [
         (true, ALWAYS),
         (true, SERVING),
         (!work.tcp_ports.is_empty(), TCP),
         (work.udp, UDP),
         (work.freebind, FREEBIND),
+        (makes(What::Socket), SOCKETS),
+        (makes(What::ForUser(Kind::File)), FILE),
+        (makes(What::ForUser(Kind::Directory)), DIRECTORY),
         (files, FILES),
         (files && work.owners, OWNERS),
         (files, REMOVING),

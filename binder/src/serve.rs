@@ -10,6 +10,7 @@ use std::path::Path;
 
 use caps::Capability;
 use common::channel::Channel;
+use common::for_user;
 use common::message::{
     Ask, Escape, Grant, Identity, Refusal, Reply, Request, SocketFile, Transport,
 };
@@ -21,7 +22,7 @@ use nix::unistd::{Pid, geteuid, getppid};
 
 use crate::grants::{List, Next, Order, Sealed, Unused};
 use crate::policy::Authority;
-use crate::sandbox::{self, Narrower, Work};
+use crate::sandbox::{self, Narrower, What, Work};
 use crate::{escape, listener};
 
 type ToSupervisor = Channel<Reply, Request>;
@@ -70,13 +71,14 @@ enum Task {
         freebind: bool,
     },
     Path(Box<Place<RootDirectory>>, SocketFile),
+    ForUser(Box<for_user::Place>, Identity),
     Refuse(Refusal),
 }
 
-/// The sockets of one request, in order, and which of them have replaced a stale one.
+/// What one request has made, in order, and which of the sockets have replaced a stale one.
 #[derive(Default)]
 struct Batch {
-    sockets: Vec<OwnedFd>,
+    descriptors: Vec<OwnedFd>,
     replaced: Vec<u32>,
 }
 
@@ -101,7 +103,8 @@ impl Asked {
         let Asked { channel, list } = self;
         let has_paths = list.has_paths();
         let prepare = |grant: Grant| {
-            let task = task(&grant, authority).unwrap_or_else(Task::Refuse);
+            let user = list.identity.as_ref();
+            let task = task(&grant, user, authority).unwrap_or_else(Task::Refuse);
             (grant, task)
         };
         let tasks = list.grants.into_iter().map(prepare).collect();
@@ -116,7 +119,7 @@ impl Asked {
     }
 }
 
-fn task(grant: &Grant, authority: &Authority) -> Result<Task, Refusal> {
+fn task(grant: &Grant, user: Option<&Identity>, authority: &Authority) -> Result<Task, Refusal> {
     match grant {
         Grant::Port {
             transport,
@@ -132,22 +135,34 @@ fn task(grant: &Grant, authority: &Authority) -> Result<Task, Refusal> {
             })
         }
         // Only root may request it: the next phase ends the process, and nothing is touched before.
-        Grant::Path(_) if !geteuid().is_root() => Err(Errno::EPERM.into()),
+        Grant::Path(_) | Grant::ForUser(_) if !geteuid().is_root() => Err(Errno::EPERM.into()),
         Grant::Path(file) => {
             let path = Path::new(&file.path);
-            let directory = path.parent().unwrap_or(path);
-            let directory = open_directory(directory, &Trust::ROOT).map_err(Refusal::Untrusted)?;
-            let place = Place::examine(RootDirectory(directory), path)?;
+            let place = Place::examine(directory_of(path)?, path)?;
             Ok(Task::Path(Box::new(place), file.clone()))
         }
+        Grant::ForUser(wanted) => {
+            // Without one, the next phase ends the process too.
+            let user = user.ok_or(Errno::EPERM)?;
+            let path = Path::new(&wanted.path);
+            let directory = directory_of(path)?;
+            let place = for_user::Place::examine(directory, path, wanted.kind, user.uid)?;
+            Ok(Task::ForUser(Box::new(place), user.clone()))
+        }
     }
+}
+
+fn directory_of(path: &Path) -> Result<RootDirectory, Refusal> {
+    let directory = path.parent().unwrap_or(path);
+    let directory = open_directory(directory, &Trust::ROOT).map_err(Refusal::Untrusted)?;
+    Ok(RootDirectory(directory))
 }
 
 fn needed_capabilities(unused: &Unused<Task>, authority: &Authority) -> Vec<Capability> {
     let mut needed = Vec::new();
     let is_privileged = |task: &Task| match task {
         Task::Port { port, .. } => authority.is_needed_for(*port),
-        Task::Path(..) | Task::Refuse(_) => false,
+        Task::Path(..) | Task::ForUser(..) | Task::Refuse(_) => false,
     };
     if unused.prepared().any(is_privileged) {
         needed.push(Capability::CAP_NET_BIND_SERVICE);
@@ -214,8 +229,13 @@ fn work(unused: &Unused<Task>) -> Work<'_> {
                 }
             }
             Task::Path(place, file) => {
-                work.directories.push(place.directory());
+                work.directories.push((place.directory(), What::Socket));
                 work.owners |= file.uid.is_some() || file.gid.is_some();
+            }
+            Task::ForUser(place, _) => {
+                let (directory, kind) = place.work();
+                work.directories.push((directory, What::ForUser(kind)));
+                work.owners = true;
             }
             Task::Refuse(_) => {}
         }
@@ -275,7 +295,7 @@ impl Confined {
     }
 
     fn answer_with(&self, batch: Batch) -> Result<(), String> {
-        let descriptors: Vec<_> = batch.sockets.iter().map(AsFd::as_fd).collect();
+        let descriptors: Vec<_> = batch.descriptors.iter().map(AsFd::as_fd).collect();
         let replaced = batch.replaced;
         self.channel.send(&Reply::Bound { replaced }, &descriptors)
     }
@@ -287,7 +307,7 @@ impl Confined {
     }
 }
 
-/// Creates the sockets of one request; if one cannot be created, returns the answer that says so.
+/// Makes what one request asks for; if something cannot be made, returns the answer that says so.
 fn make_all(
     granted: Vec<(Ask, Task)>,
     files: &mut Vec<MadeFile<RootDirectory>>,
@@ -295,11 +315,15 @@ fn make_all(
     let mut batch = Batch::default();
     for (number, (ask, task)) in (0..).zip(granted) {
         match make(ask, task) {
-            Ok(Socket::Inet(socket)) => batch.sockets.push(socket),
-            Ok(Socket::Unix(made)) => {
-                batch.sockets.push(made.socket);
+            Ok(Product::Inet(socket)) => batch.descriptors.push(socket),
+            Ok(Product::Unix(made)) => {
+                batch.descriptors.push(made.socket);
                 batch.replaced.extend(made.replaced.then_some(number));
                 files.push(made.file);
+            }
+            Ok(Product::ForUser(made)) => {
+                batch.descriptors.push(made.descriptor);
+                files.extend(made.file);
             }
             Err(refusal) => {
                 let ask = number;
@@ -310,12 +334,13 @@ fn make_all(
     Ok(batch)
 }
 
-enum Socket {
+enum Product {
     Inet(OwnedFd),
     Unix(Made<RootDirectory>),
+    ForUser(for_user::Made),
 }
 
-fn make(ask: Ask, task: Task) -> Result<Socket, Refusal> {
+fn make(ask: Ask, task: Task) -> Result<Product, Refusal> {
     match (ask, task) {
         (
             Ask::Port { address, .. },
@@ -324,21 +349,21 @@ fn make(ask: Ask, task: Task) -> Result<Socket, Refusal> {
                 freebind,
                 ..
             },
-        ) => Ok(Socket::Inet(listener::bind(transport, address, freebind)?)),
+        ) => Ok(Product::Inet(listener::bind(transport, address, freebind)?)),
         (Ask::Path { .. }, Task::Path(place, file)) => {
-            Ok(Socket::Unix(place.bind(file.mode, file.uid, file.gid)?))
+            Ok(Product::Unix(place.bind(file.mode, file.uid, file.gid)?))
         }
+        (Ask::Path { .. }, Task::ForUser(place, user)) => Ok(Product::ForUser(place.make(&user)?)),
         (_, Task::Refuse(refusal)) => Err(refusal),
         // The list allows no such request.
-        (Ask::Port { .. }, Task::Path(..)) | (Ask::Path { .. }, Task::Port { .. }) => {
-            Err(Errno::EINVAL.into())
-        }
+        (Ask::Port { .. }, Task::Path(..) | Task::ForUser(..))
+        | (Ask::Path { .. }, Task::Port { .. }) => Err(Errno::EINVAL.into()),
     }
 }
 
 impl Served {
     /// Returns at once if nothing must be removed. Otherwise waits until the supervisor closes the channel, deliberately or
-    /// by its death, and removes the socket files that are still the ones it created.
+    /// by its death, and removes the files that are still the ones it created.
     pub fn wait(self) {
         if self.files.is_empty() {
             return;

@@ -9,6 +9,8 @@ pub mod descriptors;
 #[cfg(feature = "boundary")]
 pub mod entry;
 #[cfg(feature = "boundary")]
+pub mod for_user;
+#[cfg(feature = "boundary")]
 #[doc(hidden)]
 pub mod fuzz;
 #[cfg(feature = "boundary")]

@@ -63,7 +63,24 @@ pub struct SocketFile {
     pub gid: Option<u32>,
 }
 
-/// One socket that may be bound, once.
+/// A file or directory to be made for the user in a directory that only root can write.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ForUser {
+    /// An absolute path.
+    pub path: OsString,
+    pub kind: Kind,
+}
+
+/// What is made for the user.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Kind {
+    /// To be read and written, and removed at the end.
+    File,
+    /// It stays.
+    Directory,
+}
+
+/// One thing that may be made, once.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Grant {
     Port {
@@ -75,6 +92,7 @@ pub enum Grant {
         freebind: bool,
     },
     Path(SocketFile),
+    ForUser(ForUser),
 }
 
 /// Something that the binder must not be able to do. It tries it, once, if a self-test has put it into the list.
@@ -117,8 +135,14 @@ pub struct Allow {
 /// The use of one grant, by its index in the sealed list.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Ask {
-    Port { grant: u32, address: Address },
-    Path { grant: u32 },
+    Port {
+        grant: u32,
+        address: Address,
+    },
+    /// A socket at a path, or what is made for the user there.
+    Path {
+        grant: u32,
+    },
 }
 
 /// Everything that start_server sends.
@@ -156,7 +180,7 @@ impl Confinement {
 pub enum Reply {
     /// The list is sealed, and the binder can do nothing else any more. Sent once, before any request.
     Confined(Confinement),
-    /// The sockets, one descriptor for each request in order.
+    /// The sockets, files and directories, one descriptor for each request in order.
     Bound {
         /// The requests whose path held a stale socket that was replaced.
         replaced: Vec<u32>,
@@ -176,6 +200,12 @@ pub enum Refusal {
     NamesDirectory,
     /// Something is there that is not a socket: its type, as the bits `S_IFMT` of a mode (inode(7)).
     NotASocket { file_type: u32 },
+    /// Something of another type is there than was to be made.
+    OtherType { file_type: u32 },
+    /// What is there belongs to this uid, not to the user.
+    OfAnother { uid: u32 },
+    /// The file that is there has other names too.
+    HardLinks,
     /// What is there now is not what was there a moment before.
     Changing,
     /// A server listens on the socket there.

@@ -90,10 +90,7 @@ impl<D: SocketDirectory> Place<D> {
     /// # Errors
     /// If something is there that is not a socket, or a socket that a server still listens on.
     pub fn examine(directory: D, path: &Path) -> Result<Place<D>, Refusal> {
-        let name = match (path.file_name(), path.as_os_str().as_encoded_bytes().last()) {
-            (Some(name), Some(last)) if *last != b'/' => name.to_owned(),
-            _ => return Err(Refusal::NamesDirectory),
-        };
+        let name = name_of(path)?;
         let stale = match find(&directory, name.as_os_str())? {
             None => None,
             Some(stat) if has_type(&stat, SFlag::S_IFSOCK) => {
@@ -192,7 +189,7 @@ impl<D: SocketDirectory> MadeFile<D> {
         }
     }
 
-    fn give_to(&self, uid: Option<u32>, gid: Option<u32>) -> Result<(), Refusal> {
+    pub(crate) fn give_to(&self, uid: Option<u32>, gid: Option<u32>) -> Result<(), Refusal> {
         let (uid, gid) = (uid.map(Uid::from_raw), gid.map(Gid::from_raw));
         let file = self.file.as_ref().ok_or(Refusal::Replaced)?;
         Ok(fchownat(file, "", uid, gid, AtFlags::AT_EMPTY_PATH)?)
@@ -217,7 +214,16 @@ impl<D: SocketDirectory> MadeFile<D> {
     }
 }
 
-fn open_entry(directory: impl AsFd, name: &OsStr) -> nix::Result<OwnedFd> {
+/// The name of a file in its directory.
+pub(crate) fn name_of(path: &Path) -> Result<OsString, Refusal> {
+    match (path.file_name(), path.as_os_str().as_encoded_bytes().last()) {
+        (Some(name), Some(last)) if *last != b'/' => Ok(name.to_owned()),
+        _ => Err(Refusal::NamesDirectory),
+    }
+}
+
+/// Only to identify it: this descriptor cannot read it.
+pub(crate) fn open_entry(directory: impl AsFd, name: &OsStr) -> nix::Result<OwnedFd> {
     openat(
         directory,
         name,

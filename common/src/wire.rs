@@ -8,7 +8,7 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 
 /// Both programs are installed together; this catches an upgrade that replaced only one of them.
-const VERSION: u8 = 4;
+const VERSION: u8 = 5;
 
 /// The largest datagram, in bytes.
 pub const LARGEST: usize = 64 * 1024;

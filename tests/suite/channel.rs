@@ -303,14 +303,14 @@ fn malformed(valid: &[u8]) -> Vec<(Vec<u8>, &'static str)> {
         (valid[..valid.len() - 1].to_vec(), "not a message: "),
         (valid[..1].to_vec(), "not a message: "),
         (longer, "a message with 1 bytes left over"),
-        (of_version(0), "a message of version 0, not 4"),
-        (of_version(3), "a message of version 3, not 4"),
-        (of_version(5), "a message of version 5, not 4"),
-        (vec![4, 3], "not a message: "),
-        (vec![4, 250], "not a message: "),
+        (of_version(0), "a message of version 0, not 5"),
+        (of_version(4), "a message of version 4, not 5"),
+        (of_version(6), "a message of version 6, not 5"),
+        (vec![5, 3], "not a message: "),
+        (vec![5, 250], "not a message: "),
         // A list of 2^63 entries.
         (
-            vec![4, 1, 253, 0, 0, 0, 0, 0, 0, 0, 0x80],
+            vec![5, 1, 253, 0, 0, 0, 0, 0, 0, 0, 0x80],
             "not a message: ",
         ),
         (oversized(wire::LARGEST), "a message with "),
@@ -1009,11 +1009,11 @@ fn a_broken_binder_is_one_clear_line_and_no_worker() {
         ("exits without an answer", vec![too_early("")]),
         (
             "answers garbage",
-            vec!["a message of version 103, not 4".to_owned()],
+            vec!["a message of version 103, not 5".to_owned()],
         ),
         (
             "answers of another version",
-            vec!["a message of version 5, not 4".to_owned()],
+            vec!["a message of version 6, not 5".to_owned()],
         ),
         ("answers half", vec!["not a message: ".to_owned()]),
         (

@@ -89,7 +89,7 @@ fn every_package_obeys_the_lints() {
 }
 
 /// The maximum lines of privileged code. A commit that raises it says what for.
-const MOST_PRIVILEGED_LINES: usize = 1990;
+const MOST_PRIVILEGED_LINES: usize = 2220;
 
 #[test]
 fn what_runs_with_privilege_does_not_grow_unseen() {

@@ -57,6 +57,7 @@ mod restart;
 mod restart_progress;
 mod rollback;
 mod rooms;
+mod root_files;
 mod root_start;
 mod rsyslog;
 mod said;

@@ -55,7 +55,7 @@ fn passes(program: &BpfProgram, data: &[u32]) -> bool {
 /// The filters of a binder of TCP ports, of UDP ports, of paths, of paths with owners, and of one that waits.
 fn filters() -> [BpfProgram; 5] {
     let root = std::fs::File::open("/").unwrap();
-    let directories = || vec![std::os::fd::AsFd::as_fd(&root)];
+    let directories = || vec![(std::os::fd::AsFd::as_fd(&root), What::Socket)];
     let of = |work: &Work<'_>| program(&binding_calls(work)).unwrap().unwrap();
     let tcp = Work {
         tcp_ports: vec![80],
@@ -151,6 +151,11 @@ const ROWS: &[Row] = &[
     (libc::SYS_openat, &[4, 0, (libc::O_PATH | libc::O_CLOEXEC) as i64], NOWHERE),
     (libc::SYS_openat, &[4, 0, libc::O_RDONLY as i64], NOWHERE),
     (libc::SYS_openat, &[4, 0, (libc::O_WRONLY | libc::O_CREAT) as i64], NOWHERE),
+    (libc::SYS_openat, &[4, 0, NEW_FILE.bits() as i64, 0o644], NOWHERE),
+    (libc::SYS_openat, &[4, 0, NEW_FILE.bits() as i64, 0o666], NOWHERE),
+    (libc::SYS_openat, &[4, 0, NEW_FILE.difference(nix::fcntl::OFlag::O_EXCL).bits() as i64, 0o644], NOWHERE),
+    (libc::SYS_mkdirat, &[4, 0, 0o755], NOWHERE),
+    (libc::SYS_mkdirat, &[4, 0, 0o777], NOWHERE),
     (libc::SYS_openat2, &[4], NOWHERE),
     (libc::SYS_unlinkat, &[4, 0, 0], PATHS_AND_WAITING),
     (libc::SYS_unlinkat, &[4, 0, libc::AT_REMOVEDIR as i64], NOWHERE),
@@ -218,6 +223,30 @@ fn an_address_that_is_not_there_yet_takes_one_more_call_and_no_other() {
     }
 }
 
+#[test]
+fn what_is_made_for_the_user_takes_one_more_call_and_no_socket() {
+    let root = std::fs::File::open("/").unwrap();
+    let new_file = [4, 0, NEW_FILE.bits() as i64, 0o644];
+    let new_directory = [4, 0, 0o755];
+    for (kind, call, its_own) in [
+        (Kind::File, libc::SYS_openat, &new_file[..]),
+        (Kind::Directory, libc::SYS_mkdirat, &new_directory[..]),
+    ] {
+        let work = Work {
+            directories: vec![(std::os::fd::AsFd::as_fd(&root), What::ForUser(kind))],
+            owners: true,
+            ..Work::default()
+        };
+        let filter = program(&binding_calls(&work)).unwrap().unwrap();
+        for (number, given, [.., of_sockets, _]) in ROWS {
+            let is_of_socket = [libc::SYS_socket, libc::SYS_fchmod].contains(number);
+            let expected = (*of_sockets && !is_of_socket) || (*number == call && *given == its_own);
+            let found = passes(&filter, &data(*number, arguments(given)));
+            assert_eq!(found, expected, "system call {number} with {given:x?}");
+        }
+    }
+}
+
 /// Of an argument of 32 bits the kernel does not look at the upper half either.
 #[test]
 fn the_upper_half_of_an_argument_hides_nothing() {
@@ -232,11 +261,10 @@ fn the_upper_half_of_an_argument_hides_nothing() {
 
 #[test]
 fn no_number_beyond_the_table_passes() {
-    let known: Vec<libc::c_long> = [ALWAYS, SERVING, TCP, UDP, FILES, OWNERS, REMOVING, WAITS]
-        .concat()
-        .iter()
-        .map(|(number, _)| *number)
-        .collect();
+    let tables = [
+        ALWAYS, SERVING, TCP, UDP, SOCKETS, FILES, OWNERS, REMOVING, WAITS,
+    ];
+    let known: Vec<libc::c_long> = tables.concat().iter().map(|(number, _)| *number).collect();
     for filter in filters() {
         for number in (0..1024).filter(|number| !known.contains(number)) {
             assert!(!passes(&filter, &data(number, [0; 6])), "{number}");

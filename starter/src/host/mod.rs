@@ -16,6 +16,7 @@ pub mod own_program;
 pub mod passed_on;
 pub mod proc;
 pub mod process;
+pub mod runtime_dir;
 pub mod sealed;
 pub mod signals;
 pub mod sock_diag;

@@ -7,6 +7,7 @@ use std::ffi::OsString;
 use std::net::{SocketAddr, ToSocketAddrs};
 use std::os::fd::{AsFd, AsRawFd, OwnedFd, RawFd};
 use std::path::Path;
+use std::process::ExitStatus;
 
 use common::message::{Address, Ask, MOST_DESCRIPTORS, Refusal};
 use common::unix_socket::{Made, MadeFile, Place, is_served};
@@ -18,6 +19,7 @@ use crate::host::confinement::{self, OfBinder};
 use crate::host::open_files::{OpenFiles, duplicate_above};
 use crate::listeners::backlog::Backlog;
 use crate::listeners::binder::{Answer, Binder, channel_failed};
+use crate::listeners::for_user::Granted;
 use crate::listeners::foreign_spelling;
 use crate::listeners::inherited::{Inherited, take_first};
 use crate::listeners::numbers::{Reserved, make_more_room, make_room, numbers};
@@ -40,9 +42,23 @@ pub struct Resolved {
     file_asks: Vec<Asked>,
     port_binder: Option<Binder>,
     file_binder: Option<Binder>,
+    for_user: Granted,
     /// What an earlier start has stored, and no option names now.
     unwanted: Vec<Inherited>,
     store: Option<Store>,
+}
+
+/// The binders have told their confinement, and serve. Dropping it ends them.
+pub struct Confined {
+    sockets: Vec<Planned>,
+    port_asks: Vec<Asked>,
+    file_asks: Vec<Asked>,
+    port_binder: Option<Binder>,
+    for_user: Granted,
+    unwanted: Vec<Inherited>,
+    /// With the binder of paths, and where listeners are stored.
+    files: SocketFiles,
+    binders: Vec<OfBinder>,
 }
 
 /// A request to a binder.
@@ -108,6 +124,7 @@ impl Prepared {
             mut sockets,
             port_binder,
             file_binder,
+            for_user,
             mut inherited,
             store,
         } = self;
@@ -143,6 +160,7 @@ impl Prepared {
             file_asks,
             port_binder,
             file_binder,
+            for_user,
             unwanted,
             store,
         })
@@ -200,26 +218,12 @@ fn resolver_cause(error: &std::io::Error) -> String {
 }
 
 impl Resolved {
-    /// Binds everything, in the order of `SERVER_STARTER_PORT`; afterwards all of it listens. The port binder is gone
-    /// when this returns. With `strict`, binders that this kernel cannot fully confine are not used.
-    ///
-    /// Adds to `notices`, even on failure.
-    pub fn bind(
-        self,
-        reserved: Reserved,
-        backlog: Backlog,
-        strict: bool,
-        open_files: OpenFiles,
-        notices: &mut Vec<Notice>,
-    ) -> Result<Bound, Failure> {
+    /// Waits until the binders are confined. With `strict`, those that this kernel cannot fully confine are not used.
+    pub fn confine(self, strict: bool, notices: &mut Vec<Notice>) -> Result<Confined, Failure> {
         let Resolved {
-            mut sockets,
-            port_asks,
-            file_asks,
             mut port_binder,
             mut file_binder,
-            unwanted,
-            mut store,
+            ..
         } = self;
         let mut confinements = Vec::new();
         let mut binders = Vec::new();
@@ -231,12 +235,60 @@ impl Resolved {
             }
         }
         notices.extend(confinement::check(&confinements, strict)?);
-        let mut restored = settle(&mut sockets, unwanted, &mut store, notices);
-        let mut files = SocketFiles {
-            ours: Vec::new(),
-            binder: file_binder,
-            store,
-        };
+        Ok(Confined {
+            sockets: self.sockets,
+            port_asks: self.port_asks,
+            file_asks: self.file_asks,
+            port_binder,
+            for_user: self.for_user,
+            unwanted: self.unwanted,
+            files: SocketFiles {
+                ours: Vec::new(),
+                binder: file_binder,
+                store: self.store,
+            },
+            binders,
+        })
+    }
+}
+
+impl Confined {
+    /// Whether root makes what is wanted at this path.
+    pub fn makes(&self, path: &Path) -> bool {
+        self.for_user.has(path)
+    }
+
+    /// Lets root make it; `None` if that is up to the user.
+    pub fn make(
+        &mut self,
+        path: &Path,
+        cannot: impl Fn(&str) -> Failure,
+    ) -> Result<Option<OwnedFd>, Failure> {
+        self.for_user.make(path, self.files.binder.as_mut(), cannot)
+    }
+
+    /// Binds everything, in the order of `SERVER_STARTER_PORT`; afterwards all of it listens. The port binder is gone
+    /// when this returns, and that of paths if nothing must be removed at the end.
+    ///
+    /// Adds to `notices`, even on failure.
+    pub fn bind(
+        self,
+        reserved: Reserved,
+        backlog: Backlog,
+        open_files: OpenFiles,
+        notices: &mut Vec<Notice>,
+    ) -> Result<Bound, Failure> {
+        let Confined {
+            mut sockets,
+            port_asks,
+            file_asks,
+            port_binder,
+            for_user,
+            unwanted,
+            mut files,
+            binders,
+        } = self;
+        let mut restored = settle(&mut sockets, unwanted, &mut files.store, notices);
         let mut made = take_inherited(&mut sockets, notices);
         if let Some(mut binder) = port_binder {
             ask_binder(&mut binder, &sockets, &port_asks, &mut made, notices)?;
@@ -245,6 +297,12 @@ impl Resolved {
         if let Some(binder) = &mut files.binder {
             refuse_served(&sockets, &file_asks)?;
             ask_binder(binder, &sockets, &file_asks, &mut made, notices)?;
+        }
+        if file_asks.is_empty() && !for_user.lasts() {
+            let binder = files.binder.take();
+            binder
+                .map_or(Ok(ExitStatus::default()), Binder::end)
+                .map_err(channel_failed)?;
         }
         let ours = &mut files.ours;
         make_ours(&sockets, &mut made, &mut restored, ours, notices)?;

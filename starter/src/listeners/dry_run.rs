@@ -1,7 +1,7 @@
 //! For a dry run: what a start would listen on. Nothing is bound, and no file is made or removed.
 
 use std::net::SocketAddr;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use caps::Capability;
 use common::message::{Identity, Refusal, Transport};
@@ -11,14 +11,17 @@ use nix::sys::stat::SFlag;
 
 use super::bind::{place_of, resolve};
 use super::binder::{Binder, channel_failed};
+use super::for_user;
 use super::inherited::{Inherited, take_first};
 use super::plan::{Maker, Plan, Planned, Prepared, Wanted, kind_of, owners};
 use super::refusal::{cannot_bind, cannot_bind_ourselves};
 use super::settings::Settings;
 use super::spec::{PathSpec, PortSpec};
+use crate::host::access::{self, Expected};
 use crate::host::open_files::OpenFiles;
 use crate::host::sock_diag::{self, State};
-use crate::host::{access, confinement, low_ports, proc};
+use crate::host::{confinement, low_ports, proc};
+use crate::words::failure::Failure;
 use crate::words::findings::Findings;
 use crate::words::remedy;
 use crate::words::text::quoted;
@@ -26,11 +29,15 @@ use crate::words::text::quoted;
 /// What is known with the launcher's privileges.
 pub struct Examined {
     prepared: Option<Prepared>,
+    /// What root makes for the user besides sockets.
+    pub by_root: Vec<PathBuf>,
 }
 
 /// Decides as a start does who creates which socket, and starts the binder of ports. It is not asked for any.
 pub fn examine(
     settings: &Settings,
+    wanted: &for_user::Wanted,
+    cannot: impl Fn(&Path, &str) -> Failure,
     inherited: Vec<Inherited>,
     identity: Option<Identity>,
     open_files: OpenFiles,
@@ -40,9 +47,14 @@ pub fn examine(
     let paths = settings.paths.iter();
     let paths = paths.filter(|spec| findings.take(owners(spec)).is_some());
     let (ports, paths) = (settings.ports.clone(), paths.cloned().collect());
-    let Some(plan) = findings.take(Plan::new(ports, paths, inherited, identity)) else {
-        return Examined { prepared: None };
+    let plan = Plan::new(ports, paths, inherited, identity.clone());
+    let Some(plan) = findings.take(plan) else {
+        return Examined {
+            prepared: None,
+            by_root: Vec::new(),
+        };
     };
+    let plan = plan.with_files(wanted);
     findings.take(open_files.check(plan.count()));
     let (prepared, failure) = plan.start_port_binder();
     if let Some(failure) = failure {
@@ -55,8 +67,18 @@ pub fn examine(
             findings.fails(cannot_bind(&planned.wanted, &refusal, None));
         }
     }
+    let by_root: Vec<PathBuf> = prepared.for_user.paths().map(Path::to_owned).collect();
+    for path in &by_root {
+        let cannot = |cause: &str| cannot(path, cause);
+        let user = identity.as_ref();
+        let examined = user.map_or(Ok(()), |user| prepared.for_user.examine(path, user, cannot));
+        if findings.take(examined).is_some() {
+            findings.would(format!("lets root make {} for the user", quoted(path)));
+        }
+    }
     Examined {
         prepared: Some(prepared),
+        by_root,
     }
 }
 
@@ -78,7 +100,13 @@ fn examine_as_root(path: &Path) -> Result<(), Refusal> {
 
 impl Examined {
     /// The rest, with the user's privileges. What a server holds `beside` which this is run is not examined.
-    pub fn finish(self, is_strict: bool, beside: bool, findings: &mut Findings) {
+    pub fn finish(
+        self,
+        is_strict: bool,
+        beside: bool,
+        expected: &Expected,
+        findings: &mut Findings,
+    ) {
         let Some(Prepared {
             sockets,
             port_binder,
@@ -105,7 +133,9 @@ impl Examined {
                     };
                     ours.extend(port.examine(&ours, &mut inherited, findings));
                 }
-                Wanted::Path { spec, .. } => examine_path(spec, planned, beside, findings),
+                Wanted::Path { spec, .. } => {
+                    examine_path(spec, planned, beside, expected, findings);
+                }
                 Wanted::PassedOn { .. } => {}
             }
         }
@@ -193,13 +223,20 @@ fn is_taken(transport: Transport, wanted: SocketAddr) -> bool {
     found.is_ok_and(|sockets| !sockets.is_empty())
 }
 
-fn examine_path(spec: &PathSpec, planned: &Planned, beside: bool, findings: &mut Findings) {
+fn examine_path(
+    spec: &PathSpec,
+    planned: &Planned,
+    beside: bool,
+    expected: &Expected,
+    findings: &mut Findings,
+) {
     let wanted = &planned.wanted;
     if let Maker::Ourselves { objection, .. } = &planned.maker
         && spec.abstract_name().is_none()
+        && !expected.covers(&spec.path)
     {
         let examined = place_of(spec).map(drop).and_then(|()| {
-            access::can_make(&spec.path).map_err(|error| {
+            access::can_make(&spec.path, expected).map_err(|error| {
                 let errno = error.raw_os_error().unwrap_or(libc::EACCES);
                 Refusal::Errno(errno)
             })

@@ -7,13 +7,16 @@
 //! 2. [`plan::Plan::start_binders`]: starts the binders and sends their sealed lists. Still with the launcher's privileges.
 //! 3. The caller drops its privileges.
 //! 4. [`plan::Prepared::resolve`]: turns host names into addresses.
-//! 5. [`bind::Resolved::bind`]: requests and receives the sockets, and listens on them.
+//! 5. [`bind::Resolved::confine`]: the binders have given up all that they do not need.
+//! 6. [`bind::Confined::make`]: requests what root makes for the user besides sockets.
+//! 7. [`bind::Confined::bind`]: requests and receives the sockets, and listens on them.
 
 pub mod backlog;
 pub mod bind;
 pub mod binder;
 pub mod dialects;
 pub mod dry_run;
+pub mod for_user;
 mod foreign_spelling;
 pub mod health;
 pub mod holders;

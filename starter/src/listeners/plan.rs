@@ -13,6 +13,7 @@ use common::trusted_path::{Trust, Untrusted, open_directory};
 use crate::host::identity;
 use crate::host::open_files::OpenFiles;
 use crate::listeners::binder::Binder;
+use crate::listeners::for_user::{self, Granted};
 use crate::listeners::inherited::{self, Inherited};
 use crate::listeners::spec::{Host, PathSpec, PortSpec};
 use crate::listeners::store::Store;
@@ -30,6 +31,8 @@ pub struct Plan {
     ports: Vec<Grant>,
     /// For the binder that stays root: a separate process, so that no port's socket belongs to root.
     files: Vec<Grant>,
+    /// What root makes for the user besides sockets.
+    for_user: Granted,
     /// Those that no option names so far.
     inherited: Vec<Inherited>,
     store: Option<Store>,
@@ -79,6 +82,7 @@ pub struct Prepared {
     pub sockets: Vec<Planned>,
     pub port_binder: Option<Binder>,
     pub file_binder: Option<Binder>,
+    pub for_user: Granted,
     /// Those that no option has named so far; a host name still may.
     pub inherited: Vec<Inherited>,
     /// Where listeners are stored, if the service manager keeps any.
@@ -99,6 +103,7 @@ impl Plan {
             sockets: Vec::new(),
             ports: Vec::new(),
             files: Vec::new(),
+            for_user: Granted::default(),
             inherited,
             store: Store::reach(identity.is_some()),
             identity,
@@ -121,6 +126,14 @@ impl Plan {
             plan.sockets.push(Planned { wanted, maker });
         }
         Ok(plan)
+    }
+
+    /// Decides what of this root makes for the user: nothing where somebody else can write, and nothing if nobody is root.
+    pub fn with_files(mut self, wanted: &for_user::Wanted) -> Plan {
+        if self.identity.is_some() {
+            self.for_user = Granted::choose(wanted, &mut self.files);
+        }
+        self
     }
 
     fn maker_of_port(&mut self, spec: &PortSpec) -> Result<Maker, Failure> {
@@ -195,6 +208,7 @@ impl Plan {
             sockets: self.sockets,
             port_binder,
             file_binder: None,
+            for_user: self.for_user,
             inherited: self.inherited,
             store: self.store,
         };
@@ -216,6 +230,7 @@ impl Plan {
             sockets: self.sockets,
             port_binder,
             file_binder,
+            for_user: self.for_user,
             inherited: self.inherited,
             store: self.store,
         })

@@ -125,6 +125,10 @@ fn cause(wanted: &Wanted, refusal: &Refusal) -> String {
         }
         Refusal::Replaced => "it was replaced by something else during the start".to_owned(),
         Refusal::Untrusted(untrusted) => distrust::of_path(untrusted),
+        // Of these no binder speaks where a socket is asked for.
+        Refusal::OtherType { .. } | Refusal::OfAnother { .. } | Refusal::HardLinks => {
+            "it was refused".to_owned()
+        }
         Refusal::NotAllowed => {
             let (what, uid) = (wanted.in_policy(), getuid());
             // Perhaps a misspelt line was to allow it.

@@ -41,6 +41,7 @@ use self::output::{Output, PackedOutput, Unread};
 use self::settings::Routes;
 use self::syslog::Syslog;
 use self::target::Target;
+use crate::host::access::Expected;
 use crate::host::launcher::Handover;
 use crate::host::luggage::Luggage;
 use crate::host::moment::Moment;
@@ -106,7 +107,7 @@ pub fn show_in_place(line: &str) {
 }
 
 /// For a dry run: where the log would go. Nothing is opened for good, and no command is started.
-pub fn examine(settings: &Settings, findings: &mut Findings) {
+pub fn examine(settings: &Settings, expected: &Expected, findings: &mut Findings) {
     if let Some(syslog) = &settings.syslog
         && findings.take(Syslog::open(syslog)).is_some()
     {
@@ -118,7 +119,7 @@ pub fn examine(settings: &Settings, findings: &mut Findings) {
     }
     match &settings.target {
         Some(LogTarget::File(path)) => {
-            let examined = file::examine(path).map_err(|error| cannot_open(path, &error));
+            let examined = file::examine(path, expected).map_err(|error| cannot_open(path, &error));
             if findings.take(examined).is_some() {
                 findings.would(format!("appends to {} (--log-file)", quoted(path)));
             }

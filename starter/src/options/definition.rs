@@ -215,8 +215,12 @@ fn readiness() -> [Arg; 6] {
     ]
 }
 
-fn files() -> [Arg; 7] {
+fn files() -> [Arg; 8] {
     [
+        valued("runtime-dir", "DIR").help(lines([
+            "Make this directory for the server's user if it is missing. Relative",
+            "--pid-file, --status-file and --log-file are in it.",
+        ])),
         valued("pid-file", "FILE")
             .help("Write the process id of start_server to this file, and lock it."),
         valued("status-file", "FILE")

@@ -17,7 +17,9 @@ mod spelling;
 mod values;
 
 use std::ffi::{OsStr, OsString};
+use std::mem;
 use std::num::NonZeroU32;
+use std::path::PathBuf;
 use std::time::Duration;
 
 use clap::error::ErrorKind;
@@ -32,9 +34,9 @@ use self::preset::Preset;
 use self::refusal::{lacks, of_clap, unusable};
 use self::spelling::spell_out;
 use self::values::{Given, tag_of};
-use crate::host::identity;
+use crate::host::{identity, runtime_dir};
 use crate::listeners::dialects::Dialect;
-use crate::log::{Address, DEFAULT_ADDRESS, Format, SyslogSettings};
+use crate::log::{Address, DEFAULT_ADDRESS, Format, LogTarget, SyslogSettings};
 use crate::machine::{Knobs, Proof, Replace};
 use crate::ready::{MOST_STORED, ProbeAt, Ready, Statuses};
 use crate::words::failure::Failure;
@@ -85,6 +87,8 @@ pub struct Options {
     pub ready: ready::Settings,
     pub log: log::Settings,
     pub status: status::Settings,
+    /// The directory of relative paths of all these files.
+    pub runtime_dir: Option<PathBuf>,
     /// What a preset has set, for people.
     pub preset: Option<String>,
 }
@@ -213,17 +217,28 @@ fn self_test(given: &Given<'_>) -> Result<self_test::Settings, Failure> {
 fn options(given: &Given<'_>) -> Result<Options, Failure> {
     let worker = worker(given)?;
     let ready = ready(given)?;
+    let runtime_dir = given.path("runtime-dir")?;
+    let runtime_dir = runtime_dir.map(|path| runtime_dir::without_slash(&path));
+    let below = |path: PathBuf| match &runtime_dir {
+        Some(directory) => directory.join(path),
+        None => path,
+    };
+    let mut log = log(given, &worker.program)?;
+    if let Some(LogTarget::File(path)) = &mut log.target {
+        *path = below(mem::take(path));
+    }
     Ok(Options {
         listeners: listeners(given)?,
-        log: log(given, &worker.program)?,
+        log,
         worker,
         environment: environment(given)?,
         machine: machine(given, &ready)?,
         ready,
         status: status::Settings {
-            pid_file: given.path("pid-file")?,
-            status_file: given.path("status-file")?,
+            pid_file: given.path("pid-file")?.map(below),
+            status_file: given.path("status-file")?.map(below),
         },
+        runtime_dir,
         identity: identity(given)?,
         is_strict: given.flag("strict"),
         is_daemon: given.flag("daemonize"),

@@ -4,14 +4,18 @@
 //! privileges where a start does, and for the same reason: what comes after that is under the user's control, and only the
 //! user knows what the user may do.
 
+use std::mem;
+
+use crate::host::access::{self, Expected};
 use crate::host::daemon;
 use crate::host::identity::{self, Account};
 use crate::host::open_files::OpenFiles;
 use crate::host::passed_on::PassedOn;
+use crate::host::runtime_dir;
 use crate::listeners::dry_run;
 use crate::listeners::inherited::Inherited;
 use crate::options::Options;
-use crate::start::drop_privileges;
+use crate::start::{drop_privileges, files};
 use crate::words::failure::Failure;
 use crate::words::findings::Findings;
 use crate::words::notice::Notice;
@@ -48,8 +52,10 @@ pub fn run(options: &Options, passed_on: Result<Vec<PassedOn>, Failure>) -> Find
     let inherited = passed_on.and_then(|it| Inherited::examine_all(it, identity.as_ref()));
     let inherited = findings_of.take(inherited).unwrap_or_default();
     let listening = &options.listeners;
-    let examined = dry_run::examine(
+    let mut examined = dry_run::examine(
         listening,
+        &files::wanted(options),
+        |path, cause| files::cannot_make(options, path, cause),
         inherited,
         identity.clone(),
         open_files,
@@ -59,13 +65,38 @@ pub fn run(options: &Options, passed_on: Result<Vec<PassedOn>, Failure>) -> Find
     if findings_of.take(dropped).is_none() {
         return findings;
     }
+    let mut expected = Expected {
+        by_root: mem::take(&mut examined.by_root),
+        directory: None,
+    };
+    examine_runtime_dir(options, &mut expected, findings_of);
     let mut of_files = Findings::default();
-    let is_running = status::dry_run::examine(&options.status, &mut of_files);
-    examined.finish(options.is_strict, is_running, findings_of);
+    let is_running = status::dry_run::examine(&options.status, &expected, &mut of_files);
+    examined.finish(options.is_strict, is_running, &expected, findings_of);
     findings_of.append(of_files);
-    log::examine(&options.log, findings_of);
+    log::examine(&options.log, &expected, findings_of);
     examine_worker(options, findings_of);
     findings
+}
+
+/// With the user's privileges.
+fn examine_runtime_dir(options: &Options, expected: &mut Expected, findings: &mut Findings) {
+    let Some(path) = &options.runtime_dir else {
+        return;
+    };
+    let is_missing = path.symlink_metadata().is_err();
+    let examined = match (is_missing, expected.covers(path)) {
+        // Root has examined it.
+        (_, true) => Ok(()),
+        (true, false) => {
+            access::can_make(path, expected).map_err(|error| runtime_dir::cannot(path, &error))
+        }
+        (false, false) => runtime_dir::accept(path),
+    };
+    if findings.take(examined).is_some() && is_missing {
+        findings.would(format!("makes {} (--runtime-dir)", quoted(path)));
+        expected.directory = Some(path.clone());
+    }
 }
 
 fn runs_as(options: &Options, account: &Account) -> String {

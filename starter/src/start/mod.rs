@@ -13,13 +13,12 @@
 
 pub mod dry_run;
 mod equipment;
+mod files;
 pub mod resume;
 
 use std::collections::BTreeMap;
 use std::io;
-use std::path::Path;
 use std::rc::Rc;
-use std::time::Duration;
 
 use common::message::Identity;
 use common::privileges::{self, Bounding};
@@ -31,7 +30,6 @@ use crate::host::confinement::{InForce, OfSupervisor};
 use crate::host::daemon::{self, Side, Waiting};
 use crate::host::identity::Login;
 use crate::host::launcher::Handover;
-use crate::host::moment::Moment;
 use crate::host::open_files::OpenFiles;
 use crate::host::passed_on::PassedOn;
 use crate::host::process::exit_child;
@@ -53,7 +51,7 @@ use crate::options::Options;
 use crate::ready::Readiness;
 use crate::start::equipment::{Equipment, Found};
 use crate::status::Shown;
-use crate::status::file::StatusFile;
+use crate::status::file::{MadeByRoot, StatusFile};
 use crate::status::pid_file::PidFile;
 use crate::supervisor;
 use crate::supervisor::check::Check;
@@ -64,7 +62,6 @@ use crate::supervisor::upgrade::Upgrade;
 use crate::words::failure::{self, Failure, Status};
 use crate::words::notice::Notice;
 use crate::words::remedy;
-use crate::words::text::quoted;
 use crate::worker::Blueprint;
 use crate::worker::environment::Environment;
 
@@ -159,6 +156,7 @@ fn drop_to_user(options: &Options, passed_on: Vec<PassedOn>) -> Result<Dropped, 
     let (ports, paths) = (listening.ports.clone(), listening.paths.clone());
     let inherited = Inherited::examine_all(passed_on, identity.as_ref())?;
     let plan = Plan::new(ports, paths, inherited, identity.clone())?;
+    let plan = plan.with_files(&files::wanted(options));
     // Before the binders, which must not have it either.
     let own_session =
         identity.is_some() && terminal::keep_from_user().map_err(cannot_keep_terminal)?;
@@ -181,6 +179,7 @@ fn drop_to_user(options: &Options, passed_on: Vec<PassedOn>) -> Result<Dropped, 
 struct Held {
     signals: Signals,
     pid_file: Option<PidFile>,
+    made_by_root: MadeByRoot,
     listeners: Vec<Listener>,
     socket_files: SocketFiles,
     health: Health,
@@ -196,25 +195,19 @@ fn lock_and_bind(options: &Options, dropped: Dropped, log: &mut Log) -> Result<H
     log.say(&Notice::StartingNow(getpid()));
     let resolved = dropped.prepared.resolve()?;
     let signals = Signals::take().map_err(cannot_set_up_signals)?;
+    let mut notices = Vec::new();
+    let mut makers = resolved.confine(options.is_strict, &mut notices)?;
+    files::make_runtime_dir(options, &mut makers)?;
     // Before anything is bound: a second instance must not get at the first one's sockets.
-    let pid_file = options.status.pid_file.as_deref();
-    let pid_file = pid_file
-        .map(|path| lock_pid_file(path, &signals))
-        .transpose()?;
+    let pid_file = files::lock_pid_file(options, &mut makers, &signals)?;
+    let made_by_root = files::make_status_files(options, &mut makers)?;
     let backlog = Backlog::new(options.listeners.backlog);
     let open_files = dropped.open_files;
-    let mut notices = Vec::new();
     let reserved = Reserved {
         number: options.ready.reserved_number(),
         after: options.ready.fd_store_max.into(),
     };
-    let bound = resolved.bind(
-        reserved,
-        backlog,
-        options.is_strict,
-        open_files,
-        &mut notices,
-    );
+    let bound = makers.bind(reserved, backlog, open_files, &mut notices);
     // Even after a failure: they tell how far it got.
     notices.iter().for_each(|notice| log.say(notice));
     let Bound {
@@ -228,6 +221,7 @@ fn lock_and_bind(options: &Options, dropped: Dropped, log: &mut Log) -> Result<H
     Ok(Held {
         signals,
         pid_file,
+        made_by_root,
         listeners,
         socket_files: files,
         health,
@@ -239,34 +233,6 @@ fn lock_and_bind(options: &Options, dropped: Dropped, log: &mut Log) -> Result<H
         own_session: dropped.own_session,
         open_files,
     })
-}
-
-/// A process that only reads the file, such as a client looking for a server, will be gone in a moment. One that is not
-/// must neither block the start for good nor keep it from being told to stop.
-fn lock_pid_file(path: &Path, signals: &Signals) -> Result<PidFile, Failure> {
-    const LONGEST: Duration = Duration::from_secs(30);
-    const PAUSE: Duration = Duration::from_millis(10);
-    let until = Moment::now() + LONGEST;
-    loop {
-        if let Some(locked) = PidFile::try_lock(path, std::process::id())? {
-            return Ok(locked);
-        }
-        let stop = signals
-            .wait_for_stop(PAUSE)
-            .map_err(cannot_set_up_signals)?;
-        if let Some(signal) = stop {
-            return Err(Failure::failed(format!(
-                "cannot start: stopped by {signal}"
-            )));
-        }
-        if Moment::now() >= until {
-            let path = quoted(path);
-            return Err(Failure::failed(format!(
-                "cannot use --pid-file={path}: another process holds a lock on it for reading"
-            ))
-            .hint(remedy::who_has_open(&path)));
-        }
-    }
 }
 
 /// Everything that must exist before the first worker.
@@ -294,7 +260,7 @@ fn make_ready(options: Options, held: Held, log: &mut Log) -> Result<Ready, Fail
     dialects::check(&listeners, dialects, options.ready.reserved_number())?;
     dialects::prepare(&listeners, dialects)?;
     let shown = shown(&options);
-    let status_file = StatusFile::create(&shown, &listeners, held.in_force)?;
+    let status_file = StatusFile::create(&shown, &listeners, held.in_force, held.made_by_root)?;
     let handover = Rc::new(Handover::new(held.login.as_ref()));
     log.open(&options.log, &handover)?;
     if !listeners.is_empty() {

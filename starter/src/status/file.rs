@@ -6,6 +6,7 @@
 
 use std::collections::{BTreeMap, VecDeque};
 use std::ffi::OsString;
+use std::fs::File;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::rc::Rc;
@@ -16,7 +17,7 @@ use serde::{Deserialize, Serialize};
 
 use super::from_machine::{self, Clock};
 use super::lines::is_status_lines;
-use super::replaced::{PackedReplaced, Replaced, remove_drafts_of_the_dead};
+use super::replaced::{self, PackedReplaced, Replaced, remove_drafts_of_the_dead};
 use super::view::{self, View, is_status_json};
 use crate::host::confinement::{InForce, OfBinder};
 use crate::host::luggage::Luggage;
@@ -30,8 +31,8 @@ use crate::words::failure::Failure;
 use crate::words::notice::Notice;
 use crate::words::trouble::Trouble;
 
-pub use super::replaced::read_text;
-use super::settings::Shown;
+pub use super::replaced::{cannot as cannot_write, read_text};
+use super::settings::{Settings, Shown};
 use super::shown::shown;
 
 /// How long after a failed write it is retried.
@@ -65,6 +66,41 @@ pub struct StatusFile {
     retry_at: Option<Moment>,
     /// What a starting generation waits for, if that is more than time.
     awaited: Option<String>,
+}
+
+/// Those of these files that root has made for this user, where only root can: still empty.
+#[derive(Debug, Default)]
+pub struct MadeByRoot(pub BTreeMap<PathBuf, File>);
+
+impl MadeByRoot {
+    fn take_or(
+        &mut self,
+        path: &Path,
+        least_mode: u32,
+        is_stale: fn(&str) -> bool,
+    ) -> Result<Replaced, Failure> {
+        let path = path.to_owned();
+        match self.0.remove(&path) {
+            Some(file) => Ok(Replaced::made(path, least_mode, file)),
+            None => Replaced::new(path, least_mode, is_stale),
+        }
+    }
+}
+
+/// The paths of all these files.
+pub fn paths(settings: &Settings) -> Vec<PathBuf> {
+    let files = [&settings.status_file, &settings.pid_file];
+    let json = files.into_iter().flatten().map(|beside| json_path(beside));
+    settings.status_file.iter().cloned().chain(json).collect()
+}
+
+/// Before root replaces what this user has at one of them.
+///
+/// # Errors
+/// If that is no status file.
+pub fn refuse_foreign(path: &Path) -> Result<(), Failure> {
+    let is_stale = |text: &str| is_status_lines(text) || is_status_json(text);
+    replaced::refuse_foreign(path, is_stale).map(drop)
 }
 
 /// The same for the next program, without what it knows from its settings and takes from the machine.
@@ -164,6 +200,7 @@ impl StatusFile {
         settings: &Shown<'_>,
         listeners: &[Listener],
         confinement: InForce,
+        mut made: MadeByRoot,
     ) -> Result<StatusFile, Failure> {
         let now = Moment::now();
         let lasting = Lasting {
@@ -178,7 +215,7 @@ impl StatusFile {
         let lines = settings.files.status_file.as_deref();
         let mut status = StatusFile {
             lines: lines
-                .map(|path| Replaced::new(path.to_owned(), READ_BY_ALL, is_status_lines))
+                .map(|path| made.take_or(path, READ_BY_ALL, is_status_lines))
                 .transpose()?,
             json: Vec::new(),
             view: view_of(settings, lasting),
@@ -192,7 +229,7 @@ impl StatusFile {
         let pid_file = settings.files.pid_file.as_deref();
         for beside in [lines, pid_file].into_iter().flatten() {
             let path = json_path(beside);
-            let mut json = Replaced::new(path.clone(), READ_BY_USER, is_status_json)?;
+            let mut json = made.take_or(&path, READ_BY_USER, is_status_json)?;
             remove_drafts(&path);
             json.create(&text)?;
             status.json.push(json);
@@ -520,7 +557,13 @@ mod tests {
         };
         // It would remove the files of the next one.
         let mut before = ManuallyDrop::new(
-            StatusFile::create(&settings(&options), &[listener()], confinement).unwrap(),
+            StatusFile::create(
+                &settings(&options),
+                &[listener()],
+                confinement,
+                MadeByRoot::default(),
+            )
+            .unwrap(),
         );
         let (now, pid) = (Moment::now(), Pid::from_raw(77));
         let mut machine = Machine::start(options.machine.clone(), now).0;

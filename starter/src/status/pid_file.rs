@@ -19,7 +19,7 @@ use nix::sys::time::TimeSpec;
 use nix::unistd::Pid;
 use serde::{Deserialize, Serialize};
 
-use crate::host::access;
+use crate::host::access::{self, Expected};
 use crate::host::locks::{self, Holder};
 use crate::host::luggage::{Carried, Luggage};
 use crate::words::failure::{self, Failure};
@@ -137,8 +137,22 @@ impl PidFile {
     /// Locks the file first and then writes `pid` into it, so that a running instance's file is never touched. `None` if
     /// somebody is only examining the file or has just removed it: the caller may try again.
     pub fn try_lock(path: &Path, pid: u32) -> Result<Option<PidFile>, Failure> {
-        let cannot = |cause: &str| cannot_use(path, cause);
         let file = open(path, true).map_err(|error| cannot_open(path, &error))?;
+        PidFile::try_lock_open(path, file, pid)
+    }
+
+    /// The same for one that root has made there for this user.
+    pub fn try_lock_made(path: &Path, file: &File, pid: u32) -> Result<Option<PidFile>, Failure> {
+        if !is_at(file, path) {
+            return Err(cannot_use(path, "another start has replaced it"));
+        }
+        let file = file.try_clone();
+        let file = file.map_err(|error| cannot_use(path, &failure::cause(&error)))?;
+        PidFile::try_lock_open(path, file, pid)
+    }
+
+    fn try_lock_open(path: &Path, file: File, pid: u32) -> Result<Option<PidFile>, Failure> {
+        let cannot = |cause: &str| cannot_use(path, cause);
         if !file.metadata().is_ok_and(|metadata| metadata.is_file()) {
             return Err(cannot("it is not a regular file"));
         }
@@ -180,6 +194,23 @@ impl PidFile {
         Ok(Some(locked))
     }
 
+    /// Before root replaces what this user has there.
+    ///
+    /// # Errors
+    /// If a server has locked it, or it contains something other than a pid.
+    pub fn refuse_used(path: &Path) -> Result<(), Failure> {
+        match open(path, false) {
+            Ok(file) if file.metadata().is_ok_and(|metadata| metadata.is_file()) => {
+                match examine_open(path, &file)? {
+                    Some(locked) => Err(cannot_use(path, &locked)),
+                    None => Ok(()),
+                }
+            }
+            // Root finds out what it is.
+            Ok(_) | Err(_) => Ok(()),
+        }
+    }
+
     /// This process is the one to signal from now on: writes its pid, and makes the lock its own.
     pub fn taken_over(&mut self) {
         self.pid = std::process::id();
@@ -197,11 +228,11 @@ impl PidFile {
     ///
     /// # Errors
     /// Those of a start, except that it is locked.
-    pub fn examine(path: &Path) -> Result<Option<String>, Failure> {
+    pub fn examine(path: &Path, expected: &Expected) -> Result<Option<String>, Failure> {
         let file = match open(path, false) {
             Ok(file) => file,
             Err(error) if error.kind() == io::ErrorKind::NotFound => {
-                let made = access::can_make(path).map(|()| None);
+                let made = access::can_make(path, expected).map(|()| None);
                 return made.map_err(|error| cannot_open(path, &error));
             }
             Err(error) => return Err(cannot_open(path, &error)),
@@ -209,13 +240,7 @@ impl PidFile {
         if !file.metadata().is_ok_and(|metadata| metadata.is_file()) {
             return Err(cannot_use(path, "it is not a regular file"));
         }
-        if !has_no_holder(&file) {
-            return Ok(Some(locked_by(&file)));
-        }
-        match recorded_pid(&file) {
-            Ok(_) => Ok(None),
-            Err(()) => Err(cannot_use(path, SOMETHING_ELSE)),
-        }
+        examine_open(path, &file)
     }
 
     /// Rewrites the file if somebody has removed, replaced or overwritten it; returns what is new about that. It costs a
@@ -284,6 +309,17 @@ impl Drop for PidFile {
     }
 }
 
+/// By whom it is locked, if it is; an error if it is not a pid file.
+fn examine_open(path: &Path, file: &File) -> Result<Option<String>, Failure> {
+    if !has_no_holder(file) {
+        return Ok(Some(locked_by(file)));
+    }
+    match recorded_pid(file) {
+        Ok(_) => Ok(None),
+        Err(()) => Err(cannot_use(path, SOMETHING_ELSE)),
+    }
+}
+
 /// The holder of a file's lock.
 fn locked_by(file: &File) -> String {
     let written = recorded_pid(file).ok().flatten();
@@ -296,7 +332,7 @@ fn locked_by(file: &File) -> String {
     }
 }
 
-fn cannot_use(path: &Path, cause: &str) -> Failure {
+pub fn cannot_use(path: &Path, cause: &str) -> Failure {
     Failure::failed(format!("cannot use --pid-file={}: {cause}", quoted(path)))
 }
 

@@ -1,21 +1,28 @@
 //! A file that is replaced as a whole by rename: a reader never sees half of it.
 //!
 //! Anything else that appears at its path, before or after the first write, is left alone.
+//!
+//! Where only root can rename, root has made the file for this user, and it is written in place: under a lock, for which
+//! our own readers wait.
 
 use std::fs::{File, Metadata, OpenOptions, Permissions};
 use std::io::{self, Read, Write};
-use std::os::unix::fs::{MetadataExt, OpenOptionsExt, PermissionsExt};
+use std::ops::Deref;
+use std::os::unix::fs::{FileExt, MetadataExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::rc::Rc;
+use std::time::Duration;
 
 use common::entry::{self, same_file};
 use nix::errno::Errno;
-use nix::fcntl::{AT_FDCWD, OFlag};
+use nix::fcntl::{AT_FDCWD, Flock, FlockArg, OFlag};
+use nix::poll::ppoll;
 use nix::sys::stat::{FileStat, fstat};
+use nix::sys::time::TimeSpec;
 use nix::unistd::Pid;
 use serde::{Deserialize, Serialize};
 
-use crate::host::access;
+use crate::host::access::{self, Expected};
 use crate::host::luggage::{Carried, Luggage};
 use crate::host::proc;
 use crate::words::failure::{self, Failure};
@@ -38,6 +45,8 @@ pub struct Replaced {
     /// What may be replaced: the last version written, or before that what was there already. Kept open, lest its inode
     /// number be reused for another file.
     there: Option<File>,
+    /// Root has made it, and removes it at the end.
+    is_in_place: bool,
     /// The last text that was written.
     text: Option<Rc<str>>,
     is_failing: bool,
@@ -49,6 +58,8 @@ pub struct PackedReplaced {
     #[serde(with = "crate::host::luggage::path")]
     path: PathBuf,
     there: Option<Carried>,
+    #[serde(default)]
+    is_in_place: bool,
     text: Option<String>,
     is_failing: bool,
 }
@@ -77,9 +88,22 @@ impl Replaced {
             path,
             least_mode,
             there,
+            is_in_place: false,
             text: None,
             is_failing: false,
         })
+    }
+
+    /// One that root has made here for this user; it is still empty.
+    pub fn made(path: PathBuf, least_mode: u32, file: File) -> Replaced {
+        Replaced {
+            path,
+            least_mode,
+            there: Some(file),
+            is_in_place: true,
+            text: None,
+            is_failing: false,
+        }
     }
 
     /// For the next program, to which the file belongs then.
@@ -87,6 +111,7 @@ impl Replaced {
         PackedReplaced {
             path: self.path.clone(),
             there: self.there.as_ref().map(|there| luggage.put(there)),
+            is_in_place: self.is_in_place,
             text: self.text.as_deref().map(str::to_owned),
             is_failing: self.is_failing,
         }
@@ -98,6 +123,7 @@ impl Replaced {
             path: packed.path,
             least_mode,
             there: packed.there.map(|there| there.take().into()),
+            is_in_place: packed.is_in_place,
             text: packed.text.map(Rc::from),
             is_failing: packed.is_failing,
         }
@@ -145,6 +171,9 @@ impl Replaced {
     /// # Errors
     /// If it cannot be removed.
     pub fn remove_stale(&mut self) -> Result<(), Failure> {
+        if self.is_in_place {
+            return Ok(());
+        }
         let Some(stale) = self.there.take() else {
             return Ok(());
         };
@@ -188,6 +217,9 @@ impl Replaced {
 
     /// Returns whether it was written: nothing that is not ours is replaced.
     fn write(&mut self, text: &Rc<str>) -> io::Result<bool> {
+        if self.is_in_place {
+            return self.write_in_place(text);
+        }
         let (draft, mut file) = create_beside(&self.path)?;
         let ours = self.there.as_ref().map(fstat).transpose()?;
         let may_go = |there: &FileStat| ours.as_ref().is_some_and(|ours| same_file(ours, there));
@@ -211,13 +243,72 @@ impl Replaced {
     }
 }
 
+impl Replaced {
+    /// The close at the end tells watchers of the directory.
+    fn write_in_place(&mut self, text: &Rc<str>) -> io::Result<bool> {
+        let flags = OFlag::O_NOFOLLOW | OFlag::O_NONBLOCK;
+        let file = OpenOptions::new()
+            .write(true)
+            .custom_flags(flags.bits())
+            .open(&self.path)?;
+        let ours = self.there.as_ref().map(fstat).transpose()?;
+        let there = fstat(&file)?;
+        if !ours.is_some_and(|ours| same_file(&ours, &there)) {
+            return Ok(false);
+        }
+        let file = locked(file, FlockArg::LockExclusiveNonblock);
+        let bytes = text.as_bytes();
+        file.write_all_at(bytes, 0)?;
+        // Afterwards: a reader that does not wait finds an old end rather than nothing.
+        file.set_len(bytes.len() as u64)?;
+        self.text = Some(Rc::clone(text));
+        Ok(true)
+    }
+}
+
+/// Either kind of access to a file that is written in place.
+enum Access {
+    Locked(Flock<File>),
+    /// Somebody else holds the lock for longer than a write takes. Nobody waits for that.
+    Unlocked(File),
+}
+
+impl Deref for Access {
+    type Target = File;
+
+    fn deref(&self) -> &File {
+        match self {
+            Access::Locked(file) => file,
+            Access::Unlocked(file) => file,
+        }
+    }
+}
+
+fn locked(mut file: File, how: FlockArg) -> Access {
+    const MOST_TRIES: u32 = 20;
+    const PAUSE: Duration = Duration::from_millis(1);
+    for _ in 0..MOST_TRIES {
+        match Flock::lock(file, how) {
+            Ok(locked) => return Access::Locked(locked),
+            Err((unlocked, _)) => file = unlocked,
+        }
+        let _ = ppoll(&mut [], Some(TimeSpec::from_duration(PAUSE)), None);
+    }
+    Access::Unlocked(file)
+}
+
 /// The text of a status or pid file. Whatever somebody has put there instead can neither block nor flood the reader. No
 /// link is followed: root asks servers of other users, and merely opening a device can have an effect.
 pub fn read_text(path: &Path) -> io::Result<String> {
-    open_text(path).map(|(text, _)| text)
+    read_open(&locked(open(path)?, FlockArg::LockSharedNonblock))
 }
 
 fn open_text(path: &Path) -> io::Result<(String, File)> {
+    let file = open(path)?;
+    Ok((read_open(&file)?, file))
+}
+
+fn open(path: &Path) -> io::Result<File> {
     let flags = OFlag::O_NOFOLLOW | OFlag::O_NONBLOCK | OFlag::O_NOCTTY;
     let file = OpenOptions::new()
         .read(true)
@@ -230,18 +321,26 @@ fn open_text(path: &Path) -> io::Result<(String, File)> {
     if !file.metadata()?.is_file() {
         return Err(io::Error::other("it is not a regular file"));
     }
+    Ok(file)
+}
+
+fn read_open(file: &File) -> io::Result<String> {
     let mut text = String::new();
-    (&file).take(LARGEST).read_to_string(&mut text)?;
-    Ok((text, file))
+    file.take(LARGEST).read_to_string(&mut text)?;
+    Ok(text)
 }
 
 /// For a dry run: whether it could be written. Nothing is.
 ///
 /// # Errors
 /// Those of a start.
-pub fn examine(path: &Path, is_stale: impl Fn(&str) -> bool) -> Result<(), Failure> {
+pub fn examine(
+    path: &Path,
+    expected: &Expected,
+    is_stale: impl Fn(&str) -> bool,
+) -> Result<(), Failure> {
     refuse_foreign(path, is_stale)?;
-    access::can_make(path).map_err(|error| cannot_create(path, &error))
+    access::can_make(path, expected).map_err(|error| cannot_create(path, &error))
 }
 
 fn cannot_create(path: &Path, error: &io::Error) -> Failure {
@@ -253,7 +352,7 @@ fn cannot_create(path: &Path, error: &io::Error) -> Failure {
     failure.hint_if(errno.and_then(|errno| remedy::of_file(path, errno)))
 }
 
-fn cannot(path: &Path, cause: &str) -> Failure {
+pub fn cannot(path: &Path, cause: &str) -> Failure {
     Failure::failed(format!(
         "cannot write the status file {}: {cause}",
         quoted(path)
@@ -261,7 +360,10 @@ fn cannot(path: &Path, cause: &str) -> Failure {
 }
 
 /// The stale status file that is there, if any.
-fn refuse_foreign(path: &Path, is_stale: impl Fn(&str) -> bool) -> Result<Option<File>, Failure> {
+pub fn refuse_foreign(
+    path: &Path,
+    is_stale: impl Fn(&str) -> bool,
+) -> Result<Option<File>, Failure> {
     const SOMETHING_ELSE: &str = "it contains something other than a status and is left alone";
     let there = match path.symlink_metadata() {
         Ok(there) => there,

@@ -50,9 +50,12 @@ pub const TOO_MANY_GROUPS: &str = "the user to become is in too many groups";
 /// No interface has the address of a port.
 pub const NO_SUCH_ADDRESS: &str = "no interface of this machine has that address: see `ip address`; `,freebind` after the port binds an address before it exists";
 
-/// Root may not change the owner of a socket file.
+/// Root may not change the owner of a file.
 pub const CHOWN_AS_ROOT: &str =
     "root lacks CAP_CHOWN here: give the unit or container that capability";
+
+/// A file or directory of another user is where one is to be made.
+pub const LEFT_ALONE: &str = "what belongs to another user is left alone: remove it if nothing uses it, or name another path";
 
 /// A user may not change the owner of a socket file.
 pub const CHOWN_AS_USER: &str =
@@ -459,6 +462,14 @@ pub fn of_scratch(place: &Path, errno: Errno, is_root: bool) -> Option<String> {
 
 /// The log file is a name of an open descriptor, such as /dev/stderr.
 pub const NO_LOG_FILE: &str = "omit --log-file: everything then goes to standard output and error";
+
+/// The user cannot make its directory, and root was not asked to or does not.
+pub const RUNTIME_DIR: &str = "root makes it, if started with --user, where only root can write, such as in /run; elsewhere the directory above \
+     must be writable by the user";
+
+/// The log file is in a directory where only root can write.
+pub const LOG_OF_ROOT: &str = "root opens no log file: name one in --runtime-dir or in a directory of --user's \
+     (`install -d -o USER /var/log/APP`), or use --syslog or --log-file='| COMMAND'";
 
 /// The log file is a FIFO that nobody reads, or a socket.
 pub const LOG_TO_A_COMMAND: &str = "to pipe the log to a command, use --log-file='| COMMAND'";

@@ -34,6 +34,7 @@ fn the_defaults_are_those_of_server_starter() {
         log,
         status,
         preset,
+        runtime_dir,
     } = started(&["prog"]);
     assert_eq!((is_strict, is_daemon, is_guarded), (false, false, false));
     assert_eq!(preset, None);
@@ -107,6 +108,7 @@ fn the_defaults_are_those_of_server_starter() {
         status_file: None,
     };
     assert_eq!(status, expected);
+    assert_eq!(runtime_dir, None);
 }
 
 #[test]
@@ -124,6 +126,7 @@ fn every_option_reaches_its_room() {
         log,
         status,
         preset,
+        runtime_dir,
     } = with(&[
         "--port=80",
         "--path=/a,mode=0660",
@@ -150,6 +153,7 @@ fn every_option_reaches_its_room() {
         "--kill-old-timeout=8",
         "--max-old-generations=9",
         "--start-limit=6",
+        "--runtime-dir=/r/",
         "--pid-file=/p",
         "--status-file=/s",
         "--log-file=/l",
@@ -253,6 +257,7 @@ fn every_option_reaches_its_room() {
         status_file: Some("/s".into()),
     };
     assert_eq!(status, expected);
+    assert_eq!(runtime_dir, Some("/r".into()));
 }
 
 #[test]
@@ -265,4 +270,20 @@ fn a_daemon_gives_up_at_the_first_failed_start_unless_there_is_a_limit() {
     let three = NonZeroU32::new(3);
     assert_eq!(limits(&["--daemonize", "--start-limit=3"]), (three, three));
     assert_eq!(limits(&["--start-limit=3"]), (three, three));
+}
+
+#[test]
+fn relative_files_are_in_the_runtime_directory() {
+    let words = [
+        "--runtime-dir=run/",
+        "--pid-file=p",
+        "--status-file=/s",
+        "--log-file=l",
+    ];
+    let Options { status, log, .. } = with(&words);
+    assert_eq!(status.pid_file, Some("run/p".into()));
+    assert_eq!(status.status_file, Some("/s".into()));
+    assert_eq!(log.target, Some(LogTarget::File("run/l".into())));
+    let Options { log, .. } = with(&["--runtime-dir=/r", "--log-file=| cat"]);
+    assert_eq!(log.target, Some(LogTarget::Command("cat".into())));
 }

@@ -98,9 +98,14 @@ pub fn of_inner_namespace(pid: i32, inner: i32) -> String {
 /// What is to be watched says only once that it is ready.
 pub const ASK_AGAIN: &str = "READY=1 and a line feed come only once: use --ready=exec:COMMAND with a command that asks the server";
 
-/// The binder is missing. `program` is start_server itself.
-pub fn of_missing_binder(program: &Path) -> String {
-    format!("install {BINDER} beside {}", quoted(program))
+/// The binder is missing. `program` is start_server itself, `by_cargo` whether it was installed by cargo, which puts the
+/// programs of one package there at a time.
+pub fn of_missing_binder(program: &Path, by_cargo: bool) -> String {
+    let how = match by_cargo {
+        true => ": `cargo install --path binder`, as with start_server",
+        false => "",
+    };
+    format!("install {BINDER} beside {}{how}", quoted(program))
 }
 
 /// A program that is held open cannot be executed, or nothing is held, which has no errno.

@@ -200,15 +200,23 @@ fn in_dialect(listeners: &[Announced], dialect: Dialect) -> Vec<Variable> {
         Dialect::PhpFpm => vec![(
             "FPM_SOCKETS".into(),
             joined(listeners, ",", |listener| {
-                let mut text = OsString::new();
-                if listener.name.as_bytes().iter().all(u8::is_ascii_digit) {
-                    text.push("0.0.0.0:");
-                }
-                text.push(&listener.name);
+                let mut text = php_fpm_key(&listener.name);
                 text.push(format!("={}", listener.number));
                 text
             }),
         )],
+    }
+}
+
+/// An address as php-fpm writes it: all of it, and without the brackets of IPv6.
+fn php_fpm_key(name: &OsStr) -> OsString {
+    let bytes = name.as_bytes();
+    match bytes.iter().all(u8::is_ascii_digit) {
+        true => [OsStr::new("0.0.0.0:"), name].into_iter().collect(),
+        false => {
+            let is_plain = |byte: &u8| !b"[]".contains(byte);
+            OsString::from_vec(bytes.iter().copied().filter(is_plain).collect())
+        }
     }
 }
 
@@ -279,7 +287,7 @@ mod tests {
         assert_eq!(texts(&names, Dialect::Nginx), pairs(&[("NGINX", "3;4;")]));
         assert_eq!(
             texts(&names, Dialect::PhpFpm),
-            pairs(&[("FPM_SOCKETS", "0.0.0.0:80=3,[::1]:81=4")])
+            pairs(&[("FPM_SOCKETS", "0.0.0.0:80=3,::1:81=4")])
         );
         let einhorn = [
             ("EINHORN_FD_COUNT", "2"),

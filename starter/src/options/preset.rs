@@ -63,7 +63,7 @@ const PRESETS: [Preset; 12] = [
             ("signal-on-hup", "QUIT"),
             ("signal-on-term", "QUIT"),
         ],
-        why: "TERM cuts off requests, QUIT finishes them, within its process_control_timeout",
+        why: "QUIT finishes requests, within process_control_timeout",
     },
     Preset {
         name: "plain",

@@ -35,7 +35,7 @@ fn shipped(unit: &str, port: u16, folder: &str) -> String {
         // The root of the test has neither the users nor the devices that these make.
         .replace("DynamicUser=yes", "User=nobody")
         .replace("PrivateDevices=yes\n", "")
-        .replace("/usr/local/bin", Systemd::PROGRAMS)
+        .replace("ExecStart=", &format!("ExecStart={}/", Systemd::PROGRAMS))
         .replace("/etc/start_server/%i.conf", "/e2e/units/one.conf")
         .replace("/srv/app/server", &worker)
         .replace("--start-limit=3", "--start-limit=1")

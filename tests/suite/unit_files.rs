@@ -39,12 +39,14 @@ fn systemd_finds_nothing_wrong_with_the_units() {
     let folder = Folder::new(Uid::effective(), Gid::effective());
     // It looks for the programs, which are elsewhere here.
     let program = find_program("true").expect("there is no true");
-    let programs = ["/usr/local/bin/start_server", "/srv/app/server"];
+    let program = program.to_str().expect("a plain path");
     let mut paths = Vec::new();
     for (name, text) in units() {
-        let text = programs.iter().fold(text, |text, one| {
-            text.replace(one, program.to_str().expect("a plain path"))
-        });
+        // Wherever it is installed: systemd searches the folders of programs for a plain name.
+        let start = format!("\nExecStart={program} ");
+        let text = text
+            .replace("\nExecStart=start_server ", &start)
+            .replace("/srv/app/server", program);
         let path = folder.path().join(name);
         fs::write(&path, text).expect("cannot write a unit");
         fs::set_permissions(&path, fs::Permissions::from_mode(0o644)).expect("cannot set a mode");

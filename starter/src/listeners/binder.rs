@@ -289,7 +289,9 @@ fn program_beside_us() -> Result<PathBuf, Failure> {
         ))
     };
     let binder = program.symlink_metadata().map_err(|error| {
-        cannot(&failure::cause(&error)).hint(remedy::of_missing_binder(&ourselves))
+        // The list that cargo keeps of what it has installed into this folder's parent.
+        let by_cargo = directory.with_file_name(".crates.toml").exists();
+        cannot(&failure::cause(&error)).hint(remedy::of_missing_binder(&ourselves, by_cargo))
     })?;
     if !binder.is_file() {
         return Err(cannot(&"it is not a regular file"));

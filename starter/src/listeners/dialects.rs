@@ -19,6 +19,8 @@ pub enum Dialect {
     Unicorn,
     Nginx,
     Einhorn,
+    /// Only if every listener is a TCP port: it removes the file of a unix socket when it ends.
+    PhpFpm,
 }
 
 /// A socket as a worker knows it.
@@ -78,15 +80,25 @@ pub fn check(
         )))
     };
     let mut inherited = listeners.iter().filter(|one| one.inherited.is_some());
-    let is_stream = |one: &Listener| ["tcp", "unix"].contains(&one.kind);
-    if dialects.contains(&Dialect::Unicorn)
-        && let Some(one) = inherited.clone().find(|one| !is_stream(one))
-    {
-        let (name, kind) = (quoted(&one.name), one.kind);
-        return cannot(
+    let restricted: [(Dialect, &str, &[&str], &str); 2] = [
+        (
+            Dialect::Unicorn,
             "unicorn",
-            format!("it takes stream sockets only, but the inherited {name} is {kind}"),
-        );
+            &["tcp", "unix"],
+            "stream sockets",
+        ),
+        (Dialect::PhpFpm, "php-fpm", &["tcp"], "TCP ports"),
+    ];
+    for (dialect, word, kinds, taken) in restricted {
+        if dialects.contains(&dialect)
+            && let Some(one) = inherited.clone().find(|one| !kinds.contains(&one.kind))
+        {
+            let (name, kind) = (quoted(&one.name), one.kind);
+            return cannot(
+                word,
+                format!("it takes {taken} only, but the inherited {name} is {kind}"),
+            );
+        }
     }
     let free = 3 + listeners.len();
     let is_amidst = |number: &RawFd| usize::try_from(*number).is_ok_and(|number| number < free);
@@ -184,6 +196,27 @@ fn in_dialect(listeners: &[Announced], dialect: Dialect) -> Vec<Variable> {
             ];
             all.into_iter().chain(each).collect()
         }
+        // What a php-fpm master leaves to its successor: it finds a socket by the address in its own `listen`.
+        Dialect::PhpFpm => vec![(
+            "FPM_SOCKETS".into(),
+            joined(listeners, ",", |listener| {
+                let mut text = php_fpm_key(&listener.name);
+                text.push(format!("={}", listener.number));
+                text
+            }),
+        )],
+    }
+}
+
+/// An address as php-fpm writes it: all of it, and without the brackets of IPv6.
+fn php_fpm_key(name: &OsStr) -> OsString {
+    let bytes = name.as_bytes();
+    match bytes.iter().all(u8::is_ascii_digit) {
+        true => [OsStr::new("0.0.0.0:"), name].into_iter().collect(),
+        false => {
+            let is_plain = |byte: &u8| !b"[]".contains(byte);
+            OsString::from_vec(bytes.iter().copied().filter(is_plain).collect())
+        }
     }
 }
 
@@ -252,6 +285,10 @@ mod tests {
             pairs(&[("UNICORN_FD", "3,4")])
         );
         assert_eq!(texts(&names, Dialect::Nginx), pairs(&[("NGINX", "3;4;")]));
+        assert_eq!(
+            texts(&names, Dialect::PhpFpm),
+            pairs(&[("FPM_SOCKETS", "0.0.0.0:80=3,::1:81=4")])
+        );
         let einhorn = [
             ("EINHORN_FD_COUNT", "2"),
             ("EINHORN_FDS", "3 4"),

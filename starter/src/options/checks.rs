@@ -300,5 +300,17 @@ pub fn check_listeners(settings: &listeners::Settings) -> Result<(), Failure> {
         );
         return Err(refused("fd-env", "unicorn".as_ref(), &cause));
     }
+    if settings.dialects.contains(&Dialect::PhpFpm) {
+        let udp = first(|port| port.transport == Transport::Udp);
+        let udp = udp.map(|port| format!("--port={} is UDP", quoted(&port.given)));
+        let path = settings.paths.first().map(|path| {
+            let shown = quoted(&path.path);
+            format!("--path={shown} is none: php-fpm would remove its file")
+        });
+        if let Some(cause) = udp.or(path) {
+            let cause = format!("it takes TCP ports only, but {cause}");
+            return Err(refused("fd-env", "php-fpm".as_ref(), &cause));
+        }
+    }
     Ok(())
 }

@@ -114,8 +114,9 @@ fn program() -> [Arg; 7] {
         ])),
         list("fd-env", "STYLE[,STYLE]").help(lines([
             "Also announce the descriptors in the variables of systemd",
-            "(LISTEN_FDS), unicorn (UNICORN_FD), nginx (NGINX) or einhorn",
-            "(EINHORN_FDS). Repeatable; takes a comma-separated list.",
+            "(LISTEN_FDS), unicorn (UNICORN_FD), nginx (NGINX), einhorn",
+            "(EINHORN_FDS) or php-fpm (FPM_SOCKETS). Repeatable; takes a",
+            "comma-separated list.",
         ])),
         valued("label", "TEXT").help(lines([
             "What each generation of the server is called in the log, the status",

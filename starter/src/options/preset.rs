@@ -21,7 +21,7 @@ pub struct Preset {
     why: &'static str,
 }
 
-const PRESETS: [Preset; 11] = [
+const PRESETS: [Preset; 12] = [
     Preset {
         name: "gunicorn",
         options: &[
@@ -55,6 +55,15 @@ const PRESETS: [Preset; 11] = [
         name: "node",
         options: &[("signal-on-hup", "TERM"), ("signal-on-term", "TERM")],
         why: "its code reads SERVER_STARTER_PORT, and closes its servers on TERM",
+    },
+    Preset {
+        name: "php-fpm",
+        options: &[
+            ("fd-env", "php-fpm"),
+            ("signal-on-hup", "QUIT"),
+            ("signal-on-term", "QUIT"),
+        ],
+        why: "QUIT finishes requests, within process_control_timeout",
     },
     Preset {
         name: "plain",

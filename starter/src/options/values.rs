@@ -22,11 +22,12 @@ use crate::words::failure::Failure;
 use crate::words::number::{self, LONGEST_TIME};
 
 /// The words for `--fd-env`.
-const DIALECTS: [(&str, Dialect); 4] = [
+const DIALECTS: [(&str, Dialect); 5] = [
     ("systemd", Dialect::Systemd),
     ("unicorn", Dialect::Unicorn),
     ("nginx", Dialect::Nginx),
     ("einhorn", Dialect::Einhorn),
+    ("php-fpm", Dialect::PhpFpm),
 ];
 
 /// The words for `--syslog-format`.
@@ -303,7 +304,7 @@ fn read_dialects(value: &str) -> Result<Vec<Dialect>, Failure> {
             }
             let found = DIALECTS.iter().find(|(name, _)| *name == word);
             found.map(|(_, dialect)| *dialect).ok_or_else(|| {
-                let cause = "the styles are systemd, unicorn, nginx and einhorn";
+                let cause = "the styles are systemd, unicorn, nginx, einhorn and php-fpm";
                 refused("fd-env", word.as_ref(), cause)
             })
         })

@@ -104,9 +104,14 @@ pub const ASK_AGAIN: &str = "READY=1 and a line feed come only once: use --ready
 /// A client has asked the guardian, which died. Whether the supervisor was told cannot be known.
 pub const ASK_THE_SUPERVISOR: &str = "see what it does with --status, and repeat the command if need be: the pid file names the supervisor now";
 
-/// The binder is missing. `program` is start_server itself.
-pub fn of_missing_binder(program: &Path) -> String {
-    format!("install {BINDER} beside {}", quoted(program))
+/// The binder is missing. `program` is start_server itself, `by_cargo` whether it was installed by cargo, which puts the
+/// programs of one package there at a time.
+pub fn of_missing_binder(program: &Path, by_cargo: bool) -> String {
+    let how = match by_cargo {
+        true => ": `cargo install --path binder`, as with start_server",
+        false => "",
+    };
+    format!("install {BINDER} beside {}{how}", quoted(program))
 }
 
 /// A program that is held open cannot be executed, or nothing is held, which has no errno.

@@ -36,8 +36,18 @@ fn a_style_that_cannot_tell_of_a_listener_is_refused() {
         error(&["--port=80,u53", "--fd-env=unicorn", "prog"]),
         "cannot use --fd-env=unicorn: it takes stream sockets only, but --port=u53 is UDP"
     );
+    let tcp_only = "cannot use --fd-env=php-fpm: it takes TCP ports only, but";
+    assert_eq!(
+        error(&["--port=80,u53", "--fd-env=php-fpm", "prog"]),
+        format!("{tcp_only} --port=u53 is UDP")
+    );
+    assert_eq!(
+        error(&["--port=80", "--path=/a", "--fd-env=php-fpm", "prog"]),
+        format!("{tcp_only} --path=/a is none: php-fpm would remove its file")
+    );
     for words in [
         &["--fd-env=systemd", "--port=80,u53", "--path=/a"][..],
+        &["--fd-env=php-fpm", "--port=80=5,[::1]:81"],
         &["--fd-env=unicorn", "--port=80=5", "--path=/a"],
         &["--fd-env=nginx,einhorn", "--port=80=5,u53", "--path=/a"],
     ] {

@@ -56,7 +56,7 @@ fn every_preset_of_the_list_is_valid_and_is_shown_with_its_options_and_a_reason(
     }
     let lines = list.lines().map(|line| line.split(' ').next().unwrap());
     assert!(lines.is_sorted(), "{list}");
-    assert_eq!(list.lines().count(), 11);
+    assert_eq!(list.lines().count(), 12);
 }
 
 #[test]

@@ -18,7 +18,7 @@ fn every_unit_has_a_valid_command_line() {
             .replace("$SERVER", "/srv/app/server --verbose");
         let command = unit
             .lines()
-            .find_map(|line| line.strip_prefix("ExecStart=/usr/local/bin/start_server "))
+            .find_map(|line| line.strip_prefix("ExecStart=start_server "))
             .unwrap();
         let words: Vec<&str> = command.split_whitespace().collect();
         assert!(parse_words(&words).is_ok(), "{command}");

@@ -259,12 +259,12 @@ fn a_delay_of_zero_is_told_from_none() {
 
 #[test]
 fn styles_of_telling_descriptors_add_up() {
-    use Dialect::{Einhorn, Nginx, Systemd, Unicorn};
+    use Dialect::{Einhorn, Nginx, PhpFpm, Systemd, Unicorn};
     for (words, styles) in [
         (&["--fd-env=systemd"][..], vec![Systemd]),
         (
-            &["--fd-env", "nginx,einhorn,systemd,unicorn"],
-            vec![Nginx, Einhorn, Systemd, Unicorn],
+            &["--fd-env", "nginx,einhorn,systemd,unicorn,php-fpm"],
+            vec![Nginx, Einhorn, Systemd, Unicorn, PhpFpm],
         ),
         (
             &[
@@ -277,7 +277,7 @@ fn styles_of_telling_descriptors_add_up() {
     ] {
         assert_eq!(with(words).listeners.dialects, styles, "{words:?}");
     }
-    let styles = "the styles are systemd, unicorn, nginx and einhorn";
+    let styles = "the styles are systemd, unicorn, nginx, einhorn and php-fpm";
     for (value, message) in [
         ("upstart", format!("--fd-env=upstart: {styles}")),
         ("systemd,puma", format!("--fd-env=puma: {styles}")),

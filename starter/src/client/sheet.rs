@@ -74,6 +74,10 @@ impl Sheet {
         for (number, row) in all.enumerate() {
             let mut line = String::new();
             for (place, cell) in row.iter().enumerate() {
+                // A column without a title is one that there is no need for.
+                if headings[place].0.is_empty() {
+                    continue;
+                }
                 let padding = " ".repeat(widths[place].saturating_sub(columns(cell)));
                 match (headings[place].1, place + 1 == COLUMNS) {
                     (_, true) => line.push_str(cell),

@@ -225,7 +225,7 @@ impl Readiness {
                 None => return false,
                 Some(State::Starting) => {}
                 Some(State::Current) if !machine.is_stopping() => watched.serve(settings, now),
-                Some(State::Current | State::Retiring) => watched.rest(),
+                Some(State::Current | State::Partial | State::Retiring) => watched.rest(),
                 Some(State::Old) => watched.retire(),
             }
             true

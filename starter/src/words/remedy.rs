@@ -559,6 +559,12 @@ pub fn until_it_is_asked_for(advice: &str) -> String {
 pub const ROLL_BACK_LATER: &str =
     "try again once they have exited: what they were started from is then started again";
 
+/// The last worker cannot be taken away.
+pub const STOP_INSTEAD: &str = "--stop ends the server";
+
+/// There would be more workers than the limits allow.
+pub const RAISE_LIMITS: &str = "raise the limits (ulimit -n, ulimit -u), or ask for fewer workers";
+
 /// A server is stopping, and these workers hold it up.
 pub fn waits_for_workers(workers: &str) -> String {
     format!("it is waiting for its workers to exit: {workers}")

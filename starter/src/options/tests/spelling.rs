@@ -109,7 +109,7 @@ fn a_beginning_that_is_not_unique_is_refused_with_the_candidates() {
     for (word, candidates) in [
         (
             "--st",
-            "--start-limit, --start-timeout, --status, --status-file, --stop, --stop-timeout or --strict",
+            "--start-limit, --start-parallel, --start-timeout, --status, --status-file, --stop, --stop-timeout or --strict",
         ),
         (
             "--ST=1",

@@ -1,5 +1,6 @@
 //! Carries out what the machine has decided, and what needs no decision. There is no policy here.
 
+use std::ffi::OsString;
 use std::os::fd::AsFd;
 use std::rc::Rc;
 
@@ -200,7 +201,7 @@ impl Resources {
         }
         // If it fails, it may leave processes behind.
         adopt_orphans(true);
-        match pin.and_then(|pin| self.spawn_captured(generation, pin, is_again)) {
+        match pin.and_then(|pin| self.spawn_captured(generation, slot, pin, is_again)) {
             Ok((pid, report)) => {
                 self.reports.push((pid, report));
                 Event::Spawned {
@@ -260,12 +261,13 @@ impl Resources {
     fn spawn_captured(
         &mut self,
         generation: u32,
+        slot: usize,
         pin: Rc<Pin>,
         is_again: bool,
     ) -> Result<(Pid, Report), StartFailure> {
         // Even if there is no process: the next one is started from the same.
         self.pins.insert(generation, Rc::clone(&pin));
-        let handed = self.readiness.begin(generation)?;
+        let handed = self.readiness.begin(generation, slot)?;
         let pipes = self.log.pipes().map_err(cannot_spawn)?;
         let highest = self.blueprint.highest;
         let gate = self.guard.as_mut().map(|guard| guard.gate(highest));
@@ -283,7 +285,7 @@ impl Resources {
         };
         let (pid, report) = self.blueprint.spawn(&pin, is_again, extra)?;
         self.readiness
-            .started(generation, pid, handed, &pin.environment);
+            .started(generation, slot, pid, handed, &pin.environment);
         self.log.attach(generation, pid, pipes);
         Ok((pid, report))
     }
@@ -344,11 +346,18 @@ impl Resources {
         let generations = machine.generations();
         let workers = generations.flat_map(Generation::workers);
         let workers: Vec<Pid> = workers.map(|worker| worker.pid).collect();
-        let probe = self.readiness.probe_of(generation);
-        let variables = self.blueprint.variables(probe.as_ref());
+        // Each slot has a probe listener of its own, or none has.
+        let probes = self.readiness.probes_of(generation);
+        let ports: Vec<OsString> = match probes.is_empty() {
+            true => vec![self.blueprint.ports(None)],
+            false => {
+                let ports = |probe| self.blueprint.ports(Some(probe));
+                probes.iter().map(ports).collect()
+            }
+        };
         let leftovers = Leftovers {
             generation,
-            variables: &variables,
+            ports: &ports,
             workers: &workers,
         };
         let pids = leftovers.signal(signal);

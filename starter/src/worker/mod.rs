@@ -236,9 +236,15 @@ impl Blueprint {
 
 impl Blueprint {
     /// The variables that tell a worker about its sockets.
-    pub fn variables(&self, probe: Option<&Announced>) -> Vec<(OsString, OsString)> {
+    fn variables(&self, probe: Option<&Announced>) -> Vec<(OsString, OsString)> {
         let announced = self.announced.iter().chain(probe).cloned();
         dialects::variables(&announced.collect::<Vec<_>>(), &self.dialects)
+    }
+
+    /// What `SERVER_STARTER_PORT` is in a worker with this probe listener.
+    pub fn ports(&self, probe: Option<&Announced>) -> OsString {
+        let announced: Vec<Announced> = self.announced.iter().chain(probe).cloned().collect();
+        dialects::server_starter_port(&announced)
     }
 
     /// The environment of a worker of this generation, except for what it is told about its sockets.

@@ -276,6 +276,11 @@ impl Machine {
         self.settings.knobs = knobs;
     }
 
+    /// How many workers a generation has.
+    pub fn workers(&self) -> usize {
+        self.settings.workers
+    }
+
     /// Whether a generation proves nothing but that it lives.
     pub fn proves_by_interval(&self) -> bool {
         self.settings.proof == Proof::Interval

@@ -23,7 +23,7 @@ use crate::words::notice::Notice;
 use crate::words::parts::WithMeaning;
 use crate::words::start_failure::StartFailure;
 use crate::worker::leftovers::Leftovers;
-use crate::worker::{Extra, Pin, Report, cannot_spawn};
+use crate::worker::{Extra, Pin, Report, Seat, cannot_spawn};
 
 impl Resources {
     /// Carries out one action. Returns the event that results from it.
@@ -59,7 +59,12 @@ impl Resources {
             Action::Check { generation } => {
                 let (changes, knobs) = self.load_environment();
                 machine.set_knobs(knobs);
-                return self.check.start(&self.blueprint, generation, changes);
+                let seat = Seat {
+                    generation,
+                    slot: 0,
+                    workers: machine.workers(),
+                };
+                return self.check.start(&self.blueprint, seat, changes);
             }
             Action::EndCheck => self.check.end(),
             Action::SaveStatus => self.save_status(machine),
@@ -113,7 +118,7 @@ impl Resources {
             Duty::Upgrade => self.upgrade(machine),
             Duty::Ignore(signal) => self.log.say(&Notice::Ignored(signal)),
             Duty::SaveStatus => self.save_status(machine),
-            Duty::LookForReadiness => self.look_for_readiness(),
+            Duty::LookForReadiness => self.look_for_readiness(machine),
             Duty::TellReadiness => return self.tell_readiness(),
             Duty::Say(notice) => self.log.say(&notice),
             Duty::LookAtQueues => self.look_at_queues(machine),
@@ -201,7 +206,12 @@ impl Resources {
         }
         // If it fails, it may leave processes behind.
         adopt_orphans(true);
-        match pin.and_then(|pin| self.spawn_captured(generation, slot, pin, is_again)) {
+        let seat = Seat {
+            generation,
+            slot,
+            workers: machine.workers(),
+        };
+        match pin.and_then(|pin| self.spawn_captured(seat, pin, is_again)) {
             Ok((pid, report)) => {
                 self.reports.push((pid, report));
                 Event::Spawned {
@@ -260,11 +270,13 @@ impl Resources {
 
     fn spawn_captured(
         &mut self,
-        generation: u32,
-        slot: usize,
+        seat: Seat,
         pin: Rc<Pin>,
         is_again: bool,
     ) -> Result<(Pid, Report), StartFailure> {
+        let Seat {
+            generation, slot, ..
+        } = seat;
         // Even if there is no process: the next one is started from the same.
         self.pins.insert(generation, Rc::clone(&pin));
         let handed = self.readiness.begin(generation, slot)?;
@@ -275,7 +287,7 @@ impl Resources {
         let guard = self.guard.as_ref();
         let is_known = || guard.is_some_and(Guard::has_saved_next);
         let extra = Extra {
-            generation,
+            seat,
             output: &pipes.theirs,
             descriptors: &handed.descriptors,
             variables: &handed.variables,
@@ -290,7 +302,8 @@ impl Resources {
         Ok((pid, report))
     }
 
-    fn look_for_readiness(&mut self) {
+    fn look_for_readiness(&mut self, machine: &Machine) {
+        let workers = machine.workers();
         let Resources {
             blueprint,
             readiness,
@@ -298,7 +311,12 @@ impl Resources {
         } = self;
         let mut run = |order: &Order<'_>| {
             Running::start(order.command, |command| {
-                blueprint.equip(command, order.generation, order.changes);
+                let seat = Seat {
+                    generation: order.generation,
+                    slot: order.slot,
+                    workers,
+                };
+                blueprint.equip(command, seat, order.changes);
                 if let Some(probe) = order.probe {
                     command.env("SERVER_STARTER_PROBE", &probe.name);
                 }

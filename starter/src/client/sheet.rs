@@ -74,8 +74,8 @@ impl Sheet {
         for (number, row) in all.enumerate() {
             let mut line = String::new();
             for (place, cell) in row.iter().enumerate() {
-                // A column without a title is one that there is no need for.
-                if headings[place].0.is_empty() {
+                // There is no need for it.
+                if widths[place] == 0 {
                     continue;
                 }
                 let padding = " ".repeat(widths[place].saturating_sub(columns(cell)));

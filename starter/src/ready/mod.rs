@@ -115,7 +115,7 @@ impl Readiness {
     /// Forgets workers that are gone. Before the next one is started in the place of one.
     pub fn forget_departed(&mut self, machine: &Machine) {
         let watched = self.watched.iter_mut();
-        watched.for_each(|watched| watched.forget_departed(machine));
+        watched.for_each(|watched| watched.forget_departed(|pid| machine.has_worker(pid)));
     }
 
     /// Prepares what the next worker in this slot of a generation gets.
@@ -228,7 +228,7 @@ impl Readiness {
         let (settings, now) = (&self.settings, Moment::now());
         let is_stopping = machine.is_stopping();
         self.watched.retain_mut(|watched| {
-            watched.forget_departed(machine);
+            watched.forget_departed(|pid| machine.has_worker(pid));
             let mut generations = machine.generations();
             let generation = generations.find(|one| one.number == watched.generation);
             let Some(generation) = generation else {

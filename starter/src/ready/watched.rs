@@ -371,8 +371,7 @@ impl Watched {
     }
 
     /// Forgets workers that are gone: their pids may soon belong to other processes.
-    pub fn forget_departed(&mut self, machine: &Machine) {
-        let lives = |pid| machine.has_worker(pid);
+    pub fn forget_departed(&mut self, lives: impl Fn(Pid) -> bool + Copy) {
         self.workers.retain(|pid| lives(*pid));
         self.pipes.retain(|(pid, _)| lives(*pid));
         for place in &mut self.places {

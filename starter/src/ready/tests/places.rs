@@ -94,6 +94,7 @@ fn a_replacement_gets_the_probe_listener_of_its_slot_and_proves_itself_anew() {
     let probes = start(&mut readiness);
     readiness.watched[0].settle();
     let names = readiness.probes_of(1);
+    readiness.watched[0].forget_departed(|_| false);
     let mut handed = readiness.begin(1, 1).unwrap();
     let (probe, _) = handed.descriptors.pop().unwrap();
     assert_eq!(address(&probe), address(&probes[1]));

@@ -23,7 +23,7 @@ use crate::host::launcher::Change;
 use crate::host::luggage::{Carried, Luggage};
 use crate::host::moment::Moment;
 use crate::listeners::dialects::Announced;
-use crate::machine::{Event, Generation, Machine};
+use crate::machine::{Event, Generation};
 use crate::words::notice::Notice;
 use crate::words::start_failure::StartFailure;
 

@@ -91,6 +91,9 @@ fn run() -> Result<Status, Failure> {
             client::rollback(&settings, &mut teller(&settings)).map(done)
         }
         Invocation::Abort(settings) => client::abort(&settings, &mut teller(&settings)).map(done),
+        Invocation::Scale(settings, workers) => {
+            client::scale(&settings, workers, &mut teller(&settings)).map(done)
+        }
         Invocation::Stop(settings) => client::stop(&settings, &mut teller(&settings)).map(done),
         Invocation::Upgrade(settings) => {
             client::upgrade(&settings, &mut teller(&settings)).map(done)

@@ -154,6 +154,8 @@ fn the_value_is_the_first_line_without_its_end() {
                 "ENVDIR",
                 "SERVER_STARTER_PORT",
                 "SERVER_STARTER_GENERATION",
+                "SERVER_STARTER_WORKER",
+                "SERVER_STARTER_WORKERS",
             ]
             .contains(name)
         })
@@ -320,6 +322,8 @@ fn what_cannot_be_a_variable_is_left_out_and_said_once() {
         put(directory, "WITH=EQUALS", "x\n");
         put(directory, "SERVER_STARTER_PORT", "1=2\n");
         put(directory, "SERVER_STARTER_GENERATION", "77\n");
+        put(directory, "SERVER_STARTER_WORKER", "77\n");
+        put(directory, "SERVER_STARTER_WORKERS", "77\n");
         fs::create_dir(directory.join("FOLDER")).expect("cannot make a directory");
         // It never has a writer: a reader that waits for one hangs.
         mkfifo(&directory.join("FIFO"), Mode::from_bits_truncate(0o666)).expect("mkfifo");
@@ -351,6 +355,8 @@ fn what_cannot_be_a_variable_is_left_out_and_said_once() {
         ("WITH=EQUALS", "its name holds a ="),
         ("SERVER_STARTER_PORT", "start_server sets it itself"),
         ("SERVER_STARTER_GENERATION", "start_server sets it itself"),
+        ("SERVER_STARTER_WORKER", "start_server sets it itself"),
+        ("SERVER_STARTER_WORKERS", "start_server sets it itself"),
         ("FOLDER", "it is not a regular file"),
         ("FIFO", "it is not a regular file"),
         (
@@ -367,7 +373,7 @@ fn what_cannot_be_a_variable_is_left_out_and_said_once() {
             ),
         );
     }
-    assert_eq!(server.count_in_log("cannot use"), 6, "{}", server.log());
+    assert_eq!(server.count_in_log("cannot use"), 8, "{}", server.log());
 }
 
 #[test]

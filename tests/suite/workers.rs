@@ -246,7 +246,18 @@ fn a_worker_has_the_environment_of_the_launcher() {
     assert_eq!(report.environment["EMPTY"], "");
     let mut names: Vec<&str> = report.environment.keys().map(String::as_str).collect();
     names.retain(|name| !matches!(*name, "COLOUR" | "EMPTY" | "E2E_MARK" | "PATH"));
-    assert_eq!(names, ["SERVER_STARTER_GENERATION", "SERVER_STARTER_PORT"]);
+    assert_eq!(
+        names,
+        [
+            "SERVER_STARTER_GENERATION",
+            "SERVER_STARTER_PORT",
+            "SERVER_STARTER_WORKER",
+            "SERVER_STARTER_WORKERS"
+        ]
+    );
+    // Whoever has slots numbers them from 0.
+    assert_eq!(report.environment["SERVER_STARTER_WORKER"], "0");
+    assert_eq!(report.environment["SERVER_STARTER_WORKERS"], "1");
 }
 
 #[test]

@@ -153,6 +153,7 @@ impl Shown<'_> {
         let headings = [
             ("GEN", Side::Right),
             ("STATE", Side::Left),
+            (if self.view.workers > 1 { "NO" } else { "" }, Side::Right),
             ("PID", Side::Right),
             ("AGE", Side::Right),
             ("RSS", Side::Right),
@@ -176,7 +177,7 @@ impl Shown<'_> {
         }
     }
 
-    fn row_of_worker(&self, generation: &Generation, worker: &Worker) -> [String; 8] {
+    fn row_of_worker(&self, generation: &Generation, worker: &Worker) -> [String; 9] {
         let process = self.now.workers.get(&worker.pid);
         let process = process.copied().unwrap_or_default();
         let age = self.now.at - worker.started_at;
@@ -184,6 +185,10 @@ impl Shown<'_> {
         [
             cell(generation.number.to_string()),
             state(generation.state).to_owned(),
+            match self.view.workers > 1 {
+                true => cell(worker.slot.to_string()),
+                false => String::new(),
+            },
             cell(worker.pid.to_string()),
             time(age),
             process.resident.map_or(UNKNOWN.to_owned(), memory),
@@ -244,6 +249,7 @@ pub fn state(state: view::State) -> &'static str {
     match state {
         view::State::Starting => "starting",
         view::State::Current => "current",
+        view::State::Partial => "partial",
         view::State::Retiring => "retiring",
         view::State::Old => "old",
         view::State::Unknown => "unknown",
@@ -267,6 +273,7 @@ mod tests {
     fn worker(pid: i64, started_at: f64, text: &str) -> Worker {
         Worker {
             pid,
+            slot: 0,
             started_at,
             text: Some(text.to_owned()).filter(|text| !text.is_empty()),
         }

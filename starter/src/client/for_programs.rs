@@ -15,9 +15,10 @@ use crate::words::text::{printable, printable_json};
 const LATEST: f64 = 1e11;
 
 /// The states of a generation, each with its name.
-const STATES: [view::State; 4] = [
+const STATES: [view::State; 5] = [
     view::State::Starting,
     view::State::Current,
+    view::State::Partial,
     view::State::Retiring,
     view::State::Old,
 ];

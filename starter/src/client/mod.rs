@@ -1,4 +1,4 @@
-//! Requests to a running start_server. `--restart`, `--rollback`, `--abort`, `--upgrade`, `--stop` and `--reopen` signal
+//! Requests to a running start_server. `--restart`, `--rollback`, `--abort`, `--scale`, `--upgrade`, `--stop` and `--reopen` signal
 //! it and wait until the outcome is known; `--status` only looks at it.
 
 mod follower;
@@ -9,6 +9,7 @@ mod overview;
 mod progress;
 mod reopen;
 mod restart;
+mod scale;
 mod server;
 mod settings;
 mod sheet;
@@ -21,6 +22,7 @@ mod wait;
 
 pub use self::reopen::reopen;
 pub use self::restart::{abort, restart, rollback};
+pub use self::scale::scale;
 pub use self::settings::{Form, Settings};
 pub use self::show::{in_every_form, show};
 pub use self::status::{Asked, Status};

@@ -3,6 +3,7 @@
 use super::observed::workers;
 use crate::status::view::{self, Generation, Outcome, StopsFirst, View};
 use crate::words::failure::Status as Code;
+use crate::words::many;
 use crate::words::number::{short_time, time};
 use crate::words::progress::{gone, stops_first, was_restored};
 use crate::words::text::shortened;
@@ -35,8 +36,12 @@ impl State {
     ];
 
     pub fn of(view: &View) -> State {
-        let serves =
-            |one: &Generation| matches!(one.state, view::State::Current | view::State::Retiring);
+        let serves = |one: &Generation| {
+            matches!(
+                one.state,
+                view::State::Current | view::State::Partial | view::State::Retiring
+            )
+        };
         if view.stopping {
             State::Stopping
         } else if !view.generations.iter().any(serves) {
@@ -88,7 +93,7 @@ impl State {
 pub fn headline(view: &View, at: f64) -> String {
     let state = State::of(view);
     let details = match state {
-        State::Serving => None,
+        State::Serving => how_many(view),
         State::Unhealthy => view.unhealthy.as_ref().map(shortened),
         State::Restarting | State::Starting | State::NothingServes => progress(view, at),
         State::Stopping => Some(match workers(view).count() {
@@ -149,6 +154,23 @@ fn progress(view: &View, at: f64) -> Option<String> {
         });
     }
     Some(parts.join(", "))
+}
+
+/// How many workers serve, where there is to be more than one.
+fn how_many(view: &View) -> Option<String> {
+    let wanted = Some(view.workers).filter(|wanted| *wanted > 1)?;
+    let count = |state: view::State| -> usize {
+        let its = view.generations.iter().filter(|one| one.state == state);
+        its.map(|one| one.workers.len()).sum()
+    };
+    let mut partial = view.generations.iter().rev();
+    if let Some(partial) = partial.find(|one| one.state == view::State::Partial) {
+        return Some(many::rolled(partial.workers.len(), wanted, partial.number));
+    }
+    Some(match u64::try_from(count(view::State::Current)) {
+        Ok(living) if living < wanted => format!("{living} of {wanted} workers"),
+        _ => format!("{wanted} workers"),
+    })
 }
 
 /// When the next start is due.
@@ -220,7 +242,9 @@ pub fn last_start(view: &View, at: f64) -> Option<String> {
         (Outcome::Failed, false) => {
             let back = last.restored.zip(last.durations.unserved);
             let back = back.map(|(number, after)| format!("; {}", was_restored(number, after)));
+            let rolled = super::status::rolled(last);
             let further = match last.given_up {
+                _ if rolled.is_some() => rolled,
                 true => Some("given up, since --start-limit is reached".to_owned()),
                 false => next_start(view, at),
             };
@@ -248,6 +272,7 @@ mod tests {
             number,
             state,
             workers: [Worker {
+                slot: 0,
                 pid: 7,
                 started_at: 990.0,
                 text: None,

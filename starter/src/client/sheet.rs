@@ -74,6 +74,10 @@ impl Sheet {
         for (number, row) in all.enumerate() {
             let mut line = String::new();
             for (place, cell) in row.iter().enumerate() {
+                // There is no need for it.
+                if widths[place] == 0 {
+                    continue;
+                }
                 let padding = " ".repeat(widths[place].saturating_sub(columns(cell)));
                 match (headings[place].1, place + 1 == COLUMNS) {
                     (_, true) => line.push_str(cell),

@@ -11,6 +11,7 @@ use crate::host::proc;
 use crate::status::file::{UPGRADE, read_text};
 use crate::status::view::{self, Outcome, State, View, Worker};
 use crate::words::failure::{self, Failure};
+use crate::words::many;
 use crate::words::parts::WithMeaning;
 use crate::words::progress::{serves_instead, was_restored};
 use crate::words::remedy;
@@ -119,6 +120,11 @@ impl Status {
         })
     }
 
+    /// The last change of the number of workers.
+    pub fn scaling(&self) -> Option<&view::Scaling> {
+        self.0.scaling.as_ref()
+    }
+
     /// How often it was told to reopen its log file.
     pub fn reopened(&self) -> u64 {
         self.0.log.reopened
@@ -168,7 +174,7 @@ impl Status {
     }
 
     /// The server does not know what it would be asked for.
-    pub fn too_old(&self, asked: Asked) -> Failure {
+    pub fn too_old(&self, asked: impl fmt::Display) -> Failure {
         let (pid, version) = (self.supervisor(), &self.0.supervisor.version);
         Failure::failed(format!(
             "cannot {asked}: pid {pid} is start_server {}, which knows no such order",
@@ -177,7 +183,7 @@ impl Status {
     }
 
     /// Why what is asked for is no longer possible, if the server is stopping.
-    pub fn stopping(&self, asked: Asked) -> Option<Failure> {
+    pub fn stopping(&self, asked: impl fmt::Display) -> Option<Failure> {
         if !self.0.stopping {
             return None;
         }
@@ -285,7 +291,8 @@ impl Status {
                 "cannot {asked}: generation {generation} {done}; {serving}"
             ));
         }
-        let what_follows = match decision.given_up {
+        let rolled = rolled(decision);
+        let what_follows = match decision.given_up && rolled.is_none() {
             true => remedy::until_the_next_restart,
             false => remedy::until_it_is_retried,
         };
@@ -302,13 +309,14 @@ impl Status {
         let label = label.filter(|_| self.0.options.label.is_some());
         let label = label.map(|label| format!(" ({})", shortened(label)));
         let label = label.unwrap_or_default();
+        let serving = rolled.clone().unwrap_or(serving);
         Failure::failed(format!(
             "cannot {asked}: generation {generation}{label} {failed}{how}; {serving}"
         ))
         .stderr(&said)
-        .hint(match decision.restored {
-            Some(_) => remedy::until_it_is_asked_for(&advice),
-            None => what_follows(&advice),
+        .hint(match decision.restored.is_some() || rolled.is_some() {
+            true => remedy::until_it_is_asked_for(&advice),
+            false => what_follows(&advice),
         })
     }
 
@@ -371,6 +379,12 @@ pub fn how(decision: &view::Verdict) -> String {
         (None, Some(status)) => format!(", exit status:{}", WithMeaning(status)),
         (None, None) => String::new(),
     }
+}
+
+/// How far a rolling restart came that has failed in the middle.
+pub fn rolled(decision: &view::Verdict) -> Option<String> {
+    let rolled = decision.rolled?;
+    Some(many::rolled(rolled.done, rolled.of, decision.generation))
 }
 
 /// Whether this generation has served before: a rollback has put an end to what was to replace it.

@@ -13,16 +13,23 @@ pub enum Order {
     RollBack,
     /// Give up the restart that is under way or being tried again.
     Abort,
+    /// Run this many workers.
+    Scale(u16),
 }
 
+/// The upper half of the value that orders another number of workers, which is the lower half.
+const SCALE: i32 = i32::from_be_bytes(*b"sc\0\0");
+
 impl Order {
-    const ALL: [Order; 2] = [Order::RollBack, Order::Abort];
+    /// One of each.
+    const ALL: [Order; 3] = [Order::RollBack, Order::Abort, Order::Scale(1)];
 
     /// Its name in `FILE.json`, where a server lists the orders that it obeys.
     pub fn name(self) -> &'static str {
         match self {
             Order::RollBack => "rollback",
             Order::Abort => "abort",
+            Order::Scale(_) => "scale",
         }
     }
 
@@ -36,13 +43,20 @@ impl Order {
         match self {
             Order::RollBack => i32::from_be_bytes(*b"\0rol"),
             Order::Abort => i32::from_be_bytes(*b"\0abo"),
+            Order::Scale(workers) => SCALE | i32::from(workers),
         }
     }
 
     /// The order that a signal carries, if it is one.
     pub fn carried(signal: Signal, code: i32, value: i32) -> Option<Order> {
-        let is_order = signal == CARRIER && code == libc::SI_QUEUE;
-        let mut all = Order::ALL.into_iter().filter(|_| is_order);
+        if signal != CARRIER || code != libc::SI_QUEUE {
+            return None;
+        }
+        let workers = value ^ SCALE;
+        if let Ok(workers) = u16::try_from(workers) {
+            return Some(Order::Scale(workers));
+        }
+        let mut all = Order::ALL.into_iter();
         all.find(|order| order.value() == value)
     }
 }
@@ -55,7 +69,7 @@ mod tests {
     fn only_its_own_value_is_an_order() {
         let value = Order::RollBack.value();
         let carried = |signal, code, value| Order::carried(signal, code, value).is_some();
-        for order in Order::ALL {
+        for order in Order::ALL.into_iter().chain([Order::Scale(u16::MAX)]) {
             let carried = Order::carried(CARRIER, libc::SI_QUEUE, order.value());
             assert_eq!(carried, Some(order));
         }

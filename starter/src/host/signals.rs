@@ -14,7 +14,7 @@ use crate::host::order::{CARRIER, Order};
 use crate::host::process::is_first;
 
 /// The signals that the supervisor handles itself. As PID 1 it would not get them otherwise.
-const TAKEN: [Signal; 9] = [
+const TAKEN: [Signal; 11] = [
     Signal::SIGHUP,
     Signal::SIGINT,
     Signal::SIGQUIT,
@@ -23,6 +23,8 @@ const TAKEN: [Signal; 9] = [
     Signal::SIGUSR2,
     Signal::SIGCHLD,
     Signal::SIGXCPU,
+    Signal::SIGTTIN,
+    Signal::SIGTTOU,
     CARRIER,
 ];
 
@@ -120,6 +122,8 @@ impl Taken {
     /// What it is for us, if anything.
     pub fn meant(self) -> Option<Arrived> {
         match Signal::try_from(self.signal).ok()? {
+            // A terminal sends these to whoever uses it in the background (tty_ioctl(4)), not to say anything to us.
+            Signal::SIGTTIN | Signal::SIGTTOU if self.code > 0 => None,
             CARRIER => Order::carried(CARRIER, self.code, self.value).map(Arrived::Order),
             signal => Some(Arrived::Signal(signal)),
         }

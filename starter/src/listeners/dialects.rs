@@ -146,7 +146,8 @@ pub fn prepare(listeners: &[Listener], dialects: &[Dialect]) -> Result<(), Failu
 }
 
 /// `KEY=NUMBER` for every listener, with semicolons between them.
-fn server_starter_port(listeners: &[Announced]) -> OsString {
+/// The value of `SERVER_STARTER_PORT`.
+pub fn server_starter_port(listeners: &[Announced]) -> OsString {
     joined(listeners, ";", |listener| {
         let mut text = listener.name.clone();
         text.push(format!("={}", listener.number));

@@ -23,6 +23,13 @@ pub struct Settings {
     pub is_attended: bool,
 }
 
+impl Settings {
+    /// Whether the output of workers may be read here, before it goes anywhere.
+    pub fn captures(&self) -> bool {
+        self.target.is_some() || self.syslog.is_some()
+    }
+}
+
 /// What `--log-file` names.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum LogTarget {

@@ -77,6 +77,7 @@ impl Machine {
             again: None,
             steps: Steps::new(now),
             outage: None,
+            rolled: None,
         });
         self.auto_restart_since = now;
         match checking.why {

@@ -38,10 +38,12 @@ impl Machine {
 
     /// Every slot of the starting generation has a proved worker: from now on it serves, and the previous one retires.
     pub(super) fn commit_if_proved(&mut self, now: Moment) {
+        self.take_over_slots(now);
         let Some(proved) = self.starting().filter(|starting| starting.is_proved()) else {
             return;
         };
         let (number, request, why) = (proved.number, proved.request, proved.why);
+        let rolls = proved.rolls;
         let signal_at = now + self.settings.knobs.kill_old_delay;
         let replaces = self.replaced_by(number).or(self.stopped_for(why));
         let mut steps = proved.steps;
@@ -52,8 +54,12 @@ impl Machine {
             if generation.number == number {
                 generation.stage = Stage::Current;
                 generation.steps = steps;
-            } else if generation.state() == State::Current {
-                generation.stage = Stage::Retiring { signal_at };
+            } else if matches!(generation.state(), State::Current | State::Partial) {
+                generation.stage = match rolls {
+                    // Its workers have left their slots one by one.
+                    true => Stage::Draining,
+                    false => Stage::Retiring { signal_at },
+                };
                 generation.unhealthy = None;
             }
         }
@@ -73,6 +79,7 @@ impl Machine {
             again: why.rolls_back_to(),
             steps,
             outage,
+            rolled: None,
         });
         let pids = self.generation(number).map(Generation::pids);
         self.say(Notice::Serves {
@@ -81,7 +88,13 @@ impl Machine {
         });
         self.actions.push(Action::Serving);
         self.save_status();
-        self.announce_commit(why);
+        match rolls {
+            true => {
+                self.failures = 0;
+                self.kill_surplus();
+            }
+            false => self.announce_commit(why),
+        }
         self.signal_retiring(now);
         if self.checking.is_none() && std::mem::take(&mut self.restart_wanted) {
             // What was asked for last comes instead of an earlier one that has failed.
@@ -154,7 +167,7 @@ impl Machine {
         for generation in &mut self.generations {
             if matches!(generation.stage, Stage::Retiring { signal_at } if signal_at <= now) {
                 generation.stage = Stage::Draining;
-                due.extend(generation.pids());
+                due.extend(generation.take_untold());
             }
         }
         if due.is_empty() {

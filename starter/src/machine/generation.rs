@@ -66,12 +66,26 @@ pub struct Generation {
     /// How many restarts had been requested when it was started.
     pub(super) request: u32,
     pub(super) stage: Stage,
+    /// It takes over from what serves slot by slot, as its workers are proved.
+    #[serde(default)]
+    pub(super) rolls: bool,
     /// How far its start has come.
     pub(super) steps: Steps,
     /// Why it is unhealthy, while it is current.
     pub(super) unhealthy: Option<String>,
     /// One for each of its workers, numbered from 0.
     pub(super) slots: Vec<Slot>,
+    /// Its workers that have no slot any more.
+    #[serde(default)]
+    pub(super) leavers: Vec<Leaver>,
+}
+
+/// A worker whose slot another generation has taken over, or whose slot is gone.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) struct Leaver {
+    pub worker: Worker,
+    /// When it is told to stop, unless it has been.
+    pub told_at: Option<Moment>,
 }
 
 /// The state of a generation, as the head of [`super`] explains it.
@@ -79,6 +93,7 @@ pub struct Generation {
 pub enum State {
     Starting,
     Current,
+    Partial,
     Retiring,
     Old,
 }
@@ -88,6 +103,8 @@ pub enum State {
 pub(super) enum Stage {
     Uncommitted,
     Current,
+    /// It rolled, and has failed after it had taken over some slots, in which it serves.
+    Partial,
     Retiring {
         signal_at: Moment,
     },
@@ -110,6 +127,8 @@ pub(super) struct Slot {
 /// The content of a slot.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) enum Content {
+    /// No worker has been requested yet: others are started before.
+    Waiting,
     /// Empty, but it will be filled while its generation is current.
     Empty,
     /// A worker has been requested, and it is not yet known whether it exists.
@@ -117,6 +136,8 @@ pub(super) enum Content {
     Occupied(Worker),
     /// Empty, and it will not be filled again.
     GivenUp,
+    /// Another generation has the slot of this number.
+    Elsewhere,
 }
 
 /// One process of the server program.
@@ -158,7 +179,7 @@ pub enum Standing {
 }
 
 impl Generation {
-    /// Requests all its workers.
+    /// None of its workers is requested yet.
     pub(super) fn new(
         number: u32,
         why: Why,
@@ -166,19 +187,16 @@ impl Generation {
         workers: usize,
         now: Moment,
     ) -> Generation {
-        let slot = Slot {
-            asked_at: now,
-            failures: 0,
-            content: Content::AskedFor,
-        };
         Generation {
             number,
             why,
             request,
             stage: Stage::Uncommitted,
+            rolls: false,
             steps: Steps::new(now),
             unhealthy: None,
-            slots: vec![slot; workers],
+            slots: vec![Slot::new(Content::Waiting, now); workers],
+            leavers: Vec::new(),
         }
     }
 
@@ -186,18 +204,53 @@ impl Generation {
         match self.stage {
             Stage::Uncommitted => State::Starting,
             Stage::Current => State::Current,
+            Stage::Partial => State::Partial,
             Stage::Retiring { .. } => State::Retiring,
             Stage::Draining | Stage::Failed => State::Old,
         }
     }
 
-    /// Its living workers, by slot.
+    /// Its living workers: by slot, then those that have no slot any more.
     pub fn workers(&self) -> impl Iterator<Item = &Worker> {
+        let leavers = self.leavers.iter().map(|leaver| &leaver.worker);
+        self.in_slots().chain(leavers)
+    }
+
+    /// Those of its living workers that serve, or have served. While it starts it has such workers only where they take over
+    /// one by one.
+    pub fn settled_workers(&self) -> impl Iterator<Item = &Worker> {
+        let (is_starting, rolls) = (self.state() == State::Starting, self.rolls);
+        let is_settled = move |worker: &&Worker| !is_starting || (rolls && worker.is_proved());
+        self.workers().filter(is_settled)
+    }
+
+    /// Whether a worker of this number is wanted, or may be again.
+    pub fn has_slot(&self, slot: usize) -> bool {
+        let content = self.slots.get(slot).map(|slot| &slot.content);
+        let may_return = |one: &Leaver| one.worker.slot == slot && one.told_at.is_some();
+        content.is_some_and(|content| *content != Content::Elsewhere)
+            || self.leavers.iter().any(may_return)
+    }
+
+    /// The number of its slots.
+    pub fn size(&self) -> usize {
+        self.slots.len()
+    }
+
+    pub(super) fn in_slots(&self) -> impl Iterator<Item = &Worker> {
         self.slots.iter().filter_map(Slot::worker)
     }
 
     pub(super) fn pids(&self) -> Vec<Pid> {
         self.workers().map(|worker| worker.pid).collect()
+    }
+
+    /// Those of its workers that have not been told to stop one by one. All are to be told now.
+    pub(super) fn take_untold(&mut self) -> Vec<Pid> {
+        let in_slots: Vec<Pid> = self.in_slots().map(|worker| worker.pid).collect();
+        let leavers = self.leavers.iter_mut();
+        let untold = leavers.filter_map(|one| one.told_at.take().map(|_| one.worker.pid));
+        in_slots.into_iter().chain(untold).collect()
     }
 
     /// Whether every slot has a proved worker: then it can commit.
@@ -209,13 +262,31 @@ impl Generation {
 
     /// Whether any worker is proved: then connections are served.
     pub(super) fn serves(&self) -> bool {
-        self.workers().any(Worker::is_proved)
+        self.in_slots().any(Worker::is_proved)
+    }
+
+    /// Whether the worker of this slot is proved.
+    pub(super) fn serves_in(&self, slot: usize) -> bool {
+        let worker = self.slots.get(slot).and_then(Slot::worker);
+        worker.is_some_and(Worker::is_proved)
+    }
+
+    /// How many workers are proved.
+    pub(super) fn count_proved(&self) -> usize {
+        self.in_slots().filter(|one| one.is_proved()).count()
     }
 
     /// Whether it has no worker and is not about to get one.
     pub(super) fn is_gone(&self) -> bool {
+        self.leavers.is_empty() && self.is_deserted()
+    }
+
+    /// Whether no slot has a worker or is about to get one, whatever else it waits for.
+    pub(super) fn is_deserted(&self) -> bool {
+        let is_uncommitted = self.stage == Stage::Uncommitted;
         self.slots.iter().all(|slot| match slot.content {
-            Content::Empty | Content::GivenUp => true,
+            Content::Waiting => !is_uncommitted,
+            Content::Empty | Content::GivenUp | Content::Elsewhere => true,
             Content::AskedFor | Content::Occupied(_) => false,
         })
     }
@@ -237,10 +308,13 @@ impl Generation {
     }
 
     pub(super) fn worker_mut(&mut self, pid: Pid) -> Option<&mut Worker> {
-        self.slots
-            .iter_mut()
-            .filter_map(Slot::worker_mut)
-            .find(|worker| worker.pid == pid)
+        self.workers_mut().find(|worker| worker.pid == pid)
+    }
+
+    pub(super) fn workers_mut(&mut self) -> impl Iterator<Item = &mut Worker> {
+        let leavers = self.leavers.iter_mut().map(|leaver| &mut leaver.worker);
+        let slots = self.slots.iter_mut().filter_map(Slot::worker_mut);
+        slots.chain(leavers)
     }
 
     /// Marks every worker that has lived long enough as proved.
@@ -255,6 +329,13 @@ impl Generation {
         }
     }
 
+    /// Takes a worker that has no slot.
+    pub(super) fn take_leaver(&mut self, pid: Pid) -> Option<Worker> {
+        let mut leavers = self.leavers.iter();
+        let place = leavers.position(|one| one.worker.pid == pid)?;
+        Some(self.leavers.remove(place).worker)
+    }
+
     /// Empties the slot of this worker.
     pub(super) fn take_worker(&mut self, pid: Pid) -> Option<Worker> {
         let is_its = |slot: &&mut Slot| slot.worker().is_some_and(|worker| worker.pid == pid);
@@ -263,6 +344,26 @@ impl Generation {
 }
 
 impl Slot {
+    pub fn new(content: Content, asked_at: Moment) -> Slot {
+        Slot {
+            asked_at,
+            failures: 0,
+            content,
+        }
+    }
+
+    /// Whether its worker is asked for or not proved yet.
+    pub fn is_starting(&self) -> bool {
+        match &self.content {
+            Content::AskedFor => true,
+            Content::Occupied(worker) => match worker.standing {
+                Standing::Spawned | Standing::Executed { .. } => true,
+                Standing::Failed(_) | Standing::Ready | Standing::Stopping => false,
+            },
+            Content::Waiting | Content::Empty | Content::GivenUp | Content::Elsewhere => false,
+        }
+    }
+
     /// Whether it has a worker that is not about to end, or will have one in a moment.
     pub fn goes_on(&self) -> bool {
         match &self.content {
@@ -271,7 +372,7 @@ impl Slot {
                 Standing::Spawned | Standing::Executed { .. } | Standing::Ready => true,
                 Standing::Failed(_) | Standing::Stopping => false,
             },
-            Content::Empty | Content::GivenUp => false,
+            Content::Waiting | Content::Empty | Content::GivenUp | Content::Elsewhere => false,
         }
     }
 
@@ -281,21 +382,34 @@ impl Slot {
             Content::Occupied(worker) if worker.standing == Standing::Spawned => {
                 Some(worker.spawned_at + LONGEST_EXEC)
             }
-            Content::Occupied(_) | Content::Empty | Content::AskedFor | Content::GivenUp => None,
+            Content::Occupied(_)
+            | Content::Waiting
+            | Content::Empty
+            | Content::AskedFor
+            | Content::GivenUp
+            | Content::Elsewhere => None,
         }
     }
 
     pub fn worker(&self) -> Option<&Worker> {
         match &self.content {
             Content::Occupied(worker) => Some(worker),
-            Content::Empty | Content::AskedFor | Content::GivenUp => None,
+            Content::Waiting
+            | Content::Empty
+            | Content::AskedFor
+            | Content::GivenUp
+            | Content::Elsewhere => None,
         }
     }
 
     pub fn worker_mut(&mut self) -> Option<&mut Worker> {
         match &mut self.content {
             Content::Occupied(worker) => Some(worker),
-            Content::Empty | Content::AskedFor | Content::GivenUp => None,
+            Content::Waiting
+            | Content::Empty
+            | Content::AskedFor
+            | Content::GivenUp
+            | Content::Elsewhere => None,
         }
     }
 
@@ -321,10 +435,14 @@ impl Slot {
         }
     }
 
-    fn take_worker(&mut self) -> Option<Worker> {
+    pub fn take_worker(&mut self) -> Option<Worker> {
         match std::mem::replace(&mut self.content, Content::Empty) {
             Content::Occupied(worker) => Some(worker),
-            content @ (Content::Empty | Content::AskedFor | Content::GivenUp) => {
+            content @ (Content::Waiting
+            | Content::Empty
+            | Content::AskedFor
+            | Content::GivenUp
+            | Content::Elsewhere) => {
                 self.content = content;
                 None
             }

@@ -23,6 +23,29 @@ pub struct History {
     pub decisions: VecDeque<Decision>,
     /// The last departed workers, oldest first.
     pub departed: VecDeque<Departed>,
+    /// The last change of the number of workers.
+    #[serde(default)]
+    pub scaling: Option<Scaling>,
+}
+
+/// A change of the number of workers.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Scaling {
+    /// Counted from 1.
+    pub number: u32,
+    pub from: usize,
+    pub to: usize,
+    pub at: Moment,
+    /// When they all served, or why they do not.
+    pub result: Option<Result<Moment, StartFailure>>,
+}
+
+/// How far a generation has come that takes over slot by slot.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Rolled {
+    /// Slots that it has taken over.
+    pub done: usize,
+    pub of: usize,
 }
 
 /// How often something has happened since the start.
@@ -56,6 +79,9 @@ pub struct Decision {
     pub steps: Steps,
     /// What it has cost, if what served had to stop first.
     pub outage: Option<Outage>,
+    /// How far it has come, if it has failed in the middle of a roll.
+    #[serde(default)]
+    pub rolled: Option<Rolled>,
 }
 
 /// A time in which nothing served.
@@ -201,8 +227,31 @@ impl History {
         self.committed_at = Some(now);
     }
 
+    pub(super) fn begin_scaling(&mut self, from: usize, to: usize, at: Moment) {
+        let before = self.scaling.as_ref().map_or(0, |scaling| scaling.number);
+        self.scaling = Some(Scaling {
+            number: before.saturating_add(1),
+            from,
+            to,
+            at,
+            result: None,
+        });
+    }
+
+    pub(super) fn end_scaling(&mut self, result: Result<Moment, StartFailure>) {
+        if let Some(scaling) = &mut self.scaling {
+            scaling.result = Some(result);
+        }
+    }
+
     pub(super) fn add_departed(&mut self, departed: Departed) {
         push_the_last(&mut self.departed, departed);
+    }
+}
+
+impl Scaling {
+    pub fn is_pending(&self) -> bool {
+        self.result.is_none()
     }
 }
 

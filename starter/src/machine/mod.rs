@@ -69,6 +69,8 @@ mod model;
 mod pins;
 mod readiness;
 mod rollback;
+mod rolling;
+mod scale;
 mod slots;
 mod snapshot;
 pub use self::snapshot::Snapshot;
@@ -76,13 +78,18 @@ mod start;
 mod steps;
 mod stop;
 mod stop_first;
+mod turns;
 mod watch;
 
 use nix::unistd::Pid;
 
 pub use self::generation::{Generation, State};
-pub use self::history::{Decision, Departed, Durations, FailedCheck, History, REMEMBERED, Verdict};
-pub use self::model::{Action, Event, Knobs, Machine, Outcome, Proof, Replace, Settings, Source};
+pub use self::history::{
+    Decision, Departed, Durations, FailedCheck, History, REMEMBERED, Scaling, Verdict,
+};
+pub use self::model::{
+    Action, Event, Knobs, Machine, Outcome, Proof, Replace, Scale, Settings, Source,
+};
 
 use self::generation::{Content, Slot, Stage, Standing, Why, Worker};
 use self::model::Phase;
@@ -155,6 +162,7 @@ impl Machine {
             Event::Restart => self.restart(now),
             Event::RollBack => self.roll_back(now),
             Event::Abort => self.abort(now),
+            Event::Scale(scale) => self.scale(scale, now),
             Event::Stop(signal) => self.stop(signal, now),
             Event::Unreachable {
                 at_commit,
@@ -163,7 +171,10 @@ impl Machine {
             Event::Broken => self.give_up_everything(now),
         }
         self.go_on_when_alone(now);
+        self.tell_leavers(now);
+        self.take_turns(now);
         self.note_drained(now);
+        self.note_scaled(now);
         std::mem::take(&mut self.actions)
     }
 
@@ -183,6 +194,7 @@ impl Machine {
                     .chain(auto)
                     .chain(self.kill_at())
                     .chain(self.trusted_at())
+                    .chain(self.leaver_told_at())
                     .chain(self.checking.map(|checking| checking.until))
                     .min()
             }
@@ -207,6 +219,8 @@ impl Machine {
                 let signal = self.settings.signal_on_term;
                 self.tell_to_stop(&[pid], signal, self.patience_with_failed(), now);
             }
+            // The same, and the rest of its generation serves.
+            (Phase::Serving, Some(State::Partial)) => self.stop_roll(number, now),
             (Phase::Stopping { .. } | Phase::Finished, _) => {
                 self.signal(pid, self.settings.signal_on_term);
             }
@@ -225,9 +239,11 @@ impl Machine {
                 self.start_failed(number, None, Some(cause), now);
             }
             (Phase::Serving, Some(State::Current)) => {
+                self.note_not_scaled(slot, cause.clone());
                 self.replacement_failed(number, slot);
                 self.current_lost_worker(number, None, Some(cause), now);
             }
+            (Phase::Serving, Some(State::Partial)) => self.partial_lost_worker(number, slot, now),
             (Phase::Serving, Some(State::Retiring | State::Old) | None) => self.drop_gone(),
             (Phase::Stopping { .. } | Phase::Finished, _) => {
                 self.drop_gone();
@@ -248,17 +264,16 @@ impl Machine {
     }
 
     fn exited(&mut self, pid: Pid, status: i32, now: Moment) {
-        let worker = self
-            .generations
-            .iter_mut()
-            .find_map(|generation| generation.take_worker(pid));
-        let Some(worker) = worker else { return };
-        self.history.add_departed(Departed {
-            generation: worker.generation,
-            pid,
-            status,
-            at: now,
-        });
+        let mut generations = self.generations.iter_mut();
+        if let Some(leaver) = generations.find_map(|one| one.take_leaver(pid)) {
+            self.note_departed(&leaver, status, now);
+            return self.leaver_exited(&leaver, status, now);
+        }
+        let mut generations = self.generations.iter_mut();
+        let Some(worker) = generations.find_map(|one| one.take_worker(pid)) else {
+            return;
+        };
+        self.note_departed(&worker, status, now);
         if let Some(cause) = worker.failure() {
             self.say(Notice::CannotStartWorker(cause.clone()));
         }
@@ -274,6 +289,11 @@ impl Machine {
             (Phase::Serving, Some(State::Current)) => {
                 self.current_worker_died(&worker, status, now);
             }
+            (Phase::Serving, Some(State::Partial)) => {
+                self.say(Notice::DiedUnexpectedly { pid, status });
+                self.history.counters.count_crash();
+                self.partial_lost_worker(worker.generation, worker.slot, now);
+            }
             (Phase::Serving, Some(State::Retiring | State::Old) | None) => {
                 self.say(Notice::OldWorkerDied { pid, status });
                 self.end_what_it_started(&worker);
@@ -281,6 +301,15 @@ impl Machine {
             }
         }
         self.save_status();
+    }
+
+    fn note_departed(&mut self, worker: &Worker, status: i32, at: Moment) {
+        self.history.add_departed(Departed {
+            generation: worker.generation,
+            pid: worker.pid,
+            status,
+            at,
+        });
     }
 
     fn deadline_passed(&mut self, now: Moment) {
@@ -328,7 +357,7 @@ impl Machine {
                 let signal_at = self.current_serves().then_some(signal_at);
                 proofs.chain(signal_at).min()
             }
-            Stage::Draining | Stage::Failed => None,
+            Stage::Partial | Stage::Draining | Stage::Failed => None,
         }
     }
 }

@@ -1,7 +1,7 @@
 //! The machine's data: settings, events, actions, its own state, and questions about it. What an event leads to is decided
 //! in the files beside this one.
 
-use std::num::NonZeroU32;
+use std::num::{NonZeroU32, NonZeroUsize};
 use std::time::Duration;
 
 use nix::sys::signal::Signal;
@@ -43,8 +43,21 @@ pub struct Settings {
     /// Whether a worker that dies is replaced from what its generation was started from, not from what lies on disk.
     pub pins: bool,
     pub replace: Replace,
+    /// A restart replaces slot by slot, with at most so many processes more than slots at a time.
+    #[serde(default)]
+    pub rolling: Option<NonZeroUsize>,
+    /// How many workers may be on their way to readiness at the same time, if that is bounded.
+    #[serde(default)]
+    pub start_parallel: Option<NonZeroUsize>,
+    /// More slots than this are refused.
+    #[serde(default = "any_number")]
+    pub most_workers: usize,
     /// The initial values; [`Machine::set_knobs`] changes them later.
     pub knobs: Knobs,
+}
+
+fn any_number() -> usize {
+    usize::MAX
 }
 
 /// How a restart replaces what serves.
@@ -123,6 +136,8 @@ pub enum Event {
     RollBack,
     /// `--abort`: the restart that is under way or tried again is given up.
     Abort,
+    /// TTIN, TTOU or `--scale`: another number of workers is wanted.
+    Scale(Scale),
     /// TERM, INT or QUIT.
     Stop(Signal),
     /// Clients cannot reach one of the listeners: found when a generation committed or a worker exited.
@@ -132,6 +147,14 @@ pub enum Event {
     },
     /// A failure leaves the supervisor unable to supervise: it can only stop.
     Broken,
+}
+
+/// How many workers are wanted.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Scale {
+    To(usize),
+    OneMore,
+    OneLess,
 }
 
 /// Something to do, in this order.
@@ -284,6 +307,11 @@ impl Machine {
     /// Whether it was told to stop, or has given up.
     pub fn is_stopping(&self) -> bool {
         self.phase != Phase::Serving
+    }
+
+    /// How many workers a generation is to have.
+    pub fn workers(&self) -> usize {
+        self.settings.workers
     }
 
     /// Every generation that has a worker or is about to get one, oldest first.

@@ -71,7 +71,8 @@ impl Machine {
             return;
         };
         let (number, slot) = (worker.generation, worker.slot);
-        if self.is_stopping() || self.state_of(number) == Some(State::Old) {
+        let is_old = self.state_of(number) == Some(State::Old) || self.is_leaver(pid);
+        if self.is_stopping() || is_old {
             return;
         }
         let Some(worker) = self.worker_mut(pid) else {
@@ -94,7 +95,7 @@ impl Machine {
             Some(State::Retiring) if !self.has_others(number, slot) => {
                 self.retire_at_once(number, now);
             }
-            Some(State::Current | State::Retiring | State::Old) | None => {}
+            Some(State::Current | State::Partial | State::Retiring | State::Old) | None => {}
         }
         self.save_status();
     }
@@ -175,7 +176,7 @@ impl Machine {
                     self.tell_to_stop(&[worker.pid], signal, self.patience_with_failed(), now);
                 }
                 // Another worker of its generation was late as well, and the whole start has failed.
-                Some(State::Retiring | State::Old) | None => {}
+                Some(State::Partial | State::Retiring | State::Old) | None => {}
             }
         }
     }

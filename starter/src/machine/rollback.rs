@@ -78,8 +78,13 @@ impl Machine {
         if let Some(to) = self.rolls_back_to() {
             return Err(rollback::under_way(to));
         }
-        if self.is_restart_pending() {
+        let is_partly_replaced = self.is_partly_replaced();
+        if self.is_restart_pending() || is_partly_replaced {
             return match self.current() {
+                // Nothing but a start brings back the workers that are gone.
+                Some(current) if is_partly_replaced && self.pins() => {
+                    Ok(Way::StartAgain(current.number))
+                }
                 Some(current) => Ok(Way::Keep(current.number)),
                 None => self.start_again(served),
             };
@@ -97,6 +102,15 @@ impl Machine {
             Some(before) if self.generation(before).is_some() => Err(rollback::too_late(before)),
             Some(before) => self.start_again(before),
         }
+    }
+
+    /// Whether a roll that is under way, or has stopped, has taken over some slots.
+    fn is_partly_replaced(&self) -> bool {
+        self.generations.iter().any(|one| match one.stage {
+            Stage::Partial => true,
+            Stage::Uncommitted => one.rolls && one.serves(),
+            Stage::Current | Stage::Retiring { .. } | Stage::Draining | Stage::Failed => false,
+        })
     }
 
     fn start_again(&self, number: u32) -> Result<Way, StartFailure> {
@@ -166,11 +180,19 @@ impl Machine {
     /// Ends the start that is under way, as if it had failed, and without another try.
     fn undo_start(&mut self, asked: Asked, now: Moment) -> Option<u32> {
         let starting = self.starting()?;
-        let (number, pids) = (starting.number, starting.pids());
+        let (number, rolls) = (starting.number, starting.rolls);
         self.record_undone(number, asked, now);
+        if rolls {
+            self.stop_roll(number, now);
+            return Some(number);
+        }
+        let mut pids = Vec::new();
         if let Some(starting) = self.generation_mut(number) {
             starting.stage = Stage::Failed;
+            pids = starting.take_untold();
         }
+        // Perhaps it had no worker yet.
+        self.drop_gone();
         let signal = self.settings.signal_on_term;
         self.tell_to_stop(&pids, signal, self.patience_with_failed(), now);
         Some(number)
@@ -204,6 +226,7 @@ impl Machine {
             replaces: self.replaced_by(number),
             again: None,
             outage: None,
+            rolled: None,
             steps,
         });
     }
@@ -223,6 +246,7 @@ impl Machine {
             replaces,
             again: None,
             outage: None,
+            rolled: None,
             steps,
         });
     }
@@ -243,6 +267,7 @@ impl Machine {
             replaces: None,
             again: None,
             outage: None,
+            rolled: None,
             steps: Steps::new(now),
         });
     }

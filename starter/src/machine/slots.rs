@@ -15,6 +15,11 @@ impl Machine {
         // worker being replaced already counts as old.
         if !worker.has_served() && (cause.is_some() || !is_restarting) {
             self.say(Notice::FailedToStart { pid, status });
+            let known = cause.clone();
+            self.note_not_scaled(
+                worker.slot,
+                known.unwrap_or(StartFailure::exited(pid, status)),
+            );
             self.replacement_failed(worker.generation, worker.slot);
         } else if is_restarting {
             self.say(Notice::OldWorkerDied { pid, status });
@@ -34,7 +39,7 @@ impl Machine {
             return;
         };
         // Nothing serves that could continue without it.
-        if generation.is_gone() {
+        if generation.is_deserted() {
             return;
         }
         let serving = generation.pids();
@@ -57,7 +62,7 @@ impl Machine {
         cause: Option<StartFailure>,
         now: Moment,
     ) {
-        match self.generation(number).is_some_and(Generation::is_gone) {
+        match self.generation(number).is_some_and(Generation::is_deserted) {
             true => self.current_died(number, status, cause, now),
             false => self.fill_slots(now),
         }
@@ -66,8 +71,14 @@ impl Machine {
     /// When a replacement is due for this slot of the current generation, if it needs one.
     pub(super) fn filled_at(&self, slot: &Slot) -> Option<Moment> {
         match slot.content {
-            Content::Empty => Some(slot.asked_at + self.backoff(slot.failures)),
-            Content::AskedFor | Content::Occupied(_) | Content::GivenUp => None,
+            // Until it is its turn, nothing but another event can be waited for.
+            Content::Empty if self.may_ask() => Some(slot.asked_at + self.backoff(slot.failures)),
+            Content::Empty
+            | Content::Waiting
+            | Content::AskedFor
+            | Content::Occupied(_)
+            | Content::GivenUp
+            | Content::Elsewhere => None,
         }
     }
 
@@ -83,6 +94,9 @@ impl Machine {
             .map(|(place, _)| place)
             .collect();
         for place in due {
+            if !self.may_ask() {
+                break;
+            }
             if let Some(slot) = self
                 .generation_mut(number)
                 .and_then(|generation| generation.slots.get_mut(place))

@@ -111,7 +111,8 @@ fn check_numbers(machine: &Machine) -> Result<(), String> {
 fn check_slots(generation: &Generation, settings: &Settings) -> Result<(), String> {
     let (number, workers) = (generation.number, settings.workers);
     let slots = &generation.slots;
-    refuse_if(slots.len() != workers, || {
+    let is_old = generation.state() == State::Old;
+    refuse_if(slots.len() != workers && !is_old, || {
         let slots = slots.len();
         format!("generation {number} has {slots} slots, where each is to have {workers}")
     })?;
@@ -137,14 +138,16 @@ fn check_slot(generation: &Generation, place: usize, slot: &Slot) -> Result<(), 
         Content::AskedFor => Err(format!(
             "a worker was asked for in slot {place} of generation {number}, and nobody has said what became of it"
         )),
-        Content::Empty | Content::GivenUp => Ok(()),
+        Content::Waiting | Content::Empty | Content::GivenUp | Content::Elsewhere => Ok(()),
     }
 }
 
 /// A start without one of its workers has failed.
 fn check_start(generation: &Generation) -> Result<(), String> {
     let (number, slots) = (generation.number, &generation.slots);
-    let empty = slots.iter().position(|slot| slot.worker().is_none());
+    let empty = slots
+        .iter()
+        .position(|slot| slot.worker().is_none() && slot.content != Content::Waiting);
     match empty.filter(|_| generation.state() == State::Starting) {
         Some(place) => Err(format!(
             "generation {number} is starting without a worker in slot {place}"

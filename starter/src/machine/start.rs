@@ -6,7 +6,7 @@ use std::time::Duration;
 use nix::sys::signal::Signal;
 
 use super::generation::{Generation, LONGEST_EXEC, Slot, Stage, Standing, State, Why, Worker};
-use super::history::{Decision, Steps, Verdict};
+use super::history::{Decision, Rolled, Steps, Verdict};
 use super::model::{Action, Machine, Outcome, Planned, Source};
 use crate::host::moment::Moment;
 use crate::words::notice::Notice;
@@ -29,12 +29,14 @@ struct FailedStart {
     /// The wait status of the worker that failed, if there was a process.
     status: Option<i32>,
     cause: Option<StartFailure>,
+    /// How far it has come, if it rolled.
+    rolled: Option<Rolled>,
 }
 
 // The start of a generation.
 
 impl Machine {
-    /// Requests all workers of the next generation.
+    /// Requests the workers of the next generation, each in its turn.
     pub(super) fn start_generation(&mut self, why: Why, now: Moment) {
         self.planned = None;
         // Numbers are never reused: a worker that died while starting leaves a gap, as in Server::Starter.
@@ -51,14 +53,11 @@ impl Machine {
         if why.is_restart() {
             self.postponed = None;
         }
-        self.generations
-            .push(Generation::new(number, why, request, workers, now));
-        let further = self.source_within(number);
-        self.actions.extend((0..workers).map(|slot| Action::Spawn {
-            generation: number,
-            slot,
-            from: if slot == 0 { from } else { further },
-        }));
+        let rolls = self.rolls(why);
+        let mut generation = Generation::new(number, why, request, workers, now);
+        generation.rolls = rolls;
+        self.generations.push(generation);
+        self.take_turns(now);
     }
 
     pub(super) fn start_at(&mut self, at: Moment, why: Why, now: Moment) {
@@ -201,15 +200,23 @@ impl Machine {
         cause: Option<StartFailure>,
         now: Moment,
     ) {
+        let rolled = self.rolled(number);
         let Some(generation) = self.generation_mut(number) else {
             return;
         };
-        generation.stage = Stage::Failed;
-        let failed = FailedStart::of(generation, status, cause, now);
-        let pids = generation.pids();
-        let signal = self.settings.signal_on_term;
-        self.tell_to_stop(&pids, signal, self.patience_with_failed(), now);
-        self.drop_gone();
+        let failed = FailedStart {
+            rolled,
+            ..FailedStart::of(generation, status, cause, now)
+        };
+        if generation.rolls {
+            self.stop_roll(number, now);
+        } else {
+            generation.stage = Stage::Failed;
+            let pids = generation.take_untold();
+            let signal = self.settings.signal_on_term;
+            self.tell_to_stop(&pids, signal, self.patience_with_failed(), now);
+            self.drop_gone();
+        }
         self.try_again(&failed, now);
     }
 
@@ -227,6 +234,11 @@ impl Machine {
         };
         let served_since = generation.steps.ready_at;
         let failed = FailedStart::of(generation, status, cause, now);
+        // Workers that have lost their slots may still live.
+        if let Some(generation) = self.generation_mut(number) {
+            generation.stage = Stage::Draining;
+            generation.unhealthy = None;
+        }
         self.drop_gone();
         let is_starting = self.is_starting();
         let previous = self
@@ -275,6 +287,7 @@ impl Machine {
             again: failed.why.rolls_back_to(),
             steps: failed.steps,
             outage: self.outage_of(failed.why),
+            rolled: failed.rolled,
         });
     }
 
@@ -292,6 +305,10 @@ impl Machine {
             self.forget_failures();
             self.say(Notice::ReceivedHup);
             self.start_at(failed.asked_at + self.settle_time(), Why::Asked, now);
+        } else if failed.rolled.is_some() && self.current().is_some() {
+            self.forget_failures();
+            self.auto_restart_since = now;
+            self.history.note_given_up();
         } else if let Some(why) = self.next_try(failed.why) {
             let at = failed.asked_at + self.backoff(self.failures);
             self.start_at(if brings_back { now } else { at }, why, now);
@@ -362,6 +379,7 @@ impl FailedStart {
             steps: generation.steps,
             status,
             cause,
+            rolled: None,
         }
     }
 }

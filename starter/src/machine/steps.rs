@@ -28,7 +28,7 @@ impl Machine {
     pub(super) fn replaced_by(&self, number: u32) -> Option<u32> {
         let older = self.generations.iter().filter(|one| one.number < number);
         let served = older.filter(|one| match one.stage {
-            Stage::Current | Stage::Retiring { .. } | Stage::Draining => true,
+            Stage::Current | Stage::Partial | Stage::Retiring { .. } | Stage::Draining => true,
             Stage::Uncommitted | Stage::Failed => false,
         });
         served.map(|one| one.number).max()
@@ -42,7 +42,7 @@ impl Machine {
             Stage::Uncommitted => true,
             // There is a way back.
             Stage::Current => self.generations.iter().any(|one| one.number < its.number),
-            Stage::Retiring { .. } | Stage::Draining | Stage::Failed => false,
+            Stage::Partial | Stage::Retiring { .. } | Stage::Draining | Stage::Failed => false,
         })
     }
 

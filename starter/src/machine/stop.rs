@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use nix::sys::signal::Signal;
 
-use super::generation::Slot;
+use super::generation::{Content, Generation};
 use super::model::{Action, Machine, Outcome, Phase};
 use crate::host::moment::Moment;
 use crate::words::notice::Notice;
@@ -73,11 +73,23 @@ impl Machine {
         self.outage = None;
         self.postponed = None;
         self.restart_wanted = false;
+        self.cancel_waiting();
         for pid in self.all_pids() {
             self.signal(pid, signal);
         }
         self.save_status();
         self.finish_if_empty();
+    }
+
+    /// Whoever waits for its turn waits no longer.
+    fn cancel_waiting(&mut self) {
+        let generations = self.generations.iter_mut();
+        for slot in generations.flat_map(|generation| &mut generation.slots) {
+            if slot.content == Content::Waiting {
+                slot.content = Content::GivenUp;
+            }
+        }
+        self.drop_gone();
     }
 
     /// `--stop-timeout` has expired: kills what is left, once.
@@ -88,9 +100,11 @@ impl Machine {
         };
         let left = self.all_pids();
         self.say(Notice::KillingWorkers { pids: left.clone() });
-        let generations = self.generations.iter_mut();
-        let slots = generations.flat_map(|generation| &mut generation.slots);
-        for worker in slots.filter_map(Slot::worker_mut) {
+        for worker in self
+            .generations
+            .iter_mut()
+            .flat_map(Generation::workers_mut)
+        {
             // Perhaps it is due now as well.
             worker.kill_at = None;
         }

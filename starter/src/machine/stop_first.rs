@@ -13,7 +13,7 @@
 //!
 //! With `--no-pin` nothing is kept that could be started again: the restart itself is tried again.
 
-use super::generation::{Content, Slot, Stage, Standing, Why};
+use super::generation::{Content, Slot, Stage, Standing, Why, Worker};
 use super::history::Outage;
 use super::model::{Machine, Phase, Replace, StoppingFirst};
 use crate::host::moment::Moment;
@@ -29,14 +29,16 @@ impl Machine {
         let Some(current) = self.current().filter(|_| stops_first) else {
             return false;
         };
-        let (number, pids) = (current.number, current.pids());
+        let number = current.number;
         self.forget_failures();
         self.early_deaths = 0;
         if why == Why::Asked {
             self.say(Notice::ReceivedHup);
         }
+        let mut pids = Vec::new();
         if let Some(generation) = self.generation_mut(number) {
             generation.stage = Stage::Draining;
+            pids = generation.take_untold();
         }
         self.stopping_first = Some(StoppingFirst {
             why,
@@ -149,7 +151,10 @@ impl Machine {
     /// Whether a start may begin now, as far as workers are concerned that still live.
     pub(super) fn is_alone(&self) -> bool {
         let mut slots = self.generations.iter().flat_map(|one| &one.slots);
-        !self.stops_first() || !slots.any(Slot::is_in_the_way)
+        let mut leavers = self.generations.iter().flat_map(|one| &one.leavers);
+        let is_crowded =
+            slots.any(Slot::is_in_the_way) || leavers.any(|leaver| leaver.worker.is_in_the_way());
+        !self.stops_first() || !is_crowded
     }
 
     /// Whether a start is under way, or waits for nothing but the exit of workers: a restart that is asked for comes
@@ -161,15 +166,19 @@ impl Machine {
 }
 
 impl Slot {
+    fn is_in_the_way(&self) -> bool {
+        match &self.content {
+            Content::AskedFor | Content::Waiting => true,
+            Content::Occupied(worker) => worker.is_in_the_way(),
+            Content::Empty | Content::GivenUp | Content::Elsewhere => false,
+        }
+    }
+}
+
+impl Worker {
     /// A process that was killed before it ran the program never will, and whatever kept it from that may also keep it
     /// from exiting.
     fn is_in_the_way(&self) -> bool {
-        match &self.content {
-            Content::AskedFor => true,
-            Content::Occupied(worker) => {
-                !(worker.is_killed && worker.standing == Standing::Spawned)
-            }
-            Content::Empty | Content::GivenUp => false,
-        }
+        !(self.is_killed && self.standing == Standing::Spawned)
     }
 }

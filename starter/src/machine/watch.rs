@@ -88,7 +88,7 @@ impl Machine {
         };
         generation.stage = Stage::Draining;
         generation.unhealthy = None;
-        let pids = generation.pids();
+        let pids = generation.take_untold();
         let (signal, patience) = (self.settings.signal_on_hup, self.settings.kill_old_timeout);
         self.tell_to_stop(&pids, signal, patience, now);
         self.kill_surplus();

@@ -15,6 +15,9 @@ const SECOND: Duration = Duration::from_secs(1);
 fn settings() -> Settings {
     Settings {
         workers: 1,
+        rolling: None,
+        start_parallel: None,
+        most_workers: usize::MAX,
         watch: None,
         replace: Replace::Overlap,
         interval: SECOND,

@@ -25,7 +25,9 @@ use crate::words::text::quoted;
 const NEEDS: [(&str, &[&str]); 15] = [
     (
         "timeout",
-        &["restart", "rollback", "abort", "upgrade", "stop", "reopen"],
+        &[
+            "restart", "rollback", "abort", "scale", "upgrade", "stop", "reopen",
+        ],
     ),
     ("follow", &["status"]),
     ("json", &["status", "restart", "rollback", "abort"]),
@@ -124,6 +126,17 @@ pub fn check_replace(
             Err(refused("kill-old-delay", value, cause))
         }
         Some(_) | None => Ok(()),
+    }
+}
+
+/// Refuses to replace servers one by one where they all stop first.
+pub fn check_rolling(given: &Given<'_>, replace: Replace) -> Result<(), Failure> {
+    match given.has("rolling") && replace == Replace::StopFirst {
+        true => {
+            let cause = "--replace=stop-first stops all old servers before it starts a new one";
+            Err(unusable("rolling", cause))
+        }
+        false => Ok(()),
     }
 }
 

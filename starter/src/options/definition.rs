@@ -10,6 +10,7 @@ start_server [options] -- server-prog server-arg1 server-arg2 ...
        start_server --restart --pid-file=FILE [--timeout=SECONDS]
        start_server --rollback --pid-file=FILE [--timeout=SECONDS]
        start_server --abort --pid-file=FILE [--timeout=SECONDS]
+       start_server --scale=NUMBER --pid-file=FILE [--timeout=SECONDS]
        start_server --upgrade --pid-file=FILE [--timeout=SECONDS]
        start_server --stop --pid-file=FILE [--timeout=SECONDS]
        start_server --reopen --pid-file=FILE [--timeout=SECONDS]
@@ -25,6 +26,7 @@ Signals:
   INT, QUIT  Send TERM to all servers, and exit after the last one.
   USR1       Reopen --log-file.
   USR2       Execute the program file of start_server again, as --upgrade.
+  TTIN, TTOU Start one more server beside the others, or stop one, as --scale.
 
 Exit codes:
   0  Done as asked; --status: it serves.
@@ -56,6 +58,8 @@ pub fn definition() -> Command {
         .args(program())
         .next_help_heading("Restarting")
         .args(restarting())
+        .next_help_heading("Many servers")
+        .args(many())
         .next_help_heading("Readiness")
         .args(readiness())
         .next_help_heading("Files and logging")
@@ -181,6 +185,24 @@ fn restarting() -> [Arg; 14] {
     ]
 }
 
+fn many() -> [Arg; 3] {
+    [
+        valued("workers", "NUMBER|auto").help(lines([
+            "Run this many servers side by side, or one for each CPU (default: 1).",
+            "Each finds its number in SERVER_STARTER_WORKER, from 0.",
+        ])),
+        optionally_valued("rolling", "NUMBER", "1").help(lines([
+            "Replace them one by one: start up to this many new ones (default: 1),",
+            "and stop an old one as soon as the new one in its place serves. If one",
+            "fails, the restart stops there. By default all are replaced at once.",
+        ])),
+        valued("start-parallel", "NUMBER").help(lines([
+            "How many of them may be starting at the same time (default: the number",
+            "of CPUs; with --ready=interval no limit).",
+        ])),
+    ]
+}
+
 fn readiness() -> [Arg; 6] {
     [
         valued("ready", "WHAT").help(lines([
@@ -278,7 +300,7 @@ fn privileges() -> [Arg; 4] {
     ]
 }
 
-fn requests() -> [Arg; 8] {
+fn requests() -> [Arg; 9] {
     [
         flag("restart").help(lines([
             "Send HUP to the start_server that holds --pid-file, and wait until a",
@@ -293,6 +315,10 @@ fn requests() -> [Arg; 8] {
         flag("abort").help(lines([
             "Give up a restart that is under way or has failed and is tried again;",
             "what serves goes on until the next restart.",
+        ])),
+        valued("scale", "NUMBER").help(lines([
+            "Let the start_server that holds --pid-file run this many servers side",
+            "by side, and wait until they serve.",
         ])),
         flag("no-wait").help(lines([
             "With --restart, --rollback or --abort: return as soon as the server",

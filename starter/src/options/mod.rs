@@ -18,7 +18,7 @@ mod values;
 
 use std::ffi::{OsStr, OsString};
 use std::mem;
-use std::num::NonZeroU32;
+use std::num::{NonZeroU32, NonZeroUsize};
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -27,7 +27,7 @@ use nix::sys::signal::Signal;
 
 use self::checks::{
     check_fd_store, check_files, check_listeners, check_needs, check_program, check_ready,
-    check_replace, check_self_test, form, returns_at_commit,
+    check_replace, check_rolling, check_self_test, form, returns_at_commit,
 };
 use self::definition::definition;
 use self::preset::Preset;
@@ -56,6 +56,8 @@ pub enum Invocation {
     Rollback(client::Settings),
     /// Tell a running superdaemon to give up a restart.
     Abort(client::Settings),
+    /// Tell a running superdaemon to run another number of workers.
+    Scale(client::Settings, u16),
     /// Tell a running superdaemon to stop.
     Stop(client::Settings),
     /// Tell a running superdaemon to reopen its log file.
@@ -80,6 +82,7 @@ pub struct Options {
     pub is_daemon: bool,
     /// Whether a guardian outlives the supervisor.
     pub is_guarded: bool,
+    pub workers: Workers,
     pub listeners: listeners::Settings,
     pub worker: worker::Settings,
     pub environment: environment::Settings,
@@ -92,6 +95,17 @@ pub struct Options {
     /// What a preset has set, for people.
     pub preset: Option<String>,
 }
+
+/// How many workers there are to be.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Workers {
+    Number(u16),
+    /// One for each CPU.
+    Auto,
+}
+
+/// More workers than this are a mistake.
+pub const MOST_WORKERS: u16 = 10_000;
 
 /// How long a worker may take to become ready, by default.
 const START_TIMEOUT: Duration = Duration::from_secs(60);
@@ -153,6 +167,9 @@ fn invocation(given: &Given<'_>) -> Result<Invocation, Failure> {
     if given.flag("self-test") {
         return Ok(Invocation::SelfTest(self_test(given)?));
     }
+    if given.has("scale") {
+        return scale(given);
+    }
     let mut commands = COMMANDS.into_iter().filter(|(name, _)| given.flag(name));
     match (commands.next(), commands.next()) {
         (Some((name, _)), _) if given.flag("check-config") => Err(unusable(
@@ -179,6 +196,7 @@ fn start(given: &Given<'_>) -> Result<Options, Failure> {
     check_ready(given, &options.ready, &options.listeners)?;
     let (replace, delay) = (options.machine.replace, options.environment.kill_old_delay);
     check_replace(given, replace, delay)?;
+    check_rolling(given, replace)?;
     check_fd_store(given, &options.ready, &options.listeners)?;
     // Whoever takes descriptors back takes the listeners by the same variables.
     if options.ready.fd_store_max > 0 && !options.listeners.dialects.contains(&Dialect::Systemd) {
@@ -203,6 +221,16 @@ fn client(command: &str, given: &Given<'_>) -> Result<client::Settings, Failure>
         form: form(command, given)?,
         returns_at_commit: returns_at_commit(command, given)?,
     })
+}
+
+fn scale(given: &Given<'_>) -> Result<Invocation, Failure> {
+    let mut others = COMMANDS.into_iter().map(|(name, _)| name);
+    let mut others = others.by_ref().chain(["check-config"]);
+    if let Some(other) = others.find(|name| given.flag(name)) {
+        return Err(unusable("scale", &format!("--{other} is given as well")));
+    }
+    let to = given.count("scale", MOST_WORKERS)?.unwrap_or(1);
+    Ok(Invocation::Scale(client("scale", given)?, to))
 }
 
 fn self_test(given: &Given<'_>) -> Result<self_test::Settings, Failure> {
@@ -243,6 +271,7 @@ fn options(given: &Given<'_>) -> Result<Options, Failure> {
         is_strict: given.flag("strict"),
         is_daemon: given.flag("daemonize"),
         is_guarded: given.flag("guardian"),
+        workers: given.workers("workers")?.unwrap_or(Workers::Number(1)),
         preset: given.preset.map(Preset::options),
     })
 }
@@ -316,7 +345,11 @@ fn machine(given: &Given<'_>, ready: &ready::Settings) -> Result<machine::Settin
         false => start_limit,
     };
     Ok(machine::Settings {
+        // How many there can be is found out later.
         workers: 1,
+        most_workers: usize::MAX,
+        rolling: at_least_one(given.count("rolling", MOST_WORKERS)?),
+        start_parallel: at_least_one(given.count("start-parallel", MOST_WORKERS)?),
         interval: given.seconds("interval")?.unwrap_or(Duration::from_secs(1)),
         proof: match ready.ready {
             Ready::Interval => Proof::Interval,
@@ -344,6 +377,10 @@ fn machine(given: &Given<'_>, ready: &ready::Settings) -> Result<machine::Settin
             auto_restart: None,
         },
     })
+}
+
+fn at_least_one(number: Option<u16>) -> Option<NonZeroUsize> {
+    NonZeroUsize::new(number?.into())
 }
 
 fn log(given: &Given<'_>, program: &OsStr) -> Result<log::Settings, Failure> {

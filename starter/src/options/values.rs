@@ -12,6 +12,7 @@ use nix::sys::signal::Signal;
 
 use super::preset::Preset;
 use super::refusal::refused;
+use super::{MOST_WORKERS, Workers};
 use crate::listeners::dialects::Dialect;
 use crate::listeners::spec::{HIGHEST_DESCRIPTOR, PathSpec, PortSpec, parse_paths, parse_ports};
 use crate::log::{Address, Format, LogTarget, Stream, facility};
@@ -260,6 +261,16 @@ impl<'a> Given<'a> {
     {
         let cause = || format!("it takes a number from 1 to {most}");
         let read = |text: &str| number::digits(text).filter(|number| *number >= T::from(true));
+        self.read(option, read, cause)
+    }
+
+    pub fn workers(&self, option: &str) -> Result<Option<Workers>, Failure> {
+        if self.value(option)? == Some(OsStr::new("auto")) {
+            return Ok(Some(Workers::Auto));
+        }
+        let cause = || format!("it takes a number from 1 to {MOST_WORKERS}, or auto");
+        let is_one = |number: &u16| (1..=MOST_WORKERS).contains(number);
+        let read = |text: &str| number::digits(text).filter(is_one).map(Workers::Number);
         self.read(option, read, cause)
     }
 

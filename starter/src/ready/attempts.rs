@@ -1,4 +1,4 @@
-//! The command of `--ready=exec`, run again and again for one generation, never twice at a time.
+//! The command of `--ready=exec`, run again and again for one worker, never twice at a time.
 
 use std::ffi::OsStr;
 use std::os::fd::BorrowedFd;
@@ -9,6 +9,7 @@ use serde::{Deserialize, Serialize};
 
 use super::command::{PackedRunning, Running};
 use super::handed::{Order, Runner};
+use super::whom::Whom;
 use crate::host::launcher::Change;
 use crate::host::luggage::Luggage;
 use crate::host::moment::Moment;
@@ -18,7 +19,6 @@ use crate::words::parts::WithMeaning;
 
 /// A command that is run again and again.
 pub struct Attempts {
-    generation: u32,
     changes: Vec<Change>,
     /// How long after its end it is run again.
     pause: Duration,
@@ -49,14 +49,12 @@ pub struct Ended {
 impl Attempts {
     /// The first one is due at this moment.
     pub fn new(
-        generation: u32,
         changes: Vec<Change>,
         pause: Duration,
         longest: Option<Duration>,
         at: Moment,
     ) -> Attempts {
         Attempts {
-            generation,
             changes,
             pause,
             longest,
@@ -78,15 +76,9 @@ impl Attempts {
     }
 
     /// The same attempts again, with the one that is under way.
-    pub fn unpack(
-        packed: PackedAttempts,
-        generation: u32,
-        pause: Duration,
-        longest: Option<Duration>,
-    ) -> Attempts {
+    pub fn unpack(packed: PackedAttempts, pause: Duration, longest: Option<Duration>) -> Attempts {
         let running = packed.running;
         Attempts {
-            generation,
             changes: packed.changes,
             pause,
             longest,
@@ -115,6 +107,7 @@ impl Attempts {
         &mut self,
         command: &OsStr,
         probe: Option<&Announced>,
+        whom: Whom,
         now: Moment,
         run: &mut Runner<'_>,
     ) -> Option<Ended> {
@@ -132,7 +125,8 @@ impl Attempts {
         }
         let order = Order {
             command,
-            generation: self.generation,
+            generation: whom.generation,
+            slot: whom.slot,
             changes: &self.changes,
             probe,
         };
@@ -144,17 +138,17 @@ impl Attempts {
             }
             Err(error) => {
                 self.next_at = now + self.pause;
-                let cause = failure::cause(&error);
+                let (command, cause) = (whom.command(), failure::cause(&error));
                 Some(Ended {
                     began_at: now,
-                    result: Err(format!("the --ready command cannot be run: {cause}")),
+                    result: Err(format!("{command} cannot be run: {cause}")),
                 })
             }
         }
     }
 
     /// If this child was the command, how the attempt has ended.
-    pub fn exited(&mut self, pid: Pid, status: i32, now: Moment) -> Option<Ended> {
+    pub fn exited(&mut self, pid: Pid, status: i32, whom: Whom, now: Moment) -> Option<Ended> {
         let is_it = |(running, _): &mut (Running, Moment)| running.pid() == pid;
         let (mut running, began_at) = self.running.take_if(is_it)?;
         running.exited();
@@ -164,18 +158,20 @@ impl Attempts {
             result: match (status, self.is_late, self.longest) {
                 (0, ..) => Ok(()),
                 (_, true, Some(longest)) => Err(format!(
-                    "the --ready command did not finish within {} secs",
+                    "{} did not finish within {} secs",
+                    whom.command(),
                     longest.as_secs_f64()
                 )),
-                _ => Err(why_failed(&running, status)),
+                _ => Err(why_failed(&running, status, whom)),
             },
         })
     }
 }
 
-fn why_failed(running: &Running, status: i32) -> String {
+fn why_failed(running: &Running, status: i32, whom: Whom) -> String {
     let mut known = format!(
-        "the --ready command failed, exit status:{}",
+        "{} failed, exit status:{}",
+        whom.command(),
         WithMeaning(status)
     );
     if let Some(last) = running.last_lines().pop() {

@@ -62,15 +62,16 @@ pub struct Handed {
     pub pipe: Option<Pipe>,
 }
 
-/// A command that is to be run for a generation.
+/// A command that is to be run for a worker.
 pub struct Order<'a> {
     pub command: &'a OsStr,
     pub generation: u32,
-    /// How its worker's environment differs from the launcher's.
+    pub slot: usize,
+    /// How that worker's environment differs from the launcher's.
     pub changes: &'a [Change],
     /// The probe listener, whose address is added to that environment.
     pub probe: Option<&'a Announced>,
 }
 
-/// Starts a command the way a worker of this generation would be started.
+/// Starts a command the way this worker would be started.
 pub type Runner<'a> = dyn FnMut(&Order<'_>) -> io::Result<Running> + 'a;

@@ -1,4 +1,4 @@
-//! `--watch`: the generation that serves goes on being asked what it was asked before its commit.
+//! `--watch`: each worker of the generation that serves goes on being asked what it was asked before it was ready.
 //!
 //! How long bad answers matter is not decided here.
 
@@ -14,19 +14,18 @@ use super::handed::Runner;
 use super::probe::Probe;
 use super::settings::Ready;
 use super::trial::{self, Goal, LONGEST_REQUEST, PackedTrial, Trial};
+use super::whom::Whom;
 use crate::host::launcher::Change;
 use crate::host::luggage::Luggage;
 use crate::host::moment::Moment;
 use crate::listeners::dialects::Announced;
-use crate::machine::Event;
 
 /// The bounds of the time between two tries.
 const SHORTEST_PERIOD: Duration = Duration::from_millis(100);
 const LONGEST_PERIOD: Duration = Duration::from_secs(10);
 
-/// One generation that serves, and how it has answered.
+/// What one worker that serves is asked, and how it has answered.
 pub struct Health {
-    generation: u32,
     period: Duration,
     question: Question,
     /// The last answer.
@@ -38,6 +37,16 @@ enum Question {
     Command(Attempts),
 }
 
+/// What a worker has answered.
+pub enum Answer {
+    Good,
+    /// The first bad answer, and no good one since, was asked for then; and what is known about this one.
+    Bad {
+        since: Moment,
+        known: String,
+    },
+}
+
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 enum Last {
     /// There was none yet.
@@ -47,7 +56,7 @@ enum Last {
     BadSince(Moment),
 }
 
-/// The health of a generation on its way to the next program.
+/// The health of a worker on its way to the next program.
 #[derive(Debug, Serialize, Deserialize)]
 pub struct PackedHealth {
     question: PackedQuestion,
@@ -72,23 +81,16 @@ fn period(watch: Duration) -> Duration {
 }
 
 impl Health {
-    /// For a generation that has just become current; `None` if it cannot be asked.
-    pub fn new(
-        generation: u32,
-        ready: &Ready,
-        watch: Duration,
-        changes: &[Change],
-        now: Moment,
-    ) -> Option<Health> {
+    /// For a worker that serves from now on; `None` if it cannot be asked.
+    pub fn new(ready: &Ready, watch: Duration, changes: &[Change], now: Moment) -> Option<Health> {
         let period = period(watch);
         let first_at = now + period;
         let question = match Goal::of(ready) {
             Some(goal) => Question::Probe {
-                trial: trial(generation, goal.clone(), first_at),
+                trial: Trial::new(goal.clone(), first_at),
                 goal,
             },
             None if matches!(ready, Ready::Command(_)) => Question::Command(Attempts::new(
-                generation,
                 changes.to_vec(),
                 period,
                 Some(longest_command(watch)),
@@ -97,7 +99,6 @@ impl Health {
             None => return None,
         };
         Some(Health {
-            generation,
             period,
             question,
             last: Last::Unknown,
@@ -116,26 +117,20 @@ impl Health {
     }
 
     /// The same again, under settings from the same command line; `None` if they ask nothing.
-    pub fn unpack(
-        packed: PackedHealth,
-        generation: u32,
-        ready: &Ready,
-        watch: Duration,
-    ) -> Option<Health> {
+    pub fn unpack(packed: PackedHealth, ready: &Ready, watch: Duration) -> Option<Health> {
         let period = period(watch);
         let question = match packed.question {
             PackedQuestion::Probe(trial) => {
                 let goal = Goal::of(ready)?;
-                let trial = Trial::unpack(trial, goal.clone(), whom(generation));
+                let trial = Trial::unpack(trial, goal.clone());
                 Question::Probe { goal, trial }
             }
             PackedQuestion::Command(attempts) => {
                 let longest = Some(longest_command(watch));
-                Question::Command(Attempts::unpack(attempts, generation, period, longest))
+                Question::Command(Attempts::unpack(attempts, period, longest))
             }
         };
         Some(Health {
-            generation,
             period,
             question,
             last: packed.last,
@@ -163,28 +158,28 @@ impl Health {
         &mut self,
         ready: &Ready,
         probe: Option<&Probe>,
+        whom: Whom,
         now: Moment,
         run: &mut Runner<'_>,
-        found: &mut Vec<Event>,
-    ) {
+    ) -> Option<Answer> {
         let ended = match (&mut self.question, ready, probe) {
-            (Question::Probe { .. }, _, Some(probe)) => self.look_at_trial(probe, now),
+            (Question::Probe { .. }, _, Some(probe)) => self.look_at_trial(probe, whom, now),
             (Question::Command(attempts), Ready::Command(command), probe) => {
                 let probe = probe.map(Announced::from);
-                attempts.look(command, probe.as_ref(), now, run)
+                attempts.look(command, probe.as_ref(), whom, now, run)
             }
             _ => None,
         };
-        self.tell(ended, found);
+        ended.map(|ended| self.take(ended))
     }
 
-    fn look_at_trial(&mut self, probe: &Probe, now: Moment) -> Option<Ended> {
+    fn look_at_trial(&mut self, probe: &Probe, whom: Whom, now: Moment) -> Option<Ended> {
         let Question::Probe { goal, trial } = &mut self.question else {
             return None;
         };
         let again_at = now + self.period;
         let began_at = trial.began_at().unwrap_or(now);
-        let result = match trial.look(probe, now) {
+        let result = match trial.look(probe, whom, now) {
             trial::Found::Ready => Ok(()),
             trial::Found::NotYet(known) => Err(known),
             trial::Found::Nothing => {
@@ -192,72 +187,59 @@ impl Health {
                 let is_late = *goal == Goal::Accept && now >= began_at + LONGEST_REQUEST;
                 return is_late.then(|| {
                     trial.pause_until(again_at);
-                    let generation = self.generation;
                     Ended {
                         began_at,
-                        result: Err(format!(
-                            "generation {generation} has not accepted a connection"
-                        )),
+                        result: Err(format!("{whom} has not accepted a connection")),
                     }
                 });
             }
         };
-        *trial = self::trial(self.generation, goal.clone(), again_at);
+        *trial = Trial::new(goal.clone(), again_at);
         Some(Ended { began_at, result })
     }
 
-    /// Whether this child was its command.
+    /// If this child was its command, what that says.
     pub fn command_exited(
         &mut self,
         pid: Pid,
         status: i32,
+        whom: Whom,
         now: Moment,
-        found: &mut Vec<Event>,
-    ) -> bool {
-        let ended = match &mut self.question {
-            Question::Command(attempts) => attempts.exited(pid, status, now),
-            Question::Probe { .. } => None,
+    ) -> Option<Answer> {
+        let Question::Command(attempts) = &mut self.question else {
+            return None;
         };
-        let is_its = ended.is_some();
-        self.tell(ended, found);
-        is_its
+        let ended = attempts.exited(pid, status, whom, now)?;
+        Some(self.take(ended))
     }
 
-    /// Each bad answer is told, and the first good one.
-    fn tell(&mut self, ended: Option<Ended>, found: &mut Vec<Event>) {
-        let generation = self.generation;
-        let Some(Ended { began_at, result }) = ended else {
-            return;
-        };
-        let before = self.last;
+    fn take(&mut self, ended: Ended) -> Answer {
+        let Ended { began_at, result } = ended;
         match result {
             Err(known) => {
-                let since = match before {
-                    Last::BadSince(since) => since,
-                    Last::Unknown | Last::Good => began_at,
-                };
+                let since = self.bad_since().unwrap_or(began_at);
                 self.last = Last::BadSince(since);
-                found.push(Event::Unwell {
-                    generation,
-                    since,
-                    known,
-                });
+                Answer::Bad { since, known }
             }
             Ok(()) => {
                 self.last = Last::Good;
-                let is_news = before != Last::Good;
-                found.extend(is_news.then_some(Event::Well { generation }));
+                Answer::Good
             }
         }
     }
-}
 
-fn trial(generation: u32, goal: Goal, at: Moment) -> Trial {
-    Trial::new(goal, whom(generation), at)
-}
+    /// Since when it has given bad answers alone.
+    pub fn bad_since(&self) -> Option<Moment> {
+        match self.last {
+            Last::BadSince(since) => Some(since),
+            Last::Unknown | Last::Good => None,
+        }
+    }
 
-fn whom(generation: u32) -> String {
-    format!("generation {generation}")
+    /// Whether its last answer was good.
+    pub fn is_good(&self) -> bool {
+        self.last == Last::Good
+    }
 }
 
 #[cfg(test)]

@@ -8,7 +8,9 @@
 //! | `notify` | `READY=1` on the generation's own socket | [`mod@notify`], [`mod@message`] |
 //! | `fd:N` | a line feed on a pipe | [`mod@line`] |
 //! | `exec:COMMAND` | a command exits with 0 | [`mod@command`], [`mod@attempts`] |
-//! | `accept`, `http:PATH` | the generation's own listener is served | [`mod@probe`], [`mod@trial`], [`mod@http`] |
+//! | `accept`, `http:PATH` | the worker's own listener is served | [`mod@probe`], [`mod@trial`], [`mod@http`] |
+//!
+//! Each slot of a generation has a place of its own, so that no worker can answer for another: [`mod@place`].
 //!
 //! With `notify`, workers can also leave descriptors for the workers after them: [`mod@store`].
 //!
@@ -22,6 +24,7 @@ pub mod http;
 mod line;
 mod message;
 mod notify;
+mod place;
 mod private;
 mod probe;
 mod sender;
@@ -29,6 +32,7 @@ mod settings;
 mod store;
 mod trial;
 mod watched;
+mod whom;
 
 use std::os::fd::{BorrowedFd, OwnedFd, RawFd};
 
@@ -108,41 +112,50 @@ impl Readiness {
         }
     }
 
-    /// Prepares what the next worker of a generation gets.
+    /// Forgets workers that are gone. Before the next one is started in the place of one.
+    pub fn forget_departed(&mut self, machine: &Machine) {
+        let watched = self.watched.iter_mut();
+        watched.for_each(|watched| watched.forget_departed(|pid| machine.has_worker(pid)));
+    }
+
+    /// Prepares what the next worker in this slot of a generation gets.
     ///
     /// # Errors
     /// What cannot be made for it.
-    pub fn begin(&mut self, generation: u32) -> Result<Handed, StartFailure> {
+    pub fn begin(&mut self, generation: u32, slot: usize) -> Result<Handed, StartFailure> {
         if !self.watched.iter().any(|one| one.generation == generation) {
-            let watched = Watched::new(generation, &self.settings, &self.layout)?;
-            self.watched.push(watched);
+            self.watched.push(Watched::new(generation, &self.settings)?);
         }
-        let watched = self.watched.iter().find(|one| one.generation == generation);
-        match watched {
-            Some(watched) => watched.hand_out(&self.settings, &self.layout),
+        let mut watched = self.watched.iter_mut();
+        match watched.find(|one| one.generation == generation) {
+            Some(watched) => watched.begin(slot, &self.settings, &self.layout),
             None => Ok(Handed::default()),
         }
     }
 
     /// A worker has been started with what was prepared for it, in this environment.
-    pub fn started(&mut self, generation: u32, pid: Pid, handed: Handed, changes: &[Change]) {
-        let now = Moment::now();
+    pub fn started(
+        &mut self,
+        generation: u32,
+        slot: usize,
+        pid: Pid,
+        handed: Handed,
+        changes: &[Change],
+    ) {
+        let (now, settings) = (Moment::now(), &self.settings);
         let mut watched = self.watched.iter_mut();
         if let Some(watched) = watched.find(|one| one.generation == generation) {
-            watched.started(pid, handed.pipe, changes, &self.settings, now);
-            let known = watched.known(&self.settings);
+            let known = watched.started(slot, pid, handed.pipe, changes, settings, now);
             self.found
                 .extend(known.map(|known| Event::NotYetReady { pid, known }));
         }
     }
 
-    /// The probe listener of a generation, as its workers know it.
-    pub fn probe_of(&self, generation: u32) -> Option<Announced> {
-        let watched = self
-            .watched
-            .iter()
-            .find(|one| one.generation == generation)?;
-        watched.announced(&self.layout)
+    /// The probe listeners of a generation, each as the workers in its slot know it.
+    pub fn probes_of(&self, generation: u32) -> Vec<Announced> {
+        let mut watched = self.watched.iter();
+        let watched = watched.find(|one| one.generation == generation);
+        watched.map_or_else(Vec::new, |watched| watched.announced(&self.layout))
     }
 
     /// What to wait for.
@@ -212,21 +225,29 @@ impl Readiness {
 
     /// Closes what no generation needs any more, and begins to ask the one that is current. After each event.
     pub fn tidy(&mut self, machine: &Machine) {
-        let state_of = |number: u32| {
-            let mut generations = machine.generations();
-            generations
-                .find(|generation| generation.number == number)
-                .map(|generation| generation.state())
-        };
         let (settings, now) = (&self.settings, Moment::now());
+        let is_stopping = machine.is_stopping();
         self.watched.retain_mut(|watched| {
-            watched.forget_departed(machine);
-            match state_of(watched.generation) {
-                None => return false,
-                Some(State::Starting) => {}
-                Some(State::Current) if !machine.is_stopping() => watched.serve(settings, now),
-                Some(State::Current | State::Retiring) => watched.rest(),
-                Some(State::Old) => watched.retire(),
+            watched.forget_departed(|pid| machine.has_worker(pid));
+            let mut generations = machine.generations();
+            let generation = generations.find(|one| one.number == watched.generation);
+            let Some(generation) = generation else {
+                return false;
+            };
+            match generation.state() {
+                State::Starting => {}
+                State::Current | State::Partial | State::Retiring if is_stopping => {
+                    watched.settle()
+                }
+                State::Current => {
+                    watched.forget_slots(generation);
+                    watched.serve(settings, now);
+                }
+                State::Partial | State::Retiring => {
+                    watched.forget_slots(generation);
+                    watched.rest();
+                }
+                State::Old => watched.retire(),
             }
             true
         });

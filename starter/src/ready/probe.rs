@@ -1,5 +1,5 @@
-//! The probe: a listener that belongs to one generation alone. A request there is answered by that generation; one to
-//! the shared listeners might be answered by the old one.
+//! The probe: a listener that belongs to one slot of one generation. A request there is answered by the worker in it; one
+//! to the shared listeners might be answered by any other.
 
 use std::ffi::OsString;
 use std::net::{Ipv4Addr, SocketAddr, SocketAddrV4};
@@ -34,7 +34,7 @@ sockopt_impl!(
 /// The name of a unix socket in its directory.
 const NAME: &str = "socket";
 
-/// A listener of one generation. Dropping it closes our copy, and removes the file of a unix socket.
+/// A listener of one slot. Dropping it closes our copy, and removes the file of a unix socket.
 #[derive(Debug)]
 pub struct Probe {
     listener: OwnedFd,

@@ -1,5 +1,7 @@
 //! Readiness as a whole.
 
+mod places;
+
 use std::fs::File;
 use std::io::{self, IoSlice, Read, Write};
 use std::mem::ManuallyDrop;
@@ -90,9 +92,9 @@ fn store(client: &UnixDatagram, name: &str) {
 #[test]
 fn the_last_words_of_a_worker_are_read_when_it_has_died() {
     let mut readiness = readiness(settings(Ready::Notify, None));
-    let handed = readiness.begin(1).unwrap();
+    let handed = readiness.begin(1, 0).unwrap();
     let (_, address) = handed.variables[0].clone();
-    readiness.started(1, getpid(), handed, &[]);
+    readiness.started(1, 0, getpid(), handed, &[]);
     store(&client(address), "last");
     let count = |readiness: &Readiness| readiness.store.hand_out().len();
     readiness.read_last_words(getppid(), Moment::now(), &[]);
@@ -107,9 +109,9 @@ fn the_last_words_of_a_worker_are_read_when_it_has_died() {
 fn the_next_program_hears_what_workers_say_and_removes_the_socket() {
     let settings = || settings(Ready::Notify, None);
     let mut readiness = readiness(settings());
-    let handed = readiness.begin(1).unwrap();
+    let handed = readiness.begin(1, 0).unwrap();
     let (_, address) = handed.variables[0].clone();
-    readiness.started(1, getpid(), handed, &changes());
+    readiness.started(1, 0, getpid(), handed, &changes());
     assert!(!readiness.is_settled());
     let worker = client(&address);
     let too_long = [b'x'; message::LARGEST + 1];
@@ -132,7 +134,7 @@ fn the_next_program_hears_what_workers_say_and_removes_the_socket() {
     assert_eq!(readiness.store.refused(), 2);
     assert_eq!(readiness.store.hand_out()[0].0, "kept");
     // The next worker of this generation gets the same address.
-    assert_eq!(readiness.begin(1).unwrap().variables[0].1, address);
+    assert_eq!(readiness.begin(1, 0).unwrap().variables[0].1, address);
     let directory = Path::new(&address).parent().unwrap();
     assert!(directory.exists());
     drop(readiness);
@@ -150,7 +152,7 @@ fn the_next_program_goes_on_with_a_request_that_is_under_way() {
         let http = Ready::Http { path, statuses };
         let settings = || settings(http.clone(), Some(at));
         let mut readiness = readiness(settings());
-        let mut handed = readiness.begin(1).unwrap();
+        let mut handed = readiness.begin(1, 0).unwrap();
         let (listener, _) = handed.descriptors.pop().unwrap();
         let accept = || File::from(owned(accept(listener.as_raw_fd()).unwrap()));
         let read_request = |mut server: &File| {
@@ -158,7 +160,7 @@ fn the_next_program_goes_on_with_a_request_that_is_under_way() {
             let length = server.read(&mut request).unwrap();
             assert!(request[..length].starts_with(b"GET /up HTTP/1.1\r\n"));
         };
-        readiness.started(1, getpid(), handed, &[]);
+        readiness.started(1, 0, getpid(), handed, &[]);
         readiness.take_found();
         assert_eq!(look(&mut readiness, soon()), []);
         let mut server = accept();
@@ -187,7 +189,7 @@ fn the_next_program_goes_on_with_a_request_that_is_under_way() {
         server.write_all(b"HTTP/1.1 200 OK\r\n\r\n").unwrap();
         let well = Event::Well { generation: 1 };
         assert_eq!(look(&mut readiness, after_a_period()), [well], "{at:?}");
-        let name = readiness.probe_of(1).unwrap().name;
+        let name = readiness.probes_of(1).remove(0).name;
         let is_file = at == ProbeAt::Unix;
         assert_eq!(Path::new(&name).exists(), is_file);
         drop(readiness);
@@ -199,8 +201,8 @@ fn the_next_program_goes_on_with_a_request_that_is_under_way() {
 fn the_next_program_learns_how_commands_end() {
     let settings = || settings(Ready::Command("echo why; exit 3".into()), None);
     let mut readiness = readiness(settings());
-    let handed = readiness.begin(1).unwrap();
-    readiness.started(1, getpid(), handed, &changes());
+    let handed = readiness.begin(1, 0).unwrap();
+    readiness.started(1, 0, getpid(), handed, &changes());
     readiness.take_found();
     let exited = |readiness: &mut Readiness, pid: Pid| {
         assert_eq!(waitpid(pid, None).unwrap(), WaitStatus::Exited(pid, 3));
@@ -230,6 +232,7 @@ fn the_next_program_learns_how_commands_end() {
     );
 
     // The same once it serves.
+    readiness.watched[0].settle();
     readiness.watched[0].serve(&settings(), Moment::now());
     let since_of = |found: &[Event]| match found {
         [Event::Unwell { since, .. }] => *since,
@@ -247,9 +250,9 @@ fn the_next_program_learns_how_commands_end() {
 fn the_next_program_sees_a_line_feed() {
     let settings = || settings(Ready::Descriptor(9), None);
     let mut readiness = readiness(settings());
-    let mut handed = readiness.begin(1).unwrap();
+    let mut handed = readiness.begin(1, 0).unwrap();
     let (theirs, _) = handed.descriptors.pop().unwrap();
-    readiness.started(1, getpid(), handed, &[]);
+    readiness.started(1, 0, getpid(), handed, &[]);
     readiness.take_found();
     let mut readiness = carried_over(readiness, settings());
     assert_eq!(look(&mut readiness, Moment::now()), []);

@@ -13,6 +13,7 @@ use crate::host::moment::Moment;
 use crate::ready::http::{Answer, LONGEST_HEAD, read_answer, request};
 use crate::ready::probe::{Connection, PackedConnection, Probe};
 use crate::ready::settings::{Ready, Statuses};
+use crate::ready::whom::Whom;
 
 /// The first pause between two looks; each one after it is 1.5 times longer, up to the longest.
 const FIRST_PAUSE: Duration = Duration::from_millis(1);
@@ -52,8 +53,6 @@ impl Goal {
 #[derive(Debug)]
 pub struct Trial {
     goal: Goal,
-    /// Who is asked: `the new generation`.
-    whom: String,
     asking: Option<Asking>,
     /// When to look next, or when the request that is under way has taken too long.
     next_at: Moment,
@@ -98,10 +97,9 @@ pub enum Found {
 
 impl Trial {
     /// It begins at this moment, or soon after it.
-    pub fn new(goal: Goal, whom: String, at: Moment) -> Trial {
+    pub fn new(goal: Goal, at: Moment) -> Trial {
         Trial {
             goal,
-            whom,
             asking: None,
             next_at: at + FIRST_PAUSE,
             pause: FIRST_PAUSE,
@@ -118,10 +116,9 @@ impl Trial {
     }
 
     /// The same trial again, which goes on with the request that is under way.
-    pub fn unpack(packed: PackedTrial, goal: Goal, whom: String) -> Trial {
+    pub fn unpack(packed: PackedTrial, goal: Goal) -> Trial {
         Trial {
             goal,
-            whom,
             asking: packed.asking.map(Asking::unpack),
             next_at: packed.next_at,
             pause: packed.pause,
@@ -165,10 +162,12 @@ impl Trial {
     }
 
     /// Goes on as far as it can without waiting.
-    pub fn look(&mut self, probe: &Probe, now: Moment) -> Found {
+    pub fn look(&mut self, probe: &Probe, whom: Whom, now: Moment) -> Found {
         match self.goal.clone() {
-            Goal::Accept => self.look_for_accept(probe, now),
-            Goal::Http { path, statuses } => self.look_for_answer(probe, &path, statuses, now),
+            Goal::Accept => self.look_for_accept(probe, whom, now),
+            Goal::Http { path, statuses } => {
+                self.look_for_answer(probe, &path, statuses, whom, now)
+            }
         }
     }
 
@@ -178,7 +177,7 @@ impl Trial {
     }
 
     /// One connection is kept until it is accepted: any that was given up would have to be accepted before the next.
-    fn look_for_accept(&mut self, probe: &Probe, now: Moment) -> Found {
+    fn look_for_accept(&mut self, probe: &Probe, whom: Whom, now: Moment) -> Found {
         if now < self.next_at {
             return Found::Nothing;
         }
@@ -192,13 +191,13 @@ impl Trial {
                     unsent: SOME_DATA.to_vec(),
                     received: Vec::new(),
                 },
-                Err(errno) => return self.cannot_connect(errno),
+                Err(errno) => return cannot_connect(whom, errno),
             },
         };
-        self.wait_for_accept(asking, probe)
+        self.wait_for_accept(asking, probe, whom)
     }
 
-    fn wait_for_accept(&mut self, mut asking: Asking, probe: &Probe) -> Found {
+    fn wait_for_accept(&mut self, mut asking: Asking, probe: &Probe, whom: Whom) -> Found {
         let socket = asking.connection.socket.as_raw_fd();
         let flags = MsgFlags::MSG_DONTWAIT | MsgFlags::MSG_NOSIGNAL;
         match recv(socket, &mut [0], MsgFlags::MSG_PEEK | flags) {
@@ -206,7 +205,7 @@ impl Trial {
             Ok(_) => return Found::Ready,
             Err(Errno::EAGAIN | Errno::EINTR | Errno::ENOTCONN) => {}
             // Reset, as when the listener is shut down: another connection is needed.
-            Err(errno) => return self.cannot_connect(errno),
+            Err(errno) => return cannot_connect(whom, errno),
         }
         if probe.has_accepted(&asking.connection) {
             return Found::Ready;
@@ -224,9 +223,9 @@ impl Trial {
         probe: &Probe,
         path: &str,
         statuses: Statuses,
+        whom: Whom,
         now: Moment,
     ) -> Found {
-        let whom = self.whom.clone();
         let not_yet = |what: &str| Found::NotYet(format!("GET {path} on {whom}: {what}"));
         let mut asking = match self.asking.take() {
             Some(asking) => asking,
@@ -265,11 +264,11 @@ impl Trial {
             Err(why) => not_yet(&why),
         }
     }
+}
 
-    fn cannot_connect(&self, errno: Errno) -> Found {
-        let (whom, cause) = (&self.whom, errno.desc());
-        Found::NotYet(format!("a connection to {whom} failed: {cause}"))
-    }
+fn cannot_connect(whom: Whom, errno: Errno) -> Found {
+    let cause = errno.desc();
+    Found::NotYet(format!("a connection to {whom} failed: {cause}"))
 }
 
 impl Asking {

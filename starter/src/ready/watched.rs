@@ -9,31 +9,23 @@ use nix::poll::PollFlags;
 use nix::unistd::{Pid, getuid};
 use serde::{Deserialize, Serialize};
 
-use super::attempts::{Attempts, Ended, PackedAttempts};
 use super::handed::{Handed, Layout, Runner};
-use super::health::{Health, PackedHealth};
+use super::health::{Answer, Health};
 use super::line::{self, Pipe};
 use super::message::Message;
 use super::notify::{PackedSocket, Received, Socket};
-use super::probe::{PackedProbe, Probe};
+use super::place::{PackedPlace, Place, above};
 use super::sender::worker_of;
 use super::settings::{Ready, Settings};
 use super::store::{Refusal, Store};
-use super::trial::{self, Goal, PackedTrial, Trial};
+use super::whom::Whom;
 use crate::host::launcher::Change;
 use crate::host::luggage::{Carried, Luggage};
 use crate::host::moment::Moment;
-use crate::host::open_files::duplicate_above;
 use crate::listeners::dialects::Announced;
-use crate::machine::{Event, Machine};
+use crate::machine::{Event, Generation};
 use crate::words::notice::Notice;
 use crate::words::start_failure::StartFailure;
-
-/// Whom a trial asks before the commit.
-const WHOM: &str = "the new generation";
-
-/// How long after a command has failed it is run again.
-const PAUSE: Duration = Duration::from_millis(100);
 
 /// How much more time a worker can ask for at once.
 const LONGEST_EXTENSION: Duration = Duration::from_secs(3600);
@@ -60,13 +52,12 @@ pub struct Watched {
     workers: Vec<Pid>,
     socket: Option<Socket>,
     pipes: Vec<(Pid, Pipe)>,
-    probe: Option<Probe>,
-    trial: Option<Trial>,
-    command: Option<Attempts>,
-    /// Once it is current, if it is watched.
-    health: Option<Health>,
-    /// How the environment of its workers differs from the launcher's.
-    changes: Vec<Change>,
+    /// One for each of its slots that has had a worker.
+    places: Vec<Place>,
+    /// Whether it is on its way to its commit.
+    is_new: bool,
+    /// Whether it has been told that it is well, and nothing else since.
+    is_well: bool,
     /// Whether an ignored notification has been logged: once is enough.
     has_complained: bool,
     /// What its workers have been refused, likewise.
@@ -81,46 +72,31 @@ pub struct PackedWatched {
     workers: Vec<i32>,
     socket: Option<PackedSocket>,
     pipes: Vec<(i32, Carried)>,
-    probe: Option<PackedProbe>,
-    trial: Option<PackedTrial>,
-    command: Option<PackedAttempts>,
-    health: Option<PackedHealth>,
-    changes: Vec<Change>,
+    /// Its fields are among these: once, a generation had a single place.
+    #[serde(flatten)]
+    first: PackedPlace,
+    #[serde(default)]
+    further: Vec<PackedPlace>,
     has_complained: bool,
     refusals: BTreeSet<Refusal>,
 }
 
 impl Watched {
-    pub fn new(
-        generation: u32,
-        settings: &Settings,
-        layout: &Layout,
-    ) -> Result<Watched, StartFailure> {
-        let cannot = |what: &str, errno: Errno| StartFailure::cannot(what, errno, None);
+    pub fn new(generation: u32, settings: &Settings) -> Result<Watched, StartFailure> {
+        let cannot =
+            |errno: Errno| StartFailure::cannot("create a notification socket", errno, None);
         let socket = match settings.ready {
             Ready::Notify => Some(Socket::open(takes_descriptors(settings))).transpose(),
             _ => Ok(None),
         };
-        let socket = socket.map_err(|errno| cannot("create a notification socket", errno))?;
-        let Layout {
-            backlog,
-            is_blocking,
-            highest,
-            ..
-        } = *layout;
-        let open = |at| Probe::open(at, backlog, is_blocking, highest);
-        let probe = settings.probe.map(open).transpose();
-        let probe = probe.map_err(|errno| cannot("create a probe listener", errno))?;
         Ok(Watched {
             generation,
             workers: Vec::new(),
-            socket,
+            socket: socket.map_err(cannot)?,
             pipes: Vec::new(),
-            probe,
-            trial: None,
-            command: None,
-            health: None,
-            changes: Vec::new(),
+            places: Vec::new(),
+            is_new: true,
+            is_well: false,
             has_complained: false,
             refusals: BTreeSet::new(),
         })
@@ -129,18 +105,17 @@ impl Watched {
     /// For the next program.
     pub fn pack(&self, luggage: &mut Luggage) -> PackedWatched {
         let pipes = self.pipes.iter();
+        let mut places = self.places.iter().map(|place| place.pack(luggage));
+        let (first, further) = (places.next().unwrap_or_default(), places.collect());
         PackedWatched {
+            first,
+            further,
             generation: self.generation,
             workers: self.workers.iter().map(|pid| pid.as_raw()).collect(),
             socket: self.socket.as_ref().map(|it| it.pack(luggage)),
             pipes: pipes
                 .map(|(pid, pipe)| (pid.as_raw(), pipe.pack(luggage)))
                 .collect(),
-            probe: self.probe.as_ref().map(|it| it.pack(luggage)),
-            trial: self.trial.as_ref().map(|it| it.pack(luggage)),
-            command: self.command.as_ref().map(|it| it.pack(luggage)),
-            health: self.health.as_ref().map(|it| it.pack(luggage)),
-            changes: self.changes.clone(),
             has_complained: self.has_complained,
             refusals: self.refusals.clone(),
         }
@@ -148,13 +123,14 @@ impl Watched {
 
     /// The same generation again, under settings from the same command line.
     pub fn unpack(packed: PackedWatched, settings: &Settings) -> Watched {
-        let PackedWatched { generation, .. } = packed;
-        let ready = &settings.ready;
+        let is_only = packed.further.is_empty();
+        let worker = packed.workers.last().filter(|_| is_only);
+        let first = packed.first.with_worker(worker.copied());
+        let places = [first].into_iter().chain(packed.further);
+        let places = places.filter(|place| !place.is_blank());
         let pipes = packed.pipes.into_iter();
-        let trial = packed.trial.zip(Goal::of(ready));
-        let health = packed.health.zip(settings.watch);
-        Watched {
-            generation,
+        let mut watched = Watched {
+            generation: packed.generation,
             workers: packed.workers.into_iter().map(Pid::from_raw).collect(),
             socket: packed
                 .socket
@@ -162,99 +138,80 @@ impl Watched {
             pipes: pipes
                 .map(|(pid, pipe)| (Pid::from_raw(pid), Pipe::unpack(pipe)))
                 .collect(),
-            probe: packed.probe.map(Probe::unpack),
-            trial: trial.map(|(trial, goal)| Trial::unpack(trial, goal, WHOM.to_owned())),
-            command: packed
-                .command
-                .map(|it| Attempts::unpack(it, generation, PAUSE, None)),
-            health: health
-                .and_then(|(health, watch)| Health::unpack(health, generation, ready, watch)),
-            changes: packed.changes,
+            places: places.map(|it| Place::unpack(it, settings)).collect(),
+            is_new: true,
+            is_well: false,
             has_complained: packed.has_complained,
             refusals: packed.refusals,
-        }
+        };
+        watched.is_well = watched.answers_well();
+        watched
     }
 
-    pub fn hand_out(&self, settings: &Settings, layout: &Layout) -> Result<Handed, StartFailure> {
+    /// Prepares what the next worker in this slot gets.
+    pub fn begin(
+        &mut self,
+        slot: usize,
+        settings: &Settings,
+        layout: &Layout,
+    ) -> Result<Handed, StartFailure> {
+        // Whoever still lives there has left the slot, and must not answer for the next one.
+        self.places
+            .retain(|place| place.slot != slot || !place.is_taken());
+        if !self.places.iter().any(|place| place.slot == slot) {
+            self.places.push(Place::new(slot, settings, layout)?);
+        }
         let mut handed = Handed::default();
         if let Some(socket) = &self.socket {
             let address = socket.address().into();
             handed.variables.push(("NOTIFY_SOCKET".into(), address));
         }
-        let above = |descriptor: BorrowedFd<'_>| {
-            duplicate_above(descriptor, layout.highest)
-                .map_err(|errno| StartFailure::cannot("pass a descriptor to a worker", errno, None))
-        };
         if let Ready::Descriptor(number) = settings.ready {
             let (ours, theirs) =
                 Pipe::open().map_err(|errno| StartFailure::cannot("create a pipe", errno, None))?;
-            handed.descriptors.push((above(theirs.as_fd())?, number));
+            let theirs = above(theirs.as_fd(), layout.highest)?;
+            handed.descriptors.push((theirs, number));
             handed.pipe = Some(ours);
         }
-        if let Some(probe) = &self.probe {
-            let probe = above(probe.as_fd())?;
-            handed.descriptors.push((probe, layout.probe_number));
-            handed.probe = self.announced(layout);
+        if let Some(place) = self.places.iter().find(|place| place.slot == slot) {
+            place.hand_out(&mut handed, layout)?;
         }
         Ok(handed)
     }
 
-    pub fn announced(&self, layout: &Layout) -> Option<Announced> {
-        let probe = self.probe.as_ref()?;
-        Some(Announced {
-            name: probe.name(),
-            number: layout.probe_number,
-            given_name: None,
-        })
+    /// The probe listeners that its workers know, one for each slot.
+    pub fn announced(&self, layout: &Layout) -> Vec<Announced> {
+        let places = self.places.iter();
+        places.filter_map(|place| place.announced(layout)).collect()
     }
 
+    /// A worker has been started in this slot. Returns what is known of it.
     pub fn started(
         &mut self,
+        slot: usize,
         pid: Pid,
         pipe: Option<Pipe>,
         changes: &[Change],
         settings: &Settings,
         now: Moment,
-    ) {
+    ) -> Option<String> {
         self.workers.push(pid);
         self.pipes.extend(pipe.map(|pipe| (pid, pipe)));
-        self.changes = changes.to_vec();
-        let trial = |goal| Trial::new(goal, WHOM.to_owned(), now);
-        self.trial = Goal::of(&settings.ready).map(trial);
-        let attempts = || Attempts::new(self.generation, changes.to_vec(), PAUSE, None, now);
-        self.command = matches!(settings.ready, Ready::Command(_)).then(attempts);
-    }
-
-    /// What is known of a worker that has just been started.
-    pub fn known(&self, settings: &Settings) -> Option<String> {
-        match &settings.ready {
-            Ready::Interval => None,
-            Ready::Notify => Some("it has not said READY=1".to_owned()),
-            Ready::Descriptor(number) => {
-                Some(format!("no line feed has come on descriptor {number}"))
-            }
-            Ready::Command(_) => Some("the --ready command has not finished".to_owned()),
-            Ready::Accept | Ready::Http { .. } => self.trial.as_ref().map(Trial::known),
-        }
+        let place = self.places.iter_mut().find(|place| place.slot == slot)?;
+        place.started(pid, changes, settings, now);
+        place.known(settings)
     }
 
     pub fn sources(&self) -> impl Iterator<Item = (BorrowedFd<'_>, PollFlags)> {
         let socket = self.socket.iter().map(AsFd::as_fd);
         let pipes = self.pipes.iter().map(|(_, pipe)| pipe.as_fd());
-        let output = self.command.iter().filter_map(Attempts::source);
-        let readable = socket.chain(pipes).chain(output);
+        let readable = socket.chain(pipes);
         let readable = readable.map(|source| (source, PollFlags::POLLIN));
-        let trial = self.trial.iter().filter_map(Trial::source);
-        readable
-            .chain(trial)
-            .chain(self.health.iter().filter_map(Health::source))
+        readable.chain(self.places.iter().flat_map(Place::sources))
     }
 
     pub fn deadline(&self) -> Option<Moment> {
-        let command = self.command.as_ref().and_then(Attempts::deadline);
-        let trial = self.trial.as_ref().map(Trial::deadline);
-        let health = self.health.as_ref().and_then(Health::deadline);
-        command.into_iter().chain(trial).chain(health).min()
+        self.places.iter().filter_map(Place::deadline).min()
     }
 
     pub fn look(&mut self, settings: &Settings, run: &mut Runner<'_>, desk: &mut Desk<'_>) {
@@ -262,12 +219,24 @@ impl Watched {
         let Desk { now, found, .. } = desk;
         let now = *now;
         self.read_pipes(settings, found);
-        self.look_at_trial(now, found);
-        if let Ready::Command(command) = &settings.ready {
-            self.look_at_command(command, now, run, found);
+        let whom = self.whom();
+        let mut answers = Vec::new();
+        for place in &mut self.places {
+            let whom = whom(place.slot);
+            answers.extend(place.look(settings, whom, now, run, found));
         }
-        if let Some(health) = &mut self.health {
-            health.look(&settings.ready, self.probe.as_ref(), now, run, found);
+        self.tell_health(answers, found);
+    }
+
+    /// Who is asked in each slot.
+    fn whom(&self) -> impl Fn(usize) -> Whom + use<> {
+        let (generation, is_new) = (self.generation, self.is_new);
+        let has_others = self.places.len() > 1;
+        move |slot| Whom {
+            generation,
+            slot,
+            has_others,
+            is_new,
         }
     }
 
@@ -347,36 +316,7 @@ impl Watched {
         });
     }
 
-    fn look_at_trial(&mut self, now: Moment, found: &mut Vec<Event>) {
-        let (Some(trial), Some(probe)) = (&mut self.trial, &self.probe) else {
-            return;
-        };
-        match trial.look(probe, now) {
-            trial::Found::Nothing => {}
-            trial::Found::NotYet(known) => self.all_not_yet(&known, found),
-            trial::Found::Ready => {
-                self.trial = None;
-                self.all_ready(found);
-            }
-        }
-    }
-
-    fn look_at_command(
-        &mut self,
-        command: &std::ffi::OsStr,
-        now: Moment,
-        run: &mut Runner<'_>,
-        found: &mut Vec<Event>,
-    ) {
-        let probe = self.probe.as_ref().map(Announced::from);
-        let Some(attempts) = &mut self.command else {
-            return;
-        };
-        let ended = attempts.look(command, probe.as_ref(), now, run);
-        self.attempt_ended(ended, found);
-    }
-
-    /// Whether this child was its command.
+    /// Whether this child was a command of its.
     pub fn command_exited(
         &mut self,
         pid: Pid,
@@ -384,67 +324,101 @@ impl Watched {
         now: Moment,
         found: &mut Vec<Event>,
     ) -> bool {
-        let attempts = self.command.as_mut();
-        if let Some(ended) = attempts.and_then(|one| one.exited(pid, status, now)) {
-            self.attempt_ended(Some(ended), found);
-            return true;
-        }
-        let health = self.health.as_mut();
-        health.is_some_and(|health| health.command_exited(pid, status, now, found))
-    }
-
-    fn attempt_ended(&mut self, ended: Option<Ended>, found: &mut Vec<Event>) {
-        match ended.map(|ended| ended.result) {
-            None => {}
-            Some(Ok(())) => {
-                self.command = None;
-                self.all_ready(found);
+        let whom = self.whom();
+        for place in &mut self.places {
+            let whom = whom(place.slot);
+            if place.has_proof(pid, status, whom, now, found) {
+                return true;
             }
-            Some(Err(known)) => self.all_not_yet(&known, found),
+            if let Some(answer) = place.has_answer(pid, status, whom, now) {
+                self.tell_health(vec![answer], found);
+                return true;
+            }
         }
+        false
     }
 
-    fn all_ready(&self, found: &mut Vec<Event>) {
-        found.extend(self.workers.iter().map(|pid| Event::Ready(*pid)));
+    /// A generation is as well as its worst worker: each bad answer of the one that has been bad for longest is told, and
+    /// that it is well once no worker is bad.
+    fn tell_health(&mut self, answers: Vec<Answer>, found: &mut Vec<Event>) {
+        let generation = self.generation;
+        let longest = self.healths().filter_map(Health::bad_since).min();
+        for answer in answers {
+            if let Answer::Bad { since, known } = answer
+                && Some(since) == longest
+            {
+                found.push(Event::Unwell {
+                    generation,
+                    since,
+                    known,
+                });
+            }
+        }
+        let is_well = self.answers_well();
+        let was_well = std::mem::replace(&mut self.is_well, is_well);
+        let is_news = is_well && !was_well;
+        found.extend(is_news.then_some(Event::Well { generation }));
     }
 
-    fn all_not_yet(&self, known: &str, found: &mut Vec<Event>) {
-        found.extend(self.workers.iter().map(|pid| Event::NotYetReady {
-            pid: *pid,
-            known: known.to_owned(),
-        }));
+    /// Whether a worker has answered well, and none has answered badly since its last good answer.
+    fn answers_well(&self) -> bool {
+        let is_bad = self.healths().any(|health| health.bad_since().is_some());
+        !is_bad && self.healths().any(Health::is_good)
+    }
+
+    fn healths(&self) -> impl Iterator<Item = &Health> {
+        self.places.iter().filter_map(Place::health)
     }
 
     /// Forgets workers that are gone: their pids may soon belong to other processes.
-    pub fn forget_departed(&mut self, machine: &Machine) {
-        self.workers.retain(|pid| machine.has_worker(*pid));
-        self.pipes.retain(|(pid, _)| machine.has_worker(*pid));
-    }
-
-    /// It is current: there is nothing left to find out, unless it is watched.
-    pub fn serve(&mut self, settings: &Settings, now: Moment) {
-        self.settle();
-        if let Some(watch) = settings.watch.filter(|_| self.health.is_none()) {
-            let (ready, changes) = (&settings.ready, &self.changes);
-            self.health = Health::new(self.generation, ready, watch, changes, now);
+    pub fn forget_departed(&mut self, lives: impl Fn(Pid) -> bool + Copy) {
+        self.workers.retain(|pid| lives(*pid));
+        self.pipes.retain(|(pid, _)| lives(*pid));
+        for place in &mut self.places {
+            place.forget_departed(lives);
         }
     }
 
-    /// Another one serves, or soon none will. Its probe listener stays: it may become current again.
+    /// Forgets the places of slots that are gone, with their workers. An empty slot keeps its own: the next worker in it
+    /// gets the same probe listener.
+    pub fn forget_slots(&mut self, generation: &Generation) {
+        self.places.retain_mut(|place| {
+            if generation.has_slot(place.slot) {
+                return true;
+            }
+            // It has been told to stop.
+            place.settle();
+            place.rest();
+            place.is_taken()
+        });
+    }
+
+    /// It is current: workers that have proved themselves go on being asked, if it is watched.
+    pub fn serve(&mut self, settings: &Settings, now: Moment) {
+        self.is_new = false;
+        for place in &mut self.places {
+            place.serve(settings, now);
+        }
+    }
+
+    /// Another one serves. It may become current again: its probe listeners stay, and a worker that was about to prove
+    /// itself goes on.
     pub fn rest(&mut self) {
-        self.settle();
-        self.health = None;
+        self.is_new = false;
+        self.is_well = false;
+        self.places.iter_mut().for_each(Place::rest);
     }
 
-    fn settle(&mut self) {
-        self.trial = None;
-        self.command = None;
-    }
-
-    /// It has been told to stop: its probe listener is no longer needed either.
-    pub fn retire(&mut self) {
+    /// No worker need prove anything any more.
+    pub fn settle(&mut self) {
         self.rest();
-        self.probe = None;
+        self.places.iter_mut().for_each(Place::settle);
+    }
+
+    /// It has been told to stop: its probe listeners are no longer needed either.
+    pub fn retire(&mut self) {
+        self.settle();
+        self.places.iter_mut().for_each(Place::retire);
         self.pipes.clear();
     }
 }

@@ -238,7 +238,12 @@ impl Test<'_> {
         // The launcher's environment is empty here. A worker of root's start_server gets its user's login variables.
         let (of_login, of_sockets) = (
             ["HOME", "LOGNAME", "SHELL", "USER"],
-            ["SERVER_STARTER_GENERATION", "SERVER_STARTER_PORT"],
+            [
+                "SERVER_STARTER_GENERATION",
+                "SERVER_STARTER_PORT",
+                "SERVER_STARTER_WORKER",
+                "SERVER_STARTER_WORKERS",
+            ],
         );
         let mut expected = of_sockets.to_vec();
         if self.identity.is_some() {

@@ -14,6 +14,7 @@
 pub mod dry_run;
 mod equipment;
 mod files;
+mod numbers;
 pub mod resume;
 
 use std::collections::BTreeMap;
@@ -67,6 +68,7 @@ use crate::worker::environment::Environment;
 
 /// Runs the superdaemon, in the foreground or as a daemon.
 pub fn run(options: Options, passed_on: Vec<PassedOn>) -> Result<Status, Failure> {
+    let options = numbers::settle(options)?;
     let launch = Launch::of_process();
     if !options.is_daemon {
         return start(options, passed_on, None, launch);
@@ -266,6 +268,7 @@ fn make_ready(options: Options, held: Held, log: &mut Log) -> Result<Ready, Fail
     if !listeners.is_empty() {
         log.say(&listening(&listeners));
     }
+    numbers::make_room(&options, held.open_files)?;
     let machine = options.machine.clone();
     let guardian = options.is_guarded.then(|| guardian::Settings {
         arguments: std::env::args_os().collect(),

@@ -7,7 +7,7 @@ use nix::unistd::Pid;
 use super::view::{self, LastLines, View};
 use crate::host::moment::Moment;
 use crate::machine::{
-    Decision, Departed, Durations, Generation, History, Machine, State, Verdict as Found,
+    Decision, Departed, Durations, Generation, History, Machine, Scaling, State, Verdict as Found,
 };
 use crate::words::remedy;
 use crate::words::trouble::Unreachable;
@@ -39,6 +39,9 @@ pub fn update(
     view.stopping = machine.is_stopping();
     view.crash_loop = machine.crash_loop().unwrap_or_default().into();
     view.next_start_at = machine.next_start_at().map(|at| clock.seconds(at));
+    view.workers = number(machine.workers());
+    let scaling = machine.history().scaling.as_ref();
+    view.scaling = scaling.map(|scaling| self::scaling(scaling, clock));
     view.unhealthy = machine.unhealthy().map(str::to_owned);
     view.generations = machine
         .generations()
@@ -67,10 +70,9 @@ pub fn update(
 pub fn lines(machine: &Machine) -> String {
     machine
         .generations()
-        .filter(|generation| generation.state() != State::Starting)
         .flat_map(|generation| {
             generation
-                .workers()
+                .settled_workers()
                 .map(move |worker| format!("{}:{}\n", generation.number, worker.pid))
         })
         .collect()
@@ -115,6 +117,7 @@ fn generation(generation: &Generation, awaited: Option<&str>, clock: &Clock) -> 
         state: match generation.state() {
             State::Starting => view::State::Starting,
             State::Current => view::State::Current,
+            State::Partial => view::State::Partial,
             State::Retiring => view::State::Retiring,
             State::Old => view::State::Old,
         },
@@ -122,6 +125,7 @@ fn generation(generation: &Generation, awaited: Option<&str>, clock: &Clock) -> 
             .workers()
             .map(|worker| view::Worker {
                 pid: worker.pid.as_raw().into(),
+                slot: number(worker.slot),
                 started_at: clock.seconds(worker.spawned_at),
                 text: worker.text().map(str::to_owned),
             })
@@ -214,8 +218,30 @@ fn verdict(decision: &Decision, clock: &Clock, stderr: LastLines) -> view::Verdi
             .outage
             .and_then(|outage| outage.restored)
             .map(Into::into),
+        rolled: decision.rolled.map(|rolled| view::Rolled {
+            done: number(rolled.done),
+            of: number(rolled.of),
+        }),
         durations: durations(decision.durations()),
     }
+}
+
+fn scaling(scaling: &Scaling, clock: &Clock) -> view::Scaling {
+    let result = scaling.result.as_ref();
+    let failure = result.and_then(|result| result.as_ref().err());
+    view::Scaling {
+        number: scaling.number.into(),
+        from: number(scaling.from),
+        to: number(scaling.to),
+        at: clock.seconds(scaling.at),
+        done_at: result.and_then(|result| Some(clock.seconds(*result.as_ref().ok()?))),
+        cause: failure.map(|failure| failure.cause.clone()),
+        hint: failure.and_then(|failure| failure.hint.clone()),
+    }
+}
+
+fn number(number: usize) -> u64 {
+    number.try_into().unwrap_or(u64::MAX)
 }
 
 fn durations(durations: Durations) -> view::Durations {

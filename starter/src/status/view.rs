@@ -54,6 +54,12 @@ pub struct View {
     /// When the next start is due, if one is delayed.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub next_start_at: Option<f64>,
+    /// How many workers a generation is to have; 0 if an older version has written it.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub workers: u64,
+    /// The last change of that number.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub scaling: Option<Scaling>,
     /// Those that have workers, oldest first.
     pub generations: List<Generation, MANY>,
     /// The last departed workers, oldest first.
@@ -233,6 +239,31 @@ pub struct Generation {
     pub workers: List<Worker, MANY>,
 }
 
+/// A change of the number of workers.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Scaling {
+    /// Counted from 1.
+    pub number: u64,
+    pub from: u64,
+    pub to: u64,
+    pub at: f64,
+    /// When all of them served.
+    pub done_at: Option<f64>,
+    /// Why it has failed.
+    pub cause: Option<String>,
+    pub hint: Option<String>,
+}
+
+/// How far a rolling restart came.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Rolled {
+    /// Workers that were replaced.
+    pub done: u64,
+    pub of: u64,
+}
+
 #[derive(Debug, Clone, Copy, Default, PartialEq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct StopsFirst {
@@ -247,6 +278,8 @@ pub struct StopsFirst {
 pub enum State {
     Starting,
     Current,
+    /// It has taken over some slots of the current one in a rolling restart, which has failed then.
+    Partial,
     /// A newer one serves, but this one has not been signalled yet.
     Retiring,
     /// Told to stop.
@@ -260,6 +293,9 @@ pub enum State {
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 pub struct Worker {
     pub pid: i64,
+    /// Its place among the workers of its generation, from 0.
+    #[serde(default)]
+    pub slot: u64,
     #[serde(default)]
     pub started_at: f64,
     /// What it last said about itself.
@@ -347,6 +383,9 @@ pub struct Verdict {
     /// After it had failed, what served before was started again as this generation, and serves.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub restored: Option<u64>,
+    /// It has failed in the middle of a rolling restart.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub rolled: Option<Rolled>,
     #[serde(default, skip_serializing_if = "Durations::are_unknown")]
     pub durations: Durations,
 }

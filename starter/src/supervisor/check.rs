@@ -12,7 +12,7 @@ use crate::machine::{Event, FailedCheck};
 use crate::ready::command::{PackedRunning, Running};
 use crate::words::failure;
 use crate::words::start_failure::StartFailure;
-use crate::worker::Blueprint;
+use crate::worker::{Blueprint, Seat};
 
 /// The check, and its process while it runs.
 #[derive(Debug, Default)]
@@ -51,16 +51,16 @@ impl Check {
         }
     }
 
-    /// Starts it for what would be this generation. Returns the event if that fails.
+    /// Starts it as the worker that would be in this seat. Returns the event if that fails.
     pub fn start(
         &mut self,
         blueprint: &Blueprint,
-        generation: u32,
+        seat: Seat,
         changes: Result<Vec<Change>, StartFailure>,
     ) -> Option<Event> {
         let command = self.command.as_ref()?;
         let started = changes.and_then(|changes| {
-            let equip = |command: &mut _| blueprint.equip(command, generation, &changes);
+            let equip = |command: &mut _| blueprint.equip(command, seat, &changes);
             Running::start(command, equip)
                 .map_err(|error| StartFailure::no_check(&failure::cause(&error)))
         });

@@ -1,5 +1,6 @@
 //! Carries out what the machine has decided, and what needs no decision. There is no policy here.
 
+use std::ffi::OsString;
 use std::os::fd::AsFd;
 use std::rc::Rc;
 
@@ -22,7 +23,7 @@ use crate::words::notice::Notice;
 use crate::words::parts::WithMeaning;
 use crate::words::start_failure::StartFailure;
 use crate::worker::leftovers::Leftovers;
-use crate::worker::{Extra, Pin, Report, cannot_spawn};
+use crate::worker::{Extra, Pin, Report, Seat, cannot_spawn};
 
 impl Resources {
     /// Carries out one action. Returns the event that results from it.
@@ -58,7 +59,12 @@ impl Resources {
             Action::Check { generation } => {
                 let (changes, knobs) = self.load_environment();
                 machine.set_knobs(knobs);
-                return self.check.start(&self.blueprint, generation, changes);
+                let seat = Seat {
+                    generation,
+                    slot: 0,
+                    workers: machine.workers(),
+                };
+                return self.check.start(&self.blueprint, seat, changes);
             }
             Action::EndCheck => self.check.end(),
             Action::SaveStatus => self.save_status(machine),
@@ -112,7 +118,7 @@ impl Resources {
             Duty::Upgrade => self.upgrade(machine),
             Duty::Ignore(signal) => self.log.say(&Notice::Ignored(signal)),
             Duty::SaveStatus => self.save_status(machine),
-            Duty::LookForReadiness => self.look_for_readiness(),
+            Duty::LookForReadiness => self.look_for_readiness(machine),
             Duty::TellReadiness => return self.tell_readiness(),
             Duty::Say(notice) => self.log.say(&notice),
             Duty::LookAtQueues => self.look_at_queues(machine),
@@ -187,6 +193,7 @@ impl Resources {
         machine: &mut Machine,
     ) -> Event {
         self.keep_last_lines_of_failed(machine);
+        self.readiness.forget_departed(machine);
         // Whether clients can reach them is for the verdict at the commit.
         self.examine_listeners(Occasion::Start);
         let kept = match from {
@@ -200,7 +207,12 @@ impl Resources {
         }
         // If it fails, it may leave processes behind.
         adopt_orphans(true);
-        match pin.and_then(|pin| self.spawn_captured(generation, pin, is_again)) {
+        let seat = Seat {
+            generation,
+            slot,
+            workers: machine.workers(),
+        };
+        match pin.and_then(|pin| self.spawn_captured(seat, pin, is_again)) {
             Ok((pid, report)) => {
                 self.reports.push((pid, report));
                 Event::Spawned {
@@ -259,13 +271,16 @@ impl Resources {
 
     fn spawn_captured(
         &mut self,
-        generation: u32,
+        seat: Seat,
         pin: Rc<Pin>,
         is_again: bool,
     ) -> Result<(Pid, Report), StartFailure> {
+        let Seat {
+            generation, slot, ..
+        } = seat;
         // Even if there is no process: the next one is started from the same.
         self.pins.insert(generation, Rc::clone(&pin));
-        let handed = self.readiness.begin(generation)?;
+        let handed = self.readiness.begin(generation, slot)?;
         let pipes = self.log.pipes().map_err(cannot_spawn)?;
         let highest = self.blueprint.highest;
         let gate = self.guard.as_mut().map(|guard| guard.gate(highest));
@@ -273,7 +288,7 @@ impl Resources {
         let guard = self.guard.as_ref();
         let is_known = || guard.is_some_and(Guard::has_saved_next);
         let extra = Extra {
-            generation,
+            seat,
             output: &pipes.theirs,
             descriptors: &handed.descriptors,
             variables: &handed.variables,
@@ -283,12 +298,13 @@ impl Resources {
         };
         let (pid, report) = self.blueprint.spawn(&pin, is_again, extra)?;
         self.readiness
-            .started(generation, pid, handed, &pin.environment);
+            .started(generation, slot, pid, handed, &pin.environment);
         self.log.attach(generation, pid, pipes);
         Ok((pid, report))
     }
 
-    fn look_for_readiness(&mut self) {
+    fn look_for_readiness(&mut self, machine: &Machine) {
+        let workers = machine.workers();
         let Resources {
             blueprint,
             readiness,
@@ -296,7 +312,12 @@ impl Resources {
         } = self;
         let mut run = |order: &Order<'_>| {
             Running::start(order.command, |command| {
-                blueprint.equip(command, order.generation, order.changes);
+                let seat = Seat {
+                    generation: order.generation,
+                    slot: order.slot,
+                    workers,
+                };
+                blueprint.equip(command, seat, order.changes);
                 if let Some(probe) = order.probe {
                     command.env("SERVER_STARTER_PROBE", &probe.name);
                 }
@@ -344,11 +365,18 @@ impl Resources {
         let generations = machine.generations();
         let workers = generations.flat_map(Generation::workers);
         let workers: Vec<Pid> = workers.map(|worker| worker.pid).collect();
-        let probe = self.readiness.probe_of(generation);
-        let variables = self.blueprint.variables(probe.as_ref());
+        // Each slot has a probe listener of its own, or none has.
+        let probes = self.readiness.probes_of(generation);
+        let ports: Vec<OsString> = match probes.is_empty() {
+            true => vec![self.blueprint.ports(None)],
+            false => {
+                let ports = |probe| self.blueprint.ports(Some(probe));
+                probes.iter().map(ports).collect()
+            }
+        };
         let leftovers = Leftovers {
             generation,
-            variables: &variables,
+            ports: &ports,
             workers: &workers,
         };
         let pids = leftovers.signal(signal);

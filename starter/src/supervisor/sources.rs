@@ -14,7 +14,7 @@ use crate::host::moment::Moment;
 use crate::host::order::Order;
 use crate::host::process::reap;
 use crate::host::signals::{Arrived, Taken};
-use crate::machine::{Event, Knobs, Machine};
+use crate::machine::{Event, Knobs, Machine, Scale};
 use crate::supervisor::guard::Guard;
 use crate::supervisor::resources::Resources;
 use crate::words::failure::Failure;
@@ -261,6 +261,7 @@ impl Inbox {
                     self.next.push_back(Input::Event(match order {
                         Order::RollBack => Event::RollBack,
                         Order::Abort => Event::Abort,
+                        Order::Scale(workers) => Event::Scale(Scale::To(workers.into())),
                     }));
                     continue;
                 }
@@ -273,6 +274,8 @@ impl Inbox {
                 }
                 Signal::SIGUSR1 => self.next.push_back(Input::Duty(Duty::ReopenLog)),
                 Signal::SIGUSR2 => self.next.push_back(Input::Duty(Duty::Upgrade)),
+                Signal::SIGTTIN => self.scale(Scale::OneMore),
+                Signal::SIGTTOU => self.scale(Scale::OneLess),
                 Signal::SIGXCPU => {
                     self.next.push_back(Input::Duty(Duty::Ignore(signal)));
                 }
@@ -280,6 +283,10 @@ impl Inbox {
             }
         }
         Step::Environment
+    }
+
+    fn scale(&mut self, scale: Scale) {
+        self.next.push_back(Input::Event(Event::Scale(scale)));
     }
 
     fn environment(&mut self, resources: &mut Resources) -> Step {

@@ -7,6 +7,7 @@ pub mod findings;
 pub mod guardian;
 pub mod lack;
 pub mod manager;
+pub mod many;
 pub mod notice;
 pub mod number;
 pub mod parts;

@@ -11,6 +11,7 @@ use nix::unistd::Pid;
 
 use crate::words::guardian::Guarding;
 use crate::words::lack::Lack;
+use crate::words::many::Many;
 use crate::words::rollback::Way;
 use crate::words::start_failure::StartFailure;
 use crate::words::stop_first::StopFirst;
@@ -139,6 +140,11 @@ pub enum Notice {
     AbortAsked {
         pid: Pid,
     },
+    /// Another number of workers, because somebody asked for it.
+    ScaleAsked {
+        pid: Pid,
+        workers: u16,
+    },
     Aborting(Way),
     CannotAbort(StartFailure),
     /// A restart has failed and is tried again after this time; what serves meanwhile goes on.
@@ -159,6 +165,7 @@ pub enum Notice {
     /// A restart for which what serves stops first.
     StopFirst(StopFirst),
     Upgrade(Upgrade),
+    Many(Many),
     Guarding(Guarding),
     /// What serves dies soon after it has committed.
     CrashLoop {
@@ -296,6 +303,7 @@ impl Notice {
             | Notice::CannotSave { .. }
             | Notice::CannotStartLogCommand { .. }
             | Notice::CannotReopen { .. }
+            | Notice::Many(Many::RollStopped { .. })
             | Notice::ListenerInTrouble { .. } => Severity::Error,
             Notice::DiedUnexpectedly { .. }
             | Notice::EndingLeftovers { .. }
@@ -328,6 +336,7 @@ impl Notice {
             | Notice::NothingToReopen
             | Notice::Upgrade(Upgrade::Failed { .. })
             | Notice::Guarding(_)
+            | Notice::Many(Many::CannotScale(_))
             | Notice::ListenerMended { .. }
             | Notice::SyslogUnreachable { .. } => Severity::Warning,
             Notice::StartingNow(_)
@@ -335,6 +344,7 @@ impl Notice {
             | Notice::NewWorkerRunning { .. }
             | Notice::AutoRestart { .. }
             | Notice::StopFirst(_)
+            | Notice::Many(Many::Scaling { .. })
             | Notice::Upgrade(Upgrade::Done { .. })
             | Notice::Stopping { .. }
             | Notice::StillWaiting(_)
@@ -361,6 +371,7 @@ impl Notice {
             | Notice::RestartAsked { .. }
             | Notice::RollbackAsked { .. }
             | Notice::AbortAsked { .. }
+            | Notice::ScaleAsked { .. }
             | Notice::NextTry { .. }
             | Notice::ReopenAsked { .. }
             | Notice::UpgradeAsked { .. }

@@ -1,5 +1,7 @@
 //! Every hint. Its documentation names the situation that it remedies.
 
+mod deploys;
+
 use std::ffi::OsStr;
 use std::fmt::Display;
 use std::net::Ipv6Addr;
@@ -9,6 +11,7 @@ use std::path::Path;
 use common::message::POLICY_FILE;
 use nix::errno::Errno;
 
+pub use self::deploys::*;
 use crate::words::text::quoted;
 
 /// The supervisor's user may not write a file.
@@ -548,53 +551,4 @@ pub fn value_with_a_dash(name: &str, value: &str) -> String {
 /// A facility of syslog stands where the server program is expected.
 pub fn facility_or_program(name: &str) -> String {
     format!("write --syslog={name}, or -- before a server program of that name")
-}
-
-/// This place says more about a failed start: `the log`.
-pub fn see_for_more(place: &str) -> String {
-    format!("see {place} for more")
-}
-
-/// A generation failed to start, and there is advice about that.
-pub fn until_it_is_retried(advice: &str) -> String {
-    format!(
-        "{advice}; start_server keeps trying until a start succeeds or --start-limit is reached"
-    )
-}
-
-/// A generation failed to start for the last time, and there is advice about that.
-pub fn until_the_next_restart(advice: &str) -> String {
-    format!(
-        "{advice}; --start-limit is reached: start_server does not try again until the next restart"
-    )
-}
-
-/// A restart has failed, there is advice about that, and what served before was started again.
-pub fn until_it_is_asked_for(advice: &str) -> String {
-    format!("{advice}; the restart is not tried again by itself")
-}
-
-/// What a rollback leads to is about to go.
-pub const ROLL_BACK_LATER: &str =
-    "try again once they have exited: what they were started from is then started again";
-
-/// A server is stopping, and these workers hold it up.
-pub fn waits_for_workers(workers: &str) -> String {
-    format!("it is waiting for its workers to exit: {workers}")
-}
-
-/// A restart takes longer than the client waits, and the client does not know why.
-pub fn progress_in(json: &Path) -> String {
-    format!(
-        "{} shows the progress of the restart, unless the server cannot write it: then its log says why",
-        quoted(json)
-    )
-}
-
-/// A pid file is missing, but the status file beside it names a living process.
-pub fn maybe_the_server(json: &Path, pid: impl Display) -> String {
-    format!(
-        "{} names pid {pid}: if that is a start_server, `kill -HUP {pid}` makes it rewrite the pid file, and restarts its workers",
-        quoted(json)
-    )
 }

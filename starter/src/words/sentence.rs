@@ -186,6 +186,7 @@ impl Notice {
             Notice::StopFirst(step) => step.to_string(),
             Notice::Upgrade(step) => step.to_string(),
             Notice::Guarding(step) => step.to_string(),
+            Notice::Many(step) => step.to_string(),
             Notice::CrashLoop { deaths, next } => {
                 let next = next.as_secs_f64();
                 format!(
@@ -333,6 +334,9 @@ impl Notice {
             }
             Notice::AbortAsked { pid } => {
                 format!("asked start_server (pid:{pid}) to abort the restart, waiting for the outcome...")
+            }
+            Notice::ScaleAsked { pid, workers } => {
+                format!("asked start_server (pid:{pid}) for {workers} workers, waiting for them...")
             }
             Notice::LockHeldByAnother {
                 path,

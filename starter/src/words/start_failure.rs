@@ -28,6 +28,14 @@ impl StartFailure {
         }
     }
 
+    /// A worker has exited with this wait status before it served.
+    pub fn exited(pid: Pid, status: i32) -> StartFailure {
+        StartFailure {
+            cause: format!("worker {pid} failed, exit status:{}", WithMeaning(status)),
+            hint: None,
+        }
+    }
+
     /// A worker has not executed the program for this long.
     pub fn hanging(pid: Pid, longest: Duration) -> StartFailure {
         let seconds = longest.as_secs();

@@ -24,7 +24,7 @@ use crate::words::notice::Notice;
 use crate::words::start_failure::StartFailure;
 use crate::words::text::quoted;
 use crate::words::{number, remedy};
-use crate::worker::Change;
+use crate::worker::{Change, seat};
 
 /// Server::Starter's `--auto-restart-interval`.
 const DEFAULT_INTERVAL: Duration = Duration::from_secs(360);
@@ -35,8 +35,8 @@ const DELAY_WITH_AUTO_RESTART: Duration = Duration::from_secs(5);
 /// The longest `NAME=VALUE` that the kernel passes to a program, in bytes (`MAX_ARG_STRLEN`, execve(2)).
 pub const LONGEST: usize = 128 * 1024 - 1;
 
-/// These tell a worker about its sockets, and only we set them.
-const OURS: [&str; 2] = ["SERVER_STARTER_PORT", "SERVER_STARTER_GENERATION"];
+/// This tells a worker about its sockets. Only we set it, and what says where the worker sits.
+const PORT: &str = "SERVER_STARTER_PORT";
 
 const ENABLE: &str = "ENABLE_AUTO_RESTART";
 const INTERVAL: &str = "AUTO_RESTART_INTERVAL";
@@ -340,7 +340,7 @@ pub fn variable(
     if name.as_bytes().contains(&b'=') {
         return Err(Unusable::NoVariable("its name holds a ="));
     }
-    if OURS.iter().any(|ours| name == *ours) {
+    if name == PORT || seat::VARIABLES.iter().any(|ours| name == *ours) {
         return Err(Unusable::NoVariable("start_server sets it itself"));
     }
     let content = read()?;

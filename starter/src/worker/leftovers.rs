@@ -27,8 +27,8 @@ const MOST_LOOKS: usize = 8;
 pub struct Leftovers<'a> {
     /// The number of their generation, which has no living worker.
     pub generation: u32,
-    /// The variables that tell each worker about its sockets.
-    pub variables: &'a [(OsString, OsString)],
+    /// What `SERVER_STARTER_PORT` is in its workers: one value for each slot, if each has a socket of its own.
+    pub ports: &'a [OsString],
     /// Every living worker, of any generation: its descendants belong to it and are left alone.
     pub workers: &'a [Pid],
 }
@@ -89,10 +89,9 @@ impl Leftovers<'_> {
             })
         };
         let generation = OsString::from(self.generation.to_string());
-        let mut variables = self.variables.iter();
-        let ports = variables.find(|(name, _)| name == "SERVER_STARTER_PORT");
+        let mut ports = self.ports.iter();
         has("SERVER_STARTER_GENERATION", &generation)
-            && ports.is_some_and(|(_, ports)| has("SERVER_STARTER_PORT", ports))
+            && ports.any(|ports| has("SERVER_STARTER_PORT", ports))
     }
 }
 
@@ -100,25 +99,29 @@ impl Leftovers<'_> {
 mod tests {
     use super::*;
 
-    fn variables() -> Vec<(OsString, OsString)> {
-        vec![("SERVER_STARTER_PORT".into(), "80=3;/a=4".into())]
+    /// Of a generation with two slots.
+    fn ports() -> [OsString; 2] {
+        ["80=3;/a=4".into(), "80=3;/b=4".into()]
     }
 
-    fn leftovers<'a>(variables: &'a [(OsString, OsString)], workers: &'a [Pid]) -> Leftovers<'a> {
+    fn leftovers<'a>(ports: &'a [OsString], workers: &'a [Pid]) -> Leftovers<'a> {
         Leftovers {
             generation: 7,
-            variables,
+            ports,
             workers,
         }
     }
 
     #[test]
     fn only_the_environment_of_that_generation_and_of_these_sockets_is_theirs() {
-        let variables = variables();
-        let theirs = |environment: &[u8]| leftovers(&variables, &[]).is_theirs(environment);
-        assert!(theirs(
-            b"A=1\0SERVER_STARTER_GENERATION=7\0SERVER_STARTER_PORT=80=3;/a=4\0B=2\0"
-        ));
+        let ports = ports();
+        let theirs = |environment: &[u8]| leftovers(&ports, &[]).is_theirs(environment);
+        for its in [
+            b"A=1\0SERVER_STARTER_GENERATION=7\0SERVER_STARTER_PORT=80=3;/a=4\0B=2\0".as_slice(),
+            b"SERVER_STARTER_PORT=80=3;/b=4\0SERVER_STARTER_GENERATION=7\0",
+        ] {
+            assert!(theirs(its), "{}", its.escape_ascii());
+        }
         for other in [
             b"".as_slice(),
             b"SERVER_STARTER_GENERATION=7\0",
@@ -126,6 +129,8 @@ mod tests {
             b"SERVER_STARTER_GENERATION=77\0SERVER_STARTER_PORT=80=3;/a=4\0",
             b"SERVER_STARTER_GENERATION=6\0SERVER_STARTER_PORT=80=3;/a=4\0",
             b"SERVER_STARTER_GENERATION=7\0SERVER_STARTER_PORT=81=3;/a=4\0",
+            b"SERVER_STARTER_GENERATION=7\0SERVER_STARTER_PORT=80=3\0",
+            b"SERVER_STARTER_GENERATION=7\0SERVER_STARTER_PORT=80=3;/c=4\0",
             b"XSERVER_STARTER_GENERATION=7\0SERVER_STARTER_PORT=80=3;/a=4\0",
         ] {
             assert!(!theirs(other), "{}", other.escape_ascii());
@@ -162,8 +167,8 @@ mod tests {
             (ours, init),
         ];
         let parents = BTreeMap::from(parents);
-        let (variables, workers) = (variables(), [worker]);
-        let leftovers = leftovers(&variables, &workers);
+        let (ports, workers) = (ports(), [worker]);
+        let leftovers = leftovers(&ports, &workers);
         let mut orphans = parents.keys().copied().collect::<Vec<_>>();
         orphans.retain(|pid| leftovers.is_orphan(*pid, &parents));
         assert_eq!(orphans, [orphan, its_child]);

@@ -9,6 +9,7 @@ pub mod leftovers;
 pub mod lookup;
 mod pin;
 pub mod pins;
+mod seat;
 mod settings;
 
 use std::convert::Infallible;
@@ -33,6 +34,7 @@ use self::explain::{Attempt, Step, explain};
 pub use self::label::Label;
 pub use self::pin::Pin;
 use self::pin::Wanted;
+pub use self::seat::Seat;
 pub use self::settings::Settings;
 use crate::host::dispositions;
 pub use crate::host::launcher::Change;
@@ -71,7 +73,7 @@ pub struct Blueprint {
 /// What one worker gets besides that, and besides what its pin holds.
 #[derive(Clone, Copy)]
 pub struct Extra<'a> {
-    pub generation: u32,
+    pub seat: Seat,
     /// Pipes for its output, with their numbers; a listener may have the same number, and gets it.
     pub output: &'a [(OwnedFd, RawFd)],
     /// Descriptors, with their numbers. Their own numbers are above all of these.
@@ -133,7 +135,7 @@ impl Blueprint {
             ForkResult::Parent { child } => {
                 let report = Report {
                     pipe: ours,
-                    generation: extra.generation,
+                    generation: extra.seat.generation,
                     unpinned: None,
                     path: path_in(&pin.environment),
                 };
@@ -209,7 +211,7 @@ impl Blueprint {
     fn command(&self, extra: Extra<'_>, changes: &[Change]) -> Command {
         let mut command = Command::new(&self.program);
         command.args(&self.arguments);
-        self.set_environment(&mut command, extra.generation, changes);
+        self.set_environment(&mut command, extra.seat, changes);
         // Last, so that nothing else can change them.
         command.envs(self.variables(extra.probe));
         if !extra.kept.is_empty() {
@@ -236,13 +238,19 @@ impl Blueprint {
 
 impl Blueprint {
     /// The variables that tell a worker about its sockets.
-    pub fn variables(&self, probe: Option<&Announced>) -> Vec<(OsString, OsString)> {
+    fn variables(&self, probe: Option<&Announced>) -> Vec<(OsString, OsString)> {
         let announced = self.announced.iter().chain(probe).cloned();
         dialects::variables(&announced.collect::<Vec<_>>(), &self.dialects)
     }
 
-    /// The environment of a worker of this generation, except for what it is told about its sockets.
-    fn set_environment(&self, command: &mut Command, generation: u32, changes: &[Change]) {
+    /// What `SERVER_STARTER_PORT` is in a worker with this probe listener.
+    pub fn ports(&self, probe: Option<&Announced>) -> OsString {
+        let announced: Vec<Announced> = self.announced.iter().chain(probe).cloned().collect();
+        dialects::server_starter_port(&announced)
+    }
+
+    /// The environment of a worker in this seat, except for what it is told about its sockets.
+    fn set_environment(&self, command: &mut Command, seat: Seat, changes: &[Change]) {
         self.handover.apply(command);
         for (name, value) in changes {
             match value {
@@ -250,12 +258,12 @@ impl Blueprint {
                 None => command.env_remove(name),
             };
         }
-        command.env("SERVER_STARTER_GENERATION", generation.to_string());
+        command.envs(seat.variables());
     }
 
-    /// Prepares a command that is to run as a worker of this generation would, but without a worker's sockets.
-    pub fn equip(&self, command: &mut Command, generation: u32, changes: &[Change]) {
-        self.set_environment(command, generation, changes);
+    /// Prepares a command that is to run as a worker in this seat would, but without a worker's sockets.
+    pub fn equip(&self, command: &mut Command, seat: Seat, changes: &[Change]) {
+        self.set_environment(command, seat, changes);
         if let Some(directory) = &self.directory {
             command.current_dir(directory);
         }

@@ -6,14 +6,16 @@ mod pins;
 mod readiness;
 mod replacement;
 mod rollback;
+mod rolling;
 mod rules;
+mod scale;
 mod snapshot;
 mod steps;
 mod stop_first;
 mod walk;
 mod watch;
 
-use std::num::NonZeroU32;
+use std::num::{NonZeroU32, NonZeroUsize};
 use std::time::Duration;
 
 use nix::errno::Errno;
@@ -27,6 +29,9 @@ use crate::words::trouble::Unreachable;
 fn settings() -> Settings {
     Settings {
         workers: 1,
+        rolling: None,
+        start_parallel: None,
+        most_workers: 9,
         interval: Duration::from_secs(1),
         proof: Proof::Interval,
         signal_on_hup: Signal::SIGUSR1,
@@ -45,6 +50,22 @@ fn settings() -> Settings {
             kill_old_delay: Duration::ZERO,
             auto_restart: None,
         },
+    }
+}
+
+/// With so many processes more than workers, at most, while a restart goes on.
+fn rolling(more: usize, settings: Settings) -> Settings {
+    Settings {
+        rolling: NonZeroUsize::new(more),
+        ..settings
+    }
+}
+
+/// Where so many workers start at a time.
+fn parallel(most: usize, settings: Settings) -> Settings {
+    Settings {
+        start_parallel: NonZeroUsize::new(most),
+        ..settings
     }
 }
 
@@ -203,7 +224,8 @@ impl World {
                 Action::SaveStatus => {}
                 Action::Check { generation } => {
                     assert!(!self.is_checking, "two checks at a time");
-                    assert_eq!(generation, self.highest + 1, "it is for the next one");
+                    let next = self.machine.last_number + 1;
+                    assert_eq!(generation, next, "it is for the next one");
                     self.is_checking = true;
                 }
                 Action::EndCheck => {
@@ -233,7 +255,11 @@ impl World {
         assert!(!self.stopping, "a worker is started while stopping");
         assert!(slot < self.machine.settings.workers, "there is no {slot}");
         if generation > self.highest {
-            assert_eq!(generation, self.highest + 1, "numbers follow each other");
+            // One that has waited for room, and was given up, never had a worker.
+            let is_next = generation == self.highest + 1;
+            let settings = &self.machine.settings;
+            let may_wait = settings.rolling.is_some() || settings.start_parallel.is_some();
+            assert!(is_next || may_wait, "numbers follow each other");
             self.highest = generation;
             self.owed = false;
             self.check_that_nobody_is_left(generation);
@@ -241,10 +267,13 @@ impl World {
         let known = self.machine.generation(generation);
         assert!(known.is_some(), "number {generation} was used before");
         let is_occupied = |one: &Process| (one.generation, one.slot) == (generation, slot);
+        // Whoever has left a slot may take its time.
+        let occupied = self.living.iter().find(|one| is_occupied(one));
         assert!(
-            !self.living.iter().any(is_occupied),
+            occupied.is_none_or(|one| self.machine.is_leaver(one.pid)),
             "slot {slot} of {generation} is occupied"
         );
+        self.check_room();
         if self.fail_to_spawn {
             self.on(Event::SpawnFailed {
                 generation,
@@ -318,14 +347,22 @@ impl World {
             "{pid} is signalled a second time by a restart"
         );
         let number = process.generation;
-        if stops_first {
+        let is_leaver = self.machine.is_leaver(pid);
+        if stops_first && !is_leaver {
             process.is_signalled = true;
             assert_eq!(self.machine.stopping_first(), Some(number));
             assert_eq!(self.highest, number, "something newer has been started");
             return;
         }
-        if self.before_rollback.is_some() {
+        if self.before_rollback.is_some() && !is_leaver {
             self.check_return_from(number);
+            for process in &mut self.living {
+                process.is_signalled |= process.pid == pid;
+            }
+            return;
+        }
+        if is_leaver {
+            self.check_leaver(pid);
             for process in &mut self.living {
                 process.is_signalled |= process.pid == pid;
             }
@@ -349,12 +386,90 @@ impl World {
         );
         assert!(
             self.unwell != Some(successor)
-                && !self.living.iter().filter(its).any(|one| one.is_signalled),
+                && !self
+                    .living
+                    .iter()
+                    .filter(its)
+                    .any(|one| one.is_signalled && !self.machine.is_leaver(one.pid)),
             "{pid} is stopped though what is current is unwell or has been told to stop"
         );
         for process in &mut self.living {
             process.is_signalled |= process.pid == pid;
         }
+    }
+
+    /// A rolling restart takes no more than it may.
+    fn check_room(&self) {
+        let settings = &self.machine.settings;
+        if let Some(more) = settings.rolling {
+            assert!(
+                self.living.len() < settings.workers + more.get(),
+                "there are too many processes for another one: {:?}",
+                self.living
+            );
+        }
+        if let Some(most) = settings.start_parallel {
+            let is_starting = |one: &&Process| !self.has_proved_itself(one) && !one.is_signalled;
+            let may_start = |one: &&Process| {
+                let state = self.state_of(one.generation);
+                matches!(state, Some(State::Starting | State::Current))
+                    && !one.is_stopping
+                    && !self.machine.is_leaver(one.pid)
+                    && !self.has_failed(one.pid)
+            };
+            let starting = self.living.iter().filter(is_starting).filter(may_start);
+            assert!(starting.count() < most.get(), "too many start at a time");
+        }
+    }
+
+    /// It cannot run the program, or was not ready in time.
+    fn has_failed(&self, pid: Pid) -> bool {
+        let mut workers = self.machine.generations().flat_map(Generation::workers);
+        workers.any(|one| one.pid == pid && one.failure().is_some())
+    }
+
+    /// A worker has no slot any more and is told: because there are fewer, or because its successor serves.
+    fn check_leaver(&self, pid: Pid) {
+        let leaver = self.living.iter().find(|one| one.pid == pid).unwrap();
+        if self.machine.stopping_first() == Some(leaver.generation) {
+            // With everybody else.
+            return;
+        }
+        let is_surplus = leaver.slot >= self.machine.settings.workers;
+        let serves = |one: &&Process| {
+            one.slot == leaver.slot
+                && one.generation > leaver.generation
+                && !one.is_signalled
+                && self.has_proved_itself(one)
+                && Some(one.generation) != self.unwell
+        };
+        let serving = self.living.iter();
+        let serving = serving.filter(|one| !self.machine.is_leaver(one.pid) && !one.is_signalled);
+        let proved = serving.filter(|one| self.has_proved_itself(one)).count();
+        assert!(
+            !is_surplus || proved >= self.machine.settings.workers,
+            "{pid} is stopped though only {proved} others serve"
+        );
+        assert!(
+            is_surplus || self.living.iter().any(|one| serves(&one)),
+            "{pid} is stopped though nothing newer serves in its slot"
+        );
+    }
+
+    /// As many serve as are wanted, unless some have died or failed.
+    fn scale(&mut self, scale: Scale) {
+        let (before, is_stopping) = (self.machine.workers(), self.machine.is_stopping());
+        self.on(Event::Scale(scale));
+        let wanted = match scale {
+            Scale::To(workers) => workers,
+            Scale::OneMore => before + 1,
+            Scale::OneLess => before - 1,
+        };
+        let expected = match (1..=9).contains(&wanted) && !is_stopping {
+            true => wanted,
+            false => before,
+        };
+        assert_eq!(self.machine.workers(), expected);
     }
 
     fn end_leftovers(&mut self, worker: Pid, generation: u32, signal: Signal) {
@@ -751,8 +866,9 @@ impl World {
         for generation in self.machine.generations() {
             let number = generation.number;
             let living = self.living.iter().filter(|one| one.generation == number);
+            let with_slots = living.filter(|one| !self.machine.is_leaver(one.pid));
             assert!(
-                living.count() <= self.machine.settings.workers,
+                with_slots.count() <= generation.size(),
                 "generation {number} has more workers than slots"
             );
         }

@@ -25,6 +25,8 @@ enum Step {
     Restart,
     RollBack,
     Abort,
+    OneMore,
+    OneLess,
     Stop,
     StrangersAct,
     /// There and back.
@@ -66,6 +68,23 @@ const ROLLBACK_STEPS: [Step; 12] = [
     Step::CheckSucceeds,
     Step::CheckFails,
     Step::SpawningFails,
+    Step::Stop,
+];
+
+/// What matters to a rolling restart and to another number of workers.
+const ROLLING_STEPS: [Step; 13] = [
+    Step::Restart,
+    Step::TimePasses,
+    Step::OldestExits,
+    Step::SecondNewestExits,
+    Step::NewestExits,
+    Step::NewestIsReady,
+    Step::NewestStopsByItself,
+    Step::SpawningFails,
+    Step::OneMore,
+    Step::OneLess,
+    Step::RollBack,
+    Step::Abort,
     Step::Stop,
 ];
 
@@ -131,6 +150,11 @@ impl World {
             Step::RollBack => self.roll_back(),
             Step::Abort if self.stopping => return false,
             Step::Abort => self.abort(),
+            Step::OneMore | Step::OneLess if self.stopping => return false,
+            Step::OneMore if self.machine.workers() > 2 => return false,
+            Step::OneMore => self.scale(Scale::OneMore),
+            Step::OneLess if self.machine.workers() == 1 => return false,
+            Step::OneLess => self.scale(Scale::OneLess),
             Step::Stop if self.stopping => return false,
             Step::Stop => self.stop(Signal::SIGTERM),
             Step::StrangersAct => {
@@ -601,6 +625,45 @@ fn every_short_history_of_two_workers_keeps_the_promises() {
     ]);
 }
 
+#[test]
+fn every_short_history_of_a_rolling_restart_keeps_the_promises() {
+    let delayed = slow(with_workers(2));
+    let mut half = World::new(rolling(1, told(with_workers(2))));
+    half.become_all_ready();
+    half.restart();
+    let newest = half.living.last().unwrap().pid;
+    half.become_ready(newest);
+    walk_by(
+        &ROLLING_STEPS,
+        vec![
+            (serving(rolling(1, settings())), 6),
+            (serving(rolling(1, with_workers(2))), 5),
+            (serving(rolling(2, with_workers(3))), 4),
+            (serving(rolling(1, delayed.clone())), 5),
+            (serving(rolling(1, limited(1, delayed))), 4),
+            (serving(rolling(2, unpinned(with_workers(2)))), 4),
+            (half, 5),
+            (serving(parallel(1, rolling(2, with_workers(3)))), 4),
+            (World::new(rolling(1, told(with_workers(2)))), 4),
+        ],
+    );
+}
+
+#[test]
+fn every_short_history_of_another_number_of_workers_keeps_the_promises() {
+    walk_by(
+        &ROLLING_STEPS,
+        vec![
+            (World::new(with_workers(2)), 5),
+            (serving(slow(with_workers(2))), 5),
+            (World::new(parallel(1, with_workers(2))), 5),
+            (World::new(parallel(2, told(with_workers(3)))), 4),
+            (serving(stop_first(with_workers(2))), 5),
+            (serving(limited(1, with_workers(1))), 5),
+        ],
+    );
+}
+
 /// As a history of many steps cannot be one of all, these are chosen by a generator that always chooses the same.
 #[test]
 fn some_long_histories_keep_the_promises() {
@@ -613,6 +676,9 @@ fn some_long_histories_keep_the_promises() {
         stop_first(with_workers(2)),
         stop_first(limited(3, settings())),
         stop_first(checked(settings())),
+        rolling(1, slow(with_workers(3))),
+        parallel(1, rolling(2, told(with_workers(3)))),
+        parallel(1, impatient(with_workers(3))),
     ];
     let mut state: u64 = 1;
     let mut chosen = |from: usize| {
@@ -622,14 +688,16 @@ fn some_long_histories_keep_the_promises() {
             .wrapping_add(1_442_695_040_888_963_407);
         usize::try_from(state >> 33).unwrap() % from
     };
-    for number in 0..60 {
+    for number in 0..88 {
         let mut world = World::with(kinds[number % kinds.len()].clone(), number % 2 == 0);
         let mut history = Vec::new();
         for _ in 0..60 {
-            let step = match chosen(STEPS.len() + 2) {
+            let step = match chosen(STEPS.len() + 4) {
                 0 => Step::RollBack,
                 1 => Step::Abort,
-                other => STEPS[other - 2],
+                2 => Step::OneMore,
+                3 => Step::OneLess,
+                other => STEPS[other - 4],
             };
             // Otherwise most of them were short again.
             if matches!(step, Step::Stop) || world.finished.is_some() {

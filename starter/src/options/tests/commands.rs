@@ -110,7 +110,7 @@ fn a_running_superdaemon_is_asked_for_one_thing_and_by_its_pid_file() {
     );
     assert_eq!(
         error(&["--timeout=5", "--pid-file=/p", "prog"]),
-        "cannot use --timeout=5: it needs --restart, --rollback, --abort, --upgrade, --stop or --reopen as well"
+        "cannot use --timeout=5: it needs --restart, --rollback, --abort, --scale, --upgrade, --stop or --reopen as well"
     );
 }
 

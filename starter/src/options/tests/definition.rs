@@ -50,6 +50,7 @@ fn the_help_shows_every_option_in_80_columns() {
             "Listening:",
             "Program:",
             "Restarting:",
+            "Many servers:",
             "Readiness:",
             "Files and logging:",
             "Syslog:",

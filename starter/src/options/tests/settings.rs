@@ -1,4 +1,4 @@
-use std::num::NonZeroU32;
+use std::num::{NonZeroU32, NonZeroUsize};
 use std::time::Duration;
 
 use nix::sys::signal::Signal;
@@ -9,7 +9,7 @@ use crate::listeners::dialects::Dialect;
 use crate::listeners::spec::{parse_paths, parse_ports};
 use crate::log::{Address, Format, LogTarget, Stream, SyslogSettings};
 use crate::machine::{Knobs, Proof, Replace};
-use crate::options::Options;
+use crate::options::{Options, Workers};
 use crate::ready::{ProbeAt, Ready, Statuses};
 use crate::worker::environment;
 use crate::{listeners, log, machine, ready, status, worker};
@@ -33,11 +33,13 @@ fn the_defaults_are_those_of_server_starter() {
         ready,
         log,
         status,
+        workers,
         preset,
         runtime_dir,
     } = started(&["prog"]);
     assert_eq!((is_strict, is_daemon, is_guarded), (false, false, false));
     assert_eq!(preset, None);
+    assert_eq!(workers, Workers::Number(1));
     let expected = identity::Settings {
         user: None,
         group: None,
@@ -68,6 +70,9 @@ fn the_defaults_are_those_of_server_starter() {
     assert_eq!(environment, expected);
     let expected = machine::Settings {
         workers: 1,
+        rolling: None,
+        start_parallel: None,
+        most_workers: usize::MAX,
         interval: Duration::from_secs(1),
         proof: Proof::Interval,
         signal_on_hup: Signal::SIGTERM,
@@ -125,6 +130,7 @@ fn every_option_reaches_its_room() {
         ready,
         log,
         status,
+        workers,
         preset,
         runtime_dir,
     } = with(&[
@@ -152,6 +158,9 @@ fn every_option_reaches_its_room() {
         "--watch=11",
         "--kill-old-timeout=8",
         "--max-old-generations=9",
+        "--workers=auto",
+        "--rolling=2",
+        "--start-parallel=3",
         "--start-limit=6",
         "--runtime-dir=/r/",
         "--pid-file=/p",
@@ -173,6 +182,7 @@ fn every_option_reaches_its_room() {
         "--strict",
     ]);
     assert_eq!((is_strict, is_daemon, is_guarded), (true, true, true));
+    assert_eq!(workers, Workers::Auto);
     assert_eq!(preset, None);
     let expected = identity::Settings {
         user: Some("www".into()),
@@ -204,6 +214,9 @@ fn every_option_reaches_its_room() {
     assert_eq!(environment, expected);
     let expected = machine::Settings {
         workers: 1,
+        rolling: NonZeroUsize::new(2),
+        start_parallel: NonZeroUsize::new(3),
+        most_workers: usize::MAX,
         interval: Duration::from_secs(2),
         proof: Proof::Told {
             within: Duration::from_secs(10),

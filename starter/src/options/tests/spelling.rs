@@ -109,15 +109,15 @@ fn a_beginning_that_is_not_unique_is_refused_with_the_candidates() {
     for (word, candidates) in [
         (
             "--st",
-            "--start-limit, --start-timeout, --status, --status-file, --stop, --stop-timeout or --strict",
+            "--start-limit, --start-parallel, --start-timeout, --status, --status-file, --stop, --stop-timeout or --strict",
         ),
         (
             "--ST=1",
-            "--start-limit, --start-timeout, --status, --status-file, --stop, --stop-timeout or --strict",
+            "--start-limit, --start-parallel, --start-timeout, --status, --status-file, --stop, --stop-timeout or --strict",
         ),
         (
             "--sta",
-            "--start-limit, --start-timeout, --status or --status-file",
+            "--start-limit, --start-parallel, --start-timeout, --status or --status-file",
         ),
         ("--sto", "--stop or --stop-timeout"),
         ("--d", "--daemonize or --dir"),

@@ -3,7 +3,6 @@
 mod deploys;
 
 use std::ffi::OsStr;
-use std::fmt::Display;
 use std::net::Ipv6Addr;
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;

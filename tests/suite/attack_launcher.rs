@@ -203,14 +203,14 @@ fn assert_is_a_usual_supervisor(server: &Server, what: &str, sockets: usize, gen
         Signal::SIGUSR2,
         Signal::SIGCHLD,
         Signal::SIGXCPU,
+        Signal::SIGTTIN,
+        Signal::SIGTTOU,
         Signal::SIGURG,
     ];
     assert_eq!(status.blocked, mask(&taken), "{what}");
     // Job control, and what nobody can ignore or would make sense of.
     let others = [
         Signal::SIGTSTP,
-        Signal::SIGTTIN,
-        Signal::SIGTTOU,
         Signal::SIGWINCH,
         Signal::SIGKILL,
         Signal::SIGSTOP,

@@ -236,7 +236,7 @@ fn old_workers_are_killed_after_an_upgrade_when_their_time_is_over() {
     let (server, programs, port) = serving(
         with_files()
             .worker(["--graceful"])
-            .option("--kill-old-timeout=2"),
+            .option("--kill-old-timeout=6"),
     );
     let first = server.wait_for_service(1);
     let _held = client::hold(port);
@@ -260,7 +260,7 @@ fn the_delay_before_old_workers_are_told_goes_on() {
     let (server, programs, _) = serving(
         with_files()
             .worker(["--graceful"])
-            .option("--kill-old-delay=2"),
+            .option("--kill-old-delay=6"),
     );
     let first = server.wait_for_service(1);
     let mut client = restart(&server);

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use super::generation::{Generation, PROOF_OF_LIFE, Slot, Stage, State, Why};
-use super::history::{Decision, Verdict};
+use super::history::{Decision, Steps, Verdict};
 use super::model::{Action, Machine, Proof, Settings};
 use crate::host::moment::Moment;
 use crate::words::notice::Notice;
@@ -44,25 +44,12 @@ impl Machine {
         };
         let (number, request, why) = (proved.number, proved.request, proved.why);
         let rolls = proved.rolls;
-        let signal_at = now + self.settings.knobs.kill_old_delay;
         let replaces = self.replaced_by(number).or(self.stopped_for(why));
         let mut steps = proved.steps;
         steps.ready_at = Some(now);
         let outage = self.end_outage(number, why, now);
         self.end_postponed();
-        for generation in &mut self.generations {
-            if generation.number == number {
-                generation.stage = Stage::Current;
-                generation.steps = steps;
-            } else if matches!(generation.state(), State::Current | State::Partial) {
-                generation.stage = match rolls {
-                    // Its workers have left their slots one by one.
-                    true => Stage::Draining,
-                    false => Stage::Retiring { signal_at },
-                };
-                generation.unhealthy = None;
-            }
-        }
+        self.make_current(number, steps, rolls, now);
         if why.is_restart() {
             self.served_before = self.served;
         }
@@ -102,6 +89,23 @@ impl Machine {
             self.start_checked(Why::Asked, now);
         } else if let Some(restart) = self.postponed {
             self.start_generation(restart, now);
+        }
+    }
+
+    /// The generation takes the place of what serves, which is told to stop later, or was one by one.
+    fn make_current(&mut self, number: u32, steps: Steps, rolls: bool, now: Moment) {
+        let signal_at = now + self.settings.knobs.kill_old_delay;
+        for generation in &mut self.generations {
+            if generation.number == number {
+                generation.stage = Stage::Current;
+                generation.steps = steps;
+            } else if matches!(generation.state(), State::Current | State::Partial) {
+                generation.stage = match rolls {
+                    true => Stage::Draining,
+                    false => Stage::Retiring { signal_at },
+                };
+                generation.unhealthy = None;
+            }
         }
     }
 

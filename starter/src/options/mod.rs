@@ -15,6 +15,7 @@ mod preset;
 mod refusal;
 mod spelling;
 mod values;
+mod workers;
 
 use std::ffi::{OsStr, OsString};
 use std::mem;
@@ -34,6 +35,8 @@ use self::preset::Preset;
 use self::refusal::{lacks, of_clap, unusable};
 use self::spelling::spell_out;
 use self::values::{Given, tag_of};
+use self::workers::MOST_WORKERS;
+pub use self::workers::Workers;
 use crate::host::{identity, runtime_dir};
 use crate::listeners::dialects::Dialect;
 use crate::log::{Address, DEFAULT_ADDRESS, Format, LogTarget, SyslogSettings};
@@ -95,17 +98,6 @@ pub struct Options {
     /// What a preset has set, for people.
     pub preset: Option<String>,
 }
-
-/// How many workers there are to be.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Workers {
-    Number(u16),
-    /// One for each CPU.
-    Auto,
-}
-
-/// More workers than this are a mistake.
-pub const MOST_WORKERS: u16 = 10_000;
 
 /// How long a worker may take to become ready, by default.
 const START_TIMEOUT: Duration = Duration::from_secs(60);

@@ -12,7 +12,7 @@ use nix::sys::signal::Signal;
 
 use super::preset::Preset;
 use super::refusal::refused;
-use super::{MOST_WORKERS, Workers};
+use super::workers::{MOST_WORKERS, Workers};
 use crate::listeners::dialects::Dialect;
 use crate::listeners::spec::{HIGHEST_DESCRIPTOR, PathSpec, PortSpec, parse_paths, parse_ports};
 use crate::log::{Address, Format, LogTarget, Stream, facility};

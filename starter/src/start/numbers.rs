@@ -40,7 +40,8 @@ fn machine(options: &Options, open_files: OpenFiles) -> Result<machine::Settings
         },
         ..options.machine.clone()
     };
-    let most = most_workers(options, &settings, open_files);
+    // Whether there is room for a single one is found out where it is needed.
+    let most = most_workers(options, &settings, open_files).max(1);
     match workers <= most {
         true => Ok(machine::Settings {
             most_workers: most,

@@ -43,6 +43,7 @@ mod listener_health;
 mod listeners;
 mod lock_holder;
 mod logging;
+mod manual;
 mod pid_namespaces;
 mod pins;
 mod policy;

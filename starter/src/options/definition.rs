@@ -37,7 +37,9 @@ Exit codes:
 
 Examples:
   start_server --port=8080 --pid-file=app.pid -- ./server
-  start_server --restart --pid-file=app.pid --timeout=60";
+  start_server --restart --pid-file=app.pid --timeout=60
+
+The manual: man start_server";
 
 /// All options, in the order of the help.
 pub fn definition() -> Command {

@@ -26,8 +26,8 @@ fn the_help_shows_every_option_in_80_columns() {
     for asked in ["-h", "help"] {
         assert_eq!(help, printed(&[asked]), "{asked}");
     }
-    let example = "  start_server --restart --pid-file=app.pid --timeout=60\n";
-    assert!(help.ends_with(example), "{help}");
+    let end = "  start_server --restart --pid-file=app.pid --timeout=60\n\nThe manual: man start_server\n";
+    assert!(help.ends_with(end), "{help}");
     assert!(
         help.contains("Usage: start_server [options] -- server-prog server-arg1 server-arg2 ...\n"),
         "{help}"

@@ -4,6 +4,7 @@ mod checks;
 mod commands;
 mod definition;
 mod logging;
+mod manual;
 mod preset;
 mod settings;
 mod spelling;

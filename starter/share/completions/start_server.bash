@@ -23,7 +23,7 @@ _start_server() {
 
     case "${cmd}" in
         start_server)
-            opts="-h -V --port --path --backlog --dir --envdir --preset --fd-env --label --label-file --no-pin --interval --start-limit --check --check-first --replace --signal-on-hup --kill-old-delay --kill-old-timeout --max-old-generations --signal-on-term --stop-timeout --guardian --enable-auto-restart --auto-restart-interval --ready --ready-status --probe --start-timeout --watch --fd-store-max --pid-file --status-file --log-file --log-stream --log-timestamps --quiet --daemonize --syslog --syslog-tag --syslog-address --syslog-format --syslog-stream --user --group --keep-env --strict --restart --rollback --abort --no-wait --upgrade --stop --reopen --timeout --status --follow --json --openmetrics --check-config --self-test --help --version"
+            opts="-h -V --port --path --backlog --dir --envdir --preset --fd-env --label --label-file --no-pin --interval --start-limit --check --check-first --replace --signal-on-hup --kill-old-delay --kill-old-timeout --max-old-generations --signal-on-term --stop-timeout --guardian --enable-auto-restart --auto-restart-interval --workers --rolling --start-parallel --ready --ready-status --probe --start-timeout --watch --fd-store-max --runtime-dir --pid-file --status-file --log-file --log-stream --log-timestamps --quiet --daemonize --syslog --syslog-tag --syslog-address --syslog-format --syslog-stream --user --group --keep-env --strict --restart --rollback --abort --scale --no-wait --upgrade --stop --reopen --timeout --status --follow --json --openmetrics --check-config --self-test --help --version"
             if [[ ${cur} == -* || ${COMP_CWORD} -eq 1 ]] ; then
                 COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
                 return 0
@@ -67,7 +67,7 @@ _start_server() {
                     return 0
                     ;;
                 --preset)
-                    COMPREPLY=($(compgen -W "gunicorn h2o hypercorn nginx node plain puma starlet starman unicorn uvicorn list" -- "${cur}"))
+                    COMPREPLY=($(compgen -W "gunicorn h2o hypercorn nginx node php-fpm plain puma starlet starman unicorn uvicorn list" -- "${cur}"))
                     return 0
                     ;;
                 --fd-env)
@@ -141,6 +141,18 @@ _start_server() {
                     COMPREPLY=($(compgen -f "${cur}"))
                     return 0
                     ;;
+                --workers)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                --rolling)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                --start-parallel)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
                 --ready)
                     COMPREPLY=($(compgen -f "${cur}"))
                     return 0
@@ -163,6 +175,13 @@ _start_server() {
                     ;;
                 --fd-store-max)
                     COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                --runtime-dir)
+                    COMPREPLY=()
+                    if [[ "${BASH_VERSINFO[0]}" -ge 4 ]]; then
+                        compopt -o plusdirs
+                    fi
                     return 0
                     ;;
                 --pid-file)
@@ -250,6 +269,10 @@ _start_server() {
                     return 0
                     ;;
                 --group)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                --scale)
                     COMPREPLY=($(compgen -f "${cur}"))
                     return 0
                     ;;

@@ -8,6 +8,7 @@ h2o\t''
 hypercorn\t''
 nginx\t''
 node\t''
+php-fpm\t''
 plain\t''
 puma\t''
 starlet\t''
@@ -15,7 +16,7 @@ starman\t''
 unicorn\t''
 uvicorn\t''
 list\t''"
-complete -c start_server -l fd-env -d 'Also announce the descriptors in the variables of systemd (LISTEN_FDS), unicorn (UNICORN_FD), nginx (NGINX) or einhorn (EINHORN_FDS). Repeatable; takes a comma-separated list.' -r -f -a "systemd\t''
+complete -c start_server -l fd-env -d 'Also announce the descriptors in the variables of systemd (LISTEN_FDS), unicorn (UNICORN_FD), nginx (NGINX), einhorn (EINHORN_FDS) or php-fpm (FPM_SOCKETS). Repeatable; takes a comma-separated list.' -r -f -a "systemd\t''
 unicorn\t''
 nginx\t''
 einhorn\t''"
@@ -35,6 +36,9 @@ complete -c start_server -l stop-timeout -d 'Kill what is still alive this long 
 complete -c start_server -l enable-auto-restart -d 'Start a new server at regular intervals, as on HUP (default: 0).' -r -f -a "0\t''
 1\t''"
 complete -c start_server -l auto-restart-interval -d 'The time between two such starts (default: 360); doubled while an old server is still alive.' -r
+complete -c start_server -l workers -d 'Run this many servers side by side, or one for each CPU (default: 1). Each finds its number in SERVER_STARTER_WORKER, from 0.' -r
+complete -c start_server -l rolling -d 'Replace them one by one: start up to this many new ones (default: 1), and stop an old one as soon as the new one in its place serves. If one fails, the restart stops there. By default all are replaced at once.' -r
+complete -c start_server -l start-parallel -d 'How many of them may be starting at the same time (default: the number of CPUs; with --ready=interval no limit).' -r
 complete -c start_server -l ready -d 'What proves that a new server serves, and so ends the old one: interval      it stays alive for --interval (default) notify        it says READY=1, as to systemd (sd_notify) fd:N          it writes a line feed to descriptor N, as to s6 exec:COMMAND  a shell command exits with 0; it is tried again accept        it accepts a connection on a listener of its own http:PATH     it answers GET PATH there' -r
 complete -c start_server -l ready-status -d 'The statuses that count as ready with --ready=http (default: 200).' -r
 complete -c start_server -l probe -d 'Where the server\'s own listener is for --ready=accept and http: a port of 127.0.0.1 (default), or a unix socket. It is announced after the others; with exec, COMMAND finds it in SERVER_STARTER_PROBE.' -r -f -a "tcp\t''
@@ -42,6 +46,7 @@ unix\t''"
 complete -c start_server -l start-timeout -d 'How long a new server may take to become ready; after that it has failed (default: 60).' -r
 complete -c start_server -l watch -d 'With --ready=exec, accept or http: go on asking the server. When it fails for this long, it is unhealthy: that is logged and shown, and within --kill-old-delay the old server takes over again.' -r
 complete -c start_server -l fd-store-max -d 'With --ready=notify: keep up to this many descriptors that a server sends (FDSTORE=1, as to systemd), and pass them to the next ones after the listeners, in the variables of --fd-env=systemd (default: 0).' -r
+complete -c start_server -l runtime-dir -d 'Make this directory for the server\'s user if it is missing. Relative --pid-file, --status-file and --log-file are in it.' -r -f -a "(__fish_complete_directories)"
 complete -c start_server -l pid-file -d 'Write the process id of start_server to this file, and lock it.' -r -F
 complete -c start_server -l status-file -d 'Write a line GENERATION:PID to this file for each running server.' -r -F
 complete -c start_server -l log-file -d 'Append stdout and stderr of start_server and the server to this file. With "| COMMAND", pipe them to a shell command instead.' -r -F
@@ -56,6 +61,7 @@ complete -c start_server -l syslog-stream -d 'Send only this output of the serve
 stderr\t''"
 complete -c start_server -l user -d 'Run as this user, a name or number, once the listeners are open.' -r -f -a "(__fish_complete_users)"
 complete -c start_server -l group -d 'Run as this group, a name or number (default: the user\'s groups).' -r
+complete -c start_server -l scale -d 'Let the start_server that holds --pid-file run this many servers side by side, and wait until they serve.' -r
 complete -c start_server -l timeout -d 'The longest that these commands wait (default: no limit).' -r
 complete -c start_server -l no-pin -d 'When a server has died, start what is on disk by then. By default the program, directory and environment that have served come back, and only a restart looks at the disk.'
 complete -c start_server -l check-first -d 'Run --check before the very first start too.'

@@ -124,6 +124,8 @@ fn signals_without_a_meaning_reach_nobody() {
         Signal::SIGINT,
         Signal::SIGQUIT,
         Signal::SIGTERM,
+        Signal::SIGTTIN,
+        Signal::SIGTTOU,
         Signal::SIGKILL,
         Signal::SIGSTOP,
     ];

@@ -44,6 +44,7 @@ mod listener_health;
 mod listeners;
 mod lock_holder;
 mod logging;
+mod many_workers;
 mod php_fpm;
 mod pid_namespaces;
 mod pins;

@@ -26,14 +26,16 @@ pub fn with_files() -> Setup {
 
 /// From the second generation on, a shell command waits at a gate before it executes the worker.
 pub fn gated(setup: Setup, arguments: &str) -> (Setup, Gate) {
+    gated_by(setup, "[ $SERVER_STARTER_GENERATION = 1 ]", arguments)
+}
+
+/// The same for each worker for which this shell command fails.
+pub fn gated_by(setup: Setup, passes: &str, arguments: &str) -> (Setup, Gate) {
     let gate = setup.folder().join("gate");
     mkfifo(&gate, Mode::from_bits_truncate(0o600)).expect("cannot make a FIFO");
     let owner = Uid::effective().is_root().then_some(NOBODY);
     chown(&gate, owner, None).expect("cannot give the FIFO away");
-    let before = format!(
-        "[ $SERVER_STARTER_GENERATION = 1 ] || read x <{}",
-        gate.display()
-    );
+    let before = format!("{passes} || read x <{}", gate.display());
     (scripted(setup, &before, arguments), Gate(gate))
 }
 

@@ -60,6 +60,7 @@ mod remedies;
 mod restart;
 mod restart_progress;
 mod rollback;
+mod rolling;
 mod rooms;
 mod root_files;
 mod root_start;

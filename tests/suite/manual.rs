@@ -78,7 +78,7 @@ fn bash_completes_options_and_their_values() {
         return;
     }
     assert_eq!(offered(&["--pid-fi"]), ["--pid-file"]);
-    assert_eq!(offered(&["--port", "80", "--roll"]), ["--rollback"]);
+    assert_eq!(offered(&["--port", "80", "--rollb"]), ["--rollback"]);
     assert_eq!(offered(&["--replace", "st"]), ["stop-first"]);
     assert_eq!(offered(&["--preset", "uv"]), ["uvicorn"]);
     assert_eq!(

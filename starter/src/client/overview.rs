@@ -244,7 +244,7 @@ pub fn last_start(view: &View, at: f64) -> Option<String> {
             let back = back.map(|(number, after)| format!("; {}", was_restored(number, after)));
             let rolled = super::status::rolled(last);
             let further = match last.given_up {
-                _ if rolled.is_some() => rolled,
+                _ if last.rolled.is_some() => rolled,
                 true => Some("given up, since --start-limit is reached".to_owned()),
                 false => next_start(view, at),
             };

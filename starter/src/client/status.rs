@@ -244,7 +244,9 @@ impl Status {
         let replaces = self.last_decision(generation).and_then(|one| one.replaces);
         let last = replaces.unwrap_or(0).max(generation);
         let living = self.0.generations.iter();
-        living.filter(move |one| one.number <= last && one.number != generation)
+        let replaced = living.filter(move |one| one.number <= last && one.number != generation);
+        // What has taken over some slots goes on serving in them.
+        replaced.filter(|one| one.state != State::Partial)
     }
 
     /// The highest number of a generation that is known.
@@ -291,8 +293,8 @@ impl Status {
                 "cannot {asked}: generation {generation} {done}; {serving}"
             ));
         }
-        let rolled = rolled(decision);
-        let what_follows = match decision.given_up && rolled.is_none() {
+        let was_rolling = decision.rolled.is_some();
+        let what_follows = match decision.given_up && !was_rolling {
             true => remedy::until_the_next_restart,
             false => remedy::until_it_is_retried,
         };
@@ -309,12 +311,12 @@ impl Status {
         let label = label.filter(|_| self.0.options.label.is_some());
         let label = label.map(|label| format!(" ({})", shortened(label)));
         let label = label.unwrap_or_default();
-        let serving = rolled.clone().unwrap_or(serving);
+        let serving = rolled(decision).unwrap_or(serving);
         Failure::failed(format!(
             "cannot {asked}: generation {generation}{label} {failed}{how}; {serving}"
         ))
         .stderr(&said)
-        .hint(match decision.restored.is_some() || rolled.is_some() {
+        .hint(match decision.restored.is_some() || was_rolling {
             true => remedy::until_it_is_asked_for(&advice),
             false => what_follows(&advice),
         })
@@ -381,9 +383,9 @@ pub fn how(decision: &view::Verdict) -> String {
     }
 }
 
-/// How far a rolling restart came that has failed in the middle.
+/// How far a rolling restart came that has failed in the middle. One that has replaced nobody has changed nothing.
 pub fn rolled(decision: &view::Verdict) -> Option<String> {
-    let rolled = decision.rolled?;
+    let rolled = decision.rolled.filter(|rolled| rolled.done > 0)?;
     Some(many::rolled(rolled.done, rolled.of, decision.generation))
 }
 

@@ -176,7 +176,7 @@ mod tests {
         datagram[0] = VERSION + 1;
         assert_eq!(
             decode::<Request>(&datagram).unwrap_err().to_string(),
-            "a message of version 5, not 4: start_server and start_server-binder differ"
+            "a message of version 6, not 5: start_server and start_server-binder differ"
         );
     }
 

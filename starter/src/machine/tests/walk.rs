@@ -639,7 +639,7 @@ fn every_short_history_of_a_rolling_restart_keeps_the_promises() {
             (serving(rolling(1, settings())), 6),
             (serving(rolling(1, with_workers(2))), 5),
             (serving(rolling(2, with_workers(3))), 4),
-            (serving(rolling(1, delayed.clone())), 5),
+            (serving(rolling(1, delayed.clone())), 4),
             (serving(rolling(1, limited(1, delayed))), 4),
             (serving(rolling(2, unpinned(with_workers(2)))), 4),
             (half, 5),
@@ -654,11 +654,11 @@ fn every_short_history_of_another_number_of_workers_keeps_the_promises() {
     walk_by(
         &ROLLING_STEPS,
         vec![
-            (World::new(with_workers(2)), 5),
-            (serving(slow(with_workers(2))), 5),
-            (World::new(parallel(1, with_workers(2))), 5),
+            (World::new(with_workers(2)), 4),
+            (serving(slow(with_workers(2))), 4),
+            (World::new(parallel(1, with_workers(2))), 4),
             (World::new(parallel(2, told(with_workers(3)))), 4),
-            (serving(stop_first(with_workers(2))), 5),
+            (serving(stop_first(with_workers(2))), 4),
             (serving(limited(1, with_workers(1))), 5),
         ],
     );

@@ -1074,6 +1074,46 @@ fn a_guardian_that_was_stopped_for_long_knows_everything_when_it_goes_on() {
 }
 
 #[test]
+fn what_a_stopped_guardian_never_got_costs_no_request_and_no_worker() {
+    if !is_ours() {
+        return;
+    }
+    let logs: [&[&str]; 2] = [&[], &["--log-file=out", "--log-timestamps"]];
+    for options in logs {
+        let limited = guarded().limit(Resource::RLIMIT_NOFILE, 100, 100);
+        let (mut server, port) = serving(limited.options(options));
+        let out = server.folder().join("out");
+        let said = |server: &Server, text: &str| {
+            let out = fs::read_to_string(&out).unwrap_or_default();
+            out.contains(text) || server.log().contains(text)
+        };
+        let load = Load::start(port, 1);
+        proc::stop(server.pid());
+        let last = supervisor(&server);
+        for generation in 2..=25 {
+            kill(last, Signal::SIGHUP).expect("it is gone");
+            server.wait_for_service(generation);
+            server.wait_for_generations(&[generation]);
+        }
+        if !options.is_empty() {
+            kill(last, Signal::SIGUSR1).expect("it is gone");
+            server.wait_until("the log is reopened", |server| said(server, "reopened"));
+        }
+        // What it has not sent dies with it.
+        strike(&server);
+        server.signal(Signal::SIGCONT);
+        for text in ["died before the guardian had", REVIVED] {
+            server.wait_until(text, |server| said(server, text));
+        }
+        assert_eq!(server.restart().generation, 26);
+        load.wait_for_more(4);
+        assert_eq!(load.stop().failures, [""; 0]);
+        assert!(server.stop().success());
+        nothing_is_left(&server);
+    }
+}
+
+#[test]
 fn a_supervisor_for_which_there_is_no_process_now_is_started_later() {
     if !is_ours() || !needs_program("prlimit") {
         return;

@@ -15,7 +15,7 @@ pub mod message;
 use std::collections::VecDeque;
 use std::ffi::OsString;
 use std::mem::ManuallyDrop;
-use std::os::fd::{AsFd, AsRawFd, IntoRawFd, OwnedFd, RawFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, IntoRawFd, OwnedFd, RawFd};
 use std::time::Duration;
 
 use common::descriptors::{FIRST, close_inherited, keep_from_exec};
@@ -25,9 +25,10 @@ use nix::sys::signal::{Signal, kill};
 use nix::sys::time::TimeSpec;
 use nix::unistd::{ForkResult, Pid, dup2_stderr, dup2_stdout};
 
-use self::area::Area;
+use self::area::{Area, Written};
 use self::kept::{Kept, place};
 use self::message::{Channel, PAUSE, ToGuardian, ToSupervisor};
+use crate::host::luggage::stand_in;
 use crate::host::moment::Moment;
 use crate::host::open_files::{OpenFiles, duplicate_above, owned};
 use crate::host::own_program::{Guarded, Inheritance, execute};
@@ -379,14 +380,19 @@ impl Guardian {
     }
 
     fn start_supervisor(&mut self, status: i32) -> Result<(), Cannot> {
-        let (last, snapshot) = self.area.read().map_err(|_| words::NO_SNAPSHOT)?;
-        self.kept.prune(last);
+        let written = self.area.read().map_err(|_| words::NO_SNAPSHOT)?;
+        self.kept.prune(written.number);
         let in_errno = |error| Errno::try_from(error).unwrap_or(Errno::EIO);
-        let snapshot = sealed(&snapshot).map_err(in_errno)?;
+        let snapshot = sealed(&written.snapshot).map_err(in_errno)?;
+        let stand_in = stand_in()?;
+        let (descriptors, missing) = self.descriptors(&written, stand_in.as_fd());
+        if missing > 0 {
+            show(&words::missing(missing));
+        }
         let (ours, theirs) = Channel::pair()?;
         match fork_single_threaded()? {
             ForkResult::Child => {
-                let Err(errno) = self.become_supervisor(last, status, &snapshot, &theirs);
+                let Err(errno) = self.become_supervisor(&descriptors, status, &snapshot, &theirs);
                 show(&words::cannot("start a supervisor", errno));
                 exit_child(1)
             }
@@ -398,6 +404,21 @@ impl Guardian {
                 Ok(())
             }
         }
+    }
+
+    /// Those that the snapshot names, and how many of them are not here: the last supervisor has died before it could send
+    /// them. Something is in their place, so that all others are of use.
+    fn descriptors<'a>(
+        &'a self,
+        written: &Written,
+        stand_in: BorrowedFd<'a>,
+    ) -> (Vec<(RawFd, BorrowedFd<'a>)>, usize) {
+        let mut found = self.kept.of(written.number);
+        let is_here = |number: &RawFd| found.iter().any(|(one, _)| one == number);
+        let named = written.descriptors.iter().copied();
+        let missing: Vec<RawFd> = named.filter(|one| *one > 2 && !is_here(one)).collect();
+        found.extend(missing.iter().map(|number| (*number, stand_in)));
+        (found, missing.len())
     }
 
     /// Tells a new supervisor what the last one has not dealt with.
@@ -415,12 +436,11 @@ impl Guardian {
     /// In a child.
     fn become_supervisor(
         &self,
-        last: u64,
+        descriptors: &[(RawFd, BorrowedFd<'_>)],
         status: i32,
         snapshot: &OwnedFd,
         channel: &Channel,
     ) -> Result<std::convert::Infallible, Errno> {
-        let descriptors = self.kept.of(last);
         let numbers: Vec<RawFd> = descriptors.iter().map(|(number, _)| *number).collect();
         let highest = numbers.iter().copied().max().unwrap_or(2);
         // Out of the way of all these.
@@ -428,7 +448,7 @@ impl Guardian {
         let channel = duplicate_above(channel.as_fd(), highest)?;
         let area = duplicate_above(self.area.as_fd(), highest)?;
         let program = duplicate_above(self.program.as_fd(), highest)?;
-        place(&descriptors)?;
+        place(descriptors)?;
         let inheritance = Inheritance {
             snapshot: snapshot.as_raw_fd(),
             before: None,

@@ -6,7 +6,8 @@
 use std::os::fd::{AsFd, OwnedFd, RawFd};
 
 use nix::errno::Errno;
-use nix::fcntl::{FcntlArg, fcntl};
+use nix::fcntl::{FcntlArg, OFlag, fcntl};
+use nix::unistd::pipe2;
 use serde::{Deserialize, Serialize, Serializer};
 
 use crate::host::open_files::{borrowed, owned};
@@ -53,6 +54,21 @@ impl Carried {
     pub fn take(self) -> OwnedFd {
         owned(self.0)
     }
+}
+
+/// What stands for a descriptor that has been lost on the way: a pipe that has ended. What was a pipe or a connection is over,
+/// a file cannot be written to, and no path leads anywhere from it.
+///
+/// # Errors
+/// Of pipe2(2).
+pub fn stand_in() -> nix::Result<OwnedFd> {
+    pipe2(OFlag::O_CLOEXEC | OFlag::O_NONBLOCK).map(|(ended, _)| ended)
+}
+
+/// Whether this is one, or is as useless where something is to be written.
+pub fn is_for_reading(descriptor: impl AsFd) -> bool {
+    let flags = fcntl(descriptor, FcntlArg::F_GETFL).map(OFlag::from_bits_retain);
+    flags.is_ok_and(|flags| flags & OFlag::O_ACCMODE == OFlag::O_RDONLY)
 }
 
 impl TryFrom<RawFd> for Carried {

@@ -21,7 +21,7 @@ mod target;
 use std::fs::File;
 use std::io::{self, Write};
 use std::os::fd::{AsFd, BorrowedFd};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::rc::Rc;
 
 use nix::unistd::{Pid, dup2_stderr, dup2_stdout};
@@ -172,7 +172,7 @@ impl Log {
             (Some(LogTarget::File(path)), _) => LogFile::File(path.clone()),
             (Some(LogTarget::Command(_)) | None, _) => LogFile::None,
         };
-        Log {
+        let mut log = Log {
             output: Output::unpack(packed.output, settings),
             target,
             stdout: settings.routes(Stream::Stdout),
@@ -180,7 +180,13 @@ impl Log {
             capture: Capture::unpack(packed.capture),
             appended: Appended::unpack(packed.appended),
             reopened: packed.reopened,
+        };
+        if let (LogFile::File(path), true) = (&log.target, log.output.target.is_lost()) {
+            let path = path.clone();
+            // Where that fails every line that is lost is counted.
+            drop(log.open_again(&path));
         }
+        log
     }
 
     /// Turns the streams to where they belong; those that are captured stay as they are here.
@@ -273,11 +279,7 @@ impl Log {
         let path = path.clone();
         // What was read before belongs in the old file.
         self.read_all();
-        let opened = open_file(&path).and_then(|file| {
-            self.redirect(file.as_fd(), true)?;
-            self.output.target = Target::file(file);
-            Ok(())
-        });
+        let opened = self.open_again(&path);
         self.reopened.failure = opened.as_ref().err().map(file::cause);
         let notice = match opened {
             Ok(()) => Notice::LogReopened {
@@ -290,6 +292,13 @@ impl Log {
             },
         };
         self.say(&notice);
+    }
+
+    fn open_again(&mut self, path: &Path) -> io::Result<()> {
+        let file = open_file(path)?;
+        self.redirect(file.as_fd(), true)?;
+        self.output.target = Target::file(file);
+        Ok(())
     }
 
     /// How many lines have been lost since the start, on the way to the target or to syslog.

@@ -11,7 +11,7 @@ use nix::poll::{PollFd, PollFlags, ppoll};
 use nix::sys::time::TimeSpec;
 use serde::{Deserialize, Serialize};
 
-use crate::host::luggage::{Carried, Luggage, bytes};
+use crate::host::luggage::{Carried, Luggage, bytes, is_for_reading};
 
 /// How much is queued for a log command that does not read before workers are no longer read, in bytes.
 const MOST_WAITING: usize = 1 << 20;
@@ -150,6 +150,11 @@ impl Target {
             }
         }
         (self, 0)
+    }
+
+    /// It is a file that was lost on the way from the last program.
+    pub fn is_lost(&self) -> bool {
+        matches!(self, Target::File { file, .. } if is_for_reading(file))
     }
 
     pub fn is_standard_error(&self) -> bool {

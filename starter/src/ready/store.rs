@@ -110,7 +110,9 @@ impl Store {
 
     /// What was kept goes into this store, which is new. None of it is lost, however little that would let in.
     pub fn unpack(packed: PackedStore, new: Store) -> Store {
-        let kept: Vec<Kept> = packed.kept.into_iter().map(Kept::unpack).collect();
+        let kept = packed.kept.into_iter().map(Kept::unpack);
+        // What has been lost on the way is not handed on.
+        let kept: Vec<Kept> = kept.filter(Kept::is_the_same).collect();
         Store {
             length: length_of(&kept),
             kept,
@@ -266,6 +268,11 @@ impl Kept {
             file: self.file,
             is_polled: self.is_polled,
         }
+    }
+
+    /// As when it was put in.
+    fn is_the_same(&self) -> bool {
+        fstat(&self.descriptor).is_ok_and(|there| (there.st_dev, there.st_ino) == self.file)
     }
 
     fn unpack(packed: PackedKept) -> Kept {

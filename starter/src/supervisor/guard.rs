@@ -279,7 +279,7 @@ impl Guard {
                 said.map_err(|errno| errno.desc().to_owned())?;
             }
         }
-        let written = self.area.write(next, &legacy.text);
+        let written = (self.area).write(next, &legacy.text, legacy.luggage.numbers());
         written.map_err(|error| failure::cause(&error))?;
         let gone: Vec<RawFd> = self.sent.keys().copied().collect();
         for number in gone.into_iter().filter(|one| !now.contains_key(one)) {

@@ -58,6 +58,19 @@ pub fn ending_workers(status: i32, cause: &str) -> String {
     )
 }
 
+/// The same about descriptors that the guardian had no room for, or no time, before the supervisor died.
+pub fn missing(count: usize) -> String {
+    let descriptors = if count == 1 {
+        "descriptor"
+    } else {
+        "descriptors"
+    };
+    format!(
+        "start_server: the supervisor has died before the guardian had {count} of its {descriptors}: some output of the newest \
+         workers, or what they left to the next, may be lost"
+    )
+}
+
 /// The same about something that failed.
 pub fn cannot(what: &str, errno: Errno) -> String {
     format!("start_server: the guardian cannot {what}: {}", errno.desc())

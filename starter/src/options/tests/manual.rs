@@ -193,7 +193,9 @@ fn with_values(option: Arg) -> Arg {
             let values: Vec<&'static str> = name.split('|').map(lasting).collect();
             option.value_parser(PossibleValuesParser::new(values))
         }
-        "STYLE[,STYLE]" => option.value_parser(["systemd", "unicorn", "nginx", "einhorn"]),
+        "STYLE[,STYLE]" => {
+            option.value_parser(["systemd", "unicorn", "nginx", "einhorn", "php-fpm"])
+        }
         "DIR" => option.value_hint(ValueHint::DirPath),
         "USER" => option.value_hint(ValueHint::Username),
         "COMMAND" => option.value_hint(ValueHint::CommandString),

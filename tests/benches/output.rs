@@ -1,5 +1,5 @@
 //! How fast the output of workers gets into a file where start_server reads each line (`--log-timestamps`), beside `cat`
-//! in the same pipe: `cargo bench -p e2e --bench output` prints the table that the README shows. It judges nothing.
+//! in the same pipe: `cargo bench -p e2e --bench output` prints the table in tests/README.md. It judges nothing.
 //!
 //! The worker is this program: it writes lines as fast as they are taken. The contestants take turns.
 

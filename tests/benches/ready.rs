@@ -1,5 +1,5 @@
 //! How soon start_server acts on a worker's READY=1, and how soon `--restart` returns after the old worker's end:
-//! `cargo bench -p e2e --bench ready` prints the table that the README shows. It judges nothing.
+//! `cargo bench -p e2e --bench ready` prints the table in tests/README.md. It judges nothing.
 //!
 //! Beside it, in turns, a process does the same for its parent without a superdaemon: it says READY=1 on a socket pair,
 //! and ends when it is told to. The parent is this program, and so are all the workers. They note the time of day just

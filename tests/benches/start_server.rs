@@ -1,5 +1,5 @@
 //! How long start_server keeps its users waiting, beside Server::Starter where that is installed, and beside no
-//! superdaemon at all: `cargo bench -p e2e` prints the table that the README shows. It judges nothing.
+//! superdaemon at all: `cargo bench -p e2e` prints the table in tests/README.md. It judges nothing.
 //!
 //! The column "bare worker" is the same act without a superdaemon: this program forks and executes the same worker,
 //! with sockets that it has bound before. That is the floor. The contestants take turns, so that a machine which is

@@ -127,7 +127,7 @@ fn a_worker_cannot_look_into_or_govern_the_binder_nor_look_into_its_supervisor()
     for what in LOOKS.into_iter().chain(["compare", "oom score"]) {
         assert_cannot(supervisor, what);
     }
-    // It has the same user: the README says so.
+    // It has the same user: start_server-binder(8) says so.
     assert_eq!(supervisor["signal"], "ok");
     assert!(server.stop().success());
     assert!(!Path::new(&folder.join("socket")).exists());

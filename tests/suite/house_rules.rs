@@ -266,3 +266,53 @@ fn every_package_comes_from_the_registry_and_under_a_permissive_licence() {
         assert!(is_known, "{name} is under {licence:?}");
     }
 }
+
+/// It is for the newcomer, and for somebody in a hurry. Everything else is in the manual and in tests/README.md.
+const MOST_LINES_OF_THE_README: usize = 250;
+
+#[test]
+fn the_readme_is_short() {
+    let text = fs::read_to_string(top().join("README.md")).expect("cannot read");
+    let lines = text.lines().count();
+    assert!(lines <= MOST_LINES_OF_THE_README, "{lines} lines");
+}
+
+#[test]
+fn the_prose_has_lines_of_at_most_120_columns_and_links_to_what_is_there() {
+    let mut links = 0;
+    for file in ["README.md", "tests/README.md"] {
+        let path = top().join(file);
+        let text = fs::read_to_string(&path).expect("cannot read");
+        // Every second part is a block.
+        for line in text.split("```").step_by(2).flat_map(str::lines) {
+            let is_row = line.starts_with('|');
+            assert!(is_row || line.chars().count() <= 120, "{file}: {line}");
+        }
+        for rest in text.split("](").skip(1) {
+            let (target, _) = rest.split_once(')').expect("no end of a link");
+            if !target.starts_with("https://") {
+                let target = path.parent().expect("a file has one").join(target);
+                assert!(target.exists(), "{file}: {}", target.display());
+                links += 1;
+            }
+        }
+    }
+    assert!(links > 8, "{links}");
+}
+
+/// `.ci/run` makes the checks that developers are told to make.
+#[test]
+fn the_checks_in_the_documentation_are_those_of_ci() {
+    let text = fs::read_to_string(top().join("tests/README.md")).expect("cannot read");
+    let ci = fs::read_to_string(top().join(".ci/run")).expect("cannot read");
+    let ci = ci.replace(" --locked", "");
+    let (_, section) = text.split_once("## The checks\n").expect("no section");
+    let (_, block) = section.split_once("```sh\n").expect("no block");
+    let (block, _) = block.split_once("```").expect("no end of a block");
+    let readme = fs::read_to_string(top().join("README.md")).expect("cannot read");
+    assert!(readme.contains("```sh\ncargo test --workspace\n```\n"));
+    for command in block.lines() {
+        assert!(ci.lines().any(|line| line == command), "{command}");
+    }
+    assert_eq!(block.lines().count(), 5);
+}

@@ -54,6 +54,7 @@ mod presets;
 mod privileges;
 mod queues;
 mod readiness;
+mod readme;
 mod real_readiness;
 mod real_servers;
 mod remedies;

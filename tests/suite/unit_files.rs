@@ -73,23 +73,41 @@ fn systemd_finds_nothing_wrong_with_the_units() {
     );
 }
 
-/// What the README says about hardening is what the units have.
+/// What README.md and start_server(1) say about hardening is what the units have.
 #[test]
-fn the_first_unit_is_that_of_the_readme() {
+fn the_first_unit_is_that_of_the_readme_and_the_manual() {
     if !is_ours() {
         return;
     }
     let readme = fs::read_to_string(shared().join("../../../README.md")).expect("no README");
     let unit = fs::read_to_string(shared().join("app.service")).expect("no unit");
     let (_, section) = readme.split_once("## Under systemd\n").expect("no section");
-    let (section, _) = section.split_once("\n### ").expect("no end of the section");
-    let blocks: Vec<&str> = section.split("```ini\n").skip(1).collect();
-    let (first, last) = (blocks.first(), blocks.last());
-    for block in [first, last].into_iter().flatten() {
-        let (block, _) = block.split_once("```").expect("no end of a block");
-        for line in block.lines() {
+    let (section, _) = section.split_once("\n## ").expect("no end of the section");
+    let in_readme = blocks(section, "```ini\n", "```");
+    let page = fs::read_to_string(shared().join("../man/start_server.1")).expect("no page");
+    let (_, section) = page.split_once(".SS Under systemd\n").expect("no section");
+    let (section, _) = section.split_once("\n.SS ").expect("no end of the section");
+    let section = section
+        .replace("\\-", "-")
+        .replace("\\&", "")
+        .replace("\\e\n", "\\\n");
+    let in_page = blocks(&section, ".EX\n", ".EE\n");
+    // The first is the unit, the second another way to reload, the last what restricts it.
+    for blocks in [in_readme, in_page] {
+        let [first, _, last] = blocks[..] else {
+            panic!("{blocks:?}");
+        };
+        assert!(first.starts_with("[Service]\n"), "{first}");
+        assert!(last.starts_with("CapabilityBoundingSet="), "{last}");
+        for line in first.lines().chain(last.lines()) {
             assert!(unit.lines().any(|one| one == line), "{line}");
         }
     }
-    assert!(first.is_some() && last.is_some());
+}
+
+fn blocks<'a>(section: &'a str, begin: &str, end: &str) -> Vec<&'a str> {
+    let blocks = section.split(begin).skip(1);
+    blocks
+        .map(|rest| rest.split_once(end).expect("no end of a block").0)
+        .collect()
 }

@@ -71,7 +71,7 @@ _start_server() {
                     return 0
                     ;;
                 --fd-env)
-                    COMPREPLY=($(compgen -W "systemd unicorn nginx einhorn" -- "${cur}"))
+                    COMPREPLY=($(compgen -W "systemd unicorn nginx einhorn php-fpm" -- "${cur}"))
                     return 0
                     ;;
                 --label)

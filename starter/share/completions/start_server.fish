@@ -19,7 +19,8 @@ list\t''"
 complete -c start_server -l fd-env -d 'Also announce the descriptors in the variables of systemd (LISTEN_FDS), unicorn (UNICORN_FD), nginx (NGINX), einhorn (EINHORN_FDS) or php-fpm (FPM_SOCKETS). Repeatable; takes a comma-separated list.' -r -f -a "systemd\t''
 unicorn\t''
 nginx\t''
-einhorn\t''"
+einhorn\t''
+php-fpm\t''"
 complete -c start_server -l label -d 'What each generation of the server is called in the log, the status and verdicts (default: the path and time of its program, and --dir).' -r
 complete -c start_server -l label-file -d 'The same from the first line of this file, read for each generation.' -r -F
 complete -c start_server -l interval -d 'How long a new server must stay alive to count as started, and the shortest time between two starts (default: 1).' -r

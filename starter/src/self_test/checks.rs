@@ -1,4 +1,4 @@
-//! What each process of a server must be like: the rows of the README's process table.
+//! What each process of a server must be like: the moments in PROCESSES of start_server-binder(8).
 
 use std::collections::BTreeMap;
 use std::fmt::Display;

@@ -1,5 +1,5 @@
-//! `--self-test`: starts both programs on this host as a server would, and checks every process against the process table
-//! in the README, from outside by /proc and from inside by escapes that must fail.
+//! `--self-test`: starts both programs on this host as a server would, and checks every process against PROCESSES
+//! of start_server-binder(8), from outside by /proc and from inside by escapes that must fail.
 //!
 //! - [`server`]: a real server. Its worker is this program in another role ([`worker`]), which tries what it is told to.
 //! - [`binders`]: real binders, with this process in place of the supervisor. A binder waits for requests, so it can be

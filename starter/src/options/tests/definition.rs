@@ -65,51 +65,36 @@ fn the_help_shows_every_option_in_80_columns() {
 
 const README: &str = include_str!("../../../../README.md");
 
-#[test]
-fn the_readme_has_a_row_for_every_option() {
-    let rows: Vec<&str> = README
-        .lines()
-        .filter(|line| line.starts_with("| `--"))
-        .collect();
-    for option in definition().get_arguments().filter_map(Arg::get_long) {
-        // In the first column: the others may mention it.
-        let named = |row: &&&str| {
-            let column = row.split('|').nth(1).unwrap();
-            column.contains(&format!("`--{option}`")) || column.contains(&format!("`--{option}="))
-        };
-        assert_eq!(rows.iter().filter(named).count(), 1, "--{option}");
+/// The code within the text of the README, and the lines of its blocks: each as the README has it.
+fn code() -> (Vec<&'static str>, Vec<String>) {
+    let (mut spans, mut lines) = (Vec::new(), Vec::new());
+    for (number, part) in README.split("```").enumerate() {
+        match number % 2 {
+            0 => spans.extend(part.split('`').skip(1).step_by(2)),
+            _ => lines.extend(part.replace("\\\n", " ").lines().map(str::to_owned)),
+        }
     }
-    for row in &rows {
-        let name = row
-            .trim_start_matches("| `--")
-            .split(['=', '`'])
-            .next()
-            .unwrap();
-        assert!(
-            definition()
-                .get_arguments()
-                .any(|one| one.get_long() == Some(name)),
-            "{row}"
-        );
-    }
+    (spans, lines)
 }
 
 #[test]
 fn every_command_line_in_the_readme_is_valid() {
-    let text = README.replace("\\\n", " ");
+    let (spans, lines) = code();
     // What the shell puts in for root only.
-    let substitution = text.find("$([").map(|start| {
-        let end = text[start..].find(") --port").unwrap();
-        text[start..=start + end].to_owned()
+    let lines = lines.iter().map(|line| match line.split_once("$([") {
+        Some((before, rest)) => {
+            let (_, after) = rest.split_once("nobody)").unwrap();
+            format!("{before}--user=nobody{after}")
+        }
+        None => line.clone(),
     });
-    let text = text.replace(&substitution.unwrap(), "--user=nobody");
     let mut checked = 0;
-    for line in text.lines() {
+    for line in lines.chain(spans.iter().map(|&span| span.to_owned())) {
         // With its path, or as a unit names it.
         let is_within = ["/", "=", "=+"]
             .iter()
             .any(|before| line.contains(&format!("{before}start_server --")));
-        if !line.starts_with("start_server ") && !is_within {
+        if !line.starts_with("start_server ") && !is_within || line == BEFORE_AN_APPLICATION {
             continue;
         }
         let (_, command) = line.split_once("start_server ").unwrap();
@@ -117,5 +102,49 @@ fn every_command_line_in_the_readme_is_valid() {
         assert!(parse_words(&words).is_ok(), "{line}");
         checked += 1;
     }
-    assert_eq!(checked, 9);
+    assert_eq!(checked, 15);
+}
+
+const BEFORE_AN_APPLICATION: &str = "start_server --port=127.0.0.1:8080 --pid-file=/run/app/pid";
+
+#[test]
+fn every_application_in_the_readme_is_one_of_the_manual() {
+    let (spans, _) = code();
+    assert!(spans.contains(&BEFORE_AN_APPLICATION));
+    let (_, before) = BEFORE_AN_APPLICATION.split_once(' ').unwrap();
+    let page = include_str!("../../../share/man/start_server.1");
+    let (_, section) = page.split_once(".SH APPLICATIONS\n").unwrap();
+    let (section, _) = section.split_once("\n.SH ").unwrap();
+    let section = section.replace("\\-", "-").replace("\\&", "");
+    let applications = spans
+        .iter()
+        .filter(|span| span.starts_with("--preset=") && span.contains(" -- "));
+    let mut checked = 0;
+    for application in applications {
+        let words = before.split(' ').chain(application.split(' '));
+        let words: Vec<&str> = words.collect();
+        assert!(parse_words(&words).is_ok(), "{application}");
+        let in_page = format!("\n\\fB{application}\\fR\n");
+        assert!(section.contains(&in_page), "{application}");
+        checked += 1;
+    }
+    assert_eq!(checked, 12);
+}
+
+/// Those of server programs, which the table of applications mentions.
+const OPTIONS_OF_OTHERS: [&str; 2] = ["--listen", "--bind"];
+
+#[test]
+fn every_option_that_the_readme_names_exists() {
+    let definition = definition();
+    let (spans, _) = code();
+    let names = spans.iter().filter(|span| span.starts_with("--"));
+    let names = names.map(|span| span.split(['=', ' ']).next().unwrap());
+    let mut checked = 0;
+    for name in names.filter(|name| !OPTIONS_OF_OTHERS.contains(name)) {
+        let exists = |one: &Arg| one.get_long() == name.strip_prefix("--");
+        assert!(definition.get_arguments().any(exists), "{name}");
+        checked += 1;
+    }
+    assert!(checked > 30, "{checked}");
 }

@@ -257,7 +257,11 @@ fn examples(page: &str) -> Vec<String> {
 
 /// The words of a command line, if this is one of start_server.
 fn command(line: &str) -> Option<Vec<&str>> {
-    let is_command = line.starts_with("start_server ") || line.contains("/start_server --");
+    // With its path, or as a unit names it.
+    let is_command = line.starts_with("start_server ")
+        || ["/", "=", "=+"]
+            .iter()
+            .any(|before| line.contains(&format!("{before}start_server --")));
     let (_, words) = line.split_once("start_server ").filter(|_| is_command)?;
     Some(words.split_whitespace().collect())
 }
@@ -274,6 +278,59 @@ fn every_command_line_in_the_pages_is_valid() {
         }
     }
     assert!(checked >= 10, "{checked}");
+}
+
+/// The sections of a page, and those that its text refers to, each with the page that should have it.
+fn sections_and_references(name: &str) -> (Vec<String>, Vec<(String, String)>) {
+    let text = page(name);
+    let headings = text.lines().filter_map(|line| {
+        let heading = line.strip_prefix(".SH ").or(line.strip_prefix(".SS "))?;
+        Some(heading.replace("\\-", "-"))
+    });
+    let headings = headings.collect();
+    let text = text.replace('\n', " ").replace("\\-", "-");
+    let mut references = Vec::new();
+    let parts: Vec<&str> = text.split("\\(lq").collect();
+    for (before, after) in parts.iter().zip(&parts[1..]) {
+        let section = after.split("\\(rq").next().unwrap_or_default();
+        // `\fBstart_server-binder\fR(8), ` right before it.
+        let elsewhere = before.strip_suffix("), ").and_then(|before| {
+            let (before, number) = before.rsplit_once("\\fR(")?;
+            let (_, page) = before.rsplit_once("\\fB")?;
+            Some(format!("{page}.{number}"))
+        });
+        references.push((elsewhere.unwrap_or(name.to_owned()), section.to_owned()));
+    }
+    (headings, references)
+}
+
+#[test]
+fn every_section_that_is_referred_to_is_there() {
+    let sections = |page: &str| sections_and_references(page).0;
+    let mut checked = 0;
+    for name in PAGES {
+        for (page, section) in sections_and_references(name).1 {
+            assert!(
+                sections(&page).contains(&section),
+                "{name}: {page}, {section}"
+            );
+            checked += 1;
+        }
+    }
+    assert!(checked > 30, "{checked}");
+    // `start_server(1), INSTALLATION`: those in the README are in capitals.
+    let readme = include_str!("../../../../README.md").replace('\n', " ");
+    let mut checked = 0;
+    for name in PAGES {
+        let (page, number) = name.rsplit_once('.').unwrap();
+        for rest in readme.split(&format!("{page}({number}), ")).skip(1) {
+            let is_capital = |it: &char| it.is_ascii_uppercase() || *it == ' ';
+            let section: String = rest.chars().take_while(is_capital).collect();
+            assert!(sections(name).contains(&section), "{name}: {section}");
+            checked += 1;
+        }
+    }
+    assert!(checked >= 4, "{checked}");
 }
 
 /// The names of all fields of the structures in a file of the sources whose names begin like this.

@@ -147,3 +147,31 @@ fn the_commands_of_the_readme_do_what_it_says() {
         String::from_utf8_lossy(&output.stderr)
     );
 }
+
+/// Whoever adds a command says here what runs it.
+#[test]
+fn every_command_of_the_readme_is_tried() {
+    // Those of start_server itself are parsed beside the options.
+    let run_by = [
+        // tests/fresh_clone, which takes the first block.
+        "cargo build --release --bins --examples && target/release/start_server ",
+        // .ci/run.
+        "cargo test --workspace",
+        // The test above.
+        "starter/share/install.sh /usr/local",
+        "install -d -o www-data /run/app",
+        "start_server ",
+    ];
+    let readme = readme();
+    let blocks = readme.split("\n```sh\n").skip(1);
+    let blocks = blocks.map(|rest| rest.split("\n```").next().unwrap_or_default());
+    let text = blocks.collect::<Vec<_>>().join("\n").replace("\\\n", " ");
+    for command in text.lines() {
+        let is_tried = run_by
+            .iter()
+            .any(|beginning| command.starts_with(beginning));
+        assert!(is_tried, "{command}");
+    }
+    assert!(text.starts_with(run_by[0]), "{text}");
+    assert_eq!(text.lines().count(), 8);
+}

@@ -97,7 +97,7 @@ mv /srv/app/new /srv/app/server
 expect 0 ' serves ' "$AGAIN"
 expect 0 '(generation 1 again) serves' "$BACK"
 expect 0 '6 workers serve' "$SCALE"
-kill "$(cat /run/app/pid)"
+expect 0 'stopped' "$STOP"
 wait $server
 status=0
 wait $follows || status=$?
@@ -135,7 +135,8 @@ fn the_commands_of_the_readme_do_what_it_says() {
         .env("AGAIN", answer("Try again now"))
         .env("NOT_AGAIN", answer("Do not try again"))
         .env("BACK", answer("How do I get the old one back?"))
-        .env("FOR_A_SCRIPT", answer("The same, for a script"))
+        .env("FOR_A_SCRIPT", answer("The status, for a script"))
+        .env("STOP", answer("How do I stop it?"))
         .env("SCALE", block("Many workers", "start_server --scale="))
         .output_in_turn()
         .expect("cannot run timeout");

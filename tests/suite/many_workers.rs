@@ -1,6 +1,7 @@
 //! `--workers`, `--scale`, TTIN and TTOU: several workers side by side, and another number of them while they serve.
 
-use std::fs;
+use std::time::Instant;
+use std::{env, fs};
 
 use e2e::client::Load;
 use e2e::journal::Happened;
@@ -333,17 +334,27 @@ fn the_number_outlives_a_restart_an_upgrade_and_the_supervisor() {
 
 // Under load.
 
+/// What an environment variable says instead of what is usual.
+fn number_or(variable: &str, usual: u32) -> u32 {
+    let said = env::var(variable).ok();
+    said.map_or(usual, |said| said.parse().expect("a number"))
+}
+
+/// `E2E_ROUNDS=200 E2E_CLIENTS=64 cargo test -p e2e --test suite -- --nocapture however_often` is the long run.
 #[test]
 fn no_request_fails_however_often_all_are_replaced_and_scaled() {
     if !is_ours() {
         return;
     }
+    let rounds = number_or("E2E_ROUNDS", 20);
+    let clients = number_or("E2E_CLIENTS", 16);
     for rolling in [false, true] {
         let setup = scripted(with_files().option("--ready=notify"), ":", "--notify");
         let setup = setup.options(rolling.then_some("--rolling"));
         let (server, port) = serving(setup, 4);
-        let load = Load::start(port, 16);
-        for round in 1..=20 {
+        let began = Instant::now();
+        let load = Load::start(port, clients.try_into().expect("a number"));
+        for round in 1..=rounds {
             succeeds(restart(&server));
             match round % 5 {
                 2 => drop(succeeds(scale(&server, "2"))),
@@ -353,9 +364,17 @@ fn no_request_fails_however_often_all_are_replaced_and_scaled() {
         }
         load.wait_for_more(100);
         let outcome = load.stop();
+        println!(
+            "rolling: {rolling}, restarts: {rounds}, clients: {clients}, answers: {}, failures: {}, worst latency: {:?}, \
+             time: {:?}",
+            outcome.successes,
+            outcome.failures.len(),
+            outcome.worst_latency,
+            began.elapsed()
+        );
         assert_eq!(outcome.failures, [] as [&str; 0]);
         assert!(outcome.successes > 100);
-        let workers = wait_for_whole(&server, 21, 4);
+        let workers = wait_for_whole(&server, rounds + 1, 4);
         let evidence = || fs::read_to_string(server.folder().join("journal")).unwrap_or_default();
         wait::until("no other is left", evidence, || {
             (server.workers() == workers).then_some(())

@@ -1,14 +1,17 @@
 //! `--workers`, `--scale`, TTIN and TTOU: several workers side by side, and another number of them while they serve.
 
+use std::env;
+use std::fs::{self, File, Permissions};
+use std::os::unix::fs::PermissionsExt;
 use std::time::Instant;
-use std::{env, fs};
 
 use e2e::client::Load;
 use e2e::journal::Happened;
-use e2e::{Server, Setup, Worker, ports, proc, wait};
+use e2e::{Server, Setup, Worker, ports, proc, programs, wait};
+use nix::pty::openpty;
 use nix::sys::resource::Resource;
-use nix::sys::signal::{Signal, kill};
-use nix::unistd::Pid;
+use nix::sys::signal::{Signal, kill, killpg};
+use nix::unistd::{Pid, getpgid};
 
 use crate::bad_input::assert_usage;
 use crate::commands::{Client, run};
@@ -263,8 +266,61 @@ fn one_more_and_one_fewer_until_one_is_left() {
     server.wait_for_log("start_server: cannot scale: one worker is the least");
     load.wait_for_more(100);
     assert_eq!(load.stop().failures, [] as [&str; 0]);
+    assert_eq!(server.count_in_log("cannot scale"), 1);
     assert_eq!(server.workers(), left);
     assert_eq!(server.caught(left[0]), [] as [&str; 0]);
+}
+
+/// The leader of a session with a terminal, which runs start_server in the background. In the same job somebody changes
+/// the terminal, and somebody else reads it: each time the kernel sends TTOU or TTIN to the whole job (tty_ioctl(4)).
+const LEADER: &str = r#"#!/bin/sh
+begin() { until [ -e "$1" ]; do sleep 0.01; done; shift; exec "$@" </dev/tty; }
+set -m
+{ begin change stty tostop & begin read head -c 1 & exec "$START" "$@"; } &
+wait
+"#;
+
+#[test]
+fn a_terminal_does_not_scale_what_runs_in_its_background() {
+    if !is_ours() {
+        return;
+    }
+    let pty = openpty(None, None).expect("cannot open a terminal");
+    let setup = graceful().port(ports::tcp()).option("--workers=2");
+    let leader = setup.folder().join("leader");
+    fs::write(&leader, LEADER).expect("cannot write the script");
+    let executable = Permissions::from_mode(0o755);
+    fs::set_permissions(&leader, executable).expect("cannot make it a program");
+    let setup = setup.env("START", programs::start_server()).copy(leader);
+    let server = setup.terminal(File::from(pty.slave)).start();
+    let supervisor = server.wait_for("it serves", |server| {
+        let status = server.status_file().unwrap_or_default();
+        server.pid_file().filter(|_| status.lines().count() == 2)
+    });
+    for (begin, program) in [("change", "stty"), ("read", "head")] {
+        fs::write(server.folder().join(begin), "").expect("cannot write");
+        let stopped = server.wait_for("the kernel has stopped it", |server| {
+            let is_it = |one: &proc::Status| one.name == program && one.state == 'T';
+            let mut job = proc::all().into_iter();
+            job.find(|pid| {
+                proc::session(*pid) == Some(server.pid())
+                    && proc::status(*pid).as_ref().is_some_and(is_it)
+            })
+        });
+        server.wait_until("the supervisor has taken the signal", |_| {
+            proc::status(supervisor).is_some_and(|status| status.pending == 0)
+        });
+        // Or it would try again.
+        kill(stopped, Signal::SIGKILL).expect("it is gone");
+        let job = getpgid(Some(supervisor)).expect("no job");
+        assert_ne!(job, server.pid(), "it is in the foreground");
+        killpg(job, Signal::SIGCONT).expect("the job is gone");
+    }
+    // What somebody sends does.
+    kill(supervisor, Signal::SIGTTIN).expect("it is gone");
+    server.wait_for_log("start_server: scaling from 2 to 3 workers");
+    assert_eq!(server.count_in_log("scaling from"), 1);
+    drop(pty.master);
 }
 
 #[test]

@@ -45,6 +45,7 @@ mod listeners;
 mod lock_holder;
 mod logging;
 mod manual;
+mod many_real_servers;
 mod many_workers;
 mod php_fpm;
 mod pid_namespaces;

@@ -391,7 +391,7 @@ fn the_number_outlives_a_restart_an_upgrade_and_the_supervisor() {
 // Under load.
 
 /// What an environment variable says instead of what is usual.
-fn number_or(variable: &str, usual: u32) -> u32 {
+pub fn number_or(variable: &str, usual: u32) -> u32 {
     let said = env::var(variable).ok();
     said.map_or(usual, |said| said.parse().expect("a number"))
 }

@@ -267,6 +267,11 @@ impl Load {
         self.answerers.lock().expect("a client panicked").clone()
     }
 
+    /// How many requests were answered so far.
+    pub fn successes(&self) -> u64 {
+        self.successes.load(Ordering::Relaxed)
+    }
+
     /// Waits until more requests were answered than now, so that what follows happens under load.
     #[track_caller]
     pub fn wait_for_more(&self, server: &Server, more: u64) {

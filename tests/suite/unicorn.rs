@@ -12,6 +12,7 @@ use std::thread::{self, JoinHandle};
 use e2e::server::NOBODY;
 use e2e::skip::{needs_program, needs_root, original_differs};
 use e2e::{Server, Setup, Worker, ports, proc, wait};
+use nix::sys::signal::Signal;
 use nix::unistd::{Pid, Uid};
 
 /// As many as `config/unicorn.conf.rb` says.
@@ -222,4 +223,37 @@ fn unicorn_finds_a_status_file_outside_of_its_folder_by_its_environment() {
     let server = setup.env("UNICORN_STATUS_FILE", status_file).start();
     first_generation(&server, "status", port);
     assert_eq!(server.restart().generation, 2);
+}
+
+#[test]
+fn two_unicorns_are_replaced_each_by_its_successor_without_a_failed_request() {
+    if !needs_program("unicorn") || original_differs("it has no --workers") {
+        return;
+    }
+    let port = ports::tcp();
+    // Each old master goes long before start_server takes the new ones for started.
+    let setup = recipe(Server::setup().interval("2"), port).option("--workers=2");
+    let mut server = setup.option("--status-file=app/log/unicorn.stat").start();
+    let app = server.folder().join("app");
+    first_generation(&server, "app/log/unicorn.stat", port);
+    let load = Load::start(port);
+    for generation in 2..=3 {
+        load.wait_for_more(&server, 50);
+        server.signal(Signal::SIGHUP);
+        server.wait_until("the new ones are left alone, and accepted", |server| {
+            let workers = server.workers().into_iter();
+            let mut lines: Vec<String> = workers
+                .map(|one| format!("{generation}:{}", one.pid))
+                .collect();
+            let status = fs::read_to_string(app.join("log/unicorn.stat")).unwrap_or_default();
+            let mut listed: Vec<&str> = status.lines().collect();
+            lines.sort();
+            listed.sort_unstable();
+            lines.len() == 2
+                && lines == listed
+                && processes_in(&app).len() == 2 * (1 + UNICORN_WORKERS)
+        });
+    }
+    assert_eq!(load.stop(), [""; 0], "{}", server.log());
+    assert!(server.stop().success());
 }

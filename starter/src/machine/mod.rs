@@ -32,6 +32,7 @@
 //! | replacement, is proved | the failures of the slot are forgotten |
 //! | replacement, fails for the `--start-limit`th time in a row | the slot is given up and the others keep serving; the next generation starts afresh |
 //! | replacement, dies before it is proved while a restart is under way | its successor may have told it to stop: no failure, and the next try has the same delay as this one |
+//! | any, exits with success during a restart, and its successor is on its way or serves | that has told it to stop: the slot stays empty as long as the restart goes on |
 //! | last one of the generation, dies | whatever its slots wait for, the generation is gone: the one it replaced is current again, or a new generation starts |
 //!
 //! A generation that dies sooner than an interval after its commit, and so do those that replace it, comes back with the

@@ -182,20 +182,24 @@ impl Machine {
         self.fill_slots(now);
     }
 
-    /// Slots in which no partial generation serves are the current one's again.
+    /// Slots that no newer generation has are the current one's again.
     pub(super) fn return_slots(&mut self) {
-        let partial = self.generations.iter();
-        let partial = partial.filter(|one| one.stage == Stage::Partial);
-        let partial: Vec<&Generation> = partial.collect();
-        let is_held = |place: usize| partial.iter().any(|one| one.serves_in(place));
-        let free = (0..self.settings.workers).filter(|place| !is_held(*place));
-        let free: Vec<usize> = free.collect();
+        let held: Vec<bool> = (0..self.settings.workers)
+            .map(|place| self.generations.iter().any(|one| one.holds(place)))
+            .collect();
         let current = self.generations.iter_mut();
         for current in current.filter(|one| one.state() == State::Current) {
-            for place in &free {
-                current.take_slot_back(*place);
+            for (place, is_held) in held.iter().enumerate() {
+                if !is_held {
+                    current.take_slot_back(place);
+                }
             }
         }
+    }
+
+    /// Whether the next worker in this slot is on its way, or serves.
+    pub(super) fn has_successor(&self, place: usize) -> bool {
+        self.starting().is_some_and(|one| one.goes_on_in(place))
     }
 }
 
@@ -250,6 +254,19 @@ impl Stage {
 }
 
 impl Generation {
+    /// Whether what serves has lost the slot of this number to it.
+    fn holds(&self, place: usize) -> bool {
+        match self.stage {
+            Stage::Uncommitted => self.rolls || self.goes_on_in(place),
+            Stage::Partial => self.serves_in(place),
+            Stage::Current | Stage::Retiring { .. } | Stage::Draining | Stage::Failed => false,
+        }
+    }
+
+    fn goes_on_in(&self, place: usize) -> bool {
+        self.slots.get(place).is_some_and(Slot::goes_on)
+    }
+
     /// Another one has the slot of this number. Returns the worker that has left it.
     fn leave_slot(&mut self, place: usize, told_at: Moment) -> Option<Pid> {
         let slot = self.slots.get_mut(place)?;

@@ -2,7 +2,7 @@
 
 use super::generation::{Content, Generation, Slot, Worker};
 use super::model::{Action, Machine};
-use super::start::is_reached;
+use super::start::{is_reached, is_success};
 use crate::host::moment::Moment;
 use crate::words::notice::Notice;
 use crate::words::start_failure::StartFailure;
@@ -23,6 +23,12 @@ impl Machine {
             self.replacement_failed(worker.generation, worker.slot);
         } else if is_restarting {
             self.say(Notice::OldWorkerDied { pid, status });
+            if is_success(Some(status), cause.as_ref()) && self.has_successor(worker.slot) {
+                // One that is started now could outlive the restart, where the signal does not end it: unicorn by CONT.
+                if let Some(slot) = self.slot_mut(worker.generation, worker.slot) {
+                    slot.content = Content::Elsewhere;
+                }
+            }
         } else {
             self.say(Notice::DiedUnexpectedly { pid, status });
             self.history.counters.count_crash();

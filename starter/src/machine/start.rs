@@ -385,7 +385,7 @@ impl FailedStart {
 }
 
 /// Whether the program itself has ended without an error, though it was to serve.
-fn is_success(status: Option<i32>, cause: Option<&StartFailure>) -> bool {
+pub(super) fn is_success(status: Option<i32>, cause: Option<&StartFailure>) -> bool {
     status == Some(0) && cause.is_none()
 }
 

@@ -11,6 +11,7 @@ impl Machine {
         if self.phase != Phase::Serving {
             return;
         }
+        self.return_slots();
         self.fill_slots(now);
         while let Some((number, place)) = self.next_in_turn() {
             let from = match self.generation(number).map(|one| (one.stage, one.why)) {

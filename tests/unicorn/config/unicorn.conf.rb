@@ -5,6 +5,8 @@
 #
 # start_server sends CONT, which does nothing, to the old master; the new workers tell it when to go.
 
+require 'json'
+
 worker_processes 2
 
 # The application is loaded before the workers are forked: what cannot be loaded never gets as far as `after_fork`,
@@ -21,10 +23,21 @@ end
 status_file = ENV.fetch('UNICORN_STATUS_FILE') { File.expand_path('../log/unicorn.stat', __dir__) }
 generation = ENV['SERVER_STARTER_GENERATION'].to_i
 
+# The master of each generation whose place this one takes: with --workers a generation has several, and which of them has
+# which number stands only in the file beside the status file.
+masters_before = lambda do
+  next File.readlines(status_file).to_h { |line| line.split(':').map(&:to_i) } if ENV['SERVER_STARTER_WORKERS'].to_i < 2
+
+  JSON.parse(File.read("#{status_file}.json"))['generations'].filter_map do |one|
+    its = one['workers'].find { |worker| worker['slot'] == ENV['SERVER_STARTER_WORKER'].to_i }
+    [one['number'], its['pid']] if its
+  end.to_h
+end
+
 # In the worker, not in the master by `before_fork`: there is no worker yet when that one is called, and the old
 # master would give up one of its own for nothing.
 after_fork do |server, worker|
-  masters = File.readlines(status_file).to_h { |line| line.split(':').map(&:to_i) }
+  masters = masters_before.call
   # Usually it is the one before ours, but a generation that failed to start leaves a gap.
   previous = masters.keys.select { |number| number < generation }.max
   if previous

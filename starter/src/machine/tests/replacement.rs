@@ -239,3 +239,20 @@ fn a_slot_that_became_empty_while_retiring_is_filled_after_the_rollback() {
     assert_eq!(world.state_of(1), Some(State::Current));
     assert_eq!(world.pids(), [100, 104]);
 }
+
+#[test]
+fn an_old_worker_that_ends_for_its_successor_is_not_replaced_unless_that_fails() {
+    let mut world = World::new(with_workers(3));
+    world.pass_deadline();
+    world.restart();
+    world.exit(Pid::from_raw(100), 0);
+    assert_eq!(world.living.len(), 5, "nobody comes back for it");
+    world.exit(Pid::from_raw(101), 256);
+    assert_eq!(world.living.len(), 5, "that was a crash");
+    // The successor.
+    world.exit(Pid::from_raw(103), 256);
+    let old = world.living.iter().filter(|one| one.generation == 1);
+    let mut slots: Vec<usize> = old.map(|one| one.slot).collect();
+    slots.sort();
+    assert_eq!(slots, [0, 1, 2]);
+}

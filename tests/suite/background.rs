@@ -152,3 +152,41 @@ fn a_failed_restart_ends_what_it_has_left_behind_and_nothing_else() {
         assert_eq!(of_generation(&server, 1), before);
     }
 }
+
+/// Each puts itself into the background, one of them only when it is told to stop.
+#[test]
+fn whatever_worker_of_several_exits_with_success_leaves_nothing_behind() {
+    if !is_ours() {
+        return;
+    }
+    for options in [&["--workers=3"][..], &["--workers=3", "--rolling=2"]] {
+        // Forked twice, as traditional daemons are.
+        let script = "test -e broken || exec sleep 1000
+            leave() { (setsid sleep 1001 &); exit 0; }
+            trap leave TERM
+            (setsid sleep 1002 &)
+            [ $SERVER_STARTER_WORKER != 0 ] || { until [ -e leave ]; do sleep 0.01; done; leave; }
+            while :; do sleep 0.01; done";
+        let setup = Server::setup().port(ports::tcp()).pid_file().status_file();
+        let setup = setup.options(options);
+        let setup = setup.option("--ready=exec:test ! -e broken");
+        let server = setup.program(["sh", "-c", script]).start();
+        server.wait_until_accepted();
+        fs::write(server.folder().join("broken"), "").expect("cannot break it");
+        let mut restart = server.client(["--restart", "--pid-file=pid"]);
+        let client = std::thread::spawn(move || restart.output_in_turn());
+        server.wait_until("workers have started what they leave", |server| {
+            let pids = of_generation(server, 2).into_iter();
+            let left = pids.filter(|pid| proc::session(*pid) == Some(*pid));
+            left.count() >= 2
+        });
+        fs::write(server.folder().join("leave"), "").expect("cannot let it leave");
+        let said = client
+            .join()
+            .expect("it panicked")
+            .expect("cannot run a client");
+        assert_eq!(said.status.code(), Some(1), "{said:?}");
+        wait_until_gone(&server, 2);
+        assert_eq!(of_generation(&server, 1).len(), 3, "{}", server.log());
+    }
+}

@@ -297,7 +297,7 @@ impl Machine {
             }
             (Phase::Serving, Some(State::Retiring | State::Old) | None) => {
                 self.say(Notice::OldWorkerDied { pid, status });
-                self.end_what_it_started(&worker);
+                self.end_what_it_started(&worker, status);
                 self.drop_gone();
             }
         }

@@ -170,10 +170,11 @@ pub enum Action {
         pid: Pid,
         signal: Signal,
     },
-    /// Send a signal to whatever a departed worker left running. Its generation has no worker any more.
+    /// Send a signal to whatever a departed worker left running, by generation and slot.
     EndLeftovers {
         worker: Pid,
         generation: u32,
+        slot: usize,
         signal: Signal,
     },
     /// A generation has committed: answer with [`Event::Unreachable`] if clients cannot reach it.

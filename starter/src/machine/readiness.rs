@@ -7,6 +7,7 @@ use nix::unistd::Pid;
 
 use super::generation::{Generation, Slot, Stage, Standing, State, Worker};
 use super::model::{Action, Machine, Proof};
+use super::start::is_success;
 use crate::host::moment::Moment;
 use crate::words::notice::Notice;
 use crate::words::start_failure::StartFailure;
@@ -236,21 +237,36 @@ impl Machine {
         self.kill(&pids);
     }
 
-    /// A worker of a failed start did not stop and was killed: what it has started goes with it. It has the listeners, and
-    /// nobody would tell it to stop. Where the next generation waits for its end, the same holds for any old worker.
-    pub(super) fn end_what_it_started(&mut self, worker: &Worker) {
-        let generation = self.generation(worker.generation);
-        let is_unwanted = |stage: Stage| {
-            stage == Stage::Failed || (self.stops_first() && stage == Stage::Draining)
+    /// A worker of a failed start did not stop and was killed, or has left the foreground when others of it had failed: what
+    /// it has started goes with it. It has the listeners, and nobody would tell it to stop. Where the next generation waits
+    /// for its end, the same holds for any old worker that was killed.
+    pub(super) fn end_what_it_started(&mut self, worker: &Worker, status: i32) {
+        let Some(generation) = self.generation(worker.generation) else {
+            return;
         };
-        let is_over = generation.is_some_and(|one| is_unwanted(one.stage) && one.is_gone());
-        if worker.is_killed && is_over {
-            self.actions.push(Action::EndLeftovers {
-                worker: worker.pid,
-                generation: worker.generation,
-                signal: Signal::SIGKILL,
-            });
+        let (has_failed, stops_first) = match generation.stage {
+            Stage::Failed => (true, false),
+            Stage::Partial => (!worker.has_served(), false),
+            Stage::Draining => (false, self.stops_first()),
+            Stage::Uncommitted | Stage::Current | Stage::Retiring { .. } => (false, false),
+        };
+        let has_left =
+            has_failed && !worker.has_served() && is_success(Some(status), worker.failure());
+        if worker.is_killed && (has_failed || stops_first) {
+            self.end_leftovers(worker, Signal::SIGKILL);
+        } else if has_left {
+            self.end_leftovers(worker, self.settings.signal_on_term);
         }
+    }
+
+    /// Others of its generation may live: what they have left behind has another number.
+    pub(super) fn end_leftovers(&mut self, worker: &Worker, signal: Signal) {
+        self.actions.push(Action::EndLeftovers {
+            worker: worker.pid,
+            generation: worker.generation,
+            slot: worker.slot,
+            signal,
+        });
     }
 
     fn kill(&mut self, pids: &[Pid]) {

@@ -211,7 +211,7 @@ impl Machine {
         match self.phase {
             Phase::Serving => {
                 self.say(Notice::OldWorkerDied { pid, status });
-                self.end_what_it_started(worker);
+                self.end_what_it_started(worker, status);
                 let number = worker.generation;
                 match self.current().filter(|current| current.number == number) {
                     // Perhaps it was the last one that served.

@@ -7,7 +7,7 @@ use nix::sys::signal::Signal;
 
 use super::generation::{Generation, LONGEST_EXEC, Slot, Stage, Standing, State, Why, Worker};
 use super::history::{Decision, Rolled, Steps, Verdict};
-use super::model::{Action, Machine, Outcome, Planned, Source};
+use super::model::{Machine, Outcome, Planned, Source};
 use crate::host::moment::Moment;
 use crate::words::notice::Notice;
 use crate::words::start_failure::StartFailure;
@@ -144,17 +144,8 @@ impl Machine {
             let pid = worker.pid;
             self.say(Notice::FailedToStart { pid, status });
         }
-        // Where others of its generation still live, what they have left behind could not be told from it.
-        if has_succeeded
-            && self
-                .generation(worker.generation)
-                .is_some_and(Generation::is_gone)
-        {
-            self.actions.push(Action::EndLeftovers {
-                worker: worker.pid,
-                generation: worker.generation,
-                signal: self.settings.signal_on_term,
-            });
+        if has_succeeded {
+            self.end_leftovers(worker, self.settings.signal_on_term);
         }
         self.start_failed(worker.generation, Some(status), cause, now);
         if is_hopeless && !self.is_stopping() {

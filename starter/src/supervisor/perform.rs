@@ -38,8 +38,9 @@ impl Resources {
             Action::EndLeftovers {
                 worker,
                 generation,
+                slot,
                 signal,
-            } => self.end_leftovers(worker, generation, signal, machine),
+            } => self.end_leftovers(worker, (generation, slot), signal, machine),
             Action::Serving => {
                 // What a serving worker leaves behind is its own business.
                 adopt_orphans(false);
@@ -361,7 +362,13 @@ impl Resources {
         }
     }
 
-    fn end_leftovers(&mut self, worker: Pid, generation: u32, signal: Signal, machine: &Machine) {
+    fn end_leftovers(
+        &mut self,
+        worker: Pid,
+        (generation, slot): (u32, usize),
+        signal: Signal,
+        machine: &Machine,
+    ) {
         let generations = machine.generations();
         let workers = generations.flat_map(Generation::workers);
         let workers: Vec<Pid> = workers.map(|worker| worker.pid).collect();
@@ -376,6 +383,7 @@ impl Resources {
         };
         let leftovers = Leftovers {
             generation,
+            slot,
             ports: &ports,
             workers: &workers,
         };

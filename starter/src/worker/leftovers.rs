@@ -25,8 +25,10 @@ const MOST_LOOKS: usize = 8;
 
 /// What identifies the processes that are looked for.
 pub struct Leftovers<'a> {
-    /// The number of their generation, which has no living worker.
+    /// The number of their generation.
     pub generation: u32,
+    /// The number of the worker that has left them behind.
+    pub slot: usize,
     /// What `SERVER_STARTER_PORT` is in its workers: one value for each slot, if each has a socket of its own.
     pub ports: &'a [OsString],
     /// Every living worker, of any generation: its descendants belong to it and are left alone.
@@ -90,7 +92,9 @@ impl Leftovers<'_> {
         };
         let generation = OsString::from(self.generation.to_string());
         let mut ports = self.ports.iter();
+        let slot = OsString::from(self.slot.to_string());
         has("SERVER_STARTER_GENERATION", &generation)
+            && has("SERVER_STARTER_WORKER", &slot)
             && ports.any(|ports| has("SERVER_STARTER_PORT", ports))
     }
 }
@@ -107,6 +111,7 @@ mod tests {
     fn leftovers<'a>(ports: &'a [OsString], workers: &'a [Pid]) -> Leftovers<'a> {
         Leftovers {
             generation: 7,
+            slot: 1,
             ports,
             workers,
         }
@@ -117,21 +122,24 @@ mod tests {
         let ports = ports();
         let theirs = |environment: &[u8]| leftovers(&ports, &[]).is_theirs(environment);
         for its in [
-            b"A=1\0SERVER_STARTER_GENERATION=7\0SERVER_STARTER_PORT=80=3;/a=4\0B=2\0".as_slice(),
-            b"SERVER_STARTER_PORT=80=3;/b=4\0SERVER_STARTER_GENERATION=7\0",
+            b"A=1\0SERVER_STARTER_WORKER=1\0SERVER_STARTER_GENERATION=7\0SERVER_STARTER_PORT=80=3;/a=4\0B=2\0".as_slice(),
+            b"SERVER_STARTER_PORT=80=3;/b=4\0SERVER_STARTER_GENERATION=7\0SERVER_STARTER_WORKER=1\0",
         ] {
             assert!(theirs(its), "{}", its.escape_ascii());
         }
         for other in [
             b"".as_slice(),
-            b"SERVER_STARTER_GENERATION=7\0",
-            b"SERVER_STARTER_PORT=80=3;/a=4\0",
-            b"SERVER_STARTER_GENERATION=77\0SERVER_STARTER_PORT=80=3;/a=4\0",
-            b"SERVER_STARTER_GENERATION=6\0SERVER_STARTER_PORT=80=3;/a=4\0",
-            b"SERVER_STARTER_GENERATION=7\0SERVER_STARTER_PORT=81=3;/a=4\0",
-            b"SERVER_STARTER_GENERATION=7\0SERVER_STARTER_PORT=80=3\0",
-            b"SERVER_STARTER_GENERATION=7\0SERVER_STARTER_PORT=80=3;/c=4\0",
-            b"XSERVER_STARTER_GENERATION=7\0SERVER_STARTER_PORT=80=3;/a=4\0",
+            b"SERVER_STARTER_WORKER=1\0SERVER_STARTER_GENERATION=7\0",
+            b"SERVER_STARTER_WORKER=1\0SERVER_STARTER_PORT=80=3;/a=4\0",
+            b"SERVER_STARTER_WORKER=1\0SERVER_STARTER_GENERATION=77\0SERVER_STARTER_PORT=80=3;/a=4\0",
+            b"SERVER_STARTER_WORKER=1\0SERVER_STARTER_GENERATION=6\0SERVER_STARTER_PORT=80=3;/a=4\0",
+            b"SERVER_STARTER_WORKER=1\0SERVER_STARTER_GENERATION=7\0SERVER_STARTER_PORT=81=3;/a=4\0",
+            b"SERVER_STARTER_WORKER=1\0SERVER_STARTER_GENERATION=7\0SERVER_STARTER_PORT=80=3\0",
+            b"SERVER_STARTER_WORKER=1\0SERVER_STARTER_GENERATION=7\0SERVER_STARTER_PORT=80=3;/c=4\0",
+            b"SERVER_STARTER_WORKER=1\0XSERVER_STARTER_GENERATION=7\0SERVER_STARTER_PORT=80=3;/a=4\0",
+            b"SERVER_STARTER_GENERATION=7\0SERVER_STARTER_PORT=80=3;/a=4\0",
+            b"SERVER_STARTER_WORKER=0\0SERVER_STARTER_GENERATION=7\0SERVER_STARTER_PORT=80=3;/a=4\0",
+            b"SERVER_STARTER_WORKER=11\0SERVER_STARTER_GENERATION=7\0SERVER_STARTER_PORT=80=3;/a=4\0",
         ] {
             assert!(!theirs(other), "{}", other.escape_ascii());
         }

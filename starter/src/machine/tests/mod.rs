@@ -219,8 +219,9 @@ impl World {
                 Action::EndLeftovers {
                     worker,
                     generation,
+                    slot,
                     signal,
-                } => self.end_leftovers(worker, generation, signal),
+                } => self.end_leftovers(worker, (generation, slot), signal),
                 Action::SaveStatus => {}
                 Action::Check { generation } => {
                     assert!(!self.is_checking, "two checks at a time");
@@ -472,12 +473,15 @@ impl World {
         assert_eq!(self.machine.workers(), expected);
     }
 
-    fn end_leftovers(&mut self, worker: Pid, generation: u32, signal: Signal) {
+    fn end_leftovers(&mut self, worker: Pid, place: (u32, usize), signal: Signal) {
         let is_known = signal == self.machine.settings.signal_on_term || signal == Signal::SIGKILL;
         assert!(is_known, "{signal}");
+        let mut living = self.living.iter();
+        let others = living.find(|one| (one.generation, one.slot) == place && one.pid != worker);
+        // Whoever has left a slot may take its time.
         assert!(
-            !self.living.iter().any(|one| one.generation == generation),
-            "what workers of {generation} have left behind is ended while one of them lives"
+            others.is_none_or(|one| self.machine.is_leaver(one.pid)),
+            "what the worker in {place:?} has left behind is ended while another one is there"
         );
         self.ended_leftovers_of.push(worker);
     }

@@ -355,6 +355,16 @@ fn only_what_a_start_that_exited_with_success_has_left_behind_is_ended() {
 }
 
 #[test]
+fn what_each_of_several_workers_of_a_failed_start_has_left_behind_is_ended() {
+    let mut world = World::new(with_workers(3));
+    world.exit(Pid::from_raw(100), 0);
+    world.exit(Pid::from_raw(102), 0);
+    // It has not left the foreground.
+    world.exit(Pid::from_raw(101), 15);
+    assert_eq!(world.ended_leftovers_of, [100, 102].map(Pid::from_raw));
+}
+
+#[test]
 fn the_limit_ends_a_restart_and_the_old_generation_serves_on() {
     let mut world = World::new(Settings {
         start_limit: NonZeroU32::new(2),

@@ -278,7 +278,7 @@ impl Superdaemon {
 
 impl Drop for Superdaemon {
     fn drop(&mut self) {
-        drop(kill(self.pid(), Signal::SIGTERM));
+        let _ = kill(self.pid(), Signal::SIGTERM);
         drop(self.child.wait());
     }
 }
@@ -301,23 +301,23 @@ fn measure_nodes() {
 }
 
 /// A superdaemon with workers of Node.js.
-trait Superviser {
+trait Supervisor {
     fn port(&self) -> u16;
     /// Replaces all.
     fn reload(&self) -> Command;
     fn status(&self) -> Command;
 }
 
-fn measure_reloads(name: &str, superviser: &mut dyn Superviser) {
-    let port = superviser.port();
+fn measure_reloads(name: &str, supervisor: &mut dyn Supervisor) {
+    let port = supervisor.port();
     let load = Load::start(port);
     let (mut times, mut statuses) = (Vec::new(), Vec::new());
     for _ in 0..RELOADS {
-        times.push(time_of(superviser.reload()));
+        times.push(time_of(supervisor.reload()));
     }
     let (answers, failures) = load.stop();
     for _ in 0..RELOADS {
-        statuses.push(time_of(superviser.status()));
+        statuses.push(time_of(supervisor.status()));
     }
     println!(
         "{name}: {NODES} workers replaced in {:?}, {} of {} requests of {CLIENTS} clients failed, status in {:?}; \
@@ -371,7 +371,7 @@ impl Ours {
     }
 }
 
-impl Superviser for Ours {
+impl Supervisor for Ours {
     fn port(&self) -> u16 {
         self.port
     }
@@ -439,7 +439,7 @@ impl Pm2 {
     }
 }
 
-impl Superviser for Pm2 {
+impl Supervisor for Pm2 {
     fn port(&self) -> u16 {
         self.port
     }

@@ -3,7 +3,7 @@
 use e2e::skip::needs_program;
 use e2e::{Server, ports, wait};
 
-use crate::many_workers::{number_or, restart, succeeds};
+use crate::many_workers::{number_or, restart, succeeds, tell};
 use crate::real_servers::{
     Load, NODE, PUMA, Recipe, UVICORN_THAT_WAITS, accepted, ask, can_run, cook, processes_in,
 };
@@ -43,11 +43,11 @@ fn loses_nothing(recipe: &Recipe) {
         load.wait_for_more(&server, 50);
         let answers = load.successes();
         let failures = load.stop();
-        println!(
+        tell(&format!(
             "{}: rolling: {rolling}, restarts: {rounds}, clients: {clients}, answers: {answers}, failures: {}",
             recipe.program.join(" "),
             failures.len()
-        );
+        ));
         assert_eq!(failures, [""; 0], "{}", server.log());
         assert!(server.stop().success());
         let evidence = || format!("{:?}", processes_in(server.folder()));

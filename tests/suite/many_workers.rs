@@ -396,6 +396,12 @@ pub fn number_or(variable: &str, usual: u32) -> u32 {
     said.map_or(usual, |said| said.parse().expect("a number"))
 }
 
+/// The figures of a run, shown by `--nocapture`.
+#[expect(clippy::print_stdout, reason = "the test runner keeps it otherwise")]
+pub fn tell(figures: &str) {
+    println!("{figures}");
+}
+
 /// `E2E_ROUNDS=200 E2E_CLIENTS=64 cargo test -p e2e --test suite -- --nocapture however_often` is the long run.
 #[test]
 fn no_request_fails_however_often_all_are_replaced_and_scaled() {
@@ -420,14 +426,14 @@ fn no_request_fails_however_often_all_are_replaced_and_scaled() {
         }
         load.wait_for_more(100);
         let outcome = load.stop();
-        println!(
+        tell(&format!(
             "rolling: {rolling}, restarts: {rounds}, clients: {clients}, answers: {}, failures: {}, worst latency: {:?}, \
              time: {:?}",
             outcome.successes,
             outcome.failures.len(),
             outcome.worst_latency,
             began.elapsed()
-        );
+        ));
         assert_eq!(outcome.failures, [] as [&str; 0]);
         assert!(outcome.successes > 100);
         let workers = wait_for_whole(&server, rounds + 1, 4);

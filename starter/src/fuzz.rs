@@ -13,6 +13,7 @@ use crate::listeners::spec::{
     HIGHEST_DESCRIPTOR, LONGEST_PATH, PathSpec, PortSpec, check_duplicates, parse_paths,
     parse_ports,
 };
+use crate::log::LineFormat;
 use crate::log::lines::{LONGEST, Lines};
 use crate::status::{lines, pid_file, view};
 use crate::worker::environment::{self, Unusable};
@@ -244,8 +245,16 @@ pub fn lines(bytes: &[u8]) {
     let Some((size, written)) = bytes.split_first() else {
         return;
     };
-    let in_portions = lines_of(written, usize::from(*size) + 1);
-    assert_eq!(in_portions, lines_of(written, written.len().max(1)));
+    let both = |format| {
+        let in_portions = lines_of(format, written, usize::from(*size) + 1);
+        let at_once = lines_of(format, written, written.len().max(1));
+        assert_eq!(in_portions, at_once, "{format:?}");
+        in_portions
+    };
+    let for_json = both(LineFormat::Json).concat();
+    let expected = String::from_utf8_lossy(written).replace('\n', "");
+    assert_eq!(for_json, expected);
+    let in_portions = both(LineFormat::Text);
     for line in &in_portions {
         assert_line(line);
         assert!(line.len() <= LONGEST, "{line:?}");
@@ -255,11 +264,11 @@ pub fn lines(bytes: &[u8]) {
     assert!(in_portions.len() >= ends, "{in_portions:?}");
 }
 
-fn lines_of(written: &[u8], portion: usize) -> Vec<String> {
-    let (mut lines, mut out) = (Lines::default(), Vec::new());
+fn lines_of(format: LineFormat, written: &[u8], portion: usize) -> Vec<String> {
+    let (mut lines, mut out) = (Lines::new(format), Vec::new());
     for portion in written.chunks(portion) {
-        lines.push(portion, |line| out.push(line.to_owned()));
+        lines.push(portion, |line| out.push(line.text.to_owned()));
     }
-    lines.end(|line| out.push(line.to_owned()));
+    lines.end(|line| out.push(line.text.to_owned()));
     out
 }

@@ -45,6 +45,7 @@ use std::process::ExitCode;
 use crate::host::own_program::Inheritance;
 use crate::host::signals;
 use crate::host::{dispositions, identity, passed_on};
+use crate::log::LineFormat;
 use crate::options::Invocation;
 use crate::words::failure::{Failure, Status};
 use crate::words::findings::Findings;
@@ -79,7 +80,10 @@ fn run() -> Result<Status, Failure> {
     dispositions::reset();
     signals::hold().map_err(start::cannot_set_up_signals)?;
     match options::parse(std::env::args_os().skip(1))? {
-        Invocation::Start(options) => start::run(*options, passed_on?),
+        Invocation::Start(options) => {
+            let format = options.log.format;
+            start::run(*options, passed_on?).or_else(|failure| show(format, failure))
+        }
         Invocation::CheckConfig(options) => report(
             &start::dry_run::run(&options, passed_on),
             options.log.is_quiet,
@@ -105,6 +109,17 @@ fn run() -> Result<Status, Failure> {
             false => Status::Failed,
         }),
         Invocation::Print(text) => print(&text),
+    }
+}
+
+/// Why a start has failed, as its log would have it; wrong usage is always said in plain text.
+fn show(format: LineFormat, failure: Failure) -> Result<Status, Failure> {
+    match failure.status {
+        Status::Usage => Err(failure),
+        status => {
+            log::show_failure(format, &failure);
+            Ok(status)
+        }
     }
 }
 

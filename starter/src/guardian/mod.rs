@@ -38,9 +38,10 @@ use crate::host::process::{
 };
 use crate::host::sealed::sealed;
 use crate::host::signals::{Signals, Taken};
-use crate::log::show;
+use crate::log::{LineFormat, show_as};
 use crate::status::pid_file::lock_again;
 use crate::words::guardian as words;
+use crate::words::notice::Severity;
 
 /// How many signals it passes on that the supervisor has not dealt with. More stay with the kernel, which needs no memory of
 /// ours for them.
@@ -68,6 +69,8 @@ pub struct Settings {
     pub signal: Signal,
     /// How long after that they are killed.
     pub stop_timeout: Option<Duration>,
+    /// How it says what no supervisor can say.
+    pub format: LineFormat,
 }
 
 /// Which of the processes this is after the split.
@@ -207,7 +210,7 @@ impl Guardian {
             if self.has_room() {
                 match self.signals.take_all() {
                     Ok(arrived) => arrived.into_iter().for_each(|one| self.pass_on(one)),
-                    Err(errno) => show(&words::cannot("read signals", errno)),
+                    Err(errno) => self.show(&words::cannot("read signals", errno)),
                 }
             }
             self.listen();
@@ -351,7 +354,7 @@ impl Guardian {
         };
         if let Some(errno) = cannot.lacks.filter(|_| Moment::now() < lost.until) {
             if self.lost.replace(lost).is_none() {
-                show(&words::cannot("start a supervisor yet", errno));
+                self.show(&words::cannot("start a supervisor yet", errno));
             }
             return None;
         }
@@ -359,9 +362,13 @@ impl Guardian {
     }
 
     fn give_up(&mut self, status: i32, cause: &str) -> u8 {
-        show(&words::ending_workers(status, cause));
+        self.show(&words::ending_workers(status, cause));
         self.end_workers();
         1
+    }
+
+    fn show(&self, text: &str) {
+        show_as(self.settings.format, Severity::Error, text);
     }
 
     /// One exit at a time: the next one is told when that is dealt with.
@@ -387,13 +394,13 @@ impl Guardian {
         let stand_in = stand_in()?;
         let (descriptors, missing) = self.descriptors(&written, stand_in.as_fd());
         if missing > 0 {
-            show(&words::missing(missing));
+            self.show(&words::missing(missing));
         }
         let (ours, theirs) = Channel::pair()?;
         match fork_single_threaded()? {
             ForkResult::Child => {
                 let Err(errno) = self.become_supervisor(&descriptors, status, &snapshot, &theirs);
-                show(&words::cannot("start a supervisor", errno));
+                self.show(&words::cannot("start a supervisor", errno));
                 exit_child(1)
             }
             ForkResult::Parent { child } => {

@@ -12,7 +12,7 @@ use std::os::unix::fs::{FileExt, MetadataExt};
 use nix::unistd::Pid;
 use serde::{Deserialize, Serialize};
 
-use super::lines::Lines;
+use super::lines::{Line, Lines};
 
 /// How much is read, in bytes: the end of what was appended.
 const MOST: u64 = 64 * 1024;
@@ -175,7 +175,7 @@ fn read_since(file: &File, since: Since, readers: Readers) -> io::Result<Vec<Str
     }
     bytes.truncate(read);
     let (mut lines, mut all) = (Lines::default(), Vec::new());
-    let mut keep = |line: &str| all.push(line.to_owned());
+    let mut keep = |line: Line<'_>| all.push(line.text.to_owned());
     lines.push(&bytes, &mut keep);
     lines.end(&mut keep);
     if from > begin && !all.is_empty() {

@@ -11,8 +11,10 @@ use serde::{Deserialize, Serialize};
 
 use crate::host::luggage::{Carried, Luggage};
 use crate::log::appended::Since;
-use crate::log::lines::Lines;
+use crate::log::known::Known;
+use crate::log::lines::{Line, LineFormat, Lines};
 use crate::words::notice::Severity;
+use crate::words::text::{escape, is_plain};
 
 /// How many of the last lines on standard error are kept for the verdict on a worker.
 pub const KEPT: usize = 20;
@@ -60,8 +62,7 @@ impl Stream {
 /// Who wrote a line.
 #[derive(Debug, Clone, Copy)]
 pub struct Origin {
-    pub generation: u32,
-    pub pid: Pid,
+    pub worker: Known,
     pub stream: Stream,
 }
 
@@ -106,6 +107,9 @@ pub struct PackedCapture {
 struct PackedSource {
     pipe: Carried,
     generation: u32,
+    /// Where it is missing, nobody asks for it: no line is an object then.
+    #[serde(default)]
+    slot: usize,
     pid: i32,
     stream: Stream,
     lines: Lines,
@@ -145,16 +149,12 @@ impl Pipes {
 }
 
 impl Capture {
-    /// The worker was started, with these pipes.
-    pub fn attach(&mut self, generation: u32, pid: Pid, pipes: Pipes) {
+    /// The worker was started, with these pipes, and its lines are for this format.
+    pub fn attach(&mut self, worker: Known, pipes: Pipes, format: LineFormat) {
         let sources = pipes.ours.into_iter().map(|(stream, pipe)| Source {
             pipe: pipe.into(),
-            origin: Origin {
-                generation,
-                pid,
-                stream,
-            },
-            lines: Lines::default(),
+            origin: Origin { worker, stream },
+            lines: Lines::new(format),
             last: (stream == Stream::Stderr).then(VecDeque::new),
         });
         self.sources.extend(sources);
@@ -166,7 +166,7 @@ impl Capture {
     }
 
     /// Reads a share of what was written, and passes on its lines.
-    pub fn read(&mut self, mut each: impl FnMut(&Origin, &str)) {
+    pub fn read(&mut self, mut each: impl FnMut(&Origin, Line<'_>)) {
         if self.sources.is_empty() {
             // Nothing to read, so not even the buffer is needed.
             return;
@@ -179,7 +179,12 @@ impl Capture {
                     Found::Something => {}
                     Found::Nothing => return true,
                     Found::End => {
-                        closed.extend(source.last.take().map(|last| (source.origin.pid, last)));
+                        closed.extend(
+                            source
+                                .last
+                                .take()
+                                .map(|last| (source.origin.worker.pid, last)),
+                        );
                         return false;
                     }
                 }
@@ -190,7 +195,10 @@ impl Capture {
 
     /// The last lines on standard error of a worker that has not ended, as far as they were read.
     pub fn last_lines(&self, pid: Pid) -> Vec<String> {
-        let of_open = self.sources.iter().filter(|one| one.origin.pid == pid);
+        let of_open = self
+            .sources
+            .iter()
+            .filter(|one| one.origin.worker.pid == pid);
         let of_open = of_open.filter_map(|one| one.last.as_ref());
         let closed = self.closed.iter().filter(|(one, _)| *one == pid);
         let all = of_open.chain(closed.map(|(_, last)| last));
@@ -199,7 +207,11 @@ impl Capture {
 
     /// The worker has ended: reads what it wrote before that, and returns the last lines of its standard error. What its
     /// own children write is still read later.
-    pub fn worker_exited(&mut self, pid: Pid, mut each: impl FnMut(&Origin, &str)) -> Vec<String> {
+    pub fn worker_exited(
+        &mut self,
+        pid: Pid,
+        mut each: impl FnMut(&Origin, Line<'_>),
+    ) -> Vec<String> {
         if self.sources.is_empty() && self.closed.is_empty() {
             return Vec::new();
         }
@@ -210,7 +222,7 @@ impl Capture {
             (_, last) = self.closed.swap_remove(place);
         }
         self.sources.retain_mut(|source| {
-            if source.origin.pid != pid {
+            if source.origin.worker.pid != pid {
                 return true;
             }
             // At most what a pipe can hold: its children may never stop writing.
@@ -256,8 +268,9 @@ impl Source {
     fn pack(&self, luggage: &mut Luggage) -> PackedSource {
         PackedSource {
             pipe: luggage.put(&self.pipe),
-            generation: self.origin.generation,
-            pid: self.origin.pid.as_raw(),
+            generation: self.origin.worker.generation,
+            slot: self.origin.worker.slot,
+            pid: self.origin.worker.pid.as_raw(),
             stream: self.origin.stream,
             lines: self.lines.clone(),
             last: self.last.clone(),
@@ -268,8 +281,11 @@ impl Source {
         Source {
             pipe: packed.pipe.take().into(),
             origin: Origin {
-                generation: packed.generation,
-                pid: Pid::from_raw(packed.pid),
+                worker: Known {
+                    generation: packed.generation,
+                    slot: packed.slot,
+                    pid: Pid::from_raw(packed.pid),
+                },
                 stream: packed.stream,
             },
             lines: packed.lines,
@@ -277,7 +293,7 @@ impl Source {
         }
     }
 
-    fn read(&mut self, portion: &mut [u8], each: &mut impl FnMut(&Origin, &str)) -> Found {
+    fn read(&mut self, portion: &mut [u8], each: &mut impl FnMut(&Origin, Line<'_>)) -> Found {
         match self.pipe.read(portion) {
             Ok(0) => {
                 self.end_line(each);
@@ -296,7 +312,7 @@ impl Source {
         }
     }
 
-    fn end_line(&mut self, each: &mut impl FnMut(&Origin, &str)) {
+    fn end_line(&mut self, each: &mut impl FnMut(&Origin, Line<'_>)) {
         let (origin, last) = (&self.origin, &mut self.last);
         self.lines.end(|line| {
             each(origin, line);
@@ -305,7 +321,7 @@ impl Source {
     }
 }
 
-fn remember(last: &mut Option<VecDeque<String>>, line: &str) {
+fn remember(last: &mut Option<VecDeque<String>>, Line { text, .. }: Line<'_>) {
     let Some(last) = last else {
         return;
     };
@@ -315,7 +331,11 @@ fn remember(last: &mut Option<VecDeque<String>>, line: &str) {
         _ => String::new(),
     };
     kept.clear();
-    kept.push_str(line);
+    match is_plain(text.as_bytes()) {
+        true => kept.push_str(text),
+        // What is safe to show already stays as it is.
+        false => drop(escape(text.as_bytes(), usize::MAX, &mut kept)),
+    }
     last.push_back(kept);
 }
 
@@ -332,29 +352,42 @@ mod tests {
     const GONE: Pid = Pid::from_raw(8);
 
     /// What a worker writes with.
-    fn attached(capture: &mut Capture, generation: u32, pid: Pid) -> [File; 2] {
+    fn attached(capture: &mut Capture, generation: u32, pid: Pid, format: LineFormat) -> [File; 2] {
         let mut pipes = Pipes::new(Stream::BOTH).unwrap();
         let mut theirs = std::mem::take(&mut pipes.theirs).into_iter();
-        capture.attach(generation, pid, pipes);
+        let worker = Known {
+            generation,
+            slot: 1,
+            pid,
+        };
+        capture.attach(worker, pipes, format);
         [(); 2].map(|()| theirs.next().unwrap().0.into())
     }
 
     /// All lines of two workers, and the last ones of each.
-    fn story(exec: impl Fn(Capture) -> Capture) -> (Vec<String>, Vec<String>, Vec<String>) {
+    fn story(
+        format: LineFormat,
+        exec: impl Fn(Capture) -> Capture,
+    ) -> (Vec<String>, Vec<String>, Vec<String>) {
         let (mut capture, mut lines) = (Capture::default(), Vec::new());
-        let mut keep = |origin: &Origin, line: &str| {
-            let (generation, stream) = (origin.generation, origin.stream.name());
-            lines.push(format!("{generation}:{}:{stream}: {line}", origin.pid));
+        let mut keep = |origin: &Origin, line: Line<'_>| {
+            let Known {
+                generation,
+                slot,
+                pid,
+            } = origin.worker;
+            let stream = origin.stream.name();
+            lines.push(format!("{generation}.{slot}:{pid}:{stream}: {}", line.text));
         };
-        let [mut stdout, mut stderr] = attached(&mut capture, 3, WORKER);
-        let [_, mut gone] = attached(&mut capture, 2, GONE);
+        let [mut stdout, mut stderr] = attached(&mut capture, 3, WORKER, format);
+        let [_, mut gone] = attached(&mut capture, 2, GONE, format);
         gone.write_all(b"last words").unwrap();
         drop(gone);
         stdout.write_all(&[b'x'; LONGEST + 100]).unwrap();
         stderr.write_all(b"one\nhalf of g\xc3").unwrap();
         capture.read(&mut keep);
         // Still in the pipe when the program changes.
-        stderr.write_all(b"\xbcte\nthree\n").unwrap();
+        stderr.write_all(b"\xbcte\nthree\x1b\n").unwrap();
         let mut capture = exec(capture);
         stdout.write_all(b"y\n").unwrap();
         capture.read(&mut keep);
@@ -366,12 +399,27 @@ mod tests {
 
     #[test]
     fn the_next_program_reads_on_in_the_middle_of_a_line() {
-        let (lines, of_worker, of_gone) =
-            story(|capture| Capture::unpack(on_its_way(&capture.pack(&mut Luggage::default()))));
-        assert_eq!(of_worker, ["one", "half of g\u{fc}te", "three", "no end"]);
-        assert_eq!(of_gone, ["last words"]);
-        assert_eq!(lines[1], "3:7:stderr: one");
-        assert!(lines.iter().any(|line| line.ends_with("xxxy")));
-        assert_eq!((lines, of_worker, of_gone), story(|capture| capture));
+        let exec =
+            |capture: Capture| Capture::unpack(on_its_way(&capture.pack(&mut Luggage::default())));
+        for format in [LineFormat::Text, LineFormat::Json] {
+            let (lines, of_worker, of_gone) = story(format, exec);
+            let three = match format {
+                LineFormat::Text => "3.1:7:stderr: three\\x1B",
+                LineFormat::Json => "3.1:7:stderr: three\u{1b}",
+            };
+            assert!(lines.iter().any(|line| line == three), "{lines:?}");
+            // They are shown to people.
+            assert_eq!(
+                of_worker,
+                ["one", "half of g\u{fc}te", "three\\x1B", "no end"]
+            );
+            assert_eq!(of_gone, ["last words"]);
+            assert_eq!(lines[1], "3.1:7:stderr: one");
+            assert!(lines.iter().any(|line| line.ends_with("xxxy")));
+            assert_eq!(
+                (lines, of_worker, of_gone),
+                story(format, |capture| capture)
+            );
+        }
     }
 }

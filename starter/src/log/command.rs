@@ -161,12 +161,12 @@ impl LogCommand {
 
     /// If the command dies right after its start, the log message about it stays in the pipe that it does not read: shows
     /// the message once on the command's own standard error.
-    pub fn show_on_stderr(&mut self, notice: &Notice) {
+    pub fn show_on_stderr(&mut self, lines: &[String]) {
         let at_once = Moment::now().saturating_since(self.started_at) < RESPAWN;
         if let (true, false, Some((_, stderr))) = (at_once, self.is_told, &self.outputs)
             && let Ok(stderr) = stderr.try_clone()
         {
-            write_if_ready(&stderr.into(), &notice.to_string());
+            write_if_ready(&stderr.into(), &lines.join("\n"));
         }
         self.is_told = at_once;
     }

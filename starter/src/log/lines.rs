@@ -1,23 +1,46 @@
-//! Turns what a worker writes into lines that are harmless wherever they are read. Bytes in, lines out; nothing else.
+//! Turns what a worker writes into lines. Bytes in, lines out; nothing else.
 //!
-//! Unsafe text is escaped (see [`crate::words::text`]), and a line that is too long is split into pieces.
+//! A line that is too long is split into pieces. For plain text, unsafe text is escaped (see [`crate::words::text`]) and the
+//! pieces are marked, so that the lines are harmless wherever they are read; JSON has its own means for both.
 
 use memchr::memchr;
 use serde::{Deserialize, Serialize};
 
 use crate::host::luggage::bytes;
-use crate::words::text::{escape, is_plain};
+use crate::words::text::{decode, escape, is_plain};
 
 /// The longest line, in bytes, with its marks. With its prefix, a syslog record stays within the 8 KiB that syslog daemons
 /// accept.
 pub const LONGEST: usize = 8 * 1024 - 256;
 
+/// The same as a string of JSON, which leaves room for the rest of its object.
+const LONGEST_IN_JSON: usize = LONGEST - 256;
+
 /// Marks the end of a piece that continues, and the start of the next one.
 const CUT: &str = "[...]";
+
+/// How the lines of the log are written.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub enum LineFormat {
+    #[default]
+    Text,
+    /// Each line is an object.
+    Json,
+}
+
+/// A line, or a piece of one.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Line<'a> {
+    pub text: &'a str,
+    /// It goes on in the next piece.
+    pub continued: bool,
+}
 
 /// One stream, between its lines.
 #[derive(Debug, Clone, Default, Serialize, Deserialize)]
 pub struct Lines {
+    #[serde(default)]
+    format: LineFormat,
     /// As written, minus what has been passed on.
     #[serde(with = "bytes")]
     partial: Vec<u8>,
@@ -25,15 +48,35 @@ pub struct Lines {
     continued: bool,
 }
 
+impl LineFormat {
+    /// A plain line of this length is never too long.
+    fn longest_plain(self) -> usize {
+        match self {
+            LineFormat::Text => LONGEST,
+            // Each of its characters may have to be escaped.
+            LineFormat::Json => LONGEST_IN_JSON / 2,
+        }
+    }
+}
+
 impl Lines {
+    pub fn new(format: LineFormat) -> Lines {
+        Lines {
+            format,
+            ..Lines::default()
+        }
+    }
+
     /// Takes what was written, and passes on every complete line, in order and without its newline.
-    pub fn push(&mut self, mut written: &[u8], mut each: impl FnMut(&str)) {
+    pub fn push(&mut self, mut written: &[u8], mut each: impl FnMut(Line<'_>)) {
+        let longest = self.format.longest_plain();
         while let Some(end) = memchr(b'\n', written) {
             let line = &written[..end];
             written = &written[end + 1..];
             match std::str::from_utf8(line) {
-                Ok(plain) if self.is_between_lines() && line.len() <= LONGEST && is_plain(line) => {
-                    each(plain);
+                Ok(text) if self.is_between_lines() && line.len() <= longest && is_plain(line) => {
+                    let continued = false;
+                    each(Line { text, continued });
                 }
                 _ => {
                     self.extend(line, &mut each);
@@ -45,7 +88,7 @@ impl Lines {
     }
 
     /// Passes on a last line without newline.
-    pub fn end(&mut self, mut each: impl FnMut(&str)) {
+    pub fn end(&mut self, mut each: impl FnMut(Line<'_>)) {
         if !self.is_between_lines() {
             self.finish(&mut each);
         }
@@ -56,7 +99,7 @@ impl Lines {
     }
 
     /// In portions, to bound the memory for a line that does not end.
-    fn extend(&mut self, line: &[u8], each: &mut impl FnMut(&str)) {
+    fn extend(&mut self, line: &[u8], each: &mut impl FnMut(Line<'_>)) {
         for portion in line.chunks(LONGEST) {
             self.partial.extend(portion);
             while self.partial.len() > LONGEST {
@@ -65,7 +108,7 @@ impl Lines {
         }
     }
 
-    fn finish(&mut self, each: &mut impl FnMut(&str)) {
+    fn finish(&mut self, each: &mut impl FnMut(Line<'_>)) {
         let mut first = true;
         while first || !self.partial.is_empty() {
             self.hand_out_piece(each);
@@ -75,17 +118,26 @@ impl Lines {
     }
 
     /// As much as fits.
-    fn hand_out_piece(&mut self, each: &mut impl FnMut(&str)) {
+    fn hand_out_piece(&mut self, each: &mut impl FnMut(Line<'_>)) {
         let mut piece = String::new();
-        if self.continued {
-            piece.push_str(CUT);
-        }
-        let (whole, taken) = escape(&self.partial, LONGEST - CUT.len(), &mut piece);
+        let (whole, taken) = match self.format {
+            LineFormat::Text => {
+                if self.continued {
+                    piece.push_str(CUT);
+                }
+                let (whole, taken) = escape(&self.partial, LONGEST - CUT.len(), &mut piece);
+                if !whole {
+                    piece.push_str(CUT);
+                }
+                (whole, taken)
+            }
+            LineFormat::Json => decode(&self.partial, LONGEST_IN_JSON, &mut piece),
+        };
         self.continued = !whole;
-        if self.continued {
-            piece.push_str(CUT);
-        }
-        each(&piece);
+        each(Line {
+            text: &piece,
+            continued: self.continued,
+        });
         self.partial.drain(..taken);
     }
 }
@@ -99,7 +151,7 @@ mod tests {
     /// Written in portions of this size, then ended.
     fn lines_of(written: &[u8], portion: usize) -> Vec<String> {
         let (mut lines, mut out) = (Lines::default(), Vec::new());
-        let mut keep = |line: &str| out.push(line.to_owned());
+        let mut keep = |line: Line<'_>| out.push(line.text.to_owned());
         for portion in written.chunks(portion) {
             lines.push(portion, &mut keep);
         }
@@ -165,11 +217,53 @@ mod tests {
     }
 
     #[test]
+    fn for_json_text_is_as_it_was_and_a_piece_says_that_it_goes_on() {
+        for text in ["x", "\"", "\u{20ac}", "\u{1}", "\u{1f600}"] {
+            for count in [LONGEST_IN_JSON / 2, LONGEST - 1, 5 * LONGEST + 3] {
+                let whole = text.repeat(count);
+                let written = format!("b\te\n{whole}\nafter");
+                for portion in [1000, 1 << 20] {
+                    let (mut lines, mut out) = (Lines::new(LineFormat::Json), Vec::new());
+                    let mut keep =
+                        |line: Line<'_>| out.push((line.text.to_owned(), line.continued));
+                    for portion in written.as_bytes().chunks(portion) {
+                        lines.push(portion, &mut keep);
+                    }
+                    lines.end(&mut keep);
+                    assert_eq!(out.first().unwrap(), &("b\te".to_owned(), false));
+                    assert_eq!(out.pop().unwrap(), ("after".to_owned(), false));
+                    let continued = out[1..].iter().map(|(_, continued)| *continued);
+                    let last = out.len() - 2;
+                    assert!(continued.enumerate().all(|(at, one)| one == (at < last)));
+                    let pieces = out[1..].iter().map(|(text, _)| text.as_str());
+                    assert_eq!(pieces.collect::<String>(), whole);
+                    for (text, _) in &out {
+                        let json = serde_json::to_string(text).unwrap();
+                        assert!(json.len() <= LONGEST_IN_JSON + 2, "{}", json.len());
+                    }
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn for_json_what_is_not_utf8_is_replaced_wherever_it_is_cut() {
+        let written = [&b"\xe2\x82".repeat(LONGEST)[..], b"\xffx\n"].concat();
+        for portion in [1, 1000, 1 << 20] {
+            let (mut lines, mut out) = (Lines::new(LineFormat::Json), String::new());
+            for portion in written.chunks(portion) {
+                lines.push(portion, |line| out.push_str(line.text));
+            }
+            assert_eq!(out, "\u{fffd}".repeat(LONGEST + 1) + "x");
+        }
+    }
+
+    #[test]
     fn a_line_without_end_takes_bounded_memory() {
         let mut lines = Lines::default();
         let mut handed_out = 0;
         for _ in 0..1000 {
-            lines.push(&[b'x'; 100_000], |piece| handed_out += piece.len());
+            lines.push(&[b'x'; 100_000], |piece| handed_out += piece.text.len());
             assert!(lines.partial.len() <= LONGEST);
             assert!(lines.partial.capacity() <= 4 * LONGEST);
         }

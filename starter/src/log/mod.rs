@@ -5,15 +5,18 @@
 //! then it is captured, which means read here.
 //!
 //! Nothing here ever ends or blocks the service: a log that cannot be written loses lines, which are counted, and what a
-//! log command does not read is queued. Only then do workers block too: until the command reads on.
+//! log command does not read is queued, and so is what nobody reads of the workers' lines on standard error. Only then do
+//! workers block too: until that is read on.
 
 mod appended;
 mod capture;
 mod command;
 mod file;
+mod known;
 pub mod lines;
 mod local_time;
 mod output;
+mod record;
 mod settings;
 mod syslog;
 mod target;
@@ -29,6 +32,8 @@ use serde::{Deserialize, Serialize};
 
 pub use self::appended::Readers;
 pub use self::capture::{Pipes, Stream};
+pub use self::known::Known;
+pub use self::lines::LineFormat;
 pub use self::settings::{Address, Format, LogTarget, Settings, SyslogSettings};
 pub use self::syslog::{DEFAULT_ADDRESS, facility};
 
@@ -36,8 +41,11 @@ use self::appended::{Appended, PackedAppended, Since};
 use self::capture::{Capture, KEPT, Origin, PackedCapture};
 use self::command::{LogCommand, PackedCommand};
 use self::file::{cannot_open, open_file};
+use self::known::About;
+use self::lines::Line;
 use self::local_time::LocalTime;
-use self::output::{Output, PackedOutput, Unread};
+use self::output::{Output, PackedOutput, Unread, of_failure};
+use self::record::{now, ours, stamp};
 use self::settings::Routes;
 use self::syslog::Syslog;
 use self::target::Target;
@@ -48,7 +56,7 @@ use crate::host::moment::Moment;
 use crate::host::streams;
 use crate::words::failure::{self, Failure};
 use crate::words::findings::Findings;
-use crate::words::notice::Notice;
+use crate::words::notice::{Notice, Severity};
 use crate::words::text::quoted;
 
 /// The log as the superdaemon sees it.
@@ -99,6 +107,17 @@ pub fn show(sentence: &dyn std::fmt::Display) {
     drop(io::stderr().write_all(format!("{sentence}\n").as_bytes()));
 }
 
+/// Shows a message of ours where there is no log, as the log would have it.
+pub fn show_as(format: LineFormat, severity: Severity, text: &str) {
+    let lines = ours(format, severity, About::default(), text);
+    show(&lines.join("\n"));
+}
+
+/// Shows why the program fails, as the log would have it.
+pub fn show_failure(format: LineFormat, failure: &Failure) {
+    show(&of_failure(format, failure).join("\n"));
+}
+
 /// Shows a line on the terminal that is standard error, in the place of the last one that was shown like this. It must be
 /// safe to show and narrower than the terminal; an empty one leaves nothing.
 pub fn show_in_place(line: &str) {
@@ -109,13 +128,18 @@ pub fn show_in_place(line: &str) {
 /// For a dry run: where the log would go. Nothing is opened for good, and no command is started.
 pub fn examine(settings: &Settings, expected: &Expected, findings: &mut Findings) {
     if let Some(syslog) = &settings.syslog
-        && findings.take(Syslog::open(syslog)).is_some()
+        && findings
+            .take(Syslog::open(syslog, settings.format))
+            .is_some()
     {
         let address = match &syslog.address {
             Address::Socket(path) => quoted(path),
             Address::Udp(address) => format!("udp:{}", quoted(address)),
         };
         findings.would(format!("sends lines to syslog at {address}"));
+    }
+    if settings.format == LineFormat::Json {
+        findings.would("writes each line of the log as a JSON object".to_owned());
     }
     match &settings.target {
         Some(LogTarget::File(path)) => {
@@ -137,9 +161,10 @@ impl Log {
     /// # Errors
     /// An invalid syslog address.
     pub fn begin(settings: &Settings) -> Result<Log, Failure> {
-        let syslog = settings.syslog.as_ref().map(Syslog::open).transpose()?;
+        let open = |one| Syslog::open(one, settings.format);
+        let syslog = settings.syslog.as_ref().map(open).transpose()?;
         Ok(Log {
-            output: Output::new(settings.is_quiet, syslog),
+            output: Output::new(settings.is_quiet, settings.format, syslog),
             target: LogFile::None,
             stdout: settings.routes(Stream::Stdout),
             stderr: settings.routes(Stream::Stderr),
@@ -197,7 +222,7 @@ impl Log {
             false => None,
         };
         let (target, output) = match &settings.target {
-            None if is_attended => (LogFile::None, Target::inherited()),
+            None if is_attended => (LogFile::None, Target::inherited(settings.is_passed_on())),
             None => {
                 let null = File::open("/dev/null").map_err(cannot_detach)?;
                 self.redirect(null.as_fd(), false).map_err(cannot_detach)?;
@@ -350,11 +375,17 @@ impl Log {
     }
 
     /// The worker was started with these pipes.
-    pub fn attach(&mut self, generation: u32, pid: Pid, pipes: Pipes) {
+    pub fn attach(&mut self, worker: Known, pipes: Pipes) {
+        self.know(worker);
         if let Some(since) = pipes.since {
-            self.appended.started(pid, since);
+            self.appended.started(worker.pid, since);
         }
-        self.capture.attach(generation, pid, pipes);
+        self.capture.attach(worker, pipes, self.output.format);
+    }
+
+    /// A worker of the program or supervisor before is known here too.
+    pub fn know(&mut self, worker: Known) {
+        self.output.workers.started(worker);
     }
 
     /// The descriptors to wait for.
@@ -391,6 +422,7 @@ impl Log {
     /// A worker has ended: reads all that it wrote, and returns the last lines of its standard error, if captured. Those of
     /// one that was on trial may be found in the log file too.
     pub fn worker_exited(&mut self, pid: Pid, is_on_trial: bool, readers: Readers) -> Vec<String> {
+        self.output.workers.exited(pid);
         let writer = writer(&mut self.output, self.stdout, self.stderr);
         let mut last = self.capture.worker_exited(pid, writer);
         self.output.flush();
@@ -428,7 +460,7 @@ impl Log {
         if ours {
             let notice = Notice::LogCommandDied { status };
             if !self.output.is_quiet {
-                command.show_on_stderr(&notice);
+                command.show_on_stderr(&self.output.lines(&notice));
             }
             self.say(&notice);
         }
@@ -475,21 +507,25 @@ fn writer(
     output: &mut Output,
     stdout: Routes,
     stderr: Routes,
-) -> impl FnMut(&Origin, &str) + use<'_> {
-    let now = LocalTime::now();
-    let mut stamp = (None, String::new());
+) -> impl FnMut(&Origin, Line<'_>) + use<'_> {
+    let local = LocalTime::now();
+    let (mut of, mut start) = (None, String::new());
+    if output.format == LineFormat::Json {
+        start = now();
+    }
     move |origin, line| {
         let routes = match origin.stream {
             Stream::Stdout => stdout,
             Stream::Stderr => stderr,
         };
-        if stamp.0 != Some(origin.pid) {
-            stamp = (
-                Some(origin.pid),
-                format!("{now} [{}:{}] ", origin.generation, origin.pid),
-            );
+        let Known {
+            generation, pid, ..
+        } = origin.worker;
+        if output.format == LineFormat::Text && of != Some(pid) {
+            of = Some(pid);
+            start = stamp(&local, Some(generation), pid.as_raw().unsigned_abs());
         }
-        output.take_line(origin, line, routes, &stamp.1);
+        output.take_line(origin, line, routes, &start);
     }
 }
 
@@ -523,6 +559,7 @@ mod tests {
             target: Some(LogTarget::Command("cat".into())),
             target_streams: Stream::BOTH.into(),
             has_timestamps: true,
+            format: LineFormat::Text,
             syslog: None,
             syslog_streams: Stream::BOTH.into(),
             is_quiet: false,
@@ -554,7 +591,12 @@ mod tests {
         let (mut log, mut reader) = log_and_reader(&settings);
         let mut pipes = log.pipes().unwrap();
         let mut theirs = std::mem::take(&mut pipes.theirs).into_iter();
-        log.attach(3, pid, pipes);
+        let worker = Known {
+            generation: 3,
+            slot: 0,
+            pid,
+        };
+        log.attach(worker, pipes);
         let [mut stdout, mut stderr] = [(); 2].map(|()| File::from(theirs.next().unwrap().0));
         log.reopen();
         stdout.write_all(b"out\nha").unwrap();
@@ -575,6 +617,56 @@ mod tests {
         let own = format!("[-:{}] {}", std::process::id(), Notice::NothingToReopen);
         let expected = [&own, "[3:7] out", "[3:7] err", "[3:7] half"];
         assert_eq!(lines(&written), expected);
+    }
+
+    #[test]
+    fn objects_go_on_where_the_program_before_has_stopped() {
+        let settings = Settings {
+            format: LineFormat::Json,
+            has_timestamps: false,
+            ..settings()
+        };
+        let pid = Pid::from_raw(7);
+        let worker = Known {
+            generation: 3,
+            slot: 1,
+            pid,
+        };
+        let (mut log, mut reader) = log_and_reader(&settings);
+        log.output.is_stamped = false;
+        let mut pipes = log.pipes().unwrap();
+        let mut theirs = std::mem::take(&mut pipes.theirs).into_iter();
+        log.attach(worker, pipes);
+        let [mut stdout, mut stderr] = [(); 2].map(|()| File::from(theirs.next().unwrap().0));
+        stdout.write_all(b"ha").unwrap();
+        stderr.write_all(b"\xff\n").unwrap();
+        assert_eq!(log.worker_failed(pid, NOBODY_ELSE), ["\u{fffd}"]);
+        stdout.write_all(b"lf\n").unwrap();
+        let packed = on_its_way(&log.pack(&mut Luggage::default()));
+        drop(log);
+        let mut log = Log::unpack(packed, &settings, &Rc::default());
+        log.know(worker);
+        log.worker_exited(pid, true, NOBODY_ELSE);
+        let died = Notice::WorkerDied { pid, status: 9 };
+        log.say(&died);
+        drop(log);
+        let mut written = String::new();
+        reader.read_to_string(&mut written).unwrap();
+        let lines = written.lines().map(|line| {
+            let (start, line) = line.split_once(r#"Z","severity":""#).unwrap();
+            assert_eq!(start.len(), r#"{"time":"2026-11-02T09:43:06.023456"#.len());
+            line
+        });
+        let expected = [
+            ("warning", "stderr", "\u{fffd}".to_owned()),
+            ("info", "stdout", "half".to_owned()),
+            ("info", "start_server", died.to_string()),
+        ];
+        let expected = expected.map(|(severity, stream, message)| {
+            let of = r#""generation":3,"pid":7,"worker":1"#;
+            format!(r#"{severity}","stream":"{stream}",{of},"message":"{message}"}}"#)
+        });
+        assert_eq!(lines.collect::<Vec<_>>(), expected);
     }
 
     #[test]

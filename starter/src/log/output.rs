@@ -1,6 +1,5 @@
 //! Where all lines go, in order: our own messages, and those of the workers' lines that are read here.
 
-use std::fmt::Display;
 use std::fs::File;
 use std::os::fd::BorrowedFd;
 use std::time::Duration;
@@ -11,7 +10,10 @@ use nix::sys::time::TimeSpec;
 use serde::{Deserialize, Serialize};
 
 use super::capture::{Origin, Stream};
+use super::known::{About, Workers};
+use super::lines::{Line, LineFormat};
 use super::local_time::LocalTime;
+use super::record::{Record, ours, stamp};
 use super::settings::{Routes, Settings};
 use super::syslog::{PackedSyslog, Syslog};
 use super::target::{PackedTarget, Target, write_if_ready};
@@ -45,6 +47,8 @@ pub struct Output {
     pub target: Target,
     /// Each line in the target is prefixed with time, generation and pid.
     pub is_stamped: bool,
+    pub format: LineFormat,
+    pub workers: Workers,
     /// Lines that could not be written to the target, and have not been reported yet.
     lost: u64,
     /// The same since the start, reported or not.
@@ -80,11 +84,13 @@ pub struct Unread {
 
 impl Output {
     /// Standard error, and syslog too.
-    pub fn new(is_quiet: bool, syslog: Option<Syslog>) -> Output {
+    pub fn new(is_quiet: bool, format: LineFormat, syslog: Option<Syslog>) -> Output {
         Output {
             is_quiet,
             target: Target::Inherited,
             is_stamped: false,
+            format,
+            workers: Workers::default(),
             lost: 0,
             lost_in_all: 0,
             portion: Vec::new(),
@@ -110,16 +116,18 @@ impl Output {
     pub fn unpack(packed: PackedOutput, settings: &Settings) -> Output {
         let routes = Stream::BOTH.map(|stream| settings.routes(stream));
         let is_shared = routes.into_iter().any(Routes::is_shared);
-        let (target, lost) = Target::unpack(packed.target, is_shared);
+        let (target, lost) = Target::unpack(packed.target, is_shared, settings.is_passed_on());
         let syslog = packed.syslog.zip(settings.syslog.as_ref());
         let mut output = Output {
             is_quiet: packed.is_quiet,
             target,
             is_stamped: settings.has_timestamps,
+            format: settings.format,
+            workers: Workers::default(),
             lost: packed.lost,
             lost_in_all: packed.lost_in_all,
             portion: packed.portion,
-            syslog: syslog.map(|(packed, settings)| Syslog::unpack(packed, settings)),
+            syslog: syslog.map(|(packed, one)| Syslog::unpack(packed, one, settings.format)),
             launcher: packed.launcher.map(|file| file.take().into()),
         };
         output.count_lost(lost);
@@ -129,13 +137,14 @@ impl Output {
     /// Writes a message of ours.
     pub fn say(&mut self, notice: &Notice) {
         // Why a start failed goes to standard error in any case.
-        self.write_sentence(notice.severity(), notice, notice.is_failed_start());
+        let lines = self.lines(notice);
+        self.write_sentence(notice.severity(), &lines, notice.is_failed_start());
     }
 
     /// Reports why the program fails, always on standard error too.
     pub fn complain(&mut self, failure: &Failure) {
-        let text = format_args!("start_server: {failure}");
-        self.write_sentence(Severity::Error, &text, true);
+        let lines = of_failure(self.format, failure);
+        self.write_sentence(Severity::Error, &lines, true);
     }
 
     /// The same, if something else shows it on standard error.
@@ -143,27 +152,45 @@ impl Output {
         if self.target.is_standard_error() {
             self.is_quiet = true;
         }
-        let text = format_args!("start_server: {failure}");
-        self.write_sentence(Severity::Error, &text, false);
+        let lines = of_failure(self.format, failure);
+        self.write_sentence(Severity::Error, &lines, false);
     }
 
-    /// Takes a line of a worker. Lines for the target are queued until [`Output::flush`].
-    pub fn take_line(&mut self, origin: &Origin, line: &str, routes: Routes, stamp: &str) {
+    /// A message of ours as the lines that are written of it.
+    pub fn lines(&self, notice: &Notice) -> Vec<String> {
+        let about = match self.format {
+            LineFormat::Text => About::default(),
+            LineFormat::Json => self.workers.about(&notice.subject()),
+        };
+        ours(self.format, notice.severity(), about, &notice.to_string())
+    }
+
+    /// Takes a line of a worker. Lines for the target are queued until [`Output::flush`]. `stamp` is what a line of text may
+    /// begin with, and the time of an object.
+    pub fn take_line(&mut self, origin: &Origin, line: Line<'_>, routes: Routes, stamp: &str) {
+        let json;
+        let text = match self.format {
+            LineFormat::Text => line.text,
+            LineFormat::Json => {
+                json = Record::of_worker(origin, line, stamp).to_json();
+                &json
+            }
+        };
         if routes.to_target {
             if self.is_stamped {
                 self.portion.extend_from_slice(stamp.as_bytes());
             }
-            self.portion.extend_from_slice(line.as_bytes());
+            self.portion.extend_from_slice(text.as_bytes());
             self.portion.push(b'\n');
         }
         if routes.to_syslog
             && let Some(syslog) = &mut self.syslog
         {
-            syslog.push_line(origin, line);
+            syslog.push_line(origin, text);
         }
     }
 
-    /// A log command must read before workers are read again.
+    /// The reader of the target must read before workers are read again.
     pub fn is_congested(&self) -> bool {
         self.target.is_congested()
     }
@@ -238,16 +265,15 @@ impl Output {
         }
     }
 
-    fn write_sentence(&mut self, severity: Severity, text: &dyn Display, is_reason: bool) {
-        let text = text.to_string();
+    fn write_sentence(&mut self, severity: Severity, lines: &[String], is_reason: bool) {
         self.tell_lost();
-        let lost = self.write_own(&text, is_reason);
+        let lost = self.write_own(lines, is_reason);
         self.count_lost(lost);
         if let (true, Some(launcher)) = (is_reason, &self.launcher) {
-            write_if_ready(launcher, &text);
+            write_if_ready(launcher, &lines.join("\n"));
         }
         if let Some(syslog) = &mut self.syslog {
-            syslog.push_own(severity, &text);
+            syslog.push_own(severity, lines);
             syslog.flush(Moment::now());
         }
     }
@@ -259,25 +285,26 @@ impl Output {
 
     /// Reports lost lines in their place, by number.
     fn tell_lost(&mut self) {
-        if self.lost > 0 && self.write_own(&Notice::LinesLost(self.lost).to_string(), false) == 0 {
+        if self.lost == 0 {
+            return;
+        }
+        let lines = self.lines(&Notice::LinesLost(self.lost));
+        if self.write_own(&lines, false) == 0 {
             self.lost = 0;
         }
     }
 
     /// Returns how many of its lines are lost.
-    fn write_own(&mut self, text: &str, is_reason: bool) -> u64 {
+    fn write_own(&mut self, lines: &[String], is_reason: bool) -> u64 {
         if self.is_quiet && !is_reason && self.target.is_standard_error() {
             return 0;
         }
-        let lines: String = match self.is_stamped {
-            true => {
-                let stamp = format!("{} [-:{}] ", LocalTime::now(), std::process::id());
-                text.lines()
-                    .map(|line| format!("{stamp}{line}\n"))
-                    .collect()
-            }
-            false => format!("{text}\n"),
+        let stamp = match self.is_stamped {
+            true => stamp(&LocalTime::now(), None, std::process::id()),
+            false => String::new(),
         };
+        let lines = lines.iter().map(|line| format!("{stamp}{line}\n"));
+        let lines: String = lines.collect();
         self.target.write_own(lines.as_bytes())
     }
 
@@ -298,11 +325,17 @@ impl Output {
     fn waiting(&self) -> (usize, Duration) {
         let records = self.syslog.as_ref().map_or(0, Syslog::waiting);
         let patience = match &self.target {
-            Target::Command { waiting, .. } if !waiting.is_empty() => LAST_LINES,
+            target if target.is_behind() => LAST_LINES,
             _ => LAST_MOMENT,
         };
         (self.target.waiting() + records, patience)
     }
+}
+
+/// Why the program fails, as lines.
+pub fn of_failure(format: LineFormat, failure: &Failure) -> Vec<String> {
+    let text = format!("start_server: {failure}");
+    ours(format, Severity::Error, About::default(), &text)
 }
 
 #[cfg(test)]
@@ -314,6 +347,7 @@ mod tests {
     use nix::unistd::Pid;
 
     use super::*;
+    use crate::log::known::Known;
     use crate::log::settings::{Address, Format, SyslogSettings};
     use crate::log::tests::{on_its_way, settings};
 
@@ -330,18 +364,26 @@ mod tests {
             }),
             ..settings()
         };
-        let syslog = settings.syslog.as_ref().map(Syslog::open);
-        let mut output = Output::new(true, syslog.transpose().unwrap());
+        let syslog = settings.syslog.as_ref();
+        let syslog = syslog.map(|one| Syslog::open(one, LineFormat::Text).unwrap());
+        let mut output = Output::new(true, LineFormat::Text, syslog);
         output.target = Target::file(OwnedFd::from(target).into());
         output.launcher = Some(OwnedFd::from(for_launcher).into());
         output.count_lost(3);
         let routes = settings.routes(Stream::Stdout);
         let origin = Origin {
-            generation: 3,
-            pid: Pid::from_raw(7),
+            worker: Known {
+                generation: 3,
+                slot: 0,
+                pid: Pid::from_raw(7),
+            },
             stream: Stream::Stdout,
         };
-        output.take_line(&origin, "line", routes, "");
+        let line = Line {
+            text: "line",
+            continued: false,
+        };
+        output.take_line(&origin, line, routes, "");
         let packed = on_its_way(&output.pack(&mut Luggage::default()));
         drop(output);
         let mut output = Output::unpack(packed, &settings);

@@ -4,6 +4,7 @@ use std::ffi::OsString;
 use std::path::PathBuf;
 
 use super::capture::Stream;
+use super::lines::LineFormat;
 
 /// Where output goes, and how it is written.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -14,6 +15,8 @@ pub struct Settings {
     pub target_streams: Vec<Stream>,
     /// Each line in the target is prefixed with time, generation and pid. Only together with a target.
     pub has_timestamps: bool,
+    /// How each line is written, wherever it goes.
+    pub format: LineFormat,
     pub syslog: Option<SyslogSettings>,
     /// Which of the workers' streams go to syslog; not empty.
     pub syslog_streams: Vec<Stream>,
@@ -26,7 +29,7 @@ pub struct Settings {
 impl Settings {
     /// Whether the output of workers may be read here, before it goes anywhere.
     pub fn captures(&self) -> bool {
-        self.target.is_some() || self.syslog.is_some()
+        self.target.is_some() || self.syslog.is_some() || self.format == LineFormat::Json
     }
 }
 
@@ -74,6 +77,11 @@ pub struct Routes {
 }
 
 impl Routes {
+    /// Whether its lines are written to the target here.
+    pub fn is_passed_on(self) -> bool {
+        self.to_target && self.is_captured
+    }
+
     /// Whether the workers have the target open themselves.
     pub fn is_shared(self) -> bool {
         self.to_target && !self.is_captured
@@ -81,14 +89,25 @@ impl Routes {
 }
 
 impl Settings {
+    /// Whether any line of workers is written to the target here.
+    pub fn is_passed_on(&self) -> bool {
+        let mut streams = Stream::BOTH.into_iter();
+        streams.any(|stream| self.routes(stream).is_passed_on())
+    }
+
     /// Where this stream of the workers goes.
     pub fn routes(&self, stream: Stream) -> Routes {
-        let to_target = self.target.is_some() && self.target_streams.contains(&stream);
         let to_syslog = self.syslog.is_some() && self.syslog_streams.contains(&stream);
+        let is_json = self.format == LineFormat::Json;
+        let to_target = match self.target {
+            Some(_) => self.target_streams.contains(&stream),
+            // Standard error, which has our own lines, too.
+            None => is_json && self.is_attended && !to_syslog,
+        };
         Routes {
             to_target,
             to_syslog,
-            is_captured: to_syslog || (to_target && self.has_timestamps),
+            is_captured: to_syslog || (to_target && (self.has_timestamps || is_json)),
         }
     }
 }

@@ -24,7 +24,10 @@ use syslog::{Facility, Formatter3164, Formatter5424, LogFormat};
 use crate::host::luggage::{Carried, Luggage, bytes};
 use crate::host::moment::Moment;
 use crate::log::capture::Origin;
+use crate::log::known::About;
+use crate::log::lines::LineFormat;
 use crate::log::local_time::LocalTime;
+use crate::log::record::ours;
 use crate::log::settings::{Address, Format, SyslogSettings};
 use crate::words::failure::{self, Failure};
 use crate::words::notice::Severity;
@@ -56,6 +59,8 @@ pub fn facility(name: &str) -> Option<Facility> {
 /// The connection to the daemon.
 pub struct Syslog {
     settings: SyslogSettings,
+    /// Of the lines that are passed to it: an object says itself of which generation it is.
+    line_format: LineFormat,
     facility: Facility,
     /// Only for records that leave this machine, or whose format has a field for its name.
     host: Option<String>,
@@ -114,7 +119,7 @@ impl Syslog {
     ///
     /// # Errors
     /// An invalid address: a host without address, a file that is not a socket.
-    pub fn open(settings: &SyslogSettings) -> Result<Syslog, Failure> {
+    pub fn open(settings: &SyslogSettings, line_format: LineFormat) -> Result<Syslog, Failure> {
         let peer = match &settings.address {
             Address::Socket(path) => Peer::Socket(checked(path)?),
             Address::Udp(address) => Peer::Udp(resolve(address)?),
@@ -128,6 +133,7 @@ impl Syslog {
         Ok(Syslog {
             facility: facility_of(settings),
             settings: settings.clone(),
+            line_format,
             host,
             peer,
             socket: None,
@@ -164,11 +170,16 @@ impl Syslog {
     }
 
     /// What the last program has packed.
-    pub fn unpack(packed: PackedSyslog, settings: &SyslogSettings) -> Syslog {
+    pub fn unpack(
+        packed: PackedSyslog,
+        settings: &SyslogSettings,
+        line_format: LineFormat,
+    ) -> Syslog {
         let queue: VecDeque<Vec<u8>> = packed.queue.into_iter().map(|record| record.0).collect();
         Syslog {
             facility: facility_of(settings),
             settings: settings.clone(),
+            line_format,
             host: packed.host,
             peer: match packed.peer {
                 PackedPeer::Socket(path) => Peer::Socket(path.into()),
@@ -188,8 +199,8 @@ impl Syslog {
     }
 
     /// Lines of ours, already harmless.
-    pub fn push_own(&mut self, severity: Severity, text: &str) {
-        for line in text.lines() {
+    pub fn push_own(&mut self, severity: Severity, lines: &[String]) {
+        for line in lines {
             self.push(None, severity, line);
         }
     }
@@ -231,7 +242,9 @@ impl Syslog {
             let text = format!(
                 "start_server: {dropped} lines before this one were lost: syslog was too slow or gone"
             );
-            self.enqueue(None, Severity::Warning, &text);
+            for line in ours(self.line_format, Severity::Warning, About::default(), &text) {
+                self.enqueue(None, Severity::Warning, &line);
+            }
         }
     }
 
@@ -243,7 +256,9 @@ impl Syslog {
     }
 
     fn record(&self, origin: Option<&Origin>, severity: Severity, line: &str) -> Vec<u8> {
-        let pid = origin.map_or_else(std::process::id, |one| one.pid.as_raw().unsigned_abs());
+        let pid = origin.map_or_else(std::process::id, |one| {
+            one.worker.pid.as_raw().unsigned_abs()
+        });
         let mut record = Vec::new();
         // Writing into memory does not fail.
         drop(match self.settings.format {
@@ -254,10 +269,12 @@ impl Syslog {
                     process: self.settings.tag.clone(),
                     pid,
                 };
-                let written = match origin {
-                    None => formatter.format(&mut record, severity.into(), line),
-                    Some(one) => {
-                        let line = format_args!("gen {}: {line}", one.generation);
+                let written = match (origin, self.line_format) {
+                    (None, _) | (_, LineFormat::Json) => {
+                        formatter.format(&mut record, severity.into(), line)
+                    }
+                    (Some(one), LineFormat::Text) => {
+                        let line = format_args!("gen {}: {line}", one.worker.generation);
                         formatter.format(&mut record, severity.into(), line)
                     }
                 };
@@ -439,8 +456,8 @@ fn structured_data(origin: Option<&Origin>) -> BTreeMap<String, BTreeMap<String,
         return BTreeMap::new();
     };
     let values = [
-        ("generation", origin.generation.to_string()),
-        ("pid", origin.pid.to_string()),
+        ("generation", origin.worker.generation.to_string()),
+        ("pid", origin.worker.pid.to_string()),
         ("stream", origin.stream.name().to_owned()),
     ];
     let values = values.map(|(name, value)| (name.to_owned(), value));
@@ -522,22 +539,26 @@ mod tests {
 
     use super::*;
     use crate::log::capture::Stream;
+    use crate::log::known::Known;
     use crate::log::tests::on_its_way;
 
     fn syslog(format: Format) -> Syslog {
-        Syslog::open(&SyslogSettings {
+        let settings = SyslogSettings {
             facility: "local3".into(),
             tag: "app".into(),
             address: Address::Udp("127.0.0.1:9".into()),
             format,
-        })
-        .unwrap()
+        };
+        Syslog::open(&settings, LineFormat::Text).unwrap()
     }
 
     fn origin(stream: Stream) -> Origin {
         Origin {
-            generation: 7,
-            pid: Pid::from_raw(4321),
+            worker: Known {
+                generation: 7,
+                slot: 0,
+                pid: Pid::from_raw(4321),
+            },
             stream,
         }
     }
@@ -549,18 +570,18 @@ mod tests {
     }
 
     fn to_socket(path: &Path) -> Syslog {
-        Syslog::open(&SyslogSettings {
+        let settings = SyslogSettings {
             facility: "local3".into(),
             tag: "app".into(),
             address: Address::Socket(path.to_owned()),
             format: Format::Rfc3164,
-        })
-        .unwrap()
+        };
+        Syslog::open(&settings, LineFormat::Text).unwrap()
     }
 
     fn exec(syslog: Syslog) -> Syslog {
         let packed = on_its_way(&syslog.pack(&mut Luggage::default()));
-        let next = Syslog::unpack(packed, &syslog.settings);
+        let next = Syslog::unpack(packed, &syslog.settings, syslog.line_format);
         assert_eq!(next.queue, syslog.queue);
         assert_eq!(next.waiting, syslog.waiting);
         next
@@ -585,7 +606,10 @@ mod tests {
         syslog.host = None;
         syslog.push_line(&origin(Stream::Stderr), "hello");
         syslog.push_line(&origin(Stream::Stdout), "hello");
-        syslog.push_own(Severity::Error, "broken\nhint: mend it");
+        syslog.push_own(
+            Severity::Error,
+            &["broken", "hint: mend it"].map(Into::into),
+        );
         let own = std::process::id();
         for (record, priority, rest) in [
             (0, 19 * 8 + 4, "app[4321]: gen 7: hello".to_owned()),
@@ -607,7 +631,7 @@ mod tests {
         let mut syslog = syslog(Format::Rfc5424);
         syslog.host = Some("host".into());
         syslog.push_line(&origin(Stream::Stderr), "hello");
-        syslog.push_own(Severity::Notice, "on");
+        syslog.push_own(Severity::Notice, &["on".to_owned()]);
         let words: Vec<&str> = text(&syslog.queue[0]).splitn(7, ' ').collect();
         assert_eq!(words[0], "<156>1");
         assert!(words[1].ends_with('Z'), "{words:?}");
@@ -617,6 +641,27 @@ mod tests {
             "[start_server@32473 generation=\"7\" pid=\"4321\" stream=\"stderr\"] hello"
         );
         assert!(text(&syslog.queue[1]).ends_with(" 0 - on"));
+    }
+
+    #[test]
+    fn an_object_is_all_of_a_message() {
+        for format in [Format::Rfc3164, Format::Rfc5424] {
+            let mut syslog = syslog(format);
+            syslog.line_format = LineFormat::Json;
+            syslog.count_dropped();
+            syslog.push_line(&origin(Stream::Stderr), r#"{"message":"hello"}"#);
+            let objects = syslog.queue.iter().map(|record| {
+                let record = text(record);
+                let object = &record[record.find('{').unwrap()..];
+                serde_json::from_str::<serde_json::Value>(object).unwrap()
+            });
+            let objects: Vec<_> = objects.collect();
+            let told =
+                "start_server: 1 lines before this one were lost: syslog was too slow or gone";
+            assert_eq!(objects[0]["message"], told);
+            assert_eq!(objects[1]["message"], "hello");
+            assert!(!text(&syslog.queue[1]).contains("gen 7"));
+        }
     }
 
     #[test]
@@ -684,11 +729,11 @@ mod tests {
         let packed = on_its_way(&first.pack(&mut Luggage::default()));
         let mut settings = first.settings;
         settings.address = Address::Udp("nowhere.invalid:514".into());
-        let mut next = Syslog::unpack(packed, &settings);
+        let mut next = Syslog::unpack(packed, &settings, LineFormat::Text);
         let trouble = ("udp:[fe80::1%2]:514".to_owned(), Errno::ENETUNREACH);
         assert_eq!(next.take_trouble(), Some(trouble));
         assert_eq!((next.lost_at, next.is_reachable), (first.lost_at, false));
-        next.push_own(Severity::Notice, "on");
+        next.push_own(Severity::Notice, &["on".to_owned()]);
         assert!(text(&next.queue[0]).contains(" first app["));
     }
 

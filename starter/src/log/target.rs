@@ -24,7 +24,12 @@ pub enum Target {
     /// Standard error.
     Inherited,
     /// Standard error too, if its reader may stop reading: a terminal, a pipe or a socket.
-    Paced { stderr: File, waiting: VecDeque<u8> },
+    Paced {
+        stderr: File,
+        waiting: VecDeque<u8>,
+        /// It gets lines of workers too.
+        has_workers: bool,
+    },
     File {
         file: File,
         /// It ends with part of a line, after which there was no room.
@@ -60,7 +65,7 @@ pub enum PackedTarget {
 
 impl Target {
     /// Standard error as inherited, but unable to block the service.
-    pub fn inherited() -> Target {
+    pub fn inherited(has_workers: bool) -> Target {
         let Ok(stderr) = io::stderr().as_fd().try_clone_to_owned().map(File::from) else {
             return Target::Inherited;
         };
@@ -84,6 +89,7 @@ impl Target {
         Target::Paced {
             stderr: own,
             waiting: VecDeque::new(),
+            has_workers,
         }
     }
 
@@ -125,9 +131,11 @@ impl Target {
 
     /// What the last program has packed, and how many lines are lost because standard error can no longer be written to in
     /// a way that does not block.
-    pub fn unpack(packed: PackedTarget, is_shared: bool) -> (Target, u64) {
+    pub fn unpack(packed: PackedTarget, is_shared: bool, has_workers: bool) -> (Target, u64) {
         match packed {
-            PackedTarget::StandardError { waiting } => Target::inherited().with_queue(waiting),
+            PackedTarget::StandardError { waiting } => {
+                Target::inherited(has_workers).with_queue(waiting)
+            }
             PackedTarget::File { file, is_torn } => {
                 let file = file.take().into();
                 (Target::File { file, is_torn }, 0)
@@ -179,13 +187,12 @@ impl Target {
         }
     }
 
-    /// The same for lines of workers, which never go to standard error; what cannot be written at once is queued until
-    /// [`Target::flush`].
+    /// The same for lines of workers; what cannot be written at once is queued until [`Target::flush`].
     pub fn write_of_workers(&mut self, lines: &[u8]) -> u64 {
         match self {
-            Target::Inherited | Target::Paced { .. } => 0,
+            Target::Inherited => self.write_own(lines),
             Target::File { file, is_torn } => append(file, is_torn, lines),
-            Target::Command { waiting, .. } => {
+            Target::Command { waiting, .. } | Target::Paced { waiting, .. } => {
                 waiting.extend(lines);
                 0
             }
@@ -197,7 +204,9 @@ impl Target {
     pub fn flush(&mut self) -> u64 {
         match self {
             Target::Inherited | Target::File { .. } => 0,
-            Target::Paced { stderr, waiting } => flush_stderr(stderr, waiting),
+            Target::Paced {
+                stderr, waiting, ..
+            } => flush_stderr(stderr, waiting),
             Target::Command {
                 pipe,
                 waiting,
@@ -223,6 +232,7 @@ impl Target {
             Target::Paced {
                 stderr: file,
                 waiting,
+                ..
             }
             | Target::Command {
                 pipe: file,
@@ -233,9 +243,27 @@ impl Target {
         }
     }
 
-    /// A log command must read before workers are read again.
+    /// Its reader must read before workers are read again.
     pub fn is_congested(&self) -> bool {
-        matches!(self, Target::Command { waiting, .. } if waiting.len() >= MOST_WAITING)
+        self.of_workers()
+            .is_some_and(|waiting| waiting.len() >= MOST_WAITING)
+    }
+
+    /// Whether lines of workers are queued, or were.
+    pub fn is_behind(&self) -> bool {
+        self.of_workers().is_some_and(|waiting| !waiting.is_empty())
+    }
+
+    fn of_workers(&self) -> Option<&VecDeque<u8>> {
+        match self {
+            Target::Command { waiting, .. }
+            | Target::Paced {
+                waiting,
+                has_workers: true,
+                ..
+            } => Some(waiting),
+            Target::Paced { .. } | Target::Inherited | Target::File { .. } => None,
+        }
     }
 }
 
@@ -363,7 +391,8 @@ mod tests {
     }
 
     fn exec(target: Target) -> Target {
-        let (next, lost) = Target::unpack(on_its_way(&target.pack(&mut Luggage::default())), true);
+        let packed = on_its_way(&target.pack(&mut Luggage::default()));
+        let (next, lost) = Target::unpack(packed, true, true);
         assert_eq!(lost, 0);
         next
     }
@@ -425,6 +454,7 @@ mod tests {
         let paced = Target::Paced {
             stderr,
             waiting: waiting.to_vec().into(),
+            has_workers: true,
         };
         let packed = on_its_way(&paced.pack(&mut Luggage::default()));
         let packed = match packed {

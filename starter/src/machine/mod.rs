@@ -234,7 +234,12 @@ impl Machine {
             return;
         };
         place.content = Content::Empty;
-        self.say(Notice::CannotStartWorker(cause.clone()));
+        self.say(Notice::CannotStartWorker {
+            generation: number,
+            slot: slot,
+            pid: None,
+            cause: cause.clone(),
+        });
         match (self.phase, self.state_of(number)) {
             (Phase::Serving, Some(State::Starting)) => {
                 self.start_failed(number, None, Some(cause), now);
@@ -276,7 +281,12 @@ impl Machine {
         };
         self.note_departed(&worker, status, now);
         if let Some(cause) = worker.failure() {
-            self.say(Notice::CannotStartWorker(cause.clone()));
+            self.say(Notice::CannotStartWorker {
+                generation: worker.generation,
+                slot: worker.slot,
+                pid: Some(pid),
+                cause: cause.clone(),
+            });
         }
         match (self.phase, self.state_of(worker.generation)) {
             (Phase::Stopping { .. } | Phase::Finished, _) => {

@@ -86,7 +86,12 @@ impl Machine {
         match self.state_of(number) {
             Some(State::Starting) => {
                 let cause = StartFailure::stopping(pid);
-                self.say(Notice::CannotStartWorker(cause.clone()));
+                self.say(Notice::CannotStartWorker {
+                    generation: number,
+                    slot: slot,
+                    pid: Some(pid),
+                    cause: cause.clone(),
+                });
                 self.start_failed(number, None, Some(cause), now);
             }
             Some(State::Current) if !self.has_others(number, slot) => {
@@ -165,7 +170,12 @@ impl Machine {
             let cause = StartFailure::not_ready(worker.pid, within, known);
             match self.state_of(worker.generation) {
                 Some(State::Starting) => {
-                    self.say(Notice::CannotStartWorker(cause.clone()));
+                    self.say(Notice::CannotStartWorker {
+                        generation: worker.generation,
+                        slot: worker.slot,
+                        pid: Some(worker.pid),
+                        cause: cause.clone(),
+                    });
                     self.start_failed(worker.generation, None, Some(cause), now);
                 }
                 // Its exit is the failure of its slot, which cannot be refilled before then.

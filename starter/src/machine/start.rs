@@ -172,7 +172,12 @@ impl Machine {
                 worker.is_killed = true;
             }
             if self.state_of(worker.generation) == Some(State::Starting) {
-                self.say(Notice::CannotStartWorker(cause.clone()));
+                self.say(Notice::CannotStartWorker {
+                    generation: worker.generation,
+                    slot: worker.slot,
+                    pid: Some(worker.pid),
+                    cause: cause.clone(),
+                });
                 self.start_failed(worker.generation, None, Some(cause), now);
             } else if let Some(generation) = self.generation_mut(worker.generation)
                 && let Some(worker) = generation.worker_mut(worker.pid)

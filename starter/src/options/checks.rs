@@ -12,7 +12,7 @@ use crate::client::Form;
 use crate::listeners;
 use crate::listeners::dialects::Dialect;
 use crate::listeners::spec::{PortSpec, check_duplicates};
-use crate::log::{self, LogTarget};
+use crate::log::{self, LineFormat, LogTarget};
 use crate::machine::Replace;
 use crate::ready::{self, Ready};
 use crate::status;
@@ -289,6 +289,17 @@ pub fn check_files(status: &status::Settings, log: &log::Settings) -> Result<(),
         }
     }
     Ok(())
+}
+
+/// Refuses stamps before what has the time in it.
+pub fn check_log_format(log: &log::Settings) -> Result<(), Failure> {
+    match log.has_timestamps && log.format == LineFormat::Json {
+        true => {
+            let cause = "--log-format=json writes the time of each line anyway";
+            Err(unusable("log-timestamps", cause))
+        }
+        false => Ok(()),
+    }
 }
 
 /// Refuses listeners that exclude each other, and dialects that cannot describe them.

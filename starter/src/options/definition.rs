@@ -240,7 +240,7 @@ fn readiness() -> [Arg; 6] {
     ]
 }
 
-fn files() -> [Arg; 8] {
+fn files() -> [Arg; 9] {
     [
         valued("runtime-dir", "DIR").help(lines([
             "Make this directory for the server's user if it is missing. Relative",
@@ -260,6 +260,11 @@ fn files() -> [Arg; 8] {
         ])),
         flag("log-timestamps")
             .help("Prefix each line of --log-file with time, generation and process id."),
+        valued("log-format", "text|json").help(lines([
+            "How each line is written: as it is (text, the default), or with all",
+            "that is known of it as a JSON object, whoever wrote it. Without",
+            "--log-file and --syslog the output of the server goes to stderr then.",
+        ])),
         flag("quiet").help(lines([
             "Write no messages of start_server itself to stderr, except why it",
             "failed. Of the commands below only --status, and --restart and",

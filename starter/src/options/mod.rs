@@ -27,8 +27,8 @@ use clap::error::ErrorKind;
 use nix::sys::signal::Signal;
 
 use self::checks::{
-    check_fd_store, check_files, check_listeners, check_needs, check_program, check_ready,
-    check_replace, check_rolling, check_self_test, form, returns_at_commit,
+    check_fd_store, check_files, check_listeners, check_log_format, check_needs, check_program,
+    check_ready, check_replace, check_rolling, check_self_test, form, returns_at_commit,
 };
 use self::definition::definition;
 use self::preset::Preset;
@@ -185,6 +185,7 @@ fn start(given: &Given<'_>) -> Result<Options, Failure> {
     check_needs(given)?;
     check_listeners(&options.listeners)?;
     check_files(&options.status, &options.log)?;
+    check_log_format(&options.log)?;
     check_ready(given, &options.ready, &options.listeners)?;
     let (replace, delay) = (options.machine.replace, options.environment.kill_old_delay);
     check_replace(given, replace, delay)?;
@@ -380,6 +381,7 @@ fn log(given: &Given<'_>, program: &OsStr) -> Result<log::Settings, Failure> {
         target: given.log_target("log-file")?,
         target_streams: given.streams("log-stream")?,
         has_timestamps: given.flag("log-timestamps"),
+        format: given.line_format("log-format")?.unwrap_or_default(),
         syslog: syslog(given, program)?,
         syslog_streams: given.streams("syslog-stream")?,
         is_quiet: given.flag("quiet"),

@@ -15,7 +15,7 @@ use super::refusal::refused;
 use super::workers::{MOST_WORKERS, Workers};
 use crate::listeners::dialects::Dialect;
 use crate::listeners::spec::{HIGHEST_DESCRIPTOR, PathSpec, PortSpec, parse_paths, parse_ports};
-use crate::log::{Address, Format, LogTarget, Stream, facility};
+use crate::log::{Address, Format, LineFormat, LogTarget, Stream, facility};
 use crate::machine::Replace;
 use crate::ready::http::is_path;
 use crate::ready::{ProbeAt, Ready, Statuses};
@@ -199,6 +199,15 @@ impl<'a> Given<'a> {
         self.read(option, read, || {
             "the formats are rfc3164 and rfc5424".to_owned()
         })
+    }
+
+    pub fn line_format(&self, option: &str) -> Result<Option<LineFormat>, Failure> {
+        let read = |name: &str| match name {
+            "text" => Some(LineFormat::Text),
+            "json" => Some(LineFormat::Json),
+            _ => None,
+        };
+        self.read(option, read, || "the formats are text and json".to_owned())
     }
 
     pub fn switch(&self, option: &str) -> Result<Option<bool>, Failure> {

@@ -274,6 +274,7 @@ fn make_ready(options: Options, held: Held, log: &mut Log) -> Result<Ready, Fail
         arguments: std::env::args_os().collect(),
         signal: machine.signal_on_term,
         stop_timeout: machine.stop_timeout,
+        format: options.log.format,
     });
     let announced = listeners.iter().map(Announced::from).collect();
     let sockets = listeners.into_iter();

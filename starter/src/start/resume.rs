@@ -25,7 +25,7 @@ use crate::listeners::backlog::Backlog;
 use crate::listeners::health::Health;
 use crate::listeners::packed::{self as listeners, PackedListener};
 use crate::listeners::socket_files::SocketFiles;
-use crate::log::Log;
+use crate::log::{Known, Log};
 use crate::machine::{Generation, Machine, Outcome};
 use crate::manager::Manager;
 use crate::options::{self, Invocation, Options};
@@ -158,7 +158,14 @@ impl Prepared {
         let handover = Rc::new(Handover::new(held.login.as_ref()));
         let shown = shown(&options);
         let status_file = StatusFile::unpack(held.status_file, &shown, guarded.is_some());
-        let log = Log::unpack(held.log, &options.log, &handover);
+        let mut log = Log::unpack(held.log, &options.log, &handover);
+        for worker in self.machine.generations().flat_map(Generation::workers) {
+            log.know(Known {
+                generation: worker.generation,
+                slot: worker.slot,
+                pid: worker.pid,
+            });
+        }
         let manager = Manager::unpack(held.manager, options.ready.ready.awaited());
         let backlog = Backlog::new(options.listeners.backlog).number();
         let upgrade = Upgrade::unpack(self.upgrade, failure.clone(), guarded.is_none());

@@ -4,7 +4,7 @@ use std::path::Path;
 
 use super::settings::Shown;
 use super::view;
-use crate::log::{Address, LogTarget};
+use crate::log::{Address, LineFormat, LogTarget};
 use crate::worker::Label;
 
 /// The settings as `F.json` has them.
@@ -52,6 +52,10 @@ pub fn shown(settings: &Shown<'_>) -> view::Options {
             LogTarget::Command(command) => format!("| {}", command.to_string_lossy()),
         }),
         log_timestamps: log.has_timestamps,
+        log_format: match log.format {
+            LineFormat::Text => "text".to_owned(),
+            LineFormat::Json => "json".to_owned(),
+        },
         syslog: log.syslog.as_ref().map(|syslog| view::Syslog {
             facility: syslog.facility.clone(),
             tag: syslog.tag.clone(),

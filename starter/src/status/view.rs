@@ -114,6 +114,8 @@ pub struct Options {
     /// As given: a file, or a command after `|`.
     pub log_file: Option<String>,
     pub log_timestamps: bool,
+    /// `text` or `json`; empty in those of earlier versions.
+    pub log_format: String,
     pub syslog: Option<Syslog>,
     pub user: Option<String>,
     pub group: Option<String>,

@@ -10,6 +10,7 @@ use nix::unistd::Pid;
 use crate::host::moment::Moment;
 use crate::host::process::adopt_orphans;
 use crate::listeners::health::Occasion;
+use crate::log::Known;
 use crate::machine::{Action, Event, Generation, Machine, Source, State};
 use crate::ready::Order;
 use crate::ready::command::Running;
@@ -300,7 +301,12 @@ impl Resources {
         let (pid, report) = self.blueprint.spawn(&pin, is_again, extra)?;
         self.readiness
             .started(generation, slot, pid, handed, &pin.environment);
-        self.log.attach(generation, pid, pipes);
+        let worker = Known {
+            generation,
+            slot,
+            pid,
+        };
+        self.log.attach(worker, pipes);
         Ok((pid, report))
     }
 

@@ -18,6 +18,7 @@ mod sentence;
 pub mod start_failure;
 pub mod stop_first;
 pub mod stopping;
+pub mod subject;
 pub mod text;
 pub mod trouble;
 pub mod upgrade;

@@ -28,6 +28,18 @@ pub enum Severity {
     Info,
 }
 
+impl Severity {
+    /// As syslog.conf(5) calls it.
+    pub fn name(self) -> &'static str {
+        match self {
+            Severity::Error => "err",
+            Severity::Warning => "warning",
+            Severity::Notice => "notice",
+            Severity::Info => "info",
+        }
+    }
+}
+
 /// Something that the superdaemon says while it runs.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Notice {
@@ -115,7 +127,13 @@ pub enum Notice {
         asked: i32,
         granted: u32,
     },
-    CannotStartWorker(StartFailure),
+    CannotStartWorker {
+        generation: u32,
+        slot: usize,
+        /// If there is a process.
+        pid: Option<Pid>,
+        cause: StartFailure,
+    },
     /// So nothing is started.
     CheckFailed(StartFailure),
     /// What has served cannot be started again in this generation.
@@ -294,7 +312,7 @@ impl Notice {
         match self {
             Notice::FailedToStart { .. }
             | Notice::StopFirst(StopFirst::StartingAgain { .. })
-            | Notice::CannotStartWorker(_)
+            | Notice::CannotStartWorker { .. }
             | Notice::CheckFailed(_)
             | Notice::GivingUp { .. }
             | Notice::NothingServes { .. }
@@ -383,7 +401,7 @@ impl Notice {
     pub fn is_failed_start(&self) -> bool {
         matches!(
             self,
-            Notice::CannotStartWorker(_) | Notice::FailedToStart { .. }
+            Notice::CannotStartWorker { .. } | Notice::FailedToStart { .. }
         )
     }
 }

@@ -19,8 +19,8 @@ use crate::words::text::{printable, quoted};
 impl fmt::Display for Notice {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Notice::CannotStartWorker(failure) => {
-                write!(f, "start_server: {}", Failure::from(failure))
+            Notice::CannotStartWorker { cause, .. } => {
+                write!(f, "start_server: {}", Failure::from(cause))
             }
             one_line => {
                 f.write_str(&printable(one_line.sentence()))?;
@@ -93,7 +93,7 @@ impl Notice {
             }
             Notice::WorkerDied { pid, status } => format!("worker {pid} died, status:{status}"),
             Notice::Exiting => "exiting".into(),
-            Notice::CannotStartWorker(failure) => failure.cause.clone(),
+            Notice::CannotStartWorker { cause, .. } => cause.cause.clone(),
             Notice::CheckFailed(failure) => {
                 format!("start_server: {}; nothing was started", failure.cause)
             }

@@ -79,6 +79,36 @@ pub fn escape(bytes: &[u8], most: usize, line: &mut String) -> (bool, usize) {
     (true, taken)
 }
 
+/// Appends text as it is while `line`, as a string of JSON, stays within `most` bytes; what is not UTF-8 becomes U+FFFD.
+/// Returns the same as [`escape`].
+pub fn decode(bytes: &[u8], most: usize, line: &mut String) -> (bool, usize) {
+    let (mut taken, mut length) = (0, 0);
+    for chunk in bytes.utf8_chunks() {
+        let valid = chunk.valid().chars();
+        let valid = valid.map(|character| (character, character.len_utf8()));
+        let invalid = chunk.invalid();
+        let replaced = (char::REPLACEMENT_CHARACTER, invalid.len());
+        for (character, count) in valid.chain((!invalid.is_empty()).then_some(replaced)) {
+            length += in_json(character);
+            if length > most {
+                return (false, taken);
+            }
+            line.push(character);
+            taken += count;
+        }
+    }
+    (true, taken)
+}
+
+/// How many bytes it takes at most: see [`printable_json`].
+fn in_json(character: char) -> usize {
+    match character {
+        '"' | '\\' => 2,
+        character if is_harmful(character) => 6,
+        character => character.len_utf8(),
+    }
+}
+
 fn escape_bytes(bytes: &[u8], line: &mut String) {
     const DIGITS: [char; 16] = [
         '0', '1', '2', '3', '4', '5', '6', '7', '8', '9', 'A', 'B', 'C', 'D', 'E', 'F',
@@ -137,6 +167,34 @@ mod tests {
         let json = "{\n  \"a\": \"\u{9b}2J\u{202e}\u{7f}\u{fc}\"\n}";
         let safe = "{\n  \"a\": \"\\u009b2J\\u202e\\u007f\u{fc}\"\n}";
         assert_eq!(printable_json(json), safe);
+    }
+
+    #[test]
+    fn what_is_decoded_fits_into_json() {
+        let decoded = |bytes: &[u8], most| {
+            let mut line = String::new();
+            let (whole, taken) = decode(bytes, most, &mut line);
+            (line, whole, taken)
+        };
+        assert_eq!(decoded(b"", 0), (String::new(), true, 0));
+        let text = b"a\xff\"\x1b\xe2\x82";
+        let expected = "a\u{fffd}\"\u{1b}\u{fffd}".to_owned();
+        assert_eq!(decoded(text, 15), (expected, true, text.len()));
+        assert_eq!(decoded(text, 14).2, 4);
+        for text in [
+            "x",
+            "\"",
+            "\u{1b}",
+            "\u{9b}",
+            "\u{202e}",
+            "\u{20ac}",
+            "\u{1f600}",
+        ] {
+            let (line, _, taken) = decoded(text.repeat(100).as_bytes(), 60);
+            assert_eq!(line.len(), taken);
+            let json = printable_json(&serde_json::to_string(&line).unwrap_or_default());
+            assert!((56..=62).contains(&json.len()), "{json}");
+        }
     }
 
     #[test]

@@ -238,7 +238,7 @@ impl World {
                 Action::Serving => self.look_at_listeners(true),
                 Action::Say(notice) => {
                     // Another failure in between.
-                    if matches!(notice, Notice::CannotStartWorker(_)) {
+                    if matches!(notice, Notice::CannotStartWorker { .. }) {
                         self.successes = 0;
                     }
                     self.said.push(notice);

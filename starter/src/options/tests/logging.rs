@@ -1,5 +1,5 @@
 use super::{error, started, with};
-use crate::log::{Address, Format, LogTarget, Stream};
+use crate::log::{Address, Format, LineFormat, LogTarget, Stream};
 
 #[test]
 fn a_log_goes_to_a_file_or_to_a_command() {
@@ -26,6 +26,26 @@ fn a_log_goes_to_a_file_or_to_a_command() {
             format!("cannot use --log-file={shown}: a command is missing after the |")
         );
     }
+}
+
+#[test]
+fn lines_are_text_or_objects_and_objects_are_written_here() {
+    assert_eq!(with(&["--log-format=text"]).log, with(&[]).log);
+    let log = with(&["--log-format=json"]).log;
+    assert!(log.format == LineFormat::Json && log.captures() && log.is_passed_on());
+    let is_passed_on = |words: &[&str]| {
+        let log = with(&[&["--log-format=json"], words].concat()).log;
+        Stream::BOTH.map(|stream| log.routes(stream).is_passed_on())
+    };
+    assert_eq!(is_passed_on(&["--log-file=/l"]), [true, true]);
+    let words = ["--log-file=/l", "--log-stream=stderr"];
+    assert_eq!(is_passed_on(&words), [false, true]);
+    // To standard error go those that go nowhere else.
+    assert_eq!(is_passed_on(&["--syslog"]), [false, false]);
+    let words = ["--syslog", "--syslog-stream=stdout"];
+    assert_eq!(is_passed_on(&words), [false, true]);
+    let words = ["--syslog", "--syslog-stream=stdout", "--daemonize"];
+    assert_eq!(is_passed_on(&words), [false, false]);
 }
 
 #[test]
@@ -114,6 +134,12 @@ fn a_log_that_cannot_be_is_refused_with_the_cause() {
         (vec!["--syslog-stream=stdout"], "it needs --syslog as well"),
         (vec!["--log-timestamps"], "it needs --log-file as well"),
         (vec!["--log-stream=stdout"], "it needs --log-file as well"),
+        (vec!["--log-format=xml"], "the formats are text and json"),
+        (vec!["--log-format="], "its value is empty"),
+        (
+            vec!["--log-file=/l", "--log-timestamps", "--log-format=json"],
+            "--log-format=json writes the time of each line anyway",
+        ),
         (
             vec!["--log-stream=stdout,stderr"],
             "it needs --log-file as well",

@@ -7,7 +7,7 @@ use super::{started, with};
 use crate::host::identity;
 use crate::listeners::dialects::Dialect;
 use crate::listeners::spec::{parse_paths, parse_ports};
-use crate::log::{Address, Format, LogTarget, Stream, SyslogSettings};
+use crate::log::{Address, Format, LineFormat, LogTarget, Stream, SyslogSettings};
 use crate::machine::{Knobs, Proof, Replace};
 use crate::options::{Options, Workers};
 use crate::ready::{ProbeAt, Ready, Statuses};
@@ -102,6 +102,7 @@ fn the_defaults_are_those_of_server_starter() {
         target: None,
         target_streams: Stream::BOTH.into(),
         has_timestamps: false,
+        format: LineFormat::Text,
         syslog: None,
         syslog_streams: Stream::BOTH.into(),
         is_quiet: false,
@@ -254,6 +255,7 @@ fn every_option_reaches_its_room() {
         target: Some(LogTarget::File("/l".into())),
         target_streams: vec![Stream::Stdout],
         has_timestamps: true,
+        format: LineFormat::Text,
         syslog: Some(SyslogSettings {
             facility: "local3".into(),
             tag: "app".into(),

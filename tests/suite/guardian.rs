@@ -27,7 +27,7 @@ use crate::readiness::{gated, is_ours, with_files};
 const REVIVED: &str = "; a new one goes on with its ";
 const PID_FILE: &str = "--pid-file=pid";
 
-fn guarded() -> Setup {
+pub fn guarded() -> Setup {
     with_files().option("--guardian").worker(["--graceful"])
 }
 
@@ -45,7 +45,7 @@ fn supervisor(server: &Server) -> Pid {
 }
 
 #[track_caller]
-fn strike(server: &Server) {
+pub fn strike(server: &Server) {
     kill(supervisor(server), Signal::SIGKILL).expect("it is gone");
 }
 

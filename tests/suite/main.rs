@@ -43,6 +43,7 @@ mod launch;
 mod listener_health;
 mod listeners;
 mod lock_holder;
+mod log_format;
 mod logging;
 mod manual;
 mod many_real_servers;

@@ -53,6 +53,7 @@ complete -c start_server -l status-file -d 'Write a line GENERATION:PID to this 
 complete -c start_server -l log-file -d 'Append stdout and stderr of start_server and the server to this file. With "| COMMAND", pipe them to a shell command instead.' -r -F
 complete -c start_server -l log-stream -d 'Log only this output of the server to --log-file (default: both). Repeatable; takes a comma-separated list.' -r -f -a "stdout\t''
 stderr\t''"
+complete -c start_server -l log-format -d 'How each line is written: as it is (text, the default), or with all that is known of it as a JSON object, whoever wrote it. Without --log-file and --syslog the output of the server goes to stderr then.' -r
 complete -c start_server -l syslog -d 'Send every line to syslog: the messages of start_server, and the output of the server with its process id and generation. FACILITY is a name such as daemon (default) or local0.' -r
 complete -c start_server -l syslog-tag -d 'The tag of each record (default: the server program\'s name).' -r
 complete -c start_server -l syslog-address -d 'The unix socket or UDP port where syslog listens (default: /dev/log).' -r -F

@@ -266,6 +266,8 @@ impl Output {
     }
 
     fn write_sentence(&mut self, severity: Severity, lines: &[String], is_reason: bool) {
+        // What was read before comes first.
+        self.write_portion();
         self.tell_lost();
         let lost = self.write_own(lines, is_reason);
         self.count_lost(lost);

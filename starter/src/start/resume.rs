@@ -159,13 +159,7 @@ impl Prepared {
         let shown = shown(&options);
         let status_file = StatusFile::unpack(held.status_file, &shown, guarded.is_some());
         let mut log = Log::unpack(held.log, &options.log, &handover);
-        for worker in self.machine.generations().flat_map(Generation::workers) {
-            log.know(Known {
-                generation: worker.generation,
-                slot: worker.slot,
-                pid: worker.pid,
-            });
-        }
+        workers(&self.machine).for_each(|worker| log.know(worker));
         let manager = Manager::unpack(held.manager, options.ready.ready.awaited());
         let backlog = Backlog::new(options.listeners.backlog).number();
         let upgrade = Upgrade::unpack(self.upgrade, failure.clone(), guarded.is_none());
@@ -216,6 +210,16 @@ impl Prepared {
     }
 }
 
+/// Those that live, for the log.
+fn workers(machine: &Machine) -> impl Iterator<Item = Known> {
+    let workers = machine.generations().flat_map(Generation::workers);
+    workers.map(|worker| Known {
+        generation: worker.generation,
+        slot: worker.slot,
+        pid: worker.pid,
+    })
+}
+
 /// Why this program goes on, for the log.
 fn what_happened(
     machine: &Machine,
@@ -234,7 +238,7 @@ fn what_happened(
             true => Guarding::Last { status: *status },
             false => Guarding::Revived {
                 status: *status,
-                workers: machine.generations().flat_map(Generation::workers).count(),
+                workers: workers(machine).count(),
             },
         }),
         (None, Some(cause)) => Notice::Upgrade(words::Upgrade::Failed { path, cause }),

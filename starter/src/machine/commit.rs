@@ -2,6 +2,8 @@
 
 use std::time::Duration;
 
+use nix::unistd::Pid;
+
 use super::generation::{Generation, PROOF_OF_LIFE, Slot, Stage, State, Why};
 use super::history::{Decision, Steps, Verdict};
 use super::model::{Action, Machine, Proof, Settings};
@@ -141,9 +143,10 @@ impl Machine {
             .filter(|generation| generation.state() == State::Retiring)
             .collect();
         let is_alone = retiring.is_empty();
-        let pids = retiring.into_iter().flat_map(Generation::pids).collect();
+        let pids: Vec<Pid> = retiring.into_iter().flat_map(Generation::pids).collect();
         if why.is_restart() {
             let signal = self.settings.signal_on_hup;
+            let old = pids.clone();
             self.say(Notice::NewWorkerRunning { signal, pids });
             if self.stops_first() {
                 self.failures = 0;
@@ -151,10 +154,10 @@ impl Machine {
             }
             let delay = self.settings.knobs.kill_old_delay;
             if !delay.is_zero() {
-                self.say(Notice::Sleeping { delay });
+                self.say(Notice::Sleeping { delay, old });
             }
             if is_alone {
-                self.say(Notice::KillingOldWorkers);
+                self.say(Notice::KillingOldWorkers { old: Vec::new() });
             }
         }
         if is_alone {
@@ -178,7 +181,8 @@ impl Machine {
             return;
         }
         self.failures = 0;
-        self.say(Notice::KillingOldWorkers);
+        let old = due.clone();
+        self.say(Notice::KillingOldWorkers { old });
         let Settings {
             signal_on_hup,
             kill_old_timeout,

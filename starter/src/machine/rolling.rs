@@ -61,10 +61,11 @@ impl Machine {
     fn announce_takeover(&mut self, why: Why, pids: Vec<Pid>) {
         if why.is_restart() {
             let signal = self.settings.signal_on_hup;
+            let old = pids.clone();
             self.say(Notice::NewWorkerRunning { signal, pids });
             let delay = self.settings.knobs.kill_old_delay;
             if !delay.is_zero() {
-                self.say(Notice::Sleeping { delay });
+                self.say(Notice::Sleeping { delay, old });
             }
         }
     }
@@ -91,7 +92,8 @@ impl Machine {
             }
         }
         if has_successors {
-            self.say(Notice::KillingOldWorkers);
+            let old = due.clone();
+            self.say(Notice::KillingOldWorkers { old });
         }
         let (signal, patience) = (self.settings.signal_on_hup, self.settings.kill_old_timeout);
         self.tell_to_stop(&due, signal, patience, now);

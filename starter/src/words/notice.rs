@@ -62,8 +62,11 @@ pub enum Notice {
     },
     Sleeping {
         delay: Duration,
+        old: Vec<Pid>,
     },
-    KillingOldWorkers,
+    KillingOldWorkers {
+        old: Vec<Pid>,
+    },
     /// With the seconds between automatic restarts.
     AutoRestart {
         interval: Duration,
@@ -381,7 +384,7 @@ impl Notice {
             | Notice::RemovingSocket { .. }
             | Notice::StartingNewWorker(_)
             | Notice::Sleeping { .. }
-            | Notice::KillingOldWorkers
+            | Notice::KillingOldWorkers { .. }
             | Notice::OldWorkerDied { .. }
             | Notice::WorkerDied { .. }
             | Notice::Ignored(_)

@@ -63,13 +63,13 @@ impl Notice {
                 let (signal, pids) = (name(*signal), Pids(pids, "none"));
                 format!("new worker is now running, sending {signal} to old workers:{pids}")
             }
-            Notice::Sleeping { delay } => {
+            Notice::Sleeping { delay, .. } => {
                 format!(
                     "sleeping {} secs before killing old workers",
                     delay.as_secs_f64()
                 )
             }
-            Notice::KillingOldWorkers => "killing old workers".into(),
+            Notice::KillingOldWorkers { .. } => "killing old workers".into(),
             Notice::AutoRestart { interval, forced } => {
                 let (forced, interval) = (
                     if *forced { "forced, " } else { "" },

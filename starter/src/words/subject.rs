@@ -61,6 +61,8 @@ impl Notice {
                 Subject::of_pids(worker.as_slice())
             }
             Notice::NewWorkerRunning { pids, .. }
+            | Notice::Sleeping { old: pids, .. }
+            | Notice::KillingOldWorkers { old: pids }
             | Notice::Stopping { pids, .. }
             | Notice::RolledBack { pids }
             | Notice::GivingUp { serving: pids, .. }
@@ -94,8 +96,6 @@ impl Notice {
             Notice::Duplicated { .. }
             | Notice::RemovingSocket { .. }
             | Notice::ReceivedHup
-            | Notice::Sleeping { .. }
-            | Notice::KillingOldWorkers
             | Notice::AutoRestart { .. }
             | Notice::Exiting
             | Notice::Listening { .. }

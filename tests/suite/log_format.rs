@@ -542,3 +542,19 @@ fn a_format_that_there_is_not_is_wrong_usage_for_a_command_too() {
         .without_program();
     assert_usage(setup, &[line]);
 }
+
+#[test]
+fn a_dry_run_and_the_status_say_the_format() {
+    if !is_ours() {
+        return;
+    }
+    let finished = Server::setup().options(["--check-config", JSON]).run();
+    let line = "writes each line of the log as a JSON object";
+    assert!(finished.log.contains(line), "{}", finished.log);
+    for (option, expected) in [(Some(JSON), "json"), (None, "text")] {
+        let server = with_files().options(option).port(ports::tcp()).start();
+        server.accepted();
+        let json = server.status_json().expect("no FILE.json");
+        assert_eq!(json["options"]["log_format"], expected);
+    }
+}

@@ -431,7 +431,8 @@ fn a_reader_that_is_gone_ends_neither_the_workers_nor_the_service() {
         .start();
     let first = server.accepted();
     drop(reader);
-    burst(port, 1000, 100, "stdout");
+    // More than is queued.
+    burst(port, 40_000, 100, "stdout");
     assert_eq!(client::ask(port).pid, first.pid.as_raw());
     kill(first.pid, Signal::SIGKILL).expect("cannot kill the worker");
     server.wait_for_service(2);

@@ -139,7 +139,7 @@ pub fn examine(settings: &Settings, expected: &Expected, findings: &mut Findings
         findings.would(format!("sends lines to syslog at {address}"));
     }
     if settings.format == LineFormat::Json {
-        findings.would("writes each line of the log as a JSON object".to_owned());
+        findings.would("writes each line of the log as a JSON object");
     }
     match &settings.target {
         Some(LogTarget::File(path)) => {

@@ -236,7 +236,7 @@ impl Machine {
         place.content = Content::Empty;
         self.say(Notice::CannotStartWorker {
             generation: number,
-            slot: slot,
+            slot,
             pid: None,
             cause: cause.clone(),
         });

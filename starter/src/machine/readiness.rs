@@ -88,7 +88,7 @@ impl Machine {
                 let cause = StartFailure::stopping(pid);
                 self.say(Notice::CannotStartWorker {
                     generation: number,
-                    slot: slot,
+                    slot,
                     pid: Some(pid),
                     cause: cause.clone(),
                 });

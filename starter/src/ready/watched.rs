@@ -283,8 +283,11 @@ impl Watched {
     fn tell_refusals(&mut self, worker: Pid, refused: Vec<Refusal>, desk: &mut Desk<'_>) {
         for refusal in refused {
             if self.refusals.insert(refusal) {
-                let sentence = refusal.sentence(worker, desk.store.most());
-                desk.notices.push(Notice::Complaint(sentence));
+                desk.notices.push(Notice::NotificationIgnored {
+                    generation: self.generation,
+                    worker: Some(worker),
+                    sentence: refusal.sentence(worker, desk.store.most()),
+                });
             }
         }
     }
@@ -292,9 +295,13 @@ impl Watched {
     fn complain(&mut self, notices: &mut Vec<Notice>, why: &str) {
         if !std::mem::replace(&mut self.has_complained, true) {
             let generation = self.generation;
-            notices.push(Notice::Complaint(format!(
-                "start_server: ignoring a notification to generation {generation}: {why}"
-            )));
+            notices.push(Notice::NotificationIgnored {
+                generation,
+                worker: None,
+                sentence: format!(
+                    "start_server: ignoring a notification to generation {generation}: {why}"
+                ),
+            });
         }
     }
 

@@ -238,6 +238,12 @@ pub enum Notice {
     Unconfined(Lack),
     /// A complete message, worded elsewhere, such as one about a problem with `--envdir`.
     Complaint(String),
+    /// The same about what a generation was notified of, by this worker if it is known.
+    NotificationIgnored {
+        generation: u32,
+        worker: Option<Pid>,
+        sentence: String,
+    },
     /// A possible cause of a failed start: the user cannot open the streams with these paths.
     ClosedStreams(Vec<&'static str>),
     LinesLost(u64),
@@ -346,6 +352,7 @@ impl Notice {
             | Notice::BacklogCut { .. }
             | Notice::AttributesOfLauncher { .. }
             | Notice::Complaint(_)
+            | Notice::NotificationIgnored { .. }
             | Notice::ClosedStreams(_)
             | Notice::LinesLost(_)
             | Notice::NeverSent(_)

@@ -254,7 +254,9 @@ impl Notice {
                     quoted(path)
                 )
             }
-            Notice::Complaint(text) => text.clone(),
+            Notice::Complaint(text) | Notice::NotificationIgnored { sentence: text, .. } => {
+                text.clone()
+            }
             Notice::ClosedStreams(names) => {
                 format!("hint: {}", remedy::of_closed_streams(&names.join(" or ")))
             }

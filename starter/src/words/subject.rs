@@ -69,6 +69,12 @@ impl Notice {
             | Notice::KillingWorkers { pids }
             | Notice::KillingLateWorkers { pids }
             | Notice::StopFirst(StopFirst::Stopping { pids, .. }) => Subject::of_pids(pids),
+            Notice::NotificationIgnored {
+                generation, worker, ..
+            } => Subject {
+                generation: Some(*generation),
+                ..Subject::of_pids(worker.as_slice())
+            },
             Notice::Serves { generation, pids } => Subject {
                 generation: Some(*generation),
                 ..Subject::of_pids(pids)

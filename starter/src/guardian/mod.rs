@@ -29,13 +29,12 @@ use self::area::{Area, Written};
 use self::kept::{Kept, place};
 use self::message::{Channel, PAUSE, ToGuardian, ToSupervisor};
 use crate::host::luggage::stand_in;
+use crate::host::memory;
 use crate::host::moment::Moment;
 use crate::host::open_files::{OpenFiles, duplicate_above, owned};
 use crate::host::own_program::{Guarded, Inheritance, execute};
 use crate::host::proc;
-use crate::host::process::{
-    adopt_orphans, exit_child, exited, fork_single_threaded, reap_child, release_free_memory,
-};
+use crate::host::process::{adopt_orphans, exit_child, exited, fork_single_threaded, reap_child};
 use crate::host::sealed::sealed;
 use crate::host::signals::{Signals, Taken};
 use crate::log::{LineFormat, show_as};
@@ -204,7 +203,7 @@ impl Guardian {
     /// Watches until all is over. Returns the exit code.
     pub fn watch(mut self) -> u8 {
         // Of the start, which was this process's too.
-        release_free_memory();
+        memory::release();
         loop {
             self.wait();
             if self.has_room() {
@@ -407,7 +406,7 @@ impl Guardian {
                 self.supervisor = child;
                 self.channel = ours;
                 self.repeat();
-                release_free_memory();
+                memory::release();
                 Ok(())
             }
         }

@@ -9,6 +9,7 @@ pub mod launcher;
 pub mod locks;
 pub mod low_ports;
 pub mod luggage;
+pub mod memory;
 pub mod moment;
 pub mod open_files;
 pub mod order;

@@ -23,14 +23,6 @@ pub fn fork_single_threaded() -> nix::Result<ForkResult> {
     unsafe { nix::unistd::fork() }
 }
 
-/// Gives the kernel back what memory is allocated and not used: for a process that has done most of its work.
-#[expect(unsafe_code, reason = "only the C library knows what is free")]
-pub fn release_free_memory() {
-    #[cfg(target_env = "gnu")]
-    // SAFETY: it touches nothing that is in use.
-    let _ = unsafe { libc::malloc_trim(0) };
-}
-
 /// Ends a forked child without the exit handlers and guards of its parent.
 #[expect(
     unsafe_code,

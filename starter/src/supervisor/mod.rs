@@ -19,8 +19,9 @@ pub mod upgrade;
 
 use nix::sys::signal::Signal;
 
+use crate::host::memory;
 use crate::host::moment::Moment;
-use crate::machine::{Action, Event, Machine, Outcome, Settings, Verdict};
+use crate::machine::{Action, Event, Generation, Machine, Outcome, Settings, State, Verdict};
 use crate::supervisor::guard::Guard;
 use crate::supervisor::resources::Resources;
 use crate::supervisor::sources::{Inbox, Input, wait, wait_blindly};
@@ -34,6 +35,8 @@ struct Supervisor {
     machine: Machine,
     /// A system call failed without which nothing can be supervised: all that is left is to stop the workers.
     is_broken: bool,
+    /// It has given back the memory that only a start needs.
+    is_lean: bool,
     finished: Option<Outcome>,
 }
 
@@ -45,6 +48,7 @@ pub fn run(mut resources: Resources, settings: Settings) -> Outcome {
         resources,
         machine,
         is_broken: false,
+        is_lean: false,
         finished: None,
     };
     supervisor.resources.manager.learn(&supervisor.machine);
@@ -70,6 +74,7 @@ pub fn go_on(mut resources: Resources, mut machine: Machine, stops: bool) -> Out
         resources,
         machine,
         is_broken: false,
+        is_lean: false,
         finished: None,
     };
     if stops {
@@ -105,7 +110,18 @@ impl Supervisor {
         if self.finished.is_none() {
             self.resources.tell_guardian(&self.machine);
             self.resources.make_way(&self.machine);
+            self.become_lean();
         }
+    }
+
+    /// Once after each start: when nothing is left of it but one generation that serves.
+    fn become_lean(&mut self) {
+        let mut states = self.machine.generations().map(Generation::state);
+        let is_settled = states.next() == Some(State::Current) && states.next().is_none();
+        if is_settled && !self.is_lean {
+            memory::release();
+        }
+        self.is_lean = is_settled;
     }
 
     fn wait(&mut self) {

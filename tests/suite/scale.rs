@@ -10,6 +10,7 @@ use e2e::skip::{missing, original_differs};
 use e2e::wait::let_pass;
 use e2e::{Report, Server, Setup, client, ports, proc, programs};
 use nix::sys::resource::Resource;
+use nix::sys::signal::Signal;
 use nix::sys::stat::Mode;
 use nix::unistd::{Pid, Uid, mkfifo};
 
@@ -200,6 +201,35 @@ fn a_thousand_restarts_in_a_row_leave_no_descriptor_no_zombie_no_file_and_no_gro
             "{what} memory grew from {before} to {after} KiB between restart {WARM} and {RESTARTS}"
         );
     }
+}
+
+#[test]
+fn memory_that_only_a_start_needs_is_given_back_after_it() {
+    if original_differs("it is a Perl program") {
+        return;
+    }
+    let setup = silent_worker(Server::setup().status_file().pid_file().interval("1"));
+    let mut server = setup.port(ports::tcp()).start();
+    server.wait_until_accepted();
+    for generation in 2..=3 {
+        let before = server.generations().len();
+        server.signal(Signal::SIGHUP);
+        server.wait_until("the next one is starting", |server| {
+            server.generations().len() > before
+        });
+        let during = memory(server.pid(), "Rss");
+        server.wait_for_generations(&[generation]);
+        wait_until_idle(&server);
+        let (Some(during), Some(after)) = (during, memory(server.pid(), "Rss")) else {
+            missing("needs to read /proc/PID/smaps_rollup of the server");
+            return;
+        };
+        assert!(
+            after + 256 < during,
+            "{during} KiB during the start, {after} KiB after it"
+        );
+    }
+    assert!(server.stop().success());
 }
 
 /// One line of /proc/PID/smaps_rollup.

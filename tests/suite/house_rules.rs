@@ -55,6 +55,7 @@ fn unsafe_code_appears_only_where_it_is_known() {
         "starter/src/guardian/kept.rs",
         "starter/src/guardian/message.rs",
         "starter/src/host/dispositions.rs",
+        "starter/src/host/memory.rs",
         "starter/src/listeners/sockets.rs",
         "starter/src/log/command.rs",
         "starter/src/host/open_files.rs",

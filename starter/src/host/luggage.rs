@@ -168,7 +168,7 @@ mod tests {
 
     #[test]
     fn what_is_not_open_cannot_be_taken() {
-        for number in ["-1", "0", "2", "900", "99999999999"] {
+        for number in ["-1", "0", "2", "2147483647", "99999999999"] {
             assert!(serde_json::from_str::<Carried>(number).is_err(), "{number}");
         }
     }

@@ -172,6 +172,16 @@ fn whatever_worker_of_several_exits_with_success_leaves_nothing_behind() {
         let setup = setup.option("--ready=exec:test ! -e broken");
         let server = setup.program(["sh", "-c", script]).start();
         server.wait_until_accepted();
+        server.wait_until("all workers have looked whether it is broken", |server| {
+            let sleeps = |pid: &Pid| {
+                fs::read_to_string(format!("/proc/{pid}/comm")).is_ok_and(|name| name == "sleep\n")
+            };
+            of_generation(server, 1)
+                .iter()
+                .filter(|pid| sleeps(pid))
+                .count()
+                == 3
+        });
         fs::write(server.folder().join("broken"), "").expect("cannot break it");
         let mut restart = server.client(["--restart", "--pid-file=pid"]);
         let client = std::thread::spawn(move || restart.output_in_turn());

@@ -10,6 +10,7 @@
 //! | `machine` | all policy, and nothing else: an event and the time go in, actions come out |
 //! | `listeners` | from `--port` and `--path` to sockets, by way of the binder or directly |
 //! | `worker` | one child: its descriptors, its environment, its exec |
+//! | `ready` | when a worker serves: what it says itself, and what a command or a probe finds |
 //! | `status` | pid file, status file and `FILE.json` |
 //! | `manager` | what the service manager that launched us is told, over `NOTIFY_SOCKET` |
 //! | `client` | `--restart`, `--rollback`, `--abort`, `--upgrade`, `--stop`, `--reopen`, `--status`: requests to another start_server |

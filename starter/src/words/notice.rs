@@ -200,13 +200,13 @@ pub enum Notice {
     KillingLateWorkers {
         pids: Vec<Pid>,
     },
-    /// The generation that serves has answered badly or not at all for this long.
     /// Connections wait in the queue of a listener, known by its key.
     NobodyAccepts {
         listener: OsString,
         waiting: u32,
         since: Duration,
     },
+    /// The generation that serves has answered badly or not at all for this long.
     Unhealthy {
         generation: u32,
         since: Duration,

@@ -114,6 +114,10 @@ fn without_any_option_they_are_served_and_no_binder_is_needed_or_there() {
             "start_server: took over from the launcher: {key} {tcp_key} {udp_key}"
         ));
         server.restart();
+        // A thread of the old worker could still take a connection, though its first one is gone.
+        server.wait_until("the old worker is reaped", |_| {
+            !std::fs::exists(format!("/proc/{}", report.pid)).unwrap_or(true)
+        });
         assert_eq!(client::ask(&path).generation, Some(2));
         assert!(server.stop().success());
         // The file is its launcher's, and the sockets still wait for the next server.

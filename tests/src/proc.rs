@@ -2,6 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
+use std::path::Path;
 use std::str::FromStr;
 
 use nix::sys::signal::{Signal, kill};
@@ -123,6 +124,12 @@ pub fn signals(mask: u64) -> Vec<Signal> {
 pub fn status(pid: Pid) -> Option<Status> {
     let text = fs::read_to_string(format!("/proc/{pid}/status")).ok()?;
     text.contains("\nUmask:").then(|| Status::parse(&text))
+}
+
+/// It has a place in the table of processes, if only as a zombie: it may still have its descriptors.
+#[must_use]
+pub fn exists(pid: Pid) -> bool {
+    Path::new(&format!("/proc/{pid}")).exists()
 }
 
 /// Whether the process runs: zombies do not.

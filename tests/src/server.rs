@@ -633,14 +633,18 @@ impl Server {
     #[track_caller]
     pub fn restart(&self) -> Worker {
         // One look may come between two states of /proc, and find nobody.
-        let newest = self.wait_for("a generation lives", |server| {
-            server.generations().last().copied()
+        let old = self.wait_for("a generation lives", |server| {
+            Some(server.workers()).filter(|workers| !workers.is_empty())
         });
+        let newest = old.last().map_or(0, |worker| worker.generation);
         self.signal(Signal::SIGHUP);
         self.wait_for(
             &format!("a generation after {newest} serves alone"),
             |server| match server.workers()[..] {
-                [worker] if worker.generation > newest => Some(worker),
+                // A process that ends loses its environment, by which it is found, before its sockets.
+                [worker] if worker.generation > newest => {
+                    (!old.iter().any(|old| proc::exists(old.pid))).then_some(worker)
+                }
                 _ => None,
             },
         )

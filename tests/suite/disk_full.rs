@@ -355,7 +355,7 @@ fn a_disk_that_fills_up_under_captured_output_stops_nobody_and_the_loss_adds_up(
     // By somebody who moves the log away, as one does then; the old file is kept for the count.
     let old = read(&log);
     server.signal(Signal::SIGUSR2);
-    disk.make_room();
+    // First this, as long as nothing can be written that would be in neither of the two.
     drop(
         File::options()
             .write(true)
@@ -363,6 +363,7 @@ fn a_disk_that_fills_up_under_captured_output_stops_nobody_and_the_loss_adds_up(
             .open(&log)
             .expect("cannot truncate"),
     );
+    disk.make_room();
     let told = || {
         let text = read(&log);
         text.lines()

@@ -6,7 +6,7 @@
 )]
 
 use common::message::{
-    Allow, Ask, Escape, Grant, Identity, MOST_DESCRIPTORS, MOST_GRANTS, Request,
+    Allow, Ask, Escape, Grant, Identity, MOST_DESCRIPTORS, MOST_GRANTS, MOST_LANES, Request,
 };
 
 /// More sockets than a process can have open by the kernel's default (`fs.nr_open`) are a mistake.
@@ -72,6 +72,9 @@ impl List {
         if grants.len() > MOST_GRANTS || (more && grants.is_empty()) {
             return Err(format!("a list of {} grants", grants.len()));
         }
+        if let Some(lanes) = grants.iter().find_map(wrong_lanes) {
+            return Err(format!("a port with {lanes} lanes"));
+        }
         self.identity = identity;
         self.grants.extend(grants);
         self.escapes.extend(escapes);
@@ -95,6 +98,13 @@ impl List {
             return Err("ports and paths are not for one process".into());
         }
         Ok(sealed)
+    }
+}
+
+fn wrong_lanes(grant: &Grant) -> Option<u8> {
+    match grant {
+        Grant::Port { lanes, .. } => Some(*lanes).filter(|it| !(1..=MOST_LANES).contains(it)),
+        Grant::Path(_) | Grant::ForUser(_) => None,
     }
 }
 
@@ -132,6 +142,9 @@ impl<T> Unused<T> {
             Request::Bind(asks) if asks.is_empty() || asks.len() > MOST_DESCRIPTORS => {
                 Err(format!("a request for {} sockets", asks.len()))
             }
+            Request::Bind(asks) if self.count(&asks) > MOST_DESCRIPTORS => {
+                Err(format!("a request for {} sockets", self.count(&asks)))
+            }
             Request::Bind(asks) => {
                 let granted = asks.into_iter().map(|ask| Ok((ask, self.take(&ask)?)));
                 granted.collect::<Result<_, _>>().map(Order::Bind)
@@ -142,6 +155,20 @@ impl<T> Unused<T> {
                 Ok(Order::TryEscape(self.escapes.remove(place)))
             }
         }
+    }
+
+    /// How many descriptors that would be, as far as it is granted.
+    fn count(&self, asks: &[Ask]) -> usize {
+        let lanes = |ask: &Ask| {
+            let (Ask::Port { grant, .. } | Ask::Path { grant }) = *ask;
+            let granted = self.grants.get(usize::try_from(grant).ok()?)?;
+            match granted {
+                Some((Grant::Port { lanes, .. }, _)) => Some(usize::from(*lanes)),
+                Some((Grant::Path(_) | Grant::ForUser(_), _)) => Some(1),
+                None => None,
+            }
+        };
+        asks.iter().filter_map(lanes).sum()
     }
 
     /// The grant must be unused, and allow exactly this.

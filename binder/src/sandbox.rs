@@ -16,11 +16,12 @@ use libc::{
     AF_INET, AF_INET6, AF_UNIX, AT_EMPTY_PATH, IP_FREEBIND, IPPROTO_IP, IPPROTO_IPV6, IPV6_V6ONLY,
     MSG_CMSG_CLOEXEC, MSG_NOSIGNAL, O_CLOEXEC, O_NOFOLLOW, O_PATH, PR_CAP_AMBIENT,
     PR_CAP_AMBIENT_CLEAR_ALL, PR_SET_NO_NEW_PRIVS, PROT_EXEC, SECCOMP_SET_MODE_FILTER,
-    SO_REUSEADDR, SOCK_CLOEXEC, SOCK_DGRAM, SOCK_STREAM, SOL_SOCKET, SYS_bind, SYS_brk, SYS_capget,
-    SYS_capset, SYS_close, SYS_exit_group, SYS_fchmod, SYS_fchownat, SYS_fstat,
-    SYS_landlock_restrict_self, SYS_madvise, SYS_mkdirat, SYS_mmap, SYS_mremap, SYS_munmap,
-    SYS_newfstatat, SYS_openat, SYS_prctl, SYS_recvfrom, SYS_recvmsg, SYS_seccomp, SYS_sendmsg,
-    SYS_setsockopt, SYS_sigaltstack, SYS_socket, SYS_umask, SYS_unlinkat, SYS_write, c_int, c_long,
+    SO_REUSEADDR, SO_REUSEPORT, SOCK_CLOEXEC, SOCK_DGRAM, SOCK_STREAM, SOL_SOCKET, SYS_bind,
+    SYS_brk, SYS_capget, SYS_capset, SYS_close, SYS_exit_group, SYS_fchmod, SYS_fchownat,
+    SYS_fstat, SYS_landlock_restrict_self, SYS_madvise, SYS_mkdirat, SYS_mmap, SYS_mremap,
+    SYS_munmap, SYS_newfstatat, SYS_openat, SYS_prctl, SYS_recvfrom, SYS_recvmsg, SYS_seccomp,
+    SYS_sendmsg, SYS_setsockopt, SYS_sigaltstack, SYS_socket, SYS_umask, SYS_unlinkat, SYS_write,
+    c_int, c_long,
 };
 use nix::errno::Errno;
 use seccompiler::{
@@ -33,6 +34,8 @@ use seccompiler::{
 pub struct Work<'a> {
     pub tcp_ports: Vec<u16>,
     pub udp: bool,
+    /// Whether a UDP port has several sockets.
+    pub udp_lanes: bool,
     /// Whether an address may be one that no interface has yet.
     pub freebind: bool,
     /// Where something will be made, and what.
@@ -255,6 +258,9 @@ const UDP: &[Call] = &[
     (SYS_setsockopt, &[Is(1, IPPROTO_IPV6), Is(2, IPV6_V6ONLY)]),
 ];
 
+/// If a UDP port has several sockets.
+const UDP_LANES: &[Call] = &[(SYS_setsockopt, &[Is(1, SOL_SOCKET), Is(2, SO_REUSEPORT)])];
+
 /// If an address may be one that no interface has yet.
 const FREEBIND: &[Call] = &[(SYS_setsockopt, &[Is(1, IPPROTO_IP), Is(2, IP_FREEBIND)])];
 
@@ -307,6 +313,7 @@ fn binding_calls(work: &Work<'_>) -> Vec<Call> {
         (true, SERVING),
         (!work.tcp_ports.is_empty(), TCP),
         (work.udp, UDP),
+        (work.udp_lanes, UDP_LANES),
         (work.freebind, FREEBIND),
         (makes(What::Socket), SOCKETS),
         (makes(What::ForUser(Kind::File)), FILE),

@@ -69,6 +69,7 @@ enum Task {
         transport: Transport,
         port: u16,
         freebind: bool,
+        lanes: u8,
     },
     Path(Box<Place<RootDirectory>>, SocketFile),
     ForUser(Box<for_user::Place>, Identity),
@@ -125,6 +126,7 @@ fn task(grant: &Grant, user: Option<&Identity>, authority: &Authority) -> Result
             transport,
             port,
             freebind,
+            lanes,
             ..
         } => {
             authority.check(*transport, *port)?;
@@ -132,6 +134,7 @@ fn task(grant: &Grant, user: Option<&Identity>, authority: &Authority) -> Result
                 transport: *transport,
                 port: *port,
                 freebind: *freebind,
+                lanes: *lanes,
             })
         }
         // Only root may request it: the next phase ends the process, and nothing is touched before.
@@ -221,11 +224,15 @@ fn work(unused: &Unused<Task>) -> Work<'_> {
                 transport,
                 port,
                 freebind,
+                lanes,
             } => {
                 work.freebind |= freebind;
                 match transport {
                     Transport::Tcp => work.tcp_ports.push(*port),
-                    Transport::Udp => work.udp = true,
+                    Transport::Udp => {
+                        work.udp = true;
+                        work.udp_lanes |= *lanes > 1;
+                    }
                 }
             }
             Task::Path(place, file) => {
@@ -315,7 +322,7 @@ fn make_all(
     let mut batch = Batch::default();
     for (number, (ask, task)) in (0..).zip(granted) {
         match make(ask, task) {
-            Ok(Product::Inet(socket)) => batch.descriptors.push(socket),
+            Ok(Product::Inet(sockets)) => batch.descriptors.extend(sockets),
             Ok(Product::Unix(made)) => {
                 batch.descriptors.push(made.socket);
                 batch.replaced.extend(made.replaced.then_some(number));
@@ -335,7 +342,7 @@ fn make_all(
 }
 
 enum Product {
-    Inet(OwnedFd),
+    Inet(Vec<OwnedFd>),
     Unix(Made<RootDirectory>),
     ForUser(for_user::Made),
 }
@@ -347,9 +354,13 @@ fn make(ask: Ask, task: Task) -> Result<Product, Refusal> {
             Task::Port {
                 transport,
                 freebind,
+                lanes,
                 ..
             },
-        ) => Ok(Product::Inet(listener::bind(transport, address, freebind)?)),
+        ) => {
+            let sockets = listener::bind_all(transport, address, freebind, lanes)?;
+            Ok(Product::Inet(sockets))
+        }
         (Ask::Path { .. }, Task::Path(place, file)) => {
             Ok(Product::Unix(place.bind(file.mode, file.uid, file.gid)?))
         }

@@ -14,8 +14,11 @@ use serde::{Deserialize, Serialize};
 
 use crate::trusted_path::{Distrust, Untrusted};
 
-/// The most descriptors that the kernel passes in one message (`SCM_MAX_FD`, unix(7)); a `Bind` has no more requests.
+/// The most descriptors that the kernel passes in one message (`SCM_MAX_FD`, unix(7)); what a `Bind` asks for has no more.
 pub const MOST_DESCRIPTORS: usize = 253;
+
+/// The most sockets that are made for one address.
+pub const MOST_LANES: u8 = 8;
 
 /// The most grants in one `Allow`; more are sent in several.
 pub const MOST_GRANTS: usize = 256;
@@ -80,7 +83,7 @@ pub enum Kind {
     Directory,
 }
 
-/// One thing that may be made, once.
+/// One thing that may be made, once, or the sockets of one address.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Grant {
     Port {
@@ -90,6 +93,8 @@ pub enum Grant {
         ip: Option<IpAddr>,
         /// Whether no interface need have the address yet (`IP_FREEBIND`).
         freebind: bool,
+        /// How many sockets are made there, 1 to [`MOST_LANES`]. Several can become a group (`SO_REUSEPORT`, socket(7)).
+        lanes: u8,
     },
     Path(SocketFile),
     ForUser(ForUser),
@@ -149,7 +154,7 @@ pub enum Ask {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Request {
     Allow(Allow),
-    /// At most [`MOST_DESCRIPTORS`] requests; answered by one [`Reply`].
+    /// For at most [`MOST_DESCRIPTORS`] descriptors; answered by one [`Reply`].
     Bind(Vec<Ask>),
     /// One escape of the list; answered by [`Reply::EscapeTried`], unless the sandbox kills the binder for it.
     TryEscape(Escape),
@@ -180,7 +185,8 @@ impl Confinement {
 pub enum Reply {
     /// The list is sealed, and the binder can do nothing else any more. Sent once, before any request.
     Confined(Confinement),
-    /// The sockets, files and directories, one descriptor for each request in order.
+    /// The sockets, files and directories in the order of the requests: one descriptor for each, or as many as its grant
+    /// has lanes.
     Bound {
         /// The requests whose path held a stale socket that was replaced.
         replaced: Vec<u32>,

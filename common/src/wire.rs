@@ -8,7 +8,7 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 
 /// Both programs are installed together; this catches an upgrade that replaced only one of them.
-const VERSION: u8 = 5;
+const VERSION: u8 = 6;
 
 /// The largest datagram, in bytes.
 pub const LARGEST: usize = 64 * 1024;
@@ -83,6 +83,7 @@ mod tests {
             port: 65535,
             ip: Some("fe80::1".parse().unwrap()),
             freebind: true,
+            lanes: 2,
         };
         let address = Address {
             ip: "fe80::1".parse().unwrap(),
@@ -200,6 +201,7 @@ mod tests {
             port: 1,
             ip: None,
             freebind: false,
+            lanes: 1,
         };
         let request = Request::Allow(Allow {
             identity: None,

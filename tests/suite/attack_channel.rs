@@ -468,6 +468,7 @@ fn a_supervisor_that_was_taken_over_gains_no_port() {
         port,
         ip: None,
         freebind: false,
+        lanes: 1,
     };
     let list = || {
         vec![
@@ -555,6 +556,7 @@ fn an_address_that_was_left_open_is_the_only_thing_to_choose() {
         port,
         ip: None,
         freebind: false,
+        lanes: 1,
     };
     for ip in [
         IpAddr::V4(Ipv4Addr::new(127, 0, 0, 2)),

@@ -13,8 +13,8 @@ use std::process::{Child, Command, ExitStatus, Stdio};
 
 use common::channel::Channel;
 use common::message::{
-    Address, Allow, Ask, Escape, Grant, Identity, MOST_DESCRIPTORS, MOST_GRANTS, Refusal, Reply,
-    Request, SocketFile, Transport,
+    Address, Allow, Ask, Escape, Grant, Identity, MOST_DESCRIPTORS, MOST_GRANTS, MOST_LANES,
+    Refusal, Reply, Request, SocketFile, Transport,
 };
 use common::wire;
 use e2e::folder::Folder;
@@ -200,6 +200,7 @@ pub fn tcp(port: u16) -> Grant {
         port,
         ip: Some(LOOPBACK),
         freebind: false,
+        lanes: 1,
     }
 }
 
@@ -271,6 +272,7 @@ fn what_is_allowed_is_bound_once_and_then_the_binder_ends() {
         port: two,
         ip: None,
         freebind: false,
+        lanes: 1,
     };
     let peer = ordinary();
     peer.send(&allow(None, vec![tcp(one), udp]));
@@ -303,14 +305,14 @@ fn malformed(valid: &[u8]) -> Vec<(Vec<u8>, &'static str)> {
         (valid[..valid.len() - 1].to_vec(), "not a message: "),
         (valid[..1].to_vec(), "not a message: "),
         (longer, "a message with 1 bytes left over"),
-        (of_version(0), "a message of version 0, not 5"),
-        (of_version(4), "a message of version 4, not 5"),
-        (of_version(6), "a message of version 6, not 5"),
-        (vec![5, 3], "not a message: "),
-        (vec![5, 250], "not a message: "),
+        (of_version(0), "a message of version 0, not 6"),
+        (of_version(5), "a message of version 5, not 6"),
+        (of_version(7), "a message of version 7, not 6"),
+        (vec![6, 3], "not a message: "),
+        (vec![6, 250], "not a message: "),
         // A list of 2^63 entries.
         (
-            vec![5, 1, 253, 0, 0, 0, 0, 0, 0, 0, 0x80],
+            vec![6, 1, 253, 0, 0, 0, 0, 0, 0, 0, 0x80],
             "not a message: ",
         ),
         (oversized(wire::LARGEST), "a message with "),
@@ -480,6 +482,7 @@ fn a_grant_without_an_address_does_not_free_the_port() {
         port,
         ip: None,
         freebind: false,
+        lanes: 1,
     };
     peer.send(&allow(None, vec![any]));
     peer.send(&Request::Bind(vec![ask(0, other)]));
@@ -1009,11 +1012,11 @@ fn a_broken_binder_is_one_clear_line_and_no_worker() {
         ("exits without an answer", vec![too_early("")]),
         (
             "answers garbage",
-            vec!["a message of version 103, not 5".to_owned()],
+            vec!["a message of version 103, not 6".to_owned()],
         ),
         (
             "answers of another version",
-            vec!["a message of version 6, not 5".to_owned()],
+            vec!["a message of version 7, not 6".to_owned()],
         ),
         ("answers half", vec!["not a message: ".to_owned()]),
         (
@@ -1202,4 +1205,34 @@ fn strict_refuses_a_sandbox_that_lacks_something() {
         assert!(log.contains(&said), "{log}");
         assert!(!log.contains("starting new worker"), "{log}");
     }
+}
+
+#[test]
+fn a_port_has_as_many_sockets_as_its_grant_says_and_a_message_no_more_than_it_can() {
+    if !is_ours() {
+        return;
+    }
+    let port = ports::tcp();
+    let with_lanes = |lanes| Grant::Port {
+        transport: Transport::Udp,
+        port,
+        ip: Some(LOOPBACK),
+        freebind: false,
+        lanes,
+    };
+    for lanes in [0, MOST_LANES + 1] {
+        let peer = ordinary();
+        peer.send(&allow(None, vec![with_lanes(lanes)]));
+        let cause = format!("a port with {lanes} lanes");
+        peer.end().assert_refused(&cause);
+    }
+    let peer = ordinary();
+    peer.send(&allow(None, vec![with_lanes(3)]));
+    peer.send(&Request::Bind(vec![ask(0, port)]));
+    let (_, sockets) = peer.answer();
+    assert_eq!(sockets.len(), 3);
+    let peer = ordinary();
+    peer.send(&allow(None, vec![with_lanes(MOST_LANES); 32]));
+    peer.send(&Request::Bind((0..32).map(|one| ask(one, port)).collect()));
+    peer.end().assert_refused("a request for 256 sockets");
 }

@@ -246,6 +246,7 @@ fn the_seeds_of_messages_are_what_the_programs_send_today() {
         port: 53,
         ip,
         freebind: false,
+        lanes: 1,
     };
     let file = SocketFile {
         path: "/run/app.sock".into(),

@@ -56,6 +56,7 @@ fn unsafe_code_appears_only_where_it_is_known() {
         "starter/src/guardian/message.rs",
         "starter/src/host/dispositions.rs",
         "starter/src/host/memory.rs",
+        "starter/src/listeners/group.rs",
         "starter/src/listeners/sockets.rs",
         "starter/src/log/command.rs",
         "starter/src/host/open_files.rs",
@@ -90,7 +91,7 @@ fn every_package_obeys_the_lints() {
 }
 
 /// The maximum lines of privileged code. A commit that raises it says what for.
-const MOST_PRIVILEGED_LINES: usize = 2220;
+const MOST_PRIVILEGED_LINES: usize = 2270;
 
 #[test]
 fn what_runs_with_privilege_does_not_grow_unseen() {

@@ -663,6 +663,7 @@ fn an_asker_who_speaks_to_the_binder_itself_gets_no_more() {
         port: other,
         ip: None,
         freebind: false,
+        lanes: 1,
     };
     for grants in [
         vec![tcp(other)],

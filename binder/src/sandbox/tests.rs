@@ -52,6 +52,38 @@ fn passes(program: &BpfProgram, data: &[u32]) -> bool {
     }
 }
 
+#[test]
+fn only_a_binder_that_makes_several_sockets_of_a_udp_port_may_let_them_share_it() {
+    let share = [
+        3,
+        libc::SOL_SOCKET as u64,
+        libc::SO_REUSEPORT as u64,
+        0,
+        0,
+        0,
+    ];
+    for udp_lanes in [false, true] {
+        let work = Work {
+            udp: true,
+            udp_lanes,
+            tcp_ports: vec![80],
+            ..Work::default()
+        };
+        let program = program(&binding_calls(&work)).unwrap().unwrap();
+        let may_share = passes(&program, &data(libc::SYS_setsockopt, share));
+        assert_eq!(may_share, udp_lanes);
+        let attach = [
+            3,
+            libc::SOL_SOCKET as u64,
+            libc::SO_ATTACH_REUSEPORT_CBPF as u64,
+            0,
+            0,
+            0,
+        ];
+        assert!(!passes(&program, &data(libc::SYS_setsockopt, attach)));
+    }
+}
+
 /// The filters of a binder of TCP ports, of UDP ports, of paths, of paths with owners, and of one that waits.
 fn filters() -> [BpfProgram; 5] {
     let root = std::fs::File::open("/").unwrap();

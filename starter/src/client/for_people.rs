@@ -124,7 +124,9 @@ impl Shown<'_> {
         let queues = self.now.listeners.iter();
         let queues = queues.copied().chain(std::iter::repeat(Queue::default()));
         let rows: Vec<_> = listeners.iter().zip(queues).take(MOST_ROWS).collect();
-        let rows: Vec<_> = rows.into_iter().map(row_of_listener).collect();
+        let has_lanes = self.view.switch.is_some();
+        let rows = rows.into_iter().map(|row| row_of_listener(row, has_lanes));
+        let rows: Vec<_> = rows.collect();
         let headings = [
             ("KIND", Side::Left),
             ("QUEUE", Side::Right),
@@ -133,6 +135,11 @@ impl Shown<'_> {
         ];
         sheet.table(headings, &rows);
         tell_left_out(sheet, listeners.len());
+        if let Some(switch) = self.view.switch {
+            let (lane, of) = (switch.selected, switch.lanes);
+            let text = format!("new connections come to lane {lane} of {of}");
+            sheet.sentence(None, &text);
+        }
         let troubles = listeners.iter().filter_map(|one| one.trouble.as_ref());
         for trouble in troubles.take(MOST_ROWS) {
             sheet.sentence(Some(Colour::Red), &shortened(trouble));
@@ -153,6 +160,14 @@ impl Shown<'_> {
         let headings = [
             ("GEN", Side::Right),
             ("STATE", Side::Left),
+            (
+                if self.view.switch.is_some() {
+                    "LANE"
+                } else {
+                    ""
+                },
+                Side::Right,
+            ),
             (if self.view.workers > 1 { "NO" } else { "" }, Side::Right),
             ("PID", Side::Right),
             ("AGE", Side::Right),
@@ -177,7 +192,7 @@ impl Shown<'_> {
         }
     }
 
-    fn row_of_worker(&self, generation: &Generation, worker: &Worker) -> [String; 9] {
+    fn row_of_worker(&self, generation: &Generation, worker: &Worker) -> [String; 10] {
         let process = self.now.workers.get(&worker.pid);
         let process = process.copied().unwrap_or_default();
         let age = self.now.at - worker.started_at;
@@ -185,6 +200,10 @@ impl Shown<'_> {
         [
             cell(generation.number.to_string()),
             state(generation.state).to_owned(),
+            generation
+                .lane
+                .filter(|_| self.view.switch.is_some())
+                .map_or(String::new(), |lane| cell(lane.to_string())),
             match self.view.workers > 1 {
                 true => cell(worker.slot.to_string()),
                 false => String::new(),
@@ -213,7 +232,7 @@ impl Shown<'_> {
     }
 }
 
-fn row_of_listener((listener, queue): (&Listener, Queue)) -> [String; 4] {
+fn row_of_listener((listener, queue): (&Listener, Queue), has_lanes: bool) -> [String; 4] {
     /// What is left of a line for an address.
     const WIDEST_ADDRESS: usize = 45;
     let kind = match listener.kind.as_str() {
@@ -234,6 +253,9 @@ fn row_of_listener((listener, queue): (&Listener, Queue)) -> [String; 4] {
             cut_front(&shortened(&listener.address), WIDEST_ADDRESS),
             listener.inherited,
         ) {
+            (address, false) if has_lanes && listener.lanes.is_none() => {
+                format!("{address} (shared)")
+            }
             (address, false) => address,
             (address, true) => format!("{address} (inherited)"),
         },
@@ -251,6 +273,7 @@ pub fn state(state: view::State) -> &'static str {
         view::State::Current => "current",
         view::State::Partial => "partial",
         view::State::Retiring => "retiring",
+        view::State::Sweeping => "sweeping",
         view::State::Old => "old",
         view::State::Unknown => "unknown",
     }

@@ -15,11 +15,12 @@ use crate::words::text::{printable, printable_json};
 const LATEST: f64 = 1e11;
 
 /// The states of a generation, each with its name.
-const STATES: [view::State; 5] = [
+const STATES: [view::State; 6] = [
     view::State::Starting,
     view::State::Current,
     view::State::Partial,
     view::State::Retiring,
+    view::State::Sweeping,
     view::State::Old,
 ];
 
@@ -34,6 +35,7 @@ struct Json<'a> {
     unhealthy: &'a Option<String>,
     crash_loop: u64,
     next_start_at: Option<f64>,
+    switch: &'a Option<view::Switch>,
     listeners: Vec<JsonListener<'a>>,
     generations: Vec<JsonGeneration<'a>>,
     workers: Vec<JsonWorker<'a>>,
@@ -51,6 +53,7 @@ struct JsonListener<'a> {
     /// Connections; for UDP, bytes.
     queue: Option<u32>,
     backlog: Option<u32>,
+    lanes: Option<u64>,
     inherited: bool,
     trouble: &'a Option<String>,
 }
@@ -60,6 +63,7 @@ struct JsonGeneration<'a> {
     number: u64,
     label: &'a Option<String>,
     state: &'static str,
+    lane: Option<u64>,
     waiting_for: &'a Option<String>,
     started_at: Option<f64>,
     fails_at: Option<f64>,
@@ -89,6 +93,7 @@ pub fn json(view: &View, now: &Observed) -> String {
         unhealthy: &view.unhealthy,
         crash_loop: view.crash_loop,
         next_start_at: view.next_start_at,
+        switch: &view.switch,
         listeners: queues(view, now).map(json_of_listener).collect(),
         generations: view.generations.iter().map(json_of_generation).collect(),
         workers: workers(view)
@@ -119,6 +124,7 @@ fn json_of_listener((listener, queue): (&Listener, Queue)) -> JsonListener<'_> {
         address: &listener.address,
         queue: queue.length,
         backlog: queue.backlog.or(listener.backlog),
+        lanes: listener.lanes,
         inherited: listener.inherited,
         trouble: &listener.trouble,
     }
@@ -129,6 +135,7 @@ fn json_of_generation(generation: &Generation) -> JsonGeneration<'_> {
         number: generation.number,
         label: &generation.label,
         state: state_name(generation.state),
+        lane: generation.lane,
         waiting_for: &generation.waiting_for,
         started_at: generation.started_at,
         fails_at: generation.fails_at,

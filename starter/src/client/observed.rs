@@ -188,6 +188,13 @@ impl Ours {
         }
     }
 
+    fn has(&self, inode: u64) -> bool {
+        match self {
+            Ours::All(inodes) | Ours::Some(inodes) => inodes.contains(&inode),
+            Ours::Unknown => false,
+        }
+    }
+
     /// Which of the sockets that have the listener's address is the listener.
     fn find<'a, T>(&self, candidates: &'a [T], inode: impl Fn(&T) -> u64) -> Option<&'a T> {
         let among =
@@ -265,8 +272,11 @@ impl Sockets {
         };
         let there: Vec<InetSocket> = sockets.iter().flatten().filter(is_there).copied().collect();
         let found = ours.find(&there, |it| it.inode)?;
+        // With lanes, each of them has one.
+        let is_ours = |it: &&InetSocket| it.inode == found.inode || ours.has(it.inode);
+        let lengths = there.iter().filter(is_ours).map(|it| it.receive_queue);
         Some(Queue {
-            length: Some(found.receive_queue),
+            length: Some(lengths.fold(0, u32::saturating_add)),
             backlog: state.map(|_| found.send_queue),
         })
     }

@@ -3,7 +3,6 @@
 //! All of it runs with the user's privileges. What the binders may be asked for was decided before (see `plan`).
 
 use std::collections::BTreeMap;
-use std::ffi::OsString;
 use std::net::{SocketAddr, ToSocketAddrs};
 use std::os::fd::{AsFd, AsRawFd, OwnedFd, RawFd};
 use std::path::Path;
@@ -22,18 +21,22 @@ use crate::listeners::binder::{Answer, Binder, channel_failed};
 use crate::listeners::for_user::Granted;
 use crate::listeners::foreign_spelling;
 use crate::listeners::inherited::{Inherited, take_first};
-use crate::listeners::numbers::{Reserved, make_more_room, make_room, numbers};
-use crate::listeners::plan::{Maker, Planned, Prepared, Wanted};
+use crate::listeners::listen::{Ways, listen_on};
+use crate::listeners::listener::Listener;
+use crate::listeners::numbers::Reserved;
+use crate::listeners::plan::{Maker, Planned, Prepared, Wanted, lanes_of};
 use crate::listeners::refusal::{cannot_bind, cannot_bind_ourselves};
+use crate::listeners::settings::Switch;
 use crate::listeners::socket_files::{OurFile, SocketFiles};
-use crate::listeners::sockets::{self, bound_address};
+use crate::listeners::sockets;
 use crate::listeners::spec::{Host, PathSpec, PortSpec};
-use crate::listeners::store::Store;
-use crate::listeners::stored::{names, settle};
+use crate::listeners::store::{Store, name_of_lane};
+use crate::listeners::stored::{names, settle, settle_lanes};
 use crate::listeners::user_directory::UserDirectory;
 use crate::words::failure::{self, Failure};
 use crate::words::notice::Notice;
-use crate::words::text::{quoted, shortened};
+use crate::words::switch;
+use crate::words::text::quoted;
 
 /// Everything slow has been done.
 pub struct Resolved {
@@ -45,6 +48,8 @@ pub struct Resolved {
     for_user: Granted,
     /// What an earlier start has stored, and no option names now.
     unwanted: Vec<Inherited>,
+    /// Further lanes that an earlier start has stored.
+    stored_lanes: Vec<Inherited>,
     store: Option<Store>,
 }
 
@@ -56,6 +61,7 @@ pub struct Confined {
     port_binder: Option<Binder>,
     for_user: Granted,
     unwanted: Vec<Inherited>,
+    stored_lanes: Vec<Inherited>,
     /// With the binder of paths, and where listeners are stored.
     files: SocketFiles,
     binders: Vec<OfBinder>,
@@ -66,44 +72,8 @@ struct Asked {
     /// The index of the socket among all.
     place: usize,
     ask: Ask,
-}
-
-/// A socket for the workers.
-#[derive(Debug)]
-pub struct Listener {
-    /// Its key in `SERVER_STARTER_PORT`.
-    pub name: OsString,
-    pub kind: &'static str,
-    /// Where it is bound; a unix socket is where its name says.
-    pub address: Option<SocketAddr>,
-    pub socket: OwnedFd,
-    /// Its descriptor number in the workers.
-    pub number: RawFd,
-    /// How many connections may wait there; `None` for UDP, and if only whoever called listen(2) knows it.
-    pub backlog: Option<u32>,
-    /// If the launcher has passed it on.
-    pub inherited: Option<FromLauncher>,
-}
-
-impl Listener {
-    /// Where it is, for people: `0.0.0.0:80`, `0.0.0.0:53 (udp)`, `/run/app.sock`.
-    pub fn place(&self) -> String {
-        let place = match self.address {
-            Some(address) => address.to_string(),
-            None => shortened(&self.name),
-        };
-        match self.kind {
-            "tcp" | "unix" => place,
-            kind => format!("{place} ({kind})"),
-        }
-    }
-}
-
-/// What is known of a listener that the launcher has passed on.
-#[derive(Debug)]
-pub struct FromLauncher {
-    /// Its name in the launcher's `LISTEN_FDNAMES`.
-    pub name: Option<OsString>,
+    /// How many sockets answer it.
+    lanes: usize,
 }
 
 /// Everything that was bound, and who removes which part of it at the end.
@@ -119,13 +89,14 @@ pub struct Bound {
 impl Prepared {
     /// Resolves the host names, which may take as long as the network wants. Inherited sockets that no option has named by
     /// then are listeners of their own, after those of the options.
-    pub fn resolve(self) -> Result<Resolved, Failure> {
+    pub fn resolve(self, lanes: u8) -> Result<Resolved, Failure> {
         let Prepared {
             mut sockets,
             port_binder,
             file_binder,
             for_user,
             mut inherited,
+            stored_lanes,
             store,
         } = self;
         let (mut port_asks, mut file_asks) = (Vec::new(), Vec::new());
@@ -140,12 +111,14 @@ impl Prepared {
                         None => port_asks.push(Asked {
                             place,
                             ask: Ask::Port { grant, address },
+                            lanes: lanes_of(spec, lanes).into(),
                         }),
                     }
                 }
                 (Maker::FileBinder(grant), Wanted::Path { .. }) => {
                     let ask = Ask::Path { grant: *grant };
-                    file_asks.push(Asked { place, ask });
+                    let lanes = 1;
+                    file_asks.push(Asked { place, ask, lanes });
                 }
                 _ => {}
             }
@@ -162,6 +135,7 @@ impl Prepared {
             file_binder,
             for_user,
             unwanted,
+            stored_lanes,
             store,
         })
     }
@@ -242,6 +216,7 @@ impl Resolved {
             port_binder,
             for_user: self.for_user,
             unwanted: self.unwanted,
+            stored_lanes: self.stored_lanes,
             files: SocketFiles {
                 ours: Vec::new(),
                 binder: file_binder,
@@ -276,6 +251,7 @@ impl Confined {
         reserved: Reserved,
         backlog: Backlog,
         open_files: OpenFiles,
+        switch: Option<Switch>,
         notices: &mut Vec<Notice>,
     ) -> Result<Bound, Failure> {
         let Confined {
@@ -284,12 +260,16 @@ impl Confined {
             file_asks,
             port_binder,
             for_user,
-            unwanted,
+            mut unwanted,
+            stored_lanes,
             mut files,
             binders,
         } = self;
-        let mut restored = settle(&mut sockets, unwanted, &mut files.store, notices);
-        let mut made = take_inherited(&mut sockets, notices);
+        check_switch(&sockets, switch)?;
+        let (lanes, store) = (switch.map_or(1, |switch| switch.lanes), &mut files.store);
+        let further = settle_lanes(&sockets, stored_lanes, lanes, &mut unwanted, store);
+        let mut restored = settle(&mut sockets, unwanted, store, notices);
+        let mut made = take_inherited(&mut sockets, further, notices);
         if let Some(mut binder) = port_binder {
             ask_binder(&mut binder, &sockets, &port_asks, &mut made, notices)?;
             binder.end().map_err(channel_failed)?;
@@ -306,12 +286,14 @@ impl Confined {
         }
         let ours = &mut files.ours;
         make_ours(&sockets, &mut made, &mut restored, ours, notices)?;
-        let listeners = listen_on(&sockets, made, reserved, backlog, open_files, notices)?;
+        let ways = Ways {
+            reserved,
+            backlog,
+            switch,
+        };
+        let mut listeners = listen_on(&sockets, made, ways, open_files, notices)?;
         if let Some(store) = &mut files.store {
-            for (name, listener) in names(&sockets).iter().zip(&listeners) {
-                name.iter()
-                    .for_each(|name| store.keep(name, &listener.socket));
-            }
+            keep_all(store, &sockets, &mut listeners);
             notices.extend(store.take_notices());
         }
         Ok(Bound {
@@ -323,13 +305,31 @@ impl Confined {
     }
 }
 
+/// Stores the listeners, each lane under a name of its own.
+fn keep_all(store: &mut Store, sockets: &[Planned], listeners: &mut [Listener]) {
+    for (name, listener) in names(sockets).into_iter().zip(listeners) {
+        let Some(name) = name else { continue };
+        store.keep(&name, &listener.socket);
+        if let Some(group) = &mut listener.group {
+            for (other, place) in group.others.iter().zip(1..) {
+                store.keep(&name_of_lane(&name, place), other);
+            }
+            group.stored_as = Some(name);
+        }
+    }
+}
+
 /// The sockets that need not be made.
-fn take_inherited(sockets: &mut [Planned], notices: &mut Vec<Notice>) -> Vec<Option<OwnedFd>> {
+fn take_inherited(
+    sockets: &mut [Planned],
+    further: Vec<Vec<OwnedFd>>,
+    notices: &mut Vec<Notice>,
+) -> Vec<Vec<OwnedFd>> {
     let mut made = Vec::with_capacity(sockets.len());
     let keys = sockets.iter().filter_map(Planned::inherited);
     let keys: Vec<String> = keys.map(|one| quoted(one.key())).collect();
     notices.extend((!keys.is_empty()).then_some(Notice::TookOver { keys }));
-    for planned in sockets {
+    for (planned, further) in sockets.iter_mut().zip(further) {
         if let Wanted::Path { spec, .. } = &planned.wanted
             && planned.inherited().is_some()
             && spec.has_attributes()
@@ -337,7 +337,7 @@ fn take_inherited(sockets: &mut [Planned], notices: &mut Vec<Notice>) -> Vec<Opt
             let given = planned.wanted.given();
             notices.push(Notice::AttributesOfLauncher { given });
         }
-        made.push(planned.take_socket());
+        made.push(planned.take_socket().into_iter().chain(further).collect());
     }
     made
 }
@@ -356,25 +356,37 @@ fn refuse_served(sockets: &[Planned], asks: &[Asked]) -> Result<(), Failure> {
     Ok(())
 }
 
+/// Refuses what all generations would have to share, where that is not wanted.
+fn check_switch(sockets: &[Planned], switch: Option<Switch>) -> Result<(), Failure> {
+    let mut shared = sockets.iter().filter(|planned| !planned.can_switch());
+    match (switch, shared.next()) {
+        (Some(Switch { is_required, .. }), Some(planned)) if is_required => {
+            Err(switch::cannot_switch(&planned.wanted.given()))
+        }
+        _ => Ok(()),
+    }
+}
+
 /// Fetches the binder's sockets, as many at a time as fit into one message.
 fn ask_binder(
     binder: &mut Binder,
     sockets: &[Planned],
     asks: &[Asked],
-    made: &mut [Option<OwnedFd>],
+    made: &mut [Vec<OwnedFd>],
     notices: &mut Vec<Notice>,
 ) -> Result<(), Failure> {
-    for batch in asks.chunks(MOST_DESCRIPTORS) {
+    for batch in batches(asks) {
+        let wanted = batch.iter().map(|asked| asked.lanes).sum();
         let asked = |number: u32| {
             let number = usize::try_from(number).ok()?;
-            let Asked { place, ask } = batch.get(number)?;
+            let Asked { place, ask, .. } = batch.get(number)?;
             let ip = match ask {
                 Ask::Port { address, .. } => Some(address.ip),
                 Ask::Path { .. } => None,
             };
             Some((&sockets[*place].wanted, ip))
         };
-        match binder.bind(batch.iter().map(|asked| asked.ask).collect())? {
+        match binder.bind(batch.iter().map(|asked| asked.ask).collect(), wanted)? {
             Answer::Refused { ask, refusal } => {
                 return Err(match asked(ask) {
                     Some((wanted, ip)) => cannot_bind(wanted, &refusal, ip),
@@ -382,8 +394,9 @@ fn ask_binder(
                 });
             }
             Answer::Sockets { sockets, replaced } => {
-                for (asked, socket) in batch.iter().zip(sockets) {
-                    made[asked.place] = Some(socket);
+                let mut sockets = sockets.into_iter();
+                for asked in batch {
+                    made[asked.place] = sockets.by_ref().take(asked.lanes).collect();
                 }
                 for number in replaced {
                     if let Some((Wanted::Path { spec, .. }, _)) = asked(number) {
@@ -396,6 +409,25 @@ fn ask_binder(
     Ok(())
 }
 
+/// Each is answered by one message.
+fn batches(asks: &[Asked]) -> Vec<&[Asked]> {
+    let mut batches = Vec::new();
+    let (mut rest, mut end, mut count) = (asks, 0, 0);
+    for asked in asks {
+        if count + asked.lanes > MOST_DESCRIPTORS {
+            let (batch, others) = rest.split_at(end);
+            batches.push(batch);
+            (rest, end, count) = (others, 0, 0);
+        }
+        end += 1;
+        count += asked.lanes;
+    }
+    if !rest.is_empty() {
+        batches.push(rest);
+    }
+    batches
+}
+
 fn removing_socket(spec: &PathSpec) -> Notice {
     Notice::RemovingSocket {
         path: spec.path.clone(),
@@ -405,7 +437,7 @@ fn removing_socket(spec: &PathSpec) -> Notice {
 /// Creates the sockets that are not requested from a binder.
 fn make_ours(
     sockets: &[Planned],
-    made: &mut [Option<OwnedFd>],
+    made: &mut [Vec<OwnedFd>],
     restored: &mut BTreeMap<usize, MadeFile<UserDirectory>>,
     files: &mut Vec<OurFile>,
     notices: &mut Vec<Notice>,
@@ -414,7 +446,7 @@ fn make_ours(
         if let (Wanted::Path { spec, uid, gid }, Maker::Ourselves { objection, .. }) =
             (&planned.wanted, &planned.maker)
         {
-            if made.is_some() {
+            if !made.is_empty() {
                 let file = restored.remove(&place);
                 files.extend(file.map(|file| OurFile::new(file, spec)));
                 continue;
@@ -422,7 +454,7 @@ fn make_ours(
             if let Some(name) = spec.abstract_name() {
                 let socket = bind_abstract(name)
                     .map_err(|errno| cannot_bind(&planned.wanted, &errno.into(), None))?;
-                *made = Some(socket);
+                made.push(socket);
                 continue;
             }
             let Made {
@@ -436,7 +468,7 @@ fn make_ours(
                 })?;
             files.push(OurFile::new(file, spec));
             notices.extend(replaced.then(|| removing_socket(spec)));
-            *made = Some(socket);
+            made.push(socket);
         }
     }
     Ok(())
@@ -484,80 +516,4 @@ pub(super) fn make_again(
         .inspect_err(|_| file.remove());
     let socket = ready.map_err(|errno| cannot_bind(&wanted, &errno.into(), None))?;
     Ok((socket, file))
-}
-
-/// Listens on every socket, assigns its number in the workers (fixed ones first, the others from 3 on), and moves it above
-/// all these numbers, so that placing them in a child cannot overwrite one.
-fn listen_on(
-    sockets: &[Planned],
-    made: Vec<Option<OwnedFd>>,
-    reserved: Reserved,
-    backlog: Backlog,
-    open_files: OpenFiles,
-    notices: &mut Vec<Notice>,
-) -> Result<Vec<Listener>, Failure> {
-    let fixed: Vec<Option<RawFd>> = sockets
-        .iter()
-        .map(|planned| planned.wanted.fixed_number())
-        .collect();
-    let numbers = numbers(&fixed, reserved.number);
-    let highest = numbers.iter().copied().chain(reserved.number).max();
-    let highest = highest.unwrap_or(2);
-    make_room(highest, sockets.len(), open_files)?;
-    let highest = make_more_room(highest, sockets.len(), reserved.after, open_files)?;
-    let mut listeners = Vec::with_capacity(sockets.len());
-    for ((planned, socket), number) in sockets.iter().zip(made).zip(numbers) {
-        let wanted = &planned.wanted;
-        let Some(socket) = socket else {
-            return Err(channel_failed("a socket is missing"));
-        };
-        let socket = duplicate_above(socket.as_fd(), highest).map_err(|errno| {
-            Failure::failed(format!("cannot keep {}: {}", wanted.given(), errno.desc()))
-        })?;
-        let address = bound_address(&socket);
-        let granted = listen_if_needed(planned, &socket, backlog).map_err(|errno| {
-            let ip = address.map(|address| address.ip());
-            cannot_bind(wanted, &errno.into(), ip)
-        })?;
-        if let Some(address) = address.filter(|_| wanted.is_chosen_by_kernel()) {
-            let given = wanted.given();
-            notices.push(Notice::PortChosen { given, address });
-        }
-        if wanted.fixed_number().is_some() {
-            notices.push(Notice::Duplicated { descriptor: number });
-        }
-        listeners.push(Listener {
-            name: wanted.name(address),
-            kind: wanted.kind(),
-            address,
-            socket,
-            number,
-            backlog: granted,
-            inherited: planned.inherited().map(|one| FromLauncher {
-                name: one.name.clone(),
-            }),
-        });
-    }
-    if listeners.iter().any(|one| one.backlog.is_some()) {
-        notices.extend(backlog.notice());
-    }
-    Ok(listeners)
-}
-
-/// Lets the socket listen, if it is a stream socket. One that the launcher lets listen already does so as it says, unless
-/// `--backlog` asks for something else. Returns how many connections may wait there, if that is known.
-fn listen_if_needed(
-    planned: &Planned,
-    socket: &OwnedFd,
-    backlog: Backlog,
-) -> nix::Result<Option<u32>> {
-    if !planned.wanted.listens() {
-        return Ok(None);
-    }
-    let is_inherited = planned.inherited().is_some();
-    if is_inherited && !backlog.is_asked() && sockets::listens(socket)? {
-        return Ok(sockets::backlog_of(socket).ok().flatten());
-    }
-    sockets::listen(socket, backlog.number())?;
-    Ok(Some(backlog.granted()))
 }

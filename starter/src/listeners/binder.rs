@@ -46,7 +46,7 @@ pub struct PackedBinder {
 
 /// The answer to one request.
 pub enum Answer {
-    /// A socket for each request in order, and the requests whose path held a stale socket that was replaced.
+    /// The sockets of each request in order, and the requests whose path held a stale socket that was replaced.
     Sockets {
         sockets: Vec<OwnedFd>,
         replaced: Vec<u32>,
@@ -156,9 +156,8 @@ impl Binder {
         }
     }
 
-    /// Requests at most `MOST_DESCRIPTORS` sockets.
-    pub fn bind(&mut self, asks: Vec<Ask>) -> Result<Answer, Failure> {
-        let wanted = asks.len();
+    /// Requests `wanted` descriptors, at most `MOST_DESCRIPTORS`.
+    pub fn bind(&mut self, asks: Vec<Ask>, wanted: usize) -> Result<Answer, Failure> {
         self.send(&Request::Bind(asks));
         match self.receive()? {
             (Reply::Bound { replaced }, sockets) if sockets.len() == wanted => {

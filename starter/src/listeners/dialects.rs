@@ -6,7 +6,7 @@ use std::os::unix::ffi::{OsStrExt, OsStringExt};
 
 use nix::fcntl::{FcntlArg, OFlag, fcntl};
 
-use crate::listeners::bind::Listener;
+use crate::listeners::listener::Listener;
 use crate::words::failure::Failure;
 use crate::words::text::quoted;
 
@@ -125,15 +125,15 @@ pub fn prepare(listeners: &[Listener], dialects: &[Dialect]) -> Result<(), Failu
     if !dialects.contains(&Dialect::Nginx) {
         return Ok(());
     }
-    for listener in listeners {
-        let flags = fcntl(&listener.socket, FcntlArg::F_GETFL).map(OFlag::from_bits_retain);
+    let lanes = listeners.iter().flat_map(|listener| {
+        let others = listener.group.iter().flat_map(|group| &group.others);
+        let sockets = std::iter::once(&listener.socket).chain(others);
+        sockets.map(move |socket| (listener, socket))
+    });
+    for (listener, socket) in lanes {
+        let flags = fcntl(socket, FcntlArg::F_GETFL).map(OFlag::from_bits_retain);
         flags
-            .and_then(|flags| {
-                fcntl(
-                    &listener.socket,
-                    FcntlArg::F_SETFL(flags | OFlag::O_NONBLOCK),
-                )
-            })
+            .and_then(|flags| fcntl(socket, FcntlArg::F_SETFL(flags | OFlag::O_NONBLOCK)))
             .map_err(|errno| {
                 let name = quoted(&listener.name);
                 Failure::failed(format!(

@@ -12,15 +12,17 @@ use nix::sys::stat::SFlag;
 use super::bind::{place_of, resolve};
 use super::binder::{Binder, channel_failed};
 use super::for_user;
+use super::group;
 use super::inherited::{Inherited, take_first};
 use super::plan::{Maker, Plan, Planned, Prepared, Wanted, kind_of, owners};
 use super::refusal::{cannot_bind, cannot_bind_ourselves};
-use super::settings::Settings;
+use super::settings::{Settings, Switch};
 use super::spec::{PathSpec, PortSpec};
 use crate::host::access::{self, Expected};
 use crate::host::open_files::OpenFiles;
 use crate::host::sock_diag::{self, State};
 use crate::host::{confinement, low_ports, proc};
+use crate::words;
 use crate::words::failure::Failure;
 use crate::words::findings::Findings;
 use crate::words::remedy;
@@ -47,7 +49,8 @@ pub fn examine(
     let paths = settings.paths.iter();
     let paths = paths.filter(|spec| findings.take(owners(spec)).is_some());
     let (ports, paths) = (settings.ports.clone(), paths.cloned().collect());
-    let plan = Plan::new(ports, paths, inherited, identity.clone());
+    let lanes = settings.switch.map_or(1, |switch| switch.lanes);
+    let plan = Plan::new(ports, paths, inherited, identity.clone(), lanes);
     let Some(plan) = findings.take(plan) else {
         return Examined {
             prepared: None,
@@ -55,6 +58,9 @@ pub fn examine(
         };
     };
     let plan = plan.with_files(wanted);
+    if let Some(switch) = settings.switch {
+        examine_switch(&plan, switch, findings);
+    }
     findings.take(open_files.check(plan.count()));
     let (prepared, failure) = plan.start_port_binder();
     if let Some(failure) = failure {
@@ -79,6 +85,20 @@ pub fn examine(
     Examined {
         prepared: Some(prepared),
         by_root,
+    }
+}
+
+/// Whether there could be lanes.
+fn examine_switch(plan: &Plan, switch: Switch, findings: &mut Findings) {
+    match (group::is_possible(), switch.is_required) {
+        (Err(errno), true) => findings.fails(words::switch::impossible(errno)),
+        (Err(_), false) => findings.would("lets all generations share the listeners"),
+        (Ok(()), true) => {
+            for shared in plan.shared() {
+                findings.fails(words::switch::cannot_switch(&shared.wanted.given()));
+            }
+        }
+        (Ok(()), false) => {}
     }
 }
 

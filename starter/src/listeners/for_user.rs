@@ -91,7 +91,7 @@ impl Granted {
         let Some(grant) = one.grant.take() else {
             return Ok(None);
         };
-        match binder.bind(vec![Ask::Path { grant }])? {
+        match binder.bind(vec![Ask::Path { grant }], 1)? {
             Answer::Sockets { mut sockets, .. } => match sockets.pop() {
                 Some(descriptor) => Ok(Some(descriptor)),
                 None => Err(channel_failed("a file is missing")),

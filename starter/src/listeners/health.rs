@@ -28,6 +28,8 @@ use nix::unistd::Pid;
 use serde::{Deserialize, Serialize};
 
 use crate::listeners::bind::make_again;
+use crate::listeners::group::Group;
+use crate::listeners::lanes::Lanes;
 use crate::listeners::launchers_file::LaunchersFile;
 use crate::listeners::plan::{Maker, Planned, Wanted};
 use crate::listeners::second_name::{FileId, Named, named, named_as};
@@ -63,6 +65,16 @@ pub enum Occasion {
     Commit,
     /// This worker has exited.
     End(Pid),
+}
+
+impl Occasion {
+    /// The worker that may have done something to them.
+    pub fn worker(self) -> Option<Pid> {
+        match self {
+            Occasion::End(pid) => Some(pid),
+            Occasion::Start | Occasion::Commit => None,
+        }
+    }
 }
 
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -167,18 +179,21 @@ impl Health {
     pub fn examine(
         &mut self,
         sockets: &mut [(OwnedFd, RawFd)],
+        lanes: &Lanes,
         files: &mut SocketFiles,
         occasion: Occasion,
     ) -> Vec<Notice> {
         let mut notices = Vec::new();
-        for (listener, (socket, _)) in self.listeners.iter_mut().zip(sockets) {
+        for (place, (listener, (socket, _))) in self.listeners.iter_mut().zip(sockets).enumerate() {
             let maker = listener.maker;
             let found = match &listener.kind {
                 Kind::Tcp { address, backlog } => {
                     let listen = |socket: &OwnedFd| listen(socket, self.backlog);
                     tcp(socket, *address, *backlog, occasion, listen)
                 }
-                Kind::Udp { address } => udp(socket, *address, maker),
+                Kind::Udp { address } => {
+                    udp_with_lanes(socket, lanes.group(place), *address, maker)
+                }
                 Kind::Abstract => by_shutdown(socket, maker),
                 Kind::Launchers(file) => by_name(socket, file.named(), maker),
                 Kind::Other => Found::InOrder,
@@ -215,6 +230,21 @@ impl Health {
             notices.extend(listener.turn(was, trouble, occasion));
         }
         notices
+    }
+
+    /// Lets a socket of the listener in this place listen again, as the first one did.
+    pub fn listen_again(&self, place: usize, socket: &OwnedFd) -> nix::Result<()> {
+        let Some(Kind::Tcp { address, .. }) = self.listeners.get(place).map(|one| &one.kind) else {
+            return Ok(());
+        };
+        listen_again(socket, *address, |socket| listen(socket, self.backlog))
+    }
+
+    /// What to say when that has been done for the lane that was selected.
+    pub fn mended(&self, place: usize, worker: Option<Pid>) -> Option<Notice> {
+        let name = self.listeners.get(place)?.name.clone();
+        let was = Was::ShutDown;
+        Some(Notice::ListenerMended { name, was, worker })
     }
 
     /// What is wrong with each listener, if anything, in their order.
@@ -280,10 +310,7 @@ impl Watched {
         occasion: Occasion,
     ) -> Option<Notice> {
         let name = self.name.clone();
-        let worker = match occasion {
-            Occasion::End(pid) => Some(pid),
-            Occasion::Start | Occasion::Commit => None,
-        };
+        let worker = occasion.worker();
         let before = std::mem::replace(&mut self.trouble, trouble);
         match (was, &self.trouble) {
             (Some(was), _) => Some(Notice::ListenerMended { name, was, worker }),
@@ -344,6 +371,28 @@ fn listen_again(
         Err(Errno::EINVAL) => disconnect(socket).and_then(|()| again()),
         listens => listens,
     }
+}
+
+/// The worst of its sockets.
+fn udp_with_lanes(
+    socket: &OwnedFd,
+    group: Option<&Group>,
+    address: Option<SocketAddr>,
+    maker: trouble::Maker,
+) -> Found {
+    let others = group.into_iter().flat_map(|group| &group.others);
+    let all = std::iter::once(socket).chain(others);
+    worst(all.map(|socket| udp(socket, address, maker)))
+}
+
+/// What is worst of several sockets of one listener.
+fn worst(found: impl Iterator<Item = Found>) -> Found {
+    found.fold(Found::InOrder, |before, found| match (before, found) {
+        (before @ Found::InTrouble(_), _) => before,
+        (_, found @ Found::InTrouble(_)) => found,
+        (before, Found::InOrder) => before,
+        (_, found) => found,
+    })
 }
 
 fn udp(socket: &OwnedFd, address: Option<SocketAddr>, maker: trouble::Maker) -> Found {
@@ -584,22 +633,42 @@ mod tests {
             binder: None,
             store: None,
         });
-        let notices = health.examine(&mut sockets, &mut files, Occasion::Commit);
+        let notices = health.examine(
+            &mut sockets,
+            &Lanes::default(),
+            &mut files,
+            Occasion::Commit,
+        );
         assert_eq!(notices, []);
         fs::rename(&path, folder.join("aside")).unwrap();
         fs::write(&path, "foreign").unwrap();
-        let notices = health.examine(&mut sockets, &mut files, Occasion::Commit);
+        let notices = health.examine(
+            &mut sockets,
+            &Lanes::default(),
+            &mut files,
+            Occasion::Commit,
+        );
         assert!(matches!(notices[..], [Notice::ListenerInTrouble { .. }]));
 
         let (mut health, mut files) = next(&health, &files);
         assert!(health.unreachable().is_some());
         // It is known already.
-        let notices = health.examine(&mut sockets, &mut files, Occasion::Commit);
+        let notices = health.examine(
+            &mut sockets,
+            &Lanes::default(),
+            &mut files,
+            Occasion::Commit,
+        );
         assert_eq!(notices, []);
         fs::remove_file(&path).unwrap();
         fs::remove_file(folder.join("aside")).unwrap();
         disconnect(&sockets[0].0).unwrap();
-        let notices = health.examine(&mut sockets, &mut files, Occasion::Commit);
+        let notices = health.examine(
+            &mut sockets,
+            &Lanes::default(),
+            &mut files,
+            Occasion::Commit,
+        );
         let mended = |notice: &Notice| match notice {
             Notice::ListenerMended { was, .. } => Some(*was),
             _ => None,
@@ -610,7 +679,7 @@ mod tests {
         UnixStream::connect(&path).unwrap();
         // Only its backlog at the start tells that this is a shorter one.
         listen(&sockets[0].0, 3).unwrap();
-        let notices = health.examine(&mut sockets, &mut files, Occasion::Start);
+        let notices = health.examine(&mut sockets, &Lanes::default(), &mut files, Occasion::Start);
         assert_eq!(notices, []);
         assert_eq!(backlog_of(&sockets[0].0), Ok(Some(7)));
         drop(files);

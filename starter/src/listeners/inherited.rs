@@ -21,7 +21,7 @@ use crate::host::identity::is_in_partial_namespace;
 use crate::host::passed_on::PassedOn;
 use crate::listeners::sockets::{self, Shut, bound_address, shut};
 use crate::listeners::spec::{Host, PathSpec, PortSpec};
-use crate::listeners::store::{is_stored, name_of_port};
+use crate::listeners::store::{is_stored, lane_of, name_of_port};
 use crate::words::failure::Failure;
 use crate::words::file_type::name_of_type;
 use crate::words::remedy;
@@ -113,6 +113,11 @@ impl Inherited {
     pub fn stored_name(&self) -> Option<&OsStr> {
         let name = self.name.as_deref();
         name.filter(|_| is_stored(name))
+    }
+
+    /// Which lane of a port it is, if we have stored it as one beside the first.
+    pub fn lane(&self) -> Option<u8> {
+        lane_of(self.stored_name()?)
     }
 
     /// Whether a worker has shut it down for good: only TCP can listen again.

@@ -35,8 +35,12 @@ pub struct Plan {
     for_user: Granted,
     /// Those that no option names so far.
     inherited: Vec<Inherited>,
+    /// Further lanes that an earlier start has stored.
+    stored_lanes: Vec<Inherited>,
     store: Option<Store>,
     identity: Option<Identity>,
+    /// How many sockets each address has.
+    lanes: u8,
 }
 
 /// One socket, and who creates it.
@@ -85,6 +89,8 @@ pub struct Prepared {
     pub for_user: Granted,
     /// Those that no option has named so far; a host name still may.
     pub inherited: Vec<Inherited>,
+    /// Further lanes that an earlier start has stored.
+    pub stored_lanes: Vec<Inherited>,
     /// Where listeners are stored, if the service manager keeps any.
     pub store: Option<Store>,
 }
@@ -95,9 +101,13 @@ impl Plan {
     pub fn new(
         ports: Vec<PortSpec>,
         paths: Vec<PathSpec>,
-        mut inherited: Vec<Inherited>,
+        inherited: Vec<Inherited>,
         identity: Option<Identity>,
+        lanes: u8,
     ) -> Result<Plan, Failure> {
+        let is_first = |one: &Inherited| one.lane().is_none();
+        let (mut inherited, stored_lanes): (Vec<Inherited>, _) =
+            inherited.into_iter().partition(is_first);
         let of_ports = inherited::of_ports(&ports, &mut inherited);
         let mut plan = Plan {
             sockets: Vec::new(),
@@ -105,8 +115,10 @@ impl Plan {
             files: Vec::new(),
             for_user: Granted::default(),
             inherited,
+            stored_lanes,
             store: Store::reach(identity.is_some()),
             identity,
+            lanes,
         };
         for (spec, inherited) in ports.into_iter().zip(of_ports) {
             let maker = match inherited {
@@ -148,6 +160,7 @@ impl Plan {
             port: spec.port,
             ip,
             freebind: spec.freebind,
+            lanes: lanes_of(spec, self.lanes),
         });
         Ok(maker)
     }
@@ -189,9 +202,17 @@ impl Plan {
         }
     }
 
-    /// How many sockets there will be.
+    /// What all generations would share in spite of `--switch`.
+    pub fn shared(&self) -> impl Iterator<Item = &Planned> {
+        self.sockets.iter().filter(|planned| !planned.can_switch())
+    }
+
+    /// How many sockets there will be, or at least may be.
     pub fn count(&self) -> usize {
-        self.sockets.len() + self.inherited.len()
+        let ports = self.sockets.iter();
+        let ports = ports.filter(|one| matches!(one.wanted, Wanted::Port(_)));
+        let further = usize::from(self.lanes).saturating_sub(1) * ports.count();
+        self.sockets.len() + self.inherited.len() + further
     }
 
     /// For a dry run, starts only the binder of ports, and adds why that fails. It binds nothing until it is asked.
@@ -210,6 +231,7 @@ impl Plan {
             file_binder: None,
             for_user: self.for_user,
             inherited: self.inherited,
+            stored_lanes: self.stored_lanes,
             store: self.store,
         };
         (prepared, failure)
@@ -232,6 +254,7 @@ impl Plan {
             file_binder,
             for_user: self.for_user,
             inherited: self.inherited,
+            stored_lanes: self.stored_lanes,
             store: self.store,
         })
     }
@@ -270,6 +293,11 @@ impl Planned {
         }
     }
 
+    /// Whether its address can have a socket for each generation: if it is ours alone, and one of a port.
+    pub fn can_switch(&self) -> bool {
+        matches!(self.wanted, Wanted::Port(_)) && self.inherited().is_none()
+    }
+
     /// Gives away the socket of either.
     pub fn take_socket(&mut self) -> Option<OwnedFd> {
         match &mut self.maker {
@@ -277,6 +305,15 @@ impl Planned {
             Maker::Ourselves { stored, .. } => stored.as_mut()?.take_socket(),
             Maker::PortBinder(_) | Maker::FileBinder(_) => None,
         }
+    }
+}
+
+/// How many sockets a binder makes for a port. Which one the kernel will choose nobody can allow it: the others are made when
+/// that is known.
+pub(super) fn lanes_of(spec: &PortSpec, lanes: u8) -> u8 {
+    match spec.port {
+        0 => 1,
+        _ => lanes,
     }
 }
 

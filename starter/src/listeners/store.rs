@@ -35,8 +35,11 @@ use crate::words::text::quoted;
 /// What the names begin with, so that they are not taken for those of sockets that a launcher has made.
 const PREFIX: &str = "start_server.";
 
-/// The longest name that the manager accepts, in bytes.
-const LONGEST_NAME: usize = 255;
+/// The longest name that the manager accepts is 255 bytes long; two of them may be for a lane.
+const LONGEST_NAME: usize = 253;
+
+/// What comes before the number of a lane. No port has it in its name.
+const LANE: char = ',';
 
 /// How long a manager that does not read is waited for, in all.
 const PATIENCE: Duration = Duration::from_secs(5);
@@ -77,6 +80,18 @@ pub fn name_of_port(spec: &PortSpec, ordinal: usize) -> String {
         0 => named(kind, format!("{}.{ordinal}", spec.name).as_bytes()),
         _ => named(kind, spec.name.as_bytes()),
     }
+}
+
+/// The name of a further lane of the port's socket that has this name: its place in the group, which it keeps in the store.
+pub fn name_of_lane(first: &str, place: usize) -> String {
+    format!("{first}{LANE}{place}")
+}
+
+/// Its place, if this is such a name.
+pub fn lane_of(name: &OsStr) -> Option<u8> {
+    let name = name.to_str()?.strip_prefix(PREFIX)?;
+    let of_port = name.strip_prefix("tcp.").or(name.strip_prefix("udp."))?;
+    of_port.rsplit_once(LANE)?.1.parse().ok()
 }
 
 /// The name of a unix socket.

@@ -2,6 +2,8 @@
 //! become listeners as if they had just been made, the others leave the store.
 
 use std::collections::BTreeMap;
+use std::ffi::OsStr;
+use std::os::fd::OwnedFd;
 use std::path::Path;
 
 use common::stat::has_type;
@@ -9,13 +11,13 @@ use common::unix_socket::MadeFile;
 use nix::fcntl::{OFlag, open};
 use nix::sys::stat::{Mode, SFlag, fstat};
 
-use crate::listeners::inherited::Inherited;
+use crate::listeners::inherited::{Inherited, take_first};
 use crate::listeners::launchers_file::LaunchersFile;
 use crate::listeners::plan::{Maker, Planned, Wanted};
 use crate::listeners::second_name::{Named, named};
 use crate::listeners::sockets;
 use crate::listeners::spec::PathSpec;
-use crate::listeners::store::{Store, name_of_path, name_of_port};
+use crate::listeners::store::{Store, name_of_lane, name_of_path, name_of_port};
 use crate::listeners::user_directory::UserDirectory;
 use crate::words::notice::Notice;
 use crate::words::text::quoted;
@@ -35,6 +37,46 @@ pub fn names(sockets: &[Planned]) -> Vec<Option<String>> {
         (Wanted::PassedOn { .. }, _) => None,
     };
     sockets.iter().map(name_of).collect()
+}
+
+/// The further lanes of each listener that are stored, in the order of their places as far as none lacks; at most so many
+/// that there are `lanes`. All others are unwanted: closed last, they leave those before them in their places.
+pub fn settle_lanes(
+    sockets: &[Planned],
+    mut stored: Vec<Inherited>,
+    lanes: u8,
+    unwanted: &mut Vec<Inherited>,
+    store: &mut Option<Store>,
+) -> Vec<Vec<OwnedFd>> {
+    let names = names(sockets);
+    let mut all = Vec::new();
+    for (planned, name) in sockets.iter().zip(&names) {
+        let mut taken = Vec::new();
+        let earlier = planned.stored().and_then(Inherited::stored_name);
+        let earlier = earlier.and_then(|name| name.to_str());
+        for place in 1..usize::from(lanes) {
+            let its_name = earlier.map(|earlier| name_of_lane(earlier, place));
+            let is_its = |one: &Inherited| {
+                its_name.is_some() && one.stored_name() == its_name.as_ref().map(OsStr::new)
+            };
+            let found = take_first(&mut stored, is_its);
+            let Some(socket) = found.and_then(|mut one| one.take_socket()) else {
+                break;
+            };
+            // As a new one is.
+            let _ = sockets::make_blocking(&socket);
+            if let (Some(store), Some(its_name)) = (store.as_mut(), its_name) {
+                match name.as_deref() == earlier {
+                    true => store.has(&its_name),
+                    false => store.remove(its_name.as_ref()),
+                }
+            }
+            taken.push(socket);
+        }
+        all.push(taken);
+    }
+    unwanted.extend(stored);
+    all
 }
 
 /// Finds the files of the stored unix sockets, by the place of their listener, and gives up those sockets that have lost

@@ -14,7 +14,7 @@ impl Machine {
         let is_checked = match why {
             Why::Asked | Why::Timed => self.current().is_some(),
             Why::First => self.settings.check_first,
-            Why::Replacement | Why::Rollback { .. } => false,
+            Why::Replacement | Why::Rollback { .. } | Why::Sweep => false,
         };
         match self.settings.check.filter(|_| is_checked) {
             Some(within) => {
@@ -38,8 +38,9 @@ impl Machine {
         }
         match why {
             Why::Asked => self.restart_now(now),
-            Why::First | Why::Timed | Why::Replacement | Why::Rollback { .. } => {
-                self.start_generation(why, now)
+            Why::First => self.start_generation(why, now),
+            Why::Timed | Why::Replacement | Why::Rollback { .. } | Why::Sweep => {
+                self.start_at(now, why, now)
             }
         }
     }
@@ -86,7 +87,7 @@ impl Machine {
                 self.stop_all(signal, Outcome::GivenUp, now);
             }
             // A restart may have been requested again since the check began.
-            Why::Asked | Why::Timed | Why::Replacement | Why::Rollback { .. } => {
+            Why::Asked | Why::Timed | Why::Replacement | Why::Rollback { .. } | Why::Sweep => {
                 if !self.is_replacing(now) && std::mem::take(&mut self.restart_wanted) {
                     self.start_checked(Why::Asked, now);
                 }

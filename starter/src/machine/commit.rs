@@ -52,6 +52,7 @@ impl Machine {
         let outage = self.end_outage(number, why, now);
         self.end_postponed();
         self.make_current(number, steps, rolls, now);
+        self.switch_to_current();
         if why.is_restart() {
             self.served_before = self.served;
         }
@@ -89,14 +90,15 @@ impl Machine {
             // What was asked for last comes instead of an earlier one that has failed.
             self.postponed = None;
             self.start_checked(Why::Asked, now);
-        } else if let Some(restart) = self.postponed {
-            self.start_generation(restart, now);
+        } else if let Some(restart) = self.postponed.take() {
+            self.start_at(now, restart, now);
         }
     }
 
     /// The generation takes the place of what serves, which is told to stop later, or was one by one.
     fn make_current(&mut self, number: u32, steps: Steps, rolls: bool, now: Moment) {
         let signal_at = now + self.settings.knobs.kill_old_delay;
+        let quiet = self.quiet_from(signal_at, now);
         for generation in &mut self.generations {
             if generation.number == number {
                 generation.stage = Stage::Current;
@@ -107,6 +109,7 @@ impl Machine {
                     false => Stage::Retiring { signal_at },
                 };
                 generation.unhealthy = None;
+                generation.quiet = quiet;
             }
         }
     }
@@ -172,8 +175,12 @@ impl Machine {
         }
         let mut due = Vec::new();
         for generation in &mut self.generations {
-            if matches!(generation.stage, Stage::Retiring { signal_at } if signal_at <= now) {
+            let is_quiet = generation.quiet.is_none_or(|quiet| quiet.is_over);
+            let is_due =
+                matches!(generation.stage, Stage::Retiring { signal_at } if signal_at <= now);
+            if is_due && is_quiet {
                 generation.stage = Stage::Draining;
+                generation.quiet = None;
                 due.extend(generation.take_untold());
             }
         }

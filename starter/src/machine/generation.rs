@@ -6,6 +6,7 @@ use nix::unistd::Pid;
 use serde::{Deserialize, Serialize};
 
 use super::history::Steps;
+use super::lane::Quiet;
 use crate::host::moment::Moment;
 use crate::words::start_failure::StartFailure;
 
@@ -28,6 +29,8 @@ pub(super) enum Why {
     Replacement,
     /// A rollback was requested, and what this generation was started from is started again.
     Rollback { to: u32 },
+    /// Something waits in a lane that nobody serves.
+    Sweep,
 }
 
 impl Why {
@@ -36,7 +39,7 @@ impl Why {
     pub fn is_restart(self) -> bool {
         match self {
             Why::Asked | Why::Timed | Why::Rollback { .. } => true,
-            Why::First | Why::Replacement => false,
+            Why::First | Why::Replacement | Why::Sweep => false,
         }
     }
 
@@ -44,7 +47,7 @@ impl Why {
     pub fn rolls_back_to(self) -> Option<u32> {
         match self {
             Why::Rollback { to } => Some(to),
-            Why::First | Why::Asked | Why::Timed | Why::Replacement => None,
+            Why::First | Why::Asked | Why::Timed | Why::Replacement | Why::Sweep => None,
         }
     }
 
@@ -66,6 +69,12 @@ pub struct Generation {
     /// How many restarts had been requested when it was started.
     pub(super) request: u32,
     pub(super) stage: Stage,
+    /// Which sockets it has, where each address has several.
+    #[serde(default)]
+    pub lane: u8,
+    /// It was replaced, and is told to stop once nothing waits in its lane.
+    #[serde(default)]
+    pub(super) quiet: Option<Quiet>,
     /// It takes over from what serves slot by slot, as its workers are proved.
     #[serde(default)]
     pub(super) rolls: bool,
@@ -95,6 +104,7 @@ pub enum State {
     Current,
     Partial,
     Retiring,
+    Sweeping,
     Old,
 }
 
@@ -108,7 +118,9 @@ pub(super) enum Stage {
     Retiring {
         signal_at: Moment,
     },
-    /// It has served, and was told to stop or has begun to by itself.
+    /// It takes what waits in a lane that nobody serves.
+    Sweeping,
+    /// It has served, and was told to stop, is about to be, or has begun to by itself.
     Draining,
     /// Its start has failed.
     Failed,
@@ -192,6 +204,8 @@ impl Generation {
             why,
             request,
             stage: Stage::Uncommitted,
+            lane: 0,
+            quiet: None,
             rolls: false,
             steps: Steps::new(now),
             unhealthy: None,
@@ -206,6 +220,7 @@ impl Generation {
             Stage::Current => State::Current,
             Stage::Partial => State::Partial,
             Stage::Retiring { .. } => State::Retiring,
+            Stage::Sweeping => State::Sweeping,
             Stage::Draining | Stage::Failed => State::Old,
         }
     }

@@ -8,6 +8,7 @@
 //! |---|---|---|
 //! | starting | spawned, not yet proved | every slot has a proved worker: commits; a worker dies: failed, becomes old |
 //! | current | committed, the newest that serves | a newer one commits: retiring; the last worker dies: gone |
+//! | sweeping | it is there for what waits in a lane that nobody serves: [`switch`] | nothing waits there any more: old |
 //! | retiring | a newer one serves, not yet signalled | `--kill-old-delay` expires: old; the newer one dies or is unhealthy: current again |
 //! | old | told to stop | its last worker is gone |
 //!
@@ -52,7 +53,8 @@
 //! When nothing serves, what served comes back before a failed restart is tried again: its next try is due once that
 //! serves, or when that has failed as well.
 //!
-//! With `--replace=stop-first` a restart begins with the end of what serves: see [`stop_first`].
+//! With `--replace=stop-first` a restart begins with the end of what serves: see [`stop_first`]. With `--switch` each
+//! generation has sockets of its own: see [`switch`].
 
 #![deny(
     clippy::wildcard_enum_match_arm,
@@ -66,6 +68,7 @@ mod commit;
 mod crash;
 mod generation;
 mod history;
+mod lane;
 mod model;
 mod pins;
 mod readiness;
@@ -79,6 +82,7 @@ mod start;
 mod steps;
 mod stop;
 mod stop_first;
+mod switch;
 mod turns;
 mod watch;
 
@@ -111,6 +115,9 @@ impl Machine {
             checking: None,
             stopping_first: None,
             outage: None,
+            selected: 0,
+            strays: Vec::new(),
+            freed: Vec::new(),
             stopping_since: None,
             planned: None,
             postponed: None,
@@ -169,11 +176,16 @@ impl Machine {
                 at_commit,
                 unreachable,
             } => self.cannot_be_reached(at_commit, unreachable, now),
+            Event::Looked { lane, waiting } => self.looked(lane, waiting, now),
+            Event::Stranded { lane } => self.stranded(lane, now),
+            Event::NotSelected { selected, cause } => self.not_selected(selected, cause, now),
             Event::Broken => self.give_up_everything(now),
         }
+        self.look_at_freed(now);
         self.go_on_when_alone(now);
         self.tell_leavers(now);
         self.take_turns(now);
+        self.watch_sweepers(now);
         self.note_drained(now);
         self.note_scaled(now);
         std::mem::take(&mut self.actions)
@@ -187,7 +199,7 @@ impl Machine {
                     .generations
                     .iter()
                     .filter_map(|generation| self.deadline_of(generation));
-                let planned = self.planned.filter(|_| self.is_alone());
+                let planned = self.planned.filter(|_| self.may_start());
                 let planned = planned.map(|planned| planned.at);
                 let auto = self.next_auto_restart().map(|(at, _)| at);
                 of_generations
@@ -196,6 +208,7 @@ impl Machine {
                     .chain(self.kill_at())
                     .chain(self.trusted_at())
                     .chain(self.leaver_told_at())
+                    .chain(self.looks_at())
                     .chain(self.checking.map(|checking| checking.until))
                     .min()
             }
@@ -214,7 +227,10 @@ impl Machine {
         self.has_spawned(number, now);
         self.say(Notice::StartingNewWorker(pid));
         match (self.phase, self.state_of(number)) {
-            (Phase::Serving, Some(State::Starting | State::Current | State::Retiring) | None) => {}
+            (
+                Phase::Serving,
+                Some(State::Starting | State::Current | State::Retiring | State::Sweeping) | None,
+            ) => {}
             // Its start failed or was stopped before this worker existed.
             (Phase::Serving, Some(State::Old)) => {
                 let signal = self.settings.signal_on_term;
@@ -250,6 +266,7 @@ impl Machine {
                 self.current_lost_worker(number, None, Some(cause), now);
             }
             (Phase::Serving, Some(State::Partial)) => self.partial_lost_worker(number, slot, now),
+            (Phase::Serving, Some(State::Sweeping)) => self.sweeper_failed(number, now),
             (Phase::Serving, Some(State::Retiring | State::Old) | None) => self.drop_gone(),
             (Phase::Stopping { .. } | Phase::Finished, _) => {
                 self.drop_gone();
@@ -305,6 +322,10 @@ impl Machine {
                 self.history.counters.count_crash();
                 self.partial_lost_worker(worker.generation, worker.slot, now);
             }
+            (Phase::Serving, Some(State::Sweeping)) => {
+                self.say(worker.says_how_it_ended(status));
+                self.sweeper_failed(worker.generation, now);
+            }
             (Phase::Serving, Some(State::Retiring | State::Old) | None) => {
                 self.say(Notice::OldWorkerDied { pid, status });
                 self.end_what_it_started(&worker, status);
@@ -339,9 +360,10 @@ impl Machine {
                 self.forget_crash_loop(now);
                 self.prove_workers(now);
                 self.commit_if_proved(now);
+                self.look_at_lanes(now);
                 self.signal_retiring(now);
                 self.fill_slots(now);
-                let planned = self.planned.filter(|_| self.is_alone());
+                let planned = self.planned.filter(|_| self.may_start());
                 if let Some(planned) = planned.filter(|planned| planned.at <= now) {
                     self.start_generation(planned.why, now);
                 }
@@ -358,6 +380,7 @@ impl Machine {
         let proofs = slots().filter_map(|slot| self.proved_at(slot));
         let late = slots().filter_map(|slot| self.late_at(slot));
         let hanging = slots().filter_map(Slot::hangs_at).chain(late);
+        let looks = generation.quiet.map(|quiet| quiet.look_at);
         match generation.stage {
             Stage::Uncommitted => proofs.chain(hanging).min(),
             Stage::Current => {
@@ -365,10 +388,13 @@ impl Machine {
                 proofs.chain(hanging).chain(empty).min()
             }
             Stage::Retiring { signal_at } => {
+                let signal_at = looks.unwrap_or(signal_at);
                 let signal_at = self.current_serves().then_some(signal_at);
                 proofs.chain(signal_at).min()
             }
-            Stage::Partial | Stage::Draining | Stage::Failed => None,
+            Stage::Sweeping => proofs.chain(hanging).chain(looks).min(),
+            Stage::Draining => looks,
+            Stage::Partial | Stage::Failed => None,
         }
     }
 }

@@ -10,6 +10,7 @@ use serde::{Deserialize, Serialize};
 
 use super::generation::{Content, Generation, Slot, State, Why};
 use super::history::{FailedCheck, History};
+use super::lane::Stray;
 use crate::host::moment::Moment;
 use crate::words::notice::Notice;
 use crate::words::start_failure::StartFailure;
@@ -43,6 +44,15 @@ pub struct Settings {
     /// Whether a worker that dies is replaced from what its generation was started from, not from what lies on disk.
     pub pins: bool,
     pub replace: Replace,
+    /// How many sockets each address has, of which each generation gets one; 1 if all share it.
+    #[serde(default = "one")]
+    pub lanes: u8,
+    /// How long nothing must have waited in the lane of a generation before it is told to stop.
+    #[serde(default)]
+    pub quiet_time: Duration,
+    /// How long that is waited for at most.
+    #[serde(default)]
+    pub switch_timeout: Duration,
     /// A restart replaces slot by slot, with at most so many processes more than slots at a time.
     #[serde(default)]
     pub rolling: Option<NonZeroUsize>,
@@ -54,6 +64,10 @@ pub struct Settings {
     pub most_workers: usize,
     /// The initial values; [`Machine::set_knobs`] changes them later.
     pub knobs: Knobs,
+}
+
+fn one() -> u8 {
+    1
 }
 
 fn any_number() -> usize {
@@ -145,6 +159,12 @@ pub enum Event {
         at_commit: bool,
         unreachable: Unreachable,
     },
+    /// The answer to [`Action::Look`]: so many sockets of the lane have something to be accepted or received.
+    Looked { lane: u8, waiting: usize },
+    /// Something waits in one of [`Machine::watched_lanes`].
+    Stranded { lane: u8 },
+    /// What [`Action::Select`] asked for cannot be done: this lane is still selected.
+    NotSelected { selected: u8, cause: StartFailure },
     /// A failure leaves the supervisor unable to supervise: it can only stop.
     Broken,
 }
@@ -179,6 +199,15 @@ pub enum Action {
     },
     /// A generation has committed: answer with [`Event::Unreachable`] if clients cannot reach it.
     Serving,
+    /// Give all new connections to the lane of this generation, or answer with [`Event::NotSelected`].
+    Select {
+        generation: u32,
+        lane: u8,
+    },
+    /// Find out what waits in this lane, and answer with [`Event::Looked`].
+    Look {
+        lane: u8,
+    },
     /// Run the check for what would be this generation, and answer with [`Event::Checked`].
     Check {
         generation: u32,
@@ -269,6 +298,12 @@ pub struct Machine {
     pub(super) stopping_first: Option<StoppingFirst>,
     /// Since when nothing serves because of a restart that stops first.
     pub(super) outage: Option<Moment>,
+    /// The lane that gets all new connections.
+    #[serde(default)]
+    pub(super) selected: u8,
+    /// Lanes in which something waits that nobody accepts.
+    #[serde(default)]
+    pub(super) strays: Vec<Stray>,
     /// When it was told to stop, or gave up.
     #[serde(default)]
     pub(super) stopping_since: Option<Moment>,
@@ -289,6 +324,9 @@ pub struct Machine {
     /// The start of the wait for the next automatic restart.
     pub(super) auto_restart_since: Moment,
     pub(super) history: History,
+    /// Lanes whose generation has gone in the current event; empty between events.
+    #[serde(skip)]
+    pub(super) freed: Vec<u8>,
     /// The actions of the current event; empty between events.
     #[serde(skip)]
     pub(super) actions: Vec<Action>,
@@ -399,6 +437,8 @@ impl Machine {
     // Small changes.
 
     pub(super) fn drop_gone(&mut self) {
+        let gone = self.generations.iter().filter(|one| one.is_gone());
+        self.freed.extend(gone.map(|one| one.lane));
         self.generations.retain(|generation| !generation.is_gone());
     }
 

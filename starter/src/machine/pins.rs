@@ -26,7 +26,9 @@ impl Machine {
         match (why, self.served) {
             (Why::Replacement, Some(served)) => self.source_within(served),
             (Why::Rollback { to }, _) => Source::Generation(to),
-            (Why::First | Why::Asked | Why::Timed, _) | (Why::Replacement, None) => Source::Disk,
+            (Why::First | Why::Asked | Why::Timed | Why::Sweep, _) | (Why::Replacement, None) => {
+                Source::Disk
+            }
         }
     }
 

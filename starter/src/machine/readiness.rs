@@ -101,6 +101,9 @@ impl Machine {
             Some(State::Retiring) if !self.has_others(number, slot) => {
                 self.retire_at_once(number, now);
             }
+            Some(State::Sweeping) => {
+                self.retire_at_once(number, now);
+            }
             Some(State::Current | State::Partial | State::Retiring | State::Old) | None => {}
         }
         self.save_status();
@@ -111,6 +114,7 @@ impl Machine {
         let patience = self.settings.kill_old_timeout;
         if let Some(generation) = self.generation_mut(number) {
             generation.stage = Stage::Draining;
+            generation.quiet = None;
             generation.unhealthy = None;
             for worker in generation.slots.iter_mut().filter_map(Slot::worker_mut) {
                 worker.kill_at = patience.map(|patience| now + patience);
@@ -159,7 +163,7 @@ impl Machine {
         let late: Vec<Worker> = self
             .generations
             .iter()
-            .filter(|generation| matches!(generation.stage, Stage::Uncommitted | Stage::Current))
+            .filter(|generation| generation.stage.awaits_readiness())
             .flat_map(|generation| &generation.slots)
             .filter(|slot| slot.late_at(within).is_some_and(|at| at <= now))
             .filter_map(Slot::worker)
@@ -179,7 +183,7 @@ impl Machine {
                     self.start_failed(worker.generation, None, Some(cause), now);
                 }
                 // Its exit is the failure of its slot, which cannot be refilled before then.
-                Some(State::Current) => {
+                Some(State::Current | State::Sweeping) => {
                     if let Some(worker) = self.worker_mut(worker.pid) {
                         worker.standing = Standing::Failed(cause);
                     }
@@ -239,7 +243,7 @@ impl Machine {
         let old: Vec<&Generation> = self
             .generations
             .iter()
-            .filter(|generation| generation.stage == Stage::Draining)
+            .filter(|one| one.stage == Stage::Draining && one.quiet.is_none() && !one.is_sweeper())
             .collect();
         let surplus = old.len().saturating_sub(most);
         let pids = old.into_iter().take(surplus).flat_map(Generation::pids);
@@ -258,7 +262,9 @@ impl Machine {
             Stage::Failed => (true, false),
             Stage::Partial => (!worker.has_served(), false),
             Stage::Draining => (false, self.stops_first()),
-            Stage::Uncommitted | Stage::Current | Stage::Retiring { .. } => (false, false),
+            Stage::Uncommitted | Stage::Current | Stage::Retiring { .. } | Stage::Sweeping => {
+                (false, false)
+            }
         };
         let has_left =
             has_failed && !worker.has_served() && is_success(Some(status), worker.failure());
@@ -294,6 +300,16 @@ impl Machine {
             // As when everything is stopped: tools that watch a suspended process see it run again.
             self.signal(*pid, Signal::SIGCONT);
             self.signal(*pid, Signal::SIGKILL);
+        }
+    }
+}
+
+impl Stage {
+    /// Whether a worker that is not ready in time is stopped for that.
+    pub(super) fn awaits_readiness(self) -> bool {
+        match self {
+            Stage::Uncommitted | Stage::Current | Stage::Sweeping => true,
+            Stage::Partial | Stage::Retiring { .. } | Stage::Draining | Stage::Failed => false,
         }
     }
 }

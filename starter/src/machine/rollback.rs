@@ -109,7 +109,11 @@ impl Machine {
         self.generations.iter().any(|one| match one.stage {
             Stage::Partial => true,
             Stage::Uncommitted => one.rolls && one.serves(),
-            Stage::Current | Stage::Retiring { .. } | Stage::Draining | Stage::Failed => false,
+            Stage::Current
+            | Stage::Retiring { .. }
+            | Stage::Sweeping
+            | Stage::Draining
+            | Stage::Failed => false,
         })
     }
 
@@ -203,7 +207,9 @@ impl Machine {
         self.record_undone(from, Asked::Rollback, now);
         if let Some(generation) = self.generation_mut(to) {
             generation.stage = Stage::Current;
+            generation.quiet = None;
         }
+        self.switch_to_current();
         (self.served, self.served_before) = (Some(to), None);
         self.drain(from, now);
         self.answer(to, Some(from), Verdict::Committed, now);

@@ -246,7 +246,7 @@ impl Stage {
     fn holds_slots(self) -> bool {
         match self {
             Stage::Current | Stage::Partial | Stage::Retiring { .. } => true,
-            Stage::Uncommitted | Stage::Draining | Stage::Failed => false,
+            Stage::Uncommitted | Stage::Sweeping | Stage::Draining | Stage::Failed => false,
         }
     }
 
@@ -261,7 +261,11 @@ impl Generation {
         match self.stage {
             Stage::Uncommitted => self.rolls || self.goes_on_in(place),
             Stage::Partial => self.serves_in(place),
-            Stage::Current | Stage::Retiring { .. } | Stage::Draining | Stage::Failed => false,
+            Stage::Current
+            | Stage::Retiring { .. }
+            | Stage::Sweeping
+            | Stage::Draining
+            | Stage::Failed => false,
         }
     }
 

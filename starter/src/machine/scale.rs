@@ -58,7 +58,7 @@ impl Machine {
                 State::Current => Content::Waiting,
                 State::Retiring => Content::Empty,
                 State::Partial => Content::Elsewhere,
-                State::Old => continue,
+                State::Sweeping | State::Old => continue,
             };
             generation.resize(to, &content, now);
         }
@@ -87,7 +87,7 @@ impl Machine {
     pub(super) fn is_complete(&self) -> bool {
         let serving = self.generations.iter().filter(|one| match one.state() {
             State::Current | State::Partial => true,
-            State::Starting | State::Retiring | State::Old => false,
+            State::Starting | State::Retiring | State::Sweeping | State::Old => false,
         });
         let proved: usize = serving.map(Generation::count_proved).sum();
         self.current().is_some() && proved >= self.settings.workers

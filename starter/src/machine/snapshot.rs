@@ -112,10 +112,13 @@ fn check_slots(generation: &Generation, settings: &Settings) -> Result<(), Strin
     let (number, workers) = (generation.number, settings.workers);
     let slots = &generation.slots;
     let is_old = generation.state() == State::Old;
-    refuse_if(slots.len() != workers && !is_old, || {
-        let slots = slots.len();
-        format!("generation {number} has {slots} slots, where each is to have {workers}")
-    })?;
+    refuse_if(
+        slots.len() != workers && !is_old && !generation.is_sweeper(),
+        || {
+            let slots = slots.len();
+            format!("generation {number} has {slots} slots, where each is to have {workers}")
+        },
+    )?;
     for (place, slot) in slots.iter().enumerate() {
         check_slot(generation, place, slot)?;
     }
@@ -194,11 +197,13 @@ fn check_states(machine: &Machine) -> Result<(), String> {
     }
     if let Some(starting) = machine.starting() {
         let (number, last) = (starting.number, machine.last_number);
-        refuse_if(number != last, || {
+        // Sweepers have numbers too.
+        refuse_if(number != last && !machine.has_lanes(), || {
             format!("generation {number} is starting, and the last one was {last}")
         })?;
     }
     check_health(machine)?;
+    check_lanes(machine)?;
     check_served(machine)
 }
 
@@ -211,6 +216,17 @@ fn check_health(machine: &Machine) -> Result<(), String> {
         Some(Generation { number, .. }) => Err(format!(
             "generation {number} is unhealthy, and it is not current"
         )),
+        None => Ok(()),
+    }
+}
+
+/// Each generation has a lane that is there.
+fn check_lanes(machine: &Machine) -> Result<(), String> {
+    let lanes = machine.settings.lanes;
+    let of_generations = machine.generations().map(|one| one.lane);
+    let mut all = of_generations.chain([machine.selected]);
+    match all.find(|lane| *lane >= lanes) {
+        Some(lane) => Err(format!("there is no lane {lane} of {lanes}")),
         None => Ok(()),
     }
 }
@@ -249,7 +265,8 @@ fn check_phase(machine: &Machine) -> Result<(), String> {
             let is_checking = machine.checking.is_some();
             let (is_stopping_first, stops_first) =
                 (machine.stopping_first.is_some(), machine.stops_first());
-            let is_held_up = is_stopping_first || (is_planned && stops_first);
+            let may_wait = stops_first || machine.has_lanes();
+            let is_held_up = is_stopping_first || (is_planned && may_wait);
             refuse_if(
                 machine.restart_wanted && !is_starting && !is_checking && !is_held_up,
                 || "a restart waits for the end of a start, and none is under way".to_owned(),

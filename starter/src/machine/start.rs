@@ -54,7 +54,9 @@ impl Machine {
             self.postponed = None;
         }
         let rolls = self.rolls(why);
+        let lane = self.next_lane().unwrap_or(self.selected);
         let mut generation = Generation::new(number, why, request, workers, now);
+        generation.lane = lane;
         generation.rolls = rolls;
         self.generations.push(generation);
         self.take_turns(now);
@@ -66,9 +68,14 @@ impl Machine {
             true => why,
             false => why.instead_of(planned),
         };
-        match at <= now && self.is_alone() {
+        match at <= now && self.may_start() {
             true => self.start_generation(why, now),
-            false => self.planned = Some(Planned { at, why }),
+            false => {
+                self.planned = Some(Planned { at, why });
+                if at <= now && self.are_lanes_taken() {
+                    self.announce_wait();
+                }
+            }
         }
     }
 
@@ -159,7 +166,7 @@ impl Machine {
         let hanging: Vec<Worker> = self
             .generations
             .iter()
-            .filter(|generation| matches!(generation.stage, Stage::Uncommitted | Stage::Current))
+            .filter(|generation| generation.stage.awaits_readiness())
             .flat_map(|generation| &generation.slots)
             .filter(|slot| slot.hangs_at().is_some_and(|at| at <= now))
             .filter_map(Slot::worker)
@@ -245,11 +252,13 @@ impl Machine {
         match previous {
             Some(generation) => {
                 generation.stage = Stage::Current;
+                generation.quiet = None;
                 let pids = generation.pids();
                 (self.served, self.served_before) = (Some(generation.number), None);
+                self.switch_to_current();
                 self.say(Notice::RolledBack { pids });
-                match is_starting {
-                    // What is starting is the next try.
+                match is_starting || self.waits_for_lane(now) {
+                    // What is starting, or waits for a lane, is the next try.
                     true => self.record_failure(&failed, now),
                     false => self.try_again(&failed, now),
                 }

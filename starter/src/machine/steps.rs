@@ -26,10 +26,13 @@ impl Machine {
 
     /// The newest generation before this one that serves, or has served.
     pub(super) fn replaced_by(&self, number: u32) -> Option<u32> {
-        let older = self.generations.iter().filter(|one| one.number < number);
+        let older = self
+            .generations
+            .iter()
+            .filter(|one| one.number < number && !one.is_sweeper());
         let served = older.filter(|one| match one.stage {
             Stage::Current | Stage::Partial | Stage::Retiring { .. } | Stage::Draining => true,
-            Stage::Uncommitted | Stage::Failed => false,
+            Stage::Uncommitted | Stage::Sweeping | Stage::Failed => false,
         });
         served.map(|one| one.number).max()
     }
@@ -42,7 +45,11 @@ impl Machine {
             Stage::Uncommitted => true,
             // There is a way back.
             Stage::Current => self.generations.iter().any(|one| one.number < its.number),
-            Stage::Partial | Stage::Retiring { .. } | Stage::Draining | Stage::Failed => false,
+            Stage::Partial
+            | Stage::Retiring { .. }
+            | Stage::Sweeping
+            | Stage::Draining
+            | Stage::Failed => false,
         })
     }
 
@@ -66,7 +73,7 @@ impl Machine {
         let living = self
             .generations
             .iter()
-            .filter(|one| !Generation::is_gone(one));
+            .filter(|one| !one.is_gone() && !one.is_sweeper());
         let living: Vec<u32> = living.map(|one| one.number).collect();
         if self.history.note_drained(&living, now) {
             self.save_status();

@@ -59,7 +59,8 @@ impl Machine {
 
     /// At the end of each event: whatever waited for the exit of workers is started when the last one is gone.
     pub(super) fn go_on_when_alone(&mut self, now: Moment) {
-        if !self.stops_first() || self.phase != Phase::Serving || !self.is_alone() {
+        let may_wait = self.stops_first() || self.has_lanes();
+        if !may_wait || self.phase != Phase::Serving || !self.may_start() {
             return;
         }
         if let Some(first) = self.stopping_first.take() {
@@ -148,6 +149,11 @@ impl Machine {
         self.outage
     }
 
+    /// Whether a start may begin now.
+    pub(super) fn may_start(&self) -> bool {
+        self.is_alone() && self.next_lane().is_some()
+    }
+
     /// Whether a start may begin now, as far as workers are concerned that still live.
     pub(super) fn is_alone(&self) -> bool {
         let mut slots = self.generations.iter().flat_map(|one| &one.slots);
@@ -161,7 +167,8 @@ impl Machine {
     /// after it.
     pub(super) fn is_replacing(&self, now: Moment) -> bool {
         let is_due = self.planned.is_some_and(|planned| planned.at <= now);
-        self.is_starting() || self.stopping_first.is_some() || (self.stops_first() && is_due)
+        let may_wait = self.stops_first() || self.has_lanes();
+        self.is_starting() || self.stopping_first.is_some() || (may_wait && is_due)
     }
 }
 

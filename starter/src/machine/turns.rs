@@ -47,7 +47,11 @@ impl Machine {
     fn may_get_workers(stage: Stage) -> bool {
         match stage {
             Stage::Uncommitted | Stage::Current => true,
-            Stage::Partial | Stage::Retiring { .. } | Stage::Draining | Stage::Failed => false,
+            Stage::Partial
+            | Stage::Retiring { .. }
+            | Stage::Sweeping
+            | Stage::Draining
+            | Stage::Failed => false,
         }
     }
 

@@ -83,11 +83,17 @@ impl Machine {
 
     /// Tells its workers to stop, as old ones are told.
     pub(super) fn drain(&mut self, number: u32, now: Moment) {
+        let quiet = self.quiet_from(now, now);
         let Some(generation) = self.generation_mut(number) else {
             return;
         };
         generation.stage = Stage::Draining;
         generation.unhealthy = None;
+        if let Some(quiet) = quiet {
+            // It has accepted connections until now.
+            generation.quiet = Some(quiet);
+            return;
+        }
         let pids = generation.take_untold();
         let (signal, patience) = (self.settings.signal_on_hup, self.settings.kill_old_timeout);
         self.tell_to_stop(&pids, signal, patience, now);

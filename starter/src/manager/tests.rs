@@ -20,6 +20,9 @@ fn settings() -> Settings {
         most_workers: usize::MAX,
         watch: None,
         replace: Replace::Overlap,
+        lanes: 1,
+        quiet_time: Duration::from_millis(200),
+        switch_timeout: Duration::from_secs(5),
         interval: SECOND,
         proof: Proof::Told {
             within: 60 * SECOND,

@@ -22,7 +22,7 @@ use crate::words::remedy;
 use crate::words::text::quoted;
 
 /// Options, each with those of which it needs one.
-const NEEDS: [(&str, &[&str]); 15] = [
+const NEEDS: [(&str, &[&str]); 18] = [
     (
         "timeout",
         &[
@@ -35,6 +35,9 @@ const NEEDS: [(&str, &[&str]); 15] = [
     ("openmetrics", &["status"]),
     ("group", &["user"]),
     ("check-first", &["check"]),
+    ("lanes", &["switch"]),
+    ("quiet-time", &["switch"]),
+    ("switch-timeout", &["switch"]),
     ("keep-env", &["user"]),
     ("log-stream", &["log-file"]),
     ("log-timestamps", &["log-file"]),
@@ -138,6 +141,19 @@ pub fn check_rolling(given: &Given<'_>, replace: Replace) -> Result<(), Failure>
         }
         false => Ok(()),
     }
+}
+
+/// Refuses a switch where there is no moment at which all that is old can be left for all that is new.
+pub fn check_switch(given: &Given<'_>, replace: Replace) -> Result<(), Failure> {
+    let cause = match (given.has("rolling"), replace) {
+        _ if !given.has("switch") => return Ok(()),
+        (true, _) => "--rolling replaces servers one by one, and --switch all at the same moment",
+        (false, Replace::StopFirst) => {
+            "--replace=stop-first leaves no old server from which to switch"
+        }
+        (false, Replace::Overlap) => return Ok(()),
+    };
+    Err(unusable("switch", cause))
 }
 
 /// The options of which this one needs one.

@@ -60,6 +60,7 @@ pub fn definition() -> Command {
         .args(program())
         .next_help_heading("Restarting")
         .args(restarting())
+        .args(switching())
         .next_help_heading("Many servers")
         .args(many())
         .next_help_heading("Readiness")
@@ -183,6 +184,30 @@ fn restarting() -> [Arg; 14] {
         valued("auto-restart-interval", "SECONDS").help(lines([
             "The time between two such starts (default: 360); doubled while an old",
             "server is still alive.",
+        ])),
+    ]
+}
+
+fn switching() -> [Arg; 4] {
+    [
+        optionally_valued("switch", "optional|required", "optional").help(lines([
+            "Open several sockets for each port, and give each new server one that",
+            "no other has. Once it serves, all new connections come to it, and the",
+            "old one has time to finish before it is told to stop. Unix sockets and",
+            "inherited ones are shared, as are all where the kernel cannot do it;",
+            "with required, that is refused.",
+        ])),
+        valued("lanes", "NUMBER").help(lines([
+            "With --switch: how many sockets each port has, and so how many servers",
+            "can be there at a time, old ones too: 2 to 8 (default: 2).",
+        ])),
+        valued("quiet-time", "SECONDS").help(lines([
+            "With --switch: how long no connection must have waited for the old",
+            "server before it is told to stop (default: 0.2).",
+        ])),
+        valued("switch-timeout", "SECONDS").help(lines([
+            "With --switch: tell it to stop after this time in any case (default:",
+            "5).",
         ])),
     ]
 }

@@ -28,7 +28,8 @@ use nix::sys::signal::Signal;
 
 use self::checks::{
     check_fd_store, check_files, check_listeners, check_log_format, check_needs, check_program,
-    check_ready, check_replace, check_rolling, check_self_test, form, returns_at_commit,
+    check_ready, check_replace, check_rolling, check_self_test, check_switch, form,
+    returns_at_commit,
 };
 use self::definition::definition;
 use self::preset::Preset;
@@ -38,6 +39,7 @@ use self::values::{Given, tag_of};
 use self::workers::MOST_WORKERS;
 pub use self::workers::Workers;
 use crate::host::{identity, runtime_dir};
+use crate::listeners::Switch;
 use crate::listeners::dialects::Dialect;
 use crate::log::{Address, DEFAULT_ADDRESS, Format, LogTarget, SyslogSettings};
 use crate::machine::{Knobs, Proof, Replace};
@@ -101,6 +103,11 @@ pub struct Options {
 
 /// How long a worker may take to become ready, by default.
 const START_TIMEOUT: Duration = Duration::from_secs(60);
+
+/// What `--switch` does by default.
+const LANES: u8 = 2;
+const QUIET_TIME: Duration = Duration::from_millis(200);
+const SWITCH_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// The status of HTTP that counts as ready, by default.
 const OK_ALONE: Statuses = Statuses {
@@ -190,6 +197,7 @@ fn start(given: &Given<'_>) -> Result<Options, Failure> {
     let (replace, delay) = (options.machine.replace, options.environment.kill_old_delay);
     check_replace(given, replace, delay)?;
     check_rolling(given, replace)?;
+    check_switch(given, replace)?;
     check_fd_store(given, &options.ready, &options.listeners)?;
     // Whoever takes descriptors back takes the listeners by the same variables.
     if options.ready.fd_store_max > 0 && !options.listeners.dialects.contains(&Dialect::Systemd) {
@@ -283,7 +291,14 @@ fn listeners(given: &Given<'_>) -> Result<listeners::Settings, Failure> {
         paths: given.paths("path")?,
         backlog: given.count("backlog", i32::MAX)?,
         dialects: given.dialects("fd-env")?,
+        switch: switch(given)?,
     })
+}
+
+fn switch(given: &Given<'_>) -> Result<Option<Switch>, Failure> {
+    let lanes = given.lanes("lanes")?.unwrap_or(LANES);
+    let is_required = given.required("switch")?;
+    Ok(is_required.map(|is_required| Switch { lanes, is_required }))
 }
 
 fn worker(given: &Given<'_>) -> Result<worker::Settings, Failure> {
@@ -364,6 +379,10 @@ fn machine(given: &Given<'_>, ready: &ready::Settings) -> Result<machine::Settin
         watch: ready.watch,
         pins: !given.flag("no-pin"),
         replace: given.replace("replace")?.unwrap_or(Replace::Overlap),
+        // How many there can be is found out later.
+        lanes: 1,
+        quiet_time: given.seconds("quiet-time")?.unwrap_or(QUIET_TIME),
+        switch_timeout: given.seconds("switch-timeout")?.unwrap_or(SWITCH_TIMEOUT),
         // The environment of the first generation can override these, and is read later.
         knobs: Knobs {
             kill_old_delay: Duration::ZERO,

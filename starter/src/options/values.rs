@@ -12,6 +12,8 @@ use nix::sys::signal::Signal;
 
 use super::preset::Preset;
 use super::refusal::refused;
+use common::message::MOST_LANES;
+
 use super::workers::{MOST_WORKERS, Workers};
 use crate::listeners::dialects::Dialect;
 use crate::listeners::spec::{HIGHEST_DESCRIPTOR, PathSpec, PortSpec, parse_paths, parse_ports};
@@ -280,6 +282,22 @@ impl<'a> Given<'a> {
         let cause = || format!("it takes a number from 1 to {MOST_WORKERS}, or auto");
         let is_one = |number: &u16| (1..=MOST_WORKERS).contains(number);
         let read = |text: &str| number::digits(text).filter(is_one).map(Workers::Number);
+        self.read(option, read, cause)
+    }
+
+    /// Whether it is required.
+    pub fn required(&self, option: &str) -> Result<Option<bool>, Failure> {
+        let read = |text: &str| match text {
+            "optional" => Some(false),
+            "required" => Some(true),
+            _ => None,
+        };
+        self.read(option, read, || "it is optional or required".to_owned())
+    }
+
+    pub fn lanes(&self, option: &str) -> Result<Option<u8>, Failure> {
+        let cause = || format!("it takes a number from 2 to {MOST_LANES}");
+        let read = |text: &str| number::digits(text).filter(|it| (2..=MOST_LANES).contains(it));
         self.read(option, read, cause)
     }
 

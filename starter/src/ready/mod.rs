@@ -235,7 +235,7 @@ impl Readiness {
                 return false;
             };
             match generation.state() {
-                State::Starting => {}
+                State::Starting | State::Sweeping => {}
                 State::Current | State::Partial | State::Retiring if is_stopping => {
                     watched.settle()
                 }

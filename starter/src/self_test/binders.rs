@@ -189,6 +189,7 @@ impl Test<'_> {
             port: self.ports.served,
             ip: Some(IpAddr::V4(self.ports.address)),
             freebind: false,
+            lanes: 1,
         }
     }
 

@@ -8,6 +8,7 @@ use crate::host::launcher::Handover;
 use crate::host::open_files::OpenFiles;
 use crate::listeners::backlog::Backlog;
 use crate::listeners::dialects::{Announced, Dialect};
+use crate::listeners::lanes::Lanes;
 use crate::options::Options;
 use crate::ready::{self, Layout};
 use crate::worker::Blueprint;
@@ -17,6 +18,8 @@ pub struct Found {
     pub announced: Vec<Announced>,
     /// Sockets with their numbers in the workers.
     pub sockets: Vec<(OwnedFd, RawFd)>,
+    /// The further sockets of those that have lanes.
+    pub lanes: Lanes,
     pub handover: Rc<Handover>,
     pub own_session: bool,
     pub open_files: OpenFiles,
@@ -58,6 +61,7 @@ impl Equipment {
                 dialects: listening.dialects,
                 own_session: found.own_session,
                 sockets: found.sockets,
+                lanes: found.lanes,
                 open_files: found.open_files,
             },
             ready: options.ready,

@@ -37,13 +37,17 @@ use crate::host::process::exit_child;
 use crate::host::signals::Signals;
 use crate::host::{identity, own_program, streams, terminal};
 use crate::listeners::backlog::Backlog;
-use crate::listeners::bind::{Bound, Listener};
+use crate::listeners::bind::Bound;
 use crate::listeners::dialects::{self, Announced};
+use crate::listeners::group;
 use crate::listeners::health::Health;
 use crate::listeners::inherited::Inherited;
+use crate::listeners::lanes::Lanes;
+use crate::listeners::listener::Listener;
 use crate::listeners::numbers::Reserved;
 use crate::listeners::plan::{Plan, Prepared};
 use crate::listeners::socket_files::SocketFiles;
+use crate::listeners::{self, Switch};
 use crate::log::Log;
 use crate::machine::{self, Outcome};
 use crate::manager::Manager;
@@ -60,9 +64,11 @@ use crate::supervisor::guard::Guard;
 use crate::supervisor::queues::Look;
 use crate::supervisor::resources::Resources;
 use crate::supervisor::upgrade::Upgrade;
+use crate::words;
 use crate::words::failure::{self, Failure, Status};
 use crate::words::notice::Notice;
 use crate::words::remedy;
+use crate::words::switch::Switching;
 use crate::worker::Blueprint;
 use crate::worker::environment::Environment;
 
@@ -139,12 +145,13 @@ fn tell_launcher(waiting: Option<Waiting>, failure: &Failure) -> Status {
 /// What remains of the launcher's privileges: running binders, each with its sealed list.
 struct Dropped {
     prepared: Prepared,
+    switch: Option<Switch>,
     /// Whose the environment of our children is to be, if not the launcher's.
     login: Option<Login>,
     supervisor: OfSupervisor,
     own_session: bool,
     open_files: OpenFiles,
-    notice: Option<Notice>,
+    notices: Vec<Notice>,
 }
 
 /// Does everything that needs the launcher's privileges, possibly root's: starts the binders, and nothing else.
@@ -155,9 +162,12 @@ fn drop_to_user(options: &Options, passed_on: Vec<PassedOn>) -> Result<Dropped, 
         .map(|account| (account.identity, account.login))
         .unzip();
     let listening = &options.listeners;
+    let mut notices = Vec::new();
     let (ports, paths) = (listening.ports.clone(), listening.paths.clone());
     let inherited = Inherited::examine_all(passed_on, identity.as_ref())?;
-    let plan = Plan::new(ports, paths, inherited, identity.clone())?;
+    let switch = possible_switch(listening, &mut notices)?;
+    let lanes = switch.map_or(1, |switch| switch.lanes);
+    let plan = Plan::new(ports, paths, inherited, identity.clone(), lanes)?;
     let plan = plan.with_files(&files::wanted(options));
     // Before the binders, which must not have it either.
     let own_session =
@@ -167,14 +177,34 @@ fn drop_to_user(options: &Options, passed_on: Vec<PassedOn>) -> Result<Dropped, 
     }
     let prepared = plan.start_binders(open_files)?;
     let (supervisor, notice) = drop_privileges(identity.as_ref(), options.is_strict)?;
+    notices.extend(notice);
     Ok(Dropped {
         prepared,
+        switch,
         login: login.filter(|_| !options.identity.keeps_environment),
         supervisor,
         own_session,
         open_files,
-        notice,
+        notices,
     })
+}
+
+/// `--switch`, as far as this kernel and whatever filters our system calls allow it.
+fn possible_switch(
+    listening: &listeners::Settings,
+    notices: &mut Vec<Notice>,
+) -> Result<Option<Switch>, Failure> {
+    let Some(switch) = listening.switch else {
+        return Ok(None);
+    };
+    match group::is_possible() {
+        Ok(()) => Ok(Some(switch)),
+        Err(errno) if switch.is_required => Err(words::switch::impossible(errno)),
+        Err(errno) => {
+            notices.push(Notice::Switching(Switching::Impossible { errno }));
+            Ok(None)
+        }
+    }
 }
 
 /// What only one superdaemon at a time can hold: the lock on the pid file, and the sockets.
@@ -193,9 +223,11 @@ struct Held {
 
 /// Resolves host names, locks the pid file and binds; from here on everything runs as the user.
 fn lock_and_bind(options: &Options, dropped: Dropped, log: &mut Log) -> Result<Held, Failure> {
-    dropped.notice.iter().for_each(|notice| log.say(notice));
+    dropped.notices.iter().for_each(|notice| log.say(notice));
     log.say(&Notice::StartingNow(getpid()));
-    let resolved = dropped.prepared.resolve()?;
+    let resolved = dropped
+        .prepared
+        .resolve(dropped.switch.map_or(1, |switch| switch.lanes))?;
     let signals = Signals::take().map_err(cannot_set_up_signals)?;
     let mut notices = Vec::new();
     let mut makers = resolved.confine(options.is_strict, &mut notices)?;
@@ -209,7 +241,7 @@ fn lock_and_bind(options: &Options, dropped: Dropped, log: &mut Log) -> Result<H
         number: options.ready.reserved_number(),
         after: options.ready.fd_store_max.into(),
     };
-    let bound = makers.bind(reserved, backlog, open_files, &mut notices);
+    let bound = makers.bind(reserved, backlog, open_files, dropped.switch, &mut notices);
     // Even after a failure: they tell how far it got.
     notices.iter().for_each(|notice| log.say(notice));
     let Bound {
@@ -256,7 +288,7 @@ struct Ready {
 
 /// Writes the first status files, redirects the streams, and prepares what every worker gets.
 fn make_ready(options: Options, held: Held, log: &mut Log) -> Result<Ready, Failure> {
-    let (listeners, dialects) = (held.listeners, &options.listeners.dialects);
+    let (mut listeners, dialects) = (held.listeners, &options.listeners.dialects);
     let environment = Environment::new(&options.environment);
     environment.check()?;
     dialects::check(&listeners, dialects, options.ready.reserved_number())?;
@@ -269,7 +301,12 @@ fn make_ready(options: Options, held: Held, log: &mut Log) -> Result<Ready, Fail
         log.say(&listening(&listeners));
     }
     numbers::make_room(&options, held.open_files)?;
-    let machine = options.machine.clone();
+    let lanes = listeners.iter_mut().map(|listener| listener.group.take());
+    let lanes = Lanes::new(lanes.collect());
+    let machine = machine::Settings {
+        lanes: lanes.count(),
+        ..options.machine.clone()
+    };
     let guardian = options.is_guarded.then(|| guardian::Settings {
         arguments: std::env::args_os().collect(),
         signal: machine.signal_on_term,
@@ -282,6 +319,7 @@ fn make_ready(options: Options, held: Held, log: &mut Log) -> Result<Ready, Fail
     let found = Found {
         announced,
         sockets: sockets.collect(),
+        lanes,
         handover,
         own_session: held.own_session,
         open_files: held.open_files,

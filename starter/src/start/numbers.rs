@@ -82,7 +82,8 @@ fn most_workers(options: &Options, settings: &machine::Settings, open_files: Ope
 /// What it holds besides that.
 fn reserved(options: &Options) -> rlim_t {
     let listening = &options.listeners;
-    let sockets = listening.ports.len() + listening.paths.len();
+    let lanes = listening.switch.map_or(1, |switch| switch.lanes.into());
+    let sockets = listening.ports.len() * lanes + listening.paths.len();
     let sockets = rlim_t::try_from(sockets).unwrap_or(rlim_t::MAX);
     OWN_DESCRIPTORS.saturating_add(sockets.saturating_mul(3))
 }

@@ -23,6 +23,7 @@ use crate::host::sealed::read_all;
 use crate::host::signals::Signals;
 use crate::listeners::backlog::Backlog;
 use crate::listeners::health::Health;
+use crate::listeners::lanes::Lanes;
 use crate::listeners::packed::{self as listeners, PackedListener};
 use crate::listeners::socket_files::SocketFiles;
 use crate::log::{Known, Log};
@@ -174,6 +175,7 @@ impl Prepared {
         let found = Found {
             announced,
             sockets,
+            lanes: Lanes::unpack(held.lanes),
             handover,
             own_session: held.own_session,
             open_files: held.open_files,

@@ -24,7 +24,7 @@ use crate::host::luggage::Luggage;
 use crate::host::moment::Moment;
 use crate::host::order::Order;
 use crate::host::proc;
-use crate::listeners::bind::Listener;
+use crate::listeners::listener::Listener;
 use crate::log::{Readers, Reopened};
 use crate::machine::{Machine, REMEMBERED};
 use crate::words::failure::Failure;
@@ -493,6 +493,7 @@ impl From<&Listener> for view::Listener {
             kind: listener.kind.to_owned(),
             fd: listener.number,
             backlog: listener.backlog,
+            lanes: listener.group.as_ref().map(|group| group.count().into()),
             inherited: listener.inherited.is_some(),
             trouble: None,
         }
@@ -536,6 +537,7 @@ mod tests {
             kind: "udp",
             address: None,
             socket: UdpSocket::bind("127.0.0.1:0").unwrap().into(),
+            group: None,
             number: 3,
             backlog: None,
             inherited: None,

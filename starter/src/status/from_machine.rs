@@ -42,13 +42,17 @@ pub fn update(
     view.workers = number(machine.workers());
     let scaling = machine.history().scaling.as_ref();
     view.scaling = scaling.map(|scaling| self::scaling(scaling, clock));
+    view.switch = machine.selected_lane().map(|selected| view::Switch {
+        lanes: machine.lanes().into(),
+        selected: selected.into(),
+    });
     view.unhealthy = machine.unhealthy().map(str::to_owned);
     view.generations = machine
         .generations()
         .map(|one| view::Generation {
             fails_at: machine.fails_at(one).map(|at| clock.seconds(at)),
             stops_first: stops_first(machine, one, clock),
-            ..generation(one, awaited, clock)
+            ..generation(one, machine.lanes() > 1, awaited, clock)
         })
         .collect();
     view.departed = machine
@@ -70,6 +74,8 @@ pub fn update(
 pub fn lines(machine: &Machine) -> String {
     machine
         .generations()
+        // Whoever reads it waits for a number, and that of a sweeper is none of a restart.
+        .filter(|generation| !generation.is_sweeper())
         .flat_map(|generation| {
             generation
                 .settled_workers()
@@ -108,17 +114,24 @@ impl Clock {
     }
 }
 
-fn generation(generation: &Generation, awaited: Option<&str>, clock: &Clock) -> view::Generation {
+fn generation(
+    generation: &Generation,
+    has_lanes: bool,
+    awaited: Option<&str>,
+    clock: &Clock,
+) -> view::Generation {
     let is_starting = generation.state() == State::Starting;
     view::Generation {
         started_at: generation.started_at().map(|at| clock.seconds(at)),
         waiting_for: awaited.filter(|_| is_starting).map(str::to_owned),
         number: generation.number.into(),
+        lane: has_lanes.then(|| generation.lane.into()),
         state: match generation.state() {
             State::Starting => view::State::Starting,
             State::Current => view::State::Current,
             State::Partial => view::State::Partial,
             State::Retiring => view::State::Retiring,
+            State::Sweeping => view::State::Sweeping,
             State::Old => view::State::Old,
         },
         workers: generation

@@ -42,6 +42,9 @@ pub struct View {
     pub log: Log,
     #[serde(default)]
     pub upgrades: Upgrades,
+    /// Which generation gets new connections, if each has sockets of its own.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub switch: Option<Switch>,
     /// It was told to stop, or is giving up.
     #[serde(default)]
     pub stopping: bool,
@@ -168,12 +171,25 @@ pub struct Listener {
     pub fd: i32,
     /// How many connections may wait to be accepted, as the kernel grants it; null for UDP.
     pub backlog: Option<u32>,
+    /// How many sockets it has, of which each generation gets one; null if all share one.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub lanes: Option<u64>,
     /// Whether the launcher has passed it on.
     #[serde(skip_serializing_if = "std::ops::Not::not")]
     pub inherited: bool,
     /// Why clients do not find it as it was made.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub trouble: Option<String>,
+}
+
+/// Sockets that belong to one generation each.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Switch {
+    /// How many each address has.
+    pub lanes: u64,
+    /// The lane to which all new connections come.
+    pub selected: u64,
 }
 
 /// What workers have left, by `--fd-store-max`.
@@ -225,6 +241,9 @@ pub struct Generation {
     /// What it is called: what `--label` or `--label-file` says, or the program that it was started from.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub label: Option<String>,
+    /// Which sockets it has, if each generation has its own.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub lane: Option<u64>,
     /// When it was started.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub started_at: Option<f64>,
@@ -284,6 +303,8 @@ pub enum State {
     Partial,
     /// A newer one serves, but this one has not been signalled yet.
     Retiring,
+    /// It is there only for what waits at sockets that no other generation serves.
+    Sweeping,
     /// Told to stop.
     Old,
     /// A value that another version may write.

@@ -9,19 +9,22 @@ use serde::de::DeserializeOwned;
 
 use crate::host::sealed::checksum;
 
-/// The newest format that is known here, and the one that is written.
-pub const FORMAT: u32 = 1;
+/// The newest format that is known here: since it, listeners have lanes.
+pub const FORMAT: u32 = 2;
+
+/// The first one, of which every version knows everything that is not in a later one.
+pub const FIRST: u32 = 1;
 
 const MARK: &str = "start_server snapshot";
 
-/// Writes it.
+/// Writes it, in the earliest format that has everything that is in it.
 ///
 /// # Errors
 /// What JSON cannot represent.
-pub fn seal(content: &impl Serialize) -> Result<Vec<u8>, String> {
+pub fn seal(content: &impl Serialize, format: u32) -> Result<Vec<u8>, String> {
     let json = serde_json::to_vec(content).map_err(|error| error.to_string())?;
     let (length, checksum) = (json.len(), checksum(&json));
-    let mut all = format!("{MARK} {FORMAT} {length} {checksum:016x}\n").into_bytes();
+    let mut all = format!("{MARK} {format} {length} {checksum:016x}\n").into_bytes();
     all.extend(json);
     Ok(all)
 }
@@ -62,7 +65,7 @@ mod tests {
 
     #[test]
     fn what_was_sealed_is_read_and_every_damage_is_seen() {
-        let all = seal(&vec![1, 2, 3]).unwrap();
+        let all = seal(&vec![1, 2, 3], FIRST).unwrap();
         assert_eq!(open::<Vec<u32>>(&all).unwrap(), [1, 2, 3]);
         for place in 0..all.len() {
             let mut damaged = all.clone();

@@ -9,6 +9,7 @@
 pub mod check;
 pub mod envelope;
 pub mod guard;
+mod lanes;
 mod make_way;
 mod perform;
 pub mod queues;
@@ -66,6 +67,7 @@ pub fn go_on(mut resources: Resources, mut machine: Machine, stops: bool) -> Out
     // It may have changed while nobody watched it.
     let (_, knobs) = resources.load_environment();
     machine.set_knobs(knobs);
+    resources.select_again(&machine);
     resources.show_upgrades(&machine);
     if let Some(guard) = &mut resources.guard {
         guard.is_last = stops;

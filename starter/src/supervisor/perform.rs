@@ -58,6 +58,12 @@ impl Resources {
                 }
                 return self.examine_listeners(Occasion::Commit);
             }
+            Action::Select { generation, lane } => return self.select(generation, lane),
+            Action::Look { lane } => {
+                let sockets = &self.blueprint.sockets;
+                let waiting = self.blueprint.lanes.count_waiting(sockets, lane);
+                return Some(Event::Looked { lane, waiting });
+            }
             Action::Check { generation } => {
                 let (changes, knobs) = self.load_environment();
                 machine.set_knobs(knobs);
@@ -92,10 +98,10 @@ impl Resources {
 
     /// Examines the listeners and mends what can be mended. Returns the event for the machine, if any.
     fn examine_listeners(&mut self, occasion: Occasion) -> Option<Event> {
-        let sockets = &mut self.blueprint.sockets;
-        let notices = self
-            .health
-            .examine(sockets, &mut self.socket_files, occasion);
+        self.mend_lanes(Some(occasion));
+        let (sockets, lanes) = (&mut self.blueprint.sockets, &self.blueprint.lanes);
+        let files = &mut self.socket_files;
+        let notices = self.health.examine(sockets, lanes, files, occasion);
         if !notices.is_empty() {
             self.status_file.listeners_examined(self.health.troubles());
         }
@@ -124,6 +130,7 @@ impl Resources {
             Duty::TellReadiness => return self.tell_readiness(),
             Duty::Say(notice) => self.log.say(&notice),
             Duty::LookAtQueues => self.look_at_queues(machine),
+            Duty::MendLane(lane) => self.mend_lane(lane),
             Duty::WorkOnLog => {
                 self.log.work(Moment::now());
                 self.status_file.lines_lost(self.log.lost(), Moment::now());
@@ -139,7 +146,8 @@ impl Resources {
         if machine.is_stopping() || !machine.generations().any(serves) {
             return self.look.cancel();
         }
-        let sockets = self.blueprint.sockets.iter().map(|(socket, _)| socket);
+        let lane = machine.selected_lane().unwrap_or_default();
+        let sockets = self.blueprint.lanes.sockets(&self.blueprint.sockets, lane);
         for untaken in self.look.look(sockets, Moment::now()) {
             if let Some(announced) = self.blueprint.announced.get(untaken.place) {
                 self.log.say(&Notice::NobodyAccepts {
@@ -214,7 +222,8 @@ impl Resources {
             slot,
             workers: machine.workers(),
         };
-        match pin.and_then(|pin| self.spawn_captured(seat, pin, is_again)) {
+        let lane = machine.lane_of(generation);
+        match pin.and_then(|pin| self.spawn_captured(seat, lane, pin, is_again)) {
             Ok((pid, report)) => {
                 self.reports.push((pid, report));
                 Event::Spawned {
@@ -274,6 +283,7 @@ impl Resources {
     fn spawn_captured(
         &mut self,
         seat: Seat,
+        lane: u8,
         pin: Rc<Pin>,
         is_again: bool,
     ) -> Result<(Pid, Report), StartFailure> {
@@ -291,6 +301,7 @@ impl Resources {
         let is_known = || guard.is_some_and(Guard::has_saved_next);
         let extra = Extra {
             seat,
+            lane,
             output: &pipes.theirs,
             descriptors: &handed.descriptors,
             variables: &handed.variables,

@@ -61,6 +61,8 @@ pub enum Duty {
     Say(Notice),
     /// Connections may wait that nobody accepts.
     LookAtQueues,
+    /// A lane that nobody serves was shut down.
+    MendLane(u8),
     /// The log reads and writes what is ready.
     WorkOnLog,
 }
@@ -80,6 +82,7 @@ pub struct Inbox {
 /// - Exits come before HUP and before the deadline, lest a dead worker be taken for a living one.
 /// - What tells of readiness is read before exits are, and told to the machine after them: a worker that is ready and dead
 ///   is dead.
+/// - What is stranded is told before a restart, which may want the lane.
 /// - An exit is reaped only when it is handed out: until then the pid is the worker's and may be signalled.
 #[derive(Debug, Clone, Copy)]
 enum Step {
@@ -88,6 +91,7 @@ enum Step {
     Readiness,
     Exits,
     ReadinessFound,
+    Lanes,
     Requests,
     Environment,
     Deadlines,
@@ -112,6 +116,7 @@ pub fn wait(resources: &Resources, machine: &Machine) -> Result<(), Failure> {
         reports,
         manager,
         look,
+        blueprint,
         ..
     } = resources;
     let now = Moment::now();
@@ -128,6 +133,8 @@ pub fn wait(resources: &Resources, machine: &Machine) -> Result<(), Failure> {
     let moments = moments.into_iter().flatten();
     let timeouts = moments.map(|deadline| deadline.saturating_since(now));
     let timeout = timeouts.min();
+    let lanes = machine.watched_lanes();
+    let unattended = lanes.flat_map(|lane| blueprint.lanes.own(&blueprint.sockets, lane));
     let log = log.sources();
     let reports = reports.iter().map(|(_, report)| report.as_fd());
     let readable = [signals.as_fd()]
@@ -138,6 +145,7 @@ pub fn wait(resources: &Resources, machine: &Machine) -> Result<(), Failure> {
         .chain(upgrade.source())
         .chain(guard.iter().flat_map(Guard::sources))
         .chain(log.readable)
+        .chain(unattended)
         .map(|source| PollFd::new(source, PollFlags::POLLIN));
     let unsent = guard.as_ref().and_then(Guard::unsent);
     let writable = log.writable.into_iter().chain(manager.source());
@@ -190,8 +198,9 @@ impl Inbox {
                 Step::Exits => self.exit(resources),
                 Step::ReadinessFound => {
                     self.next.push_back(Input::Duty(Duty::TellReadiness));
-                    Step::Requests
+                    Step::Lanes
                 }
+                Step::Lanes => self.lanes(resources, machine),
                 Step::Requests => self.requests(resources),
                 Step::Environment => self.environment(resources),
                 Step::Deadlines => self.deadlines(resources, machine),
@@ -251,6 +260,16 @@ impl Inbox {
                 Step::ReadinessFound
             }
         }
+    }
+
+    /// Before a restart, which may want such a lane.
+    fn lanes(&mut self, resources: &Resources, machine: &Machine) -> Step {
+        let (waiting, shut_down) = resources.look_at_unattended(machine);
+        let stranded = waiting.into_iter().map(|lane| Event::Stranded { lane });
+        self.next.extend(stranded.map(Input::Event));
+        let mended = shut_down.into_iter().map(Duty::MendLane);
+        self.next.extend(mended.map(Input::Duty));
+        Step::Requests
     }
 
     fn requests(&mut self, resources: &mut Resources) -> Step {

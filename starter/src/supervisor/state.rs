@@ -12,6 +12,7 @@ use crate::host::identity::Login;
 use crate::host::luggage::Luggage;
 use crate::host::open_files::OpenFiles;
 use crate::listeners::health::PackedHealth;
+use crate::listeners::lanes::PackedGroup;
 use crate::listeners::packed::{self as listeners, PackedListener};
 use crate::listeners::socket_files::PackedFiles;
 use crate::log;
@@ -45,6 +46,9 @@ pub struct State {
 #[derive(Debug, Serialize, Deserialize)]
 pub struct Held {
     pub listeners: Vec<PackedListener>,
+    /// The further sockets of each listener that has lanes.
+    #[serde(default)]
+    pub lanes: Vec<Option<PackedGroup>>,
     /// Whose environment workers get, if not the launcher's.
     pub login: Option<Login>,
     pub own_session: bool,
@@ -117,7 +121,12 @@ impl Resources {
                 ..self.pack(&mut luggage)
             },
         };
-        let text = envelope::seal(&state)?;
+        // A version without lanes would give a worker a socket to which nobody comes.
+        let format = match machine.selected_lane() {
+            Some(_) => envelope::FORMAT,
+            None => envelope::FIRST,
+        };
+        let text = envelope::seal(&state, format)?;
         Ok(Legacy { text, luggage })
     }
 
@@ -126,6 +135,7 @@ impl Resources {
         let reports = self.reports.iter();
         Held {
             listeners: listeners::pack(&blueprint.sockets, &blueprint.announced, luggage),
+            lanes: blueprint.lanes.pack(luggage),
             login: self.login.clone(),
             own_session: blueprint.own_session,
             highest: blueprint.highest,

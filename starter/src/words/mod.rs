@@ -19,6 +19,7 @@ pub mod start_failure;
 pub mod stop_first;
 pub mod stopping;
 pub mod subject;
+pub mod switch;
 pub mod text;
 pub mod trouble;
 pub mod upgrade;

@@ -16,6 +16,7 @@ use crate::words::rollback::Way;
 use crate::words::start_failure::StartFailure;
 use crate::words::stop_first::StopFirst;
 use crate::words::stopping::StillWaiting;
+use crate::words::switch::Switching;
 use crate::words::trouble::{Trouble, Was};
 use crate::words::upgrade::Upgrade;
 
@@ -185,6 +186,7 @@ pub enum Notice {
     },
     /// A restart for which what serves stops first.
     StopFirst(StopFirst),
+    Switching(Switching),
     Upgrade(Upgrade),
     Many(Many),
     Guarding(Guarding),
@@ -331,6 +333,7 @@ impl Notice {
             | Notice::CannotStartLogCommand { .. }
             | Notice::CannotReopen { .. }
             | Notice::Many(Many::RollStopped { .. })
+            | Notice::Switching(Switching::NotSwitched { .. })
             | Notice::ListenerInTrouble { .. } => Severity::Error,
             Notice::DiedUnexpectedly { .. }
             | Notice::EndingLeftovers { .. }
@@ -365,6 +368,13 @@ impl Notice {
             | Notice::Upgrade(Upgrade::Failed { .. })
             | Notice::Guarding(_)
             | Notice::Many(Many::CannotScale(_))
+            | Notice::Switching(
+                Switching::Impossible { .. }
+                | Switching::Shared(_)
+                | Switching::NoLanes { .. }
+                | Switching::NotSwept { .. }
+                | Switching::NotQuiet { .. },
+            )
             | Notice::ListenerMended { .. }
             | Notice::SyslogUnreachable { .. } => Severity::Warning,
             Notice::StartingNow(_)
@@ -372,6 +382,7 @@ impl Notice {
             | Notice::NewWorkerRunning { .. }
             | Notice::AutoRestart { .. }
             | Notice::StopFirst(_)
+            | Notice::Switching(_)
             | Notice::Many(Many::Scaling { .. })
             | Notice::Upgrade(Upgrade::Done { .. })
             | Notice::Stopping { .. }

@@ -184,6 +184,7 @@ impl Notice {
                 )
             }
             Notice::StopFirst(step) => step.to_string(),
+            Notice::Switching(step) => step.to_string(),
             Notice::Upgrade(step) => step.to_string(),
             Notice::Guarding(step) => step.to_string(),
             Notice::Many(step) => step.to_string(),

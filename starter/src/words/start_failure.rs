@@ -36,6 +36,11 @@ impl StartFailure {
         }
     }
 
+    /// The kernel does not give it the connections of this listener.
+    pub fn not_switched(listener: &str, errno: Errno) -> StartFailure {
+        StartFailure::cannot(&format!("switch {listener} to its lane"), errno, None)
+    }
+
     /// A worker has not executed the program for this long.
     pub fn hanging(pid: Pid, longest: Duration) -> StartFailure {
         let seconds = longest.as_secs();

@@ -7,6 +7,7 @@ use crate::words::many::Many;
 use crate::words::notice::Notice;
 use crate::words::rollback::Way;
 use crate::words::stop_first::StopFirst;
+use crate::words::switch::Switching;
 
 /// What a notice speaks of. A pid may be enough: whoever knows the workers knows their generation and slot.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -79,6 +80,10 @@ impl Notice {
                 generation: Some(*generation),
                 ..Subject::of_pids(pids)
             },
+            Notice::Switching(Switching::Switched { generation, .. }) => {
+                Subject::of_generation(*generation)
+            }
+            Notice::Switching(Switching::Waiting { pids }) => Subject::of_pids(pids),
             Notice::StillWaiting(waiting) => {
                 let pids: Vec<Pid> = waiting.workers.iter().map(|(pid, _)| *pid).collect();
                 Subject::of_pids(&pids)
@@ -116,6 +121,15 @@ impl Notice {
             | Notice::CannotAbort(_)
             | Notice::NothingServes { .. }
             | Notice::StopFirst(StopFirst::StartingAgain { .. } | StopFirst::ServesAgain { .. })
+            | Notice::Switching(
+                Switching::Impossible { .. }
+                | Switching::Shared(_)
+                | Switching::NoLanes { .. }
+                | Switching::NotSwitched { .. }
+                | Switching::Sweeping { .. }
+                | Switching::NotSwept { .. }
+                | Switching::NotQuiet { .. },
+            )
             | Notice::Upgrade(_)
             | Notice::Many(Many::Scaling { .. } | Many::CannotScale(_))
             | Notice::Guarding(

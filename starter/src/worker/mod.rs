@@ -43,6 +43,7 @@ use crate::host::luggage::{Carried, Luggage};
 use crate::host::open_files::{OpenFiles, duplicate_above};
 use crate::host::process::{exit_child, fork_single_threaded, wait_at};
 use crate::listeners::dialects::{self, Announced, Dialect};
+use crate::listeners::lanes::Lanes;
 use crate::words::notice::Notice;
 use crate::words::start_failure::StartFailure;
 
@@ -57,6 +58,8 @@ pub struct Blueprint {
     pub label: Option<Label>,
     /// Sockets with their numbers in the worker. Every socket's own number is above all of these.
     pub sockets: Vec<(OwnedFd, RawFd)>,
+    /// The further sockets of those that have lanes.
+    pub lanes: Lanes,
     /// How its environment differs from the launcher's before anything else is changed.
     pub handover: Rc<Handover>,
     /// What it is told about its sockets: always `SERVER_STARTER_PORT`, and these dialects.
@@ -74,6 +77,8 @@ pub struct Blueprint {
 #[derive(Clone, Copy)]
 pub struct Extra<'a> {
     pub seat: Seat,
+    /// Which of the sockets it gets of those that have lanes.
+    pub lane: u8,
     /// Pipes for its output, with their numbers; a listener may have the same number, and gets it.
     pub output: &'a [(OwnedFd, RawFd)],
     /// Descriptors, with their numbers. Their own numbers are above all of these.
@@ -188,7 +193,10 @@ impl Blueprint {
         for (pipe, number) in extra.output {
             place(pipe.as_fd(), *number).map_err(at(Step::Descriptors))?;
         }
-        for (socket, number) in self.sockets.iter().chain(extra.descriptors) {
+        let sockets = self.lanes.sockets(&self.sockets, extra.lane);
+        let numbers = self.sockets.iter().map(|(_, number)| number);
+        let others = extra.descriptors.iter().map(|(one, number)| (one, number));
+        for (socket, number) in sockets.zip(numbers).chain(others) {
             place(socket.as_fd(), *number).map_err(at(Step::Descriptors))?;
         }
         // After the sockets, whose own numbers may be among these.
@@ -388,6 +396,7 @@ mod tests {
             arguments: Vec::new(),
             directory: None,
             sockets: Vec::new(),
+            lanes: Lanes::default(),
             handover: Rc::default(),
             announced: Vec::new(),
             dialects: Vec::new(),

@@ -53,9 +53,9 @@ fn main() {
     match mode.as_str() {
         "exits without an answer" => {}
         "answers garbage" => send_bytes(&channel, b"garbage"),
-        "answers of another version" => send_bytes(&channel, &[6, 0, 0]),
-        "answers half" => send_bytes(&channel, &[5, 2]),
-        "answers too much" => send_bytes(&channel, &[5, 1, 0, 0]),
+        "answers of another version" => send_bytes(&channel, &[7, 0, 0]),
+        "answers half" => send_bytes(&channel, &[6, 2]),
+        "answers too much" => send_bytes(&channel, &[6, 1, 0, 0]),
         "sends no socket" => channel.send(&bound(), &[]).expect("cannot send"),
         "sends a socket too much" => {
             let twice: Vec<BorrowedFd<'_>> =

@@ -12,6 +12,7 @@ mod scale;
 mod snapshot;
 mod steps;
 mod stop_first;
+mod switch;
 mod walk;
 mod watch;
 
@@ -46,6 +47,9 @@ fn settings() -> Settings {
         watch: None,
         pins: true,
         replace: Replace::Overlap,
+        lanes: 1,
+        quiet_time: Duration::from_millis(200),
+        switch_timeout: Duration::from_secs(5),
         knobs: Knobs {
             kill_old_delay: Duration::ZERO,
             auto_restart: None,
@@ -118,6 +122,8 @@ struct Process {
     /// A restart, or the return to its predecessor, has told it to stop.
     is_signalled: bool,
     is_killed: bool,
+    /// It has got any signal.
+    is_told: bool,
     /// It was killed before it ran the program, which it never will.
     is_harmless: bool,
 }
@@ -156,6 +162,7 @@ struct World {
     owed: bool,
     /// What it was before a rollback that is being decided.
     before_rollback: Option<Box<Machine>>,
+    lanes: switch::Lanes,
 }
 
 impl World {
@@ -186,6 +193,7 @@ impl World {
             is_checking: false,
             owed: false,
             before_rollback: None,
+            lanes: switch::Lanes::default(),
         };
         world.perform(actions);
         world.check();
@@ -201,7 +209,9 @@ impl World {
         // What is stopped first as soon as it has committed is never seen to be current.
         let committed = self.committed_last().filter(|_| self.stops_first());
         self.served_last = current.or(committed).or(self.served_last);
+        self.note_replaced(current);
         self.perform(actions);
+        self.tell_stranded();
     }
 
     fn perform(&mut self, actions: Vec<Action>) {
@@ -223,6 +233,8 @@ impl World {
                     signal,
                 } => self.end_leftovers(worker, (generation, slot), signal),
                 Action::SaveStatus => {}
+                Action::Select { generation, lane } => self.select(generation, lane),
+                Action::Look { lane } => self.look(lane),
                 Action::Check { generation } => {
                     assert!(!self.is_checking, "two checks at a time");
                     let next = self.machine.last_number + 1;
@@ -262,7 +274,8 @@ impl World {
             let may_wait = settings.rolling.is_some() || settings.start_parallel.is_some();
             assert!(is_next || may_wait, "numbers follow each other");
             self.highest = generation;
-            self.owed = false;
+            let known = self.machine.generation(generation);
+            self.owed &= known.is_some_and(Generation::is_sweeper);
             self.check_that_nobody_is_left(generation);
         }
         let known = self.machine.generation(generation);
@@ -295,6 +308,7 @@ impl World {
             is_stopping: false,
             is_signalled: false,
             is_killed: false,
+            is_told: false,
             is_harmless: false,
         });
         self.on(Event::Spawned {
@@ -317,7 +331,9 @@ impl World {
         let expected = match (generation > self.highest, slot, why) {
             (true, 0, Why::Rollback { to }) => Source::Generation(to),
             (true, 0, Why::First | Why::Asked | Why::Timed) => Source::Disk,
-            (true, 0, Why::Replacement) => Source::Generation(self.served_last.unwrap()),
+            (true, 0, Why::Replacement | Why::Sweep) => {
+                Source::Generation(self.served_last.unwrap())
+            }
             // The other slots, and whoever replaces one that died.
             _ => Source::Generation(generation),
         };
@@ -338,6 +354,7 @@ impl World {
         let Some(process) = self.living.iter_mut().find(|one| one.pid == pid) else {
             panic!("{signal} to the dead {pid}");
         };
+        process.is_told = true;
         process.is_killed |= signal == Signal::SIGKILL;
         process.is_harmless |= process.is_killed && process.executed_at.is_none();
         if signal != self.machine.settings.signal_on_hup {
@@ -355,6 +372,9 @@ impl World {
             assert_eq!(self.highest, number, "something newer has been started");
             return;
         }
+        if !is_leaver {
+            self.check_quiet(number);
+        }
         if self.before_rollback.is_some() && !is_leaver {
             self.check_return_from(number);
             for process in &mut self.living {
@@ -364,6 +384,12 @@ impl World {
         }
         if is_leaver {
             self.check_leaver(pid);
+            for process in &mut self.living {
+                process.is_signalled |= process.pid == pid;
+            }
+            return;
+        }
+        if self.lanes.given_up.contains(&number) {
             for process in &mut self.living {
                 process.is_signalled |= process.pid == pid;
             }
@@ -831,6 +857,7 @@ impl World {
     fn check_promises(&self) {
         assert_eq!(self.machine.checking.is_some(), self.is_checking);
         self.check_workers();
+        self.check_lanes();
         self.check_kept();
         if self.machine.phase == Phase::Serving {
             self.check_serving();

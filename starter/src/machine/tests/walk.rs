@@ -31,6 +31,13 @@ enum Step {
     StrangersAct,
     /// There and back.
     KnobsChange,
+    /// A connection comes in, as the kernel selects.
+    ClientConnects,
+    /// One whose handshake began before the switch.
+    OldClientConnects,
+    WorkersAccept,
+    /// From now on, or no longer.
+    SelectingFails,
 }
 
 /// Every step but the rollback by hand and the abort, which have walks of their own: together they would take too long.
@@ -86,6 +93,24 @@ const ROLLING_STEPS: [Step; 13] = [
     Step::RollBack,
     Step::Abort,
     Step::Stop,
+];
+
+/// What matters to lanes.
+const SWITCH_STEPS: [Step; 14] = [
+    Step::Restart,
+    Step::TimePasses,
+    Step::ClientConnects,
+    Step::OldClientConnects,
+    Step::WorkersAccept,
+    Step::SelectingFails,
+    Step::OldestExits,
+    Step::SecondNewestExits,
+    Step::NewestExits,
+    Step::NewestIsReady,
+    Step::NewestStopsByItself,
+    Step::CurrentIsUnwell,
+    Step::SpawningFails,
+    Step::RollBack,
 ];
 
 const OTHER_KNOBS: Knobs = Knobs {
@@ -163,6 +188,23 @@ impl World {
             }
             Step::KnobsChange if self.stopping => return false,
             Step::KnobsChange => self.change_knobs(),
+            Step::ClientConnects => {
+                let selected = self.lanes.selected;
+                if self.lanes.waiting.contains(&selected) {
+                    return false;
+                }
+                self.connect(selected);
+            }
+            Step::OldClientConnects => {
+                let selected = self.lanes.selected;
+                let mut others = (0..self.machine.settings.lanes).filter(|one| *one != selected);
+                match others.find(|one| !self.lanes.waiting.contains(one)) {
+                    Some(lane) => self.connect(lane),
+                    None => return false,
+                }
+            }
+            Step::WorkersAccept => return self.accept_all(),
+            Step::SelectingFails => self.lanes.refuses ^= true,
         }
         true
     }
@@ -240,6 +282,11 @@ impl World {
                 pid: stranger,
                 status: 0,
             },
+            Event::Looked {
+                lane: 99,
+                waiting: 1,
+            },
+            Event::Stranded { lane: 99 },
         ] {
             let actions = self.machine.on(event, self.now);
             assert_eq!(actions, [], "a stranger is no reason to act");
@@ -291,10 +338,12 @@ impl Walk {
             owed,
             served_last,
             restarts,
+            lanes,
             ..
         } = world;
-        let point =
-            format!("{snapshot}{now:?}{living:?}{fail_to_spawn}{owed}{served_last:?}{restarts:?}");
+        let point = format!(
+            "{snapshot}{now:?}{living:?}{fail_to_spawn}{owed}{served_last:?}{restarts:?}{lanes:?}"
+        );
         let walked = self.visited.get(&point);
         if walked.is_some_and(|walked| *walked >= length) {
             return;
@@ -664,6 +713,26 @@ fn every_short_history_of_another_number_of_workers_keeps_the_promises() {
     );
 }
 
+#[test]
+fn every_short_history_with_lanes_keeps_the_promises() {
+    let two = |settings| switch::switching(2, settings);
+    let three = |settings| switch::switching(3, settings);
+    walk_by(
+        &SWITCH_STEPS,
+        vec![
+            (serving(two(settings())), 5),
+            (restarted(two(settings())), 5),
+            (restarted(two(slow(settings()))), 5),
+            (restarted(three(settings())), 4),
+            (restarted(two(unpinned(slow(settings())))), 4),
+            (restarted(two(impatient(settings()))), 4),
+            (restarted(three(slow(with_workers(2)))), 4),
+            (World::new(two(watched(slow(settings())))), 5),
+            (serving(two(with_workers(2))), 4),
+        ],
+    );
+}
+
 /// As a history of many steps cannot be one of all, these are chosen by a generator that always chooses the same.
 #[test]
 fn some_long_histories_keep_the_promises() {
@@ -679,6 +748,8 @@ fn some_long_histories_keep_the_promises() {
         rolling(1, slow(with_workers(3))),
         parallel(1, rolling(2, told(with_workers(3)))),
         parallel(1, impatient(with_workers(3))),
+        switch::switching(2, slow(settings())),
+        switch::switching(3, watched(with_workers(2))),
     ];
     let mut state: u64 = 1;
     let mut chosen = |from: usize| {
@@ -692,12 +763,15 @@ fn some_long_histories_keep_the_promises() {
         let mut world = World::with(kinds[number % kinds.len()].clone(), number % 2 == 0);
         let mut history = Vec::new();
         for _ in 0..60 {
-            let step = match chosen(STEPS.len() + 4) {
+            let step = match chosen(STEPS.len() + 7) {
                 0 => Step::RollBack,
                 1 => Step::Abort,
                 2 => Step::OneMore,
                 3 => Step::OneLess,
-                other => STEPS[other - 4],
+                4 => Step::ClientConnects,
+                5 => Step::OldClientConnects,
+                6 => Step::WorkersAccept,
+                other => STEPS[other - 7],
             };
             // Otherwise most of them were short again.
             if matches!(step, Step::Stop) || world.finished.is_some() {

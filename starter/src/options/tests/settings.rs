@@ -51,6 +51,7 @@ fn the_defaults_are_those_of_server_starter() {
         paths: vec![],
         backlog: None,
         dialects: vec![],
+        switch: None,
     };
     assert_eq!(listeners, expected);
     let expected = worker::Settings {
@@ -87,6 +88,9 @@ fn the_defaults_are_those_of_server_starter() {
         watch: None,
         pins: true,
         replace: Replace::Overlap,
+        lanes: 1,
+        quiet_time: Duration::from_millis(200),
+        switch_timeout: Duration::from_secs(5),
         knobs: NO_KNOBS,
     };
     assert_eq!(machine, expected);
@@ -196,6 +200,7 @@ fn every_option_reaches_its_room() {
         paths: parse_paths("/a,mode=0660".as_ref()).unwrap(),
         backlog: Some(5),
         dialects: vec![Dialect::Nginx],
+        switch: None,
     };
     assert_eq!(listeners, expected);
     let expected = worker::Settings {
@@ -234,6 +239,9 @@ fn every_option_reaches_its_room() {
         watch: Some(Duration::from_secs(11)),
         pins: false,
         replace: Replace::Overlap,
+        lanes: 1,
+        quiet_time: Duration::from_millis(200),
+        switch_timeout: Duration::from_secs(5),
         knobs: NO_KNOBS,
     };
     assert_eq!(machine, expected);

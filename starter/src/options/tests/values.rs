@@ -4,6 +4,7 @@ use std::time::Duration;
 use nix::sys::signal::Signal;
 
 use super::{error, started, stopped, with};
+use crate::listeners::Switch;
 use crate::listeners::dialects::Dialect;
 use crate::words::text::quoted;
 
@@ -291,4 +292,30 @@ fn styles_of_telling_descriptors_add_up() {
         let word = format!("--fd-env={value}");
         assert_eq!(error(&[&word, "prog"]), format!("cannot use {message}"));
     }
+}
+
+#[test]
+fn a_switch_has_lanes() {
+    let switch = |words: &[&str]| {
+        let words = [words, &["--", "prog"]].concat();
+        started(&words).listeners.switch
+    };
+    assert_eq!(switch(&[]), None);
+    let expected = |lanes, is_required| Some(Switch { lanes, is_required });
+    assert_eq!(switch(&["--switch"]), expected(2, false));
+    assert_eq!(switch(&["--switch", "--lanes=8"]), expected(8, false));
+    assert_eq!(
+        switch(&["--lanes=3", "--switch=required"]),
+        expected(3, true)
+    );
+    let times = [
+        "--switch",
+        "--quiet-time=0",
+        "--switch-timeout=0.5",
+        "--",
+        "prog",
+    ];
+    let machine = started(&times).machine;
+    let expected = (Duration::ZERO, Duration::from_millis(500));
+    assert_eq!((machine.quiet_time, machine.switch_timeout), expected);
 }

@@ -1,0 +1,387 @@
+//! The lanes of a listener: sockets of one address, of which the kernel gives every new connection to the one that is
+//! selected.
+//!
+//! They are a group of `SO_REUSEPORT` (socket(7)), which the kernel asks a program of its own (`SO_ATTACH_REUSEPORT_CBPF`):
+//! it answers with a place in the group. What waits in the queue of another lane stays there.
+//!
+//! | the place of a socket | is given |
+//! |---|---|
+//! | TCP | by listen(2), in the order of these calls |
+//! | UDP | by bind(2) |
+//! | when one is shut down or closed | the last one takes its place |
+//!
+//! Only sockets of the same uid can join. Nobody can before the first one has listened, or for UDP has been bound: until
+//! then it does not share, which proves that the address was free.
+
+use std::net::{IpAddr, SocketAddr};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
+
+use nix::errno::Errno;
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use nix::sys::socket::{
+    AddressFamily, SockFlag, SockType, SockaddrStorage, bind, setsockopt, socket, sockopt,
+};
+
+use crate::host::open_files::duplicate_above;
+use crate::listeners::sockets::{bound_address, listen, listens};
+
+/// `BPF_RET | BPF_K` of classic BPF: the answer is a constant.
+const RETURN: u16 = 0x06;
+
+/// The sockets of one listener beside the first one, which everybody else knows as the listener.
+#[derive(Debug)]
+pub struct Group {
+    /// Lane 1 and those after it.
+    pub others: Vec<OwnedFd>,
+    /// The lanes in the order of their places.
+    pub places: Vec<u8>,
+    /// Whether they are to listen: those of UDP need not.
+    pub listens: bool,
+    /// Those that a worker has shut down, and that nobody could mend.
+    pub deaf: Vec<u8>,
+    /// The name of the first place in the store of a service manager, if it is there.
+    pub stored_as: Option<String>,
+}
+
+/// How the sockets of a group are made.
+#[derive(Debug, Clone, Copy)]
+pub struct Making {
+    pub lanes: u8,
+    pub freebind: bool,
+    /// For listen(2); `None` for UDP.
+    pub backlog: Option<i32>,
+    /// Every socket is to be above this number.
+    pub highest: RawFd,
+}
+
+/// Whether this kernel, and whatever filters our system calls, lets a program select: tried with a socket of nobody.
+///
+/// # Errors
+/// Why not.
+pub fn is_possible() -> nix::Result<()> {
+    let flags = SockFlag::SOCK_CLOEXEC;
+    let socket = socket(AddressFamily::Inet, SockType::Stream, flags, None)?;
+    share(&socket, true)?;
+    select(&socket, 0)
+}
+
+/// Lets the first socket listen, as nobody's but ours, and then be one of a group in which it is selected.
+///
+/// # Errors
+/// Somebody else listens there.
+pub fn listen_alone(first: &OwnedFd, backlog: i32) -> nix::Result<()> {
+    // The program must be there before another one listens; what shares may join another group in listen(2).
+    share(first, true)?;
+    select(first, 0)?;
+    share(first, false)?;
+    listen(first, backlog)
+}
+
+impl Group {
+    /// Makes a group of sockets: the first one listens, and so may the others, in the order of their places. What lacks is
+    /// bound here, as far as this user may.
+    ///
+    /// # Errors
+    /// What does not work: then only the first one is of use.
+    pub fn form(first: &OwnedFd, others: Vec<OwnedFd>, making: Making) -> nix::Result<Group> {
+        let mut kept = Vec::new();
+        share(first, true)?;
+        for other in others {
+            kept.push(duplicate_above(other.as_fd(), making.highest)?);
+        }
+        for _ in kept.len() + 1..usize::from(making.lanes) {
+            let other = bind_beside(first, making.freebind)?;
+            kept.push(duplicate_above(other.as_fd(), making.highest)?);
+        }
+        // Of more than are wanted, the last ones go: the others keep their places.
+        kept.truncate(usize::from(making.lanes).saturating_sub(1));
+        for other in &kept {
+            share(other, true)?;
+            if let Some(backlog) = making.backlog.filter(|_| listens(other) != Ok(true)) {
+                listen(other, backlog)?;
+            }
+        }
+        select(first, 0)?;
+        Ok(Group {
+            others: kept,
+            places: (0..making.lanes).collect(),
+            listens: making.backlog.is_some(),
+            deaf: Vec::new(),
+            stored_as: None,
+        })
+    }
+
+    /// The socket of a lane.
+    pub fn lane<'a>(&'a self, first: &'a OwnedFd, lane: u8) -> &'a OwnedFd {
+        match lane.checked_sub(1) {
+            None => first,
+            Some(place) => self.others.get(usize::from(place)).unwrap_or(first),
+        }
+    }
+
+    /// Gives every new connection to this lane.
+    pub fn select(&self, first: &OwnedFd, lane: u8) -> nix::Result<()> {
+        // One that a worker has shut down, and that nobody could mend, has none.
+        let place = self.places.iter().position(|one| *one == lane);
+        let place = place.and_then(|place| u32::try_from(place).ok());
+        let place = place.ok_or(Errno::ENOTCONN)?;
+        // Any member will do. One that has been shut down is none: it would begin another group.
+        let mut sockets = (0..self.count()).map(|one| self.lane(first, one));
+        let member = sockets.find(|one| !self.listens || listens(one) == Ok(true));
+        select(member.ok_or(Errno::ENOTCONN)?, place)
+    }
+
+    /// Lets lanes listen again that were shut down. Returns those; one must be selected then.
+    pub fn listen_again(
+        &mut self,
+        first: &OwnedFd,
+        again: impl Fn(&OwnedFd) -> nix::Result<()>,
+    ) -> Vec<u8> {
+        let is_shut = |lane: &u8| match self.listens {
+            true => listens(self.lane(first, *lane)) == Ok(false),
+            false => false,
+        };
+        let shut: Vec<u8> = (0..self.count()).filter(is_shut).collect();
+        for lane in &shut {
+            // As the kernel has done it.
+            if let Some(place) = self.places.iter().position(|one| one == lane) {
+                self.places.swap_remove(place);
+            }
+        }
+        self.deaf.retain(|lane| !shut.contains(lane));
+        for lane in &shut {
+            match again(self.lane(first, *lane)) {
+                Ok(()) => self.places.push(*lane),
+                Err(_) => self.deaf.push(*lane),
+            }
+        }
+        shut
+    }
+
+    /// How many lanes there are.
+    pub fn count(&self) -> u8 {
+        u8::try_from(self.others.len()).map_or(u8::MAX, |others| others.saturating_add(1))
+    }
+}
+
+/// How many of these sockets have something to be accepted or received, and whether any has been shut down.
+pub fn look_at<'a>(sockets: impl Iterator<Item = BorrowedFd<'a>>) -> (usize, bool) {
+    let asked = |socket| PollFd::new(socket, PollFlags::POLLIN);
+    let mut sources: Vec<PollFd<'_>> = sockets.map(asked).collect();
+    // If it fails, nobody knows; whoever asks does so again.
+    if poll(&mut sources, PollTimeout::ZERO).is_err() {
+        return (0, false);
+    }
+    let found = sources.iter().filter_map(PollFd::revents);
+    let shut = found.clone().filter(|it| it.contains(PollFlags::POLLHUP));
+    let waiting =
+        found.filter(|it| it.contains(PollFlags::POLLIN) && !it.contains(PollFlags::POLLHUP));
+    (waiting.count(), shut.count() > 0)
+}
+
+/// Whether others of the same uid may be bound to its address.
+fn share(socket: &OwnedFd, shares: bool) -> nix::Result<()> {
+    setsockopt(socket, sockopt::ReusePort, &shares)
+}
+
+/// One more socket at the address of this one, which shares it.
+fn bind_beside(first: &OwnedFd, freebind: bool) -> nix::Result<OwnedFd> {
+    let address = bound_address(first).ok_or(Errno::EINVAL)?;
+    let (family, ip) = match address {
+        SocketAddr::V4(v4) => (AddressFamily::Inet, IpAddr::V4(*v4.ip())),
+        SocketAddr::V6(v6) => (AddressFamily::Inet6, IpAddr::V6(*v6.ip())),
+    };
+    let is_stream = nix::sys::socket::getsockopt(first, sockopt::SockType)? == SockType::Stream;
+    let kind = match is_stream {
+        true => SockType::Stream,
+        false => SockType::Datagram,
+    };
+    let other = socket(family, kind, SockFlag::SOCK_CLOEXEC, None)?;
+    // What is left of earlier connections must not matter.
+    if is_stream {
+        setsockopt(&other, sockopt::ReuseAddr, &true)?;
+    }
+    share(&other, true)?;
+    if freebind {
+        setsockopt(&other, sockopt::IpFreebind, &true)?;
+    }
+    if ip.is_ipv6() {
+        setsockopt(&other, sockopt::Ipv6V6Only, &true)?;
+    }
+    bind(other.as_raw_fd(), &SockaddrStorage::from(address))?;
+    Ok(other)
+}
+
+/// Attaches the program that always answers with this place, to the group of this socket.
+#[expect(unsafe_code, reason = "nix does not know SO_ATTACH_REUSEPORT_CBPF")]
+fn select(member: &OwnedFd, place: u32) -> nix::Result<()> {
+    let mut instruction = libc::sock_filter {
+        code: RETURN,
+        jt: 0,
+        jf: 0,
+        k: place,
+    };
+    let program = libc::sock_fprog {
+        len: 1,
+        filter: &raw mut instruction,
+    };
+    let length = libc::socklen_t::try_from(size_of_val(&program)).unwrap_or(0);
+    // SAFETY: `program` is `length` bytes and points to one instruction; the kernel only reads both, and both outlive the
+    // call.
+    let result = unsafe {
+        libc::setsockopt(
+            member.as_raw_fd(),
+            libc::SOL_SOCKET,
+            libc::SO_ATTACH_REUSEPORT_CBPF,
+            (&raw const program).cast(),
+            length,
+        )
+    };
+    Errno::result(result).map(drop)
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used, reason = "tests fail by panicking")]
+mod tests {
+    use std::net::{Ipv4Addr, Ipv6Addr, TcpListener, TcpStream, UdpSocket};
+
+    use super::*;
+
+    const MAKING: Making = Making {
+        lanes: 3,
+        freebind: false,
+        backlog: Some(9),
+        highest: 2,
+    };
+
+    /// Bound as a binder does it, to a port that the kernel has chosen and nobody has any more.
+    fn bound(ip: IpAddr) -> OwnedFd {
+        let port = TcpListener::bind((ip, 0)).unwrap().local_addr().unwrap();
+        bound_to(port)
+    }
+
+    fn bound_to(address: SocketAddr) -> OwnedFd {
+        let family = match address.ip() {
+            IpAddr::V4(_) => AddressFamily::Inet,
+            IpAddr::V6(_) => AddressFamily::Inet6,
+        };
+        let flags = SockFlag::SOCK_CLOEXEC;
+        let socket = socket(family, SockType::Stream, flags, None).unwrap();
+        setsockopt(&socket, sockopt::ReuseAddr, &true).unwrap();
+        bind(socket.as_raw_fd(), &SockaddrStorage::from(address)).unwrap();
+        socket
+    }
+
+    fn listening(ip: IpAddr) -> (OwnedFd, Group) {
+        let first = bound(ip);
+        let address = bound_address(&first).unwrap();
+        let others = vec![bound_to(address), bound_to(address)];
+        listen_alone(&first, 9).unwrap();
+        let group = Group::form(&first, others, MAKING).unwrap();
+        (first, group)
+    }
+
+    /// Which lanes have something waiting, after a client has connected.
+    fn reached(first: &OwnedFd, group: &Group) -> Vec<u8> {
+        let address = bound_address(first).unwrap();
+        let client = TcpStream::connect(address).unwrap();
+        let is_waiting = |lane: &u8| {
+            let socket = group.lane(first, *lane).as_fd();
+            look_at(std::iter::once(socket)).0 > 0
+        };
+        let lanes: Vec<u8> = (0..group.count()).filter(is_waiting).collect();
+        for lane in &lanes {
+            let socket = group.lane(first, *lane).try_clone().unwrap();
+            drop(TcpListener::from(socket).accept().unwrap());
+        }
+        drop(client);
+        lanes
+    }
+
+    fn both() -> [IpAddr; 2] {
+        [Ipv4Addr::LOCALHOST.into(), Ipv6Addr::LOCALHOST.into()]
+    }
+
+    #[test]
+    fn every_connection_comes_to_the_lane_that_is_selected() {
+        assert_eq!(is_possible(), Ok(()));
+        for ip in both() {
+            let (first, group) = listening(ip);
+            assert_eq!(reached(&first, &group), [0], "before any switch");
+            for lane in [2, 1, 0, 1] {
+                group.select(&first, lane).unwrap();
+                for _ in 0..8 {
+                    assert_eq!(reached(&first, &group), [lane]);
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn nobody_else_can_listen_there_who_has_not_joined() {
+        for ip in both() {
+            let first = bound(ip);
+            let address = bound_address(&first).unwrap();
+            // Both are bound and none listens, as when two servers are started at the same time.
+            let rival = bound_to(address);
+            listen_alone(&first, 9).unwrap();
+            assert_eq!(listen_alone(&rival, 9), Err(Errno::EADDRINUSE));
+            let group = Group::form(&first, vec![], MAKING).unwrap();
+            assert_eq!(listen_alone(&rival, 9), Err(Errno::EADDRINUSE));
+            drop(group);
+        }
+    }
+
+    #[test]
+    fn lanes_that_were_shut_down_listen_again_and_are_found() {
+        let again = |socket: &OwnedFd| listen(socket, 9);
+        for shut in [&[0][..], &[1], &[2], &[0, 1, 2], &[1, 2]] {
+            let (first, mut group) = listening(Ipv4Addr::LOCALHOST.into());
+            group.select(&first, 1).unwrap();
+            for lane in shut {
+                let socket = group.lane(&first, *lane).try_clone().unwrap();
+                let how = nix::sys::socket::Shutdown::Both;
+                nix::sys::socket::shutdown(socket.as_raw_fd(), how).unwrap();
+                let (waiting, is_shut) = look_at(std::iter::once(socket.as_fd()));
+                assert_eq!((waiting, is_shut), (0, true));
+                if shut.len() == 2 {
+                    // Each is seen before the next one.
+                    assert_eq!(group.listen_again(&first, again), [*lane]);
+                }
+            }
+            if *shut == [0] {
+                // Before anybody has seen it, and though any member would do.
+                assert_eq!(group.select(&first, 1), Ok(()));
+                assert_eq!(reached(&first, &group), [1]);
+            }
+            if shut.len() != 2 {
+                assert_eq!(group.listen_again(&first, again), shut);
+            }
+            for lane in [0, 2, 1] {
+                group.select(&first, lane).unwrap();
+                assert_eq!(reached(&first, &group), [lane], "{shut:?} {group:?}");
+            }
+        }
+    }
+
+    #[test]
+    fn datagrams_come_to_the_lane_that_is_selected() {
+        for ip in both() {
+            let first = OwnedFd::from(UdpSocket::bind((ip, 0)).unwrap());
+            let backlog = None;
+            let group = Group::form(&first, vec![], Making { backlog, ..MAKING }).unwrap();
+            let client = UdpSocket::bind((ip, 0)).unwrap();
+            for lane in [0, 2, 1] {
+                group.select(&first, lane).unwrap();
+                client
+                    .send_to(b"x", bound_address(&first).unwrap())
+                    .unwrap();
+                let socket = group.lane(&first, lane);
+                let waiting = |socket: &OwnedFd| look_at(std::iter::once(socket.as_fd())).0;
+                assert_eq!(waiting(socket), 1);
+                let socket = UdpSocket::from(socket.try_clone().unwrap());
+                socket.recv(&mut [0]).unwrap();
+            }
+        }
+    }
+}

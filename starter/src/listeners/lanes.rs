@@ -1,0 +1,204 @@
+//! The lanes of all listeners: which socket is whose, and which of them new connections come to.
+
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd, RawFd};
+
+use nix::errno::Errno;
+use serde::{Deserialize, Serialize};
+
+use crate::host::luggage::{Carried, Luggage};
+use crate::listeners::group::{Group, look_at};
+use crate::listeners::socket_files::SocketFiles;
+use crate::listeners::store::{Store, name_of_lane};
+
+/// A socket with its number in the workers.
+pub type Placed = (OwnedFd, RawFd);
+
+/// For each listener, in the order of the sockets, its group if it has lanes. All others are shared by all generations.
+#[derive(Debug, Default)]
+pub struct Lanes {
+    groups: Vec<Option<Group>>,
+    /// The one to which new connections come.
+    selected: u8,
+}
+
+/// The group of a listener for the next program.
+#[derive(Debug, Serialize, Deserialize)]
+pub struct PackedGroup {
+    others: Vec<Carried>,
+    places: Vec<u8>,
+    listens: bool,
+    deaf: Vec<u8>,
+    stored_as: Option<String>,
+}
+
+/// New connections of a listener, by its place among all, could not be given to another lane. Nothing has changed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct NotSelected {
+    pub listener: usize,
+    pub errno: Errno,
+}
+
+impl Lanes {
+    pub fn new(groups: Vec<Option<Group>>) -> Lanes {
+        let selected = 0;
+        Lanes { groups, selected }
+    }
+
+    /// How many lanes every group has, or 1 if there is none.
+    pub fn count(&self) -> u8 {
+        let counts = self.groups.iter().flatten().map(|group| group.others.len());
+        let least = counts.min().unwrap_or_default();
+        u8::try_from(least).map_or(u8::MAX, |others| others.saturating_add(1))
+    }
+
+    /// The socket of the listener in this place for whoever has the lane.
+    pub fn socket<'a>(&'a self, place: usize, first: &'a OwnedFd, lane: u8) -> &'a OwnedFd {
+        let group = self.groups.get(place).and_then(Option::as_ref);
+        group.map_or(first, |group| group.lane(first, lane))
+    }
+
+    /// The same of all listeners.
+    pub fn sockets<'a>(
+        &'a self,
+        firsts: &'a [Placed],
+        lane: u8,
+    ) -> impl Iterator<Item = &'a OwnedFd> + Clone {
+        let firsts = firsts.iter().enumerate();
+        firsts.map(move |(place, (first, _))| self.socket(place, first, lane))
+    }
+
+    /// The sockets that are this lane's alone, except those that nobody can mend.
+    pub fn own<'a>(
+        &'a self,
+        firsts: &'a [Placed],
+        lane: u8,
+    ) -> impl Iterator<Item = BorrowedFd<'a>> {
+        let groups = firsts.iter().zip(&self.groups);
+        groups.filter_map(move |((first, _), group)| {
+            let group = group.as_ref().filter(|group| !group.deaf.contains(&lane))?;
+            Some(group.lane(first, lane).as_fd())
+        })
+    }
+
+    /// How many of them have something to be accepted or received.
+    pub fn count_waiting(&self, firsts: &[Placed], lane: u8) -> usize {
+        look_at(self.own(firsts, lane)).0
+    }
+
+    /// Whether any of them has been shut down.
+    pub fn is_shut_down(&self, firsts: &[Placed], lane: u8) -> bool {
+        look_at(self.own(firsts, lane)).1
+    }
+
+    /// The lane to which new connections come.
+    pub fn selected(&self) -> u8 {
+        self.selected
+    }
+
+    /// Gives all new connections to this lane, one listener after the other. If that fails for one of them, those before it
+    /// go back to the lane that they had.
+    pub fn select(&mut self, firsts: &[Placed], lane: u8) -> Result<(), NotSelected> {
+        let groups = firsts.iter().zip(&self.groups);
+        let groups = groups.map(|((first, _), group)| (first, group.as_ref()));
+        let mut done: Vec<(&OwnedFd, &Group)> = Vec::new();
+        for (listener, (first, group)) in groups.enumerate() {
+            let Some(group) = group else { continue };
+            if let Err(errno) = group.select(first, lane) {
+                for (first, group) in done {
+                    // If that fails as well, the next switch mends it.
+                    let _ = group.select(first, self.selected);
+                }
+                return Err(NotSelected { listener, errno });
+            }
+            done.push((first, group));
+        }
+        self.selected = lane;
+        Ok(())
+    }
+
+    /// Lets every lane listen again that was shut down, as `again` does it for a listener in its place. Returns the places of
+    /// the listeners of which that was the selected one.
+    pub fn listen_again(
+        &mut self,
+        firsts: &[Placed],
+        files: &mut SocketFiles,
+        again: impl Fn(usize, &OwnedFd) -> nix::Result<()>,
+    ) -> Vec<usize> {
+        let mut missed = Vec::new();
+        for (place, ((first, _), group)) in firsts.iter().zip(&mut self.groups).enumerate() {
+            let Some(group) = group else { continue };
+            let mended = group.listen_again(first, |socket| again(place, socket));
+            if mended.is_empty() {
+                continue;
+            }
+            // The places are others by now. If that fails, the next switch mends it.
+            let _ = group.select(first, self.selected);
+            if let Some(store) = &mut files.store {
+                store_again(group, first, store);
+            }
+            if mended.contains(&self.selected) {
+                missed.push(place);
+            }
+        }
+        missed
+    }
+
+    /// These of a lane are never asked again: they cannot be mended.
+    pub fn give_up_shut_down(&mut self, firsts: &[Placed], lane: u8) {
+        for ((first, _), group) in firsts.iter().zip(&mut self.groups) {
+            let Some(group) = group else { continue };
+            let socket = group.lane(first, lane).as_fd();
+            if look_at(std::iter::once(socket)).1 && !group.deaf.contains(&lane) {
+                group.deaf.push(lane);
+            }
+        }
+    }
+
+    /// The group of the listener in this place, if it has lanes.
+    pub fn group(&self, place: usize) -> Option<&Group> {
+        self.groups.get(place).and_then(Option::as_ref)
+    }
+
+    pub fn pack(&self, luggage: &mut Luggage) -> Vec<Option<PackedGroup>> {
+        let mut pack = |group: &Group| PackedGroup {
+            others: group.others.iter().map(|one| luggage.put(one)).collect(),
+            places: group.places.clone(),
+            listens: group.listens,
+            deaf: group.deaf.clone(),
+            stored_as: group.stored_as.clone(),
+        };
+        let groups = self.groups.iter();
+        groups.map(|group| group.as_ref().map(&mut pack)).collect()
+    }
+
+    /// What another program has packed. One must be selected again.
+    pub fn unpack(packed: Vec<Option<PackedGroup>>) -> Lanes {
+        let unpack = |packed: PackedGroup| Group {
+            others: packed.others.into_iter().map(Carried::take).collect(),
+            places: packed.places,
+            listens: packed.listens,
+            deaf: packed.deaf,
+            stored_as: packed.stored_as,
+        };
+        let groups = packed.into_iter().map(|group| group.map(unpack));
+        Lanes::new(groups.collect())
+    }
+}
+
+/// Under the names of the places that they have now.
+fn store_again(group: &Group, first: &OwnedFd, store: &mut Store) {
+    let Some(name) = &group.stored_as else {
+        return;
+    };
+    let name_of = |place: usize| match place {
+        0 => name.clone(),
+        _ => name_of_lane(name, place),
+    };
+    // The manager does not store a socket that it has by another name.
+    for place in 0..usize::from(group.count()) {
+        store.remove(name_of(place).as_ref());
+    }
+    for (place, lane) in group.places.iter().enumerate() {
+        store.keep(&name_of(place), group.lane(first, *lane));
+    }
+}

@@ -1,0 +1,75 @@
+//! The lanes of the listeners while it runs: which one is selected, and what workers have done to them.
+
+use nix::unistd::Pid;
+
+use crate::listeners::health::Occasion;
+use crate::listeners::lanes::NotSelected;
+use crate::machine::{Event, Machine};
+use crate::supervisor::resources::Resources;
+use crate::words::notice::Notice;
+use crate::words::start_failure::StartFailure;
+use crate::words::switch::Switching;
+
+impl Resources {
+    /// Gives all new connections to the lane of this generation. Returns the event if that is refused.
+    pub fn select(&mut self, generation: u32, lane: u8) -> Option<Event> {
+        let Err(NotSelected { listener, errno }) = self.select_lane(lane) else {
+            let switched = Switching::Switched { generation, lane };
+            self.log.say(&Notice::Switching(switched));
+            return None;
+        };
+        let announced = self.blueprint.announced.get(listener);
+        let listener = announced.map(|one| one.name.to_string_lossy().into_owned());
+        let listener = listener.unwrap_or_default();
+        let cause = StartFailure::not_switched(&listener, errno);
+        let failed = Switching::NotSwitched { listener, errno };
+        self.log.say(&Notice::Switching(failed));
+        let selected = self.blueprint.lanes.selected();
+        Some(Event::NotSelected { selected, cause })
+    }
+
+    /// After another program, which may have left it half done.
+    pub fn select_again(&mut self, machine: &Machine) {
+        if let Some(lane) = machine.selected_lane() {
+            // If that fails, it is as that program has left it.
+            let _ = self.select_lane(lane);
+        }
+    }
+
+    fn select_lane(&mut self, lane: u8) -> Result<(), NotSelected> {
+        let blueprint = &mut self.blueprint;
+        blueprint.lanes.select(&blueprint.sockets, lane)
+    }
+
+    /// Whether something waits in a lane that nobody serves, and whether such a lane was shut down.
+    pub fn look_at_unattended(&self, machine: &Machine) -> (Vec<u8>, Vec<u8>) {
+        let (lanes, sockets) = (&self.blueprint.lanes, &self.blueprint.sockets);
+        let watched: Vec<u8> = machine.watched_lanes().collect();
+        let waits = |lane: &u8| lanes.count_waiting(sockets, *lane) > 0;
+        let is_shut_down = |lane: &u8| lanes.is_shut_down(sockets, *lane);
+        let waiting = watched.iter().copied().filter(waits).collect();
+        (waiting, watched.into_iter().filter(is_shut_down).collect())
+    }
+
+    /// A worker that ends may shut its sockets down, which are not its own.
+    pub fn mend_lane(&mut self, lane: u8) {
+        self.mend_lanes(None);
+        let blueprint = &mut self.blueprint;
+        blueprint.lanes.give_up_shut_down(&blueprint.sockets, lane);
+    }
+
+    /// The same for all lanes, whoever has them.
+    pub fn mend_lanes(&mut self, occasion: Option<Occasion>) {
+        let worker: Option<Pid> = occasion.and_then(Occasion::worker);
+        let (blueprint, health) = (&mut self.blueprint, &self.health);
+        let again = |place: usize, socket: &_| health.listen_again(place, socket);
+        let files = &mut self.socket_files;
+        let missed = blueprint
+            .lanes
+            .listen_again(&blueprint.sockets, files, again);
+        for place in missed {
+            let notice = health.mended(place, worker);
+            notice.iter().for_each(|notice| self.log.say(notice));
+        }
+    }
+}

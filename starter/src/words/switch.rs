@@ -1,0 +1,113 @@
+//! What is said about lanes: sockets of one address that are each given to one generation, and the switch between them.
+
+use std::fmt;
+
+use nix::errno::Errno;
+use nix::unistd::Pid;
+
+use crate::words::failure::Failure;
+use crate::words::parts::Pids;
+use crate::words::remedy;
+
+/// Something that happened to lanes.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Switching {
+    /// This kernel, or whoever filters our system calls, does not let a program select.
+    Impossible { errno: Errno },
+    /// These listeners have one socket each.
+    Shared(Vec<String>),
+    /// This one has only one, for this reason.
+    NoLanes { given: String, errno: Errno },
+    /// New connections come to this generation from now on.
+    Switched { generation: u32, lane: u8 },
+    /// They cannot be given to another lane.
+    NotSwitched { listener: String, errno: Errno },
+    /// A start waits for a lane, and these still have theirs.
+    Waiting { pids: Vec<Pid> },
+    /// A worker is started for what waits in a lane that nobody serves.
+    Sweeping { waiting: usize, lane: u8 },
+    /// That could not be done.
+    NotSwept { lane: u8 },
+    /// Connections still wait there, and the old workers are told to stop nevertheless.
+    NotQuiet { waiting: usize },
+}
+
+/// `--switch=required`, and this listener is everybody's.
+pub fn cannot_switch(given: &str) -> Failure {
+    Failure::failed(format!(
+        "cannot use --switch=required: all generations share {given}"
+    ))
+    .hint(remedy::SWITCH_PORTS)
+}
+
+/// `--switch=required`, and this listener cannot have lanes.
+pub fn no_lanes(given: &str, errno: Errno) -> Failure {
+    let cause = errno.desc();
+    Failure::failed(format!(
+        "cannot use --switch=required: cannot make more sockets of {given}: {cause}"
+    ))
+    .hint(remedy::SWITCH_ANEW)
+}
+
+/// `--switch=required`, and no listener can have any.
+pub fn impossible(errno: Errno) -> Failure {
+    Failure::failed(format!("cannot use --switch=required: {}", refused(errno)))
+        .hint(remedy::SWITCH_KERNEL)
+}
+
+fn refused(errno: Errno) -> String {
+    format!(
+        "setsockopt(SO_ATTACH_REUSEPORT_CBPF) is refused: {}",
+        errno.desc()
+    )
+}
+
+impl fmt::Display for Switching {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "start_server: ")?;
+        match self {
+            Switching::Impossible { errno } => write!(
+                f,
+                "--switch has no effect here, all generations share the listeners: {}",
+                refused(*errno)
+            ),
+            Switching::Shared(listeners) => write!(
+                f,
+                "all generations share these listeners in spite of --switch: {}",
+                listeners.join(", ")
+            ),
+            Switching::NoLanes { given, errno } => write!(
+                f,
+                "all generations share {given}: cannot make more sockets of it: {}",
+                errno.desc()
+            ),
+            Switching::Switched { generation, lane } => write!(
+                f,
+                "new connections come to generation {generation} (lane {lane})"
+            ),
+            Switching::NotSwitched { listener, errno } => write!(
+                f,
+                "cannot switch {listener} to another lane: {}",
+                errno.desc()
+            ),
+            Switching::Waiting { pids } => write!(
+                f,
+                "the next start waits until old workers are gone, which have all other lanes (see --lanes, \
+                 --kill-old-timeout):{}",
+                Pids(pids, "none")
+            ),
+            Switching::Sweeping { waiting, lane } => write!(
+                f,
+                "clients wait at {waiting} sockets of lane {lane}, which nobody serves: starting a worker for them"
+            ),
+            Switching::NotSwept { lane } => write!(
+                f,
+                "the worker for what waits in lane {lane} did not serve it; another one follows"
+            ),
+            Switching::NotQuiet { waiting } => write!(
+                f,
+                "clients still wait at {waiting} sockets of the old workers, which are told to stop after --switch-timeout"
+            ),
+        }
+    }
+}

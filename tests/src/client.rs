@@ -210,6 +210,7 @@ fn exchange_datagrams(address: SocketAddr, line: &str) -> io::Result<String> {
 pub struct Load {
     stopped: Arc<AtomicBool>,
     successes: Arc<AtomicU64>,
+    failures: Arc<AtomicU64>,
     clients: Vec<JoinHandle<Outcome>>,
 }
 
@@ -227,16 +228,18 @@ impl Load {
         let at = at.into();
         let stopped = Arc::new(AtomicBool::new(false));
         let successes = Arc::new(AtomicU64::new(0));
+        let failures = Arc::new(AtomicU64::new(0));
         let clients = (0..clients)
             .map(|_| {
-                let (at, stopped, successes) =
-                    (at.clone(), Arc::clone(&stopped), Arc::clone(&successes));
-                thread::spawn(move || run_client(&at, &stopped, &successes))
+                let (at, stopped) = (at.clone(), Arc::clone(&stopped));
+                let (successes, failures) = (Arc::clone(&successes), Arc::clone(&failures));
+                thread::spawn(move || run_client(&at, &stopped, &successes, &failures))
             })
             .collect();
         Load {
             stopped,
             successes,
+            failures,
             clients,
         }
     }
@@ -245,6 +248,12 @@ impl Load {
     #[must_use]
     pub fn successes(&self) -> u64 {
         self.successes.load(Ordering::Relaxed)
+    }
+
+    /// How many questions had no answer so far.
+    #[must_use]
+    pub fn failures(&self) -> u64 {
+        self.failures.load(Ordering::Relaxed)
     }
 
     /// Waits until more questions were answered than now, so that what follows happens under load.
@@ -273,7 +282,12 @@ impl Load {
     }
 }
 
-fn run_client(at: &At, stopped: &AtomicBool, successes: &AtomicU64) -> Outcome {
+fn run_client(
+    at: &At,
+    stopped: &AtomicBool,
+    successes: &AtomicU64,
+    failures: &AtomicU64,
+) -> Outcome {
     let mut outcome = Outcome::default();
     while !stopped.load(Ordering::Relaxed) {
         let began = Instant::now();
@@ -282,7 +296,10 @@ fn run_client(at: &At, stopped: &AtomicBool, successes: &AtomicU64) -> Outcome {
                 outcome.successes += 1;
                 successes.fetch_add(1, Ordering::Relaxed);
             }
-            Err(error) => outcome.failures.push(error.to_string()),
+            Err(error) => {
+                failures.fetch_add(1, Ordering::Relaxed);
+                outcome.failures.push(error.to_string());
+            }
         }
         outcome.worst_latency = outcome.worst_latency.max(began.elapsed());
     }

@@ -126,6 +126,46 @@ fn wrong_usage_is_one_line_and_exit_code_2() {
             ],
         ),
         (
+            &["--switch=yes"],
+            &["start_server: cannot use --switch=yes: it is optional or required"],
+        ),
+        (
+            &["--switch", "--lanes=1"],
+            &["start_server: cannot use --lanes=1: it takes a number from 2 to 8"],
+        ),
+        (
+            &["--switch", "--lanes=9"],
+            &["start_server: cannot use --lanes=9: it takes a number from 2 to 8"],
+        ),
+        (
+            &["--lanes=2"],
+            &["start_server: cannot use --lanes: it needs --switch as well"],
+        ),
+        (
+            &["--quiet-time=1"],
+            &["start_server: cannot use --quiet-time: it needs --switch as well"],
+        ),
+        (
+            &["--switch", "--quiet-time=-1"],
+            &[
+                "start_server: cannot use --quiet-time=-1: the time is a number of seconds from 0 to 1000000000, such \
+                 as 1 or 0.5",
+            ],
+        ),
+        (
+            &["--switch", "--rolling"],
+            &[
+                "start_server: cannot use --switch: --rolling replaces servers one by one, and --switch all at the \
+                 same moment",
+            ],
+        ),
+        (
+            &["--switch", "--replace=stop-first"],
+            &[
+                "start_server: cannot use --switch: --replace=stop-first leaves no old server from which to switch",
+            ],
+        ),
+        (
             &["--port=abc"],
             &[
                 "start_server: cannot use --port=abc: a port is a number from 0 to 65535",

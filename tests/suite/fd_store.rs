@@ -476,3 +476,53 @@ fn what_a_worker_has_shut_down_for_good_is_made_anew() {
     ];
     host.manager.wait_for_names(&names);
 }
+
+#[test]
+fn lanes_survive_a_kill_with_what_waits_in_them() {
+    if !stores() {
+        return;
+    }
+    let host = Host::ordinary(100);
+    let port = ports::tcp();
+    let name = name_of("tcp", port);
+    let name_of_lane = |lane: usize| format!("{name},{lane}");
+    let launch = |options: &[&str]| {
+        let setup = host.setup().port(port).options(options.iter().copied());
+        let server = host.manager.launch(setup).start();
+        server.wait_until_accepted();
+        server
+    };
+    let server = launch(&["--switch"]);
+    restart(&server);
+    host.manager
+        .wait_for_names(&[name.clone(), name_of_lane(1)]);
+    kill_all(&server);
+    // It waits in the lane of the second generation.
+    let question = std::thread::spawn(move || client::try_ask(port));
+    wait::until("it is connected", String::new, || {
+        let table = fs::read_to_string("/proc/net/tcp").expect("cannot read it");
+        table.contains(&format!(":{port:04X} 01 ")).then_some(())
+    });
+    drop(server);
+    let server = launch(&["--switch", "--lanes=3"]);
+    let answer = question.join().expect("it panicked");
+    assert_eq!(
+        answer.expect("it is lost").generation,
+        Some(2),
+        "{}",
+        server.log()
+    );
+    let names = [name.clone(), name_of_lane(1), name_of_lane(2)];
+    host.manager.wait_for_names(&names);
+    for generation in 3..=5 {
+        restart(&server);
+        let asked = |_| server.ask(port).generation == Some(generation);
+        assert!((0..20).all(asked), "{}", server.log());
+    }
+    kill_all(&server);
+    drop(server);
+    let server = launch(&[]);
+    host.manager.wait_for_names(&[name]);
+    let asked = |_| server.ask(port).generation == Some(1);
+    assert!((0..20).all(asked), "{}", server.log());
+}

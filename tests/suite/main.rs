@@ -77,6 +77,7 @@ mod socket_activation;
 mod status_command;
 mod stop_first;
 mod supervision;
+mod switch;
 mod syslog;
 mod systemd;
 mod systemd_never_down;

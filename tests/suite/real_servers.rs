@@ -392,12 +392,15 @@ pub fn restarts_without_a_failed_request(recipe: &Recipe, setup: Setup) {
     assert_eq!(names_in(server.folder()), files);
 }
 
+/// Options that only start_server has.
+const TOLD: [&str; 3] = ["--fd-env", "--preset", "--switch"];
+
 /// Whether this server can be run here.
 pub fn can_run(recipe: &Recipe) -> bool {
     let told_otherwise = recipe
         .options
         .iter()
-        .any(|option| option.starts_with("--fd-env") || option.starts_with("--preset"));
+        .any(|option| TOLD.iter().any(|told| option.starts_with(told)));
     needs_program(recipe.program[0])
         && !(told_otherwise && original_differs("it has neither --fd-env nor --preset"))
 }
@@ -494,4 +497,63 @@ fn h2o_is_restarted_without_a_failed_request_below_a_server_that_was_started_as_
 #[test]
 fn puma_is_restarted_without_a_failed_request_below_a_server_that_was_started_as_root() {
     as_root(&PUMA);
+}
+
+/// By signals that end them at once, and without the code or the options that they need otherwise.
+fn as_ordinary_user_with_a_switch(recipe: &Recipe) {
+    as_ordinary_user(&Recipe {
+        clients: CLIENTS,
+        held: None,
+        ..*recipe
+    });
+}
+
+#[test]
+fn uvicorn_loses_nothing_with_a_switch() {
+    as_ordinary_user_with_a_switch(&Recipe {
+        options: &["--switch"],
+        ..UVICORN
+    });
+}
+
+#[test]
+fn starman_loses_nothing_with_a_switch() {
+    if needs_plack_server("Starman") {
+        as_ordinary_user_with_a_switch(&Recipe {
+            options: &["--switch"],
+            ..STARMAN
+        });
+    }
+}
+
+#[test]
+fn gunicorn_loses_nothing_with_a_switch() {
+    as_ordinary_user_with_a_switch(&Recipe {
+        options: &["--fd-env=systemd", "--switch"],
+        ..GUNICORN
+    });
+}
+
+#[test]
+fn unicorn_loses_nothing_with_a_switch_though_its_workers_are_ended_at_once() {
+    as_ordinary_user_with_a_switch(&Recipe {
+        options: &["--fd-env=unicorn", "--switch"],
+        ..UNICORN
+    });
+}
+
+#[test]
+fn nginx_loses_nothing_with_a_switch_though_its_workers_are_ended_at_once() {
+    as_ordinary_user_with_a_switch(&Recipe {
+        options: &["--fd-env=nginx", "--switch"],
+        ..NGINX
+    });
+}
+
+#[test]
+fn node_loses_nothing_with_a_switch() {
+    as_ordinary_user_with_a_switch(&Recipe {
+        options: &["--switch"],
+        ..NODE
+    });
 }

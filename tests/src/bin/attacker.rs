@@ -9,8 +9,8 @@
 //! * `bind PORT`: bind a TCP port of the loopback interface
 //!
 //! Two other deeds have no result: `filter PROGRAM ..` executes the program with a seccomp filter that allows everything,
-//! `refuse NUMBER HOW PROGRAM ..` with one that refuses this system call, or as `NUMBER:FIRST` only with this first
-//! argument: HOW is the errno, where 0 is a success without an effect, or `kill`.
+//! `refuse NUMBER HOW PROGRAM ..` with one that refuses this system call, or as `NUMBER:FIRST:SECOND:THIRD` only with these
+//! arguments, of which any may be empty or lack: HOW is the errno, where 0 is a success without an effect, or `kill`.
 
 #![allow(
     clippy::unwrap_used,
@@ -299,12 +299,17 @@ fn refuse(call: &str, how: &str) {
         "kill" => libc::SECCOMP_RET_KILL_PROCESS,
         errno => libc::SECCOMP_RET_ERRNO | errno.parse::<u32>().expect("an errno"),
     };
-    let (number, first) = match call.split_once(':') {
-        Some((number, first)) => (number, Some(first)),
-        None => (call, None),
-    };
-    let mut conditions = vec![(NUMBER, number)];
-    conditions.extend(first.map(|first| (FIRST_ARGUMENT, first)));
+    let places = [
+        NUMBER,
+        FIRST_ARGUMENT,
+        FIRST_ARGUMENT + 8,
+        FIRST_ARGUMENT + 16,
+    ];
+    let conditions: Vec<(u32, &str)> = places
+        .into_iter()
+        .zip(call.split(':'))
+        .filter(|(_, value)| !value.is_empty())
+        .collect();
     let mut program = Vec::new();
     for (done, (place, value)) in (1..).zip(&conditions) {
         // Else to the end, over the other conditions and the refusal.

@@ -13,13 +13,15 @@
 //! Only sockets of the same uid can join. Nobody can before the first one has listened, or for UDP has been bound: until
 //! then it does not share, which proves that the address was free.
 
+use std::io::IoSliceMut;
 use std::net::{IpAddr, SocketAddr};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
 
 use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::socket::{
-    AddressFamily, SockFlag, SockType, SockaddrStorage, bind, setsockopt, socket, sockopt,
+    AddressFamily, MsgFlags, SockFlag, SockType, SockaddrStorage, bind, recvmsg, setsockopt,
+    socket, sockopt,
 };
 
 use crate::host::open_files::duplicate_above;
@@ -52,6 +54,8 @@ pub struct Making {
     pub backlog: Option<i32>,
     /// Every socket is to be above this number.
     pub highest: RawFd,
+    /// The first socket has only begun to listen: among those that did, which an earlier process has left, it is the last.
+    pub first_is_last: bool,
 }
 
 /// Whether this kernel, and whatever filters our system calls, lets a program select: tried with a socket of nobody.
@@ -77,38 +81,75 @@ pub fn listen_alone(first: &OwnedFd, backlog: i32) -> nix::Result<()> {
     listen(first, backlog)
 }
 
+/// Lets the first socket listen again in a group whose other members still listen.
+///
+/// # Errors
+/// Of listen(2).
+pub fn listen_beside(first: &OwnedFd, backlog: i32) -> nix::Result<()> {
+    share(first, true)?;
+    listen(first, backlog)
+}
+
 impl Group {
     /// Makes a group of sockets: the first one listens, and so may the others, in the order of their places. What lacks is
     /// bound here, as far as this user may.
     ///
     /// # Errors
-    /// What does not work: then only the first one is of use.
+    /// What does not work: then only the first one is of use, and gets all new connections.
     pub fn form(first: &OwnedFd, others: Vec<OwnedFd>, making: Making) -> nix::Result<Group> {
+        Group::try_to_form(first, others, making).inspect_err(|_| {
+            // Whatever an earlier process has left selected. If that fails too, nothing was ever selected.
+            let _ = select(first, 0);
+            let _ = share(first, false);
+        })
+    }
+
+    fn try_to_form(first: &OwnedFd, others: Vec<OwnedFd>, making: Making) -> nix::Result<Group> {
         let mut kept = Vec::new();
         share(first, true)?;
         for other in others {
             kept.push(duplicate_above(other.as_fd(), making.highest)?);
         }
         for _ in kept.len() + 1..usize::from(making.lanes) {
-            let other = bind_beside(first, making.freebind)?;
-            kept.push(duplicate_above(other.as_fd(), making.highest)?);
+            match bind_beside(first, making.freebind) {
+                Ok(other) => kept.push(duplicate_above(other.as_fd(), making.highest)?),
+                // A port that only a binder may open, and those that are there suffice.
+                Err(_) if !kept.is_empty() => break,
+                Err(errno) => return Err(errno),
+            }
         }
         // Of more than are wanted, the last ones go: the others keep their places.
         kept.truncate(usize::from(making.lanes).saturating_sub(1));
-        for other in &kept {
-            share(other, true)?;
-            if let Some(backlog) = making.backlog.filter(|_| listens(other) != Ok(true)) {
-                listen(other, backlog)?;
-            }
-        }
-        select(first, 0)?;
-        Ok(Group {
+        let mut group = Group {
             others: kept,
-            places: (0..making.lanes).collect(),
+            places: Vec::new(),
             listens: making.backlog.is_some(),
             deaf: Vec::new(),
             stored_as: None,
-        })
+        };
+        group.places = (0..group.count()).collect();
+        for other in &group.others {
+            share(other, true)?;
+        }
+        if let Some(backlog) = making.backlog {
+            if making.first_is_last {
+                group.places.swap_remove(0);
+            }
+            let is_silent = |lane: &u8| *lane > 0 && listens(group.lane(first, *lane)) != Ok(true);
+            let silent: Vec<u8> = (0..group.count()).filter(is_silent).collect();
+            // As the kernel has done it.
+            for lane in &silent {
+                let place = group.places.iter().position(|one| one == lane);
+                place.map(|place| group.places.swap_remove(place));
+            }
+            group.places.extend(making.first_is_last.then_some(0));
+            for lane in silent {
+                listen(group.lane(first, lane), backlog)?;
+                group.places.push(lane);
+            }
+        }
+        group.select(first, 0)?;
+        Ok(group)
     }
 
     /// The socket of a lane.
@@ -125,10 +166,18 @@ impl Group {
         let place = self.places.iter().position(|one| *one == lane);
         let place = place.and_then(|place| u32::try_from(place).ok());
         let place = place.ok_or(Errno::ENOTCONN)?;
-        // Any member will do. One that has been shut down is none: it would begin another group.
-        let mut sockets = (0..self.count()).map(|one| self.lane(first, one));
-        let member = sockets.find(|one| !self.listens || listens(one) == Ok(true));
-        select(member.ok_or(Errno::ENOTCONN)?, place)
+        // Any member will do, unless a worker has locked its program (SO_LOCK_FILTER). One that has been shut down is none:
+        // it would begin another group.
+        let sockets = (0..self.count()).map(|one| self.lane(first, one));
+        let members = sockets.filter(|one| !self.listens || listens(one) == Ok(true));
+        let mut result = Err(Errno::ENOTCONN);
+        for member in members {
+            result = select(member, place);
+            if result.is_ok() {
+                break;
+            }
+        }
+        result
     }
 
     /// Lets lanes listen again that were shut down. Returns those; one must be selected then.
@@ -172,11 +221,33 @@ pub fn look_at<'a>(sockets: impl Iterator<Item = BorrowedFd<'a>>) -> (usize, boo
     if poll(&mut sources, PollTimeout::ZERO).is_err() {
         return (0, false);
     }
+    let failed = sources.iter().filter(|one| {
+        let found = one.revents().unwrap_or(PollFlags::empty());
+        found.contains(PollFlags::POLLERR) && !found.contains(PollFlags::POLLIN)
+    });
+    failed.for_each(|one| drop_errors(one.as_fd()));
     let found = sources.iter().filter_map(PollFd::revents);
     let shut = found.clone().filter(|it| it.contains(PollFlags::POLLHUP));
     let waiting =
         found.filter(|it| it.contains(PollFlags::POLLIN) && !it.contains(PollFlags::POLLHUP));
     (waiting.count(), shut.count() > 0)
+}
+
+/// Reads the reports about datagrams that did not arrive (`IP_RECVERR`, ip(7)), which a worker has wanted and left: whoever
+/// waits for the socket would be woken by them for ever.
+fn drop_errors(socket: BorrowedFd<'_>) {
+    /// More than any socket holds by default.
+    const MOST: usize = 10_000;
+    let flags = MsgFlags::MSG_ERRQUEUE | MsgFlags::MSG_DONTWAIT;
+    for _ in 0..MOST {
+        let mut rest = [0];
+        let mut parts = [IoSliceMut::new(&mut rest)];
+        if recvmsg::<()>(socket.as_raw_fd(), &mut parts, None, flags).is_err() {
+            break;
+        }
+    }
+    // The error itself, which is gone once it is asked for.
+    let _ = nix::sys::socket::getsockopt(&socket, sockopt::SocketError);
 }
 
 /// Whether others of the same uid may be bound to its address.
@@ -247,11 +318,23 @@ mod tests {
 
     use super::*;
 
+    /// `SO_LOCK_FILTER`, socket(7).
+    #[expect(unsafe_code, reason = "nix does not know SO_LOCK_FILTER")]
+    fn lock_filter(socket: &OwnedFd) {
+        let (level, name, on): (_, _, libc::c_int) = (libc::SOL_SOCKET, libc::SO_LOCK_FILTER, 1);
+        let length = libc::socklen_t::try_from(size_of_val(&on)).unwrap();
+        let value = (&raw const on).cast();
+        // SAFETY: `value` points to `length` bytes, which the kernel only reads.
+        let result = unsafe { libc::setsockopt(socket.as_raw_fd(), level, name, value, length) };
+        assert_eq!(result, 0);
+    }
+
     const MAKING: Making = Making {
         lanes: 3,
         freebind: false,
         backlog: Some(9),
         highest: 2,
+        first_is_last: false,
     };
 
     /// Bound as a binder does it, to a port that the kernel has chosen and nobody has any more.
@@ -362,6 +445,57 @@ mod tests {
                 assert_eq!(reached(&first, &group), [lane], "{shut:?} {group:?}");
             }
         }
+    }
+
+    #[test]
+    fn lanes_of_an_earlier_process_are_found_whichever_of_them_was_shut_down() {
+        for shut in [None, Some(0), Some(1), Some(2)] {
+            let (first, group) = listening(Ipv4Addr::LOCALHOST.into());
+            group.select(&first, 1).unwrap();
+            if let Some(lane) = shut {
+                let how = nix::sys::socket::Shutdown::Both;
+                nix::sys::socket::shutdown(group.lane(&first, lane).as_raw_fd(), how).unwrap();
+            }
+            let first_is_last = shut == Some(0);
+            if first_is_last {
+                listen_beside(&first, 9).unwrap();
+            }
+            let making = Making {
+                first_is_last,
+                ..MAKING
+            };
+            let group = Group::form(&first, group.others, making).unwrap();
+            for lane in [0, 2, 1] {
+                group.select(&first, lane).unwrap();
+                assert_eq!(reached(&first, &group), [lane], "{shut:?} {group:?}");
+            }
+        }
+    }
+
+    #[test]
+    fn a_lane_whose_program_is_locked_does_not_keep_the_others_from_being_selected() {
+        let (first, group) = listening(Ipv4Addr::LOCALHOST.into());
+        lock_filter(&first);
+        assert_eq!(select(&first, 1), Err(Errno::EPERM));
+        group.select(&first, 1).unwrap();
+        assert_eq!(reached(&first, &group), [1]);
+    }
+
+    #[test]
+    fn reports_of_datagrams_that_did_not_arrive_do_not_wake_for_ever() {
+        let socket = UdpSocket::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
+        setsockopt(&socket, sockopt::Ipv4RecvErr, &true).unwrap();
+        let nobody = UdpSocket::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
+        let address = nobody.local_addr().unwrap();
+        drop(nobody);
+        socket.send_to(b"x", address).unwrap();
+        let is_woken = || {
+            let mut sources = [PollFd::new(socket.as_fd(), PollFlags::POLLIN)];
+            poll(&mut sources, PollTimeout::ZERO).unwrap() > 0
+        };
+        assert!(is_woken());
+        assert_eq!(look_at(std::iter::once(socket.as_fd())), (0, false));
+        assert!(!is_woken());
     }
 
     #[test]

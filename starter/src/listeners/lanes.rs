@@ -67,6 +67,13 @@ impl Lanes {
         firsts.map(move |(place, (first, _))| self.socket(place, first, lane))
     }
 
+    /// Every socket of every listener.
+    pub fn all<'a>(&'a self, firsts: &'a [Placed]) -> Vec<BorrowedFd<'a>> {
+        let others = self.groups.iter().flatten().flat_map(|one| &one.others);
+        let firsts = firsts.iter().map(|(first, _)| first);
+        firsts.chain(others).map(AsFd::as_fd).collect()
+    }
+
     /// The sockets that are this lane's alone, except those that nobody can mend.
     pub fn own<'a>(
         &'a self,

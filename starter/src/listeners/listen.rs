@@ -85,11 +85,18 @@ fn listener(
     })?;
     let address = bound_address(&socket);
     let switch = ways.switch.filter(|_| planned.can_switch());
-    let granted =
-        listen_if_needed(planned, &socket, ways.backlog, switch.is_some()).map_err(|errno| {
-            let ip = address.map(|address| address.ip());
-            cannot_bind(wanted, &errno.into(), ip)
-        })?;
+    let is_silent = wanted.listens() && sockets::listens(&socket) != Ok(true);
+    // Of an earlier process, which may have left the first one shut down.
+    let first_is_last = is_silent && further.iter().any(|one| sockets::listens(one) == Ok(true));
+    let way = match (switch, first_is_last) {
+        (None, _) => Way::Plain,
+        (Some(_), false) => Way::Alone,
+        (Some(_), true) => Way::Beside,
+    };
+    let granted = listen_if_needed(planned, &socket, ways.backlog, way).map_err(|errno| {
+        let ip = address.map(|address| address.ip());
+        cannot_bind(wanted, &errno.into(), ip)
+    })?;
     let group = match switch {
         None => None,
         Some(switch) => {
@@ -98,6 +105,7 @@ fn listener(
                 freebind: matches!(wanted, Wanted::Port(spec) if spec.freebind),
                 backlog: wanted.listens().then_some(ways.backlog.number()),
                 highest,
+                first_is_last,
             };
             match Group::form(&socket, further, making) {
                 Ok(group) => Some(group),
@@ -126,13 +134,24 @@ fn listener(
     })
 }
 
+/// How the first socket of a listener begins to listen.
+#[derive(Debug, Clone, Copy)]
+enum Way {
+    /// It is the only one.
+    Plain,
+    /// Before all others of its group, and as nobody's but ours.
+    Alone,
+    /// While others of its group do.
+    Beside,
+}
+
 /// Lets the socket listen, if it is a stream socket. One that the launcher lets listen already does so as it says, unless
 /// `--backlog` asks for something else. Returns how many connections may wait there, if that is known.
 fn listen_if_needed(
     planned: &Planned,
     socket: &OwnedFd,
     backlog: Backlog,
-    has_lanes: bool,
+    way: Way,
 ) -> nix::Result<Option<u32>> {
     if !planned.wanted.listens() {
         return Ok(None);
@@ -141,9 +160,10 @@ fn listen_if_needed(
     if is_inherited && !backlog.is_asked() && sockets::listens(socket)? {
         return Ok(sockets::backlog_of(socket).ok().flatten());
     }
-    match has_lanes && !sockets::listens(socket)? {
-        true => group::listen_alone(socket, backlog.number())?,
-        false => sockets::listen(socket, backlog.number())?,
+    match way {
+        Way::Alone if !sockets::listens(socket)? => group::listen_alone(socket, backlog.number())?,
+        Way::Beside => group::listen_beside(socket, backlog.number())?,
+        Way::Alone | Way::Plain => sockets::listen(socket, backlog.number())?,
     }
     Ok(Some(backlog.granted()))
 }

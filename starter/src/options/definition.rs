@@ -198,16 +198,16 @@ fn switching() -> [Arg; 4] {
             "with required, that is refused.",
         ])),
         valued("lanes", "NUMBER").help(lines([
-            "With --switch: how many sockets each port has, and so how many servers",
-            "can be there at a time, old ones too: 2 to 8 (default: 2).",
+            "With --switch: how many sockets each port has, and so how many",
+            "generations can be there at a time, old ones too: 2 to 8 (default: 2).",
         ])),
         valued("quiet-time", "SECONDS").help(lines([
-            "With --switch: how long no connection must have waited for the old",
-            "server before it is told to stop (default: 0.2).",
+            "With --switch: how long the old server's queue must have been empty",
+            "before it is told to stop (default: 0.2).",
         ])),
         valued("switch-timeout", "SECONDS").help(lines([
-            "With --switch: tell it to stop after this time in any case (default:",
-            "5).",
+            "With --switch: tell the old server to stop after this time in any case",
+            "(default: 5).",
         ])),
     ]
 }
@@ -221,7 +221,8 @@ fn many() -> [Arg; 3] {
         optionally_valued("rolling", "NUMBER", "1").help(lines([
             "Replace them one by one: start up to this many new ones (default: 1),",
             "and stop an old one as soon as the new one in its place serves. If one",
-            "fails, the restart stops there. By default all are replaced at once.",
+            "fails, the restart stops there. Without this option all are replaced at",
+            "once.",
         ])),
         valued("start-parallel", "NUMBER").help(lines([
             "How many of them may be starting at the same time (default: the number",

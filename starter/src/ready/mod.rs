@@ -34,7 +34,7 @@ mod trial;
 mod watched;
 mod whom;
 
-use std::os::fd::{BorrowedFd, OwnedFd, RawFd};
+use std::os::fd::BorrowedFd;
 
 use nix::poll::PollFlags;
 use nix::unistd::Pid;
@@ -174,8 +174,8 @@ impl Readiness {
     }
 
     /// Looks at everything that may have changed, without waiting for anything. What is found is passed on afterwards.
-    /// `ours` are the listeners, with their numbers in the workers.
-    pub fn look(&mut self, now: Moment, ours: &[(OwnedFd, RawFd)], run: &mut Runner<'_>) {
+    /// `ours` are the listeners, with all their lanes.
+    pub fn look(&mut self, now: Moment, ours: &[BorrowedFd<'_>], run: &mut Runner<'_>) {
         let (settings, watched, mut desk) = self.desk(now, ours);
         for watched in watched {
             watched.look(settings, run, &mut desk);
@@ -184,7 +184,7 @@ impl Readiness {
     }
 
     /// A child has died: if it was a worker, what it has said before counts.
-    pub fn read_last_words(&mut self, pid: Pid, now: Moment, ours: &[(OwnedFd, RawFd)]) {
+    pub fn read_last_words(&mut self, pid: Pid, now: Moment, ours: &[BorrowedFd<'_>]) {
         let (_, watched, mut desk) = self.desk(now, ours);
         for watched in watched {
             watched.read_last_words(pid, &mut desk);
@@ -194,7 +194,7 @@ impl Readiness {
     fn desk<'a>(
         &'a mut self,
         now: Moment,
-        ours: &'a [(OwnedFd, RawFd)],
+        ours: &'a [BorrowedFd<'a>],
     ) -> (&'a Settings, &'a mut [Watched], Desk<'a>) {
         let desk = Desk {
             now,

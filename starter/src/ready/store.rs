@@ -140,7 +140,7 @@ impl Store {
         message: &Message,
         descriptors: Vec<OwnedFd>,
         is_cut: bool,
-        ours: &[(OwnedFd, RawFd)],
+        ours: &[BorrowedFd<'_>],
     ) -> Vec<Refusal> {
         // Whoever waits for us to close something does not want it kept.
         if message.is_barrier || !(message.stores || message.removes) {
@@ -180,13 +180,17 @@ impl Store {
         name: &str,
         descriptor: OwnedFd,
         is_polled: bool,
-        ours: &[(OwnedFd, RawFd)],
+        ours: &[BorrowedFd<'_>],
     ) -> Result<(), Refusal> {
         let stat = fstat(&descriptor).map_err(|_| Refusal::Lost)?;
         let file = (stat.st_dev, stat.st_ino);
         let is_same = |other: &OwnedFd| is_same_file(descriptor.as_fd(), other.as_fd());
         let is_kept = |kept: &Kept| kept.file == file && is_same(&kept.descriptor);
-        if self.kept.iter().any(is_kept) || ours.iter().any(|(socket, _)| is_same(socket)) {
+        if self.kept.iter().any(is_kept)
+            || ours
+                .iter()
+                .any(|socket| is_same_file(descriptor.as_fd(), *socket))
+        {
             return Ok(());
         }
         if self.kept.len() >= self.most {
@@ -416,8 +420,9 @@ mod tests {
         assert_eq!(tell(&mut store, b"FDSTORE=1\nFDNAME=c", vec![again]), []);
         assert_eq!(names(&store), [("a", 5), ("b", 6)]);
         assert_eq!(store.refused(), 1);
-        let ours = [(file(), 3)];
-        let copy = ours[0].0.try_clone().unwrap();
+        let listener = file();
+        let ours = [listener.as_fd()];
+        let copy = listener.try_clone().unwrap();
         tell(&mut store, b"FDSTOREREMOVE=1\nFDNAME=a", vec![]);
         let kept = store.obey(&parse(b"FDSTORE=1\nFDNAME=l"), vec![copy], false, &ours);
         assert_eq!((kept, names(&store)), (vec![], vec![("b", 5)]));

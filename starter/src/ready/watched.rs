@@ -1,7 +1,7 @@
 //! One generation on its way to readiness, and what is kept of it afterwards.
 
 use std::collections::BTreeSet;
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd, RawFd};
+use std::os::fd::{AsFd, BorrowedFd};
 use std::time::Duration;
 
 use nix::errno::Errno;
@@ -41,7 +41,7 @@ pub struct Desk<'a> {
     pub now: Moment,
     pub store: &'a mut Store,
     /// The listeners, with their numbers in the workers.
-    pub ours: &'a [(OwnedFd, RawFd)],
+    pub ours: &'a [BorrowedFd<'a>],
     pub found: &'a mut Vec<Event>,
     pub notices: &'a mut Vec<Notice>,
 }

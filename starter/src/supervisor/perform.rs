@@ -341,7 +341,8 @@ impl Resources {
                 }
             })
         };
-        readiness.look(Moment::now(), &blueprint.sockets, &mut run);
+        let ours = blueprint.lanes.all(&blueprint.sockets);
+        readiness.look(Moment::now(), &ours, &mut run);
         self.check.read();
         self.upgrade.look(Moment::now());
         self.tell_of_readiness();
@@ -441,8 +442,8 @@ impl Resources {
             )));
             return vec![Event::Stop(Signal::SIGTERM)];
         }
-        let sockets = &self.blueprint.sockets;
-        self.readiness.read_last_words(pid, Moment::now(), sockets);
+        let ours = self.blueprint.lanes.all(&self.blueprint.sockets);
+        self.readiness.read_last_words(pid, Moment::now(), &ours);
         self.tell_of_readiness();
         // Before the verdict, which needs its last lines.
         let (is_on_trial, readers) = (machine.is_on_trial(pid), self.status_file.readers());

@@ -1,6 +1,7 @@
 //! A generation with two workers: neither answers for the other.
 
 use nix::sys::socket::{SockaddrStorage, getsockname};
+use std::os::fd::OwnedFd;
 
 use super::*;
 

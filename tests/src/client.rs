@@ -268,9 +268,9 @@ impl Load {
     }
 
     /// Ends the clients after their current question.
-    pub fn stop(self) -> Outcome {
+    pub fn stop(mut self) -> Outcome {
         self.stopped.store(true, Ordering::Relaxed);
-        self.clients
+        std::mem::take(&mut self.clients)
             .into_iter()
             .map(|client| client.join().expect("a client panicked"))
             .fold(Outcome::default(), |mut total, client| {
@@ -279,6 +279,13 @@ impl Load {
                 total.worst_latency = total.worst_latency.max(client.worst_latency);
                 total
             })
+    }
+}
+
+impl Drop for Load {
+    /// The clients of a test that has failed leave the CPUs to the others.
+    fn drop(&mut self) {
+        self.stopped.store(true, Ordering::Relaxed);
     }
 }
 

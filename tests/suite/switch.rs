@@ -159,7 +159,8 @@ fn clients_lose_nothing_though_old_workers_die_at_once() {
     let setup = Server::setup().status_file().without_interval();
     let server = serving(setup, port);
     let load = Load::start(port, 64);
-    for _ in 0..restarts().max(40) {
+    // On a busy machine it may take a while.
+    for _ in 0..restarts().max(400) {
         load.wait_for_more(200);
         server.restart();
         if load.failures() > 0 {
@@ -345,7 +346,10 @@ fn a_worker_that_shuts_its_sockets_down_harms_nobody_else() {
         for _ in 0..5 {
             load.wait_for_more(50);
             let new = server.restart();
-            assert_eq!(server.ask(port).pid, new.pid.as_raw());
+            // Before the lanes are mended, what comes may reach the lane of the old one, and a worker that is started for it.
+            server.wait_until("the new worker answers", |server| {
+                server.ask(port).pid == new.pid.as_raw()
+            });
         }
         load.wait_for_more(50);
         assert_eq!(load.stop().failures, [""; 0], "{}", server.log());

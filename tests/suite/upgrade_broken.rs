@@ -259,8 +259,8 @@ fn a_snapshot_that_cannot_be_used_is_one_clear_line() {
         ),
         (&[0xff; 100], "it is no snapshot of start_server"),
         (
-            b"start_server snapshot 2 2 0\n{}",
-            "the snapshot has format 2, and this version knows formats up to 1",
+            b"start_server snapshot 3 2 0\n{}",
+            "the snapshot has format 3, and this version knows formats up to 2",
         ),
         (
             b"start_server snapshot 0 2 0\n{}",

@@ -38,11 +38,11 @@ complete -c start_server -l enable-auto-restart -d 'Start a new server at regula
 1\t''"
 complete -c start_server -l auto-restart-interval -d 'The time between two such starts (default: 360); doubled while an old server is still alive.' -r
 complete -c start_server -l switch -d 'Open several sockets for each port, and give each new server one that no other has. Once it serves, all new connections come to it, and the old one has time to finish before it is told to stop. Unix sockets and inherited ones are shared, as are all where the kernel cannot do it; with required, that is refused.' -r
-complete -c start_server -l lanes -d 'With --switch: how many sockets each port has, and so how many servers can be there at a time, old ones too: 2 to 8 (default: 2).' -r
-complete -c start_server -l quiet-time -d 'With --switch: how long no connection must have waited for the old server before it is told to stop (default: 0.2).' -r
-complete -c start_server -l switch-timeout -d 'With --switch: tell it to stop after this time in any case (default: 5).' -r
+complete -c start_server -l lanes -d 'With --switch: how many sockets each port has, and so how many generations can be there at a time, old ones too: 2 to 8 (default: 2).' -r
+complete -c start_server -l quiet-time -d 'With --switch: how long the old server\'s queue must have been empty before it is told to stop (default: 0.2).' -r
+complete -c start_server -l switch-timeout -d 'With --switch: tell the old server to stop after this time in any case (default: 5).' -r
 complete -c start_server -l workers -d 'Run this many servers side by side, or one for each CPU (default: 1). Each finds its number in SERVER_STARTER_WORKER, from 0.' -r
-complete -c start_server -l rolling -d 'Replace them one by one: start up to this many new ones (default: 1), and stop an old one as soon as the new one in its place serves. If one fails, the restart stops there. By default all are replaced at once.' -r
+complete -c start_server -l rolling -d 'Replace them one by one: start up to this many new ones (default: 1), and stop an old one as soon as the new one in its place serves. If one fails, the restart stops there. Without this option, all are replaced at once.' -r
 complete -c start_server -l start-parallel -d 'How many of them may be starting at the same time (default: the number of CPUs; with --ready=interval no limit).' -r
 complete -c start_server -l ready -d 'What proves that a new server serves, and so ends the old one: interval      it stays alive for --interval (default) notify        it says READY=1, as to systemd (sd_notify) fd:N          it writes a line feed to descriptor N, as to s6 exec:COMMAND  a shell command exits with 0; it is tried again accept        it accepts a connection on a listener of its own http:PATH     it answers GET PATH there' -r
 complete -c start_server -l ready-status -d 'The statuses that count as ready with --ready=http (default: 200).' -r

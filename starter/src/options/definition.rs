@@ -221,8 +221,8 @@ fn many() -> [Arg; 3] {
         optionally_valued("rolling", "NUMBER", "1").help(lines([
             "Replace them one by one: start up to this many new ones (default: 1),",
             "and stop an old one as soon as the new one in its place serves. If one",
-            "fails, the restart stops there. Without this option all are replaced at",
-            "once.",
+            "fails, the restart stops there. Without this option, all are replaced",
+            "at once.",
         ])),
         valued("start-parallel", "NUMBER").help(lines([
             "How many of them may be starting at the same time (default: the number",

@@ -107,17 +107,7 @@ fn listener(
                 highest,
                 first_is_last,
             };
-            match Group::form(&socket, further, making) {
-                Ok(group) => Some(group),
-                Err(errno) if switch.is_required => {
-                    return Err(switch::no_lanes(&wanted.given(), errno));
-                }
-                Err(errno) => {
-                    let given = wanted.given();
-                    notices.push(Notice::Switching(Switching::NoLanes { given, errno }));
-                    None
-                }
-            }
+            group(planned, &socket, further, (switch, making), notices)?
         }
     };
     Ok(Listener {
@@ -132,6 +122,26 @@ fn listener(
             name: one.name.clone(),
         }),
     })
+}
+
+/// The group of a listener whose first socket listens, if it can be one.
+fn group(
+    planned: &Planned,
+    first: &OwnedFd,
+    further: Vec<OwnedFd>,
+    (switch, making): (Switch, Making),
+    notices: &mut Vec<Notice>,
+) -> Result<Option<Group>, Failure> {
+    let given = || planned.wanted.given();
+    match Group::form(first, further, making) {
+        Ok(group) => Ok(Some(group)),
+        Err(errno) if switch.is_required => Err(switch::no_lanes(&given(), errno)),
+        Err(errno) => {
+            let given = given();
+            notices.push(Notice::Switching(Switching::NoLanes { given, errno }));
+            Ok(None)
+        }
+    }
 }
 
 /// How the first socket of a listener begins to listen.

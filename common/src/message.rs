@@ -18,7 +18,7 @@ use crate::trusted_path::{Distrust, Untrusted};
 pub const MOST_DESCRIPTORS: usize = 253;
 
 /// The most sockets that are made for one address.
-pub const MOST_LANES: u8 = 8;
+pub const MOST_LANES: u8 = 128;
 
 /// The most grants in one `Allow`; more are sent in several.
 pub const MOST_GRANTS: usize = 256;

@@ -25,10 +25,9 @@ use nix::sys::socket::{
 };
 
 use crate::host::open_files::duplicate_above;
+use crate::listeners::program::{Choice, Family, Flows, Spread};
 use crate::listeners::sockets::{bound_address, listen, listens};
-
-/// `BPF_RET | BPF_K` of classic BPF: the answer is a constant.
-const RETURN: u16 = 0x06;
+use crate::machine::By;
 
 /// The sockets of one listener beside the first one, which everybody else knows as the listener.
 #[derive(Debug)]
@@ -43,6 +42,17 @@ pub struct Group {
     pub deaf: Vec<u8>,
     /// The name of the first place in the store of a service manager, if it is there.
     pub stored_as: Option<String>,
+    /// Which byte of a connection ID of QUIC names the socket, if that counts.
+    pub flows: Option<u8>,
+}
+
+/// Which sockets of a group get what comes, by their numbers.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Selected {
+    pub main: Vec<u8>,
+    /// Who gets so many of a hundred of it.
+    pub canary: Option<(Vec<u8>, u8, By)>,
+    pub spread: Spread,
 }
 
 /// How the sockets of a group are made.
@@ -56,6 +66,8 @@ pub struct Making {
     pub highest: RawFd,
     /// The first socket has only begun to listen: among those that did, which an earlier process has left, it is the last.
     pub first_is_last: bool,
+    /// Which byte of a connection ID of QUIC names the socket, if that counts.
+    pub flows: Option<u8>,
 }
 
 /// Whether this kernel, and whatever filters our system calls, lets a program select: tried with a socket of nobody.
@@ -66,7 +78,7 @@ pub fn is_possible() -> nix::Result<()> {
     let flags = SockFlag::SOCK_CLOEXEC;
     let socket = socket(AddressFamily::Inet, SockType::Stream, flags, None)?;
     share(&socket, true)?;
-    select(&socket, 0)
+    attach(&socket, &only(0))
 }
 
 /// Lets the first socket listen, as nobody's but ours, and then be one of a group in which it is selected.
@@ -76,7 +88,7 @@ pub fn is_possible() -> nix::Result<()> {
 pub fn listen_alone(first: &OwnedFd, backlog: i32) -> nix::Result<()> {
     // The program must be there before another one listens; what shares may join another group in listen(2).
     share(first, true)?;
-    select(first, 0)?;
+    attach(first, &only(0))?;
     share(first, false)?;
     listen(first, backlog)
 }
@@ -90,6 +102,29 @@ pub fn listen_beside(first: &OwnedFd, backlog: i32) -> nix::Result<()> {
     listen(first, backlog)
 }
 
+impl Selected {
+    /// This one gets everything.
+    pub fn only(number: u8) -> Selected {
+        Selected {
+            main: vec![number],
+            canary: None,
+            spread: Spread::Random,
+        }
+    }
+}
+
+/// The program that always answers with this place.
+fn only(place: u32) -> Vec<libc::sock_filter> {
+    let choice = Choice {
+        main: vec![place],
+        canary: None,
+        spread: Spread::Random,
+        family: Family::V4,
+        flows: None,
+    };
+    choice.program()
+}
+
 impl Group {
     /// Makes a group of sockets: the first one listens, and so may the others, in the order of their places. What lacks is
     /// bound here, as far as this user may.
@@ -99,7 +134,7 @@ impl Group {
     pub fn form(first: &OwnedFd, others: Vec<OwnedFd>, making: Making) -> nix::Result<Group> {
         Group::try_to_form(first, others, making).inspect_err(|_| {
             // Whatever an earlier process has left selected. If that fails too, nothing was ever selected.
-            let _ = select(first, 0);
+            let _ = attach(first, &only(0));
             let _ = share(first, false);
         })
     }
@@ -126,6 +161,7 @@ impl Group {
             listens: making.backlog.is_some(),
             deaf: Vec::new(),
             stored_as: None,
+            flows: making.flows,
         };
         group.places = (0..group.count()).collect();
         for other in &group.others {
@@ -148,7 +184,7 @@ impl Group {
                 group.places.push(lane);
             }
         }
-        group.select(first, 0)?;
+        group.select(first, &Selected::only(0))?;
         Ok(group)
     }
 
@@ -160,24 +196,58 @@ impl Group {
         }
     }
 
-    /// Gives every new connection to this lane.
-    pub fn select(&self, first: &OwnedFd, lane: u8) -> nix::Result<()> {
-        // One that a worker has shut down, and that nobody could mend, has none.
-        let place = self.places.iter().position(|one| *one == lane);
-        let place = place.and_then(|place| u32::try_from(place).ok());
-        let place = place.ok_or(Errno::ENOTCONN)?;
+    /// Gives what comes to these.
+    pub fn select(&self, first: &OwnedFd, selected: &Selected) -> nix::Result<()> {
+        let program = self.choice(first, selected)?.program();
         // Any member will do, unless a worker has locked its program (SO_LOCK_FILTER). One that has been shut down is none:
         // it would begin another group.
         let sockets = (0..self.count()).map(|one| self.lane(first, one));
         let members = sockets.filter(|one| !self.listens || listens(one) == Ok(true));
         let mut result = Err(Errno::ENOTCONN);
         for member in members {
-            result = select(member, place);
+            result = attach(member, &program);
             if result.is_ok() {
                 break;
             }
         }
         result
+    }
+
+    fn choice(&self, first: &OwnedFd, selected: &Selected) -> nix::Result<Choice> {
+        let family = match bound_address(first) {
+            Some(SocketAddr::V6(_)) => Family::V6,
+            Some(SocketAddr::V4(_)) | None => Family::V4,
+        };
+        let canary = selected.canary.as_ref();
+        let canary = canary.map(|(sockets, percent, by)| (self.places_of(sockets), *percent, *by));
+        let main = self.places_of(&selected.main);
+        // A lane that a worker has shut down, and that nobody could mend, has none.
+        let is_deaf = main.is_empty() || canary.as_ref().is_some_and(|(all, ..)| all.is_empty());
+        match is_deaf {
+            true => Err(Errno::ENOTCONN),
+            false => Ok(Choice {
+                main,
+                canary,
+                spread: selected.spread,
+                family,
+                flows: self.flows.filter(|_| !self.listens).map(|offset| Flows {
+                    offset,
+                    places: (0..self.count()).map(|one| self.place_of(one)).collect(),
+                }),
+            }),
+        }
+    }
+
+    fn places_of(&self, sockets: &[u8]) -> Vec<u32> {
+        sockets
+            .iter()
+            .filter_map(|one| self.place_of(*one))
+            .collect()
+    }
+
+    fn place_of(&self, number: u8) -> Option<u32> {
+        let place = self.places.iter().position(|one| *one == number)?;
+        u32::try_from(place).ok()
     }
 
     /// Lets lanes listen again that were shut down. Returns those; one must be selected then.
@@ -283,22 +353,16 @@ fn bind_beside(first: &OwnedFd, freebind: bool) -> nix::Result<OwnedFd> {
     Ok(other)
 }
 
-/// Attaches the program that always answers with this place, to the group of this socket.
+/// Attaches a program to the group of this socket.
 #[expect(unsafe_code, reason = "nix does not know SO_ATTACH_REUSEPORT_CBPF")]
-fn select(member: &OwnedFd, place: u32) -> nix::Result<()> {
-    let mut instruction = libc::sock_filter {
-        code: RETURN,
-        jt: 0,
-        jf: 0,
-        k: place,
-    };
+fn attach(member: &OwnedFd, program: &[libc::sock_filter]) -> nix::Result<()> {
     let program = libc::sock_fprog {
-        len: 1,
-        filter: &raw mut instruction,
+        len: u16::try_from(program.len()).map_err(|_| Errno::E2BIG)?,
+        filter: program.as_ptr().cast_mut(),
     };
     let length = libc::socklen_t::try_from(size_of_val(&program)).unwrap_or(0);
-    // SAFETY: `program` is `length` bytes and points to one instruction; the kernel only reads both, and both outlive the
-    // call.
+    // SAFETY: `program` is `length` bytes and points to as many instructions as it says; the kernel only reads both, and both
+    // outlive the call.
     let result = unsafe {
         libc::setsockopt(
             member.as_raw_fd(),
@@ -313,7 +377,7 @@ fn select(member: &OwnedFd, place: u32) -> nix::Result<()> {
 
 #[cfg(test)]
 #[allow(clippy::unwrap_used, reason = "tests fail by panicking")]
-mod tests {
+pub(super) mod tests {
     use std::net::{Ipv4Addr, Ipv6Addr, TcpListener, TcpStream, UdpSocket};
 
     use super::*;
@@ -329,12 +393,13 @@ mod tests {
         assert_eq!(result, 0);
     }
 
-    const MAKING: Making = Making {
+    pub const MAKING: Making = Making {
         lanes: 3,
         freebind: false,
         backlog: Some(9),
         highest: 2,
         first_is_last: false,
+        flows: None,
     };
 
     /// Bound as a binder does it, to a port that the kernel has chosen and nobody has any more.
@@ -355,7 +420,8 @@ mod tests {
         socket
     }
 
-    fn listening(ip: IpAddr) -> (OwnedFd, Group) {
+    /// Three lanes of a port.
+    pub fn listening(ip: IpAddr) -> (OwnedFd, Group) {
         let first = bound(ip);
         let address = bound_address(&first).unwrap();
         let others = vec![bound_to(address), bound_to(address)];
@@ -367,7 +433,11 @@ mod tests {
     /// Which lanes have something waiting, after a client has connected.
     fn reached(first: &OwnedFd, group: &Group) -> Vec<u8> {
         let address = bound_address(first).unwrap();
-        let client = TcpStream::connect(address).unwrap();
+        reached_by(TcpStream::connect(address).unwrap(), first, group)
+    }
+
+    /// The same for a client that has connected.
+    pub fn reached_by(client: TcpStream, first: &OwnedFd, group: &Group) -> Vec<u8> {
         let is_waiting = |lane: &u8| {
             let socket = group.lane(first, *lane).as_fd();
             look_at(std::iter::once(socket)).0 > 0
@@ -392,7 +462,7 @@ mod tests {
             let (first, group) = listening(ip);
             assert_eq!(reached(&first, &group), [0], "before any switch");
             for lane in [2, 1, 0, 1] {
-                group.select(&first, lane).unwrap();
+                group.select(&first, &Selected::only(lane)).unwrap();
                 for _ in 0..8 {
                     assert_eq!(reached(&first, &group), [lane]);
                 }
@@ -420,7 +490,7 @@ mod tests {
         let again = |socket: &OwnedFd| listen(socket, 9);
         for shut in [&[0][..], &[1], &[2], &[0, 1, 2], &[1, 2]] {
             let (first, mut group) = listening(Ipv4Addr::LOCALHOST.into());
-            group.select(&first, 1).unwrap();
+            group.select(&first, &Selected::only(1)).unwrap();
             for lane in shut {
                 let socket = group.lane(&first, *lane).try_clone().unwrap();
                 let how = nix::sys::socket::Shutdown::Both;
@@ -434,14 +504,14 @@ mod tests {
             }
             if *shut == [0] {
                 // Before anybody has seen it, and though any member would do.
-                assert_eq!(group.select(&first, 1), Ok(()));
+                assert_eq!(group.select(&first, &Selected::only(1)), Ok(()));
                 assert_eq!(reached(&first, &group), [1]);
             }
             if shut.len() != 2 {
                 assert_eq!(group.listen_again(&first, again), shut);
             }
             for lane in [0, 2, 1] {
-                group.select(&first, lane).unwrap();
+                group.select(&first, &Selected::only(lane)).unwrap();
                 assert_eq!(reached(&first, &group), [lane], "{shut:?} {group:?}");
             }
         }
@@ -451,7 +521,7 @@ mod tests {
     fn lanes_of_an_earlier_process_are_found_whichever_of_them_was_shut_down() {
         for shut in [None, Some(0), Some(1), Some(2)] {
             let (first, group) = listening(Ipv4Addr::LOCALHOST.into());
-            group.select(&first, 1).unwrap();
+            group.select(&first, &Selected::only(1)).unwrap();
             if let Some(lane) = shut {
                 let how = nix::sys::socket::Shutdown::Both;
                 nix::sys::socket::shutdown(group.lane(&first, lane).as_raw_fd(), how).unwrap();
@@ -466,7 +536,7 @@ mod tests {
             };
             let group = Group::form(&first, group.others, making).unwrap();
             for lane in [0, 2, 1] {
-                group.select(&first, lane).unwrap();
+                group.select(&first, &Selected::only(lane)).unwrap();
                 assert_eq!(reached(&first, &group), [lane], "{shut:?} {group:?}");
             }
         }
@@ -476,8 +546,8 @@ mod tests {
     fn a_lane_whose_program_is_locked_does_not_keep_the_others_from_being_selected() {
         let (first, group) = listening(Ipv4Addr::LOCALHOST.into());
         lock_filter(&first);
-        assert_eq!(select(&first, 1), Err(Errno::EPERM));
-        group.select(&first, 1).unwrap();
+        assert_eq!(attach(&first, &only(1)), Err(Errno::EPERM));
+        group.select(&first, &Selected::only(1)).unwrap();
         assert_eq!(reached(&first, &group), [1]);
     }
 
@@ -506,7 +576,7 @@ mod tests {
             let group = Group::form(&first, vec![], Making { backlog, ..MAKING }).unwrap();
             let client = UdpSocket::bind((ip, 0)).unwrap();
             for lane in [0, 2, 1] {
-                group.select(&first, lane).unwrap();
+                group.select(&first, &Selected::only(lane)).unwrap();
                 client
                     .send_to(b"x", bound_address(&first).unwrap())
                     .unwrap();

@@ -6,19 +6,23 @@ use nix::errno::Errno;
 use serde::{Deserialize, Serialize};
 
 use crate::host::luggage::{Carried, Luggage};
-use crate::listeners::group::{Group, look_at};
+use crate::listeners::group::{Group, Selected, look_at};
+use crate::listeners::program::Spread;
 use crate::listeners::socket_files::SocketFiles;
 use crate::listeners::store::{Store, name_of_lane};
+use crate::machine::{Selection, Share};
 
 /// A socket with its number in the workers.
 pub type Placed = (OwnedFd, RawFd);
 
 /// For each listener, in the order of the sockets, its group if it has lanes. All others are shared by all generations.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub struct Lanes {
     groups: Vec<Option<Group>>,
-    /// The one to which new connections come.
-    selected: u8,
+    /// How many sockets of each group a lane has.
+    shards: u8,
+    /// Who gets what comes.
+    selected: Selection,
 }
 
 /// The group of a listener for the next program.
@@ -29,6 +33,8 @@ pub struct PackedGroup {
     listens: bool,
     deaf: Vec<u8>,
     stored_as: Option<String>,
+    #[serde(default)]
+    flows: Option<u8>,
 }
 
 /// New connections of a listener, by its place among all, could not be given to another lane. Nothing has changed.
@@ -38,23 +44,54 @@ pub struct NotSelected {
     pub errno: Errno,
 }
 
+impl Default for Lanes {
+    fn default() -> Lanes {
+        Lanes::new(Vec::new(), 1)
+    }
+}
+
 impl Lanes {
-    pub fn new(groups: Vec<Option<Group>>) -> Lanes {
-        let selected = 0;
-        Lanes { groups, selected }
+    /// Of each group as many lanes as there are in all of them. A lane has as many shards as are wanted, or fewer if there
+    /// are not enough sockets for two such lanes.
+    pub fn new(groups: Vec<Option<Group>>, shards: u8) -> Lanes {
+        let least = groups.iter().flatten().map(Group::count).min();
+        let shards = least.map_or(1, |least| shards.clamp(1, (least / 2).max(1)));
+        let selected = Selection::whole(0, 0, shards);
+        Lanes {
+            groups,
+            shards,
+            selected,
+        }
     }
 
     /// How many lanes every group has, or 1 if there is none.
     pub fn count(&self) -> u8 {
-        let counts = self.groups.iter().flatten().map(|group| group.others.len());
-        let least = counts.min().unwrap_or_default();
-        u8::try_from(least).map_or(u8::MAX, |others| others.saturating_add(1))
+        let least = self.groups.iter().flatten().map(Group::count).min();
+        least.map_or(1, |least| least / self.shards)
     }
 
-    /// The socket of the listener in this place for whoever has the lane.
-    pub fn socket<'a>(&'a self, place: usize, first: &'a OwnedFd, lane: u8) -> &'a OwnedFd {
+    /// How many sockets of each group a lane has.
+    pub fn shards(&self) -> u8 {
+        self.shards
+    }
+
+    /// The number of a socket in each group. More slots than there are shards share them.
+    fn number(&self, lane: u8, slot: usize) -> u8 {
+        let shard = slot % usize::from(self.shards.max(1));
+        let first = lane.saturating_mul(self.shards);
+        u8::try_from(shard).map_or(first, |shard| first.saturating_add(shard))
+    }
+
+    /// The socket of the listener in this place for whoever has the lane and the slot.
+    fn socket<'a>(
+        &'a self,
+        place: usize,
+        first: &'a OwnedFd,
+        lane: u8,
+        slot: usize,
+    ) -> &'a OwnedFd {
         let group = self.groups.get(place).and_then(Option::as_ref);
-        group.map_or(first, |group| group.lane(first, lane))
+        group.map_or(first, |group| group.lane(first, self.number(lane, slot)))
     }
 
     /// The same of all listeners.
@@ -62,9 +99,10 @@ impl Lanes {
         &'a self,
         firsts: &'a [Placed],
         lane: u8,
+        slot: usize,
     ) -> impl Iterator<Item = &'a OwnedFd> + Clone {
         let firsts = firsts.iter().enumerate();
-        firsts.map(move |(place, (first, _))| self.socket(place, first, lane))
+        firsts.map(move |(place, (first, _))| self.socket(place, first, lane, slot))
     }
 
     /// Every socket of every listener.
@@ -81,10 +119,17 @@ impl Lanes {
         lane: u8,
     ) -> impl Iterator<Item = BorrowedFd<'a>> {
         let groups = firsts.iter().zip(&self.groups);
-        groups.filter_map(move |((first, _), group)| {
-            let group = group.as_ref().filter(|group| !group.deaf.contains(&lane))?;
-            Some(group.lane(first, lane).as_fd())
+        let groups = groups.filter_map(|((first, _), group)| Some((first, group.as_ref()?)));
+        groups.flat_map(move |(first, group)| {
+            let numbers = self.numbers(lane).filter(|one| !group.deaf.contains(one));
+            numbers.map(move |number| group.lane(first, number).as_fd())
         })
+    }
+
+    /// The numbers of the sockets of a lane.
+    fn numbers(&self, lane: u8) -> impl Iterator<Item = u8> + use<> {
+        let first = lane.saturating_mul(self.shards);
+        first..first.saturating_add(self.shards)
     }
 
     /// How many of them have something to be accepted or received.
@@ -97,30 +142,47 @@ impl Lanes {
         look_at(self.own(firsts, lane)).1
     }
 
-    /// The lane to which new connections come.
-    pub fn selected(&self) -> u8 {
-        self.selected
+    /// Who gets what comes.
+    pub fn selected(&self) -> &Selection {
+        &self.selected
     }
 
-    /// Gives all new connections to this lane, one listener after the other. If that fails for one of them, those before it
-    /// go back to the lane that they had.
-    pub fn select(&mut self, firsts: &[Placed], lane: u8) -> Result<(), NotSelected> {
+    /// Gives what comes to these, one listener after the other. If that fails for one of them, those before it go back to
+    /// whoever had it.
+    pub fn select(&mut self, firsts: &[Placed], selection: &Selection) -> Result<(), NotSelected> {
+        let (wanted, before) = (self.chosen(selection), self.chosen(&self.selected));
         let groups = firsts.iter().zip(&self.groups);
         let groups = groups.map(|((first, _), group)| (first, group.as_ref()));
         let mut done: Vec<(&OwnedFd, &Group)> = Vec::new();
         for (listener, (first, group)) in groups.enumerate() {
             let Some(group) = group else { continue };
-            if let Err(errno) = group.select(first, lane) {
+            if let Err(errno) = group.select(first, &wanted) {
                 for (first, group) in done {
                     // If that fails as well, the next switch mends it.
-                    let _ = group.select(first, self.selected);
+                    let _ = group.select(first, &before);
                 }
                 return Err(NotSelected { listener, errno });
             }
             done.push((first, group));
         }
-        self.selected = lane;
+        self.selected = selection.clone();
         Ok(())
+    }
+
+    /// By the numbers of the sockets.
+    fn chosen(&self, selection: &Selection) -> Selected {
+        let of = |share: &Share| {
+            let shards = share.shards.iter();
+            shards
+                .map(|shard| self.number(share.lane, (*shard).into()))
+                .collect()
+        };
+        let canary = selection.canary.as_ref();
+        Selected {
+            main: of(&selection.main),
+            canary: canary.map(|one| (of(&one.share), one.percent, one.by)),
+            spread: Spread::Random,
+        }
     }
 
     /// Lets every lane listen again that was shut down, as `again` does it for a listener in its place. Returns the places of
@@ -132,6 +194,7 @@ impl Lanes {
         again: impl Fn(usize, &OwnedFd) -> nix::Result<()>,
     ) -> Vec<usize> {
         let mut missed = Vec::new();
+        let selected = self.chosen(&self.selected);
         for (place, ((first, _), group)) in firsts.iter().zip(&mut self.groups).enumerate() {
             let Some(group) = group else { continue };
             let mended = group.listen_again(first, |socket| again(place, socket));
@@ -139,11 +202,11 @@ impl Lanes {
                 continue;
             }
             // The places are others by now. If that fails, the next switch mends it.
-            let _ = group.select(first, self.selected);
+            let _ = group.select(first, &selected);
             if let Some(store) = &mut files.store {
                 store_again(group, first, store);
             }
-            if mended.contains(&self.selected) {
+            if mended.iter().any(|one| selected.main.contains(one)) {
                 missed.push(place);
             }
         }
@@ -152,11 +215,14 @@ impl Lanes {
 
     /// These of a lane are never asked again: they cannot be mended.
     pub fn give_up_shut_down(&mut self, firsts: &[Placed], lane: u8) {
+        let numbers: Vec<u8> = self.numbers(lane).collect();
         for ((first, _), group) in firsts.iter().zip(&mut self.groups) {
             let Some(group) = group else { continue };
-            let socket = group.lane(first, lane).as_fd();
-            if look_at(std::iter::once(socket)).1 && !group.deaf.contains(&lane) {
-                group.deaf.push(lane);
+            for number in &numbers {
+                let socket = group.lane(first, *number).as_fd();
+                if look_at(std::iter::once(socket)).1 && !group.deaf.contains(number) {
+                    group.deaf.push(*number);
+                }
             }
         }
     }
@@ -173,22 +239,24 @@ impl Lanes {
             listens: group.listens,
             deaf: group.deaf.clone(),
             stored_as: group.stored_as.clone(),
+            flows: group.flows,
         };
         let groups = self.groups.iter();
         groups.map(|group| group.as_ref().map(&mut pack)).collect()
     }
 
     /// What another program has packed. One must be selected again.
-    pub fn unpack(packed: Vec<Option<PackedGroup>>) -> Lanes {
+    pub fn unpack(packed: Vec<Option<PackedGroup>>, shards: u8) -> Lanes {
         let unpack = |packed: PackedGroup| Group {
             others: packed.others.into_iter().map(Carried::take).collect(),
             places: packed.places,
             listens: packed.listens,
             deaf: packed.deaf,
             stored_as: packed.stored_as,
+            flows: packed.flows,
         };
         let groups = packed.into_iter().map(|group| group.map(unpack));
-        Lanes::new(groups.collect())
+        Lanes::new(groups.collect(), shards)
     }
 }
 

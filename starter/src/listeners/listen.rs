@@ -106,6 +106,7 @@ fn listener(
                 backlog: wanted.listens().then_some(ways.backlog.number()),
                 highest,
                 first_is_last,
+                flows: None,
             };
             group(planned, &socket, further, (switch, making), notices)?
         }

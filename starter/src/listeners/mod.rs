@@ -30,6 +30,7 @@ pub mod numbers;
 pub mod packed;
 pub mod plan;
 mod policy_names;
+pub mod program;
 pub mod queues;
 mod refusal;
 mod second_name;

@@ -92,6 +92,7 @@ pub use self::generation::{Generation, State};
 pub use self::history::{
     Decision, Departed, Durations, FailedCheck, History, REMEMBERED, Scaling, Verdict,
 };
+pub use self::lane::{By, Selection, Share};
 pub use self::model::{
     Action, Event, Knobs, Machine, Outcome, Proof, Replace, Scale, Settings, Source,
 };
@@ -105,6 +106,7 @@ use crate::words::start_failure::StartFailure;
 impl Machine {
     /// The machine, and the actions that start the first generation.
     pub fn start(settings: Settings, now: Moment) -> (Machine, Vec<Action>) {
+        let shards = settings.shards;
         let mut machine = Machine {
             settings,
             phase: Phase::Serving,
@@ -115,7 +117,7 @@ impl Machine {
             checking: None,
             stopping_first: None,
             outage: None,
-            selected: 0,
+            selected: Selection::whole(0, 0, shards),
             strays: Vec::new(),
             freed: Vec::new(),
             stopping_since: None,

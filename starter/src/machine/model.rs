@@ -10,7 +10,7 @@ use serde::{Deserialize, Serialize};
 
 use super::generation::{Content, Generation, Slot, State, Why};
 use super::history::{FailedCheck, History};
-use super::lane::Stray;
+use super::lane::{Selection, Stray};
 use crate::host::moment::Moment;
 use crate::words::notice::Notice;
 use crate::words::start_failure::StartFailure;
@@ -44,9 +44,12 @@ pub struct Settings {
     /// Whether a worker that dies is replaced from what its generation was started from, not from what lies on disk.
     pub pins: bool,
     pub replace: Replace,
-    /// How many sockets each address has, of which each generation gets one; 1 if all share it.
+    /// How many generations can have sockets of their own; 1 if all share them.
     #[serde(default = "one")]
     pub lanes: u8,
+    /// How many sockets a generation has at each address: several are for its slots, in turn.
+    #[serde(default = "one")]
+    pub shards: u8,
     /// How long nothing must have waited in the lane of a generation before it is told to stop.
     #[serde(default)]
     pub quiet_time: Duration,
@@ -68,6 +71,10 @@ pub struct Settings {
 
 fn one() -> u8 {
     1
+}
+
+fn first_lane() -> Selection {
+    Selection::whole(0, 0, 1)
 }
 
 fn any_number() -> usize {
@@ -163,8 +170,11 @@ pub enum Event {
     Looked { lane: u8, waiting: usize },
     /// Something waits in one of [`Machine::watched_lanes`].
     Stranded { lane: u8 },
-    /// What [`Action::Select`] asked for cannot be done: this lane is still selected.
-    NotSelected { selected: u8, cause: StartFailure },
+    /// What [`Action::Select`] asked for cannot be done: this is still in force.
+    NotSelected {
+        selected: Selection,
+        cause: StartFailure,
+    },
     /// A failure leaves the supervisor unable to supervise: it can only stop.
     Broken,
 }
@@ -199,11 +209,8 @@ pub enum Action {
     },
     /// A generation has committed: answer with [`Event::Unreachable`] if clients cannot reach it.
     Serving,
-    /// Give all new connections to the lane of this generation, or answer with [`Event::NotSelected`].
-    Select {
-        generation: u32,
-        lane: u8,
-    },
+    /// Give what comes to these, or answer with [`Event::NotSelected`].
+    Select(Selection),
     /// Find out what waits in this lane, and answer with [`Event::Looked`].
     Look {
         lane: u8,
@@ -298,9 +305,9 @@ pub struct Machine {
     pub(super) stopping_first: Option<StoppingFirst>,
     /// Since when nothing serves because of a restart that stops first.
     pub(super) outage: Option<Moment>,
-    /// The lane that gets all new connections.
-    #[serde(default)]
-    pub(super) selected: u8,
+    /// Who gets what comes, where there are lanes.
+    #[serde(default = "first_lane")]
+    pub(super) selected: Selection,
     /// Lanes in which something waits that nobody accepts.
     #[serde(default)]
     pub(super) strays: Vec<Stray>,

@@ -10,6 +10,7 @@ use serde::{Deserialize, Serialize};
 
 use super::generation::{Content, Generation, Slot, State};
 use super::history::{History, REMEMBERED};
+use super::lane::Share;
 use super::model::{Machine, Phase, Settings};
 
 /// Incremented with every change of the format; other versions are not understood.
@@ -222,13 +223,27 @@ fn check_health(machine: &Machine) -> Result<(), String> {
 
 /// Each generation has a lane that is there.
 fn check_lanes(machine: &Machine) -> Result<(), String> {
-    let lanes = machine.settings.lanes;
+    let Settings { lanes, shards, .. } = machine.settings;
+    let canary = machine.selected.canary.as_ref();
+    let shares = || std::iter::once(&machine.selected.main).chain(canary.map(|one| &one.share));
     let of_generations = machine.generations().map(|one| one.lane);
-    let mut all = of_generations.chain([machine.selected]);
-    match all.find(|lane| *lane >= lanes) {
-        Some(lane) => Err(format!("there is no lane {lane} of {lanes}")),
-        None => Ok(()),
+    let mut all = of_generations.chain(shares().map(|share| share.lane));
+    if let Some(lane) = all.find(|lane| *lane >= lanes) {
+        return Err(format!("there is no lane {lane} of {lanes}"));
     }
+    let is_wrong = |share: &Share| {
+        share.shards.is_empty() || share.shards.iter().any(|shard| *shard >= shards)
+    };
+    refuse_if(shares().any(is_wrong), || {
+        format!(
+            "a share is of sockets that are not there: {:?}",
+            machine.selected
+        )
+    })?;
+    let percent = canary.map_or(1, |canary| canary.percent);
+    refuse_if(!(1..=99).contains(&percent), || {
+        format!("a share of {percent} of 100")
+    })
 }
 
 /// Whoever is current has served last, after what a restart replaced.

@@ -54,7 +54,7 @@ impl Machine {
             self.postponed = None;
         }
         let rolls = self.rolls(why);
-        let lane = self.next_lane().unwrap_or(self.selected);
+        let lane = self.next_lane().unwrap_or(self.selected.main.lane);
         let mut generation = Generation::new(number, why, request, workers, now);
         generation.lane = lane;
         generation.rolls = rolls;

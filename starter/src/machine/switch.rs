@@ -18,7 +18,7 @@ use std::time::Duration;
 use nix::unistd::Pid;
 
 use super::generation::{Content, Generation, Slot, Stage, State, Why, Worker};
-use super::lane::{Quiet, Stray};
+use super::lane::{Quiet, Selection, Stray};
 use super::model::{Action, Machine, Phase};
 use crate::host::moment::Moment;
 use crate::words::notice::Notice;
@@ -57,7 +57,7 @@ impl Machine {
         }
         // Clients wait: whoever was told to stop is no reason to let them.
         let is_left = |lane: &u8| !owners(*lane).any(Generation::attends);
-        let candidates = || std::iter::once(self.selected).chain(lanes.clone());
+        let candidates = || std::iter::once(self.selected.main.lane).chain(lanes.clone());
         candidates()
             .find(is_free)
             .or_else(|| candidates().find(is_left))
@@ -86,15 +86,15 @@ impl Machine {
 // The switch.
 
 impl Machine {
-    /// Which lane gets all new connections.
-    pub fn selected_lane(&self) -> Option<u8> {
-        self.has_lanes().then_some(self.selected)
+    /// Who gets what comes.
+    pub fn selected(&self) -> Option<&Selection> {
+        self.has_lanes().then_some(&self.selected)
     }
 
     /// The lane of a generation.
     pub fn lane_of(&self, generation: u32) -> u8 {
         self.generation(generation)
-            .map_or(self.selected, |one| one.lane)
+            .map_or(self.selected.main.lane, |one| one.lane)
     }
 
     /// How many lanes there are.
@@ -102,26 +102,35 @@ impl Machine {
         self.settings.lanes
     }
 
+    /// How many sockets of each listener a lane has.
+    pub fn shards(&self) -> u8 {
+        self.settings.shards
+    }
+
     /// The lane of what is current is selected. This comes before any signal to what was.
     pub(super) fn switch_to_current(&mut self) {
         let Some((generation, lane)) = self.current().map(|one| (one.number, one.lane)) else {
             return;
         };
-        if !self.has_lanes() || lane == self.selected {
+        if !self.has_lanes() {
             return;
         }
-        self.selected = lane;
-        self.actions.push(Action::Select { generation, lane });
+        let selection = Selection::whole(generation, lane, self.settings.shards);
+        if !selection.is_same(&self.selected) {
+            self.actions.push(Action::Select(selection.clone()));
+        }
+        self.selected = selection;
     }
 
     /// The kernel has refused.
-    pub(super) fn not_selected(&mut self, selected: u8, cause: StartFailure, now: Moment) {
+    pub(super) fn not_selected(&mut self, selected: Selection, cause: StartFailure, now: Moment) {
+        let lane = selected.main.lane;
         self.selected = selected;
         if self.is_stopping() {
             return;
         }
         let mut retiring = self.generations.iter().rev();
-        let retiring = retiring.find(|one| one.state() == State::Retiring && one.lane == selected);
+        let retiring = retiring.find(|one| one.state() == State::Retiring && one.lane == lane);
         let way_back = retiring.is_some_and(Generation::serves);
         let current = self.current().map(|one| one.number);
         // Otherwise nobody serves the other lane, and sweepers do until the next switch.

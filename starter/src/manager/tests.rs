@@ -21,6 +21,7 @@ fn settings() -> Settings {
         watch: None,
         replace: Replace::Overlap,
         lanes: 1,
+        shards: 1,
         quiet_time: Duration::from_millis(200),
         switch_timeout: Duration::from_secs(5),
         interval: SECOND,

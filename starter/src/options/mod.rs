@@ -381,6 +381,7 @@ fn machine(given: &Given<'_>, ready: &ready::Settings) -> Result<machine::Settin
         replace: given.replace("replace")?.unwrap_or(Replace::Overlap),
         // How many there can be is found out later.
         lanes: 1,
+        shards: 1,
         quiet_time: given.seconds("quiet-time")?.unwrap_or(QUIET_TIME),
         switch_timeout: given.seconds("switch-timeout")?.unwrap_or(SWITCH_TIMEOUT),
         // The environment of the first generation can override these, and is read later.

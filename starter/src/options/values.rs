@@ -12,7 +12,6 @@ use nix::sys::signal::Signal;
 
 use super::preset::Preset;
 use super::refusal::refused;
-use common::message::MOST_LANES;
 
 use super::workers::{MOST_WORKERS, Workers};
 use crate::listeners::dialects::Dialect;
@@ -296,8 +295,10 @@ impl<'a> Given<'a> {
     }
 
     pub fn lanes(&self, option: &str) -> Result<Option<u8>, Failure> {
-        let cause = || format!("it takes a number from 2 to {MOST_LANES}");
-        let read = |text: &str| number::digits(text).filter(|it| (2..=MOST_LANES).contains(it));
+        /// More generations than this do not live at a time.
+        const MOST: u8 = 8;
+        let cause = || format!("it takes a number from 2 to {MOST}");
+        let read = |text: &str| number::digits(text).filter(|it| (2..=MOST).contains(it));
         self.read(option, read, cause)
     }
 

@@ -302,9 +302,10 @@ fn make_ready(options: Options, held: Held, log: &mut Log) -> Result<Ready, Fail
     }
     numbers::make_room(&options, held.open_files)?;
     let lanes = listeners.iter_mut().map(|listener| listener.group.take());
-    let lanes = Lanes::new(lanes.collect());
+    let lanes = Lanes::new(lanes.collect(), 1);
     let machine = machine::Settings {
         lanes: lanes.count(),
+        shards: lanes.shards(),
         ..options.machine.clone()
     };
     let guardian = options.is_guarded.then(|| guardian::Settings {

@@ -175,7 +175,7 @@ impl Prepared {
         let found = Found {
             announced,
             sockets,
-            lanes: Lanes::unpack(held.lanes),
+            lanes: Lanes::unpack(held.lanes, self.machine.shards()),
             handover,
             own_session: held.own_session,
             open_files: held.open_files,

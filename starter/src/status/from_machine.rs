@@ -42,9 +42,9 @@ pub fn update(
     view.workers = number(machine.workers());
     let scaling = machine.history().scaling.as_ref();
     view.scaling = scaling.map(|scaling| self::scaling(scaling, clock));
-    view.switch = machine.selected_lane().map(|selected| view::Switch {
+    view.switch = machine.selected().map(|selected| view::Switch {
         lanes: machine.lanes().into(),
-        selected: selected.into(),
+        selected: selected.main.lane.into(),
     });
     view.unhealthy = machine.unhealthy().map(str::to_owned);
     view.generations = machine

@@ -4,16 +4,19 @@ use nix::unistd::Pid;
 
 use crate::listeners::health::Occasion;
 use crate::listeners::lanes::NotSelected;
-use crate::machine::{Event, Machine};
+use crate::machine::{Event, Machine, Selection, Share};
 use crate::supervisor::resources::Resources;
 use crate::words::notice::Notice;
 use crate::words::start_failure::StartFailure;
 use crate::words::switch::Switching;
 
 impl Resources {
-    /// Gives all new connections to the lane of this generation. Returns the event if that is refused.
-    pub fn select(&mut self, generation: u32, lane: u8) -> Option<Event> {
-        let Err(NotSelected { listener, errno }) = self.select_lane(lane) else {
+    /// Gives what comes to these. Returns the event if that is refused.
+    pub fn select(&mut self, selection: &Selection) -> Option<Event> {
+        let Err(NotSelected { listener, errno }) = self.select_lanes(selection) else {
+            let Share {
+                generation, lane, ..
+            } = selection.main;
             let switched = Switching::Switched { generation, lane };
             self.log.say(&Notice::Switching(switched));
             return None;
@@ -24,21 +27,21 @@ impl Resources {
         let cause = StartFailure::not_switched(&listener, errno);
         let failed = Switching::NotSwitched { listener, errno };
         self.log.say(&Notice::Switching(failed));
-        let selected = self.blueprint.lanes.selected();
+        let selected = self.blueprint.lanes.selected().clone();
         Some(Event::NotSelected { selected, cause })
     }
 
     /// After another program, which may have left it half done.
     pub fn select_again(&mut self, machine: &Machine) {
-        if let Some(lane) = machine.selected_lane() {
+        if let Some(selection) = machine.selected() {
             // If that fails, it is as that program has left it.
-            let _ = self.select_lane(lane);
+            let _ = self.select_lanes(selection);
         }
     }
 
-    fn select_lane(&mut self, lane: u8) -> Result<(), NotSelected> {
+    fn select_lanes(&mut self, selection: &Selection) -> Result<(), NotSelected> {
         let blueprint = &mut self.blueprint;
-        blueprint.lanes.select(&blueprint.sockets, lane)
+        blueprint.lanes.select(&blueprint.sockets, selection)
     }
 
     /// Whether something waits in a lane that nobody serves, and whether such a lane was shut down.

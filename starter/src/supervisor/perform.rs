@@ -58,7 +58,7 @@ impl Resources {
                 }
                 return self.examine_listeners(Occasion::Commit);
             }
-            Action::Select { generation, lane } => return self.select(generation, lane),
+            Action::Select(selection) => return self.select(&selection),
             Action::Look { lane } => {
                 let sockets = &self.blueprint.sockets;
                 let waiting = self.blueprint.lanes.count_waiting(sockets, lane);
@@ -146,8 +146,11 @@ impl Resources {
         if machine.is_stopping() || !machine.generations().any(serves) {
             return self.look.cancel();
         }
-        let lane = machine.selected_lane().unwrap_or_default();
-        let sockets = self.blueprint.lanes.sockets(&self.blueprint.sockets, lane);
+        let lane = machine.selected().map_or(0, |selected| selected.main.lane);
+        let sockets = self
+            .blueprint
+            .lanes
+            .sockets(&self.blueprint.sockets, lane, 0);
         for untaken in self.look.look(sockets, Moment::now()) {
             if let Some(announced) = self.blueprint.announced.get(untaken.place) {
                 self.log.say(&Notice::NobodyAccepts {

@@ -122,7 +122,7 @@ impl Resources {
             },
         };
         // A version without lanes would give a worker a socket to which nobody comes.
-        let format = match machine.selected_lane() {
+        let format = match machine.selected() {
             Some(_) => envelope::FORMAT,
             None => envelope::FIRST,
         };

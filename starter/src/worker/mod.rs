@@ -193,7 +193,9 @@ impl Blueprint {
         for (pipe, number) in extra.output {
             place(pipe.as_fd(), *number).map_err(at(Step::Descriptors))?;
         }
-        let sockets = self.lanes.sockets(&self.sockets, extra.lane);
+        let sockets = self
+            .lanes
+            .sockets(&self.sockets, extra.lane, extra.seat.slot);
         let numbers = self.sockets.iter().map(|(_, number)| number);
         let others = extra.descriptors.iter().map(|(one, number)| (one, number));
         for (socket, number) in sockets.zip(numbers).chain(others) {

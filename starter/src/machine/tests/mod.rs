@@ -48,6 +48,7 @@ fn settings() -> Settings {
         pins: true,
         replace: Replace::Overlap,
         lanes: 1,
+        shards: 1,
         quiet_time: Duration::from_millis(200),
         switch_timeout: Duration::from_secs(5),
         knobs: Knobs {
@@ -233,7 +234,7 @@ impl World {
                     signal,
                 } => self.end_leftovers(worker, (generation, slot), signal),
                 Action::SaveStatus => {}
-                Action::Select { generation, lane } => self.select(generation, lane),
+                Action::Select(selection) => self.select(&selection),
                 Action::Look { lane } => self.look(lane),
                 Action::Check { generation } => {
                     assert!(!self.is_checking, "two checks at a time");

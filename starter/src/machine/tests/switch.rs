@@ -28,8 +28,11 @@ impl World {
         self.machine.current()
     }
 
-    pub(super) fn select(&mut self, generation: u32, lane: u8) {
+    pub(super) fn select(&mut self, selection: &Selection) {
         assert!(self.has_lanes());
+        let Share {
+            generation, lane, ..
+        } = selection.main;
         let current = self.current().map(|one| (one.number, one.lane));
         assert_eq!(current, Some((generation, lane)));
         self.lanes.is_behind = self.lanes.refuses;
@@ -39,7 +42,7 @@ impl World {
         }
         self.lanes.given_up.push(generation);
         self.on(Event::NotSelected {
-            selected: self.lanes.selected,
+            selected: Selection::whole(0, self.lanes.selected, 1),
             cause: StartFailure::not_switched("x", Errno::ENOMEM),
         });
     }
@@ -394,7 +397,10 @@ fn where_the_kernel_refuses_what_served_goes_on() {
         world.state_of(2) == Some(State::Old)
     });
     assert_eq!(world.state_of(1), Some(State::Current));
-    assert_eq!((world.lanes.selected, world.machine.selected), (0, 0));
+    assert_eq!(
+        (world.lanes.selected, world.machine.selected.main.lane),
+        (0, 0)
+    );
     assert!(
         world.said(
             &Notice::RolledBack {

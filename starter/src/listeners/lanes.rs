@@ -10,7 +10,7 @@ use crate::listeners::group::{Group, Selected, look_at};
 use crate::listeners::program::Spread;
 use crate::listeners::socket_files::SocketFiles;
 use crate::listeners::store::{Store, name_of_lane};
-use crate::machine::{Selection, Share};
+use crate::machine::{Selection, Share, Sockets};
 
 /// A socket with its number in the workers.
 pub type Placed = (OwnedFd, RawFd);
@@ -75,34 +75,27 @@ impl Lanes {
         self.shards
     }
 
-    /// The number of a socket in each group. More slots than there are shards share them.
-    fn number(&self, lane: u8, slot: usize) -> u8 {
-        let shard = slot % usize::from(self.shards.max(1));
-        let first = lane.saturating_mul(self.shards);
-        u8::try_from(shard).map_or(first, |shard| first.saturating_add(shard))
+    /// The number of a socket in each group.
+    fn number(&self, lane: u8, shard: u8) -> u8 {
+        Sockets::of_lane(lane, self.shards)
+            .first
+            .saturating_add(shard)
     }
 
-    /// The socket of the listener in this place for whoever has the lane and the slot.
-    fn socket<'a>(
-        &'a self,
-        place: usize,
-        first: &'a OwnedFd,
-        lane: u8,
-        slot: usize,
-    ) -> &'a OwnedFd {
+    /// The socket of the listener in this place for whoever has the shard of the lane.
+    fn socket<'a>(&'a self, place: usize, first: &'a OwnedFd, lane: u8, shard: u8) -> &'a OwnedFd {
         let group = self.groups.get(place).and_then(Option::as_ref);
-        group.map_or(first, |group| group.lane(first, self.number(lane, slot)))
+        group.map_or(first, |group| group.lane(first, self.number(lane, shard)))
     }
 
     /// The same of all listeners.
     pub fn sockets<'a>(
         &'a self,
         firsts: &'a [Placed],
-        lane: u8,
-        slot: usize,
+        (lane, shard): (u8, u8),
     ) -> impl Iterator<Item = &'a OwnedFd> + Clone {
         let firsts = firsts.iter().enumerate();
-        firsts.map(move |(place, (first, _))| self.socket(place, first, lane, slot))
+        firsts.map(move |(place, (first, _))| self.socket(place, first, lane, shard))
     }
 
     /// Every socket of every listener.
@@ -112,34 +105,28 @@ impl Lanes {
         firsts.chain(others).map(AsFd::as_fd).collect()
     }
 
-    /// The sockets that are this lane's alone, except those that nobody can mend.
+    /// These of each group, except those that nobody can mend.
     pub fn own<'a>(
         &'a self,
         firsts: &'a [Placed],
-        lane: u8,
+        sockets: Sockets,
     ) -> impl Iterator<Item = BorrowedFd<'a>> {
         let groups = firsts.iter().zip(&self.groups);
         let groups = groups.filter_map(|((first, _), group)| Some((first, group.as_ref()?)));
         groups.flat_map(move |(first, group)| {
-            let numbers = self.numbers(lane).filter(|one| !group.deaf.contains(one));
+            let numbers = sockets.numbers().filter(|one| !group.deaf.contains(one));
             numbers.map(move |number| group.lane(first, number).as_fd())
         })
     }
 
-    /// The numbers of the sockets of a lane.
-    fn numbers(&self, lane: u8) -> impl Iterator<Item = u8> + use<> {
-        let first = lane.saturating_mul(self.shards);
-        first..first.saturating_add(self.shards)
-    }
-
     /// How many of them have something to be accepted or received.
-    pub fn count_waiting(&self, firsts: &[Placed], lane: u8) -> usize {
-        look_at(self.own(firsts, lane)).0
+    pub fn count_waiting(&self, firsts: &[Placed], sockets: Sockets) -> usize {
+        look_at(self.own(firsts, sockets)).0
     }
 
     /// Whether any of them has been shut down.
-    pub fn is_shut_down(&self, firsts: &[Placed], lane: u8) -> bool {
-        look_at(self.own(firsts, lane)).1
+    pub fn is_shut_down(&self, firsts: &[Placed], sockets: Sockets) -> bool {
+        look_at(self.own(firsts, sockets)).1
     }
 
     /// Who gets what comes.
@@ -174,7 +161,7 @@ impl Lanes {
         let of = |share: &Share| {
             let shards = share.shards.iter();
             shards
-                .map(|shard| self.number(share.lane, (*shard).into()))
+                .map(|shard| self.number(share.lane, *shard))
                 .collect()
         };
         let canary = selection.canary.as_ref();
@@ -213,16 +200,13 @@ impl Lanes {
         missed
     }
 
-    /// These of a lane are never asked again: they cannot be mended.
-    pub fn give_up_shut_down(&mut self, firsts: &[Placed], lane: u8) {
-        let numbers: Vec<u8> = self.numbers(lane).collect();
+    /// This one of each group is never asked again, where it cannot be mended.
+    pub fn give_up_shut_down(&mut self, firsts: &[Placed], number: u8) {
         for ((first, _), group) in firsts.iter().zip(&mut self.groups) {
             let Some(group) = group else { continue };
-            for number in &numbers {
-                let socket = group.lane(first, *number).as_fd();
-                if look_at(std::iter::once(socket)).1 && !group.deaf.contains(number) {
-                    group.deaf.push(*number);
-                }
+            let socket = group.lane(first, number).as_fd();
+            if look_at(std::iter::once(socket)).1 && !group.deaf.contains(&number) {
+                group.deaf.push(number);
             }
         }
     }

@@ -72,6 +72,9 @@ pub struct Generation {
     /// Which sockets it has, where each address has several.
     #[serde(default)]
     pub lane: u8,
+    /// The shard of the lane that its first slot has: those of a sweeper need not begin at the first one.
+    #[serde(default)]
+    pub(super) shard: u8,
     /// It was replaced, and is told to stop once nothing waits in its lane.
     #[serde(default)]
     pub(super) quiet: Option<Quiet>,
@@ -95,6 +98,9 @@ pub(super) struct Leaver {
     pub worker: Worker,
     /// When it is told to stop, unless it has been.
     pub told_at: Option<Moment>,
+    /// It is told once nothing waits in its sockets, if they are its own.
+    #[serde(default)]
+    pub quiet: Option<Quiet>,
 }
 
 /// The state of a generation, as the head of [`super`] explains it.
@@ -205,6 +211,7 @@ impl Generation {
             request,
             stage: Stage::Uncommitted,
             lane: 0,
+            shard: 0,
             quiet: None,
             rolls: false,
             steps: Steps::new(now),

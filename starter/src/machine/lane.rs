@@ -1,8 +1,13 @@
 //! What is remembered of lanes: see [`super::switch`].
 
+use std::time::Duration;
+
 use serde::{Deserialize, Serialize};
 
 use crate::host::moment::Moment;
+
+/// The shortest time between two looks at a socket.
+pub(super) const SHORTEST_LOOK: Duration = Duration::from_millis(10);
 
 /// Who gets what comes to the listeners.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -41,6 +46,34 @@ pub enum By {
     Client,
 }
 
+/// Sockets of each listener, by their numbers: those of the first lane, one for each shard, then those of the next.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Sockets {
+    pub first: u8,
+    pub count: u8,
+}
+
+impl Sockets {
+    pub fn one(number: u8) -> Sockets {
+        Sockets {
+            first: number,
+            count: 1,
+        }
+    }
+
+    /// All of a lane.
+    pub fn of_lane(lane: u8, shards: u8) -> Sockets {
+        Sockets {
+            first: lane.saturating_mul(shards),
+            count: shards,
+        }
+    }
+
+    pub fn numbers(self) -> impl Iterator<Item = u8> {
+        self.first..self.first.saturating_add(self.count)
+    }
+}
+
 impl Selection {
     /// Everything comes to the lane.
     pub fn whole(generation: u32, lane: u8, shards: u8) -> Selection {
@@ -66,7 +99,7 @@ impl Selection {
     }
 }
 
-/// A generation that is to be told to stop once its lane is quiet.
+/// Workers that are to be told to stop once nothing waits in their sockets.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) struct Quiet {
     /// Not before then.
@@ -78,14 +111,48 @@ pub(super) struct Quiet {
     pub is_over: bool,
 }
 
-/// A lane in which something waits that nobody accepts.
+/// A socket in which something waits that nobody accepts.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) struct Stray {
-    pub lane: u8,
+    /// Its number.
+    pub socket: u8,
     /// When to look whether it still does.
     pub look_at: Moment,
     /// Whether the answer to a look is awaited.
     pub is_looked_at: bool,
     /// How many sweepers have not served it.
     pub failures: u32,
+}
+
+impl Quiet {
+    /// So many of the sockets have something to be accepted or received. Returns whether that is waited for no longer.
+    pub fn looked(
+        &mut self,
+        waiting: usize,
+        quiet_time: Duration,
+        timeout: Duration,
+        now: Moment,
+    ) -> bool {
+        if waiting > 0 {
+            self.busy_at = self.busy_at.max(now);
+        }
+        let quiet_at = self.not_before.max(self.busy_at + quiet_time);
+        let is_quiet = waiting == 0 && quiet_at <= now;
+        let is_timed_out = self.not_before + timeout <= now;
+        self.is_over = is_quiet || is_timed_out;
+        // A timeout comes first, and so does the moment when it can be quiet at the earliest.
+        let next = now + look_time(quiet_time);
+        let earliest = quiet_at.min(self.not_before + timeout);
+        self.look_at = if earliest > now {
+            next.min(earliest)
+        } else {
+            next
+        };
+        is_timed_out && waiting > 0
+    }
+}
+
+/// The time between two looks.
+pub(super) fn look_time(quiet_time: Duration) -> Duration {
+    (quiet_time / 4).max(SHORTEST_LOOK)
 }

@@ -8,7 +8,7 @@
 //! |---|---|---|
 //! | starting | spawned, not yet proved | every slot has a proved worker: commits; a worker dies: failed, becomes old |
 //! | current | committed, the newest that serves | a newer one commits: retiring; the last worker dies: gone |
-//! | sweeping | it is there for what waits in a lane that nobody serves: [`switch`] | nothing waits there any more: old |
+//! | sweeping | it is there for what waits in sockets that nobody serves: [`sweep`] | nothing waits there any more: old |
 //! | retiring | a newer one serves, not yet signalled | `--kill-old-delay` expires: old; the newer one dies or is unhealthy: current again |
 //! | old | told to stop | its last worker is gone |
 //!
@@ -75,6 +75,7 @@ mod readiness;
 mod rollback;
 mod rolling;
 mod scale;
+mod shards;
 mod slots;
 mod snapshot;
 pub use self::snapshot::Snapshot;
@@ -82,6 +83,7 @@ mod start;
 mod steps;
 mod stop;
 mod stop_first;
+mod sweep;
 mod switch;
 mod turns;
 mod watch;
@@ -92,7 +94,7 @@ pub use self::generation::{Generation, State};
 pub use self::history::{
     Decision, Departed, Durations, FailedCheck, History, REMEMBERED, Scaling, Verdict,
 };
-pub use self::lane::{By, Selection, Share};
+pub use self::lane::{By, Selection, Share, Sockets};
 pub use self::model::{
     Action, Event, Knobs, Machine, Outcome, Proof, Replace, Scale, Settings, Source,
 };
@@ -118,6 +120,7 @@ impl Machine {
             stopping_first: None,
             outage: None,
             selected: Selection::whole(0, 0, shards),
+            refused: None,
             strays: Vec::new(),
             freed: Vec::new(),
             stopping_since: None,
@@ -178,8 +181,8 @@ impl Machine {
                 at_commit,
                 unreachable,
             } => self.cannot_be_reached(at_commit, unreachable, now),
-            Event::Looked { lane, waiting } => self.looked(lane, waiting, now),
-            Event::Stranded { lane } => self.stranded(lane, now),
+            Event::Looked { sockets, waiting } => self.looked(sockets, waiting, now),
+            Event::Stranded { socket } => self.stranded(socket, now),
             Event::NotSelected { selected, cause } => self.not_selected(selected, cause, now),
             Event::Broken => self.give_up_everything(now),
         }
@@ -190,6 +193,7 @@ impl Machine {
         self.watch_sweepers(now);
         self.note_drained(now);
         self.note_scaled(now);
+        self.select_who_serves();
         std::mem::take(&mut self.actions)
     }
 
@@ -211,6 +215,7 @@ impl Machine {
                     .chain(self.trusted_at())
                     .chain(self.leaver_told_at())
                     .chain(self.looks_at())
+                    .chain(self.leavers_looked_at())
                     .chain(self.checking.map(|checking| checking.until))
                     .min()
             }

@@ -10,7 +10,7 @@ use serde::{Deserialize, Serialize};
 
 use super::generation::{Content, Generation, Slot, State, Why};
 use super::history::{FailedCheck, History};
-use super::lane::{Selection, Stray};
+use super::lane::{Selection, Sockets, Stray};
 use crate::host::moment::Moment;
 use crate::words::notice::Notice;
 use crate::words::start_failure::StartFailure;
@@ -166,10 +166,10 @@ pub enum Event {
         at_commit: bool,
         unreachable: Unreachable,
     },
-    /// The answer to [`Action::Look`]: so many sockets of the lane have something to be accepted or received.
-    Looked { lane: u8, waiting: usize },
-    /// Something waits in one of [`Machine::watched_lanes`].
-    Stranded { lane: u8 },
+    /// The answer to [`Action::Look`]: so many of them have something to be accepted or received.
+    Looked { sockets: Sockets, waiting: usize },
+    /// Something waits in one of [`Machine::watched_sockets`].
+    Stranded { socket: u8 },
     /// What [`Action::Select`] asked for cannot be done: this is still in force.
     NotSelected {
         selected: Selection,
@@ -211,10 +211,8 @@ pub enum Action {
     Serving,
     /// Give what comes to these, or answer with [`Event::NotSelected`].
     Select(Selection),
-    /// Find out what waits in this lane, and answer with [`Event::Looked`].
-    Look {
-        lane: u8,
-    },
+    /// Find out what waits in these sockets, and answer with [`Event::Looked`].
+    Look(Sockets),
     /// Run the check for what would be this generation, and answer with [`Event::Checked`].
     Check {
         generation: u32,
@@ -308,7 +306,10 @@ pub struct Machine {
     /// Who gets what comes, where there are lanes.
     #[serde(default = "first_lane")]
     pub(super) selected: Selection,
-    /// Lanes in which something waits that nobody accepts.
+    /// What the kernel has refused: not asked for again until something else is wanted.
+    #[serde(default)]
+    pub(super) refused: Option<Selection>,
+    /// Sockets in which something waits that nobody accepts.
     #[serde(default)]
     pub(super) strays: Vec<Stray>,
     /// When it was told to stop, or gave up.

@@ -77,8 +77,10 @@ impl Machine {
             return;
         }
         let (mut due, mut has_successors) = (Vec::new(), false);
-        for (number, worker, at) in self.untold_leavers() {
-            if at <= now && self.is_succeeded(number, worker.slot) {
+        for (number, leaver, at) in self.untold_leavers() {
+            let worker = &leaver.worker;
+            let is_quiet = leaver.quiet.is_none_or(|quiet| quiet.is_over);
+            if at <= now && is_quiet && self.is_succeeded(number, worker.slot) {
                 due.push(worker.pid);
                 has_successors |= worker.slot < self.settings.workers;
             }
@@ -103,21 +105,23 @@ impl Machine {
     /// When the next of them is told.
     pub(super) fn leaver_told_at(&self) -> Option<Moment> {
         let untold = self.untold_leavers();
+        // The others are looked at before.
+        let untold = untold.filter(|(_, leaver, _)| leaver.quiet.is_none());
         let succeeded =
-            untold.filter(|(number, worker, _)| self.is_succeeded(*number, worker.slot));
+            untold.filter(|(number, leaver, _)| self.is_succeeded(*number, leaver.worker.slot));
         succeeded.map(|(_, _, at)| at).min()
     }
 
-    fn untold_leavers(&self) -> impl Iterator<Item = (u32, &Worker, Moment)> {
+    pub(super) fn untold_leavers(&self) -> impl Iterator<Item = (u32, &Leaver, Moment)> {
         self.generations.iter().flat_map(|generation| {
             let untold = |leaver: &'_ Leaver| leaver.told_at.is_some();
             let leavers = generation.leavers.iter().filter(move |one| untold(one));
-            leavers.filter_map(|one| Some((generation.number, &one.worker, one.told_at?)))
+            leavers.filter_map(|one| Some((generation.number, one, one.told_at?)))
         })
     }
 
     /// Whether a newer generation serves in this slot, or enough others do where it is gone.
-    fn is_succeeded(&self, number: u32, slot: usize) -> bool {
+    pub(super) fn is_succeeded(&self, number: u32, slot: usize) -> bool {
         if slot >= self.settings.workers {
             return self.is_complete();
         }
@@ -255,6 +259,16 @@ impl Stage {
     }
 }
 
+impl Leaver {
+    pub(super) fn new(worker: Worker, told_at: Option<Moment>) -> Leaver {
+        Leaver {
+            worker,
+            told_at,
+            quiet: None,
+        }
+    }
+}
+
 impl Generation {
     /// Whether what serves has lost the slot of this number to it.
     fn holds(&self, place: usize) -> bool {
@@ -282,7 +296,7 @@ impl Generation {
         let pid = worker.pid;
         // Whoever stops by itself need not be told.
         let told_at = (!worker.is_leaving_by_itself()).then_some(told_at);
-        self.leavers.push(Leaver { worker, told_at });
+        self.leavers.push(Leaver::new(worker, told_at));
         Some(pid)
     }
 
@@ -297,7 +311,7 @@ impl Generation {
             if let Some(worker) = slot.take_worker() {
                 left.push(worker.pid);
                 let told_at = None;
-                self.leavers.push(Leaver { worker, told_at });
+                self.leavers.push(Leaver::new(worker, told_at));
             }
             slot.content = Content::Elsewhere;
         }

@@ -62,6 +62,7 @@ impl Machine {
             };
             generation.resize(to, &content, now);
         }
+        self.quiet_leavers(now);
         // Perhaps what was missing is no longer wanted.
         self.commit_if_proved(now);
         self.signal_retiring(now);
@@ -112,7 +113,7 @@ impl Generation {
             .filter_map(|mut slot| slot.take_worker())
         {
             let told_at = (!worker.is_leaving_by_itself()).then_some(now);
-            self.leavers.push(Leaver { worker, told_at });
+            self.leavers.push(Leaver::new(worker, told_at));
         }
         for slot in &mut self.slots {
             if slot.content == Content::GivenUp {

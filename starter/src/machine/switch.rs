@@ -6,30 +6,24 @@
 //! | a generation is started | it gets the first lane that no generation has which still lives; where all are taken, the start waits; where nothing serves, it gets the selected one at once |
 //! | another generation becomes current: by a commit, or because what replaced it has died, is unhealthy or is given up | its lane is selected, before anybody is signalled |
 //! | one that was replaced is to be told to stop | not before nothing has waited in its lane for `--quiet-time`, or after `--switch-timeout` |
-//! | something waits in a lane of which everybody was told to stop or is gone (a handshake that began before the switch, a death) | if it still does after `--quiet-time`, a *sweeper* is started: a worker from what is current, with that lane |
-//! | a sweeper is proved, and nothing has waited in its lane for `--quiet-time` | it is told to stop, as old workers are |
-//! | a sweeper fails, or does not accept what waits | another one, later and later |
 //! | the kernel refuses to select | what is current is given up where there is a way back |
+//!
+//! A lane has a socket of its own for each of several slots, its shards: see [`super::shards`]. What nobody accepts any more
+//! is left to [`super::sweep`].
 //!
 //! So what a worker of a replaced generation has accepted it had time to read, and what it has not accepted is not lost.
 
-use std::time::Duration;
+use std::collections::BTreeSet;
 
 use nix::unistd::Pid;
 
 use super::generation::{Content, Generation, Slot, Stage, State, Why, Worker};
-use super::lane::{Quiet, Selection, Stray};
-use super::model::{Action, Machine, Phase};
+use super::lane::{Quiet, Selection, Share, Sockets, look_time};
+use super::model::{Action, Machine, Phase, Settings};
 use crate::host::moment::Moment;
 use crate::words::notice::Notice;
 use crate::words::start_failure::StartFailure;
 use crate::words::switch::Switching;
-
-/// The shortest time between two looks at a lane.
-const SHORTEST_LOOK: Duration = Duration::from_millis(10);
-
-/// How long to wait for a worker that could start something that can serve.
-const NOBODY_YET: Duration = Duration::from_secs(1);
 
 // The lane of a new generation.
 
@@ -49,8 +43,9 @@ impl Machine {
         if self.current().is_some() {
             // What waits there is for a worker that has proved itself, unless that has been tried.
             let is_unclear = |lane: &u8| {
+                let its: Vec<u8> = self.sockets_of(*lane).numbers().collect();
                 let mut strays = self.strays.iter();
-                strays.any(|one| one.lane == *lane && one.failures == 0)
+                strays.any(|one| its.contains(&one.socket) && one.failures == 0)
                     || self.freed.contains(lane)
             };
             return lanes.filter(is_free).find(|lane| !is_unclear(lane));
@@ -91,10 +86,17 @@ impl Machine {
         self.has_lanes().then_some(&self.selected)
     }
 
-    /// The lane of a generation.
-    pub fn lane_of(&self, generation: u32) -> u8 {
-        self.generation(generation)
-            .map_or(self.selected.main.lane, |one| one.lane)
+    /// The lane of a generation, and which of its sockets the slot has: several slots can have the same.
+    pub fn lane_and_shard(&self, generation: u32, slot: usize) -> (u8, u8) {
+        match self.generation(generation) {
+            Some(one) => (one.lane, one.shard_of(slot, self.settings.shards)),
+            None => (self.selected.main.lane, 0),
+        }
+    }
+
+    /// The sockets of a lane.
+    pub(super) fn sockets_of(&self, lane: u8) -> Sockets {
+        Sockets::of_lane(lane, self.settings.shards)
     }
 
     /// How many lanes there are.
@@ -109,23 +111,83 @@ impl Machine {
 
     /// The lane of what is current is selected. This comes before any signal to what was.
     pub(super) fn switch_to_current(&mut self) {
-        let Some((generation, lane)) = self.current().map(|one| (one.number, one.lane)) else {
+        let Some(wanted) = self.wanted().filter(|_| self.has_lanes()) else {
             return;
         };
-        if !self.has_lanes() {
-            return;
+        if wanted.is_same(&self.selected) {
+            self.selected = wanted;
+            self.refused = None;
+        } else if !self
+            .refused
+            .as_ref()
+            .is_some_and(|one| one.is_same(&wanted))
+        {
+            self.refused = None;
+            self.selected = wanted.clone();
+            self.actions.push(Action::Select(wanted));
         }
-        let selection = Selection::whole(generation, lane, self.settings.shards);
-        if !selection.is_same(&self.selected) {
-            self.actions.push(Action::Select(selection.clone()));
+    }
+
+    /// Who is to get what comes.
+    fn wanted(&self) -> Option<Selection> {
+        let current = self.current()?;
+        Some(Selection {
+            main: self.share_of(current),
+            canary: None,
+        })
+    }
+
+    /// At the end of each event: other workers of what is current may serve by now.
+    pub(super) fn select_who_serves(&mut self) {
+        if self.settings.shards > 1 && self.phase == Phase::Serving {
+            self.switch_to_current();
         }
-        self.selected = selection;
+    }
+
+    /// The sockets of those workers of a generation that can serve what comes.
+    fn share_of(&self, generation: &Generation) -> Share {
+        let shards = self.settings.shards;
+        let proved = |one: &&Worker| one.is_proved();
+        let in_slots = generation.in_slots().filter(proved).map(|one| one.slot);
+        let untold = generation
+            .leavers
+            .iter()
+            .filter(|one| one.told_at.is_some());
+        let leavers = untold.map(|one| &one.worker).filter(proved);
+        let leavers = leavers.map(|one| one.slot);
+        let sets: [Vec<usize>; 3] = [
+            in_slots.collect(),
+            // Where the slots of all that serve are gone, until others do.
+            leavers.collect(),
+            (0..generation.size()).collect(),
+        ];
+        let slots = sets.into_iter().find(|slots| !slots.is_empty());
+        let slots = slots.unwrap_or_default().into_iter();
+        let its: BTreeSet<u8> = slots
+            .map(|slot| generation.shard_of(slot, shards))
+            .collect();
+        // A sweeper ends when nothing comes to its socket any more.
+        let sweepers = self
+            .generations
+            .iter()
+            .filter(|one| one.stage == Stage::Sweeping);
+        let sweepers = sweepers.filter(|one| one.lane == generation.lane);
+        let swept: BTreeSet<u8> = sweepers.map(|one| one.shard).collect();
+        let unswept: Vec<u8> = its.difference(&swept).copied().collect();
+        Share {
+            generation: generation.number,
+            lane: generation.lane,
+            shards: match unswept.is_empty() {
+                true => its.into_iter().collect(),
+                false => unswept,
+            },
+        }
     }
 
     /// The kernel has refused.
     pub(super) fn not_selected(&mut self, selected: Selection, cause: StartFailure, now: Moment) {
         let lane = selected.main.lane;
-        self.selected = selected;
+        self.refused = Some(std::mem::replace(&mut self.selected, selected));
         if self.is_stopping() {
             return;
         }
@@ -154,82 +216,62 @@ impl Machine {
         self.has_lanes().then(|| Quiet {
             not_before,
             busy_at,
-            look_at: (busy_at + self.look_time()).min(not_before.max(busy_at + quiet_time)),
+            look_at: (busy_at + look_time(quiet_time)).min(not_before.max(busy_at + quiet_time)),
             is_over: false,
         })
     }
 
-    fn look_time(&self) -> Duration {
-        (self.settings.quiet_time / 4).max(SHORTEST_LOOK)
-    }
-
-    /// Asks what waits in lanes that are to be looked at.
+    /// Asks what waits in sockets that are to be looked at.
     pub(super) fn look_at_lanes(&mut self, now: Moment) {
-        let next = now + self.look_time();
-        let may_end = self.current_serves();
-        let mut lanes = Vec::new();
+        let next = now + look_time(self.settings.quiet_time);
+        let (may_end, shards) = (self.current_serves(), self.settings.shards);
+        let mut looks: Vec<Sockets> = Vec::new();
         for generation in &mut self.generations {
             let is_wanted = generation.stage.ends_anyway() || may_end;
             let quiet = generation.quiet.as_mut().filter(|_| is_wanted);
             if let Some(quiet) = quiet.filter(|quiet| quiet.look_at <= now) {
                 quiet.look_at = next;
-                lanes.push(generation.lane);
+                looks.push(generation.its_sockets(shards));
             }
         }
-        self.forget_strays();
-        for stray in &mut self.strays {
-            if stray.look_at <= now {
-                stray.look_at = now + NOBODY_YET;
-                stray.is_looked_at = true;
-                lanes.push(stray.lane);
-            }
-        }
-        lanes.sort_unstable();
-        lanes.dedup();
-        let looks = lanes.into_iter().map(|lane| Action::Look { lane });
-        self.actions.extend(looks);
+        looks.extend(self.looks_at_leavers(now));
+        looks.extend(self.looks_at_strays(now));
+        looks.sort_unstable_by_key(|sockets| (sockets.first, sockets.count));
+        looks.dedup();
+        self.actions.extend(looks.into_iter().map(Action::Look));
     }
 
-    /// So many sockets of the lane have something to be accepted or received.
-    pub(super) fn looked(&mut self, lane: u8, waiting: usize, now: Moment) {
+    /// So many of the sockets have something to be accepted or received.
+    pub(super) fn looked(&mut self, sockets: Sockets, waiting: usize, now: Moment) {
         if self.phase != Phase::Serving {
             return;
         }
-        let (quiet_time, timeout) = (self.settings.quiet_time, self.settings.switch_timeout);
-        let next = now + self.look_time();
+        let Settings {
+            quiet_time,
+            switch_timeout,
+            shards,
+            ..
+        } = self.settings;
         let may_end = self.current_serves();
         let mut is_late = None;
-        for generation in self.generations.iter_mut().filter(|one| one.lane == lane) {
+        let generations = self.generations.iter_mut();
+        for generation in generations.filter(|one| one.its_sockets(shards) == sockets) {
             let is_wanted = generation.stage.ends_anyway() || may_end;
             let is_sweeper = generation.stage == Stage::Sweeping;
             let Some(quiet) = generation.quiet.as_mut().filter(|_| is_wanted) else {
                 continue;
             };
-            if waiting > 0 {
-                quiet.busy_at = quiet.busy_at.max(now);
-            }
-            let quiet_at = quiet.not_before.max(quiet.busy_at + quiet_time);
-            let is_quiet = waiting == 0 && quiet_at <= now;
-            let is_timed_out = quiet.not_before + timeout <= now;
-            quiet.is_over = is_quiet || is_timed_out;
-            if is_timed_out && waiting > 0 {
+            if quiet.looked(waiting, quiet_time, switch_timeout, now) {
                 is_late = Some(is_sweeper);
             }
-            // A timeout comes first, and so does the moment when it can be quiet at the earliest.
-            let earliest = quiet_at.min(quiet.not_before + timeout);
-            quiet.look_at = if earliest > now {
-                next.min(earliest)
-            } else {
-                next
-            };
         }
-        if is_late == Some(false) {
+        if self.looked_at_leavers(sockets, waiting, now) || is_late == Some(false) {
             self.say(Notice::Switching(Switching::NotQuiet { waiting }));
         }
         self.signal_retiring(now);
         self.tell_drained(now);
         self.end_sweepers(is_late.is_some(), now);
-        self.sweep_if_stray(lane, waiting, now);
+        self.sweep_if_stray(sockets, waiting, now);
     }
 
     /// Generations that drain, and were not told yet because something waited in their lane.
@@ -250,171 +292,6 @@ impl Machine {
         self.kill_surplus();
         self.save_status();
     }
-
-    /// When the next look at any lane is due.
-    pub(super) fn looks_at(&self) -> Option<Moment> {
-        let strays = self
-            .strays
-            .iter()
-            .filter(|one| self.is_unattended(one.lane));
-        strays.map(|stray| stray.look_at).min()
-    }
-}
-
-// Lanes that nobody serves.
-
-impl Machine {
-    /// Lanes in which nobody accepts anything, and nothing has waited so far: [`super::Event::Stranded`] says when it does.
-    pub fn watched_lanes(&self) -> impl Iterator<Item = u8> {
-        let lanes = (0..self.settings.lanes).filter(|_| self.has_lanes());
-        lanes.filter(|lane| {
-            self.is_unattended(*lane) && !self.strays.iter().any(|stray| stray.lane == *lane)
-        })
-    }
-
-    /// Whether something serves, and nobody in this lane.
-    fn is_unattended(&self, lane: u8) -> bool {
-        let serves = self.phase == Phase::Serving && self.current().is_some();
-        let mut owners = self.generations.iter().filter(|one| one.lane == lane);
-        serves && !owners.any(Generation::attends)
-    }
-
-    /// At the end of each event: whoever had these lanes cannot accept anything any more.
-    pub(super) fn look_at_freed(&mut self, now: Moment) {
-        for lane in std::mem::take(&mut self.freed) {
-            let is_known = self.strays.iter().any(|stray| stray.lane == lane);
-            if self.is_unattended(lane) && !is_known {
-                self.strays.push(Stray {
-                    lane,
-                    look_at: now + NOBODY_YET,
-                    is_looked_at: true,
-                    failures: 0,
-                });
-                self.actions.push(Action::Look { lane });
-            }
-        }
-    }
-
-    /// Something waits in a lane that nobody serves. Whoever was told to stop may still accept it.
-    pub(super) fn stranded(&mut self, lane: u8, now: Moment) {
-        if lane < self.settings.lanes && self.watched_lanes().any(|one| one == lane) {
-            self.strays.push(Stray {
-                lane,
-                look_at: now + self.settings.quiet_time.max(SHORTEST_LOOK),
-                is_looked_at: false,
-                failures: 0,
-            });
-        }
-    }
-
-    /// Whoever has such a lane by now serves it.
-    fn forget_strays(&mut self) {
-        let mut strays = std::mem::take(&mut self.strays);
-        strays.retain(|stray| {
-            let mut owners = self.generations.iter().filter(|one| one.lane == stray.lane);
-            // The failures of its sweepers count until one of them has served it.
-            self.is_unattended(stray.lane) || owners.any(|one| one.stage == Stage::Sweeping)
-        });
-        self.strays = strays;
-    }
-
-    /// It still waits, or does no longer.
-    fn sweep_if_stray(&mut self, lane: u8, waiting: usize, now: Moment) {
-        let mut strays = self.strays.iter_mut();
-        let stray = strays.find(|stray| stray.lane == lane);
-        let is_asked = stray.is_some_and(|stray| std::mem::take(&mut stray.is_looked_at));
-        if !is_asked || !self.is_unattended(lane) {
-            return;
-        }
-        let serving = self.current().filter(|current| current.serves());
-        match (waiting, serving.map(|current| current.number)) {
-            (0, _) => self.strays.retain(|stray| stray.lane != lane),
-            (_, None) => {}
-            (_, Some(current)) => {
-                self.say(Notice::Switching(Switching::Sweeping { waiting, lane }));
-                self.start_sweeper(lane, current, now);
-            }
-        }
-    }
-
-    fn start_sweeper(&mut self, lane: u8, current: u32, now: Moment) {
-        self.last_number = self.last_number.saturating_add(1);
-        let number = self.last_number;
-        let mut sweeper = Generation::new(number, Why::Sweep, 0, 1, now);
-        sweeper.stage = Stage::Sweeping;
-        sweeper.lane = lane;
-        sweeper.slots = vec![Slot::new(Content::AskedFor, now)];
-        self.generations.push(sweeper);
-        self.actions.push(Action::Spawn {
-            generation: number,
-            slot: 0,
-            from: self.source_within(current),
-        });
-        self.save_status();
-    }
-
-    /// At the end of each event: one that is proved serves until nothing has waited for a while.
-    pub(super) fn watch_sweepers(&mut self, now: Moment) {
-        let quiet = self.quiet_from(now, now);
-        for generation in &mut self.generations {
-            let is_new = generation.stage == Stage::Sweeping && generation.quiet.is_none();
-            if is_new && generation.serves() {
-                generation.quiet = quiet;
-            }
-        }
-    }
-
-    /// Nothing waits there any more, or it does not take what does.
-    fn end_sweepers(&mut self, is_late: bool, now: Moment) {
-        let over = self.generations.iter_mut().filter(|one| {
-            one.stage == Stage::Sweeping && one.quiet.is_some_and(|quiet| quiet.is_over)
-        });
-        let mut ended = Vec::new();
-        for generation in over {
-            generation.stage = Stage::Draining;
-            generation.quiet = None;
-            ended.push((generation.lane, generation.take_untold()));
-        }
-        for (lane, pids) in ended {
-            let patience = match is_late {
-                true => {
-                    self.not_swept(lane, now);
-                    self.patience_with_failed()
-                }
-                false => {
-                    self.strays.retain(|stray| stray.lane != lane);
-                    self.settings.kill_old_timeout
-                }
-            };
-            let signal = self.settings.signal_on_hup;
-            self.tell_to_stop(&pids, signal, patience, now);
-            self.save_status();
-        }
-    }
-
-    /// A sweeper could not be started, or has died.
-    pub(super) fn sweeper_failed(&mut self, number: u32, now: Moment) {
-        if let Some(sweeper) = self.generation_mut(number) {
-            sweeper.stage = Stage::Failed;
-            let lane = sweeper.lane;
-            self.not_swept(lane, now);
-        }
-        self.drop_gone();
-        self.save_status();
-    }
-
-    fn not_swept(&mut self, lane: u8, now: Moment) {
-        let failures = self.strays.iter().find(|stray| stray.lane == lane);
-        let failures = failures.map_or(0, |stray| stray.failures).saturating_add(1);
-        self.strays.retain(|stray| stray.lane != lane);
-        self.strays.push(Stray {
-            lane,
-            look_at: now + self.backoff(failures),
-            is_looked_at: false,
-            failures,
-        });
-        self.say(Notice::Switching(Switching::NotSwept { lane }));
-    }
 }
 
 impl Stage {
@@ -432,7 +309,7 @@ impl Stage {
 }
 
 impl Generation {
-    /// Whether it accepts what comes to its lane, or is about to.
+    /// Whether it accepts what comes to its sockets, or is about to.
     pub(super) fn attends(&self) -> bool {
         match self.stage {
             Stage::Uncommitted
@@ -445,19 +322,42 @@ impl Generation {
         }
     }
 
+    /// Whether it accepts what comes to this socket, or is about to.
+    pub(super) fn attends_to(&self, socket: u8, shards: u8) -> bool {
+        let is_its = |slot: usize| {
+            let lane = Sockets::of_lane(self.lane, shards);
+            lane.first.saturating_add(self.shard_of(slot, shards)) == socket
+        };
+        let mut slots = self.slots.iter().enumerate();
+        let mut leavers = self.leavers.iter().filter(|one| one.told_at.is_some());
+        self.attends()
+            && (slots.any(|(place, slot)| is_its(place) && self.may_fill(slot))
+                || leavers.any(|one| is_its(one.worker.slot)))
+    }
+
+    /// Whether the slot has a worker or may get one: one that ended for its successor's sake does if that fails.
+    fn may_fill(&self, slot: &Slot) -> bool {
+        let is_current = self.stage == Stage::Current;
+        slot.is_wanted() || (is_current && slot.content == Content::Elsewhere)
+    }
+
+    /// Which of the sockets of its lane the slot has.
+    pub(super) fn shard_of(&self, slot: usize, shards: u8) -> u8 {
+        let shard = (usize::from(self.shard) + slot) % usize::from(shards.max(1));
+        u8::try_from(shard).unwrap_or(0)
+    }
+
+    /// All that its workers can have.
+    pub(super) fn its_sockets(&self, shards: u8) -> Sockets {
+        let lane = Sockets::of_lane(self.lane, shards);
+        match self.is_sweeper() {
+            true => Sockets::one(lane.first.saturating_add(self.shard)),
+            false => lane,
+        }
+    }
+
     /// Whether it is there only for what was left in a lane.
     pub fn is_sweeper(&self) -> bool {
         self.why == Why::Sweep
-    }
-}
-
-impl Worker {
-    /// Of a sweeper.
-    pub(super) fn says_how_it_ended(&self, status: i32) -> Notice {
-        let pid = self.pid;
-        match self.has_served() {
-            true => Notice::DiedUnexpectedly { pid, status },
-            false => Notice::FailedToStart { pid, status },
-        }
     }
 }

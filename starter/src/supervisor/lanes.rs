@@ -4,7 +4,7 @@ use nix::unistd::Pid;
 
 use crate::listeners::health::Occasion;
 use crate::listeners::lanes::NotSelected;
-use crate::machine::{Event, Machine, Selection, Share};
+use crate::machine::{Event, Machine, Selection, Share, Sockets};
 use crate::supervisor::resources::Resources;
 use crate::words::notice::Notice;
 use crate::words::start_failure::StartFailure;
@@ -44,21 +44,23 @@ impl Resources {
         blueprint.lanes.select(&blueprint.sockets, selection)
     }
 
-    /// Whether something waits in a lane that nobody serves, and whether such a lane was shut down.
+    /// Which sockets that nobody serves have something waiting, and which of them were shut down.
     pub fn look_at_unattended(&self, machine: &Machine) -> (Vec<u8>, Vec<u8>) {
         let (lanes, sockets) = (&self.blueprint.lanes, &self.blueprint.sockets);
-        let watched: Vec<u8> = machine.watched_lanes().collect();
-        let waits = |lane: &u8| lanes.count_waiting(sockets, *lane) > 0;
-        let is_shut_down = |lane: &u8| lanes.is_shut_down(sockets, *lane);
+        let watched: Vec<u8> = machine.watched_sockets().collect();
+        let waits = |one: &u8| lanes.count_waiting(sockets, Sockets::one(*one)) > 0;
+        let is_shut_down = |one: &u8| lanes.is_shut_down(sockets, Sockets::one(*one));
         let waiting = watched.iter().copied().filter(waits).collect();
         (waiting, watched.into_iter().filter(is_shut_down).collect())
     }
 
     /// A worker that ends may shut its sockets down, which are not its own.
-    pub fn mend_lane(&mut self, lane: u8) {
+    pub fn mend_socket(&mut self, number: u8) {
         self.mend_lanes(None);
         let blueprint = &mut self.blueprint;
-        blueprint.lanes.give_up_shut_down(&blueprint.sockets, lane);
+        blueprint
+            .lanes
+            .give_up_shut_down(&blueprint.sockets, number);
     }
 
     /// The same for all lanes, whoever has them.

@@ -59,10 +59,10 @@ impl Resources {
                 return self.examine_listeners(Occasion::Commit);
             }
             Action::Select(selection) => return self.select(&selection),
-            Action::Look { lane } => {
-                let sockets = &self.blueprint.sockets;
-                let waiting = self.blueprint.lanes.count_waiting(sockets, lane);
-                return Some(Event::Looked { lane, waiting });
+            Action::Look(sockets) => {
+                let firsts = &self.blueprint.sockets;
+                let waiting = self.blueprint.lanes.count_waiting(firsts, sockets);
+                return Some(Event::Looked { sockets, waiting });
             }
             Action::Check { generation } => {
                 let (changes, knobs) = self.load_environment();
@@ -130,7 +130,7 @@ impl Resources {
             Duty::TellReadiness => return self.tell_readiness(),
             Duty::Say(notice) => self.log.say(&notice),
             Duty::LookAtQueues => self.look_at_queues(machine),
-            Duty::MendLane(lane) => self.mend_lane(lane),
+            Duty::MendSocket(number) => self.mend_socket(number),
             Duty::WorkOnLog => {
                 self.log.work(Moment::now());
                 self.status_file.lines_lost(self.log.lost(), Moment::now());
@@ -150,7 +150,7 @@ impl Resources {
         let sockets = self
             .blueprint
             .lanes
-            .sockets(&self.blueprint.sockets, lane, 0);
+            .sockets(&self.blueprint.sockets, (lane, 0));
         for untaken in self.look.look(sockets, Moment::now()) {
             if let Some(announced) = self.blueprint.announced.get(untaken.place) {
                 self.log.say(&Notice::NobodyAccepts {
@@ -225,7 +225,7 @@ impl Resources {
             slot,
             workers: machine.workers(),
         };
-        let lane = machine.lane_of(generation);
+        let lane = machine.lane_and_shard(generation, slot);
         match pin.and_then(|pin| self.spawn_captured(seat, lane, pin, is_again)) {
             Ok((pid, report)) => {
                 self.reports.push((pid, report));
@@ -286,7 +286,7 @@ impl Resources {
     fn spawn_captured(
         &mut self,
         seat: Seat,
-        lane: u8,
+        lane: (u8, u8),
         pin: Rc<Pin>,
         is_again: bool,
     ) -> Result<(Pid, Report), StartFailure> {

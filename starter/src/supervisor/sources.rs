@@ -14,7 +14,7 @@ use crate::host::moment::Moment;
 use crate::host::order::Order;
 use crate::host::process::reap;
 use crate::host::signals::{Arrived, Taken};
-use crate::machine::{Event, Knobs, Machine, Scale};
+use crate::machine::{Event, Knobs, Machine, Scale, Sockets};
 use crate::supervisor::guard::Guard;
 use crate::supervisor::resources::Resources;
 use crate::words::failure::Failure;
@@ -61,8 +61,8 @@ pub enum Duty {
     Say(Notice),
     /// Connections may wait that nobody accepts.
     LookAtQueues,
-    /// A lane that nobody serves was shut down.
-    MendLane(u8),
+    /// A socket of each listener, which nobody serves, was shut down in one of them.
+    MendSocket(u8),
     /// The log reads and writes what is ready.
     WorkOnLog,
 }
@@ -133,8 +133,8 @@ pub fn wait(resources: &Resources, machine: &Machine) -> Result<(), Failure> {
     let moments = moments.into_iter().flatten();
     let timeouts = moments.map(|deadline| deadline.saturating_since(now));
     let timeout = timeouts.min();
-    let lanes = machine.watched_lanes();
-    let unattended = lanes.flat_map(|lane| blueprint.lanes.own(&blueprint.sockets, lane));
+    let lanes = machine.watched_sockets().map(Sockets::one);
+    let unattended = lanes.flat_map(|one| blueprint.lanes.own(&blueprint.sockets, one));
     let log = log.sources();
     let reports = reports.iter().map(|(_, report)| report.as_fd());
     let readable = [signals.as_fd()]
@@ -265,9 +265,9 @@ impl Inbox {
     /// Before a restart, which may want such a lane.
     fn lanes(&mut self, resources: &Resources, machine: &Machine) -> Step {
         let (waiting, shut_down) = resources.look_at_unattended(machine);
-        let stranded = waiting.into_iter().map(|lane| Event::Stranded { lane });
+        let stranded = waiting.into_iter().map(|socket| Event::Stranded { socket });
         self.next.extend(stranded.map(Input::Event));
-        let mended = shut_down.into_iter().map(Duty::MendLane);
+        let mended = shut_down.into_iter().map(Duty::MendSocket);
         self.next.extend(mended.map(Input::Duty));
         Step::Requests
     }

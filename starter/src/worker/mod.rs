@@ -77,8 +77,8 @@ pub struct Blueprint {
 #[derive(Clone, Copy)]
 pub struct Extra<'a> {
     pub seat: Seat,
-    /// Which of the sockets it gets of those that have lanes.
-    pub lane: u8,
+    /// Which of the sockets it gets of those that have lanes: that of a lane and one of its shards.
+    pub lane: (u8, u8),
     /// Pipes for its output, with their numbers; a listener may have the same number, and gets it.
     pub output: &'a [(OwnedFd, RawFd)],
     /// Descriptors, with their numbers. Their own numbers are above all of these.
@@ -193,9 +193,7 @@ impl Blueprint {
         for (pipe, number) in extra.output {
             place(pipe.as_fd(), *number).map_err(at(Step::Descriptors))?;
         }
-        let sockets = self
-            .lanes
-            .sockets(&self.sockets, extra.lane, extra.seat.slot);
+        let sockets = self.lanes.sockets(&self.sockets, extra.lane);
         let numbers = self.sockets.iter().map(|(_, number)| number);
         let others = extra.descriptors.iter().map(|(one, number)| (one, number));
         for (socket, number) in sockets.zip(numbers).chain(others) {

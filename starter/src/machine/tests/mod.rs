@@ -235,7 +235,7 @@ impl World {
                 } => self.end_leftovers(worker, (generation, slot), signal),
                 Action::SaveStatus => {}
                 Action::Select(selection) => self.select(&selection),
-                Action::Look { lane } => self.look(lane),
+                Action::Look(sockets) => self.look(sockets),
                 Action::Check { generation } => {
                     assert!(!self.is_checking, "two checks at a time");
                     let next = self.machine.last_number + 1;
@@ -373,8 +373,9 @@ impl World {
             assert_eq!(self.highest, number, "something newer has been started");
             return;
         }
-        if !is_leaver {
-            self.check_quiet(number);
+        let is_alone = self.machine.settings.shards > 1;
+        if !is_leaver || is_alone {
+            self.check_quiet(pid);
         }
         if self.before_rollback.is_some() && !is_leaver {
             self.check_return_from(number);

@@ -1,5 +1,7 @@
 //! Lanes: which one is selected, when whoever has another is told to stop, and what is left in those that nobody serves.
 
+use std::collections::BTreeSet;
+
 use super::*;
 use crate::words::switch::Switching;
 
@@ -7,7 +9,11 @@ use crate::words::switch::Switching;
 #[derive(Debug, Clone, Default)]
 pub(super) struct Lanes {
     pub selected: u8,
-    /// Those in which something waits.
+    /// Which of its sockets get anything, if not all.
+    pub shards: Option<Vec<u8>>,
+    /// When workers lost their slots.
+    pub left: Vec<(Pid, Moment)>,
+    /// The sockets in which something waits.
     pub waiting: Vec<u8>,
     /// Whether it refuses to select another one.
     pub refuses: bool,
@@ -31,34 +37,70 @@ impl World {
     pub(super) fn select(&mut self, selection: &Selection) {
         assert!(self.has_lanes());
         let Share {
-            generation, lane, ..
+            generation,
+            lane,
+            ref shards,
         } = selection.main;
         let current = self.current().map(|one| (one.number, one.lane));
         assert_eq!(current, Some((generation, lane)));
+        assert!(!shards.is_empty());
         self.lanes.is_behind = self.lanes.refuses;
         if !self.lanes.refuses {
             self.lanes.selected = lane;
+            self.lanes.shards = Some(shards.clone());
             return;
         }
         self.lanes.given_up.push(generation);
+        let shards = self.active_shards();
+        let mut selected = Selection::whole(0, self.lanes.selected, 1);
+        selected.main.shards = shards;
         self.on(Event::NotSelected {
-            selected: Selection::whole(0, self.lanes.selected, 1),
+            selected,
             cause: StartFailure::not_switched("x", Errno::ENOMEM),
         });
     }
 
-    pub(super) fn look(&mut self, lane: u8) {
+    fn active_shards(&self) -> Vec<u8> {
+        let all = || (0..self.machine.settings.shards).collect();
+        self.lanes.shards.clone().unwrap_or_else(all)
+    }
+
+    /// The sockets that get what comes.
+    pub(super) fn active(&self) -> Vec<u8> {
+        let first = self.lanes.selected * self.machine.settings.shards;
+        let shards = self.active_shards().into_iter();
+        shards.map(|shard| first + shard).collect()
+    }
+
+    /// How many sockets there are.
+    pub(super) fn count_sockets(&self) -> u8 {
+        self.machine.settings.lanes * self.machine.settings.shards
+    }
+
+    /// Which socket this process has, of a generation that still has a place.
+    fn socket_of(&self, process: &Process) -> Option<u8> {
+        let generation = self.machine.generation(process.generation)?;
+        let shards = self.machine.settings.shards;
+        let shard = (usize::from(generation.shard) + process.slot) % usize::from(shards);
+        Some(generation.lane * shards + u8::try_from(shard).unwrap())
+    }
+
+    pub(super) fn look(&mut self, sockets: Sockets) {
         assert!(self.has_lanes());
-        let waiting = usize::from(self.lanes.waiting.contains(&lane));
-        self.on(Event::Looked { lane, waiting });
+        let waiting = &self.lanes.waiting;
+        let waiting = sockets
+            .numbers()
+            .filter(|one| waiting.contains(one))
+            .count();
+        self.on(Event::Looked { sockets, waiting });
     }
 
     /// As the supervisor does in each turn.
     pub(super) fn tell_stranded(&mut self) {
-        let watched: Vec<u8> = self.machine.watched_lanes().collect();
-        for lane in watched {
-            if self.lanes.waiting.contains(&lane) {
-                let actions = self.machine.on(Event::Stranded { lane }, self.now);
+        let watched: Vec<u8> = self.machine.watched_sockets().collect();
+        for socket in watched {
+            if self.lanes.waiting.contains(&socket) {
+                let actions = self.machine.on(Event::Stranded { socket }, self.now);
                 assert!(!actions.iter().any(|it| matches!(it, Action::Spawn { .. })));
                 self.perform(actions);
             }
@@ -67,6 +109,12 @@ impl World {
 
     /// What was current before an event is not any more.
     pub(super) fn note_replaced(&mut self, current: Option<u32>) {
+        let leavers = self.living.iter().map(|one| one.pid);
+        for pid in leavers.filter(|pid| self.machine.is_leaver(*pid)) {
+            if !self.lanes.left.iter().any(|(one, _)| *one == pid) {
+                self.lanes.left.push((pid, self.now));
+            }
+        }
         let replaced = &mut self.lanes.replaced;
         for generation in self.machine.generations() {
             let number = generation.number;
@@ -85,23 +133,52 @@ impl World {
     }
 
     /// An old worker has had the time that it is to have.
-    pub(super) fn check_quiet(&self, number: u32) {
+    pub(super) fn check_quiet(&self, pid: Pid) {
+        let process = self.living.iter().find(|one| one.pid == pid);
+        let Some((process, number)) = process.map(|one| (one, one.generation)) else {
+            return;
+        };
         let generation = self.machine.generation(number);
         let Some(generation) = generation.filter(|_| self.has_lanes()) else {
             return;
         };
-        let replaced = self.lanes.replaced.iter().find(|(one, _)| *one == number);
-        let since = replaced.map_or(self.now, |(_, at)| *at);
+        let shards = self.machine.settings.shards;
+        let is_leaver = self.machine.is_leaver(pid);
+        if is_leaver && !self.has_proved_itself(process) {
+            return;
+        }
+        let left = self.lanes.left.iter().find(|(one, _)| *one == pid);
+        let left = left.filter(|_| is_leaver).map(|(_, at)| *at);
+        let mut replaced = self.lanes.replaced.iter();
+        let replaced = replaced.find(|(one, _)| *one == number).map(|(_, at)| *at);
+        // From the first of both on, nothing came to it.
+        let since = left.into_iter().chain(replaced).min();
+        let since = since.unwrap_or(self.now);
+        let sockets: Vec<u8> = match is_leaver || generation.is_sweeper() {
+            true => self.socket_of(process).into_iter().collect(),
+            false => Sockets::of_lane(generation.lane, shards)
+                .numbers()
+                .collect(),
+        };
+        // Others have it too, and go on.
+        let mut others = self
+            .living
+            .iter()
+            .filter(|one| one.pid != pid && !one.is_told);
+        let is_shared = is_leaver
+            && others.any(|one| {
+                one.generation == number && self.socket_of(one) == self.socket_of(process)
+            });
         let Settings {
             quiet_time,
             switch_timeout,
             ..
         } = self.machine.settings;
         let is_late = since + switch_timeout <= self.now;
-        let is_empty = !self.lanes.waiting.contains(&generation.lane);
+        let is_empty = !sockets.iter().any(|one| self.lanes.waiting.contains(one));
         assert!(
-            is_late || (is_empty && since + quiet_time <= self.now),
-            "{number} is told to stop though something waits for it"
+            is_shared || is_late || (is_empty && since + quiet_time <= self.now),
+            "{pid} of {number} is told to stop though something waits for it"
         );
     }
 
@@ -115,53 +192,94 @@ impl World {
                 is_selected || self.lanes.is_behind,
                 "another lane is selected"
             );
+            if !self.lanes.is_behind {
+                self.check_shards(current);
+            }
         }
-        for lane in 0..self.machine.settings.lanes {
-            let owners = self.machine.generations().filter(|one| one.lane == lane);
-            let untold = |one: &&Generation| {
-                let mut its = self.living.iter().filter(|it| it.generation == one.number);
-                its.any(|it| !it.is_told && !it.is_stopping && !self.has_failed(it.pid))
-            };
-            let untold: Vec<u32> = owners.filter(untold).map(|one| one.number).collect();
-            assert!(untold.len() <= 1, "lane {lane} is that of {untold:?}");
-            let is_served = !untold.is_empty() || !self.lanes.waiting.contains(&lane);
-            let is_known = self.machine.strays.iter().any(|one| one.lane == lane);
+        for socket in 0..self.count_sockets() {
+            let is_its = |it: &&Process| self.socket_of(it) == Some(socket);
+            let untold = self.living.iter().filter(is_its).filter(|it| {
+                // Whoever has lost its slot while nothing else served goes when that does, and a sweeper when nothing comes.
+                let generation = self.machine.generation(it.generation);
+                let stays = !self.machine.is_leaver(it.pid)
+                    && !generation.is_some_and(Generation::is_sweeper);
+                stays && !it.is_told && !it.is_stopping && !self.has_failed(it.pid)
+            });
+            let untold: BTreeSet<u32> = untold.map(|it| it.generation).collect();
+            assert!(untold.len() <= 1, "socket {socket} is that of {untold:?}");
+            let is_served = self
+                .living
+                .iter()
+                .filter(is_its)
+                .any(|it| !it.is_told && !it.is_stopping && !self.has_failed(it.pid));
+            let is_served = is_served || !self.lanes.waiting.contains(&socket);
+            let is_known = self.machine.strays.iter().any(|one| one.socket == socket);
             // One that was told, and has not been started yet, is about to be told again.
+            let shards = self.machine.settings.shards;
             let is_asked_for = self
                 .machine
                 .generations()
-                .any(|one| one.lane == lane && one.attends());
+                .any(|one| one.attends_to(socket, shards));
             assert!(
                 is_served || is_known || is_asked_for || self.current().is_none(),
-                "nobody cares for what waits in lane {lane}"
+                "nobody cares for what waits in socket {socket}"
             );
             assert!(
                 !is_known || is_asked_for || self.machine.deadline().is_some(),
-                "nobody looks at lane {lane} again"
+                "nobody looks at socket {socket} again"
             );
         }
     }
 
+    /// What comes is spread over those that serve, and nobody else where anybody does.
+    fn check_shards(&self, current: &Generation) {
+        let shards = self.machine.settings.shards;
+        let its: Vec<u8> = current
+            .slots
+            .iter()
+            .filter_map(Slot::worker)
+            .filter(|one| one.is_proved())
+            .map(|one| u8::try_from(one.slot % usize::from(shards)).unwrap())
+            .collect();
+        let active = self.active_shards();
+        let is_swept = |shard: &u8| {
+            let mut sweepers = self
+                .machine
+                .generations()
+                .filter(|one| one.state() == State::Sweeping);
+            sweepers.any(|one| one.lane == current.lane && one.shard == *shard)
+        };
+        assert!(
+            its.iter()
+                .all(|shard| active.contains(shard) || is_swept(shard)),
+            "{its:?} serve, and {active:?} are selected"
+        );
+        assert!(
+            its.is_empty() || active.iter().all(|shard| its.contains(shard)),
+            "{active:?} are selected, and {its:?} serve"
+        );
+    }
+
     /// A connection comes in.
-    pub(super) fn connect(&mut self, lane: u8) {
-        if !self.lanes.waiting.contains(&lane) {
-            self.lanes.waiting.push(lane);
+    pub(super) fn connect(&mut self, socket: u8) {
+        if !self.lanes.waiting.contains(&socket) {
+            self.lanes.waiting.push(socket);
         }
         self.tell_stranded();
     }
 
     /// Whoever serves takes what waits.
     pub(super) fn accept_all(&mut self) -> bool {
+        let attended: Vec<u8> = self
+            .living
+            .iter()
+            .filter(|one| one.executed_at.is_some() && !one.is_told)
+            .filter_map(|one| self.socket_of(one))
+            .collect();
         let before = self.lanes.waiting.len();
-        let machine = &self.machine;
-        let living = &self.living;
-        self.lanes.waiting.retain(|lane| {
-            !living.iter().any(|one| {
-                let its = machine.generation(one.generation);
-                let has_run = one.executed_at.is_some() && !one.is_told;
-                has_run && its.is_some_and(|its| its.lane == *lane)
-            })
-        });
+        self.lanes
+            .waiting
+            .retain(|socket| !attended.contains(socket));
         before != self.lanes.waiting.len()
     }
 
@@ -187,6 +305,14 @@ impl World {
 
 pub(super) fn switching(lanes: u8, settings: Settings) -> Settings {
     Settings { lanes, ..settings }
+}
+
+/// Each slot has a socket of its own.
+pub(super) fn sharded(settings: Settings) -> Settings {
+    Settings {
+        shards: u8::try_from(settings.workers).unwrap(),
+        ..settings
+    }
 }
 
 fn serving(lanes: u8, settings: Settings) -> World {

@@ -113,6 +113,23 @@ const SWITCH_STEPS: [Step; 14] = [
     Step::RollBack,
 ];
 
+/// What matters to shards.
+const SHARD_STEPS: [Step; 13] = [
+    Step::Restart,
+    Step::TimePasses,
+    Step::ClientConnects,
+    Step::OldClientConnects,
+    Step::WorkersAccept,
+    Step::SelectingFails,
+    Step::OldestExits,
+    Step::SecondNewestExits,
+    Step::NewestExits,
+    Step::NewestIsReady,
+    Step::SpawningFails,
+    Step::OneMore,
+    Step::OneLess,
+];
+
 const OTHER_KNOBS: Knobs = Knobs {
     kill_old_delay: Duration::from_secs(4),
     auto_restart: Some(Duration::from_secs(3)),
@@ -189,17 +206,17 @@ impl World {
             Step::KnobsChange if self.stopping => return false,
             Step::KnobsChange => self.change_knobs(),
             Step::ClientConnects => {
-                let selected = self.lanes.selected;
-                if self.lanes.waiting.contains(&selected) {
-                    return false;
+                let active = self.active();
+                match active.iter().find(|one| !self.lanes.waiting.contains(one)) {
+                    Some(socket) => self.connect(*socket),
+                    None => return false,
                 }
-                self.connect(selected);
             }
             Step::OldClientConnects => {
-                let selected = self.lanes.selected;
-                let mut others = (0..self.machine.settings.lanes).filter(|one| *one != selected);
+                let active = self.active();
+                let mut others = (0..self.count_sockets()).filter(|one| !active.contains(one));
                 match others.find(|one| !self.lanes.waiting.contains(one)) {
-                    Some(lane) => self.connect(lane),
+                    Some(socket) => self.connect(socket),
                     None => return false,
                 }
             }
@@ -283,10 +300,10 @@ impl World {
                 status: 0,
             },
             Event::Looked {
-                lane: 99,
+                sockets: Sockets::one(99),
                 waiting: 1,
             },
-            Event::Stranded { lane: 99 },
+            Event::Stranded { socket: 99 },
         ] {
             let actions = self.machine.on(event, self.now);
             assert_eq!(actions, [], "a stranger is no reason to act");
@@ -733,6 +750,21 @@ fn every_short_history_with_lanes_keeps_the_promises() {
     );
 }
 
+#[test]
+fn every_short_history_with_shards_keeps_the_promises() {
+    let two = |settings| switch::switching(2, switch::sharded(settings));
+    walk_by(
+        &SHARD_STEPS,
+        vec![
+            (serving(two(with_workers(2))), 5),
+            (restarted(two(with_workers(2))), 5),
+            (serving(two(slow(with_workers(3)))), 4),
+            (restarted(two(limited(1, slow(with_workers(2))))), 4),
+            (World::new(two(told(with_workers(2)))), 4),
+        ],
+    );
+}
+
 /// As a history of many steps cannot be one of all, these are chosen by a generator that always chooses the same.
 #[test]
 fn some_long_histories_keep_the_promises() {
@@ -750,6 +782,7 @@ fn some_long_histories_keep_the_promises() {
         parallel(1, impatient(with_workers(3))),
         switch::switching(2, slow(settings())),
         switch::switching(3, watched(with_workers(2))),
+        switch::switching(2, switch::sharded(slow(with_workers(3)))),
     ];
     let mut state: u64 = 1;
     let mut chosen = |from: usize| {

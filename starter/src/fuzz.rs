@@ -123,7 +123,12 @@ pub fn status_json(bytes: &[u8]) {
     };
     assert!(is_stale, "a server would not replace what a client follows");
     for request in [0, status.next_request()] {
-        for asked in [Asked::Restart, Asked::Rollback, Asked::Abort] {
+        for asked in [
+            Asked::Restart,
+            Asked::Promotion,
+            Asked::Rollback,
+            Asked::Abort,
+        ] {
             let answer = status.answer_to(request, asked);
             let verdict = answer.and_then(|one| status.verdict_on(one, false, asked));
             if let Some(Err(failure)) = verdict {

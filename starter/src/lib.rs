@@ -13,7 +13,7 @@
 //! | `ready` | when a worker serves: what it says itself, and what a command or a probe finds |
 //! | `status` | pid file, status file and `FILE.json` |
 //! | `manager` | what the service manager that launched us is told, over `NOTIFY_SOCKET` |
-//! | `client` | `--restart`, `--rollback`, `--abort`, `--upgrade`, `--stop`, `--reopen`, `--status`: requests to another start_server |
+//! | `client` | `--restart`, `--promote`, `--rollback`, `--abort`, `--upgrade`, `--stop`, `--reopen`, `--status`: requests to another start_server |
 //! | `self_test` | `--self-test`: everything promised about the processes, tried on this host |
 //! | `guardian` | `--guardian`: the process that outlives a supervisor and starts the next one |
 //! | `supervisor` | the loop: descriptors become events, actions become system calls |
@@ -94,6 +94,9 @@ fn run() -> Result<Status, Failure> {
         }
         Invocation::Rollback(settings) => {
             client::rollback(&settings, &mut teller(&settings)).map(done)
+        }
+        Invocation::Promote(settings) => {
+            client::promote(&settings, &mut teller(&settings)).map(done)
         }
         Invocation::Abort(settings) => client::abort(&settings, &mut teller(&settings)).map(done),
         Invocation::Scale(settings, workers) => {

@@ -66,6 +66,9 @@ impl Follower {
                 if asked.order().is_some_and(|order| !status.obeys(order)) {
                     return Err(status.too_old(asked));
                 }
+                if let Some(failure) = status.without_lanes(asked) {
+                    return Err(failure);
+                }
                 return Ok(Follower {
                     asked,
                     by: By::Request {

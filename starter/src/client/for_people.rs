@@ -3,7 +3,7 @@
 use super::observed::{Observed, Process, Queue, workers};
 use super::overview::{State, crash_loop, headline, last_start};
 use super::sheet::{Colour, Sheet, Side, cut, cut_front};
-use crate::status::view::{self, Generation, Listener, Outcome, View, Worker};
+use crate::status::view::{self, By, Canary, Generation, Listener, Outcome, View, Worker};
 use crate::words::number::{memory, time};
 use crate::words::text::shortened;
 
@@ -103,7 +103,7 @@ impl Shown<'_> {
         let Some(last) = self.view.verdicts.last() else {
             return;
         };
-        if last.result == Outcome::Committed {
+        if matches!(last.result, Outcome::Committed | Outcome::Canary) {
             return;
         }
         let first = last.stderr.len().saturating_sub(LAST_LINES);
@@ -137,13 +137,35 @@ impl Shown<'_> {
         tell_left_out(sheet, listeners.len());
         if let Some(switch) = self.view.switch {
             let (lane, of) = (switch.selected, switch.lanes);
-            let text = format!("new connections come to lane {lane} of {of}");
+            let text = match switch.canary {
+                None => format!("new connections come to lane {lane} of {of}"),
+                Some(canary) => self.shares(lane, of, canary),
+            };
             sheet.sentence(None, &text);
         }
         let troubles = listeners.iter().filter_map(|one| one.trouble.as_ref());
         for trouble in troubles.take(MOST_ROWS) {
             sheet.sentence(Some(Colour::Red), &shortened(trouble));
         }
+    }
+
+    /// Who gets what, while a generation is tried.
+    fn shares(&self, lane: u64, of: u64, canary: Canary) -> String {
+        let Canary { percent, by, .. } = canary;
+        let rest = 100_u64.saturating_sub(percent);
+        let what = match by {
+            By::Client => "clients",
+            By::Random | By::Unknown => "new connections",
+        };
+        let end = canary.promoted_at.map(|at| {
+            let left = time(at - self.now.at);
+            format!("; all to the second in {left}, unless it fails")
+        });
+        format!(
+            "{what} come to lane {lane} ({rest} %) and lane {} ({percent} %) of {of}{}",
+            canary.lane,
+            end.unwrap_or_default()
+        )
     }
 
     fn workers(&self, sheet: &mut Sheet) {
@@ -168,6 +190,7 @@ impl Shown<'_> {
                 },
                 Side::Right,
             ),
+            (if self.has_canary() { "SHARE" } else { "" }, Side::Right),
             (if self.view.workers > 1 { "NO" } else { "" }, Side::Right),
             ("PID", Side::Right),
             ("AGE", Side::Right),
@@ -192,7 +215,7 @@ impl Shown<'_> {
         }
     }
 
-    fn row_of_worker(&self, generation: &Generation, worker: &Worker) -> [String; 10] {
+    fn row_of_worker(&self, generation: &Generation, worker: &Worker) -> [String; 11] {
         let process = self.now.workers.get(&worker.pid);
         let process = process.copied().unwrap_or_default();
         let age = self.now.at - worker.started_at;
@@ -204,6 +227,10 @@ impl Shown<'_> {
                 .lane
                 .filter(|_| self.view.switch.is_some())
                 .map_or(String::new(), |lane| cell(lane.to_string())),
+            match generation.share.filter(|_| self.has_canary()) {
+                Some(percent) => cell(format!("{percent} %")),
+                None => String::new(),
+            },
             match self.view.workers > 1 {
                 true => cell(worker.slot.to_string()),
                 false => String::new(),
@@ -215,6 +242,12 @@ impl Shown<'_> {
             known(process.connections),
             worker.text.as_ref().map(shortened).unwrap_or_default(),
         ]
+    }
+
+    fn has_canary(&self) -> bool {
+        self.view
+            .switch
+            .is_some_and(|switch| switch.canary.is_some())
     }
 
     /// In percent of one processor.
@@ -271,6 +304,7 @@ pub fn state(state: view::State) -> &'static str {
     match state {
         view::State::Starting => "starting",
         view::State::Current => "current",
+        view::State::Canary => "canary",
         view::State::Partial => "partial",
         view::State::Retiring => "retiring",
         view::State::Sweeping => "sweeping",

@@ -15,9 +15,10 @@ use crate::words::text::{printable, printable_json};
 const LATEST: f64 = 1e11;
 
 /// The states of a generation, each with its name.
-const STATES: [view::State; 6] = [
+const STATES: [view::State; 7] = [
     view::State::Starting,
     view::State::Current,
+    view::State::Canary,
     view::State::Partial,
     view::State::Retiring,
     view::State::Sweeping,
@@ -64,6 +65,7 @@ struct JsonGeneration<'a> {
     label: &'a Option<String>,
     state: &'static str,
     lane: Option<u64>,
+    share: Option<u64>,
     waiting_for: &'a Option<String>,
     started_at: Option<f64>,
     fails_at: Option<f64>,
@@ -136,6 +138,7 @@ fn json_of_generation(generation: &Generation) -> JsonGeneration<'_> {
         label: &generation.label,
         state: state_name(generation.state),
         lane: generation.lane,
+        share: generation.share,
         waiting_for: &generation.waiting_for,
         started_at: generation.started_at,
         fails_at: generation.fails_at,

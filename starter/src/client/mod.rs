@@ -1,5 +1,5 @@
-//! Requests to a running start_server. `--restart`, `--rollback`, `--abort`, `--scale`, `--upgrade`, `--stop` and `--reopen` signal
-//! it and wait until the outcome is known; `--status` only looks at it.
+//! Requests to a running start_server. `--restart`, `--promote`, `--rollback`, `--abort`, `--scale`, `--upgrade`, `--stop` and
+//! `--reopen` signal it and wait until the outcome is known; `--status` only looks at it.
 
 mod follower;
 mod for_people;
@@ -21,7 +21,7 @@ mod verdict;
 mod wait;
 
 pub use self::reopen::reopen;
-pub use self::restart::{abort, restart, rollback};
+pub use self::restart::{abort, promote, restart, rollback};
 pub use self::scale::scale;
 pub use self::settings::{Form, Settings};
 pub use self::show::{in_every_form, show};

@@ -1,7 +1,8 @@
 //! What a server is doing, in one word and in one line.
 
 use super::observed::workers;
-use crate::status::view::{self, Generation, Outcome, StopsFirst, View};
+use crate::status::view::{self, By, Generation, Outcome, StopsFirst, View};
+use crate::words::canary::share;
 use crate::words::failure::Status as Code;
 use crate::words::many;
 use crate::words::number::{short_time, time};
@@ -39,7 +40,10 @@ impl State {
         let serves = |one: &Generation| {
             matches!(
                 one.state,
-                view::State::Current | view::State::Partial | view::State::Retiring
+                view::State::Current
+                    | view::State::Canary
+                    | view::State::Partial
+                    | view::State::Retiring
             )
         };
         if view.stopping {
@@ -93,7 +97,7 @@ impl State {
 pub fn headline(view: &View, at: f64) -> String {
     let state = State::of(view);
     let details = match state {
-        State::Serving => how_many(view),
+        State::Serving => canary(view).or_else(|| how_many(view)),
         State::Unhealthy => view.unhealthy.as_ref().map(shortened),
         State::Restarting | State::Starting | State::NothingServes => progress(view, at),
         State::Stopping => Some(match workers(view).count() {
@@ -154,6 +158,13 @@ fn progress(view: &View, at: f64) -> Option<String> {
         });
     }
     Some(parts.join(", "))
+}
+
+/// Which generation is tried with a share.
+fn canary(view: &View) -> Option<String> {
+    let canary = view.switch?.canary?;
+    let share = share(canary.percent, canary.by == By::Client);
+    Some(format!("generation {} gets {share}", canary.generation))
 }
 
 /// How many workers serve, where there is to be more than one.
@@ -254,6 +265,9 @@ pub fn last_start(view: &View, at: f64) -> Option<String> {
                 0 => format!("last start: refused {ago} ago{how}{further}"),
                 _ => format!("last start: generation {generation} failed {ago} ago{how}{further}"),
             }
+        }
+        (Outcome::Canary, false) => {
+            format!("last start: generation {generation} serves a share since {ago}")
         }
         (Outcome::Unknown, false) => {
             format!("last start: generation {generation}, {ago} ago, result unknown")

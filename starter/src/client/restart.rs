@@ -1,4 +1,4 @@
-//! `--restart`, `--rollback` and `--abort`: what is sent, and the verdict on the generation that it leads to.
+//! `--restart`, `--promote`, `--rollback` and `--abort`: what is sent, and the verdict on the generation that it leads to.
 
 use nix::sys::signal::Signal;
 
@@ -10,15 +10,21 @@ use super::show::write;
 use super::status::{Asked, Verdict};
 use super::verdict::{json, success};
 use super::wait::{Wait, Woken};
-use crate::host::order::Order;
 use crate::log;
 use crate::status::file::json_path;
 use crate::words::failure::Failure;
 use crate::words::notice::Notice;
 
-/// Sends HUP and waits for the verdict: committed and the old generation gone, or failed.
+/// Sends HUP and waits for the verdict: committed and the old generation gone, or failed. With `--canary` it orders a share,
+/// and waits until the new generation gets that.
 pub fn restart(settings: &Settings, say: Say<'_>) -> Result<(), Failure> {
-    ask(Asked::Restart, settings, say)
+    let asked = settings.canary.map_or(Asked::Restart, Asked::Canary);
+    ask(asked, settings, say)
+}
+
+/// Orders that the canary gets everything, and waits until it serves alone.
+pub fn promote(settings: &Settings, say: Say<'_>) -> Result<(), Failure> {
+    ask(Asked::Promotion, settings, say)
 }
 
 /// Orders the rollback and waits until what it leads to serves alone, or for the reason why there is none.
@@ -39,13 +45,13 @@ fn ask(asked: Asked, settings: &Settings, say: Say<'_>) -> Result<(), Failure> {
     // Both before the signal, so that none of its consequences can be missed.
     let wait = Wait::new(&server, settings.timeout).watch(&files)?;
     let mut follower = Follower::before(&server, settings, asked)?;
-    match asked {
-        Asked::Restart => server.send(Signal::SIGHUP)?,
-        Asked::Rollback => server.order(Order::RollBack)?,
-        Asked::Abort => server.order(Order::Abort)?,
+    match asked.order() {
+        Some(order) => server.order(order)?,
+        None => server.send(Signal::SIGHUP)?,
     }
     say(match asked {
-        Asked::Restart => Notice::RestartAsked { pid: server.pid },
+        Asked::Promotion => Notice::PromotionAsked { pid: server.pid },
+        Asked::Restart | Asked::Canary(_) => Notice::RestartAsked { pid: server.pid },
         Asked::Rollback => Notice::RollbackAsked { pid: server.pid },
         Asked::Abort => Notice::AbortAsked { pid: server.pid },
     });

@@ -3,6 +3,8 @@
 use std::path::PathBuf;
 use std::time::Duration;
 
+use crate::host::order::Trial;
+
 /// How to find the server, and how long to wait for it.
 #[derive(Debug, PartialEq, Eq)]
 pub struct Settings {
@@ -16,6 +18,8 @@ pub struct Settings {
     pub form: Form,
     /// `--restart` does not wait for the old workers.
     pub returns_at_commit: bool,
+    /// `--restart` asks for a share alone.
+    pub canary: Option<Trial>,
 }
 
 /// How `--status` shows what it finds.

@@ -6,10 +6,11 @@ use std::path::Path;
 
 use nix::unistd::Pid;
 
-use crate::host::order::Order;
+use crate::host::order::{Order, Trial};
 use crate::host::proc;
 use crate::status::file::{UPGRADE, read_text};
 use crate::status::view::{self, Outcome, State, View, Worker};
+use crate::words::canary::cannot_share;
 use crate::words::failure::{self, Failure};
 use crate::words::many;
 use crate::words::parts::WithMeaning;
@@ -24,6 +25,9 @@ pub type Verdict = Result<(), Failure>;
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Asked {
     Restart,
+    /// One that gets a share of what comes.
+    Canary(Trial),
+    Promotion,
     Rollback,
     Abort,
 }
@@ -31,7 +35,8 @@ pub enum Asked {
 impl Asked {
     pub fn noun(self) -> &'static str {
         match self {
-            Asked::Restart => "the restart",
+            Asked::Restart | Asked::Canary(_) => "the restart",
+            Asked::Promotion => "the promotion",
             Asked::Rollback => "the rollback",
             Asked::Abort => "the abort",
         }
@@ -41,8 +46,24 @@ impl Asked {
     pub fn order(self) -> Option<Order> {
         match self {
             Asked::Restart => None,
+            Asked::Canary(trial) => Some(Order::Canary(trial)),
+            Asked::Promotion => Some(Order::Promote),
             Asked::Rollback => Some(Order::RollBack),
             Asked::Abort => Some(Order::Abort),
+        }
+    }
+
+    /// Whether it leads to another generation, whatever has served before.
+    fn is_restart(self) -> bool {
+        matches!(self, Asked::Restart | Asked::Canary(_))
+    }
+
+    /// The option that only a server with lanes can obey.
+    fn needs_lanes(self) -> Option<&'static str> {
+        match self {
+            Asked::Canary(_) => Some("canary"),
+            Asked::Promotion => Some("promote"),
+            Asked::Restart | Asked::Rollback | Asked::Abort => None,
         }
     }
 }
@@ -50,7 +71,8 @@ impl Asked {
 impl fmt::Display for Asked {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
-            Asked::Restart => "restart",
+            Asked::Restart | Asked::Canary(_) => "restart",
+            Asked::Promotion => "promote",
             Asked::Rollback => "roll back",
             Asked::Abort => "abort",
         })
@@ -173,6 +195,12 @@ impl Status {
         orders.any(|one| one == order.name())
     }
 
+    /// Why this cannot be asked of a server whose generations share their sockets.
+    pub fn without_lanes(&self, asked: Asked) -> Option<Failure> {
+        let option = asked.needs_lanes().filter(|_| self.0.switch.is_none())?;
+        Some(cannot_share(option, self.supervisor()))
+    }
+
     /// The server does not know what it would be asked for.
     pub fn too_old(&self, asked: impl fmt::Display) -> Failure {
         let (pid, version) = (self.supervisor(), &self.0.supervisor.version);
@@ -204,7 +232,7 @@ impl Status {
         let answers = |one: &&view::Verdict| {
             let is_refused = one.rollback && one.generation == 0;
             match one.request == request {
-                true => one.rollback == (asked != Asked::Restart),
+                true => one.rollback != asked.is_restart(),
                 false => one.request > request && !is_refused,
             }
         };
@@ -220,6 +248,8 @@ impl Status {
     pub fn verdict_on(&self, generation: u64, at_commit: bool, asked: Asked) -> Option<Verdict> {
         match self.last_decision(generation) {
             Some(decision) if self.brings_back(decision) => None,
+            // That is what was asked for.
+            Some(decision) if decision.result == Outcome::Canary => Some(Ok(())),
             Some(decision) if decision.result != Outcome::Committed => {
                 Some(Err(self.failure(decision, asked)))
             }
@@ -299,9 +329,12 @@ impl Status {
             false => remedy::until_it_is_retried,
         };
         let own_status = status.filter(|_| decision.cause.is_none());
-        let mut decisions = self.0.verdicts.iter();
-        let has_served =
-            decisions.any(|one| one.generation == generation && one.result == Outcome::Committed);
+        let had = |result| {
+            let mut decisions = self.0.verdicts.iter();
+            decisions.any(|one| one.generation == generation && one.result == result)
+        };
+        let was_canary = had(Outcome::Canary);
+        let has_served = was_canary || had(Outcome::Committed);
         let failed = match has_served {
             true => "failed after it had begun to serve",
             false => "failed to start",
@@ -316,10 +349,12 @@ impl Status {
             "cannot {asked}: generation {generation}{label} {failed}{how}; {serving}"
         ))
         .stderr(&said)
-        .hint(match decision.restored.is_some() || was_rolling {
-            true => remedy::until_it_is_asked_for(&advice),
-            false => what_follows(&advice),
-        })
+        .hint(
+            match decision.restored.is_some() || was_rolling || was_canary {
+                true => remedy::until_it_is_asked_for(&advice),
+                false => what_follows(&advice),
+            },
+        )
     }
 
     /// Who serves though this start has failed.
@@ -330,7 +365,7 @@ impl Status {
         match (decision.durations.unserved, decision.restored, current) {
             (Some(unserved), Some(restored), _) => was_restored(restored, unserved),
             (Some(unserved), None, current) => serves_instead(current, unserved),
-            (None, _, Some(_)) if asked == Asked::Restart => "the old one keeps serving".to_owned(),
+            (None, _, Some(_)) if asked.is_restart() => "the old one keeps serving".to_owned(),
             (None, _, Some(number)) => format!("generation {number} keeps serving"),
             (None, _, None) => "no worker is serving".to_owned(),
         }

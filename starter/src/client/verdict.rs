@@ -5,13 +5,16 @@ use serde::Serialize;
 use super::follower::Found;
 use super::observed::now;
 use super::status::{Asked, Status, Verdict, how, was_kept};
-use crate::status::view::{Durations, Generation, Outcome, State, StopsFirst};
+use crate::status::view::{
+    By, Durations, Generation, Outcome, State, StopsFirst, Verdict as Decision,
+};
+use crate::words::canary::{Begun, share};
 use crate::words::failure::{Failure, Status as Code};
 use crate::words::number::time;
 use crate::words::progress::{
     Old, Success, comes_back, connections, is_late, serving, started, stops_first,
 };
-use crate::words::text::printable_json;
+use crate::words::text::{printable_json, shortened};
 
 /// The verdict as one object; times are in seconds, and what is unknown is null.
 #[derive(Serialize)]
@@ -38,7 +41,9 @@ struct Json<'a> {
 pub fn json(found: &Found, verdict: &Verdict) -> String {
     let status = found.status.as_ref();
     let decision = found.generation.and_then(|one| status?.last_decision(one));
-    let bad = decision.filter(|one| one.result != Outcome::Committed);
+    let is_good = |one: &Decision| matches!(one.result, Outcome::Committed | Outcome::Canary);
+    let bad = decision.filter(|one| !is_good(one));
+    let is_canary = decision.is_some_and(|one| one.result == Outcome::Canary);
     let of_decision = verdict.is_err().then_some(bad).flatten();
     let reason = |failure: &Failure| {
         // As in a sentence: `: cannot execute ...`, or `, exit status:256 (exit code 1)`.
@@ -50,6 +55,7 @@ pub fn json(found: &Found, verdict: &Verdict) -> String {
     };
     let json = Json {
         outcome: match (verdict, of_decision) {
+            (Ok(()), _) if is_canary => "canary",
             (Ok(()), _) => "committed",
             (Err(_), Some(one)) if one.serves => "incomplete",
             (Err(_), Some(_)) => "failed",
@@ -87,6 +93,9 @@ pub fn success(found: &Found) -> Option<String> {
     if let Some(status) = &found.status {
         let decision = status.last_decision(generation);
         let figures = decision.map(|one| one.durations).unwrap_or_default();
+        if let Some(canary) = canary_of(status, generation) {
+            return Some(canary);
+        }
         success.after = figures.until_ready();
         success.gone = decision.and_then(|one| one.replaces).zip(figures.drained);
         success.again = decision.and_then(|one| one.again);
@@ -105,6 +114,27 @@ pub fn success(found: &Found) -> Option<String> {
         success.successor = serving.filter(|one| *one > generation);
     }
     Some(success.sentence())
+}
+
+/// That it gets a share, if that is so.
+fn canary_of(status: &Status, generation: u64) -> Option<String> {
+    let decision = status.last_decision(generation)?;
+    let is_canary = decision.result == Outcome::Canary;
+    let canary = status.view().switch.and_then(|switch| switch.canary);
+    let canary = canary.filter(|one| is_canary && one.generation == generation)?;
+    let mut living = status.view().generations.iter();
+    let worker = living.find(|one| one.number == generation)?.workers.first();
+    let is_labelled = status.view().options.label.is_some();
+    let label = decision.label.as_ref().filter(|_| is_labelled);
+    let begun = Begun {
+        generation,
+        share: share(canary.percent, canary.by == By::Client),
+        label: label.map(shortened),
+        pid: worker.map(|worker| worker.pid),
+        after: decision.durations.until_ready(),
+        time: canary.promoted_at.map(|at| at - decision.at),
+    };
+    Some(begun.sentence())
 }
 
 /// The old generations that still have workers.

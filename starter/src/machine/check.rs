@@ -12,7 +12,7 @@ impl Machine {
     /// there is nothing to protect, so of those starts only the very first is checked, if that is asked for.
     pub(super) fn start_checked(&mut self, why: Why, now: Moment) {
         let is_checked = match why {
-            Why::Asked | Why::Timed => self.current().is_some(),
+            Why::Asked | Why::Canary(_) | Why::Timed => self.current().is_some(),
             Why::First => self.settings.check_first,
             Why::Replacement | Why::Rollback { .. } | Why::Sweep => false,
         };
@@ -37,7 +37,7 @@ impl Machine {
             return;
         }
         match why {
-            Why::Asked => self.restart_now(now),
+            Why::Asked | Why::Canary(_) => self.restart_now(why, now),
             Why::First => self.start_generation(why, now),
             Why::Timed | Why::Replacement | Why::Rollback { .. } | Why::Sweep => {
                 self.start_at(now, why, now)
@@ -52,12 +52,12 @@ impl Machine {
         };
         match result {
             // Meanwhile the workers have died, and what served is coming back: the restart comes after that.
-            Ok(()) if self.is_replacing(now) => self.restart_wanted = true,
+            Ok(()) if self.is_replacing(now) => self.want(checking.why),
             Ok(()) => {
                 self.start_now(checking.why, now);
                 if !self.is_replacing(now) {
                     // The start that is planned for later also answers whoever has asked since.
-                    self.restart_wanted = false;
+                    self.want_nothing();
                 }
             }
             Err(failed) => self.check_failed(checking, failed, now),
@@ -87,9 +87,16 @@ impl Machine {
                 self.stop_all(signal, Outcome::GivenUp, now);
             }
             // A restart may have been requested again since the check began.
-            Why::Asked | Why::Timed | Why::Replacement | Why::Rollback { .. } | Why::Sweep => {
-                if !self.is_replacing(now) && std::mem::take(&mut self.restart_wanted) {
-                    self.start_checked(Why::Asked, now);
+            Why::Asked
+            | Why::Canary(_)
+            | Why::Timed
+            | Why::Replacement
+            | Why::Rollback { .. }
+            | Why::Sweep => {
+                if !self.is_replacing(now)
+                    && let Some(wanted) = self.take_wanted()
+                {
+                    self.start_checked(wanted, now);
                 }
             }
         }

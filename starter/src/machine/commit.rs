@@ -45,10 +45,36 @@ impl Machine {
             return;
         };
         let (number, request, why) = (proved.number, proved.request, proved.why);
-        let rolls = proved.rolls;
-        let replaces = self.replaced_by(number).or(self.stopped_for(why));
         let mut steps = proved.steps;
         steps.ready_at = Some(now);
+        match self.portion_for(why) {
+            Some(portion) => self.begin_canary(number, portion, steps, now),
+            None => self.commit(number, (request, why.rolls_back_to().is_some()), steps, now),
+        }
+        if self.checking.is_none()
+            && let Some(wanted) = self.take_wanted()
+        {
+            // What was asked for last comes instead of an earlier one that has failed.
+            self.postponed = None;
+            self.start_checked(wanted, now);
+        } else if let Some(restart) = self.postponed.take() {
+            self.start_at(now, restart, now);
+        }
+    }
+
+    /// From now on it serves, and the previous one retires. That answers the request, which may be an order.
+    pub(super) fn commit(
+        &mut self,
+        number: u32,
+        (request, is_of_order): (u32, bool),
+        steps: Steps,
+        now: Moment,
+    ) {
+        let Some(proved) = self.generation(number) else {
+            return;
+        };
+        let (why, rolls) = (proved.why, proved.rolls);
+        let replaces = self.replaced_by(number).or(self.stopped_for(why));
         let outage = self.end_outage(number, why, now);
         self.end_postponed();
         self.make_current(number, steps, rolls, now);
@@ -61,7 +87,7 @@ impl Machine {
         self.history.count_commit(now);
         self.history.add_decision(Decision {
             request,
-            is_of_rollback: why.rolls_back_to().is_some(),
+            is_of_rollback: is_of_order,
             generation: number,
             verdict: Verdict::Committed,
             at: now,
@@ -86,13 +112,6 @@ impl Machine {
             false => self.announce_commit(why),
         }
         self.signal_retiring(now);
-        if self.checking.is_none() && std::mem::take(&mut self.restart_wanted) {
-            // What was asked for last comes instead of an earlier one that has failed.
-            self.postponed = None;
-            self.start_checked(Why::Asked, now);
-        } else if let Some(restart) = self.postponed.take() {
-            self.start_at(now, restart, now);
-        }
     }
 
     /// The generation takes the place of what serves, which is told to stop later, or was one by one.

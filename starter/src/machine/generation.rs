@@ -6,7 +6,7 @@ use nix::unistd::Pid;
 use serde::{Deserialize, Serialize};
 
 use super::history::Steps;
-use super::lane::Quiet;
+use super::lane::{Portion, Quiet};
 use crate::host::moment::Moment;
 use crate::words::start_failure::StartFailure;
 
@@ -23,6 +23,8 @@ pub(super) enum Why {
     First,
     /// A restart was requested.
     Asked,
+    /// One that gets a share of what comes until it is promoted.
+    Canary(Portion),
     /// An automatic restart was due.
     Timed,
     /// All workers of the previous generation died, and nothing serves.
@@ -38,7 +40,7 @@ impl Why {
     /// has not crashed. The log announces its commit together with the signal to them.
     pub fn is_restart(self) -> bool {
         match self {
-            Why::Asked | Why::Timed | Why::Rollback { .. } => true,
+            Why::Asked | Why::Canary(_) | Why::Timed | Why::Rollback { .. } => true,
             Why::First | Why::Replacement | Why::Sweep => false,
         }
     }
@@ -47,7 +49,12 @@ impl Why {
     pub fn rolls_back_to(self) -> Option<u32> {
         match self {
             Why::Rollback { to } => Some(to),
-            Why::First | Why::Asked | Why::Timed | Why::Replacement | Why::Sweep => None,
+            Why::First
+            | Why::Asked
+            | Why::Canary(_)
+            | Why::Timed
+            | Why::Replacement
+            | Why::Sweep => None,
         }
     }
 
@@ -108,6 +115,7 @@ pub(super) struct Leaver {
 pub enum State {
     Starting,
     Current,
+    Canary,
     Partial,
     Retiring,
     Sweeping,
@@ -119,6 +127,10 @@ pub enum State {
 pub(super) enum Stage {
     Uncommitted,
     Current,
+    /// It serves a share of what comes, until it gets all of it at this moment, or is told to, or is rolled back.
+    Canary {
+        until: Option<Moment>,
+    },
     /// It rolled, and has failed after it had taken over some slots, in which it serves.
     Partial,
     Retiring {
@@ -225,6 +237,7 @@ impl Generation {
         match self.stage {
             Stage::Uncommitted => State::Starting,
             Stage::Current => State::Current,
+            Stage::Canary { .. } => State::Canary,
             Stage::Partial => State::Partial,
             Stage::Retiring { .. } => State::Retiring,
             Stage::Sweeping => State::Sweeping,

@@ -125,6 +125,8 @@ pub struct Durations {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Verdict {
     Committed,
+    /// It serves a share of what comes.
+    Canary,
     /// It serves, but not everywhere it should.
     Unreachable(Unreachable),
     /// Nothing was started.
@@ -193,7 +195,7 @@ impl History {
         for decision in &mut self.decisions {
             let serves = !matches!(
                 decision.verdict,
-                Verdict::Failed { .. } | Verdict::Refused(_)
+                Verdict::Canary | Verdict::Failed { .. } | Verdict::Refused(_)
             );
             let number = decision.generation;
             let Some(replaces) = decision.replaces.filter(|_| serves) else {

@@ -74,6 +74,16 @@ impl Sockets {
     }
 }
 
+/// The share that a restart asks for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Portion {
+    /// 1 to 99.
+    pub percent: u8,
+    pub by: By,
+    /// How long it serves without a fault until it gets everything, if that comes by itself.
+    pub time: Option<Duration>,
+}
+
 impl Selection {
     /// Everything comes to the lane.
     pub fn whole(generation: u32, lane: u8, shards: u8) -> Selection {
@@ -86,6 +96,12 @@ impl Selection {
             },
             canary: None,
         }
+    }
+
+    /// All of them.
+    pub fn shares(&self) -> impl Iterator<Item = &Share> {
+        let canary = self.canary.iter().map(|canary| &canary.share);
+        std::iter::once(&self.main).chain(canary)
     }
 
     /// Whether the kernel does the same for both.

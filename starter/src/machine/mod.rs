@@ -7,6 +7,7 @@
 //! | state | meaning | leaves it when |
 //! |---|---|---|
 //! | starting | spawned, not yet proved | every slot has a proved worker: commits; a worker dies: failed, becomes old |
+//! | canary | proved, gets a share of what comes: [`canary`] | it is promoted: current; it fails or is rolled back: old |
 //! | current | committed, the newest that serves | a newer one commits: retiring; the last worker dies: gone |
 //! | sweeping | it is there for what waits in sockets that nobody serves: [`sweep`] | nothing waits there any more: old |
 //! | retiring | a newer one serves, not yet signalled | `--kill-old-delay` expires: old; the newer one dies or is unhealthy: current again |
@@ -63,6 +64,7 @@
 
 mod as_number;
 mod bounds;
+mod canary;
 mod check;
 mod commit;
 mod crash;
@@ -94,7 +96,7 @@ pub use self::generation::{Generation, State};
 pub use self::history::{
     Decision, Departed, Durations, FailedCheck, History, REMEMBERED, Scaling, Verdict,
 };
-pub use self::lane::{By, Selection, Share, Sockets};
+pub use self::lane::{By, Portion, Selection, Share, Sockets};
 pub use self::model::{
     Action, Event, Knobs, Machine, Outcome, Proof, Replace, Scale, Settings, Source,
 };
@@ -116,6 +118,7 @@ impl Machine {
             last_number: 0,
             last_started_at: now,
             restart_wanted: false,
+            portion_wanted: None,
             checking: None,
             stopping_first: None,
             outage: None,
@@ -172,7 +175,9 @@ impl Machine {
             Event::Stopping(pid) => self.stopping_by_itself(pid, now),
             Event::Exited { pid, status } => self.exited(pid, status, now),
             Event::DeadlinePassed => self.deadline_passed(now),
-            Event::Restart => self.restart(now),
+            Event::Restart => self.restart(Why::Asked, now),
+            Event::Canary(portion) => self.restart_as_canary(portion, now),
+            Event::Promote => self.promote(now),
             Event::RollBack => self.roll_back(now),
             Event::Abort => self.abort(now),
             Event::Scale(scale) => self.scale(scale, now),
@@ -236,7 +241,14 @@ impl Machine {
         match (self.phase, self.state_of(number)) {
             (
                 Phase::Serving,
-                Some(State::Starting | State::Current | State::Retiring | State::Sweeping) | None,
+                Some(
+                    State::Starting
+                    | State::Current
+                    | State::Canary
+                    | State::Retiring
+                    | State::Sweeping,
+                )
+                | None,
             ) => {}
             // Its start failed or was stopped before this worker existed.
             (Phase::Serving, Some(State::Old)) => {
@@ -273,6 +285,9 @@ impl Machine {
                 self.current_lost_worker(number, None, Some(cause), now);
             }
             (Phase::Serving, Some(State::Partial)) => self.partial_lost_worker(number, slot, now),
+            (Phase::Serving, Some(State::Canary)) => {
+                self.canary_failed(number, None, Some(cause), now);
+            }
             (Phase::Serving, Some(State::Sweeping)) => self.sweeper_failed(number, now),
             (Phase::Serving, Some(State::Retiring | State::Old) | None) => self.drop_gone(),
             (Phase::Stopping { .. } | Phase::Finished, _) => {
@@ -329,6 +344,7 @@ impl Machine {
                 self.history.counters.count_crash();
                 self.partial_lost_worker(worker.generation, worker.slot, now);
             }
+            (Phase::Serving, Some(State::Canary)) => self.canary_died(&worker, status, now),
             (Phase::Serving, Some(State::Sweeping)) => {
                 self.say(worker.says_how_it_ended(status));
                 self.sweeper_failed(worker.generation, now);
@@ -367,6 +383,7 @@ impl Machine {
                 self.forget_crash_loop(now);
                 self.prove_workers(now);
                 self.commit_if_proved(now);
+                self.promote_if_due(now);
                 self.look_at_lanes(now);
                 self.signal_retiring(now);
                 self.fill_slots(now);
@@ -394,6 +411,7 @@ impl Machine {
                 let empty = slots().filter_map(|slot| self.filled_at(slot));
                 proofs.chain(hanging).chain(empty).min()
             }
+            Stage::Canary { until } => proofs.chain(hanging).chain(until).min(),
             Stage::Retiring { signal_at } => {
                 let signal_at = looks.unwrap_or(signal_at);
                 let signal_at = self.current_serves().then_some(signal_at);

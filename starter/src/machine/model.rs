@@ -10,7 +10,7 @@ use serde::{Deserialize, Serialize};
 
 use super::generation::{Content, Generation, Slot, State, Why};
 use super::history::{FailedCheck, History};
-use super::lane::{Selection, Sockets, Stray};
+use super::lane::{Portion, Selection, Sockets, Stray};
 use crate::host::moment::Moment;
 use crate::words::notice::Notice;
 use crate::words::start_failure::StartFailure;
@@ -155,6 +155,10 @@ pub enum Event {
     Restart,
     /// `--rollback`: the last restart is to be undone.
     RollBack,
+    /// `--restart --canary`: a restart that gets a share of what comes.
+    Canary(Portion),
+    /// `--promote`: it gets everything.
+    Promote,
     /// `--abort`: the restart that is under way or tried again is given up.
     Abort,
     /// TTIN, TTOU or `--scale`: another number of workers is wanted.
@@ -297,6 +301,9 @@ pub struct Machine {
     pub(super) last_started_at: Moment,
     /// A restart was requested during a start.
     pub(super) restart_wanted: bool,
+    /// It is to get so much of what comes, unless a whole one was requested as well.
+    #[serde(default)]
+    pub(super) portion_wanted: Option<Portion>,
     /// The check that is under way.
     pub(super) checking: Option<Checking>,
     /// The restart that waits for the end of what served.

@@ -26,9 +26,8 @@ impl Machine {
         match (why, self.served) {
             (Why::Replacement, Some(served)) => self.source_within(served),
             (Why::Rollback { to }, _) => Source::Generation(to),
-            (Why::First | Why::Asked | Why::Timed | Why::Sweep, _) | (Why::Replacement, None) => {
-                Source::Disk
-            }
+            (Why::First | Why::Asked | Why::Canary(_) | Why::Timed | Why::Sweep, _)
+            | (Why::Replacement, None) => Source::Disk,
         }
     }
 

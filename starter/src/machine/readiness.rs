@@ -104,6 +104,9 @@ impl Machine {
             Some(State::Sweeping) => {
                 self.retire_at_once(number, now);
             }
+            Some(State::Canary) => {
+                self.canary_failed(number, None, Some(StartFailure::stopping(pid)), now);
+            }
             Some(State::Current | State::Partial | State::Retiring | State::Old) | None => {}
         }
         self.save_status();
@@ -183,7 +186,7 @@ impl Machine {
                     self.start_failed(worker.generation, None, Some(cause), now);
                 }
                 // Its exit is the failure of its slot, which cannot be refilled before then.
-                Some(State::Current | State::Sweeping) => {
+                Some(State::Current | State::Canary | State::Sweeping) => {
                     if let Some(worker) = self.worker_mut(worker.pid) {
                         worker.standing = Standing::Failed(cause);
                     }
@@ -262,9 +265,11 @@ impl Machine {
             Stage::Failed => (true, false),
             Stage::Partial => (!worker.has_served(), false),
             Stage::Draining => (false, self.stops_first()),
-            Stage::Uncommitted | Stage::Current | Stage::Retiring { .. } | Stage::Sweeping => {
-                (false, false)
-            }
+            Stage::Uncommitted
+            | Stage::Current
+            | Stage::Canary { .. }
+            | Stage::Retiring { .. }
+            | Stage::Sweeping => (false, false),
         };
         let has_left =
             has_failed && !worker.has_served() && is_success(Some(status), worker.failure());
@@ -308,7 +313,7 @@ impl Stage {
     /// Whether a worker that is not ready in time is stopped for that.
     pub(super) fn awaits_readiness(self) -> bool {
         match self {
-            Stage::Uncommitted | Stage::Current | Stage::Sweeping => true,
+            Stage::Uncommitted | Stage::Current | Stage::Canary { .. } | Stage::Sweeping => true,
             Stage::Partial | Stage::Retiring { .. } | Stage::Draining | Stage::Failed => false,
         }
     }

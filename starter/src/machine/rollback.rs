@@ -110,6 +110,7 @@ impl Machine {
             Stage::Partial => true,
             Stage::Uncommitted => one.rolls && one.serves(),
             Stage::Current
+            | Stage::Canary { .. }
             | Stage::Retiring { .. }
             | Stage::Sweeping
             | Stage::Draining
@@ -139,7 +140,8 @@ impl Machine {
         let is_stopping_first = self.stopping_first.is_some();
         let waits = planned || self.postponed.is_some() || is_stopping_first;
         // One that is wanted comes after a start, also of what served.
-        self.checking.is_some() || self.is_restarting() || waits || self.restart_wanted
+        let is_under_way = self.is_restarting() || self.canary().is_some();
+        self.checking.is_some() || is_under_way || waits || self.restart_wanted
     }
 
     fn undo_restart(&mut self, way: Way, asked: Asked, asked_before: u32, now: Moment) {
@@ -155,7 +157,7 @@ impl Machine {
         self.give_up_check();
         self.planned = None;
         self.postponed = None;
-        self.restart_wanted = false;
+        self.want_nothing();
         self.forget_failures();
         self.early_deaths = 0;
         self.auto_restart_since = now;
@@ -183,9 +185,14 @@ impl Machine {
 
     /// Ends the start that is under way, as if it had failed, and without another try.
     fn undo_start(&mut self, asked: Asked, now: Moment) -> Option<u32> {
-        let starting = self.starting()?;
+        let Some(starting) = self.starting() else {
+            let canary = self.canary()?.number;
+            self.record_undone(canary, rollback::undone(asked), now);
+            self.end_canary(canary, now);
+            return Some(canary);
+        };
         let (number, rolls) = (starting.number, starting.rolls);
-        self.record_undone(number, asked, now);
+        self.record_undone(number, rollback::undone(asked), now);
         if rolls {
             self.stop_roll(number, now);
             return Some(number);
@@ -204,7 +211,7 @@ impl Machine {
 
     /// The older generation is current again, and the newer one drains as any that was replaced.
     fn return_to(&mut self, to: u32, from: u32, now: Moment) {
-        self.record_undone(from, Asked::Rollback, now);
+        self.record_undone(from, rollback::undone(Asked::Rollback), now);
         if let Some(generation) = self.generation_mut(to) {
             generation.stage = Stage::Current;
             generation.quiet = None;
@@ -217,7 +224,7 @@ impl Machine {
     }
 
     /// Whoever waits for this generation learns that it is not to serve.
-    fn record_undone(&mut self, number: u32, asked: Asked, now: Moment) {
+    pub(super) fn record_undone(&mut self, number: u32, cause: StartFailure, now: Moment) {
         let Some(generation) = self.generation(number) else {
             return;
         };
@@ -227,7 +234,7 @@ impl Machine {
             request,
             is_of_rollback,
             generation: number,
-            verdict: Verdict::Refused(rollback::undone(asked)),
+            verdict: Verdict::Refused(cause),
             at: now,
             replaces: self.replaced_by(number),
             again: None,
@@ -257,7 +264,7 @@ impl Machine {
         });
     }
 
-    fn answer_without_start(
+    pub(super) fn answer_without_start(
         &mut self,
         request: u32,
         is_of_rollback: bool,

@@ -250,7 +250,11 @@ impl Stage {
     fn holds_slots(self) -> bool {
         match self {
             Stage::Current | Stage::Partial | Stage::Retiring { .. } => true,
-            Stage::Uncommitted | Stage::Sweeping | Stage::Draining | Stage::Failed => false,
+            Stage::Uncommitted
+            | Stage::Canary { .. }
+            | Stage::Sweeping
+            | Stage::Draining
+            | Stage::Failed => false,
         }
     }
 
@@ -276,6 +280,7 @@ impl Generation {
             Stage::Uncommitted => self.rolls || self.goes_on_in(place),
             Stage::Partial => self.serves_in(place),
             Stage::Current
+            | Stage::Canary { .. }
             | Stage::Retiring { .. }
             | Stage::Sweeping
             | Stage::Draining

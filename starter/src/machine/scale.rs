@@ -53,7 +53,7 @@ impl Machine {
         let is_rolling = self.starting().is_some_and(|starting| starting.rolls);
         for generation in &mut self.generations {
             let content = match generation.state() {
-                State::Starting => Content::Waiting,
+                State::Starting | State::Canary => Content::Waiting,
                 State::Current if is_rolling => Content::Elsewhere,
                 State::Current => Content::Waiting,
                 State::Retiring => Content::Empty,
@@ -88,7 +88,9 @@ impl Machine {
     pub(super) fn is_complete(&self) -> bool {
         let serving = self.generations.iter().filter(|one| match one.state() {
             State::Current | State::Partial => true,
-            State::Starting | State::Retiring | State::Sweeping | State::Old => false,
+            State::Starting | State::Canary | State::Retiring | State::Sweeping | State::Old => {
+                false
+            }
         });
         let proved: usize = serving.map(Generation::count_proved).sum();
         self.current().is_some() && proved >= self.settings.workers

@@ -77,7 +77,7 @@ impl Machine {
             shards,
             ..
         } = self.settings;
-        let selected = self.selected.main.clone();
+        let selected = self.selected.clone();
         let mut is_late = false;
         for generation in &mut self.generations {
             let (lane, number) = (generation.lane, generation.number);
@@ -92,7 +92,9 @@ impl Machine {
                     continue;
                 }
                 // As long as nobody else serves, it still gets what comes.
-                let is_selected = selected.generation == number && selected.shards.contains(&shard);
+                let mut shares = selected.shares();
+                let is_selected =
+                    shares.any(|one| one.generation == number && one.shards.contains(&shard));
                 if is_selected {
                     quiet.not_before = now;
                     quiet.busy_at = now;

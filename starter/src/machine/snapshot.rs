@@ -204,6 +204,7 @@ fn check_states(machine: &Machine) -> Result<(), String> {
         })?;
     }
     check_health(machine)?;
+    check_canary(machine)?;
     check_lanes(machine)?;
     check_served(machine)
 }
@@ -219,6 +220,36 @@ fn check_health(machine: &Machine) -> Result<(), String> {
         )),
         None => Ok(()),
     }
+}
+
+/// A canary has been given a share, beside an older generation that is current.
+fn check_canary(machine: &Machine) -> Result<(), String> {
+    let mut canaries = machine
+        .generations()
+        .filter(|one| one.state() == State::Canary);
+    let (Some(canary), another) = (canaries.next(), canaries.next()) else {
+        return Ok(());
+    };
+    let number = canary.number;
+    refuse_if(another.is_some(), || {
+        format!("generation {number} is a canary, and another one is as well")
+    })?;
+    if machine.is_stopping() {
+        return Ok(());
+    }
+    let current = machine.current().map(|one| one.number);
+    refuse_if(current.is_none_or(|current| current > number), || {
+        format!("generation {number} is a canary, and nothing older is current")
+    })?;
+    refuse_if(machine.is_starting() || machine.planned.is_some(), || {
+        format!("generation {number} is a canary, and something newer is started")
+    })?;
+    let share = machine.selected.canary.as_ref().map(|one| &one.share);
+    let is_shared =
+        share.is_some_and(|share| (share.generation, share.lane) == (number, canary.lane));
+    refuse_if(!is_shared || !machine.has_lanes(), || {
+        format!("generation {number} is a canary without a share")
+    })
 }
 
 /// Each generation has a lane that is there.

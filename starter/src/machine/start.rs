@@ -19,7 +19,7 @@ const LONGEST_BACKOFF: Duration = Duration::from_secs(30);
 pub(super) const MOST_SUCCESSES: u32 = 3;
 
 /// A failed start of a generation.
-struct FailedStart {
+pub(super) struct FailedStart {
     number: u32,
     request: u32,
     why: Why,
@@ -79,23 +79,23 @@ impl Machine {
         }
     }
 
-    /// HUP.
-    pub(super) fn restart(&mut self, now: Moment) {
+    /// HUP, or an order for a canary.
+    pub(super) fn restart(&mut self, why: Why, now: Moment) {
         if self.is_stopping() {
             return;
         }
         self.history.counters.count_restart();
         if self.is_replacing(now) || self.checking.is_some() {
             // However many requests arrive during one start, they lead to one more restart.
-            self.restart_wanted = true;
+            self.want(why);
             self.save_status();
             return;
         }
-        self.start_checked(Why::Asked, now);
+        self.start_checked(why, now);
     }
 
     /// A restart that was asked for, and checked if it had to be.
-    pub(super) fn restart_now(&mut self, now: Moment) {
+    pub(super) fn restart_now(&mut self, why: Why, now: Moment) {
         // Presumably the user has fixed what failed: the next try is not delayed any longer.
         self.forget_failures();
         self.early_deaths = 0;
@@ -103,8 +103,9 @@ impl Machine {
             Some(_) => self.last_started_at + self.settle_time(),
             None => now,
         };
-        self.say(Notice::ReceivedHup);
-        self.start_at(earliest, Why::Asked, now);
+        self.say(why.announced());
+        self.make_way_for_another(now);
+        self.start_at(earliest, why, now);
         self.save_status();
     }
 
@@ -123,6 +124,7 @@ impl Machine {
     pub(super) fn next_auto_restart(&self) -> Option<(Moment, bool)> {
         let interval = self.settings.knobs.auto_restart?;
         if self.current().is_none()
+            || self.canary().is_some()
             || self.is_starting()
             || self.planned.is_some()
             || self.checking.is_some()
@@ -243,7 +245,7 @@ impl Machine {
             generation.unhealthy = None;
         }
         self.drop_gone();
-        let is_starting = self.is_starting();
+        let (is_starting, has_canary) = (self.is_starting(), self.canary().is_some());
         let previous = self
             .generations
             .iter_mut()
@@ -257,13 +259,14 @@ impl Machine {
                 (self.served, self.served_before) = (Some(generation.number), None);
                 self.switch_to_current();
                 self.say(Notice::RolledBack { pids });
-                match is_starting || self.waits_for_lane(now) {
-                    // What is starting, or waits for a lane, is the next try.
+                match is_starting || has_canary || self.waits_for_lane(now) {
+                    // What is starting, serves a share, or waits for a lane, is the next try.
                     true => self.record_failure(&failed, now),
                     false => self.try_again(&failed, now),
                 }
                 self.fill_slots(now);
             }
+            None if has_canary => self.promote_instead_of(number, now),
             // What is starting becomes current.
             None if is_starting => self.count_for_what_served(),
             None => {
@@ -274,7 +277,7 @@ impl Machine {
         }
     }
 
-    fn record_failure(&mut self, failed: &FailedStart, now: Moment) {
+    pub(super) fn record_failure(&mut self, failed: &FailedStart, now: Moment) {
         self.history.counters.count_failed_start();
         self.history.add_decision(Decision {
             request: failed.request,
@@ -306,10 +309,11 @@ impl Machine {
         self.record_failure(failed, now);
         let brings_back = self.brings_back(failed.why);
         let may_restart = self.checking.is_none() && !brings_back;
-        if may_restart && std::mem::take(&mut self.restart_wanted) {
+        let wanted = may_restart.then(|| self.take_wanted()).flatten();
+        if let Some(wanted) = wanted {
             self.forget_failures();
-            self.say(Notice::ReceivedHup);
-            self.start_at(failed.asked_at + self.settle_time(), Why::Asked, now);
+            self.say(wanted.announced());
+            self.start_at(failed.asked_at + self.settle_time(), wanted, now);
         } else if failed.rolled.is_some() && self.current().is_some() {
             self.forget_failures();
             self.auto_restart_since = now;
@@ -370,7 +374,7 @@ impl Machine {
 }
 
 impl FailedStart {
-    fn of(
+    pub(super) fn of(
         generation: &Generation,
         status: Option<i32>,
         cause: Option<StartFailure>,

@@ -32,7 +32,7 @@ impl Machine {
             .filter(|one| one.number < number && !one.is_sweeper());
         let served = older.filter(|one| match one.stage {
             Stage::Current | Stage::Partial | Stage::Retiring { .. } | Stage::Draining => true,
-            Stage::Uncommitted | Stage::Sweeping | Stage::Failed => false,
+            Stage::Uncommitted | Stage::Canary { .. } | Stage::Sweeping | Stage::Failed => false,
         });
         served.map(|one| one.number).max()
     }
@@ -42,7 +42,7 @@ impl Machine {
         let mut generations = self.generations.iter();
         let its = generations.find(|one| one.workers().any(|worker| worker.pid == pid));
         its.is_some_and(|its| match its.stage {
-            Stage::Uncommitted => true,
+            Stage::Uncommitted | Stage::Canary { .. } => true,
             // There is a way back.
             Stage::Current => self.generations.iter().any(|one| one.number < its.number),
             Stage::Partial

@@ -72,7 +72,7 @@ impl Machine {
         self.stopping_first = None;
         self.outage = None;
         self.postponed = None;
-        self.restart_wanted = false;
+        self.want_nothing();
         self.cancel_waiting();
         for pid in self.all_pids() {
             self.signal(pid, signal);

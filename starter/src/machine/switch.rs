@@ -133,7 +133,7 @@ impl Machine {
         let current = self.current()?;
         Some(Selection {
             main: self.share_of(current),
-            canary: None,
+            canary: self.share_of_canary(),
         })
     }
 
@@ -145,7 +145,7 @@ impl Machine {
     }
 
     /// The sockets of those workers of a generation that can serve what comes.
-    fn share_of(&self, generation: &Generation) -> Share {
+    pub(super) fn share_of(&self, generation: &Generation) -> Share {
         let shards = self.settings.shards;
         let proved = |one: &&Worker| one.is_proved();
         let in_slots = generation.in_slots().filter(proved).map(|one| one.slot);
@@ -190,6 +190,9 @@ impl Machine {
         self.refused = Some(std::mem::replace(&mut self.selected, selected));
         if self.is_stopping() {
             return;
+        }
+        if let Some(canary) = self.unselected_canary() {
+            return self.canary_failed(canary, None, Some(cause), now);
         }
         let mut retiring = self.generations.iter().rev();
         let retiring = retiring.find(|one| one.state() == State::Retiring && one.lane == lane);
@@ -301,6 +304,7 @@ impl Stage {
             Stage::Draining | Stage::Sweeping => true,
             Stage::Uncommitted
             | Stage::Current
+            | Stage::Canary { .. }
             | Stage::Partial
             | Stage::Retiring { .. }
             | Stage::Failed => false,
@@ -314,6 +318,7 @@ impl Generation {
         match self.stage {
             Stage::Uncommitted
             | Stage::Current
+            | Stage::Canary { .. }
             | Stage::Partial
             | Stage::Retiring { .. }
             | Stage::Sweeping => true,

@@ -46,7 +46,7 @@ impl Machine {
 
     fn may_get_workers(stage: Stage) -> bool {
         match stage {
-            Stage::Uncommitted | Stage::Current => true,
+            Stage::Uncommitted | Stage::Current | Stage::Canary { .. } => true,
             Stage::Partial
             | Stage::Retiring { .. }
             | Stage::Sweeping

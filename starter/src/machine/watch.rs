@@ -28,7 +28,11 @@ impl Machine {
             return;
         };
         if now.saturating_since(since) < watch {
-            return;
+            return self.extend_canary(number, now + watch);
+        }
+        if self.state_of(number) == Some(State::Canary) {
+            let cause = StartFailure::unhealthy(watch, &known);
+            return self.canary_failed(number, None, Some(cause), now);
         }
         let current = self.generation_mut(number);
         let Some(current) = current.filter(|one| one.state() == State::Current) else {

@@ -106,7 +106,9 @@ fn status(machine: &Machine, awaited: Option<&str>) -> String {
 fn failure(decision: &Decision) -> Option<String> {
     match &decision.verdict {
         // What was rolled back is no failure, and a rollback that is refused changes nothing.
-        Verdict::Committed | Verdict::Unreachable(_) | Verdict::Refused(_) => None,
+        Verdict::Committed | Verdict::Canary | Verdict::Unreachable(_) | Verdict::Refused(_) => {
+            None
+        }
         Verdict::CheckFailed(failed) => Some(words::why(Some(&failed.cause), failed.status)),
         Verdict::Failed { status, cause, .. } => Some(words::why(cause.as_ref(), *status)),
     }
@@ -117,6 +119,7 @@ fn trouble(decision: &Decision) -> Option<&str> {
     match &decision.verdict {
         Verdict::Unreachable(unreachable) => Some(&unreachable.cause),
         Verdict::Committed
+        | Verdict::Canary
         | Verdict::CheckFailed(_)
         | Verdict::Refused(_)
         | Verdict::Failed { .. } => None,

@@ -18,7 +18,9 @@ pub fn is_healthy(machine: &Machine) -> bool {
     let counts = |state| match state {
         State::Current => machine.unhealthy().is_none(),
         State::Starting => any_counts || machine.outage().is_some(),
-        State::Partial | State::Retiring | State::Sweeping | State::Old => any_counts,
+        State::Canary | State::Partial | State::Retiring | State::Sweeping | State::Old => {
+            any_counts
+        }
     };
     let mut generations = machine.generations();
     generations.any(|one| counts(one.state()) && one.workers().next().is_some())

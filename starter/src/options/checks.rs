@@ -1,5 +1,6 @@
 //! What one option requires of the others, once each is valid by itself.
 
+use std::num::NonZeroU16;
 use std::os::fd::RawFd;
 use std::path::PathBuf;
 use std::time::Duration;
@@ -9,6 +10,7 @@ use common::message::Transport;
 use super::refusal::{lacks, refused, unusable};
 use super::values::Given;
 use crate::client::Form;
+use crate::host::order::Trial;
 use crate::listeners;
 use crate::listeners::dialects::Dialect;
 use crate::listeners::spec::{PortSpec, check_duplicates};
@@ -22,16 +24,22 @@ use crate::words::remedy;
 use crate::words::text::quoted;
 
 /// Options, each with those of which it needs one.
-const NEEDS: [(&str, &[&str]); 18] = [
+const NEEDS: [(&str, &[&str]); 21] = [
     (
         "timeout",
         &[
-            "restart", "rollback", "abort", "scale", "upgrade", "stop", "reopen",
+            "restart", "promote", "rollback", "abort", "scale", "upgrade", "stop", "reopen",
         ],
     ),
     ("follow", &["status"]),
-    ("json", &["status", "restart", "rollback", "abort"]),
-    ("no-wait", &["restart", "rollback", "abort"]),
+    (
+        "json",
+        &["status", "restart", "promote", "rollback", "abort"],
+    ),
+    ("no-wait", &["restart", "promote", "rollback", "abort"]),
+    ("canary", &["restart"]),
+    ("canary-by", &["canary"]),
+    ("canary-time", &["canary"]),
     ("openmetrics", &["status"]),
     ("group", &["user"]),
     ("check-first", &["check"]),
@@ -114,6 +122,26 @@ pub fn returns_at_commit(command: &str, given: &Given<'_>) -> Result<bool, Failu
         true => Err(unusable("no-wait", &lacks(needed))),
         false => Ok(is_given),
     }
+}
+
+/// The share that a restart asks for. Other commands have none.
+pub fn canary(command: &str, given: &Given<'_>) -> Result<Option<Trial>, Failure> {
+    let percent = given.percent("canary")?;
+    let is_by_client = given.by_client("canary-by")?;
+    let seconds = given.count("canary-time", u16::MAX)?;
+    if percent.is_some() && command != "restart" {
+        return Err(unusable("canary", &lacks(needed_by("canary"))));
+    }
+    let alone = ["canary-by", "canary-time"].into_iter();
+    let mut alone = alone.filter(|option| percent.is_none() && given.has(option));
+    if let Some(option) = alone.next() {
+        return Err(unusable(option, &lacks(needed_by(option))));
+    }
+    Ok(percent.map(|percent| Trial {
+        percent,
+        is_by_client: is_by_client.unwrap_or_default(),
+        seconds: seconds.and_then(NonZeroU16::new),
+    }))
 }
 
 /// Refuses a delay before the old server is stopped where it is stopped first.

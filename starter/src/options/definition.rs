@@ -8,6 +8,7 @@ use crate::log::DEFAULT_ADDRESS;
 const USAGE: &str = "\
 start_server [options] -- server-prog server-arg1 server-arg2 ...
        start_server --restart --pid-file=FILE [--timeout=SECONDS]
+       start_server --promote --pid-file=FILE [--timeout=SECONDS]
        start_server --rollback --pid-file=FILE [--timeout=SECONDS]
        start_server --abort --pid-file=FILE [--timeout=SECONDS]
        start_server --scale=NUMBER --pid-file=FILE [--timeout=SECONDS]
@@ -333,12 +334,29 @@ fn privileges() -> [Arg; 4] {
     ]
 }
 
-fn requests() -> [Arg; 9] {
+fn requests() -> [Arg; 13] {
     [
         flag("restart").help(lines([
             "Send HUP to the start_server that holds --pid-file, and wait until a",
             "new server has replaced the old one. Options for a start have no",
             "effect.",
+        ])),
+        valued("canary", "PERCENT").help(lines([
+            "With --restart, of a server with --switch: give the new server only this",
+            "share of new connections, 1% to 99%, until --promote or --rollback. If it",
+            "dies or becomes unhealthy, the old one gets everything again.",
+        ])),
+        valued("canary-by", "random|client").help(lines([
+            "With --canary: choose each connection anew (random, the default), or by",
+            "its source address, so that each client stays with one server (client).",
+        ])),
+        valued("canary-time", "SECONDS").help(lines([
+            "With --canary: promote it after this time without a fault, a whole number",
+            "of seconds (default: never).",
+        ])),
+        flag("promote").help(lines([
+            "Give everything to the new server of --restart --canary, and wait until",
+            "it serves alone.",
         ])),
         flag("rollback").help(lines([
             "Undo the last restart: the server that it replaced goes on if it has",
@@ -354,8 +372,8 @@ fn requests() -> [Arg; 9] {
             "by side, and wait until they serve.",
         ])),
         flag("no-wait").help(lines([
-            "With --restart, --rollback or --abort: return as soon as the server",
-            "serves, and do not wait for the one that it replaces.",
+            "With --restart, --promote, --rollback or --abort: return as soon as the",
+            "server serves, and do not wait for the one that it replaces.",
         ])),
         flag("upgrade").help(lines([
             "Send USR2 to the start_server that holds --pid-file: the program file",
@@ -383,8 +401,8 @@ fn others() -> [Arg; 8] {
         ])),
         flag("follow").help("With --status: redraw it once a second, until Ctrl-C."),
         flag("json").help(lines([
-            "With --status: print it as JSON. With --restart, --rollback or",
-            "--abort: print the verdict.",
+            "With --status: print it as JSON. With --restart, --promote, --rollback",
+            "or --abort: print the verdict.",
         ])),
         flag("openmetrics").help("With --status: print it as OpenMetrics text, for scrapers."),
         flag("check-config").help(lines([

@@ -27,8 +27,8 @@ use clap::error::ErrorKind;
 use nix::sys::signal::Signal;
 
 use self::checks::{
-    check_fd_store, check_files, check_listeners, check_log_format, check_needs, check_program,
-    check_ready, check_replace, check_rolling, check_self_test, check_switch, form,
+    canary, check_fd_store, check_files, check_listeners, check_log_format, check_needs,
+    check_program, check_ready, check_replace, check_rolling, check_self_test, check_switch, form,
     returns_at_commit,
 };
 use self::definition::definition;
@@ -57,6 +57,8 @@ pub enum Invocation {
     CheckConfig(Box<Options>),
     /// Tell a running superdaemon to start a new generation.
     Restart(client::Settings),
+    /// Tell a running superdaemon to give its canary everything.
+    Promote(client::Settings),
     /// Tell a running superdaemon to undo its last restart.
     Rollback(client::Settings),
     /// Tell a running superdaemon to give up a restart.
@@ -118,8 +120,9 @@ const OK_ALONE: Statuses = Statuses {
 /// Makes an invocation that asks a running superdaemon for something.
 type Command = fn(client::Settings) -> Invocation;
 
-const COMMANDS: [(&str, Command); 7] = [
+const COMMANDS: [(&str, Command); 8] = [
     ("restart", Invocation::Restart),
+    ("promote", Invocation::Promote),
     ("rollback", Invocation::Rollback),
     ("abort", Invocation::Abort),
     ("upgrade", Invocation::Upgrade),
@@ -221,6 +224,7 @@ fn client(command: &str, given: &Given<'_>) -> Result<client::Settings, Failure>
         is_quiet: given.flag("quiet"),
         form: form(command, given)?,
         returns_at_commit: returns_at_commit(command, given)?,
+        canary: canary(command, given)?,
     })
 }
 

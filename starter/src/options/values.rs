@@ -302,6 +302,25 @@ impl<'a> Given<'a> {
         self.read(option, read, cause)
     }
 
+    /// A share of a hundred, with or without its sign, that leaves something for others.
+    pub fn percent(&self, option: &str) -> Result<Option<u8>, Failure> {
+        let read = |text: &str| {
+            let digits = text.strip_suffix('%').unwrap_or(text);
+            number::digits(digits).filter(|percent| (1..=99).contains(percent))
+        };
+        self.read(option, read, || "it takes 1% to 99%".to_owned())
+    }
+
+    /// Whether a share is one of clients.
+    pub fn by_client(&self, option: &str) -> Result<Option<bool>, Failure> {
+        let read = |text: &str| match text {
+            "random" => Some(false),
+            "client" => Some(true),
+            _ => None,
+        };
+        self.read(option, read, || "it is random or client".to_owned())
+    }
+
     /// A number up to `most`; 0 too.
     pub fn limit(&self, option: &str, most: u16) -> Result<Option<u16>, Failure> {
         let cause = || format!("it takes a number from 0 to {most}");

@@ -223,7 +223,7 @@ impl Readiness {
         watched.any(|watched| watched.command_exited(pid, status, now, found))
     }
 
-    /// Closes what no generation needs any more, and begins to ask the one that is current. After each event.
+    /// Closes what no generation needs any more, and begins to ask those that serve. After each event.
     pub fn tidy(&mut self, machine: &Machine) {
         let (settings, now) = (&self.settings, Moment::now());
         let is_stopping = machine.is_stopping();
@@ -236,10 +236,12 @@ impl Readiness {
             };
             match generation.state() {
                 State::Starting | State::Sweeping => {}
-                State::Current | State::Partial | State::Retiring if is_stopping => {
+                State::Current | State::Canary | State::Partial | State::Retiring
+                    if is_stopping =>
+                {
                     watched.settle()
                 }
-                State::Current => {
+                State::Current | State::Canary => {
                     watched.forget_slots(generation);
                     watched.serve(settings, now);
                 }

@@ -7,7 +7,8 @@ use nix::unistd::Pid;
 use super::view::{self, LastLines, View};
 use crate::host::moment::Moment;
 use crate::machine::{
-    Decision, Departed, Durations, Generation, History, Machine, Scaling, State, Verdict as Found,
+    By, Decision, Departed, Durations, Generation, History, Machine, Scaling, Selection, State,
+    Verdict as Found,
 };
 use crate::words::remedy;
 use crate::words::trouble::Unreachable;
@@ -22,7 +23,9 @@ pub fn update(
     last_lines: impl Fn(Pid) -> LastLines,
 ) {
     let last_lines_for = |decision: &Decision| match &decision.verdict {
-        Found::Committed | Found::Unreachable(_) | Found::Refused(_) => LastLines::default(),
+        Found::Committed | Found::Canary | Found::Unreachable(_) | Found::Refused(_) => {
+            LastLines::default()
+        }
         Found::CheckFailed(failed) => failed.lines.iter().cloned().collect(),
         Found::Failed { .. } => {
             let mut departed = machine.history().departed.iter().rev();
@@ -45,6 +48,16 @@ pub fn update(
     view.switch = machine.selected().map(|selected| view::Switch {
         lanes: machine.lanes().into(),
         selected: selected.main.lane.into(),
+        canary: selected.canary.as_ref().map(|canary| view::Canary {
+            generation: canary.share.generation.into(),
+            lane: canary.share.lane.into(),
+            percent: canary.percent.into(),
+            by: match canary.by {
+                By::Random => view::By::Random,
+                By::Client => view::By::Client,
+            },
+            promoted_at: machine.promoted_at().map(|at| clock.seconds(at)),
+        }),
     });
     view.unhealthy = machine.unhealthy().map(str::to_owned);
     view.generations = machine
@@ -52,6 +65,7 @@ pub fn update(
         .map(|one| view::Generation {
             fails_at: machine.fails_at(one).map(|at| clock.seconds(at)),
             stops_first: stops_first(machine, one, clock),
+            share: share(machine, one),
             ..generation(one, machine.lanes() > 1, awaited, clock)
         })
         .collect();
@@ -129,6 +143,7 @@ fn generation(
         state: match generation.state() {
             State::Starting => view::State::Starting,
             State::Current => view::State::Current,
+            State::Canary => view::State::Canary,
             State::Partial => view::State::Partial,
             State::Retiring => view::State::Retiring,
             State::Sweeping => view::State::Sweeping,
@@ -144,6 +159,18 @@ fn generation(
             })
             .collect(),
         ..view::Generation::default()
+    }
+}
+
+/// How many of a hundred come to it.
+fn share(machine: &Machine, generation: &Generation) -> Option<u64> {
+    let Selection { main, canary } = machine.selected()?;
+    let canary = canary.as_ref();
+    let percent = canary.map_or(0, |canary| canary.percent);
+    match canary.is_some_and(|canary| canary.share.generation == generation.number) {
+        true => Some(percent.into()),
+        false if main.generation == generation.number => Some(100 - u64::from(percent)),
+        false => None,
     }
 }
 
@@ -186,12 +213,13 @@ fn counters(history: &History, clock: &Clock) -> view::Counters {
 fn verdict(decision: &Decision, clock: &Clock, stderr: LastLines) -> view::Verdict {
     let (result, status) = match &decision.verdict {
         Found::Committed => (view::Outcome::Committed, None),
+        Found::Canary => (view::Outcome::Canary, None),
         Found::Unreachable(_) | Found::Refused(_) => (view::Outcome::Failed, None),
         Found::CheckFailed(failed) => (view::Outcome::Failed, failed.status),
         Found::Failed { status, .. } => (view::Outcome::Failed, *status),
     };
     let (cause, hint) = match &decision.verdict {
-        Found::Committed => (None, None),
+        Found::Committed | Found::Canary => (None, None),
         Found::CheckFailed(failed) => (Some(failed.cause.cause.clone()), None),
         Found::Unreachable(Unreachable { cause, hint }) => {
             (Some(cause.clone()), Some(hint.clone()))

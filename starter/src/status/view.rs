@@ -188,8 +188,39 @@ pub struct Listener {
 pub struct Switch {
     /// How many each address has.
     pub lanes: u64,
-    /// The lane to which all new connections come.
+    /// The lane to which all new connections come, or most.
     pub selected: u64,
+    /// The rest, if a generation is tried with a share.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub canary: Option<Canary>,
+}
+
+/// A generation that gets a share of what comes.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Canary {
+    pub generation: u64,
+    pub lane: u64,
+    /// 1 to 99.
+    pub percent: u64,
+    pub by: By,
+    /// When it gets everything, unless it fails before; only if that comes by itself.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub promoted_at: Option<f64>,
+}
+
+/// Who comes to a canary.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum By {
+    /// Anybody, anew for each connection.
+    Random,
+    /// The same clients each time.
+    Client,
+    /// A value that another version may write.
+    #[default]
+    #[serde(other)]
+    Unknown,
 }
 
 /// What workers have left, by `--fd-store-max`.
@@ -244,6 +275,9 @@ pub struct Generation {
     /// Which sockets it has, if each generation has its own.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub lane: Option<u64>,
+    /// How many of a hundred new connections come to it, if each generation has its own sockets and any do.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub share: Option<u64>,
     /// When it was started.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub started_at: Option<f64>,
@@ -299,6 +333,8 @@ pub struct StopsFirst {
 pub enum State {
     Starting,
     Current,
+    /// It serves a share of what comes.
+    Canary,
     /// It has taken over some slots of the current one in a rolling restart, which has failed then.
     Partial,
     /// A newer one serves, but this one has not been signalled yet.
@@ -445,6 +481,8 @@ impl Durations {
 #[serde(rename_all = "lowercase")]
 pub enum Outcome {
     Committed,
+    /// It serves a share of what comes.
+    Canary,
     Failed,
     /// A value that another version may write.
     #[default]

@@ -4,21 +4,37 @@ use nix::unistd::Pid;
 
 use crate::listeners::health::Occasion;
 use crate::listeners::lanes::NotSelected;
-use crate::machine::{Event, Machine, Selection, Share, Sockets};
+use crate::machine::{By, Event, Machine, Selection, Share, Sockets};
 use crate::supervisor::resources::Resources;
+use crate::words::canary::Trial;
 use crate::words::notice::Notice;
 use crate::words::start_failure::StartFailure;
 use crate::words::switch::Switching;
 
+/// What is said about it.
+fn switched(selection: &Selection) -> Notice {
+    let Share {
+        generation, lane, ..
+    } = selection.main;
+    match &selection.canary {
+        None => Notice::Switching(Switching::Switched { generation, lane }),
+        Some(canary) => Notice::Trial(Trial::Shared {
+            generation: canary.share.generation,
+            percent: canary.percent,
+            is_by_client: canary.by == By::Client,
+            serving: generation,
+        }),
+    }
+}
+
 impl Resources {
     /// Gives what comes to these. Returns the event if that is refused.
     pub fn select(&mut self, selection: &Selection) -> Option<Event> {
+        let before = switched(self.blueprint.lanes.selected());
         let Err(NotSelected { listener, errno }) = self.select_lanes(selection) else {
-            let Share {
-                generation, lane, ..
-            } = selection.main;
-            let switched = Switching::Switched { generation, lane };
-            self.log.say(&Notice::Switching(switched));
+            // Perhaps they are other workers of the same generations.
+            let notice = Some(switched(selection)).filter(|notice| *notice != before);
+            notice.iter().for_each(|notice| self.log.say(notice));
             return None;
         };
         let announced = self.blueprint.announced.get(listener);

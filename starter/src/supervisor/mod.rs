@@ -116,10 +116,11 @@ impl Supervisor {
         }
     }
 
-    /// Once after each start: when nothing is left of it but one generation that serves.
+    /// Once after each start: when nothing is left of it but what serves.
     fn become_lean(&mut self) {
         let mut states = self.machine.generations().map(Generation::state);
-        let is_settled = states.next() == Some(State::Current) && states.next().is_none();
+        let serves = |state| matches!(state, State::Current | State::Canary);
+        let is_settled = self.machine.generations().next().is_some() && states.all(serves);
         if is_settled && !self.is_lean {
             memory::release();
         }

@@ -58,7 +58,13 @@ impl Resources {
                 }
                 return self.examine_listeners(Occasion::Commit);
             }
-            Action::Select(selection) => return self.select(&selection),
+            Action::Select(selection) => {
+                if selection.canary.is_some() {
+                    // It serves, as after a commit.
+                    adopt_orphans(false);
+                }
+                return self.select(&selection);
+            }
             Action::Look(sockets) => {
                 let firsts = &self.blueprint.sockets;
                 let waiting = self.blueprint.lanes.count_waiting(firsts, sockets);

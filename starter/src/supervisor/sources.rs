@@ -11,10 +11,10 @@ use nix::sys::time::TimeSpec;
 use nix::unistd::Pid;
 
 use crate::host::moment::Moment;
-use crate::host::order::Order;
+use crate::host::order::{Order, Trial};
 use crate::host::process::reap;
 use crate::host::signals::{Arrived, Taken};
-use crate::machine::{Event, Knobs, Machine, Scale, Sockets};
+use crate::machine::{By, Event, Knobs, Machine, Portion, Scale, Sockets};
 use crate::supervisor::guard::Guard;
 use crate::supervisor::resources::Resources;
 use crate::words::failure::Failure;
@@ -277,9 +277,15 @@ impl Inbox {
             let signal = match arrived {
                 Arrived::Signal(signal) => signal,
                 Arrived::Order(order) => {
+                    if let Order::Canary(_) = order {
+                        self.next.push_back(Input::Duty(Duty::RestorePidFile));
+                        self.knobs(resources);
+                    }
                     self.next.push_back(Input::Event(match order {
                         Order::RollBack => Event::RollBack,
                         Order::Abort => Event::Abort,
+                        Order::Canary(trial) => Event::Canary(portion(trial)),
+                        Order::Promote => Event::Promote,
                         Order::Scale(workers) => Event::Scale(Scale::To(workers.into())),
                     }));
                     continue;
@@ -336,6 +342,18 @@ impl Inbox {
             let (_, knobs) = resources.load_environment();
             self.next.push_back(Input::Knobs(knobs));
         }
+    }
+}
+
+fn portion(trial: Trial) -> Portion {
+    let seconds = trial.seconds.map(|seconds| u64::from(seconds.get()));
+    Portion {
+        percent: trial.percent,
+        by: match trial.is_by_client {
+            true => By::Client,
+            false => By::Random,
+        },
+        time: seconds.map(Duration::from_secs),
     }
 }
 

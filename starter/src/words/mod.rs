@@ -1,5 +1,6 @@
 //! Every message that this program shows at run time, and what makes text safe to show.
 
+pub mod canary;
 pub mod distrust;
 pub mod failure;
 pub mod file_type;

@@ -9,6 +9,7 @@ use nix::errno::Errno;
 use nix::sys::signal::Signal;
 use nix::unistd::Pid;
 
+use crate::words::canary::Trial;
 use crate::words::guardian::Guarding;
 use crate::words::lack::Lack;
 use crate::words::many::Many;
@@ -187,6 +188,11 @@ pub enum Notice {
     /// A restart for which what serves stops first.
     StopFirst(StopFirst),
     Switching(Switching),
+    Trial(Trial),
+    /// A canary is to get everything, because somebody asked for it.
+    PromotionAsked {
+        pid: Pid,
+    },
     Upgrade(Upgrade),
     Many(Many),
     Guarding(Guarding),
@@ -334,6 +340,7 @@ impl Notice {
             | Notice::CannotReopen { .. }
             | Notice::Many(Many::RollStopped { .. })
             | Notice::Switching(Switching::NotSwitched { .. })
+            | Notice::Trial(Trial::Failed { .. })
             | Notice::ListenerInTrouble { .. } => Severity::Error,
             Notice::DiedUnexpectedly { .. }
             | Notice::EndingLeftovers { .. }
@@ -343,6 +350,7 @@ impl Notice {
             | Notice::CannotRollBack(_)
             | Notice::Aborting(_)
             | Notice::CannotAbort(_)
+            | Notice::Trial(Trial::CannotPromote(_))
             | Notice::KillingWorkers { .. }
             | Notice::KillingLateWorkers { .. }
             | Notice::StoppingByItself(_)
@@ -383,6 +391,7 @@ impl Notice {
             | Notice::AutoRestart { .. }
             | Notice::StopFirst(_)
             | Notice::Switching(_)
+            | Notice::Trial(_)
             | Notice::Many(Many::Scaling { .. })
             | Notice::Upgrade(Upgrade::Done { .. })
             | Notice::Stopping { .. }
@@ -410,6 +419,7 @@ impl Notice {
             | Notice::RestartAsked { .. }
             | Notice::RollbackAsked { .. }
             | Notice::AbortAsked { .. }
+            | Notice::PromotionAsked { .. }
             | Notice::ScaleAsked { .. }
             | Notice::NextTry { .. }
             | Notice::ReopenAsked { .. }

@@ -163,7 +163,7 @@ pub fn gone(old: u64, drained: f64) -> String {
 }
 
 /// What is known of these: ` (pid 1234, ready after 0.84 s)`.
-fn in_brackets(parts: impl IntoIterator<Item = Option<String>>) -> String {
+pub(super) fn in_brackets(parts: impl IntoIterator<Item = Option<String>>) -> String {
     let known: Vec<String> = parts.into_iter().flatten().collect();
     match known.is_empty() {
         true => String::new(),

@@ -185,6 +185,7 @@ impl Notice {
             }
             Notice::StopFirst(step) => step.to_string(),
             Notice::Switching(step) => step.to_string(),
+            Notice::Trial(step) => step.to_string(),
             Notice::Upgrade(step) => step.to_string(),
             Notice::Guarding(step) => step.to_string(),
             Notice::Many(step) => step.to_string(),
@@ -334,6 +335,9 @@ impl Notice {
             }
             Notice::RollbackAsked { pid } => {
                 format!("asked start_server (pid:{pid}) to roll back, waiting for the outcome...")
+            }
+            Notice::PromotionAsked { pid } => {
+                format!("asked start_server (pid:{pid}) to promote the canary, waiting for the outcome...")
             }
             Notice::AbortAsked { pid } => {
                 format!("asked start_server (pid:{pid}) to abort the restart, waiting for the outcome...")

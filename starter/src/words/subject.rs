@@ -2,6 +2,7 @@
 
 use nix::unistd::Pid;
 
+use crate::words::canary::Trial;
 use crate::words::guardian::Guarding;
 use crate::words::many::Many;
 use crate::words::notice::Notice;
@@ -80,9 +81,13 @@ impl Notice {
                 generation: Some(*generation),
                 ..Subject::of_pids(pids)
             },
-            Notice::Switching(Switching::Switched { generation, .. }) => {
-                Subject::of_generation(*generation)
-            }
+            Notice::Switching(Switching::Switched { generation, .. })
+            | Notice::Trial(
+                Trial::Shared { generation, .. }
+                | Trial::Promoting { generation, .. }
+                | Trial::Replaced { generation }
+                | Trial::Failed { generation, .. },
+            ) => Subject::of_generation(*generation),
             Notice::Switching(Switching::Waiting { pids }) => Subject::of_pids(pids),
             Notice::StillWaiting(waiting) => {
                 let pids: Vec<Pid> = waiting.workers.iter().map(|(pid, _)| *pid).collect();
@@ -119,6 +124,7 @@ impl Notice {
             | Notice::CheckFailed(_)
             | Notice::CannotRollBack(_)
             | Notice::CannotAbort(_)
+            | Notice::Trial(Trial::Asked { .. } | Trial::CannotPromote(_))
             | Notice::NothingServes { .. }
             | Notice::StopFirst(StopFirst::StartingAgain { .. } | StopFirst::ServesAgain { .. })
             | Notice::Switching(
@@ -167,6 +173,7 @@ impl Notice {
             | Notice::RestartAsked { .. }
             | Notice::RollbackAsked { .. }
             | Notice::AbortAsked { .. }
+            | Notice::PromotionAsked { .. }
             | Notice::ScaleAsked { .. }
             | Notice::UpgradeAsked { .. }
             | Notice::ReopenAsked { .. } => Subject::default(),

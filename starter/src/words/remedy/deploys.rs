@@ -29,6 +29,10 @@ pub fn until_it_is_asked_for(advice: &str) -> String {
     format!("{advice}; the restart is not tried again by itself")
 }
 
+/// A share takes sockets of one's own.
+pub const CANARY_NEEDS_LANES: &str =
+    "start the server with --switch, and a port that start_server opens itself";
+
 /// Only ports can have several sockets.
 pub const SWITCH_PORTS: &str = "only ports that start_server opens itself can have a socket for each server: without \
      =required, this one is shared";

@@ -4,13 +4,16 @@
 //! `src/bin/worker.rs`.
 
 use std::io::{self, BufRead, BufReader, Read, Write};
-use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr, TcpStream, UdpSocket};
+use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr, SocketAddrV4, TcpStream, UdpSocket};
+use std::os::fd::AsRawFd;
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
+
+use nix::sys::socket::{AddressFamily, SockFlag, SockType, SockaddrIn, bind, socket};
 
 use crate::report::Report;
 use crate::wait;
@@ -78,6 +81,30 @@ pub fn try_ask(at: impl Into<At>) -> io::Result<Report> {
     let answer = request(at, "report")?;
     serde_json::from_str(&answer)
         .map_err(|e| io::Error::other(format!("not a report: {e}: {answer:?}")))
+}
+
+/// The report of whoever answers a client of this address.
+#[track_caller]
+#[must_use]
+pub fn ask_from(source: Ipv4Addr, port: u16) -> Report {
+    let answer = connect_from(source, port).and_then(|stream| {
+        let mut connection = Connection(BufReader::new(Box::new(stream)));
+        connection.send("report")?;
+        connection.receive()
+    });
+    let answer = answer.unwrap_or_else(|e| panic!("cannot ask port {port} from {source}: {e}"));
+    serde_json::from_str(&answer).unwrap_or_else(|e| panic!("not a report: {e}: {answer:?}"))
+}
+
+fn connect_from(source: Ipv4Addr, port: u16) -> io::Result<TcpStream> {
+    let (family, kind) = (AddressFamily::Inet, SockType::Stream);
+    let socket = socket(family, kind, SockFlag::SOCK_CLOEXEC, None)?;
+    let address = |host, port| SockaddrIn::from(SocketAddrV4::new(host, port));
+    bind(socket.as_raw_fd(), &address(source, 0))?;
+    nix::sys::socket::connect(socket.as_raw_fd(), &address(Ipv4Addr::LOCALHOST, port))?;
+    let stream = TcpStream::from(socket);
+    stream.set_read_timeout(Some(wait::DEADLINE))?;
+    Ok(stream)
 }
 
 /// Sends one request and returns what is answered. An end without an answer is an error.

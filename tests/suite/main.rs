@@ -15,6 +15,7 @@ mod attack_planted;
 mod attack_worker;
 mod background;
 mod bad_input;
+mod canary;
 mod capture;
 mod channel;
 mod check;

@@ -21,23 +21,23 @@ use crate::commands::run;
 
 const PID_FILE: &str = "--pid-file=pid";
 
-fn is_ours() -> bool {
+pub fn is_ours() -> bool {
     !original_differs("all its generations share their sockets")
 }
 
 /// Its workers die at TERM at once.
-fn switching() -> Setup {
+pub fn switching() -> Setup {
     Server::setup().pid_file().status_file().option("--switch")
 }
 
 #[track_caller]
-fn serving(setup: Setup, port: u16) -> Server {
+pub fn serving(setup: Setup, port: u16) -> Server {
     let server = setup.port(port).start();
     server.wait_until_accepted();
     server
 }
 
-fn json(server: &Server) -> Value {
+pub fn json(server: &Server) -> Value {
     server.status_json().expect("no status")
 }
 
@@ -70,12 +70,12 @@ fn restart(server: &Server) {
 }
 
 /// Questions that are asked now, and answered when somebody accepts them.
-struct Questions(Vec<JoinHandle<io::Result<Report>>>);
+pub struct Questions(Vec<JoinHandle<io::Result<Report>>>);
 
 impl Questions {
     /// When it returns, all of them wait in a queue.
     #[track_caller]
-    fn ask(port: u16, count: usize) -> Questions {
+    pub fn ask(port: u16, count: usize) -> Questions {
         let before = established(port);
         let ask = |_| thread::spawn(move || client::try_ask(port));
         let questions = (0..count).map(ask).collect();
@@ -89,7 +89,7 @@ impl Questions {
 
     /// By which generation each was answered.
     #[track_caller]
-    fn answered_by(self) -> Vec<u32> {
+    pub fn answered_by(self) -> Vec<u32> {
         let answers = self
             .0
             .into_iter()
@@ -116,10 +116,10 @@ fn established(port: u16) -> usize {
 }
 
 /// Whoever accepts no connection for a while.
-struct Suspended(Worker);
+pub struct Suspended(Worker);
 
 impl Suspended {
-    fn new(worker: Worker) -> Suspended {
+    pub fn new(worker: Worker) -> Suspended {
         kill(worker.pid, Signal::SIGSTOP).expect("cannot suspend it");
         Suspended(worker)
     }

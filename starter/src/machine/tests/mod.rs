@@ -1,5 +1,6 @@
 //! The machine is driven by hand: single rules, then every short history of events, then what a snapshot holds.
 
+mod canary;
 mod check;
 mod crash;
 mod pins;
@@ -331,7 +332,7 @@ impl World {
         let why = self.machine.generation(generation).unwrap().why;
         let expected = match (generation > self.highest, slot, why) {
             (true, 0, Why::Rollback { to }) => Source::Generation(to),
-            (true, 0, Why::First | Why::Asked | Why::Timed) => Source::Disk,
+            (true, 0, Why::First | Why::Asked | Why::Canary(_) | Why::Timed) => Source::Disk,
             (true, 0, Why::Replacement | Why::Sweep) => {
                 Source::Generation(self.served_last.unwrap())
             }
@@ -441,8 +442,10 @@ impl World {
             let is_starting = |one: &&Process| !self.has_proved_itself(one) && !one.is_signalled;
             let may_start = |one: &&Process| {
                 let state = self.state_of(one.generation);
-                matches!(state, Some(State::Starting | State::Current))
-                    && !one.is_stopping
+                matches!(
+                    state,
+                    Some(State::Starting | State::Current | State::Canary)
+                ) && !one.is_stopping
                     && !self.machine.is_leaver(one.pid)
                     && !self.has_failed(one.pid)
             };
@@ -532,7 +535,10 @@ impl World {
         let mut decisions = self.machine.history.decisions.iter().rev();
         let last = decisions.find(|one| match one.verdict {
             Verdict::Committed | Verdict::Unreachable(_) => true,
-            Verdict::CheckFailed(_) | Verdict::Refused(_) | Verdict::Failed { .. } => false,
+            Verdict::Canary
+            | Verdict::CheckFailed(_)
+            | Verdict::Refused(_)
+            | Verdict::Failed { .. } => false,
         });
         last.map(|one| one.generation)
     }
@@ -771,7 +777,7 @@ impl World {
             assert!(!machine.is_starting() && machine.planned.is_none());
             for generation in before
                 .generations()
-                .filter(|one| one.state() != State::Starting)
+                .filter(|one| !matches!(one.state(), State::Starting | State::Canary))
             {
                 let state = machine.state_of(generation.number);
                 assert_eq!(state, Some(generation.state()), "it is not touched");

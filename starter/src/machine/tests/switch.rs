@@ -3,6 +3,7 @@
 use std::collections::BTreeSet;
 
 use super::*;
+use crate::machine::lane::Canary;
 use crate::words::switch::Switching;
 
 /// What the kernel knows of the lanes.
@@ -13,6 +14,8 @@ pub(super) struct Lanes {
     pub shards: Option<Vec<u8>>,
     /// When workers lost their slots.
     pub left: Vec<(Pid, Moment)>,
+    /// Who gets a share, if anybody does.
+    pub canary: Option<Canary>,
     /// The sockets in which something waits.
     pub waiting: Vec<u8>,
     /// Whether it refuses to select another one.
@@ -43,17 +46,25 @@ impl World {
         } = selection.main;
         let current = self.current().map(|one| (one.number, one.lane));
         assert_eq!(current, Some((generation, lane)));
+        if let Some(Canary { share, percent, .. }) = &selection.canary {
+            // It may have been given up in the same event.
+            let canary = self.machine.generation(share.generation);
+            assert_eq!(canary.map(|one| one.lane), Some(share.lane));
+            assert!(share.lane != lane && (1..=99).contains(percent));
+        }
         assert!(!shards.is_empty());
         self.lanes.is_behind = self.lanes.refuses;
         if !self.lanes.refuses {
             self.lanes.selected = lane;
             self.lanes.shards = Some(shards.clone());
+            self.lanes.canary = selection.canary.clone();
             return;
         }
         self.lanes.given_up.push(generation);
         let shards = self.active_shards();
         let mut selected = Selection::whole(0, self.lanes.selected, 1);
         selected.main.shards = shards;
+        selected.canary = self.lanes.canary.clone();
         self.on(Event::NotSelected {
             selected,
             cause: StartFailure::not_switched("x", Errno::ENOMEM),
@@ -118,7 +129,7 @@ impl World {
         let replaced = &mut self.lanes.replaced;
         for generation in self.machine.generations() {
             let number = generation.number;
-            if Some(number) == current {
+            if Some(number) == current || generation.state() == State::Canary {
                 replaced.retain(|(one, _)| *one != number);
                 self.lanes.given_up.retain(|one| *one != number);
             } else if !replaced.iter().any(|(one, _)| *one == number) {
@@ -195,7 +206,18 @@ impl World {
             if !self.lanes.is_behind {
                 self.check_shards(current);
             }
+            let canary = self.machine.canary().map(|one| (one.number, one.lane));
+            let shared = self.lanes.canary.as_ref().map(|one| &one.share);
+            let shared = shared.map(|share| (share.generation, share.lane));
+            assert!(
+                canary == shared || (self.lanes.is_behind && canary.is_none()),
+                "{shared:?} has a share, and the canary is {canary:?}"
+            );
         }
+        assert!(
+            self.machine.canary().is_none() || self.current().is_some(),
+            "a canary is all there is"
+        );
         for socket in 0..self.count_sockets() {
             let is_its = |it: &&Process| self.socket_of(it) == Some(socket);
             let untold = self.living.iter().filter(is_its).filter(|it| {
@@ -288,7 +310,7 @@ impl World {
         newest.map_or(0, |one| one.lane)
     }
 
-    fn pass_until(&mut self, what: &str, is_so: impl Fn(&World) -> bool) {
+    pub(super) fn pass_until(&mut self, what: &str, is_so: impl Fn(&World) -> bool) {
         for _ in 0..1000 {
             if is_so(self) {
                 return;

@@ -23,6 +23,10 @@ enum Step {
     SpawningFails,
     TimePasses,
     Restart,
+    /// For a share of what comes.
+    RestartAsCanary,
+    Promote,
+    CanaryIsUnwell,
     RollBack,
     Abort,
     OneMore,
@@ -130,6 +134,26 @@ const SHARD_STEPS: [Step; 13] = [
     Step::OneLess,
 ];
 
+/// What matters to a canary.
+const CANARY_STEPS: [Step; 16] = [
+    Step::RestartAsCanary,
+    Step::Promote,
+    Step::TimePasses,
+    Step::Restart,
+    Step::RollBack,
+    Step::Abort,
+    Step::NewestExits,
+    Step::OldestExits,
+    Step::SecondNewestExits,
+    Step::NewestIsReady,
+    Step::NewestStopsByItself,
+    Step::CanaryIsUnwell,
+    Step::CurrentIsUnwell,
+    Step::SelectingFails,
+    Step::ClientConnects,
+    Step::WorkersAccept,
+];
+
 const OTHER_KNOBS: Knobs = Knobs {
     kill_old_delay: Duration::from_secs(4),
     auto_restart: Some(Duration::from_secs(3)),
@@ -188,6 +212,12 @@ impl World {
             Step::TimePasses => return self.pass_time(unexecuted.is_some()),
             Step::Restart if self.stopping => return false,
             Step::Restart => self.restart(),
+            Step::RestartAsCanary if self.stopping => return false,
+            Step::RestartAsCanary => self.restart_as_canary(None),
+            Step::Promote if self.stopping => return false,
+            Step::Promote => self.promote(),
+            Step::CanaryIsUnwell if !self.is_watched() => return false,
+            Step::CanaryIsUnwell => return self.canary_becomes_unwell(),
             Step::RollBack if self.stopping => return false,
             Step::RollBack => self.roll_back(),
             Step::Abort if self.stopping => return false,
@@ -765,6 +795,24 @@ fn every_short_history_with_shards_keeps_the_promises() {
     );
 }
 
+#[test]
+fn every_short_history_of_a_canary_keeps_the_promises() {
+    let two = |settings| switch::switching(2, settings);
+    let three = |settings| switch::switching(3, settings);
+    walk_by(
+        &CANARY_STEPS,
+        vec![
+            (canary::serving(two(settings()), None), 5),
+            (canary::serving(three(settings()), Some(8)), 4),
+            (canary::serving(two(slow(with_workers(2))), None), 4),
+            (canary::serving(two(watched(slow(settings()))), Some(8)), 4),
+            (canary::serving(two(checked(settings())), None), 4),
+            (restarted(three(slow(settings()))), 4),
+            (serving(two(limited(1, settings()))), 5),
+        ],
+    );
+}
+
 /// As a history of many steps cannot be one of all, these are chosen by a generator that always chooses the same.
 #[test]
 fn some_long_histories_keep_the_promises() {
@@ -796,7 +844,7 @@ fn some_long_histories_keep_the_promises() {
         let mut world = World::with(kinds[number % kinds.len()].clone(), number % 2 == 0);
         let mut history = Vec::new();
         for _ in 0..60 {
-            let step = match chosen(STEPS.len() + 7) {
+            let step = match chosen(STEPS.len() + 10) {
                 0 => Step::RollBack,
                 1 => Step::Abort,
                 2 => Step::OneMore,
@@ -804,7 +852,10 @@ fn some_long_histories_keep_the_promises() {
                 4 => Step::ClientConnects,
                 5 => Step::OldClientConnects,
                 6 => Step::WorkersAccept,
-                other => STEPS[other - 7],
+                7 => Step::RestartAsCanary,
+                8 => Step::Promote,
+                9 => Step::CanaryIsUnwell,
+                other => STEPS[other - 10],
             };
             // Otherwise most of them were short again.
             if matches!(step, Step::Stop) || world.finished.is_some() {

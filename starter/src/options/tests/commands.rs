@@ -26,6 +26,7 @@ fn a_running_superdaemon_is_reached_by_its_files() {
         is_quiet: false,
         form: Form::Text,
         returns_at_commit: false,
+        canary: None,
     };
     for (words, expected) in [
         (

@@ -4,7 +4,7 @@ use std::fs;
 use std::net::Ipv4Addr;
 
 use e2e::client::{self, Load};
-use e2e::{Server, Setup, ports};
+use e2e::{Server, ports};
 use nix::sys::signal::{Signal, kill};
 use serde_json::{Value, json};
 
@@ -52,7 +52,9 @@ fn shares(server: &Server) -> Vec<(String, Value)> {
 #[track_caller]
 fn wait_for_end(server: &Server) {
     server.wait_for_generations(&[1]);
-    assert_eq!(shares(server), [("current".to_owned(), json!(100))]);
+    server.wait_until("nothing else is left", |server| {
+        shares(server) == [("current".to_owned(), json!(100))]
+    });
     assert!(json(server)["switch"].get("canary").is_none());
 }
 
@@ -212,7 +214,6 @@ fn an_unhealthy_one_is_rolled_back() {
     let port = ports::tcp();
     let server = serving(scripted(setup, before, ""), port);
     let load = Load::start(port, 4);
-    // Its time is over before it is unhealthy, and it has already answered badly.
     canary(&server, &["--canary=30", "--canary-time=60"]);
     fs::remove_file(&up[1]).expect("cannot remove");
     let log = server.wait_for_log("start_server: the canary, generation 2, is rolled back: ");
@@ -275,7 +276,8 @@ fn bad_shares_are_one_line_and_exit_code_2() {
     if !is_ours() {
         return;
     }
-    let server = serving(Setup::pid_file(Server::setup()), ports::tcp());
+    let setup = Server::setup().pid_file().status_file();
+    let server = serving(setup, ports::tcp());
     let refusal = |words: &[&str], line: &str| {
         let (code, said) = refused(&server, words);
         assert_eq!(

@@ -346,7 +346,7 @@ fn an_abort_ends_a_start_that_is_under_way() {
     let json = server.status_json().expect("no status");
     assert_eq!(
         json["supervisor"]["orders"],
-        serde_json::json!(["rollback", "abort", "scale", "upgrade"])
+        serde_json::json!(["rollback", "abort", "scale", "canary", "promote", "upgrade"])
     );
     // A try is still possible.
     let mut again = restart(&server, &["--timeout=0.3"]);

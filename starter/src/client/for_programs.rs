@@ -241,6 +241,21 @@ impl Metrics {
     }
 
     fn workers(&mut self, view: &View, now: &Observed) {
+        let shared = || {
+            view.generations
+                .iter()
+                .filter_map(|one| Some((one.state, one.share?)))
+        };
+        if shared().next().is_some() {
+            self.family(
+                "share_percent",
+                "gauge",
+                "How many of a hundred new connections come to it.",
+            );
+            for (state, share) in shared() {
+                self.sample("share_percent", &[("state", state_name(state))], share);
+            }
+        }
         self.family("generations", "gauge", "Generations that have workers.");
         for state in STATES {
             let generations = view.generations.iter();

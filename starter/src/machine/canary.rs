@@ -287,6 +287,13 @@ impl Machine {
         self.save_status();
     }
 
+    /// The kernel has refused to take back the share of one that has ended, whose lane the next generation may get.
+    pub(super) fn take_back_share(&mut self) {
+        if self.canary().is_none() && self.selected.canary.is_some() {
+            self.switch_to_current();
+        }
+    }
+
     /// The canary, if the kernel does not give it anything.
     pub(super) fn unselected_canary(&self) -> Option<u32> {
         let canary = self.canary().map(|one| one.number);

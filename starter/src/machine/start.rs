@@ -39,6 +39,7 @@ impl Machine {
     /// Requests the workers of the next generation, each in its turn.
     pub(super) fn start_generation(&mut self, why: Why, now: Moment) {
         self.planned = None;
+        self.take_back_share();
         // Numbers are never reused: a worker that died while starting leaves a gap, as in Server::Starter.
         self.last_number = self.last_number.saturating_add(1);
         self.last_started_at = now;

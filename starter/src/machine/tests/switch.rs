@@ -206,12 +206,11 @@ impl World {
             if !self.lanes.is_behind {
                 self.check_shards(current);
             }
-            let canary = self.machine.canary().map(|one| (one.number, one.lane));
-            let shared = self.lanes.canary.as_ref().map(|one| &one.share);
-            let shared = shared.map(|share| (share.generation, share.lane));
+            let canary = self.machine.canary().map(|one| one.lane);
+            let shared = self.lanes.canary.as_ref().map(|one| one.share.lane);
             assert!(
                 canary == shared || (self.lanes.is_behind && canary.is_none()),
-                "{shared:?} has a share, and the canary is {canary:?}"
+                "lane {shared:?} has a share, and that of the canary is {canary:?}"
             );
         }
         assert!(

@@ -23,7 +23,7 @@ _start_server() {
 
     case "${cmd}" in
         start_server)
-            opts="-h -V --port --path --backlog --dir --envdir --preset --fd-env --label --label-file --no-pin --interval --start-limit --check --check-first --replace --signal-on-hup --kill-old-delay --kill-old-timeout --max-old-generations --signal-on-term --stop-timeout --guardian --enable-auto-restart --auto-restart-interval --switch --lanes --quiet-time --switch-timeout --workers --rolling --start-parallel --ready --ready-status --probe --start-timeout --watch --fd-store-max --runtime-dir --pid-file --status-file --log-file --log-stream --log-timestamps --log-format --quiet --daemonize --syslog --syslog-tag --syslog-address --syslog-format --syslog-stream --user --group --keep-env --strict --restart --rollback --abort --scale --no-wait --upgrade --stop --reopen --timeout --status --follow --json --openmetrics --check-config --self-test --help --version"
+            opts="-h -V --port --path --backlog --dir --envdir --preset --fd-env --label --label-file --no-pin --interval --start-limit --check --check-first --replace --signal-on-hup --kill-old-delay --kill-old-timeout --max-old-generations --signal-on-term --stop-timeout --guardian --enable-auto-restart --auto-restart-interval --switch --lanes --quiet-time --switch-timeout --workers --rolling --start-parallel --ready --ready-status --probe --start-timeout --watch --fd-store-max --runtime-dir --pid-file --status-file --log-file --log-stream --log-timestamps --log-format --quiet --daemonize --syslog --syslog-tag --syslog-address --syslog-format --syslog-stream --user --group --keep-env --strict --restart --canary --canary-by --canary-time --promote --rollback --abort --scale --no-wait --upgrade --stop --reopen --timeout --status --follow --json --openmetrics --check-config --self-test --help --version"
             if [[ ${cur} == -* || ${COMP_CWORD} -eq 1 ]] ; then
                 COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
                 return 0
@@ -289,6 +289,18 @@ _start_server() {
                     return 0
                     ;;
                 --group)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                --canary)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                --canary-by)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                --canary-time)
                     COMPREPLY=($(compgen -f "${cur}"))
                     return 0
                     ;;

@@ -67,6 +67,9 @@ complete -c start_server -l syslog-stream -d 'Send only this output of the serve
 stderr\t''"
 complete -c start_server -l user -d 'Run as this user, a name or number, once the listeners are open.' -r -f -a "(__fish_complete_users)"
 complete -c start_server -l group -d 'Run as this group, a name or number (default: the user\'s groups).' -r
+complete -c start_server -l canary -d 'With --restart, of a server with --switch: give the new server only this share of new connections, 1% to 99%, until --promote or --rollback. If it dies or becomes unhealthy, the old one gets everything again.' -r
+complete -c start_server -l canary-by -d 'With --canary: choose each connection anew (random, the default), or by its source address, so that each client stays with one server (client).' -r
+complete -c start_server -l canary-time -d 'With --canary: promote it after this time without a fault, a whole number of seconds (default: never).' -r
 complete -c start_server -l scale -d 'Let the start_server that holds --pid-file run this many servers side by side, and wait until they serve.' -r
 complete -c start_server -l timeout -d 'The longest that these commands wait (default: no limit).' -r
 complete -c start_server -l no-pin -d 'When a server has died, start what is on disk by then. By default the program, directory and environment that have served come back, and only a restart looks at the disk.'
@@ -78,15 +81,16 @@ complete -c start_server -l daemonize -d 'Run in the background. Needs --log-fil
 complete -c start_server -l keep-env -d 'Leave the server root\'s HOME, USER, LOGNAME, SHELL, MAIL and XDG_*. By default the first four are those of --user, the others are unset.'
 complete -c start_server -l strict -d 'Fail instead of warning if any confinement is unavailable.'
 complete -c start_server -l restart -d 'Send HUP to the start_server that holds --pid-file, and wait until a new server has replaced the old one. Options for a start have no effect.'
+complete -c start_server -l promote -d 'Give everything to the new server of --restart --canary, and wait until it serves alone.'
 complete -c start_server -l rollback -d 'Undo the last restart: the server that it replaced goes on if it has not been told to stop yet, and is started again if it is gone. Wait until it serves alone.'
 complete -c start_server -l abort -d 'Give up a restart that is under way or has failed and is tried again; what serves goes on until the next restart.'
-complete -c start_server -l no-wait -d 'With --restart, --rollback or --abort: return as soon as the server serves, and do not wait for the one that it replaces.'
+complete -c start_server -l no-wait -d 'With --restart, --promote, --rollback or --abort: return as soon as the server serves, and do not wait for the one that it replaces.'
 complete -c start_server -l upgrade -d 'Send USR2 to the start_server that holds --pid-file: the program file that lies in its place by now goes on in the same process, with the same options, listeners and servers. Wait until it does.'
 complete -c start_server -l stop -d 'Send TERM to the start_server that holds --pid-file, and wait until it has exited. Options for a start have no effect.'
 complete -c start_server -l reopen -d 'Send USR1 to the start_server that holds --pid-file, and wait until it has reopened --log-file. Options for a start have no effect.'
 complete -c start_server -l status -d 'Print what the start_server that holds --pid-file is doing, with its listeners and workers. Options for a start have no effect.'
 complete -c start_server -l follow -d 'With --status: redraw it once a second, until Ctrl-C.'
-complete -c start_server -l json -d 'With --status: print it as JSON. With --restart, --rollback or --abort: print the verdict.'
+complete -c start_server -l json -d 'With --status: print it as JSON. With --restart, --promote, --rollback or --abort: print the verdict.'
 complete -c start_server -l openmetrics -d 'With --status: print it as OpenMetrics text, for scrapers.'
 complete -c start_server -l check-config -d 'Say what a start with the other options would do, and everything that would keep it from that. Binds nothing, writes nothing, runs nothing.'
 complete -c start_server -l self-test -d 'Start servers, try to break out of each of their processes, and report what holds on this host. Allows only --user, --group and --strict.'

@@ -296,7 +296,8 @@ impl Machine {
 
     /// The canary, if the kernel does not give it anything.
     pub(super) fn unselected_canary(&self) -> Option<u32> {
-        let canary = self.canary().map(|one| one.number);
-        canary.filter(|_| self.selected.canary.is_none())
+        let canary = self.canary()?;
+        let shared = self.selected.canary.as_ref().map(|one| one.share.lane);
+        (shared != Some(canary.lane)).then_some(canary.number)
     }
 }

@@ -342,9 +342,9 @@ fn requests() -> [Arg; 13] {
             "effect.",
         ])),
         valued("canary", "PERCENT").help(lines([
-            "With --restart, of a server with --switch: give the new server only this",
-            "share of new connections, 1% to 99%, until --promote or --rollback. If it",
-            "dies or becomes unhealthy, the old one gets everything again.",
+            "With --restart, where the server runs with --switch: give the new one",
+            "only this share of new connections, 1% to 99%, until --promote or",
+            "--rollback. If it dies or is unhealthy, the old one gets all again.",
         ])),
         valued("canary-by", "random|client").help(lines([
             "With --canary: choose each connection anew (random, the default), or by",

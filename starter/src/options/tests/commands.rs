@@ -111,8 +111,42 @@ fn a_running_superdaemon_is_asked_for_one_thing_and_by_its_pid_file() {
     );
     assert_eq!(
         error(&["--timeout=5", "--pid-file=/p", "prog"]),
-        "cannot use --timeout=5: it needs --restart, --rollback, --abort, --scale, --upgrade, --stop or --reopen as well"
+        "cannot use --timeout=5: it needs --restart, --promote, --rollback, --abort, --scale, --upgrade, --stop or --reopen as well"
     );
+}
+
+#[test]
+fn a_restart_may_be_one_of_a_share() {
+    let canary = |words: &[&str]| {
+        let words = [&["--restart", "--pid-file=/p"], words].concat();
+        let trial = asked(&words).1.canary;
+        trial.map(|one| (one.percent, one.is_by_client, one.seconds.map(u16::from)))
+    };
+    assert_eq!(canary(&[]), None);
+    assert_eq!(canary(&["--canary=1"]), Some((1, false, None)));
+    let all = ["--canary=99%", "--canary-by=client", "--canary-time=60"];
+    assert_eq!(canary(&all), Some((99, true, Some(60))));
+    for (words, expected) in [
+        (
+            &["--restart", "--canary=100%"][..],
+            "cannot use --canary=100%: it takes 1% to 99%",
+        ),
+        (
+            &["--stop", "--canary=10%"],
+            "cannot use --canary: it needs --restart as well",
+        ),
+        (
+            &["--restart", "--canary-time=1"],
+            "cannot use --canary-time: it needs --canary as well",
+        ),
+        (
+            &["--canary=10%", "--switch", "--port=80", "prog"],
+            "cannot use --canary: it needs --restart as well",
+        ),
+    ] {
+        let words = [&["--pid-file=/p"], words].concat();
+        assert_eq!(error(&words), expected, "{words:?}");
+    }
 }
 
 #[test]
@@ -136,11 +170,11 @@ fn a_status_is_shown_in_one_form() {
         ),
         (
             &["--stop", "--json"],
-            "cannot use --json: it needs --status, --restart, --rollback or --abort as well",
+            "cannot use --json: it needs --status, --restart, --promote, --rollback or --abort as well",
         ),
         (
             &["--json", "prog"],
-            "cannot use --json: it needs --status, --restart, --rollback or --abort as well",
+            "cannot use --json: it needs --status, --restart, --promote, --rollback or --abort as well",
         ),
         (
             &["--restart", "--openmetrics"],
@@ -152,11 +186,11 @@ fn a_status_is_shown_in_one_form() {
         ),
         (
             &["--status", "--no-wait"],
-            "cannot use --no-wait: it needs --restart, --rollback or --abort as well",
+            "cannot use --no-wait: it needs --restart, --promote, --rollback or --abort as well",
         ),
         (
             &["--no-wait", "prog"],
-            "cannot use --no-wait: it needs --restart, --rollback or --abort as well",
+            "cannot use --no-wait: it needs --restart, --promote, --rollback or --abort as well",
         ),
         (
             &["--follow", "prog"],

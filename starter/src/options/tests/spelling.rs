@@ -122,7 +122,10 @@ fn a_beginning_that_is_not_unique_is_refused_with_the_candidates() {
         ("--sto", "--stop or --stop-timeout"),
         ("--d", "--daemonize or --dir"),
         ("--en=1", "--enable-auto-restart or --envdir"),
-        ("--p", "--path, --pid-file, --port, --preset or --probe"),
+        (
+            "--p",
+            "--path, --pid-file, --port, --preset, --probe or --promote",
+        ),
         ("--signal-on", "--signal-on-hup or --signal-on-term"),
     ] {
         let name = word.split('=').next().unwrap();
@@ -174,7 +177,7 @@ fn an_option_with_one_dash_is_refused_with_the_right_spelling() {
         ("-H", "\nhint: write --help"),
         (
             "-p",
-            "\nhint: write --path, --pid-file, --port, --preset or --probe",
+            "\nhint: write --path, --pid-file, --port, --preset, --probe or --promote",
         ),
         ("-x", ""),
         ("-1", ""),

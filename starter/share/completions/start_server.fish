@@ -67,8 +67,8 @@ complete -c start_server -l syslog-stream -d 'Send only this output of the serve
 stderr\t''"
 complete -c start_server -l user -d 'Run as this user, a name or number, once the listeners are open.' -r -f -a "(__fish_complete_users)"
 complete -c start_server -l group -d 'Run as this group, a name or number (default: the user\'s groups).' -r
-complete -c start_server -l canary -d 'With --restart, of a server with --switch: give the new server only this share of new connections, 1% to 99%, until --promote or --rollback. If it dies or becomes unhealthy, the old one gets everything again.' -r
-complete -c start_server -l canary-by -d 'With --canary: choose each connection anew (random, the default), or by its source address, so that each client stays with one server (client).' -r
+complete -c start_server -l canary -d 'With --restart, where the server runs with --switch: give the new one only this share of new connections, 1% to 99%, until --promote or --rollback. If it dies or is unhealthy, the old one gets all again.' -r
+complete -c start_server -l canary-by -d 'With --canary: give it connections by chance (random, the default), or by their source addresses, so that a client stays with one server.' -r
 complete -c start_server -l canary-time -d 'With --canary: promote it after this time without a fault, a whole number of seconds (default: never).' -r
 complete -c start_server -l scale -d 'Let the start_server that holds --pid-file run this many servers side by side, and wait until they serve.' -r
 complete -c start_server -l timeout -d 'The longest that these commands wait (default: no limit).' -r

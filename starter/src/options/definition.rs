@@ -347,16 +347,16 @@ fn requests() -> [Arg; 13] {
             "--rollback. If it dies or is unhealthy, the old one gets all again.",
         ])),
         valued("canary-by", "random|client").help(lines([
-            "With --canary: choose each connection anew (random, the default), or by",
-            "its source address, so that each client stays with one server (client).",
+            "With --canary: give it connections by chance (random, the default), or",
+            "by their source addresses, so that a client stays with one server.",
         ])),
         valued("canary-time", "SECONDS").help(lines([
-            "With --canary: promote it after this time without a fault, a whole number",
-            "of seconds (default: never).",
+            "With --canary: promote it after this time without a fault, a whole",
+            "number of seconds (default: never).",
         ])),
         flag("promote").help(lines([
-            "Give everything to the new server of --restart --canary, and wait until",
-            "it serves alone.",
+            "Give everything to the new server of --restart --canary, and wait",
+            "until it serves alone.",
         ])),
         flag("rollback").help(lines([
             "Undo the last restart: the server that it replaced goes on if it has",
@@ -372,8 +372,8 @@ fn requests() -> [Arg; 13] {
             "by side, and wait until they serve.",
         ])),
         flag("no-wait").help(lines([
-            "With --restart, --promote, --rollback or --abort: return as soon as the",
-            "server serves, and do not wait for the one that it replaces.",
+            "With --restart, --promote, --rollback or --abort: return as soon as",
+            "the server serves, and do not wait for the one that it replaces.",
         ])),
         flag("upgrade").help(lines([
             "Send USR2 to the start_server that holds --pid-file: the program file",
@@ -401,8 +401,8 @@ fn others() -> [Arg; 8] {
         ])),
         flag("follow").help("With --status: redraw it once a second, until Ctrl-C."),
         flag("json").help(lines([
-            "With --status: print it as JSON. With --restart, --promote, --rollback",
-            "or --abort: print the verdict.",
+            "With --status: print it as JSON. With --restart, --promote,",
+            "--rollback or --abort: print the verdict.",
         ])),
         flag("openmetrics").help("With --status: print it as OpenMetrics text, for scrapers."),
         flag("check-config").help(lines([

@@ -807,6 +807,10 @@ fn every_short_history_of_a_canary_keeps_the_promises() {
             (canary::serving(two(slow(with_workers(2))), None), 4),
             (canary::serving(two(watched(slow(settings()))), Some(8)), 4),
             (canary::serving(two(checked(settings())), None), 4),
+            (
+                canary::serving(two(switch::sharded(with_workers(2))), None),
+                4,
+            ),
             (restarted(three(slow(settings()))), 4),
             (serving(two(limited(1, settings()))), 5),
         ],

@@ -73,6 +73,7 @@ mod said;
 mod scale;
 mod self_test;
 mod service_manager;
+mod shards;
 mod snapshots;
 mod socket_activation;
 mod status_command;

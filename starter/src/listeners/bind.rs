@@ -266,7 +266,7 @@ impl Confined {
             binders,
         } = self;
         check_switch(&sockets, switch)?;
-        let (lanes, store) = (switch.map_or(1, |switch| switch.lanes), &mut files.store);
+        let (lanes, store) = (switch.map_or(1, Switch::sockets), &mut files.store);
         let further = settle_lanes(&sockets, stored_lanes, lanes, &mut unwanted, store);
         let mut restored = settle(&mut sockets, unwanted, store, notices);
         let mut made = take_inherited(&mut sockets, further, notices);

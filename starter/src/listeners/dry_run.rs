@@ -49,7 +49,7 @@ pub fn examine(
     let paths = settings.paths.iter();
     let paths = paths.filter(|spec| findings.take(owners(spec)).is_some());
     let (ports, paths) = (settings.ports.clone(), paths.cloned().collect());
-    let lanes = settings.switch.map_or(1, |switch| switch.lanes);
+    let lanes = settings.switch.map_or(1, Switch::sockets);
     let plan = Plan::new(ports, paths, inherited, identity.clone(), lanes);
     let Some(plan) = findings.take(plan) else {
         return Examined {

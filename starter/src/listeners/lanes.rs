@@ -3,11 +3,14 @@
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd, RawFd};
 
 use nix::errno::Errno;
+use nix::sched::{CpuSet, sched_getaffinity};
+use nix::unistd::Pid;
 use serde::{Deserialize, Serialize};
 
 use crate::host::luggage::{Carried, Luggage};
 use crate::listeners::group::{Group, Selected, look_at};
 use crate::listeners::program::Spread;
+use crate::listeners::settings::Switch;
 use crate::listeners::socket_files::SocketFiles;
 use crate::listeners::store::{Store, name_of_lane};
 use crate::machine::{Selection, Share, Sockets};
@@ -21,6 +24,8 @@ pub struct Lanes {
     groups: Vec<Option<Group>>,
     /// How many sockets of each group a lane has.
     shards: u8,
+    /// How what comes is spread over these.
+    spread: Spread,
     /// Who gets what comes.
     selected: Selection,
 }
@@ -46,20 +51,22 @@ pub struct NotSelected {
 
 impl Default for Lanes {
     fn default() -> Lanes {
-        Lanes::new(Vec::new(), 1)
+        Lanes::new(Vec::new(), None)
     }
 }
 
 impl Lanes {
     /// Of each group as many lanes as there are in all of them. A lane has as many shards as are wanted, or fewer if there
     /// are not enough sockets for two such lanes.
-    pub fn new(groups: Vec<Option<Group>>, shards: u8) -> Lanes {
+    pub fn new(groups: Vec<Option<Group>>, switch: Option<Switch>) -> Lanes {
         let least = groups.iter().flatten().map(Group::count).min();
+        let (shards, spread) = switch.map_or((1, Spread::Random), |one| (one.shards, one.spread));
         let shards = least.map_or(1, |least| shards.clamp(1, (least / 2).max(1)));
         let selected = Selection::whole(0, 0, shards);
         Lanes {
             groups,
             shards,
+            spread,
             selected,
         }
     }
@@ -73,6 +80,28 @@ impl Lanes {
     /// How many sockets of each group a lane has.
     pub fn shards(&self) -> u8 {
         self.shards
+    }
+
+    /// The CPUs that are to run whoever has this shard, of those that may: what they take comes to it. `None` if they may run
+    /// on any.
+    ///
+    /// # Errors
+    /// Of sched_getaffinity(2).
+    pub fn cpus(&self, shard: u8) -> nix::Result<Option<CpuSet>> {
+        if self.spread != Spread::Cpu {
+            return Ok(None);
+        }
+        let allowed = sched_getaffinity(Pid::from_raw(0))?;
+        let mut its = CpuSet::new();
+        let (shards, shard) = (usize::from(self.shards.max(1)), usize::from(shard));
+        let mut has_any = false;
+        for cpu in (0..CpuSet::count()).filter(|cpu| cpu % shards == shard) {
+            if allowed.is_set(cpu)? {
+                its.set(cpu)?;
+                has_any = true;
+            }
+        }
+        Ok(has_any.then_some(its))
     }
 
     /// The number of a socket in each group.
@@ -168,7 +197,7 @@ impl Lanes {
         Selected {
             main: of(&selection.main),
             canary: canary.map(|one| (of(&one.share), one.percent, one.by)),
-            spread: Spread::Random,
+            spread: self.spread,
         }
     }
 
@@ -230,7 +259,7 @@ impl Lanes {
     }
 
     /// What another program has packed. One must be selected again.
-    pub fn unpack(packed: Vec<Option<PackedGroup>>, shards: u8) -> Lanes {
+    pub fn unpack(packed: Vec<Option<PackedGroup>>, switch: Option<Switch>) -> Lanes {
         let unpack = |packed: PackedGroup| Group {
             others: packed.others.into_iter().map(Carried::take).collect(),
             places: packed.places,
@@ -240,7 +269,7 @@ impl Lanes {
             flows: packed.flows,
         };
         let groups = packed.into_iter().map(|group| group.map(unpack));
-        Lanes::new(groups.collect(), shards)
+        Lanes::new(groups.collect(), switch)
     }
 }
 

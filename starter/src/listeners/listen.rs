@@ -38,7 +38,9 @@ pub fn listen_on(
     let numbers = numbers(&fixed, ways.reserved.number);
     let highest = numbers.iter().copied().chain(ways.reserved.number).max();
     let highest = highest.unwrap_or(2);
-    let lanes = ways.switch.map_or(1, |switch| usize::from(switch.lanes));
+    let lanes = ways
+        .switch
+        .map_or(1, |switch| usize::from(switch.sockets()));
     make_room(highest, sockets.len() * lanes, open_files)?;
     let highest = make_more_room(highest, sockets.len(), ways.reserved.after, open_files)?;
     let mut listeners = Vec::with_capacity(sockets.len());
@@ -101,7 +103,7 @@ fn listener(
         None => None,
         Some(switch) => {
             let making = Making {
-                lanes: switch.lanes,
+                lanes: switch.sockets(),
                 freebind: matches!(wanted, Wanted::Port(spec) if spec.freebind),
                 backlog: wanted.listens().then_some(ways.backlog.number()),
                 highest,

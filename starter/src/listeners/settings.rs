@@ -1,6 +1,9 @@
 //! Settings for the listeners.
 
+use common::message::MOST_LANES;
+
 use super::dialects::Dialect;
+use super::program::Spread;
 use super::spec::{PathSpec, PortSpec};
 
 /// What to listen on, and how workers learn about it.
@@ -19,8 +22,26 @@ pub struct Settings {
 /// New connections come to one generation alone.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Switch {
-    /// How many sockets each address has, at least 2.
+    /// How many generations can have sockets of their own, at least 2.
     pub lanes: u8,
+    /// How many sockets a generation has at each address, at least 1.
+    pub shards: u8,
+    /// How what comes is spread over these.
+    pub spread: Spread,
     /// Whatever must be shared is refused.
     pub is_required: bool,
+}
+
+impl Switch {
+    /// How many sockets each address has.
+    pub fn sockets(self) -> u8 {
+        self.lanes.saturating_mul(self.shards)
+    }
+
+    /// With as many shards as there are workers, as far as one address may have so many sockets: others share them.
+    pub fn with_workers(self, workers: usize) -> Switch {
+        let most = (MOST_LANES / self.lanes.max(1)).max(1);
+        let shards = u8::try_from(workers).map_or(most, |workers| workers.clamp(1, most));
+        Switch { shards, ..self }
+    }
 }

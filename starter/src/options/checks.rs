@@ -24,7 +24,7 @@ use crate::words::remedy;
 use crate::words::text::quoted;
 
 /// Options, each with those of which it needs one.
-const NEEDS: [(&str, &[&str]); 21] = [
+const NEEDS: [(&str, &[&str]); 22] = [
     (
         "timeout",
         &[
@@ -43,6 +43,7 @@ const NEEDS: [(&str, &[&str]); 21] = [
     ("openmetrics", &["status"]),
     ("group", &["user"]),
     ("check-first", &["check"]),
+    ("cpu-affinity", &["switch"]),
     ("lanes", &["switch"]),
     ("quiet-time", &["switch"]),
     ("switch-timeout", &["switch"]),

@@ -189,7 +189,7 @@ fn restarting() -> [Arg; 14] {
     ]
 }
 
-fn switching() -> [Arg; 4] {
+fn switching() -> [Arg; 5] {
     [
         optionally_valued("switch", "optional|required", "optional").help(lines([
             "Open several sockets for each port, and give each new server one that",
@@ -209,6 +209,10 @@ fn switching() -> [Arg; 4] {
         valued("switch-timeout", "SECONDS").help(lines([
             "With --switch: tell the old server to stop after this time in any case",
             "(default: 5).",
+        ])),
+        flag("cpu-affinity").help(lines([
+            "With --switch and --workers: bind each server to its share of the CPUs,",
+            "and give it the connections that these take.",
         ])),
     ]
 }

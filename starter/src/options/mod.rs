@@ -41,6 +41,7 @@ pub use self::workers::Workers;
 use crate::host::{identity, runtime_dir};
 use crate::listeners::Switch;
 use crate::listeners::dialects::Dialect;
+use crate::listeners::program::Spread;
 use crate::log::{Address, DEFAULT_ADDRESS, Format, LogTarget, SyslogSettings};
 use crate::machine::{Knobs, Proof, Replace};
 use crate::ready::{MOST_STORED, ProbeAt, Ready, Statuses};
@@ -302,7 +303,17 @@ fn listeners(given: &Given<'_>) -> Result<listeners::Settings, Failure> {
 fn switch(given: &Given<'_>) -> Result<Option<Switch>, Failure> {
     let lanes = given.lanes("lanes")?.unwrap_or(LANES);
     let is_required = given.required("switch")?;
-    Ok(is_required.map(|is_required| Switch { lanes, is_required }))
+    let spread = match given.flag("cpu-affinity") {
+        true => Spread::Cpu,
+        false => Spread::Random,
+    };
+    Ok(is_required.map(|is_required| Switch {
+        lanes,
+        // One for each worker, once their number is known.
+        shards: 1,
+        spread,
+        is_required,
+    }))
 }
 
 fn worker(given: &Given<'_>) -> Result<worker::Settings, Failure> {

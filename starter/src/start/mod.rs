@@ -166,7 +166,7 @@ fn drop_to_user(options: &Options, passed_on: Vec<PassedOn>) -> Result<Dropped, 
     let (ports, paths) = (listening.ports.clone(), listening.paths.clone());
     let inherited = Inherited::examine_all(passed_on, identity.as_ref())?;
     let switch = possible_switch(listening, &mut notices)?;
-    let lanes = switch.map_or(1, |switch| switch.lanes);
+    let lanes = switch.map_or(1, Switch::sockets);
     let plan = Plan::new(ports, paths, inherited, identity.clone(), lanes)?;
     let plan = plan.with_files(&files::wanted(options));
     // Before the binders, which must not have it either.
@@ -227,7 +227,7 @@ fn lock_and_bind(options: &Options, dropped: Dropped, log: &mut Log) -> Result<H
     log.say(&Notice::StartingNow(getpid()));
     let resolved = dropped
         .prepared
-        .resolve(dropped.switch.map_or(1, |switch| switch.lanes))?;
+        .resolve(dropped.switch.map_or(1, Switch::sockets))?;
     let signals = Signals::take().map_err(cannot_set_up_signals)?;
     let mut notices = Vec::new();
     let mut makers = resolved.confine(options.is_strict, &mut notices)?;
@@ -302,7 +302,7 @@ fn make_ready(options: Options, held: Held, log: &mut Log) -> Result<Ready, Fail
     }
     numbers::make_room(&options, held.open_files)?;
     let lanes = listeners.iter_mut().map(|listener| listener.group.take());
-    let lanes = Lanes::new(lanes.collect(), 1);
+    let lanes = Lanes::new(lanes.collect(), options.listeners.switch);
     let machine = machine::Settings {
         lanes: lanes.count(),
         shards: lanes.shards(),

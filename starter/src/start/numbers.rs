@@ -22,6 +22,9 @@ const OWN_DESCRIPTORS: rlim_t = 64;
 /// More workers are asked for than the limits allow.
 pub fn settle(mut options: Options) -> Result<Options, Failure> {
     options.machine = machine(&options, OpenFiles::of_launcher()?)?;
+    let workers = options.machine.workers;
+    let switch = options.listeners.switch;
+    options.listeners.switch = switch.map(|switch| switch.with_workers(workers));
     Ok(options)
 }
 
@@ -82,7 +85,7 @@ fn most_workers(options: &Options, settings: &machine::Settings, open_files: Ope
 /// What it holds besides that.
 fn reserved(options: &Options) -> rlim_t {
     let listening = &options.listeners;
-    let lanes = listening.switch.map_or(1, |switch| switch.lanes.into());
+    let lanes = listening.switch.map_or(1, |switch| switch.sockets().into());
     let sockets = listening.ports.len() * lanes + listening.paths.len();
     let sockets = rlim_t::try_from(sockets).unwrap_or(rlim_t::MAX);
     OWN_DESCRIPTORS.saturating_add(sockets.saturating_mul(3))

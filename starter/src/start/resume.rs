@@ -21,6 +21,7 @@ use crate::host::open_files::{borrowed, owned};
 use crate::host::own_program::{Guarded, Inheritance, execute};
 use crate::host::sealed::read_all;
 use crate::host::signals::Signals;
+use crate::listeners::Switch;
 use crate::listeners::backlog::Backlog;
 use crate::listeners::health::Health;
 use crate::listeners::lanes::Lanes;
@@ -172,10 +173,16 @@ impl Prepared {
             guarded,
         );
         let (sockets, announced) = listeners::unpack(held.listeners);
+        let switch = options.listeners.switch.map(|switch| Switch {
+            // As they are, however many workers this program was to have.
+            lanes: self.machine.lanes(),
+            shards: self.machine.shards(),
+            ..switch
+        });
         let found = Found {
             announced,
             sockets,
-            lanes: Lanes::unpack(held.lanes, self.machine.shards()),
+            lanes: Lanes::unpack(held.lanes, switch),
             handover,
             own_session: held.own_session,
             open_files: held.open_files,

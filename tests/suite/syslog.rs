@@ -1,6 +1,5 @@
 //! Where output goes: `--syslog`, as a daemon sees it that this test is itself.
 
-use std::cell::RefCell;
 use std::fs::{self, Permissions};
 use std::io;
 use std::net::{Ipv4Addr, UdpSocket};
@@ -8,6 +7,9 @@ use std::os::unix::fs::PermissionsExt;
 use std::os::unix::net::UnixDatagram;
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Mutex, MutexGuard};
+use std::thread;
 use std::time::{Duration, Instant};
 
 use e2e::client::{Flow, burst, write};
@@ -21,7 +23,7 @@ use nix::sys::signal::{Signal, kill};
 pub struct Daemon {
     socket: Socket,
     /// Every datagram that was read.
-    seen: RefCell<Vec<Vec<u8>>>,
+    seen: Mutex<Vec<Vec<u8>>>,
 }
 
 enum Socket {
@@ -36,7 +38,7 @@ impl Daemon {
         socket.set_nonblocking(true).expect("cannot set up");
         Daemon {
             socket: Socket::Unix(socket),
-            seen: RefCell::default(),
+            seen: Mutex::default(),
         }
     }
 
@@ -45,7 +47,7 @@ impl Daemon {
         socket.set_nonblocking(true).expect("cannot set up");
         Daemon {
             socket: Socket::Udp(socket),
-            seen: RefCell::default(),
+            seen: Mutex::default(),
         }
     }
 
@@ -62,6 +64,32 @@ impl Daemon {
         });
     }
 
+    fn seen(&self) -> MutexGuard<'_, Vec<Vec<u8>>> {
+        self.seen.lock().expect("a reader panicked")
+    }
+
+    /// Reads all the time while something happens: whoever sends very much loses nothing then.
+    pub fn read_during<T>(&self, act: impl FnOnce() -> T) -> T {
+        // Also when it panics, since the reader is waited for.
+        struct Ends<'a>(&'a AtomicBool);
+        impl Drop for Ends<'_> {
+            fn drop(&mut self) {
+                self.0.store(true, Ordering::Relaxed);
+            }
+        }
+        let has_ended = AtomicBool::new(false);
+        thread::scope(|scope| {
+            scope.spawn(|| {
+                while !has_ended.load(Ordering::Relaxed) {
+                    self.read();
+                    let_pass(Duration::from_millis(1));
+                }
+            });
+            let _ends = Ends(&has_ended);
+            act()
+        })
+    }
+
     /// Reads what there is.
     pub fn read(&self) {
         let mut buffer = vec![0; 65536];
@@ -71,7 +99,7 @@ impl Daemon {
                 Socket::Udp(socket) => socket.recv(&mut buffer),
             };
             match read {
-                Ok(length) => self.seen.borrow_mut().push(buffer[..length].to_vec()),
+                Ok(length) => self.seen().push(buffer[..length].to_vec()),
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => return,
                 Err(error) => panic!("cannot read a record: {error}"),
             }
@@ -80,7 +108,7 @@ impl Daemon {
 
     fn records(&self) -> Vec<Record> {
         self.read();
-        let seen = self.seen.borrow();
+        let seen = self.seen();
         seen.iter().map(|record| Record::parse(record)).collect()
     }
 
@@ -118,18 +146,13 @@ impl Daemon {
         while !has_ended {
             wait::until(
                 "more comes",
-                || {
-                    format!(
-                        "{} records arrived, {lost} are lost",
-                        self.seen.borrow().len()
-                    )
-                },
+                || format!("{} records arrived, {lost} are lost", self.seen().len()),
                 || {
                     self.read();
-                    (self.seen.borrow().len() > next).then_some(())
+                    (self.seen().len() > next).then_some(())
                 },
             );
-            let seen = self.seen.borrow();
+            let seen = self.seen();
             for record in &seen[next..] {
                 let message = Record::parse(record).message;
                 lost += told_lost(&message);
@@ -1061,7 +1084,7 @@ fn slowest_when_it_is_back() -> (Duration, Duration) {
     let daemon = Daemon::udp(log_port);
     wait::until("it gets records", String::new, || {
         daemon.read();
-        (daemon.seen.borrow().len() > 10_000).then_some(())
+        (daemon.seen().len() > 10_000).then_some(())
     });
     (flow.end().slowest, gone)
 }

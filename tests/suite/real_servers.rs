@@ -17,7 +17,9 @@ use e2e::{Server, Setup, Worker, ports, proc, wait};
 use nix::sys::signal::Signal;
 use nix::unistd::Pid;
 
-const RESTARTS: usize = 3;
+use crate::many_workers::{number_or, tell};
+
+const RESTARTS: u32 = 3;
 
 const CLIENTS: usize = 3;
 
@@ -365,6 +367,11 @@ fn restart(server: &Server, old: Worker, port: u16, held: Option<Held>) -> Worke
 
 /// Everything that is promised to a server, by its recipe.
 pub fn restarts_without_a_failed_request(recipe: &Recipe, setup: Setup) {
+    restarts_so_often_without_a_failed_request(recipe, setup, RESTARTS);
+}
+
+/// Returns how many requests of the load were answered.
+fn restarts_so_often_without_a_failed_request(recipe: &Recipe, setup: Setup, restarts: u32) -> u64 {
     let port = ports::tcp();
     let setup = cook(recipe, setup, port);
     let mut files = names_in(setup.folder());
@@ -376,11 +383,12 @@ pub fn restarts_without_a_failed_request(recipe: &Recipe, setup: Setup) {
     assert!(ask(port).expect("no answer").belongs_to(worker));
 
     let load = Load::start(port, recipe.clients);
-    for _ in 0..RESTARTS {
+    for _ in 0..restarts {
         load.wait_for_more(&server, 50);
         worker = restart(&server, worker, port, recipe.held);
     }
     load.wait_for_more(&server, 50);
+    let answers = load.successes();
     assert_eq!(load.stop(), [""; 0], "{}", server.log());
 
     assert!(server.stop().success());
@@ -390,6 +398,7 @@ pub fn restarts_without_a_failed_request(recipe: &Recipe, setup: Setup) {
         || processes_in(server.folder()).is_empty().then_some(()),
     );
     assert_eq!(names_in(server.folder()), files);
+    answers
 }
 
 /// Options that only start_server has.
@@ -500,12 +509,25 @@ fn puma_is_restarted_without_a_failed_request_below_a_server_that_was_started_as
 }
 
 /// By signals that end them at once, and without the code or the options that they need otherwise.
+///
+/// `E2E_SWITCH_RESTARTS=40 E2E_CLIENTS=8 cargo test -p e2e --test suite -- --nocapture loses_nothing_with_a_switch` is the
+/// long run.
 fn as_ordinary_user_with_a_switch(recipe: &Recipe) {
-    as_ordinary_user(&Recipe {
-        clients: CLIENTS,
+    let restarts = number_or("E2E_SWITCH_RESTARTS", RESTARTS);
+    let clients = number_or("E2E_CLIENTS", 3);
+    let recipe = Recipe {
+        clients: clients.try_into().expect("a number"),
         held: None,
         ..*recipe
-    });
+    };
+    if !can_run(&recipe) {
+        return;
+    }
+    let answers = restarts_so_often_without_a_failed_request(&recipe, Server::setup(), restarts);
+    tell(&format!(
+        "{}, restarts: {restarts}, clients: {clients}, answers: {answers}, failures: 0",
+        recipe.program[0]
+    ));
 }
 
 #[test]

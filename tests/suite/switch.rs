@@ -5,6 +5,7 @@ use std::io;
 use std::net::TcpStream;
 use std::process::Command;
 use std::thread::{self, JoinHandle};
+use std::time::Instant;
 
 use e2e::client::{self, At, Load};
 use e2e::report::Report;
@@ -18,6 +19,7 @@ use serde_json::Value;
 use crate::attack_worker::attacker;
 use crate::bad_input::{FAILED, assert_refused};
 use crate::commands::run;
+use crate::many_workers::{number_or, tell};
 
 const PID_FILE: &str = "--pid-file=pid";
 
@@ -132,27 +134,31 @@ impl Drop for Suspended {
     }
 }
 
-/// How many restarts a load is to survive; more take longer.
-fn restarts() -> u32 {
-    let asked = std::env::var("E2E_SWITCH_RESTARTS").ok();
-    asked.and_then(|asked| asked.parse().ok()).unwrap_or(12)
-}
-
+/// `E2E_SWITCH_RESTARTS=1000 cargo test -p e2e --test suite -- --nocapture switch::clients_lose_nothing` is the long run.
 #[test]
 fn clients_lose_nothing_though_old_workers_die_at_once() {
     if !is_ours() {
         return;
     }
+    let restarts = number_or("E2E_SWITCH_RESTARTS", 12);
+    let began = Instant::now();
     let port = ports::tcp();
     let setup = switching().without_interval();
     let server = serving(setup.option("--quiet-time=0.1"), port);
     let load = Load::start(port, 64);
-    for _ in 0..restarts() {
+    for _ in 0..restarts {
         load.wait_for_more(200);
         server.restart();
     }
     load.wait_for_more(200);
     let outcome = load.stop();
+    tell(&format!(
+        "--switch: restarts: {restarts}, answers: {}, failures: {}, worst latency: {:?}, time: {:?}",
+        outcome.successes,
+        outcome.failures.len(),
+        outcome.worst_latency,
+        began.elapsed()
+    ));
     assert_eq!(outcome.failures, [""; 0], "{}", server.log());
     // The same restarts of the same server, whose generations share their socket.
     let port = ports::tcp();
@@ -160,14 +166,19 @@ fn clients_lose_nothing_though_old_workers_die_at_once() {
     let server = serving(setup, port);
     let load = Load::start(port, 64);
     // On a busy machine it may take a while.
-    for _ in 0..restarts().max(400) {
+    let mut done = 0;
+    while load.failures() == 0 && done < restarts.max(400) {
         load.wait_for_more(200);
         server.restart();
-        if load.failures() > 0 {
-            break;
-        }
+        done += 1;
     }
-    assert!(!load.stop().failures.is_empty(), "nothing was lost");
+    let outcome = load.stop();
+    let lost = outcome.failures.len();
+    tell(&format!(
+        "shared: restarts: {done}, answers: {}, failures: {lost}",
+        outcome.successes
+    ));
+    assert!(lost > 0, "nothing was lost");
 }
 
 #[test]

@@ -9,6 +9,7 @@
 
 mod addresses;
 mod attack_channel;
+mod attack_group;
 mod attack_kill;
 mod attack_launcher;
 mod attack_planted;

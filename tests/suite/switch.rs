@@ -2,15 +2,12 @@
 
 use std::fs;
 use std::io;
-use std::net::TcpStream;
-use std::process::Command;
 use std::thread::{self, JoinHandle};
 use std::time::Instant;
 
 use e2e::client::{self, At, Load};
 use e2e::report::Report;
-use e2e::server::NOBODY;
-use e2e::skip::{needs_program, needs_root, original_differs};
+use e2e::skip::{needs_root, original_differs};
 use e2e::start::InTurn;
 use e2e::{Server, Setup, Worker, ports, proc, programs, wait};
 use nix::sys::signal::{Signal, kill};
@@ -21,7 +18,7 @@ use crate::bad_input::{FAILED, assert_refused};
 use crate::commands::run;
 use crate::many_workers::{number_or, tell};
 
-const PID_FILE: &str = "--pid-file=pid";
+pub const PID_FILE: &str = "--pid-file=pid";
 
 pub fn is_ours() -> bool {
     !original_differs("all its generations share their sockets")
@@ -64,7 +61,7 @@ fn wait_for_lanes(server: &Server, selected: u64, generations: &[(u64, u64)]) {
 
 /// Asks for a restart, and waits until the new generation serves, though the old one may still live.
 #[track_caller]
-fn restart(server: &Server) {
+pub fn restart(server: &Server) {
     let words = ["--restart", "--no-wait", PID_FILE, "--timeout=60"];
     let output = server.client(words).output_in_turn().expect("no client");
     let said = String::from_utf8_lossy(&output.stderr);
@@ -503,6 +500,15 @@ fn where_the_kernel_cannot_the_socket_is_shared_or_that_is_refused() {
                  Operation not permitted";
     assert!(finished.log.contains(cause), "{}", finished.log);
     assert_eq!(finished.status.code(), Some(1));
+    // A dry run says the same.
+    let finished = refused(&["--switch", "--check-config"], port).run();
+    let line = "\nlets all generations share the listeners\n";
+    assert!(finished.log.contains(line), "{}", finished.log);
+    // The server that runs has the port.
+    assert_eq!(finished.log.matches("start_server: ").count(), 1);
+    let finished = refused(&["--switch=required", "--check-config"], port).run();
+    assert!(finished.log.contains(cause), "{}", finished.log);
+    assert_eq!(finished.status.code(), Some(1));
 }
 
 #[test]
@@ -535,77 +541,6 @@ fn what_cannot_have_lanes_is_shared_and_named_or_refused() {
     let hint = "hint: only ports that start_server opens itself can have a socket for each server: without =required, \
                 this one is shared";
     assert_refused(setup, FAILED, &[&refused, hint]);
-}
-
-/// What a process can do that the given uid runs: `join` the group, and `attach` a program to it that selects the stranger.
-const STRANGER: &str = r"
-import ctypes, os, socket, struct, sys
-os.setgid(int(sys.argv[1])); os.setuid(int(sys.argv[1]))
-port, place = int(sys.argv[2]), int(sys.argv[3])
-stranger = socket.socket()
-stranger.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-stranger.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
-try:
-    stranger.bind(('127.0.0.1', port))
-    stranger.listen(9)
-except OSError as error:
-    print(error.strerror, flush=True)
-    sys.exit()
-print('joined', flush=True)
-sys.stdin.readline()
-code = ctypes.create_string_buffer(struct.pack('HBBI', 6, 0, 0, place))
-program = struct.pack('HxxxxxxP', 1, ctypes.addressof(code))
-stranger.setsockopt(socket.SOL_SOCKET, 51, program)
-print('attached', flush=True)
-sys.stdin.readline()
-";
-
-#[test]
-fn another_user_cannot_join_and_the_same_one_can_take_the_connections() {
-    if !is_ours() || !needs_root() || !needs_program("python3") {
-        return;
-    }
-    use std::io::{BufRead, BufReader, Write};
-    use std::process::Stdio;
-    let port = ports::tcp();
-    let server = serving(switching(), port);
-    server.wait_for_service(1);
-    let start = |uid: u32| {
-        let numbers = [uid.to_string(), port.to_string(), "2".to_owned()];
-        let mut child = Command::new("python3")
-            .args(["-c", STRANGER])
-            .args(numbers)
-            .stdin(Stdio::piped())
-            .stdout(Stdio::piped())
-            .spawn_in_turn()
-            .expect("no python");
-        let told = child.stdin.take().expect("a pipe");
-        let said = BufReader::new(child.stdout.take().expect("a pipe")).lines();
-        (child, told, said)
-    };
-    for other in [0, NOBODY - 1] {
-        let (mut child, _told, mut said) = start(other);
-        let said = said.next().expect("a line").expect("text");
-        assert_eq!(said, "Address already in use", "as {other}");
-        child.wait().expect("it is gone");
-    }
-    let (mut child, mut told, mut said) = start(NOBODY);
-    assert_eq!(said.next().expect("a line").expect("text"), "joined");
-    let all = |generation| (0..50).all(|_| server.ask(port).generation == Some(generation));
-    assert!(all(1), "whoever joins gets nothing");
-    told.write_all(b"\n").expect("it is gone");
-    assert_eq!(said.next().expect("a line").expect("text"), "attached");
-    let stream = TcpStream::connect(("127.0.0.1", port)).expect("cannot connect");
-    stream
-        .set_read_timeout(Some(std::time::Duration::from_millis(300)))
-        .expect("no timeout");
-    let nobody = io::Read::read(&mut &stream, &mut [0]).expect_err("it was answered");
-    assert_eq!(nobody.kind(), io::ErrorKind::WouldBlock);
-    // The next switch is ours again.
-    restart(&server);
-    assert!(all(2));
-    drop(told);
-    child.wait().expect("it is gone");
 }
 
 #[test]

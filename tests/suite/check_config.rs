@@ -8,6 +8,7 @@ use e2e::folder::snapshot;
 use e2e::server::Setup;
 use e2e::skip::needs_root;
 use e2e::{Finished, Server, ports};
+use nix::sys::resource::Resource;
 
 use crate::bad_input::is_ours;
 use crate::commands::run;
@@ -110,6 +111,47 @@ fn started_by_root_it_says_what_the_user_may_do() {
     assert!(finished.log.contains(line), "{}", finished.log);
 }
 
+/// 30 addresses with 8 lanes each.
+fn too_many_lanes(setup: Setup) -> Setup {
+    let setup = setup.limit(Resource::RLIMIT_NOFILE, 100, 100);
+    let ports = (0..30).map(|_| format!("--port=127.0.0.1:{}", ports::tcp()));
+    setup.options(ports).options(["--switch", "--lanes=8"])
+}
+
+#[test]
+fn what_a_switch_needs_is_examined() {
+    if !is_ours() {
+        return;
+    }
+    let port = ports::tcp();
+    let lines = what_is_sound(port);
+    let lines: Vec<&str> = lines.iter().map(String::as_str).collect();
+    let with = |word: &str| sound(Server::setup(), port).option(word);
+    says(with("--switch"), 0, &lines);
+    let required = check(with("--switch=required"));
+    assert_eq!(required.status.code(), Some(FAILED), "{}", required.log);
+    for shared in ["--path=socket,mode=0660", "--path=@check-config"] {
+        let failure =
+            format!("start_server: cannot use --switch=required: all generations share {shared}\n");
+        assert!(required.log.contains(&failure), "{}", required.log);
+    }
+    let lanes = with("--switch").option("--lanes=1");
+    let failure = "start_server: cannot use --lanes=1: it takes a number from 2 to 8";
+    says(lanes, 2, &[failure]);
+    let finished = check(too_many_lanes(Server::setup()));
+    assert_eq!(finished.status.code(), Some(FAILED), "{}", finished.log);
+    let is_failure = |line: &&str| line.starts_with("start_server: ");
+    let failures: Vec<&str> = finished.log.lines().filter(is_failure).collect();
+    let [failure] = failures[..] else {
+        panic!("{}", finished.log);
+    };
+    assert!(
+        failure.starts_with("start_server: cannot open 240 sockets: that takes ")
+            && failure.ends_with(" descriptors, and the limit on open files is 100"),
+        "{failure}"
+    );
+}
+
 /// A start ends with the first of its failures; the dry run has the same lines for it.
 #[track_caller]
 fn has_the_sentences_of_a_start(mistakes: &[(&str, Wrong)], base: fn() -> Setup) {
@@ -134,7 +176,11 @@ fn has_the_sentences_of_a_start(mistakes: &[(&str, Wrong)], base: fn() -> Setup)
     }
 }
 
-const MISTAKES: [(&str, Wrong); 19] = [
+const MISTAKES: [(&str, Wrong); 21] = [
+    ("a switch for a path", |it| {
+        it.options(["--switch=required", "--path=socket"])
+    }),
+    ("more lanes than descriptors", too_many_lanes),
     ("a path in no directory", |it| it.option("--path=no/socket")),
     ("a path of nobody", |it| {
         it.option("--path=a,user=no-such-user")

@@ -398,11 +398,19 @@ pub fn write(port: u16, stream: &str, line: &str) {
     request(port, &format!("{stream} {line}")).expect("the worker does not answer");
 }
 
-/// Lets the fixture worker write so many numbered lines of this length; returns how long the slowest write took.
+/// Lets the fixture worker write so many numbered lines of this length; returns how long the slowest write took. Very many
+/// take a while on a loaded machine, and it answers when all are written.
 #[track_caller]
 pub fn burst(port: u16, count: usize, length: usize, stream: &str) -> Duration {
-    let answer = request(port, &format!("burst {count} {length} {stream}"))
-        .expect("the worker does not answer");
+    let connection = TcpStream::connect((Ipv4Addr::LOCALHOST, port)).expect("cannot connect");
+    let patience = Some(wait::DEADLINE * 10);
+    connection
+        .set_read_timeout(patience)
+        .expect("cannot set a timeout");
+    let mut connection = Connection(BufReader::new(Box::new(connection)));
+    let request = format!("burst {count} {length} {stream}");
+    connection.send(&request).expect("cannot send");
+    let answer = connection.receive().expect("the worker does not answer");
     Duration::from_micros(answer.parse().expect("microseconds"))
 }
 

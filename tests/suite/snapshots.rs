@@ -292,3 +292,25 @@ fn a_check_that_runs_and_a_command_as_proof() {
     server.wait_until("it runs", |server| server.folder().join("runs").exists());
     check(&server, &programs, "check");
 }
+
+#[test]
+fn lanes_of_two_generations() {
+    if !is_ours() {
+        return;
+    }
+    let setup = with_files().options(["--switch", "--kill-old-delay=600"]);
+    let (port, datagrams) = (e2e::ports::tcp(), e2e::ports::udp());
+    let setup = setup.port(port).path("socket");
+    let setup = setup.option(format!("--port=127.0.0.1:u{datagrams}"));
+    let (setup, programs) = upgradable(setup);
+    let server = setup.start();
+    crate::commands::accepted(&server);
+    server.signal(Signal::SIGHUP);
+    server.wait_until("new connections come to the second one", |server| {
+        let json = server.status_json();
+        json.is_some_and(|json| {
+            json["generations"][0]["state"] == "retiring" && json["switch"]["selected"] == 1
+        })
+    });
+    check(&server, &programs, "lanes");
+}

@@ -62,7 +62,8 @@ impl Lanes {
         let least = groups.iter().flatten().map(Group::count).min();
         let (shards, spread) = switch.map_or((1, Spread::Random), |one| (one.shards, one.spread));
         let shards = least.map_or(1, |least| shards.clamp(1, (least / 2).max(1)));
-        let selected = Selection::whole(0, 0, shards);
+        // As groups are made.
+        let selected = Selection::whole(0, 0, 1);
         Lanes {
             groups,
             shards,

@@ -110,7 +110,6 @@ use crate::words::start_failure::StartFailure;
 impl Machine {
     /// The machine, and the actions that start the first generation.
     pub fn start(settings: Settings, now: Moment) -> (Machine, Vec<Action>) {
-        let shards = settings.shards;
         let mut machine = Machine {
             settings,
             phase: Phase::Serving,
@@ -122,7 +121,8 @@ impl Machine {
             checking: None,
             stopping_first: None,
             outage: None,
-            selected: Selection::whole(0, 0, shards),
+            // As the sockets are made.
+            selected: Selection::whole(0, 0, 1),
             refused: None,
             strays: Vec::new(),
             freed: Vec::new(),

@@ -30,10 +30,13 @@ fn switched(selection: &Selection) -> Notice {
 impl Resources {
     /// Gives what comes to these. Returns the event if that is refused.
     pub fn select(&mut self, selection: &Selection) -> Option<Event> {
-        let before = switched(self.blueprint.lanes.selected());
+        let selected = self.blueprint.lanes.selected();
+        // More sockets of what nobody else has had.
+        let begins = selected.main.generation == 0 && selected.main.lane == selection.main.lane;
+        let before = switched(selected);
         let Err(NotSelected { listener, errno }) = self.select_lanes(selection) else {
             // Perhaps they are other workers of the same generations.
-            let notice = Some(switched(selection)).filter(|notice| *notice != before);
+            let notice = Some(switched(selection)).filter(|notice| *notice != before && !begins);
             notice.iter().for_each(|notice| self.log.say(notice));
             return None;
         };

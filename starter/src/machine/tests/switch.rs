@@ -72,8 +72,8 @@ impl World {
     }
 
     fn active_shards(&self) -> Vec<u8> {
-        let all = || (0..self.machine.settings.shards).collect();
-        self.lanes.shards.clone().unwrap_or_else(all)
+        // At first that of the first one, whose address is bound before.
+        self.lanes.shards.clone().unwrap_or_else(|| vec![0])
     }
 
     /// The sockets that get what comes.

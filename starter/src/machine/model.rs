@@ -311,7 +311,7 @@ pub struct Machine {
     /// Since when nothing serves because of a restart that stops first.
     pub(super) outage: Option<Moment>,
     /// Who gets what comes, where there are lanes.
-    #[serde(default = "first_lane")]
+    #[serde(rename = "selection", default = "first_lane")]
     pub(super) selected: Selection,
     /// What the kernel has refused: not asked for again until something else is wanted.
     #[serde(default)]

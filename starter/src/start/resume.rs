@@ -173,12 +173,7 @@ impl Prepared {
             guarded,
         );
         let (sockets, announced) = listeners::unpack(held.listeners);
-        let switch = options.listeners.switch.map(|switch| Switch {
-            // As they are, however many workers this program was to have.
-            lanes: self.machine.lanes(),
-            shards: self.machine.shards(),
-            ..switch
-        });
+        let switch = as_it_is(&self.machine, options.listeners.switch);
         let found = Found {
             announced,
             sockets,
@@ -217,6 +212,15 @@ impl Prepared {
         };
         (resources, self.machine, notice)
     }
+}
+
+/// However many workers the next program is to have: the sockets are those of the one before.
+fn as_it_is(machine: &Machine, switch: Option<Switch>) -> Option<Switch> {
+    switch.map(|switch| Switch {
+        lanes: machine.lanes(),
+        shards: machine.shards(),
+        ..switch
+    })
 }
 
 /// Those that live, for the log.

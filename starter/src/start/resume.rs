@@ -173,11 +173,10 @@ impl Prepared {
             guarded,
         );
         let (sockets, announced) = listeners::unpack(held.listeners);
-        let switch = as_it_is(&self.machine, options.listeners.switch);
         let found = Found {
             announced,
             sockets,
-            lanes: Lanes::unpack(held.lanes, switch),
+            lanes: Lanes::unpack(held.lanes, as_it_is(&self.machine, &options)),
             handover,
             own_session: held.own_session,
             open_files: held.open_files,
@@ -215,8 +214,8 @@ impl Prepared {
 }
 
 /// However many workers the next program is to have: the sockets are those of the one before.
-fn as_it_is(machine: &Machine, switch: Option<Switch>) -> Option<Switch> {
-    switch.map(|switch| Switch {
+fn as_it_is(machine: &Machine, options: &Options) -> Option<Switch> {
+    options.listeners.switch.map(|switch| Switch {
         lanes: machine.lanes(),
         shards: machine.shards(),
         ..switch

@@ -302,7 +302,6 @@ impl Status {
             ));
             return failure.hint_if(decision.hint.as_ref().map(printable));
         }
-        let status = wait_status(decision);
         let how = how(decision);
         let serving = self.who_serves(decision, asked);
         // Someone else may have written anything into the file.
@@ -328,7 +327,7 @@ impl Status {
             true => remedy::until_the_next_restart,
             false => remedy::until_it_is_retried,
         };
-        let own_status = status.filter(|_| decision.cause.is_none());
+        let own_status = wait_status(decision).filter(|_| decision.cause.is_none());
         let had = |result| {
             let mut decisions = self.0.verdicts.iter();
             decisions.any(|one| one.generation == generation && one.result == result)
@@ -340,10 +339,7 @@ impl Status {
             false => "failed to start",
         };
         let advice = self.advice(decision.hint.as_deref(), own_status);
-        let label = decision.label.as_ref();
-        let label = label.filter(|_| self.0.options.label.is_some());
-        let label = label.map(|label| format!(" ({})", shortened(label)));
-        let label = label.unwrap_or_default();
+        let label = self.label_of(decision);
         let serving = rolled(decision).unwrap_or(serving);
         Failure::failed(format!(
             "cannot {asked}: generation {generation}{label} {failed}{how}; {serving}"
@@ -355,6 +351,14 @@ impl Status {
                 false => what_follows(&advice),
             },
         )
+    }
+
+    /// In parentheses, if the server was given one.
+    fn label_of(&self, decision: &view::Verdict) -> String {
+        let label = decision.label.as_ref();
+        let label = label.filter(|_| self.0.options.label.is_some());
+        let label = label.map(|label| format!(" ({})", shortened(label)));
+        label.unwrap_or_default()
     }
 
     /// Who serves though this start has failed.

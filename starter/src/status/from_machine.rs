@@ -45,20 +45,9 @@ pub fn update(
     view.workers = number(machine.workers());
     let scaling = machine.history().scaling.as_ref();
     view.scaling = scaling.map(|scaling| self::scaling(scaling, clock));
-    view.switch = machine.selected().map(|selected| view::Switch {
-        lanes: machine.lanes().into(),
-        selected: selected.main.lane.into(),
-        canary: selected.canary.as_ref().map(|canary| view::Canary {
-            generation: canary.share.generation.into(),
-            lane: canary.share.lane.into(),
-            percent: canary.percent.into(),
-            by: match canary.by {
-                By::Random => view::By::Random,
-                By::Client => view::By::Client,
-            },
-            promoted_at: machine.promoted_at().map(|at| clock.seconds(at)),
-        }),
-    });
+    view.switch = machine
+        .selected()
+        .map(|selected| switch(machine, selected, clock));
     view.unhealthy = machine.unhealthy().map(str::to_owned);
     view.generations = machine
         .generations()
@@ -82,6 +71,23 @@ pub fn update(
         .iter()
         .map(|one| verdict(one, clock, last_lines_for(one)))
         .collect();
+}
+
+fn switch(machine: &Machine, selected: &Selection, clock: &Clock) -> view::Switch {
+    view::Switch {
+        lanes: machine.lanes().into(),
+        selected: selected.main.lane.into(),
+        canary: selected.canary.as_ref().map(|canary| view::Canary {
+            generation: canary.share.generation.into(),
+            lane: canary.share.lane.into(),
+            percent: canary.percent.into(),
+            by: match canary.by {
+                By::Random => view::By::Random,
+                By::Client => view::By::Client,
+            },
+            promoted_at: machine.promoted_at().map(|at| clock.seconds(at)),
+        }),
+    }
 }
 
 /// `GENERATION:PID` for every settled, living worker, by generation.

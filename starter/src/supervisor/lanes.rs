@@ -32,7 +32,8 @@ impl Resources {
     pub fn select(&mut self, selection: &Selection) -> Option<Event> {
         let selected = self.blueprint.lanes.selected();
         // More sockets of what nobody else has had.
-        let begins = selected.main.generation == 0 && selected.main.lane == selection.main.lane;
+        let is_nobodys = selected.main.generation == 0 && selection.canary.is_none();
+        let begins = is_nobodys && selected.main.lane == selection.main.lane;
         let before = switched(selected);
         let Err(NotSelected { listener, errno }) = self.select_lanes(selection) else {
             // Perhaps they are other workers of the same generations.

@@ -42,22 +42,7 @@ impl Resources {
                 slot,
                 signal,
             } => self.end_leftovers(worker, (generation, slot), signal, machine),
-            Action::Serving => {
-                // What a serving worker leaves behind is its own business.
-                adopt_orphans(false);
-                // By now the worker has written its pid file, if it writes one.
-                self.restore_pid_file();
-                self.log.release_launcher();
-                if let Some(waiting) = self.waiting.take() {
-                    // While the launched process still exists: until then it is the main process for a service manager.
-                    self.tell_manager(machine);
-                    waiting.tell_success();
-                }
-                if machine.proves_by_interval() {
-                    self.look.begin(Moment::now());
-                }
-                return self.examine_listeners(Occasion::Commit);
-            }
+            Action::Serving => return self.committed(machine),
             Action::Select(selection) => {
                 if selection.canary.is_some() {
                     // It serves, as after a commit.
@@ -92,6 +77,24 @@ impl Resources {
             Action::Finish(_) => {}
         }
         None
+    }
+
+    /// A generation has committed.
+    fn committed(&mut self, machine: &Machine) -> Option<Event> {
+        // What a serving worker leaves behind is its own business.
+        adopt_orphans(false);
+        // By now the worker has written its pid file, if it writes one.
+        self.restore_pid_file();
+        self.log.release_launcher();
+        if let Some(waiting) = self.waiting.take() {
+            // While the launched process still exists: until then it is the main process for a service manager.
+            self.tell_manager(machine);
+            waiting.tell_success();
+        }
+        if machine.proves_by_interval() {
+            self.look.begin(Moment::now());
+        }
+        self.examine_listeners(Occasion::Commit)
     }
 
     /// Tells the service manager what it does not know yet.

@@ -31,4 +31,4 @@ pub mod wire;
 #[cfg(feature = "server_ports")]
 mod server_ports;
 #[cfg(feature = "server_ports")]
-pub use server_ports::{Listener, ServerPort, ServerPortsError, server_ports};
+pub use server_ports::{Listener, ServerPort, ServerPortsError, lane, put_lane, server_ports};

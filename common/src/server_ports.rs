@@ -1,4 +1,4 @@
-//! `SERVER_STARTER_PORT` to listeners, for workers written in Rust.
+//! `SERVER_STARTER_PORT` to listeners, and what names their lane, for workers written in Rust.
 //!
 //! It binds nothing, accepts nothing and changes nothing that other processes could notice: it only takes over the
 //! descriptors that start_server has left open for this process.
@@ -14,9 +14,11 @@ use std::os::fd::{AsFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::net::UnixListener;
 use std::str;
+use std::sync::OnceLock;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 const VARIABLE: &str = "SERVER_STARTER_PORT";
+const LANE: &str = "SERVER_STARTER_LANE";
 
 /// Whether the descriptors of this process have an owner, or are about to have one.
 static TAKEN: AtomicBool = AtomicBool::new(false);
@@ -138,6 +140,40 @@ impl Error for ServerPortsError {}
 /// Asynchronous runtimes need nonblocking sockets. Accepted connections are not shared, and start out blocking.
 pub fn server_ports() -> Result<Vec<ServerPort>, ServerPortsError> {
     take(env::var_os(VARIABLE).as_deref(), &TAKEN)
+}
+
+/// The number of the sockets that this process has and no other generation, with `--switch`: `SERVER_STARTER_LANE`, as it
+/// was at the first call. `None` if it shares its sockets with all generations.
+pub fn lane() -> Option<u8> {
+    static FOUND: OnceLock<Option<u8>> = OnceLock::new();
+    *FOUND.get_or_init(|| env::var(LANE).ok()?.parse().ok())
+}
+
+/// Puts the number of this process' [`lane`] into a connection ID of QUIC that it is to issue. With
+/// `--udp-flows=quic:OFFSET` start_server leaves the packets that have such an ID with this process until it is gone,
+/// whoever gets new connections by then. Every ID needs the number: the one of the handshake and all later ones. An example
+/// with the crate `quinn` is `tests/examples/quic.rs`.
+///
+/// ```
+/// use common::{lane, put_lane};
+///
+/// // What `--udp-flows=quic:OFFSET` says.
+/// const OFFSET: usize = 0;
+/// let mut id = [0xc5, 0x0f, 0x6a, 0x91, 0x3e, 0x77, 0x28]; // random
+/// if let Some(lane) = lane() {
+///     put_lane(&mut id, OFFSET, lane);
+/// }
+/// ```
+///
+/// # Panics
+/// If the ID has no byte at this offset: nothing that is sent to it would come back.
+pub fn put_lane(id: &mut [u8], offset: usize, lane: u8) {
+    assert!(
+        offset < id.len(),
+        "a connection ID of {} bytes has none at the offset {offset}",
+        id.len()
+    );
+    id[offset] = lane;
 }
 
 fn take(value: Option<&OsStr>, taken: &AtomicBool) -> Result<Vec<ServerPort>, ServerPortsError> {
@@ -374,6 +410,20 @@ mod tests {
 
     fn take_fresh(value: &str) -> Result<Vec<ServerPort>, ServerPortsError> {
         take(Some(OsStr::new(value)), &AtomicBool::new(false))
+    }
+
+    #[test]
+    fn a_lane_is_one_byte_of_an_id() {
+        let mut id = [0xff; 4];
+        put_lane(&mut id, 0, 1);
+        put_lane(&mut id, 3, 127);
+        assert_eq!(id, [1, 0xff, 0xff, 127]);
+    }
+
+    #[test]
+    #[should_panic(expected = "a connection ID of 4 bytes has none at the offset 4")]
+    fn an_id_without_that_byte_is_a_mistake() {
+        put_lane(&mut [0; 4], 4, 1);
     }
 
     fn message(value: &str) -> String {

@@ -45,6 +45,19 @@ pub fn hello() -> PathBuf {
     installed().join("hello")
 }
 
+/// The example of a worker that serves QUIC. It is built when the first test wants it.
+#[must_use]
+pub fn quic() -> PathBuf {
+    static INSTALLED: OnceLock<PathBuf> = OnceLock::new();
+    let install = || {
+        let folder = installed();
+        let build = Build::of_this_process();
+        build.run(&["--example", "quic", "-p", "e2e"]);
+        install(&build.folder.join("examples/quic"), folder)
+    };
+    INSTALLED.get_or_init(install).clone()
+}
+
 /// The start_server that START_SERVER names instead of ours.
 #[must_use]
 pub fn another() -> Option<PathBuf> {
@@ -64,7 +77,8 @@ pub fn installed() -> &'static Path {
         install(&build.folder.join("keeper"), &folder);
         install(&build.folder.join("successor"), &folder);
         if another().is_none() {
-            build.run();
+            let packages = ["-p", "starter", "-p", "binder", "-p", "common"];
+            build.run(&[&["--bins", "--examples"], &packages[..]].concat());
             for program in ["start_server", "start_server-binder", "examples/hello"] {
                 install(&build.folder.join(program), &folder);
             }
@@ -124,20 +138,9 @@ impl Build {
         }
     }
 
-    fn run(&self) {
+    fn run(&self, what: &[&str]) {
         let mut cargo = Command::new(env!("CARGO"));
-        cargo.args([
-            "build",
-            "--quiet",
-            "--bins",
-            "--examples",
-            "-p",
-            "starter",
-            "-p",
-            "binder",
-            "-p",
-            "common",
-        ]);
+        cargo.args(["build", "--quiet"]).args(what);
         cargo
             .arg("--manifest-path")
             .arg(concat!(env!("CARGO_MANIFEST_DIR"), "/../Cargo.toml"));

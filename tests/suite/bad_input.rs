@@ -142,6 +142,42 @@ fn wrong_usage_is_one_line_and_exit_code_2() {
             &["start_server: cannot use --lanes: it needs --switch as well"],
         ),
         (
+            &["--switch", "--port=u1", "--udp-flows=quic:20"],
+            &[
+                "start_server: cannot use --udp-flows=quic:20: it takes quic:OFFSET, where OFFSET is the place of a byte \
+                 in a connection ID, from 0 to 19",
+            ],
+        ),
+        (
+            &["--switch", "--port=u1", "--udp-flows=quic:-1"],
+            &[
+                "start_server: cannot use --udp-flows=quic:-1: it takes quic:OFFSET, where OFFSET is the place of a byte \
+                 in a connection ID, from 0 to 19",
+            ],
+        ),
+        (
+            &["--switch", "--port=u1", "--udp-flows=quic:"],
+            &[
+                "start_server: cannot use --udp-flows=quic:: it takes quic:OFFSET, where OFFSET is the place of a byte \
+                 in a connection ID, from 0 to 19",
+            ],
+        ),
+        (
+            &["--switch", "--port=u1", "--udp-flows=dtls:1"],
+            &[
+                "start_server: cannot use --udp-flows=dtls:1: it takes quic:OFFSET, where OFFSET is the place of a byte \
+                 in a connection ID, from 0 to 19",
+            ],
+        ),
+        (
+            &["--port=u1", "--udp-flows=quic:0"],
+            &["start_server: cannot use --udp-flows: it needs --switch as well"],
+        ),
+        (
+            &["--switch", "--port=1", "--udp-flows=quic:0"],
+            &["start_server: cannot use --udp-flows: no --port is UDP, such as --port=u443"],
+        ),
+        (
             &["--quiet-time=1"],
             &["start_server: cannot use --quiet-time: it needs --switch as well"],
         ),

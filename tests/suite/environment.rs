@@ -324,6 +324,7 @@ fn what_cannot_be_a_variable_is_left_out_and_said_once() {
         put(directory, "SERVER_STARTER_GENERATION", "77\n");
         put(directory, "SERVER_STARTER_WORKER", "77\n");
         put(directory, "SERVER_STARTER_WORKERS", "77\n");
+        put(directory, "SERVER_STARTER_LANE", "7\n");
         fs::create_dir(directory.join("FOLDER")).expect("cannot make a directory");
         // It never has a writer: a reader that waits for one hangs.
         mkfifo(&directory.join("FIFO"), Mode::from_bits_truncate(0o666)).expect("mkfifo");
@@ -357,6 +358,7 @@ fn what_cannot_be_a_variable_is_left_out_and_said_once() {
         ("SERVER_STARTER_GENERATION", "start_server sets it itself"),
         ("SERVER_STARTER_WORKER", "start_server sets it itself"),
         ("SERVER_STARTER_WORKERS", "start_server sets it itself"),
+        ("SERVER_STARTER_LANE", "start_server sets it itself"),
         ("FOLDER", "it is not a regular file"),
         ("FIFO", "it is not a regular file"),
         (

@@ -57,6 +57,7 @@ mod policy;
 mod presets;
 mod privileges;
 mod queues;
+mod quic;
 mod readiness;
 mod readme;
 mod real_readiness;

@@ -20,7 +20,7 @@ use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
 use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::socket::{
-    AddressFamily, MsgFlags, SockFlag, SockType, SockaddrStorage, bind, recvmsg, setsockopt,
+    AddressFamily, MsgFlags, SockFlag, SockType, SockaddrStorage, bind, recv, recvmsg, setsockopt,
     socket, sockopt,
 };
 
@@ -44,6 +44,8 @@ pub struct Group {
     pub stored_as: Option<String>,
     /// Which byte of a connection ID of QUIC names the socket, if that counts.
     pub flows: Option<u8>,
+    /// For those who must not take packets of flows: nothing comes there.
+    pub idle: Option<OwnedFd>,
 }
 
 /// Which sockets of a group get what comes, by their numbers.
@@ -53,6 +55,8 @@ pub struct Selected {
     /// Who gets so many of a hundred of it.
     pub canary: Option<(Vec<u8>, u8, By)>,
     pub spread: Spread,
+    /// Which of them get the packets of flows that name them.
+    pub flows: Vec<u8>,
 }
 
 /// How the sockets of a group are made.
@@ -109,6 +113,7 @@ impl Selected {
             main: vec![number],
             canary: None,
             spread: Spread::Random,
+            flows: Vec::new(),
         }
     }
 }
@@ -162,7 +167,11 @@ impl Group {
             deaf: Vec::new(),
             stored_as: None,
             flows: making.flows,
+            idle: None,
         };
+        if making.flows.is_some() {
+            group.idle = Some(duplicate_above(unbound(first)?.as_fd(), making.highest)?);
+        }
         group.places = (0..group.count()).collect();
         for other in &group.others {
             share(other, true)?;
@@ -186,6 +195,18 @@ impl Group {
         }
         group.select(first, &Selected::only(0))?;
         Ok(group)
+    }
+
+    /// Drops what waits in a socket of datagrams.
+    pub fn empty(&self, first: &OwnedFd, number: u8) {
+        /// More than any socket holds.
+        const MOST: usize = 1_000_000;
+        let socket = self.lane(first, number).as_raw_fd();
+        for _ in 0..MOST {
+            if recv(socket, &mut [0], MsgFlags::MSG_DONTWAIT) == Err(Errno::EAGAIN) {
+                break;
+            }
+        }
     }
 
     /// The socket of a lane.
@@ -221,6 +242,8 @@ impl Group {
         let canary = selected.canary.as_ref();
         let canary = canary.map(|(sockets, percent, by)| (self.places_of(sockets), *percent, *by));
         let main = self.places_of(&selected.main);
+        let has_flows = |one: &u8| selected.flows.contains(one);
+        let place_of_flow = |one| self.place_of(one).filter(|_| has_flows(&one));
         // A lane that a worker has shut down, and that nobody could mend, has none.
         let is_deaf = main.is_empty() || canary.as_ref().is_some_and(|(all, ..)| all.is_empty());
         match is_deaf {
@@ -230,9 +253,9 @@ impl Group {
                 canary,
                 spread: selected.spread,
                 family,
-                flows: self.flows.filter(|_| !self.listens).map(|offset| Flows {
+                flows: self.flows.map(|offset| Flows {
                     offset,
-                    places: (0..self.count()).map(|one| self.place_of(one)).collect(),
+                    places: (0..self.count()).map(place_of_flow).collect(),
                 }),
             }),
         }
@@ -323,6 +346,15 @@ fn drop_errors(socket: BorrowedFd<'_>) {
 /// Whether others of the same uid may be bound to its address.
 fn share(socket: &OwnedFd, shares: bool) -> nix::Result<()> {
     setsockopt(socket, sockopt::ReusePort, &shares)
+}
+
+/// A socket of the same kind, at no address.
+fn unbound(first: &OwnedFd) -> nix::Result<OwnedFd> {
+    let family = match bound_address(first) {
+        Some(SocketAddr::V6(_)) => AddressFamily::Inet6,
+        Some(SocketAddr::V4(_)) | None => AddressFamily::Inet,
+    };
+    socket(family, SockType::Datagram, SockFlag::SOCK_CLOEXEC, None)
 }
 
 /// One more socket at the address of this one, which shares it.

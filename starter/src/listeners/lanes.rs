@@ -40,6 +40,8 @@ pub struct PackedGroup {
     stored_as: Option<String>,
     #[serde(default)]
     flows: Option<u8>,
+    #[serde(default)]
+    idle: Option<Carried>,
 }
 
 /// New connections of a listener, by its place among all, could not be given to another lane. Nothing has changed.
@@ -112,6 +114,11 @@ impl Lanes {
             .saturating_add(shard)
     }
 
+    /// Those of all sockets of a lane.
+    fn numbers(&self, lane: u8) -> impl Iterator<Item = u8> + use<> {
+        Sockets::of_lane(lane, self.shards).numbers()
+    }
+
     /// The socket of the listener in this place for whoever has the shard of the lane.
     fn socket<'a>(&'a self, place: usize, first: &'a OwnedFd, lane: u8, shard: u8) -> &'a OwnedFd {
         let group = self.groups.get(place).and_then(Option::as_ref);
@@ -128,6 +135,33 @@ impl Lanes {
         firsts.map(move |(place, (first, _))| self.socket(place, first, lane, shard))
     }
 
+    /// Those of a worker, which `sweeps` what waits in the lane or serves. Where packets of flows come to whoever has the
+    /// lane, and was told to stop, a sweeper must not take them.
+    pub fn of_worker<'a>(
+        &'a self,
+        firsts: &'a [Placed],
+        lane: (u8, u8),
+        sweeps: bool,
+    ) -> impl Iterator<Item = &'a OwnedFd> {
+        let groups = self.groups.iter().map(Option::as_ref);
+        let groups = groups.chain(std::iter::repeat(None));
+        let sockets = self.sockets(firsts, lane).zip(groups);
+        sockets.map(move |(socket, group)| {
+            let idle = group.and_then(|group| group.idle.as_ref());
+            idle.filter(|_| sweeps).unwrap_or(socket)
+        })
+    }
+
+    /// What a worker is to put into what names its flows; `None` if it shares its sockets with all.
+    pub fn announced(&self, (lane, shard): (u8, u8)) -> Option<u8> {
+        (self.count() > 1).then(|| self.number(lane, shard))
+    }
+
+    /// Whether packets of flows can name their lane anywhere.
+    pub fn have_flows(&self) -> bool {
+        self.groups.iter().flatten().any(|one| one.flows.is_some())
+    }
+
     /// Every socket of every listener.
     pub fn all<'a>(&'a self, firsts: &'a [Placed]) -> Vec<BorrowedFd<'a>> {
         let others = self.groups.iter().flatten().flat_map(|one| &one.others);
@@ -135,7 +169,8 @@ impl Lanes {
         firsts.chain(others).map(AsFd::as_fd).collect()
     }
 
-    /// These of each group, except those that nobody can mend.
+    /// These of each group, except those that nobody can mend, and those where flows name their socket: what waits there is
+    /// for whoever knows these flows, and new ones are begun anew by their clients.
     pub fn own<'a>(
         &'a self,
         firsts: &'a [Placed],
@@ -143,6 +178,7 @@ impl Lanes {
     ) -> impl Iterator<Item = BorrowedFd<'a>> {
         let groups = firsts.iter().zip(&self.groups);
         let groups = groups.filter_map(|((first, _), group)| Some((first, group.as_ref()?)));
+        let groups = groups.filter(|(_, group)| group.flows.is_none());
         groups.flat_map(move |(first, group)| {
             let numbers = sockets.numbers().filter(|one| !group.deaf.contains(one));
             numbers.map(move |number| group.lane(first, number).as_fd())
@@ -182,8 +218,24 @@ impl Lanes {
             }
             done.push((first, group));
         }
-        self.selected = selection.clone();
+        let before = std::mem::replace(&mut self.selected, selection.clone());
+        if before.flows != selection.flows {
+            self.empty_without_flows(firsts);
+        }
         Ok(())
+    }
+
+    /// Whoever gets such a lane next knows nothing of what has come for others.
+    fn empty_without_flows(&self, firsts: &[Placed]) {
+        let flows = &self.selected.flows;
+        let lanes = (0..self.count()).filter(|lane| !flows.contains(lane));
+        let numbers: Vec<u8> = lanes.flat_map(|lane| self.numbers(lane)).collect();
+        for ((first, _), group) in firsts.iter().zip(&self.groups) {
+            let group = group.as_ref().filter(|group| group.flows.is_some());
+            for (group, number) in numbers.iter().filter_map(|it| Some((group?, it))) {
+                group.empty(first, *number);
+            }
+        }
     }
 
     /// By the numbers of the sockets.
@@ -195,10 +247,12 @@ impl Lanes {
                 .collect()
         };
         let canary = selection.canary.as_ref();
+        let flows = selection.flows.iter();
         Selected {
             main: of(&selection.main),
             canary: canary.map(|one| (of(&one.share), one.percent, one.by)),
             spread: self.spread,
+            flows: flows.flat_map(|lane| self.numbers(*lane)).collect(),
         }
     }
 
@@ -254,6 +308,7 @@ impl Lanes {
             deaf: group.deaf.clone(),
             stored_as: group.stored_as.clone(),
             flows: group.flows,
+            idle: group.idle.as_ref().map(|one| luggage.put(one)),
         };
         let groups = self.groups.iter();
         groups.map(|group| group.as_ref().map(&mut pack)).collect()
@@ -268,6 +323,7 @@ impl Lanes {
             deaf: packed.deaf,
             stored_as: packed.stored_as,
             flows: packed.flows,
+            idle: packed.idle.map(Carried::take),
         };
         let groups = packed.into_iter().map(|group| group.map(unpack));
         Lanes::new(groups.collect(), switch)

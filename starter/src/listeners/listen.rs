@@ -108,7 +108,7 @@ fn listener(
                 backlog: wanted.listens().then_some(ways.backlog.number()),
                 highest,
                 first_is_last,
-                flows: None,
+                flows: switch.flows.filter(|_| !wanted.listens()),
             };
             group(planned, &socket, further, (switch, making), notices)?
         }

@@ -3,9 +3,9 @@
 //! follows the TCP or UDP header before it, and answers with a place in the group.
 
 use libc::{
-    BPF_ABS, BPF_ALU, BPF_B, BPF_JEQ, BPF_JGE, BPF_JMP, BPF_JSET, BPF_K, BPF_LD, BPF_LEN, BPF_MISC,
-    BPF_MOD, BPF_MUL, BPF_RET, BPF_RSH, BPF_TAX, BPF_W, BPF_X, BPF_XOR, SKF_AD_CPU, SKF_AD_OFF,
-    SKF_AD_RANDOM, SKF_NET_OFF, sock_filter,
+    BPF_ABS, BPF_ALU, BPF_AND, BPF_B, BPF_JEQ, BPF_JGE, BPF_JMP, BPF_JSET, BPF_K, BPF_LD, BPF_LEN,
+    BPF_MISC, BPF_MOD, BPF_MUL, BPF_RET, BPF_RSH, BPF_TAX, BPF_W, BPF_X, BPF_XOR, SKF_AD_CPU,
+    SKF_AD_OFF, SKF_AD_RANDOM, SKF_NET_OFF, sock_filter,
 };
 
 use crate::machine::By;
@@ -15,6 +15,20 @@ const MIX: u32 = 0x9e37_79b1;
 
 /// In a QUIC packet with a long header (RFC 8999) this bit of the first byte is set.
 const LONG_HEADER: u32 = 0x80;
+
+/// These versions of it (RFC 9000, RFC 9369) have the type of a packet in these bits of the first byte, and call a
+/// handshake packet so.
+const VERSION_1: u32 = 1;
+const VERSION_2: u32 = 0x6b33_43cf;
+const TYPE: u32 = 0x30;
+const HANDSHAKE_1: u32 = 0x20;
+const HANDSHAKE_2: u32 = 0x30;
+
+/// Where a long header has the length of the connection ID.
+const LENGTH: u32 = 5;
+
+/// The ID that a client makes up for the server has at least this length.
+const SHORTEST_OF_CLIENT: u32 = 8;
 
 /// Which places get what comes.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -43,7 +57,8 @@ pub enum Family {
     V6,
 }
 
-/// Packets of QUIC with a short header go to the socket that their connection ID names.
+/// Packets of QUIC with a connection ID that a server has issued go to the socket that it names: those with a short header,
+/// and of those with a long one as many as show it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Flows {
     /// Which byte of the connection ID, from 0.
@@ -75,30 +90,73 @@ impl Choice {
 impl Flows {
     /// Answers for packets whose flow is known; what follows is for all others.
     fn known(&self) -> Vec<sock_filter> {
-        let at = 1 + u32::from(self.offset);
+        let offset = u32::from(self.offset);
+        let (of_short, of_long) = (1 + offset, 6 + offset);
+        let mut program = vec![
+            // What is too short is none: a load beyond its end would be an answer.
+            load(BPF_W | BPF_LEN, 0),
+            jump(BPF_JGE, of_short + 1, 1, 0),
+            elsewhere(),
+            load(BPF_B | BPF_ABS, 0),
+            jump(BPF_JSET, LONG_HEADER, 2, 0),
+            load(BPF_B | BPF_ABS, of_short),
+            always(0),
+        ];
+        let short = program.len();
+        program.extend([
+            load(BPF_W | BPF_LEN, 0),
+            jump(BPF_JGE, of_long + 1, 1, 0),
+            elsewhere(),
+            load(BPF_W | BPF_ABS, 1),
+            jump(BPF_JEQ, VERSION_1, 2, 0),
+            jump(BPF_JEQ, VERSION_2, 4, 0),
+            elsewhere(),
+            // The type of a packet, of version 1 and of version 2: who sends a handshake packet knows an ID of ours.
+            load(BPF_B | BPF_ABS, 0),
+            code(BPF_ALU | BPF_AND | BPF_K, TYPE),
+            jump(BPF_JEQ, HANDSHAKE_1, 6, 3),
+            load(BPF_B | BPF_ABS, 0),
+            code(BPF_ALU | BPF_AND | BPF_K, TYPE),
+            jump(BPF_JEQ, HANDSHAKE_2, 3, 0),
+            // And an ID that a client has made up is not as short.
+            load(BPF_B | BPF_ABS, LENGTH),
+            jump(BPF_JGE, SHORTEST_OF_CLIENT, 0, 1),
+            elsewhere(),
+            load(BPF_B | BPF_ABS, LENGTH),
+            jump(BPF_JGE, offset + 1, 1, 0),
+            elsewhere(),
+            load(BPF_B | BPF_ABS, of_long),
+        ]);
+        // What has loaded the number from a short header.
+        program[short - 1] = always(distance(short - 1, program.len()));
         let answers = self.places.iter().enumerate();
         let answers = answers.filter_map(|(number, place)| {
             let number = u32::try_from(number).ok()?;
             Some([jump(BPF_JEQ, number, 0, 1), answer((*place)?)])
         });
-        let mut program = vec![
-            // What is too short is none: a load beyond its end would be an answer.
-            load(BPF_W | BPF_LEN, 0),
-            jump(BPF_JGE, at + 1, 1, 0),
-            always(0),
-            load(BPF_B | BPF_ABS, 0),
-            jump(BPF_JSET, LONG_HEADER, 0, 1),
-            always(0),
-            load(BPF_B | BPF_ABS, at),
-        ];
         program.extend(answers.flatten());
-        // Both are over here.
         let end = program.len();
-        for place in [2, 5] {
-            program[place].k = u32::try_from(end - place - 1).unwrap_or(0);
+        for (place, one) in program.iter_mut().enumerate() {
+            if is_elsewhere(one) {
+                one.k = distance(place, end);
+            }
         }
         program
     }
+}
+
+/// How many instructions are left out from one to another.
+fn distance(from: usize, to: usize) -> u32 {
+    u32::try_from(to - from - 1).unwrap_or(0)
+}
+
+/// A jump to what is for packets that no flow is known of; how far that is is found out later.
+fn elsewhere() -> sock_filter {
+    always(u32::MAX)
+}
+
+fn is_elsewhere(one: &sock_filter) -> bool {
+    one.code == elsewhere().code && one.k == elsewhere().k
 }
 
 /// Loads a number below 100.
@@ -209,6 +267,7 @@ mod tests {
             main: main.to_vec(),
             canary: canary.map(|(sockets, percent, by)| (sockets.to_vec(), percent, by)),
             spread: Spread::Random,
+            flows: Vec::new(),
         }
     }
 
@@ -353,19 +412,25 @@ mod tests {
 
     #[test]
     fn packets_of_a_flow_come_to_the_socket_that_they_name_and_all_others_to_the_selected_one() {
-        let (first, group) = datagrams(Ipv4Addr::LOCALHOST.into(), 4, Some(2));
-        group.select(&first, &selected(&[1], None)).unwrap();
+        let (first, group) = datagrams(Ipv4Addr::LOCALHOST.into(), 5, Some(2));
+        let wanted = Selected {
+            flows: vec![0, 1, 2, 3],
+            ..selected(&[1], None)
+        };
+        group.select(&first, &wanted).unwrap();
         let client = UdpSocket::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
         let short = |number: u8| [0x40, 0xff, 0xff, number, 0xff];
         for number in 0..4 {
             assert_eq!(reached(&client, &short(number), &first, &group), number);
         }
+        // It has no flows.
         for data in [
             &short(4)[..],
             &short(255),
             // A long header.
             &[0xc0, 0, 0, 3, 0],
             &[0x80, 0, 0, 3, 0],
+            &[0xe0, 0, 0, 0, 1, 3, 0, 0],
             // Too short.
             &[0x40, 3, 3],
             &[0x40],
@@ -377,11 +442,53 @@ mod tests {
     }
 
     #[test]
+    fn a_long_header_names_a_socket_where_its_id_is_certainly_a_servers() {
+        const MAIN: u8 = 1;
+        let offset = 2;
+        let (first, group) = datagrams(Ipv4Addr::LOCALHOST.into(), 4, Some(offset));
+        let wanted = Selected {
+            flows: vec![0, 1, 2, 3],
+            ..selected(&[MAIN], None)
+        };
+        group.select(&first, &wanted).unwrap();
+        let client = UdpSocket::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
+        // All types of a version, with IDs of all lengths, of which none but the right byte is a number of a socket.
+        let packet = |version: u32, kind: u8, length: u8| {
+            let mut packet = vec![0xc0 | kind << 4 | 0x0f];
+            packet.extend(version.to_be_bytes());
+            packet.push(length);
+            packet.resize(32, 0xff);
+            packet[6 + usize::from(offset)] = 3;
+            packet
+        };
+        for (version, handshake) in [(VERSION_1, 2), (VERSION_2, 3), (0xff00_001d, 9), (0, 9)] {
+            for kind in 0..4 {
+                for length in [0, 1, 2, 3, 7, 8, 20, 21, 255] {
+                    let is_certain = handshake < 9 && (kind == handshake || length < 8);
+                    let expected = match is_certain && length > offset {
+                        true => 3,
+                        false => MAIN,
+                    };
+                    let found = reached(&client, &packet(version, kind, length), &first, &group);
+                    assert_eq!(found, expected, "{version:x} {kind} {length}");
+                }
+            }
+        }
+        // The byte is the last one, or is not there.
+        let handshake = packet(VERSION_1, 2, 8);
+        assert_eq!(reached(&client, &handshake[..9], &first, &group), 3);
+        assert_eq!(reached(&client, &handshake[..8], &first, &group), MAIN);
+    }
+
+    #[test]
     fn the_largest_program_is_taken() {
         let (first, group) = datagrams(Ipv4Addr::LOCALHOST.into(), 128, Some(19));
         let halves: Vec<u8> = (0..128).collect();
         let (main, canary) = halves.split_at(64);
-        let wanted = selected(main, Some((canary, 99, By::Client)));
+        let wanted = Selected {
+            flows: (0..128).collect(),
+            ..selected(main, Some((canary, 99, By::Client)))
+        };
         group.select(&first, &wanted).unwrap();
     }
 }

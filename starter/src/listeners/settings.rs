@@ -30,6 +30,8 @@ pub struct Switch {
     pub spread: Spread,
     /// Whatever must be shared is refused.
     pub is_required: bool,
+    /// With QUIC: which byte of a connection ID names the socket of its flow.
+    pub flows: Option<u8>,
 }
 
 impl Switch {

@@ -16,6 +16,10 @@ pub struct Selection {
     pub main: Share,
     /// So much of it as [`Canary::percent`] says.
     pub canary: Option<Canary>,
+    /// The lanes that still get the packets of flows that name them: those of generations that have been selected, and live.
+    /// All other flows count as new.
+    #[serde(default)]
+    pub flows: Vec<u8>,
 }
 
 /// Some sockets of each listener.
@@ -95,6 +99,7 @@ impl Selection {
                 shards,
             },
             canary: None,
+            flows: Vec::new(),
         }
     }
 
@@ -104,8 +109,8 @@ impl Selection {
         std::iter::once(&self.main).chain(canary)
     }
 
-    /// Whether the kernel does the same for both.
-    pub(super) fn is_same(&self, other: &Selection) -> bool {
+    /// Whether the kernel does the same for both with what is new.
+    pub fn is_same(&self, other: &Selection) -> bool {
         let of = |share: &Share| (share.lane, share.shards.clone());
         let canary = |one: &Selection| {
             let canary = one.canary.as_ref();

@@ -50,6 +50,9 @@ pub struct Settings {
     /// How many sockets a generation has at each address: several are for its slots, in turn.
     #[serde(default = "one")]
     pub shards: u8,
+    /// Whether packets of flows can name their lane.
+    #[serde(default)]
+    pub flows: bool,
     /// How long nothing must have waited in the lane of a generation before it is told to stop.
     #[serde(default)]
     pub quiet_time: Duration,
@@ -455,6 +458,7 @@ impl Machine {
         let gone = self.generations.iter().filter(|one| one.is_gone());
         self.freed.extend(gone.map(|one| one.lane));
         self.generations.retain(|generation| !generation.is_gone());
+        self.end_flows();
     }
 
     pub(super) fn say(&mut self, notice: Notice) {

@@ -259,6 +259,7 @@ fn check_lanes(machine: &Machine) -> Result<(), String> {
     let shares = || std::iter::once(&machine.selected.main).chain(canary.map(|one| &one.share));
     let of_generations = machine.generations().map(|one| one.lane);
     let mut all = of_generations.chain(shares().map(|share| share.lane));
+    let mut all = all.by_ref().chain(machine.selected.flows.iter().copied());
     if let Some(lane) = all.find(|lane| *lane >= lanes) {
         return Err(format!("there is no lane {lane} of {lanes}"));
     }

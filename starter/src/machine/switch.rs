@@ -6,6 +6,7 @@
 //! | a generation is started | it gets the first lane that no generation has which still lives; where all are taken, the start waits; where nothing serves, it gets the selected one at once |
 //! | another generation becomes current: by a commit, or because what replaced it has died, is unhealthy or is given up | its lane is selected, before anybody is signalled |
 //! | one that was replaced is to be told to stop | not before nothing has waited in its lane for `--quiet-time`, or after `--switch-timeout` |
+//! | a generation that was selected is gone | packets of its flows (UDP, QUIC) count as new; until then they come to its lane |
 //! | the kernel refuses to select | what is current is given up where there is a way back |
 //!
 //! A lane has a socket of its own for each of several slots, its shards: see [`super::shards`]. What nobody accepts any more
@@ -99,6 +100,12 @@ impl Machine {
         Sockets::of_lane(lane, self.settings.shards)
     }
 
+    /// Whether a generation is there only for what was left in its lane.
+    pub fn sweeps(&self, generation: u32) -> bool {
+        let generation = self.generation(generation);
+        generation.is_some_and(Generation::is_sweeper)
+    }
+
     /// How many lanes there are.
     pub fn lanes(&self) -> u8 {
         self.settings.lanes
@@ -114,7 +121,7 @@ impl Machine {
         let Some(wanted) = self.wanted().filter(|_| self.has_lanes()) else {
             return;
         };
-        if wanted.is_same(&self.selected) {
+        if wanted.is_same(&self.selected) && wanted.flows == self.selected.flows {
             self.selected = wanted;
             self.refused = None;
         } else if !self
@@ -131,9 +138,14 @@ impl Machine {
     /// Who is to get what comes.
     fn wanted(&self) -> Option<Selection> {
         let current = self.current()?;
-        Some(Selection {
+        let wanted = Selection {
             main: self.share_of(current),
             canary: self.share_of_canary(),
+            flows: Vec::new(),
+        };
+        Some(Selection {
+            flows: self.flows_of(&wanted),
+            ..wanted
         })
     }
 
@@ -181,6 +193,34 @@ impl Machine {
                 true => its.into_iter().collect(),
                 false => unswept,
             },
+        }
+    }
+
+    /// Which lanes get the packets of flows that name them. One that has never been selected has no flows, and must not be
+    /// reached; what comes to one whose generation is gone would wait for ever.
+    fn flows_of(&self, selection: &Selection) -> Vec<u8> {
+        if !self.settings.flows {
+            return Vec::new();
+        }
+        let owners = self.generations.iter().filter(|one| !one.is_sweeper());
+        let owned: Vec<u8> = owners.map(|one| one.lane).collect();
+        let before = self.selected.flows.iter().copied();
+        let before = before.filter(|lane| owned.contains(lane));
+        let mut flows: Vec<u8> = before
+            .chain(selection.shares().map(|one| one.lane))
+            .collect();
+        flows.sort_unstable();
+        flows.dedup();
+        flows
+    }
+
+    /// Generations are gone, and so are their flows.
+    pub(super) fn end_flows(&mut self) {
+        let flows = self.flows_of(&self.selected);
+        let is_serving = self.phase == Phase::Serving && !self.selected.flows.is_empty();
+        if is_serving && flows != self.selected.flows {
+            self.selected.flows = flows;
+            self.actions.push(Action::Select(self.selected.clone()));
         }
     }
 

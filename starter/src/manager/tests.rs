@@ -22,6 +22,7 @@ fn settings() -> Settings {
         replace: Replace::Overlap,
         lanes: 1,
         shards: 1,
+        flows: false,
         quiet_time: Duration::from_millis(200),
         switch_timeout: Duration::from_secs(5),
         interval: SECOND,

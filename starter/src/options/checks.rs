@@ -24,7 +24,7 @@ use crate::words::remedy;
 use crate::words::text::quoted;
 
 /// Options, each with those of which it needs one.
-const NEEDS: [(&str, &[&str]); 22] = [
+const NEEDS: [(&str, &[&str]); 23] = [
     (
         "timeout",
         &[
@@ -47,6 +47,7 @@ const NEEDS: [(&str, &[&str]); 22] = [
     ("lanes", &["switch"]),
     ("quiet-time", &["switch"]),
     ("switch-timeout", &["switch"]),
+    ("udp-flows", &["switch"]),
     ("keep-env", &["user"]),
     ("log-stream", &["log-file"]),
     ("log-timestamps", &["log-file"]),
@@ -183,6 +184,18 @@ pub fn check_switch(given: &Given<'_>, replace: Replace) -> Result<(), Failure> 
         (false, Replace::Overlap) => return Ok(()),
     };
     Err(unusable("switch", cause))
+}
+
+/// Refuses flows of UDP where nothing can come by UDP. What the launcher passes on is not known here.
+pub fn check_udp_flows(given: &Given<'_>, settings: &listeners::Settings) -> Result<(), Failure> {
+    let is_udp = |port: &PortSpec| port.transport == Transport::Udp;
+    match given.has("udp-flows") && !settings.ports.iter().any(is_udp) {
+        true => Err(unusable(
+            "udp-flows",
+            "no --port is UDP, such as --port=u443",
+        )),
+        false => Ok(()),
+    }
 }
 
 /// The options of which this one needs one.

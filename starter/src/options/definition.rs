@@ -189,7 +189,7 @@ fn restarting() -> [Arg; 14] {
     ]
 }
 
-fn switching() -> [Arg; 5] {
+fn switching() -> [Arg; 6] {
     [
         optionally_valued("switch", "optional|required", "optional").help(lines([
             "Open several sockets for each port, and give each new server one that",
@@ -209,6 +209,11 @@ fn switching() -> [Arg; 5] {
         valued("switch-timeout", "SECONDS").help(lines([
             "With --switch: tell the old server to stop after this time in any case",
             "(default: 5).",
+        ])),
+        valued("udp-flows", "quic:OFFSET").help(lines([
+            "With --switch and QUIC: leave packets of a connection with the server",
+            "that has accepted it: the byte OFFSET, from 0, of each connection ID",
+            "that a server issues must be the number in its SERVER_STARTER_LANE.",
         ])),
         flag("cpu-affinity").help(lines([
             "With --switch and --workers: bind each server to its share of the CPUs,",

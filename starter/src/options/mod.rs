@@ -28,8 +28,8 @@ use nix::sys::signal::Signal;
 
 use self::checks::{
     canary, check_fd_store, check_files, check_listeners, check_log_format, check_needs,
-    check_program, check_ready, check_replace, check_rolling, check_self_test, check_switch, form,
-    returns_at_commit,
+    check_program, check_ready, check_replace, check_rolling, check_self_test, check_switch,
+    check_udp_flows, form, returns_at_commit,
 };
 use self::definition::definition;
 use self::preset::Preset;
@@ -202,6 +202,7 @@ fn start(given: &Given<'_>) -> Result<Options, Failure> {
     check_replace(given, replace, delay)?;
     check_rolling(given, replace)?;
     check_switch(given, replace)?;
+    check_udp_flows(given, &options.listeners)?;
     check_fd_store(given, &options.ready, &options.listeners)?;
     // Whoever takes descriptors back takes the listeners by the same variables.
     if options.ready.fd_store_max > 0 && !options.listeners.dialects.contains(&Dialect::Systemd) {
@@ -303,6 +304,7 @@ fn listeners(given: &Given<'_>) -> Result<listeners::Settings, Failure> {
 fn switch(given: &Given<'_>) -> Result<Option<Switch>, Failure> {
     let lanes = given.lanes("lanes")?.unwrap_or(LANES);
     let is_required = given.required("switch")?;
+    let flows = given.udp_flows("udp-flows")?;
     let spread = match given.flag("cpu-affinity") {
         true => Spread::Cpu,
         false => Spread::Random,
@@ -313,6 +315,7 @@ fn switch(given: &Given<'_>) -> Result<Option<Switch>, Failure> {
         shards: 1,
         spread,
         is_required,
+        flows,
     }))
 }
 
@@ -397,6 +400,7 @@ fn machine(given: &Given<'_>, ready: &ready::Settings) -> Result<machine::Settin
         // How many there can be is found out later.
         lanes: 1,
         shards: 1,
+        flows: false,
         quiet_time: given.seconds("quiet-time")?.unwrap_or(QUIET_TIME),
         switch_timeout: given.seconds("switch-timeout")?.unwrap_or(SWITCH_TIMEOUT),
         // The environment of the first generation can override these, and is read later.

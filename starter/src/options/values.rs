@@ -321,6 +321,23 @@ impl<'a> Given<'a> {
         self.read(option, read, || "it is random or client".to_owned())
     }
 
+    /// Which byte of a connection ID of QUIC names the socket of its flow.
+    pub fn udp_flows(&self, option: &str) -> Result<Option<u8>, Failure> {
+        /// An ID has no more bytes than this (RFC 9000).
+        const LONGEST: u8 = 20;
+        let most = LONGEST - 1;
+        let cause = || {
+            format!(
+                "it takes quic:OFFSET, where OFFSET is the place of a byte in a connection ID, from 0 to {most}"
+            )
+        };
+        let read = |text: &str| {
+            let offset = number::digits(text.strip_prefix("quic:")?);
+            offset.filter(|offset| *offset <= most)
+        };
+        self.read(option, read, cause)
+    }
+
     /// A number up to `most`; 0 too.
     pub fn limit(&self, option: &str, most: u16) -> Result<Option<u16>, Failure> {
         let cause = || format!("it takes a number from 0 to {most}");

@@ -306,6 +306,7 @@ fn make_ready(options: Options, held: Held, log: &mut Log) -> Result<Ready, Fail
     let machine = machine::Settings {
         lanes: lanes.count(),
         shards: lanes.shards(),
+        flows: lanes.have_flows(),
         ..options.machine.clone()
     };
     let guardian = options.is_guarded.then(|| guardian::Settings {

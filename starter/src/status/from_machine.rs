@@ -170,7 +170,7 @@ fn generation(
 
 /// How many of a hundred come to it.
 fn share(machine: &Machine, generation: &Generation) -> Option<u64> {
-    let Selection { main, canary } = machine.selected()?;
+    let Selection { main, canary, .. } = machine.selected()?;
     let canary = canary.as_ref();
     let percent = canary.map_or(0, |canary| canary.percent);
     match canary.is_some_and(|canary| canary.share.generation == generation.number) {

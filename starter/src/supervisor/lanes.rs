@@ -31,11 +31,17 @@ impl Resources {
     /// Gives what comes to these. Returns the event if that is refused.
     pub fn select(&mut self, selection: &Selection) -> Option<Event> {
         let selected = self.blueprint.lanes.selected();
+        let is_of_flows = selection.is_same(selected);
         // More sockets of what nobody else has had.
         let is_nobodys = selected.main.generation == 0 && selection.canary.is_none();
         let begins = is_nobodys && selected.main.lane == selection.main.lane;
         let before = switched(selected);
-        let Err(NotSelected { listener, errno }) = self.select_lanes(selection) else {
+        let outcome = self.select_lanes(selection);
+        if is_of_flows {
+            // If that has failed, what names a lane in which nobody is waits there until the next time.
+            return None;
+        }
+        let Err(NotSelected { listener, errno }) = outcome else {
             // Perhaps they are other workers of the same generations.
             let notice = Some(switched(selection)).filter(|notice| *notice != before && !begins);
             notice.iter().for_each(|notice| self.log.say(notice));

@@ -235,7 +235,8 @@ impl Resources {
             workers: machine.workers(),
         };
         let lane = machine.lane_and_shard(generation, slot);
-        match pin.and_then(|pin| self.spawn_captured(seat, lane, pin, is_again)) {
+        let sweeps = machine.sweeps(generation);
+        match pin.and_then(|pin| self.spawn_captured(seat, (lane, sweeps), pin, is_again)) {
             Ok((pid, report)) => {
                 self.reports.push((pid, report));
                 Event::Spawned {
@@ -295,7 +296,7 @@ impl Resources {
     fn spawn_captured(
         &mut self,
         seat: Seat,
-        lane: (u8, u8),
+        (lane, sweeps): ((u8, u8), bool),
         pin: Rc<Pin>,
         is_again: bool,
     ) -> Result<(Pid, Report), StartFailure> {
@@ -314,6 +315,7 @@ impl Resources {
         let extra = Extra {
             seat,
             lane,
+            sweeps,
             output: &pipes.theirs,
             descriptors: &handed.descriptors,
             variables: &handed.variables,

@@ -340,7 +340,8 @@ pub fn variable(
     if name.as_bytes().contains(&b'=') {
         return Err(Unusable::NoVariable("its name holds a ="));
     }
-    if name == PORT || seat::VARIABLES.iter().any(|ours| name == *ours) {
+    let mut ours = [PORT, seat::LANE].into_iter().chain(seat::VARIABLES);
+    if ours.any(|ours| name == ours) {
         return Err(Unusable::NoVariable("start_server sets it itself"));
     }
     let content = read()?;

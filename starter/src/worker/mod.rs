@@ -80,6 +80,8 @@ pub struct Extra<'a> {
     pub seat: Seat,
     /// Which of the sockets it gets of those that have lanes: that of a lane and one of its shards.
     pub lane: (u8, u8),
+    /// It is there only for what was left in that lane.
+    pub sweeps: bool,
     /// Pipes for its output, with their numbers; a listener may have the same number, and gets it.
     pub output: &'a [(OwnedFd, RawFd)],
     /// Descriptors, with their numbers. Their own numbers are above all of these.
@@ -194,7 +196,9 @@ impl Blueprint {
         for (pipe, number) in extra.output {
             place(pipe.as_fd(), *number).map_err(at(Step::Descriptors))?;
         }
-        let sockets = self.lanes.sockets(&self.sockets, extra.lane);
+        let sockets = self
+            .lanes
+            .of_worker(&self.sockets, extra.lane, extra.sweeps);
         let numbers = self.sockets.iter().map(|(_, number)| number);
         let others = extra.descriptors.iter().map(|(one, number)| (one, number));
         for (socket, number) in sockets.zip(numbers).chain(others) {
@@ -227,6 +231,8 @@ impl Blueprint {
         self.set_environment(&mut command, extra.seat, changes);
         // Last, so that nothing else can change them.
         command.envs(self.variables(extra.probe));
+        let lane = self.lanes.announced(extra.lane);
+        command.envs(lane.map(|lane| (seat::LANE, lane.to_string())));
         if !extra.kept.is_empty() {
             command.envs(dialects::with_kept(&self.announced, extra.kept));
         }

@@ -7,6 +7,9 @@ pub const VARIABLES: [&str; 3] = [
     "SERVER_STARTER_WORKERS",
 ];
 
+/// The number of its sockets, where generations have sockets of their own.
+pub const LANE: &str = "SERVER_STARTER_LANE";
+
 /// The slot of a worker.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Seat {

@@ -22,6 +22,10 @@ pub(super) struct Lanes {
     pub refuses: bool,
     /// It has refused the last one.
     pub is_behind: bool,
+    /// Those that get the packets of their flows.
+    pub flows: Vec<u8>,
+    /// Generations that have been selected.
+    pub served: Vec<u32>,
     /// When each generation ceased to be current.
     pub replaced: Vec<(u32, Moment)>,
     /// Those that were current and lost it to an older one, and sweepers.
@@ -44,6 +48,16 @@ impl World {
             lane,
             ref shards,
         } = selection.main;
+        let is_same = lane == self.lanes.selected && *shards == self.active_shards();
+        if is_same && selection.canary == self.lanes.canary {
+            assert!(self.machine.settings.flows);
+            if !self.lanes.refuses {
+                self.lanes.flows.clone_from(&selection.flows);
+                let shares = selection.shares().map(|one| one.generation);
+                self.lanes.served.extend(shares);
+            }
+            return;
+        }
         let current = self.current().map(|one| (one.number, one.lane));
         assert_eq!(current, Some((generation, lane)));
         if let Some(Canary { share, percent, .. }) = &selection.canary {
@@ -58,6 +72,9 @@ impl World {
             self.lanes.selected = lane;
             self.lanes.shards = Some(shards.clone());
             self.lanes.canary = selection.canary.clone();
+            self.lanes.flows.clone_from(&selection.flows);
+            let shares = selection.shares().map(|one| one.generation);
+            self.lanes.served.extend(shares);
             return;
         }
         self.lanes.given_up.push(generation);
@@ -66,7 +83,10 @@ impl World {
         selected.main.shards = shards;
         selected.canary = self.lanes.canary.clone();
         self.on(Event::NotSelected {
-            selected,
+            selected: Selection {
+                flows: self.lanes.flows.clone(),
+                ..selected
+            },
             cause: StartFailure::not_switched("x", Errno::ENOMEM),
         });
     }
@@ -217,6 +237,7 @@ impl World {
             self.machine.canary().is_none() || self.current().is_some(),
             "a canary is all there is"
         );
+        self.check_flows();
         for socket in 0..self.count_sockets() {
             let is_its = |it: &&Process| self.socket_of(it) == Some(socket);
             let untold = self.living.iter().filter(is_its).filter(|it| {
@@ -281,6 +302,26 @@ impl World {
         );
     }
 
+    /// Whoever has served has its flows until it is gone, and nobody else has any.
+    fn check_flows(&self) {
+        if !self.machine.settings.flows {
+            return;
+        }
+        let flows = &self.machine.selected.flows;
+        let is_selected = |lane| self.machine.selected.shares().any(|one| one.lane == lane);
+        let owners = |lane: u8| {
+            let all = self.machine.generations();
+            all.filter(move |one| one.lane == lane && !one.is_sweeper())
+        };
+        let served = |one: &Generation| self.lanes.served.contains(&one.number);
+        for lane in 0..self.machine.settings.lanes {
+            let has_flows = flows.contains(&lane);
+            let is_wanted = is_selected(lane) || owners(lane).any(served);
+            let may_be = self.machine.served.is_none() || self.lanes.refuses;
+            assert!(has_flows == is_wanted || may_be, "lane {lane} of {flows:?}");
+        }
+    }
+
     /// A connection comes in.
     pub(super) fn connect(&mut self, socket: u8) {
         if !self.lanes.waiting.contains(&socket) {
@@ -325,7 +366,11 @@ impl World {
 }
 
 pub(super) fn switching(lanes: u8, settings: Settings) -> Settings {
-    Settings { lanes, ..settings }
+    Settings {
+        lanes,
+        flows: true,
+        ..settings
+    }
 }
 
 /// Each slot has a socket of its own.
@@ -533,6 +578,60 @@ fn whoever_was_told_may_still_accept() {
         None,
         "an idle server is not woken up"
     );
+}
+
+#[test]
+fn flows_come_to_whoever_has_served_until_it_is_gone() {
+    let mut world = serving(3, settings());
+    assert_eq!(world.lanes.flows, [0]);
+    world.restart();
+    assert_eq!(world.lanes.flows, [0], "the new one has not served yet");
+    world.pass_until("the second one serves", |world| {
+        world.state_of(2) == Some(State::Current)
+    });
+    assert_eq!(world.lanes.flows, [0, 1]);
+    world.pass_until("it is told", |world| world.living[0].is_signalled);
+    assert_eq!(world.lanes.flows, [0, 1], "it drains");
+    let first = world.living[0].pid;
+    world.exit(first, 0);
+    assert_eq!(world.lanes.flows, [1]);
+}
+
+#[test]
+fn a_sweeper_has_no_flows() {
+    let mut world = restarted(2, settings());
+    let first = world.living[0].pid;
+    world.exit(first, 0);
+    assert_eq!(world.lanes.flows, [1]);
+    world.connect(0);
+    world.pass_until("it is swept", |world| {
+        world.machine.generations().any(Generation::is_sweeper)
+    });
+    assert_eq!(world.lanes.flows, [1]);
+    let sweeper = world.machine.generations().find(|one| one.is_sweeper());
+    let sweeper = sweeper.map(|one| one.number);
+    assert!(sweeper.is_some_and(|number| world.machine.sweeps(number)));
+}
+
+#[test]
+fn without_flows_there_are_no_more_switches_than_commits() {
+    let settings = Settings {
+        flows: false,
+        ..switching(2, settings())
+    };
+    let mut world = World::new(settings);
+    world.pass_until("the first generation serves", |world| {
+        world.state_of(1) == Some(State::Current)
+    });
+    assert!(world.lanes.served.is_empty());
+    world.restart();
+    world.pass_until("the second one serves", |world| {
+        world.state_of(2) == Some(State::Current)
+    });
+    world.pass_until("it is told", |world| world.living[0].is_signalled);
+    let first = world.living[0].pid;
+    world.exit(first, 0);
+    assert_eq!(world.lanes.served, [2]);
 }
 
 #[test]

@@ -308,6 +308,7 @@ fn a_switch_has_lanes() {
             shards: 1,
             spread: Spread::Random,
             is_required,
+            flows: None,
         })
     };
     assert_eq!(switch(&["--switch"]), expected(2, false));
@@ -316,6 +317,10 @@ fn a_switch_has_lanes() {
         switch(&["--lanes=3", "--switch=required"]),
         expected(3, true)
     );
+    for (option, flows) in [("--udp-flows=quic:0", 0), ("--udp-flows=quic:19", 19)] {
+        let found = switch(&["--switch", "--port=u443", option]);
+        assert_eq!(found.and_then(|found| found.flows), Some(flows));
+    }
     let times = [
         "--switch",
         "--quiet-time=0",

@@ -346,7 +346,10 @@ fn a_handshake_that_began_before_the_switch_ends_with_whom_it_began() {
             let clients = Clients::new();
             clients.run(async {
                 let connection = connect(clients.endpoint.clone(), asked).await?;
-                ask(&connection).await
+                let answered = ask(&connection).await;
+                connection.close(0_u8.into(), b"");
+                clients.endpoint.wait_idle().await;
+                answered
             })
         });
         // The client's second flight, and some of it again.

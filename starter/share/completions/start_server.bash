@@ -157,6 +157,10 @@ _start_server() {
                     COMPREPLY=($(compgen -f "${cur}"))
                     return 0
                     ;;
+                --udp-flows)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
                 --workers)
                     COMPREPLY=($(compgen -f "${cur}"))
                     return 0

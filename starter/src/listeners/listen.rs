@@ -38,9 +38,10 @@ pub fn listen_on(
     let numbers = numbers(&fixed, ways.reserved.number);
     let highest = numbers.iter().copied().chain(ways.reserved.number).max();
     let highest = highest.unwrap_or(2);
-    let lanes = ways
-        .switch
-        .map_or(1, |switch| usize::from(switch.sockets()));
+    let lanes = ways.switch.map_or(1, |switch| {
+        // With flows one more, to which nothing comes.
+        usize::from(switch.sockets()) + usize::from(switch.flows.is_some())
+    });
     make_room(highest, sockets.len() * lanes, open_files)?;
     let highest = make_more_room(highest, sockets.len(), ways.reserved.after, open_files)?;
     let mut listeners = Vec::with_capacity(sockets.len());

@@ -18,7 +18,7 @@ use common::{Listener, lane, put_lane};
 use quinn::rustls::pki_types::pem::PemObject;
 use quinn::rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use quinn::{
-    Connection, ConnectionId, ConnectionIdGenerator, Endpoint, EndpointConfig, Incoming,
+    Connecting, Connection, ConnectionId, ConnectionIdGenerator, Endpoint, EndpointConfig,
     ServerConfig, TokioRuntime,
 };
 use ring::hmac;
@@ -126,15 +126,17 @@ async fn serve(endpoint: Endpoint, mut sigterm: Signal, generation: String) {
             _ = sigterm.recv() => None,
         };
         let Some(incoming) = incoming else { break };
-        tokio::spawn(converse(incoming, generation.clone()));
+        // At once, so that it counts as a connection. A broken one is the trouble of its client alone.
+        if let Ok(connecting) = incoming.accept() {
+            tokio::spawn(converse(connecting, generation.clone()));
+        }
     }
     endpoint.set_server_config(None);
     endpoint.wait_idle().await;
 }
 
-/// A broken connection is the trouble of its client alone.
-async fn converse(incoming: Incoming, generation: String) {
-    let Ok(connection) = incoming.await else {
+async fn converse(connecting: Connecting, generation: String) {
+    let Ok(connection) = connecting.await else {
         return;
     };
     while let Ok((answer, question)) = connection.accept_bi().await {

@@ -314,3 +314,22 @@ fn lanes_of_two_generations() {
     });
     check(&server, &programs, "lanes");
 }
+
+#[test]
+fn a_canary_with_its_share() {
+    if !is_ours() {
+        return;
+    }
+    let setup = with_files()
+        .options(["--switch", "--workers=2"])
+        .worker(["--graceful"]);
+    let port = e2e::ports::tcp();
+    let (setup, programs) = upgradable(setup.port(port));
+    let server = setup.start();
+    crate::commands::accepted(&server);
+    let words = ["--restart", "--canary=10%", "--canary-by=client"];
+    let more = ["--canary-time=3600", "--pid-file=pid"];
+    let mut client = crate::commands::run(&server, &[&words[..], &more].concat());
+    assert_eq!(client.wait(), 0, "{}\n{}", client.said(), server.log());
+    check(&server, &programs, "canary");
+}

@@ -812,7 +812,7 @@ fn every_short_history_of_a_canary_keeps_the_promises() {
                 4,
             ),
             (restarted(three(slow(settings()))), 4),
-            (serving(two(limited(1, settings()))), 5),
+            (serving(two(limited(1, settings()))), 4),
         ],
     );
 }

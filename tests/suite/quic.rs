@@ -290,19 +290,23 @@ fn no_connection_is_lost_or_misrouted_by_a_restart() {
     assert_eq!(*failures, [""; 0], "{}", server.log());
     assert_eq!(server.count_in_log("starting a worker for them"), 0);
     let lives = load.lives.lock().expect("it is over");
-    eprintln!(
-        "{} connections lived over {} restarts in sum, and {} newcomers were served",
-        lives.len(),
-        lives.iter().sum::<u32>(),
-        load.newcomers.load(Ordering::SeqCst)
+    let sum: u32 = lives.iter().sum();
+    let newcomers = load.newcomers.load(Ordering::SeqCst);
+    assert!(
+        sum >= CLIENTS * (restarts() - 1),
+        "{} connections lived over {sum} restarts in sum, and {newcomers} newcomers were served",
+        lives.len()
     );
-    assert!(lives.iter().sum::<u32>() >= CLIENTS * (restarts() - 1));
 }
+
+/// Datagrams that are not passed on; `None` once they are again.
+type Kept = Option<Vec<Vec<u8>>>;
 
 /// Passes datagrams on between a client and a server, and keeps what the client says after the first answer.
 struct Relay {
     port: u16,
-    shared: Arc<(AtomicBool, Mutex<Option<Vec<Vec<u8>>>>)>,
+    /// Whether the server has answered, and what is kept since then.
+    shared: Arc<(AtomicBool, Mutex<Kept>)>,
     server: Arc<UdpSocket>,
 }
 

@@ -216,8 +216,8 @@ fn switching() -> [Arg; 6] {
             "that a server issues must be the number in its SERVER_STARTER_LANE.",
         ])),
         flag("cpu-affinity").help(lines([
-            "With --switch and --workers: bind each server to its share of the CPUs,",
-            "and give it the connections that these take.",
+            "With --switch and --workers: bind each server to some of the CPUs, and",
+            "give it the connections that these take.",
         ])),
     ]
 }

@@ -27,6 +27,11 @@ const HANDSHAKE_2: u32 = 0x30;
 /// Where a long header has the length of the connection ID.
 const LENGTH: u32 = 5;
 
+/// Where it has bytes of an ID that a client has made up: these say to which of several sockets a flow goes, and those whether
+/// to a canary.
+const OF_SPREAD: u32 = 6;
+const OF_CANARY: u32 = 10;
+
 /// The ID that a client makes up for the server has at least this length.
 const SHORTEST_OF_CLIENT: u32 = 8;
 
@@ -75,15 +80,59 @@ impl Choice {
             program.extend(flows.known());
         }
         if let Some((places, percent, by)) = &self.canary {
-            let canary = spread(places, self.spread);
-            program.extend(of_hundred(*by, self.family));
+            let canary = self.spread(places);
+            program.extend(match by {
+                By::Random => self.chance(OF_CANARY),
+                By::Client => of_client(self.family),
+            });
+            program.push(modulo(100));
             // The kernel reads these two as how many instructions to leave out.
             let beyond = u8::try_from(canary.len()).unwrap_or(u8::MAX);
             program.push(jump(BPF_JGE, (*percent).into(), beyond, 0));
             program.extend(canary);
         }
-        program.extend(spread(&self.main, self.spread));
+        program.extend(self.spread(&self.main));
         program
+    }
+
+    /// Answers with one of the places.
+    fn spread(&self, places: &[u32]) -> Vec<sock_filter> {
+        let (last, others) = match places.split_last() {
+            Some((last, others)) => (*last, others),
+            None => (0, &[][..]),
+        };
+        if others.is_empty() {
+            return vec![answer(last)];
+        }
+        let count = u32::try_from(places.len()).unwrap_or(u32::MAX);
+        let mut program = match self.spread {
+            Spread::Random => self.chance(OF_SPREAD),
+            Spread::Cpu => vec![load_of_kernel(SKF_AD_CPU)],
+        };
+        program.push(modulo(count));
+        for (number, place) in (0..).zip(others) {
+            program.extend([jump(BPF_JEQ, number, 0, 1), answer(*place)]);
+        }
+        program.push(answer(last));
+        program
+    }
+
+    /// Loads a number that nobody can foresee. The first packets of a flow, which have the same ID, made up by the client,
+    /// have the same: four bytes of it.
+    fn chance(&self, of_flow: u32) -> Vec<sock_filter> {
+        let any = load_of_kernel(SKF_AD_RANDOM);
+        match self.flows {
+            None => vec![any],
+            Some(_) => vec![
+                load(BPF_W | BPF_LEN, 0),
+                jump(BPF_JGE, of_flow + 4, 0, 4),
+                load(BPF_B | BPF_ABS, 0),
+                jump(BPF_JSET, LONG_HEADER, 0, 2),
+                load(BPF_W | BPF_ABS, of_flow),
+                always(1),
+                any,
+            ],
+        }
     }
 }
 
@@ -159,13 +208,12 @@ fn is_elsewhere(one: &sock_filter) -> bool {
     one.code == elsewhere().code && one.k == elsewhere().k
 }
 
-/// Loads a number below 100.
-fn of_hundred(by: By, family: Family) -> Vec<sock_filter> {
-    let mut program = match (by, family) {
-        (By::Random, _) => return vec![load_of_kernel(SKF_AD_RANDOM), modulo(100)],
-        (By::Client, Family::V4) => vec![load_of_network(12)],
+/// Loads a number that is the same for all that comes from the same client.
+fn of_client(family: Family) -> Vec<sock_filter> {
+    let mut program = match family {
+        Family::V4 => vec![load_of_network(12)],
         // The network of a client: the rest may change from one connection to the next (RFC 8981).
-        (By::Client, Family::V6) => vec![
+        Family::V6 => vec![
             load_of_network(8),
             code(BPF_MISC | BPF_TAX, 0),
             load_of_network(12),
@@ -175,30 +223,7 @@ fn of_hundred(by: By, family: Family) -> Vec<sock_filter> {
     program.extend([
         code(BPF_ALU | BPF_MUL | BPF_K, MIX),
         code(BPF_ALU | BPF_RSH | BPF_K, 16),
-        modulo(100),
     ]);
-    program
-}
-
-/// Answers with one of the places.
-fn spread(places: &[u32], spread: Spread) -> Vec<sock_filter> {
-    let (last, others) = match places.split_last() {
-        Some((last, others)) => (*last, others),
-        None => (0, &[][..]),
-    };
-    if others.is_empty() {
-        return vec![answer(last)];
-    }
-    let count = u32::try_from(places.len()).unwrap_or(u32::MAX);
-    let number = match spread {
-        Spread::Random => SKF_AD_RANDOM,
-        Spread::Cpu => SKF_AD_CPU,
-    };
-    let mut program = vec![load_of_kernel(number), modulo(count)];
-    for (number, place) in (0..).zip(others) {
-        program.extend([jump(BPF_JEQ, number, 0, 1), answer(*place)]);
-    }
-    program.push(answer(last));
     program
 }
 
@@ -478,6 +503,39 @@ mod tests {
         let handshake = packet(VERSION_1, 2, 8);
         assert_eq!(reached(&client, &handshake[..9], &first, &group), 3);
         assert_eq!(reached(&client, &handshake[..8], &first, &group), MAIN);
+    }
+
+    #[test]
+    fn the_first_packets_of_a_flow_come_to_the_same_socket() {
+        let (first, group) = datagrams(Ipv4Addr::LOCALHOST.into(), 6, Some(0));
+        let wanted = Selected {
+            flows: vec![0, 1, 2, 3, 4, 5],
+            ..selected(&[2, 3, 4, 5], Some((&[0, 1], 50, By::Random)))
+        };
+        group.select(&first, &wanted).unwrap();
+        let client = UdpSocket::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
+        let mut counts = BTreeMap::new();
+        for number in 0..400_u32 {
+            // Initial and 0-RTT, with IDs that differ.
+            let packet = |kind: u8| {
+                let mut packet = vec![0xc0 | kind << 4, 0, 0, 0, 1, 8];
+                packet.extend(number.wrapping_mul(MIX).to_be_bytes());
+                packet.extend(number.wrapping_mul(MIX).rotate_left(16).to_be_bytes());
+                packet.resize(40, 0);
+                packet
+            };
+            let lane = reached(&client, &packet(0), &first, &group);
+            for kind in [0, 1, 0] {
+                assert_eq!(reached(&client, &packet(kind), &first, &group), lane);
+            }
+            *counts.entry(lane).or_insert(0_u32) += 1;
+        }
+        // Half of them to two, the other half to four.
+        assert!(counts[&0].abs_diff(100) < 60 && counts[&1].abs_diff(100) < 60);
+        assert!(
+            (2..6).all(|lane| counts[&lane].abs_diff(50) < 40),
+            "{counts:?}"
+        );
     }
 
     #[test]

@@ -76,7 +76,7 @@ complete -c start_server -l timeout -d 'The longest that these commands wait (de
 complete -c start_server -l no-pin -d 'When a server has died, start what is on disk by then. By default the program, directory and environment that have served come back, and only a restart looks at the disk.'
 complete -c start_server -l check-first -d 'Run --check before the very first start too.'
 complete -c start_server -l guardian -d 'Watch the supervisor from the process that was started: if it is killed, another one goes on with the same servers and listeners.'
-complete -c start_server -l cpu-affinity -d 'With --switch and --workers: bind each server to its share of the CPUs, and give it the connections that these take.'
+complete -c start_server -l cpu-affinity -d 'With --switch and --workers: bind each server to some of the CPUs, and give it the connections that these take.'
 complete -c start_server -l log-timestamps -d 'Prefix each line of --log-file with time, generation and process id.'
 complete -c start_server -l quiet -d 'Write no messages of start_server itself to stderr, except why it failed. Of the commands below only --status, and --restart and --rollback with --json, then print anything when they succeed.'
 complete -c start_server -l daemonize -d 'Run in the background. Needs --log-file or --syslog.'

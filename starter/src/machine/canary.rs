@@ -290,6 +290,7 @@ impl Machine {
     /// The kernel has refused to take back the share of one that has ended, whose lane the next generation may get.
     pub(super) fn take_back_share(&mut self) {
         if self.canary().is_none() && self.selected.canary.is_some() {
+            self.refused = None;
             self.switch_to_current();
         }
     }

@@ -288,6 +288,23 @@ fn where_the_kernel_refuses_the_share_it_has_failed() {
 }
 
 #[test]
+fn a_share_that_the_kernel_did_not_take_back_is_taken_before_the_next_start() {
+    let mut world = two(None);
+    world.lanes.refuses = true;
+    world.on(Event::RollBack);
+    assert_eq!(world.share(), Some((2, 10)), "it is refused");
+    world.lanes.refuses = false;
+    world.pass_until("it is told", |world| world.is_signalled(2));
+    world.exit_newest(0);
+    world.restart();
+    while world.state_of(3).is_none() {
+        assert!(world.pass_deadline(), "the next one is started");
+    }
+    assert_eq!(world.share(), None, "nobody comes to it yet");
+    world.check();
+}
+
+#[test]
 fn without_lanes_it_is_refused() {
     let mut world = World::new(settings());
     world.pass_deadline();

@@ -302,7 +302,7 @@ impl World {
         );
     }
 
-    /// Whoever has served has its flows until it is gone, and nobody else has any.
+    /// Whoever has served has its flows until it is gone, and no lane has any in which nobody is.
     fn check_flows(&self) {
         if !self.machine.settings.flows {
             return;
@@ -317,8 +317,11 @@ impl World {
         for lane in 0..self.machine.settings.lanes {
             let has_flows = flows.contains(&lane);
             let is_wanted = is_selected(lane) || owners(lane).any(served);
-            let may_be = self.machine.served.is_none() || self.lanes.refuses;
-            assert!(has_flows == is_wanted || may_be, "lane {lane} of {flows:?}");
+            let may_lack = self.machine.served.is_none() || self.lanes.refuses;
+            assert!(has_flows || !is_wanted || may_lack, "lane {lane} lacks");
+            // One that was started while nothing served had the selected lane before it has served.
+            let may_have = is_selected(lane) || owners(lane).next().is_some();
+            assert!(!has_flows || may_have, "lane {lane} of {flows:?}");
         }
     }
 

@@ -375,7 +375,7 @@ fn what_cannot_be_a_variable_is_left_out_and_said_once() {
             ),
         );
     }
-    assert_eq!(server.count_in_log("cannot use"), 8, "{}", server.log());
+    assert_eq!(server.count_in_log("cannot use"), 9, "{}", server.log());
 }
 
 #[test]

@@ -231,6 +231,8 @@ impl Machine {
         if self.is_stopping() {
             return;
         }
+        // What it has may be of a time before others were gone.
+        self.end_flows();
         if let Some(canary) = self.unselected_canary() {
             return self.canary_failed(canary, None, Some(cause), now);
         }

@@ -787,7 +787,7 @@ fn every_short_history_with_shards_keeps_the_promises() {
         &SHARD_STEPS,
         vec![
             (serving(two(with_workers(2))), 5),
-            (restarted(two(with_workers(2))), 5),
+            (restarted(two(with_workers(2))), 4),
             (serving(two(slow(with_workers(3)))), 4),
             (restarted(two(limited(1, slow(with_workers(2))))), 4),
             (World::new(two(told(with_workers(2)))), 4),

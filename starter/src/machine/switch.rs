@@ -214,10 +214,10 @@ impl Machine {
         flows
     }
 
-    /// Generations are gone, and so are their flows.
+    /// Generations are gone, and so are their flows; or the kernel has others.
     pub(super) fn end_flows(&mut self) {
         let flows = self.flows_of(&self.selected);
-        let is_serving = self.phase == Phase::Serving && !self.selected.flows.is_empty();
+        let is_serving = self.phase == Phase::Serving && self.has_served();
         if is_serving && flows != self.selected.flows {
             self.selected.flows = flows;
             self.actions.push(Action::Select(self.selected.clone()));

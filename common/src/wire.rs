@@ -177,7 +177,10 @@ mod tests {
         datagram[0] = VERSION + 1;
         assert_eq!(
             decode::<Request>(&datagram).unwrap_err().to_string(),
-            "a message of version 6, not 5: start_server and start_server-binder differ"
+            format!(
+                "a message of version {}, not {VERSION}: start_server and start_server-binder differ",
+                VERSION + 1
+            )
         );
     }
 

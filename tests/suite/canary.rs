@@ -1,4 +1,4 @@
-//! `--restart --canary`: a new generation gets a share of what comes, until it is promoted or rolled back.
+//! `--restart --canary`: a new generation gets a share of new connections, until it is promoted or rolled back.
 
 use std::fs;
 use std::net::Ipv4Addr;
@@ -48,7 +48,7 @@ fn shares(server: &Server) -> Vec<(String, Value)> {
     generations.iter().map(of).collect()
 }
 
-/// Waits until the first generation gets everything again, and the second one is gone.
+/// Waits until the first generation gets all new connections again, and the second one is gone.
 #[track_caller]
 fn wait_for_end(server: &Server) {
     server.wait_for_generations(&[1]);
@@ -75,8 +75,8 @@ fn it_gets_its_share_until_it_is_promoted() {
     let load = Load::start(port, 4);
     let said = canary(&server, &["--canary=10%"]);
     let pid = server.wait_for_start(2).pid;
-    let beginning = format!("generation 2 gets 10 % of what comes (pid {pid}, ready after ");
-    let end = "); --promote or --rollback ends that";
+    let beginning = format!("generation 2 gets 10% of new connections (pid {pid}, ready after ");
+    let end = "); decide with --promote or --rollback";
     assert!(
         said.starts_with(&beginning) && said.ends_with(end),
         "{said}"
@@ -90,15 +90,15 @@ fn it_gets_its_share_until_it_is_promoted() {
     assert_eq!(status.wait(), 0);
     let text = status.said();
     for part in [
-        "serving: generation 2 gets 10 % of what comes\n",
-        "last start: generation 2 serves a share since ",
-        "new connections come to lane 0 (90 %) and lane 1 (10 %) of 2\n",
-        "canary      1   10 %",
+        "serving: generation 2 gets 10% of new connections\n",
+        "last start: generation 2 became a canary ",
+        "new connections go to lane 0 (90%) and lane 1 (10%) of 2\n",
+        "canary      1    10%",
     ] {
         assert!(text.contains(part), "no {part:?} in\n{text}");
     }
     server.wait_for_log(
-        "start_server: generation 2 gets 10 % of what comes, and generation 1 the rest",
+        "start_server: generation 2 gets 10% of new connections, and generation 1 the rest",
     );
     let said = succeeds(&server, &["--promote"]);
     let beginning = format!("generation 2 serves (pid {pid}");
@@ -136,7 +136,7 @@ fn each_client_stays_with_one_generation_across_an_upgrade_and_a_kill() {
     let load = Load::start(port, 4);
     let said = canary(&server, &["--canary=40", "--canary-by=client"]);
     assert!(
-        said.starts_with("generation 2 gets 40 % of the clients (pid "),
+        said.starts_with("generation 2 gets 40% of clients (pid "),
         "{said}"
     );
     let before = by_source(port);
@@ -176,7 +176,7 @@ fn a_death_ends_it_and_what_it_has_not_accepted_is_served() {
     assert!(!generations.contains(&2), "{generations:?}");
     let log = server.wait_for_log("start_server: the canary, generation 2, is rolled back: ");
     assert!(
-        log.contains("; generation 1 gets everything again"),
+        log.contains("; generation 1 gets all new connections again"),
         "{log}"
     );
     wait_for_end(&server);
@@ -234,15 +234,19 @@ fn it_gets_everything_after_its_time_or_when_nothing_else_serves() {
     let load = Load::start(port, 4);
     let said = canary(&server, &["--canary=50%", "--canary-time=1"]);
     assert!(
-        said.contains("; it gets everything after 1 s without a fault, "),
+        said.contains("; it is promoted after 1 s without a fault, "),
         "{said}"
     );
     server.wait_for_generations(&[2]);
-    server.wait_for_log("generation 2 gets everything: it has served without a fault");
+    server.wait_for_log(
+        "generation 2 is promoted and gets all new connections: it has served without a fault",
+    );
     canary(&server, &["--canary=1"]);
     assert_eq!(load.stop().failures, [""; 0], "{}", server.log());
     kill(server.wait_for_start(2).pid, Signal::SIGKILL).expect("it is gone");
-    server.wait_for_log("generation 3 gets everything: generation 2 is gone");
+    server.wait_for_log(
+        "generation 3 is promoted and gets all new connections: generation 2 is gone",
+    );
     assert_eq!(server.ask(port).generation, Some(3));
     server.wait_for_generations(&[3]);
 }

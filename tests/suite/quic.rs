@@ -55,11 +55,11 @@ fn serving(setup: Setup) -> Server {
     server
 }
 
-/// Returns when new connections come to the next generation, which has this number.
+/// Returns when new connections go to the next generation, which has this number.
 #[track_caller]
 fn restart(server: &Server, generation: u32) {
     server.signal(Signal::SIGHUP);
-    server.wait_for_log(&format!("new connections come to generation {generation} "));
+    server.wait_for_log(&format!("new connections go to generation {generation} "));
 }
 
 /// Clients of one socket.

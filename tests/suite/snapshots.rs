@@ -306,7 +306,7 @@ fn lanes_of_two_generations() {
     let server = setup.start();
     crate::commands::accepted(&server);
     server.signal(Signal::SIGHUP);
-    server.wait_until("new connections come to the second one", |server| {
+    server.wait_until("new connections go to the second one", |server| {
         let json = server.status_json();
         json.is_some_and(|json| {
             json["generations"][0]["state"] == "retiring" && json["switch"]["selected"] == 1

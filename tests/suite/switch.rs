@@ -40,7 +40,7 @@ pub fn json(server: &Server) -> Value {
     server.status_json().expect("no status")
 }
 
-/// The lane to which new connections come, and those of the generations.
+/// The lane to which new connections go, and those of the generations.
 fn lanes(server: &Server) -> (u64, Vec<(u64, u64)>) {
     let status = json(server);
     let generations = status["generations"].as_array().expect("no list");
@@ -207,13 +207,13 @@ fn no_client_reaches_a_generation_before_it_serves_or_after_that() {
             .open(&fifo)
             .expect("cannot open the gate"),
     );
-    server.wait_for_log("new connections come to generation 2");
+    server.wait_for_log("new connections go to generation 2");
     assert_eq!(answered(50), [Some(2)], "both live");
     wait_for_lanes(&server, 1, &[(1, 0), (2, 1)]);
     let output = server.client(["--status", PID_FILE]).output_in_turn();
     let shown = String::from_utf8(output.expect("no client").stdout).expect("text");
     assert!(
-        shown.contains("new connections come to lane 1 of 2"),
+        shown.contains("new connections go to lane 1 of 2"),
         "{shown}"
     );
     // And back, without a new process.
@@ -520,7 +520,7 @@ fn what_cannot_have_lanes_is_shared_and_named_or_refused() {
     let server = serving(switching().path("socket"), port);
     let socket = server.folder().join("socket");
     server.wait_for_log(&format!(
-        "all generations share these listeners in spite of --switch: {}",
+        "all generations share these listeners despite --switch: {}",
         socket.display()
     ));
     let listeners = json(&server)["listeners"].clone();
@@ -538,7 +538,7 @@ fn what_cannot_have_lanes_is_shared_and_named_or_refused() {
     let path = setup.folder().join("socket").display().to_string();
     let refused =
         format!("start_server: cannot use --switch=required: all generations share --path={path}");
-    let hint = "hint: only ports that start_server opens itself can have a socket for each server: without =required, \
+    let hint = "hint: only ports that start_server opens itself can have a socket for each generation: without =required, \
                 this one is shared";
     assert_refused(setup, FAILED, &[&refused, hint]);
 }

@@ -138,7 +138,7 @@ impl Shown<'_> {
         if let Some(switch) = self.view.switch {
             let (lane, of) = (switch.selected, switch.lanes);
             let text = match switch.canary {
-                None => format!("new connections come to lane {lane} of {of}"),
+                None => format!("new connections go to lane {lane} of {of}"),
                 Some(canary) => self.shares(lane, of, canary),
             };
             sheet.sentence(None, &text);
@@ -149,7 +149,7 @@ impl Shown<'_> {
         }
     }
 
-    /// Who gets what, while a generation is tried.
+    /// Which lane gets how much, while a canary serves.
     fn shares(&self, lane: u64, of: u64, canary: Canary) -> String {
         let Canary { percent, by, .. } = canary;
         let rest = 100_u64.saturating_sub(percent);
@@ -159,10 +159,13 @@ impl Shown<'_> {
         };
         let end = canary.promoted_at.map(|at| {
             let left = time(at - self.now.at);
-            format!("; all to the second in {left}, unless it fails")
+            format!(
+                "; all go to lane {} in {left}, unless the canary fails",
+                canary.lane
+            )
         });
         format!(
-            "{what} come to lane {lane} ({rest} %) and lane {} ({percent} %) of {of}{}",
+            "{what} go to lane {lane} ({rest}%) and lane {} ({percent}%) of {of}{}",
             canary.lane,
             end.unwrap_or_default()
         )
@@ -228,7 +231,7 @@ impl Shown<'_> {
                 .filter(|_| self.view.switch.is_some())
                 .map_or(String::new(), |lane| cell(lane.to_string())),
             match generation.share.filter(|_| self.has_canary()) {
-                Some(percent) => cell(format!("{percent} %")),
+                Some(percent) => cell(format!("{percent}%")),
                 None => String::new(),
             },
             match self.view.workers > 1 {

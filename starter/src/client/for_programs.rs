@@ -250,7 +250,7 @@ impl Metrics {
             self.family(
                 "share_percent",
                 "gauge",
-                "How many of a hundred new connections come to it.",
+                "Percentage of new connections that go to it.",
             );
             for (state, share) in shared() {
                 self.sample("share_percent", &[("state", state_name(state))], share);

@@ -160,7 +160,7 @@ fn progress(view: &View, at: f64) -> Option<String> {
     Some(parts.join(", "))
 }
 
-/// Which generation is tried with a share.
+/// Which generation is a canary, and its share.
 fn canary(view: &View) -> Option<String> {
     let canary = view.switch?.canary?;
     let share = share(canary.percent, canary.by == By::Client);
@@ -267,7 +267,7 @@ pub fn last_start(view: &View, at: f64) -> Option<String> {
             }
         }
         (Outcome::Canary, false) => {
-            format!("last start: generation {generation} serves a share since {ago}")
+            format!("last start: generation {generation} became a canary {ago} ago")
         }
         (Outcome::Unknown, false) => {
             format!("last start: generation {generation}, {ago} ago, result unknown")

@@ -15,14 +15,14 @@ use crate::status::file::json_path;
 use crate::words::failure::Failure;
 use crate::words::notice::Notice;
 
-/// Sends HUP and waits for the verdict: committed and the old generation gone, or failed. With `--canary` it orders a share,
-/// and waits until the new generation gets that.
+/// Sends HUP and waits for the verdict: committed and the old generation gone, or failed. With `--canary` it orders a canary
+/// instead, and waits until that gets its share.
 pub fn restart(settings: &Settings, say: Say<'_>) -> Result<(), Failure> {
     let asked = settings.canary.map_or(Asked::Restart, Asked::Canary);
     ask(asked, settings, say)
 }
 
-/// Orders that the canary gets everything, and waits until it serves alone.
+/// Orders the promotion of the canary, and waits until it serves alone.
 pub fn promote(settings: &Settings, say: Say<'_>) -> Result<(), Failure> {
     ask(Asked::Promotion, settings, say)
 }

@@ -25,7 +25,7 @@ pub type Verdict = Result<(), Failure>;
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Asked {
     Restart,
-    /// One that gets a share of what comes.
+    /// A restart whose new generation gets a share of new connections.
     Canary(Trial),
     Promotion,
     Rollback,
@@ -53,7 +53,7 @@ impl Asked {
         }
     }
 
-    /// Whether it leads to another generation, whatever has served before.
+    /// Whether it starts another generation, whatever has served before.
     fn is_restart(self) -> bool {
         matches!(self, Asked::Restart | Asked::Canary(_))
     }

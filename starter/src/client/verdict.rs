@@ -116,7 +116,7 @@ pub fn success(found: &Found) -> Option<String> {
     Some(success.sentence())
 }
 
-/// That it gets a share, if that is so.
+/// The sentence about a canary, if it is one.
 fn canary_of(status: &Status, generation: u64) -> Option<String> {
     let decision = status.last_decision(generation)?;
     let is_canary = decision.result == Outcome::Canary;

@@ -1,4 +1,4 @@
-//! What is said about a canary: a generation that gets a share of what comes before it gets everything.
+//! What is said about a canary: a generation that gets a share of new connections before it gets all of them.
 
 use std::fmt;
 
@@ -11,11 +11,11 @@ use crate::words::start_failure::StartFailure;
 /// Something that happened to a canary.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Trial {
-    /// A restart that is to get so many of a hundred.
+    /// A restart whose generation is to get this share.
     Asked {
         percent: u8,
     },
-    /// It gets them.
+    /// It gets its share.
     Shared {
         generation: u32,
         percent: u8,
@@ -23,17 +23,17 @@ pub enum Trial {
         /// Who gets the rest.
         serving: u32,
     },
-    /// It gets everything.
+    /// It gets all new connections.
     Promoting {
         generation: u32,
         promotion: Promotion,
     },
     CannotPromote(StartFailure),
-    /// It is over, because another restart begins.
+    /// Another restart ends it.
     Replaced {
         generation: u32,
     },
-    /// It has failed, and this one gets everything again.
+    /// It has failed, and `serving` gets all new connections again.
     Failed {
         generation: u32,
         serving: Option<u32>,
@@ -41,7 +41,7 @@ pub enum Trial {
     },
 }
 
-/// Why a canary gets everything.
+/// Why a canary is promoted.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Promotion {
     Asked,
@@ -84,30 +84,30 @@ pub fn cannot_share(option: &str, pid: i64) -> Failure {
     .hint(remedy::CANARY_NEEDS_LANES)
 }
 
-/// Who gets so many of a hundred: `10 % of the clients`.
+/// What a canary gets: `10% of clients`.
 pub fn share(percent: u64, is_by_client: bool) -> String {
     match is_by_client {
-        true => format!("{percent} % of the clients"),
-        false => format!("{percent} % of what comes"),
+        true => format!("{percent}% of clients"),
+        false => format!("{percent}% of new connections"),
     }
 }
 
 /// How a canary has begun. Times are in seconds.
 pub struct Begun {
     pub generation: u64,
-    /// `10 % of what comes`
+    /// `10% of new connections`
     pub share: String,
     /// What it is called, if somebody has said it.
     pub label: Option<String>,
     pub pid: Option<i64>,
     /// How long its start took.
     pub after: Option<f64>,
-    /// How long until it gets everything by itself.
+    /// How long until it is promoted by itself.
     pub time: Option<f64>,
 }
 
 impl Begun {
-    /// `generation 2 gets 10 % of what comes (pid 17266, ready after 0.42 s); --promote or --rollback ends that`
+    /// `generation 2 gets 10% of new connections (pid 17266, ready after 0.42 s); decide with --promote or --rollback`
     pub fn sentence(self) -> String {
         let pid = self.pid.map(|pid| format!("pid {pid}"));
         let after = self
@@ -117,10 +117,10 @@ impl Begun {
         let (generation, share) = (self.generation, self.share);
         let end = match self.time {
             Some(time) => format!(
-                "it gets everything after {} without a fault, unless --promote or --rollback comes first",
+                "it is promoted after {} without a fault, unless --promote or --rollback comes first",
                 short_time(time)
             ),
-            None => "--promote or --rollback ends that".to_owned(),
+            None => "decide with --promote or --rollback".to_owned(),
         };
         format!("generation {generation} gets {share}{known}; {end}")
     }
@@ -133,7 +133,7 @@ impl fmt::Display for Trial {
             Trial::Asked { percent } => {
                 write!(
                     f,
-                    "asked for a canary that gets {percent} %, starting a new worker"
+                    "asked for a canary with a share of {percent}%, starting a new worker"
                 )
             }
             Trial::Shared {
@@ -155,14 +155,17 @@ impl fmt::Display for Trial {
                     Promotion::Trusted => "it has served without a fault".to_owned(),
                     Promotion::InsteadOf(gone) => format!("generation {gone} is gone"),
                 };
-                write!(f, "generation {generation} gets everything: {why}")
+                write!(
+                    f,
+                    "generation {generation} is promoted and gets all new connections: {why}"
+                )
             }
             Trial::CannotPromote(StartFailure { cause, .. }) => {
                 write!(f, "cannot promote: {cause}")
             }
             Trial::Replaced { generation } => write!(
                 f,
-                "the canary, generation {generation}, is given up for another restart"
+                "the canary, generation {generation}, is ended by another restart"
             ),
             Trial::Failed {
                 generation,
@@ -174,7 +177,9 @@ impl fmt::Display for Trial {
                     write!(f, ": {cause}")?;
                 }
                 match serving {
-                    Some(serving) => write!(f, "; generation {serving} gets everything again"),
+                    Some(serving) => {
+                        write!(f, "; generation {serving} gets all new connections again")
+                    }
                     None => Ok(()),
                 }
             }

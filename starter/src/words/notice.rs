@@ -189,7 +189,7 @@ pub enum Notice {
     StopFirst(StopFirst),
     Switching(Switching),
     Trial(Trial),
-    /// A canary is to get everything, because somebody asked for it.
+    /// A client has asked for the promotion of the canary.
     PromotionAsked {
         pid: Pid,
     },

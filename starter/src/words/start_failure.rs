@@ -36,7 +36,7 @@ impl StartFailure {
         }
     }
 
-    /// The kernel does not give it the connections of this listener.
+    /// The kernel does not give it the new connections of this listener.
     pub fn not_switched(listener: &str, errno: Errno) -> StartFailure {
         StartFailure::cannot(&format!("switch {listener} to its lane"), errno, None)
     }

@@ -1,4 +1,4 @@
-//! Of which generation and processes each notice speaks, for formats of the log that have a place for it.
+//! Which generation and processes each notice is about, for formats of the log that have a place for it.
 
 use nix::unistd::Pid;
 
@@ -10,7 +10,7 @@ use crate::words::rollback::Way;
 use crate::words::stop_first::StopFirst;
 use crate::words::switch::Switching;
 
-/// What a notice speaks of. A pid may be enough: whoever knows the workers knows their generation and slot.
+/// What a notice is about. A pid may be enough: whoever knows the workers knows their generation and slot.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Subject {
     pub generation: Option<u32>,

@@ -1,4 +1,4 @@
-//! What is said about lanes: sockets of one address that are each given to one generation, and the switch between them.
+//! What is said about lanes: sockets of one address, each for one generation, and the switch between them.
 
 use std::fmt;
 
@@ -12,23 +12,23 @@ use crate::words::remedy;
 /// Something that happened to lanes.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Switching {
-    /// This kernel, or whoever filters our system calls, does not let a program select.
+    /// This kernel, or whoever filters our system calls, does not let a program choose the socket.
     Impossible { errno: Errno },
     /// These listeners have one socket each.
     Shared(Vec<String>),
     /// This one has only one, for this reason.
     NoLanes { given: String, errno: Errno },
-    /// New connections come to this generation from now on.
+    /// New connections go to this generation from now on.
     Switched { generation: u32, lane: u8 },
-    /// They cannot be given to another lane.
+    /// The kernel does not give them to another lane.
     NotSwitched { listener: String, errno: Errno },
     /// A start waits for a lane, and these still have theirs.
     Waiting { pids: Vec<Pid> },
-    /// A worker is started for what waits in a lane that nobody serves.
+    /// A worker is started for the clients that wait in a lane that no worker serves.
     Sweeping { waiting: usize, lane: u8 },
-    /// That could not be done.
+    /// That worker could not be started, has died, or has not accepted them.
     NotSwept { lane: u8 },
-    /// Connections still wait there, and the old workers are told to stop nevertheless.
+    /// Clients still wait for old workers, which are told to stop all the same.
     NotQuiet { waiting: usize },
 }
 
@@ -44,7 +44,7 @@ pub fn cannot_switch(given: &str) -> Failure {
 pub fn no_lanes(given: &str, errno: Errno) -> Failure {
     let cause = errno.desc();
     Failure::failed(format!(
-        "cannot use --switch=required: cannot make more sockets of {given}: {cause}"
+        "cannot use --switch=required: cannot open more sockets for {given}: {cause}"
     ))
     .hint(remedy::SWITCH_ANEW)
 }
@@ -68,22 +68,22 @@ impl fmt::Display for Switching {
         match self {
             Switching::Impossible { errno } => write!(
                 f,
-                "--switch has no effect here, all generations share the listeners: {}",
+                "--switch has no effect here, and all generations share the listeners: {}",
                 refused(*errno)
             ),
             Switching::Shared(listeners) => write!(
                 f,
-                "all generations share these listeners in spite of --switch: {}",
+                "all generations share these listeners despite --switch: {}",
                 listeners.join(", ")
             ),
             Switching::NoLanes { given, errno } => write!(
                 f,
-                "all generations share {given}: cannot make more sockets of it: {}",
+                "all generations share {given}: cannot open more sockets for it: {}",
                 errno.desc()
             ),
             Switching::Switched { generation, lane } => write!(
                 f,
-                "new connections come to generation {generation} (lane {lane})"
+                "new connections go to generation {generation} (lane {lane})"
             ),
             Switching::NotSwitched { listener, errno } => write!(
                 f,
@@ -92,21 +92,20 @@ impl fmt::Display for Switching {
             ),
             Switching::Waiting { pids } => write!(
                 f,
-                "the next start waits until old workers are gone, which have all other lanes (see --lanes, \
-                 --kill-old-timeout):{}",
+                "the next start waits until old workers are gone, as no lane is free (see --lanes, --kill-old-timeout):{}",
                 Pids(pids, "none")
             ),
             Switching::Sweeping { waiting, lane } => write!(
                 f,
-                "clients wait at {waiting} sockets of lane {lane}, which nobody serves: starting a worker for them"
+                "clients wait in lane {lane}, which no worker serves (sockets: {waiting}): starting a worker for them"
             ),
             Switching::NotSwept { lane } => write!(
                 f,
-                "the worker for what waits in lane {lane} did not serve it; another one follows"
+                "the worker for the clients that wait in lane {lane} did not serve them; another one follows"
             ),
             Switching::NotQuiet { waiting } => write!(
                 f,
-                "clients still wait at {waiting} sockets of the old workers, which are told to stop after --switch-timeout"
+                "clients still wait for old workers (sockets: {waiting}), which are told to stop now: --switch-timeout is over"
             ),
         }
     }

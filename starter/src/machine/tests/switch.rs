@@ -563,7 +563,7 @@ fn what_waits_is_swept_by_what_is_current_again_and_again() {
     world.pass_until("it is given up, as it accepts nothing", |world| {
         world.living.last().unwrap().is_signalled
     });
-    assert!(world.said("did not serve it"));
+    assert!(world.said("did not serve them"));
 }
 
 #[test]

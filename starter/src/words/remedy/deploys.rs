@@ -29,20 +29,20 @@ pub fn until_it_is_asked_for(advice: &str) -> String {
     format!("{advice}; the restart is not tried again by itself")
 }
 
-/// A share takes sockets of one's own.
+/// Only a generation with sockets of its own can get a share.
 pub const CANARY_NEEDS_LANES: &str =
     "start the server with --switch, and a port that start_server opens itself";
 
 /// Only ports can have several sockets.
-pub const SWITCH_PORTS: &str = "only ports that start_server opens itself can have a socket for each server: without \
+pub const SWITCH_PORTS: &str = "only ports that start_server opens itself can have a socket for each generation: without \
      =required, this one is shared";
 
 /// A port that an earlier start has left with the service manager has too few sockets.
 pub const SWITCH_ANEW: &str = "stop the service, so that its manager forgets the sockets of an earlier start, and start it again";
 
-/// The kernel does not let a program select a socket.
-pub const SWITCH_KERNEL: &str = "it needs Linux 4.5, and no container or unit that forbids it; without =required, this is \
-     a warning, and the listeners are shared";
+/// The kernel does not let a program choose the socket.
+pub const SWITCH_KERNEL: &str = "it needs Linux 4.5 or later, and a container or unit must not forbid it; without \
+     =required, this is a warning, and all generations share the listeners";
 
 /// What a rollback leads to is about to go.
 pub const ROLL_BACK_LATER: &str =

@@ -37,11 +37,11 @@ complete -c start_server -l stop-timeout -d 'Kill what is still alive this long 
 complete -c start_server -l enable-auto-restart -d 'Start a new server at regular intervals, as on HUP (default: 0).' -r -f -a "0\t''
 1\t''"
 complete -c start_server -l auto-restart-interval -d 'The time between two such starts (default: 360); doubled while an old server is still alive.' -r
-complete -c start_server -l switch -d 'Open several sockets for each port, and give each new server one that no other has. Once it serves, all new connections come to it, and the old one has time to finish before it is told to stop. Unix sockets and inherited ones are shared, as are all where the kernel cannot do it; with required, that is refused.' -r
-complete -c start_server -l lanes -d 'With --switch: how many sockets each port has, and so how many generations can be there at a time, old ones too: 2 to 8 (default: 2).' -r
+complete -c start_server -l switch -d 'Open several sockets for each port, and give each new server one that no other has. Once it serves, all new connections go to it, and the old one has time to finish before it is told to stop. Unix sockets and inherited ones are shared, as are all where the kernel cannot do it; with required, that is refused.' -r
+complete -c start_server -l lanes -d 'With --switch: how many sockets each port has, and so how many generations can live at a time, old ones too: 2 to 8 (default: 2).' -r
 complete -c start_server -l quiet-time -d 'With --switch: how long the old server\'s queue must have been empty before it is told to stop (default: 0.2).' -r
 complete -c start_server -l switch-timeout -d 'With --switch: tell the old server to stop after this time in any case (default: 5).' -r
-complete -c start_server -l udp-flows -d 'With --switch and QUIC: leave packets of a connection with the server that has accepted it: the byte OFFSET, from 0, of each connection ID that a server issues must be the number in its SERVER_STARTER_LANE.' -r
+complete -c start_server -l udp-flows -d 'With --switch and QUIC: give packets of a connection to the server that has accepted it. Byte OFFSET, from 0, of each connection ID that a server issues must be the number in its SERVER_STARTER_LANE.' -r
 complete -c start_server -l workers -d 'Run this many servers side by side, or one for each CPU (default: 1). Each finds its number in SERVER_STARTER_WORKER, from 0.' -r
 complete -c start_server -l rolling -d 'Replace them one by one: start up to this many new ones (default: 1), and stop an old one as soon as the new one in its place serves. If one fails, the restart stops there. Without this option, all are replaced at once.' -r
 complete -c start_server -l start-parallel -d 'How many of them may be starting at the same time (default: the number of CPUs; with --ready=interval no limit).' -r
@@ -58,7 +58,7 @@ complete -c start_server -l status-file -d 'Write a line GENERATION:PID to this 
 complete -c start_server -l log-file -d 'Append stdout and stderr of start_server and the server to this file. With "| COMMAND", pipe them to a shell command instead.' -r -F
 complete -c start_server -l log-stream -d 'Log only this output of the server to --log-file (default: both). Repeatable; takes a comma-separated list.' -r -f -a "stdout\t''
 stderr\t''"
-complete -c start_server -l log-format -d 'How each line is written: as it is (text, the default), or with all that is known of it as a JSON object, whoever wrote it. Without --log-file and --syslog the output of the server goes to stderr then.' -r
+complete -c start_server -l log-format -d 'How to write each line, whoever wrote it: as it is (text, the default), or as a JSON object with all that is known about it. With json, but neither --log-file nor --syslog, all output goes to stderr.' -r
 complete -c start_server -l syslog -d 'Send every line to syslog: the messages of start_server, and the output of the server with its process id and generation. FACILITY is a name such as daemon (default) or local0.' -r
 complete -c start_server -l syslog-tag -d 'The tag of each record (default: the server program\'s name).' -r
 complete -c start_server -l syslog-address -d 'The unix socket or UDP port where syslog listens (default: /dev/log).' -r -F
@@ -68,22 +68,22 @@ complete -c start_server -l syslog-stream -d 'Send only this output of the serve
 stderr\t''"
 complete -c start_server -l user -d 'Run as this user, a name or number, once the listeners are open.' -r -f -a "(__fish_complete_users)"
 complete -c start_server -l group -d 'Run as this group, a name or number (default: the user\'s groups).' -r
-complete -c start_server -l canary -d 'With --restart, where the server runs with --switch: give the new one only this share of new connections, 1% to 99%, until --promote or --rollback. If it dies or is unhealthy, the old one gets all again.' -r
-complete -c start_server -l canary-by -d 'With --canary: give it connections by chance (random, the default), or by their source addresses, so that a client stays with one server.' -r
+complete -c start_server -l canary -d 'With --restart, where the server runs with --switch: give the new one only this share of new connections, 1% to 99%, until --promote or --rollback. If it dies or is unhealthy, the old one gets them all.' -r
+complete -c start_server -l canary-by -d 'With --canary: choose its connections by chance (random, the default), or by source address, so that each client stays with one server.' -r
 complete -c start_server -l canary-time -d 'With --canary: promote it after this time without a fault, a whole number of seconds (default: never).' -r
 complete -c start_server -l scale -d 'Let the start_server that holds --pid-file run this many servers side by side, and wait until they serve.' -r
 complete -c start_server -l timeout -d 'The longest that these commands wait (default: no limit).' -r
 complete -c start_server -l no-pin -d 'When a server has died, start what is on disk by then. By default the program, directory and environment that have served come back, and only a restart looks at the disk.'
 complete -c start_server -l check-first -d 'Run --check before the very first start too.'
 complete -c start_server -l guardian -d 'Watch the supervisor from the process that was started: if it is killed, another one goes on with the same servers and listeners.'
-complete -c start_server -l cpu-affinity -d 'With --switch and --workers: bind each server to some of the CPUs, and give it the connections that these take.'
+complete -c start_server -l cpu-affinity -d 'With --switch and --workers: bind each server to some of the CPUs, and give it the connections that arrive on these.'
 complete -c start_server -l log-timestamps -d 'Prefix each line of --log-file with time, generation and process id.'
 complete -c start_server -l quiet -d 'Write no messages of start_server itself to stderr, except why it failed. Of the commands below only --status, and --restart and --rollback with --json, then print anything when they succeed.'
 complete -c start_server -l daemonize -d 'Run in the background. Needs --log-file or --syslog.'
 complete -c start_server -l keep-env -d 'Leave the server root\'s HOME, USER, LOGNAME, SHELL, MAIL and XDG_*. By default the first four are those of --user, the others are unset.'
 complete -c start_server -l strict -d 'Fail instead of warning if any confinement is unavailable.'
 complete -c start_server -l restart -d 'Send HUP to the start_server that holds --pid-file, and wait until a new server has replaced the old one. Options for a start have no effect.'
-complete -c start_server -l promote -d 'Give everything to the new server of --restart --canary, and wait until it serves alone.'
+complete -c start_server -l promote -d 'Give all new connections to the server that --restart --canary has started, and wait until it serves alone.'
 complete -c start_server -l rollback -d 'Undo the last restart: the server that it replaced goes on if it has not been told to stop yet, and is started again if it is gone. Wait until it serves alone.'
 complete -c start_server -l abort -d 'Give up a restart that is under way or has failed and is tried again; what serves goes on until the next restart.'
 complete -c start_server -l no-wait -d 'With --restart, --promote, --rollback or --abort: return as soon as the server serves, and do not wait for the one that it replaces.'

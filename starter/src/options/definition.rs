@@ -193,14 +193,14 @@ fn switching() -> [Arg; 6] {
     [
         optionally_valued("switch", "optional|required", "optional").help(lines([
             "Open several sockets for each port, and give each new server one that",
-            "no other has. Once it serves, all new connections come to it, and the",
+            "no other has. Once it serves, all new connections go to it, and the",
             "old one has time to finish before it is told to stop. Unix sockets and",
             "inherited ones are shared, as are all where the kernel cannot do it;",
             "with required, that is refused.",
         ])),
         valued("lanes", "NUMBER").help(lines([
             "With --switch: how many sockets each port has, and so how many",
-            "generations can be there at a time, old ones too: 2 to 8 (default: 2).",
+            "generations can live at a time, old ones too: 2 to 8 (default: 2).",
         ])),
         valued("quiet-time", "SECONDS").help(lines([
             "With --switch: how long the old server's queue must have been empty",
@@ -211,13 +211,13 @@ fn switching() -> [Arg; 6] {
             "(default: 5).",
         ])),
         valued("udp-flows", "quic:OFFSET").help(lines([
-            "With --switch and QUIC: leave packets of a connection with the server",
-            "that has accepted it: the byte OFFSET, from 0, of each connection ID",
-            "that a server issues must be the number in its SERVER_STARTER_LANE.",
+            "With --switch and QUIC: give packets of a connection to the server that",
+            "has accepted it. Byte OFFSET, from 0, of each connection ID that a",
+            "server issues must be the number in its SERVER_STARTER_LANE.",
         ])),
         flag("cpu-affinity").help(lines([
             "With --switch and --workers: bind each server to some of the CPUs, and",
-            "give it the connections that these take.",
+            "give it the connections that arrive on these.",
         ])),
     ]
 }
@@ -297,9 +297,9 @@ fn files() -> [Arg; 9] {
         flag("log-timestamps")
             .help("Prefix each line of --log-file with time, generation and process id."),
         valued("log-format", "text|json").help(lines([
-            "How each line is written: as it is (text, the default), or with all",
-            "that is known of it as a JSON object, whoever wrote it. Without",
-            "--log-file and --syslog the output of the server goes to stderr then.",
+            "How to write each line, whoever wrote it: as it is (text, the default),",
+            "or as a JSON object with all that is known about it. With json, but",
+            "neither --log-file nor --syslog, all output goes to stderr.",
         ])),
         flag("quiet").help(lines([
             "Write no messages of start_server itself to stderr, except why it",
@@ -353,19 +353,19 @@ fn requests() -> [Arg; 13] {
         valued("canary", "PERCENT").help(lines([
             "With --restart, where the server runs with --switch: give the new one",
             "only this share of new connections, 1% to 99%, until --promote or",
-            "--rollback. If it dies or is unhealthy, the old one gets all again.",
+            "--rollback. If it dies or is unhealthy, the old one gets them all.",
         ])),
         valued("canary-by", "random|client").help(lines([
-            "With --canary: give it connections by chance (random, the default), or",
-            "by their source addresses, so that a client stays with one server.",
+            "With --canary: choose its connections by chance (random, the default),",
+            "or by source address, so that each client stays with one server.",
         ])),
         valued("canary-time", "SECONDS").help(lines([
             "With --canary: promote it after this time without a fault, a whole",
             "number of seconds (default: never).",
         ])),
         flag("promote").help(lines([
-            "Give everything to the new server of --restart --canary, and wait",
-            "until it serves alone.",
+            "Give all new connections to the server that --restart --canary has",
+            "started, and wait until it serves alone.",
         ])),
         flag("rollback").help(lines([
             "Undo the last restart: the server that it replaced goes on if it has",

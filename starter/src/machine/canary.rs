@@ -9,7 +9,7 @@
 //! | one of its workers dies, cannot be started or stops by itself, it is unhealthy, or the kernel refuses | the same, and it has failed; it is not tried again |
 //! | another restart is asked for, and checked if it had to be | the same, and the next generation is started |
 //! | the last worker of what is current dies, and nothing older can take over | the canary is promoted |
-//! | it answers badly, but not for long enough to be unhealthy | its time goes on until it has answered well for that long |
+//! | it answers badly, but not for long enough to be unhealthy | it is not promoted by itself before it has answered well for the time of `--watch` |
 //!
 //! Requests that come during a start lead to one more restart: that of a share if nothing but shares were asked for, the
 //! last one, else a whole one. No automatic restart is begun beside a canary.

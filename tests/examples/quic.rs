@@ -2,7 +2,7 @@
 //! `start_server --port=u4433 --switch --lanes=4 --udp-flows=quic:0 -- quic CERTIFICATE KEY`.
 //!
 //! It shows what such a worker has to do: put the number of its lane into every connection ID that it issues, and at
-//! SIGTERM accept nothing more and end when its last connection is closed. It answers each stream with the number of its
+//! SIGTERM accept nothing more and end once its last connection is closed. It answers each stream with the number of its
 //! generation and what the client has sent.
 
 use std::env;
@@ -29,8 +29,8 @@ use tokio::task::JoinSet;
 /// What `--udp-flows` says.
 const OFFSET: usize = 0;
 
-/// IDs that clients make up have 8 bytes at least. As ours are shorter, start_server finds the lane in all of them, those in
-/// the first packets of a handshake too. Six bytes of them are random.
+/// IDs that clients make up have at least 8 bytes. As ours are shorter, start_server finds the lane in all of them, even in
+/// the first packets of a handshake. Six of their bytes are random.
 const LENGTH: usize = 7;
 
 const LONGEST_MESSAGE: usize = 64 * 1024;
@@ -56,8 +56,8 @@ fn run() -> Result<(), Box<dyn Error>> {
     let certificate = CertificateDer::pem_file_iter(certificate)?.collect::<Result<_, _>>()?;
     let key = PrivateKeyDer::from_pem_file(key)?;
 
-    // All generations have the same. If one of them dies, whoever gets the packets of its connections can tell their clients
-    // that these are over (RFC 9000, section 10.3).
+    // All generations have the same key. If one dies, the generation that gets the packets of its connections can tell the
+    // clients that these are over (RFC 9000, section 10.3).
     let of_resets = hmac::Key::new(hmac::HMAC_SHA256, key.secret_der());
     let mut endpoint = EndpointConfig::new(Arc::new(of_resets));
     endpoint.cid_generator(move || Box::new(Generator(length.unwrap_or(LENGTH))));
@@ -71,12 +71,12 @@ fn run() -> Result<(), Box<dyn Error>> {
     runtime.block_on(async {
         let mut serving = JoinSet::new();
         for port in common::server_ports()? {
-            // The one of a sweeper has nothing to receive, and no other is ours.
+            // A sweeper gets a socket that receives nothing, and no other UDP socket is ours.
             let Listener::Udp(socket) = port.listener else {
                 continue;
             };
             let endpoint = open(socket, endpoint.clone(), server.clone())?;
-            // Before it accepts anything that the signal would end.
+            // Before it accepts anything: until then the signal would end it.
             let sigterm = signal(SignalKind::terminate())?;
             serving.spawn(serve(endpoint, sigterm, generation.clone()));
         }
@@ -115,18 +115,18 @@ impl ConnectionIdGenerator for Generator {
     }
 }
 
-/// Serves until it is told to stop, and then the connections that there are until they are closed. New ones do not come by
-/// then: start_server has given them to the next generation.
+/// Serves until it is told to stop, and then serves its connections until they are closed. New ones do not arrive any more:
+/// start_server gives them to the next generation.
 async fn serve(endpoint: Endpoint, mut sigterm: Signal, generation: String) {
     loop {
         let incoming = tokio::select! {
-            // Whoever was there before the signal is served.
+            // Clients that were there before the signal are served.
             biased;
             incoming = endpoint.accept() => incoming,
             _ = sigterm.recv() => None,
         };
         let Some(incoming) = incoming else { break };
-        // At once, so that it counts as a connection. A broken one is the trouble of its client alone.
+        // At once, so that it counts as a connection. A broken one harms its client alone.
         if let Ok(connecting) = incoming.accept() {
             tokio::spawn(converse(connecting, generation.clone()));
         }

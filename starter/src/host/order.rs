@@ -15,7 +15,7 @@ pub enum Order {
     RollBack,
     /// Give up the restart that is under way or being tried again.
     Abort,
-    /// Restart, and give the new generation a share of what comes.
+    /// Restart, and give the new generation a share of new traffic.
     Canary(Trial),
     /// Give it everything.
     Promote,
@@ -28,9 +28,9 @@ pub enum Order {
 pub struct Trial {
     /// 1 to 99.
     pub percent: u8,
-    /// Each client comes to the same generation, by its address.
+    /// Each client goes to the same generation, by its address.
     pub is_by_client: bool,
-    /// After so many seconds without a fault it gets everything.
+    /// After this many seconds without a fault it is promoted.
     pub seconds: Option<NonZeroU16>,
 }
 

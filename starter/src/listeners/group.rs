@@ -2,7 +2,7 @@
 //! selected.
 //!
 //! They are a group of `SO_REUSEPORT` (socket(7)), which the kernel asks a program of its own (`SO_ATTACH_REUSEPORT_CBPF`):
-//! it answers with a place in the group. What waits in the queue of another lane stays there.
+//! the program answers with a place in the group. What waits in the queue of another lane stays there.
 //!
 //! | the place of a socket | is given |
 //! |---|---|
@@ -38,21 +38,21 @@ pub struct Group {
     pub places: Vec<u8>,
     /// Whether they are to listen: those of UDP need not.
     pub listens: bool,
-    /// Those that a worker has shut down, and that nobody could mend.
+    /// Those that a worker has shut down, and that could not listen again.
     pub deaf: Vec<u8>,
     /// The name of the first place in the store of a service manager, if it is there.
     pub stored_as: Option<String>,
-    /// Which byte of a connection ID of QUIC names the socket, if that counts.
+    /// Which byte of a QUIC connection ID names the socket, with `--udp-flows`.
     pub flows: Option<u8>,
-    /// For those who must not take packets of flows: nothing comes there.
+    /// For workers that must not take packets of flows: nothing arrives there.
     pub idle: Option<OwnedFd>,
 }
 
-/// Which sockets of a group get what comes, by their numbers.
+/// Which sockets of a group get new traffic, by their numbers.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Selected {
     pub main: Vec<u8>,
-    /// Who gets so many of a hundred of it.
+    /// Who gets a percentage of it.
     pub canary: Option<(Vec<u8>, u8, By)>,
     pub spread: Spread,
     /// Which of them get the packets of flows that name them.
@@ -68,13 +68,13 @@ pub struct Making {
     pub backlog: Option<i32>,
     /// Every socket is to be above this number.
     pub highest: RawFd,
-    /// The first socket has only begun to listen: among those that did, which an earlier process has left, it is the last.
+    /// The first socket has only now begun to listen: it comes after those that an earlier process has left listening.
     pub first_is_last: bool,
-    /// Which byte of a connection ID of QUIC names the socket, if that counts.
+    /// Which byte of a QUIC connection ID names the socket, with `--udp-flows`.
     pub flows: Option<u8>,
 }
 
-/// Whether this kernel, and whatever filters our system calls, lets a program select: tried with a socket of nobody.
+/// Whether this kernel, and whatever filters our system calls, lets a program select: tried with a socket of its own.
 ///
 /// # Errors
 /// Why not.
@@ -85,7 +85,7 @@ pub fn is_possible() -> nix::Result<()> {
     attach(&socket, &only(0))
 }
 
-/// Lets the first socket listen, as nobody's but ours, and then be one of a group in which it is selected.
+/// Lets the first socket listen, exclusively, and then begin a group in which it is selected.
 ///
 /// # Errors
 /// Somebody else listens there.
@@ -131,7 +131,7 @@ fn only(place: u32) -> Vec<libc::sock_filter> {
 }
 
 impl Group {
-    /// Makes a group of sockets: the first one listens, and so may the others, in the order of their places. What lacks is
+    /// Makes a group of sockets: the first one listens, and the others may, in the order of their places. Missing ones are
     /// bound here, as far as this user may.
     ///
     /// # Errors
@@ -153,7 +153,7 @@ impl Group {
         for _ in kept.len() + 1..usize::from(making.lanes) {
             match bind_beside(first, making.freebind) {
                 Ok(other) => kept.push(duplicate_above(other.as_fd(), making.highest)?),
-                // A port that only a binder may open, and those that are there suffice.
+                // Only a binder may open this port; the sockets that are there suffice.
                 Err(_) if !kept.is_empty() => break,
                 Err(errno) => return Err(errno),
             }
@@ -217,10 +217,10 @@ impl Group {
         }
     }
 
-    /// Gives what comes to these.
+    /// Gives new traffic to these.
     pub fn select(&self, first: &OwnedFd, selected: &Selected) -> nix::Result<()> {
         let program = self.choice(first, selected)?.program();
-        // Any member will do, unless a worker has locked its program (SO_LOCK_FILTER). One that has been shut down is none:
+        // Any member will do, unless a worker has locked its program (SO_LOCK_FILTER). One that was shut down is no member:
         // it would begin another group.
         let sockets = (0..self.count()).map(|one| self.lane(first, one));
         let members = sockets.filter(|one| !self.listens || listens(one) == Ok(true));
@@ -244,7 +244,7 @@ impl Group {
         let main = self.places_of(&selected.main);
         let has_flows = |one: &u8| selected.flows.contains(one);
         let place_of_flow = |one| self.place_of(one).filter(|_| has_flows(&one));
-        // A lane that a worker has shut down, and that nobody could mend, has none.
+        // A lane that was shut down, and could not listen again, has none.
         let is_deaf = main.is_empty() || canary.as_ref().is_some_and(|(all, ..)| all.is_empty());
         match is_deaf {
             true => Err(Errno::ENOTCONN),
@@ -306,7 +306,7 @@ impl Group {
     }
 }
 
-/// How many of these sockets have something to be accepted or received, and whether any has been shut down.
+/// How many of these sockets have something to accept or receive, and whether any has been shut down.
 pub fn look_at<'a>(sockets: impl Iterator<Item = BorrowedFd<'a>>) -> (usize, bool) {
     let asked = |socket| PollFd::new(socket, PollFlags::POLLIN);
     let mut sources: Vec<PollFd<'_>> = sockets.map(asked).collect();
@@ -326,8 +326,8 @@ pub fn look_at<'a>(sockets: impl Iterator<Item = BorrowedFd<'a>>) -> (usize, boo
     (waiting.count(), shut.count() > 0)
 }
 
-/// Reads the reports about datagrams that did not arrive (`IP_RECVERR`, ip(7)), which a worker has wanted and left: whoever
-/// waits for the socket would be woken by them for ever.
+/// Reads the reports about datagrams that did not arrive (`IP_RECVERR`, ip(7)) that a worker has asked for and not read: they
+/// would wake for ever whoever waits for the socket.
 fn drop_errors(socket: BorrowedFd<'_>) {
     /// More than any socket holds by default.
     const MOST: usize = 10_000;

@@ -1,4 +1,4 @@
-//! The lanes of all listeners: which socket is whose, and which of them new connections come to.
+//! The lanes of all listeners: which socket is whose, and which of them gets new connections.
 
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd, RawFd};
 
@@ -24,9 +24,9 @@ pub struct Lanes {
     groups: Vec<Option<Group>>,
     /// How many sockets of each group a lane has.
     shards: u8,
-    /// How what comes is spread over these.
+    /// How new traffic is spread over these.
     spread: Spread,
-    /// Who gets what comes.
+    /// Who gets new traffic.
     selected: Selection,
 }
 
@@ -58,7 +58,7 @@ impl Default for Lanes {
 }
 
 impl Lanes {
-    /// Of each group as many lanes as there are in all of them. A lane has as many shards as are wanted, or fewer if there
+    /// Uses as many lanes of each group as every group has. A lane has as many shards as are wanted, or fewer if there
     /// are not enough sockets for two such lanes.
     pub fn new(groups: Vec<Option<Group>>, switch: Option<Switch>) -> Lanes {
         let least = groups.iter().flatten().map(Group::count).min();
@@ -85,8 +85,8 @@ impl Lanes {
         self.shards
     }
 
-    /// The CPUs that are to run whoever has this shard, of those that may: what they take comes to it. `None` if they may run
-    /// on any.
+    /// The CPUs, of those that are allowed, for the worker that has this shard: it gets the packets that they take. `None` if
+    /// it may run on any.
     ///
     /// # Errors
     /// Of sched_getaffinity(2).
@@ -135,8 +135,8 @@ impl Lanes {
         firsts.map(move |(place, (first, _))| self.socket(place, first, lane, shard))
     }
 
-    /// Those of a worker, which `sweeps` what waits in the lane or serves. Where packets of flows come to whoever has the
-    /// lane, and was told to stop, a sweeper must not take them.
+    /// Those of a worker that serves or `sweeps` the lane. Where packets of flows still go to workers of the lane that were
+    /// told to stop, a sweeper must not take them.
     pub fn of_worker<'a>(
         &'a self,
         firsts: &'a [Placed],
@@ -152,7 +152,7 @@ impl Lanes {
         })
     }
 
-    /// What a worker is to put into what names its flows; `None` if it shares its sockets with all.
+    /// The number that a worker puts into its connection IDs; `None` if it shares its sockets with all.
     pub fn announced(&self, (lane, shard): (u8, u8)) -> Option<u8> {
         (self.count() > 1).then(|| self.number(lane, shard))
     }
@@ -169,8 +169,8 @@ impl Lanes {
         firsts.chain(others).map(AsFd::as_fd).collect()
     }
 
-    /// These of each group, except those that nobody can mend, and those where flows name their socket: what waits there is
-    /// for whoever knows these flows, and new ones are begun anew by their clients.
+    /// These of each group, except those that could not listen again, and those where flows name their socket: what waits
+    /// there is for the worker that knows these flows, and clients begin new ones again.
     pub fn own<'a>(
         &'a self,
         firsts: &'a [Placed],
@@ -185,7 +185,7 @@ impl Lanes {
         })
     }
 
-    /// How many of them have something to be accepted or received.
+    /// How many of them have something to accept or receive.
     pub fn count_waiting(&self, firsts: &[Placed], sockets: Sockets) -> usize {
         look_at(self.own(firsts, sockets)).0
     }
@@ -195,13 +195,13 @@ impl Lanes {
         look_at(self.own(firsts, sockets)).1
     }
 
-    /// Who gets what comes.
+    /// Who gets new traffic.
     pub fn selected(&self) -> &Selection {
         &self.selected
     }
 
-    /// Gives what comes to these, one listener after the other. If that fails for one of them, those before it go back to
-    /// whoever had it.
+    /// Gives new traffic to these, one listener after the other. If that fails for one of them, those before it go
+    /// back to whoever had them.
     pub fn select(&mut self, firsts: &[Placed], selection: &Selection) -> Result<(), NotSelected> {
         let (wanted, before) = (self.chosen(selection), self.chosen(&self.selected));
         let groups = firsts.iter().zip(&self.groups);
@@ -225,7 +225,7 @@ impl Lanes {
         Ok(())
     }
 
-    /// Whoever gets such a lane next knows nothing of what has come for others.
+    /// The next generation in such a lane knows nothing of what has arrived for others.
     fn empty_without_flows(&self, firsts: &[Placed]) {
         let flows = &self.selected.flows;
         let lanes = (0..self.count()).filter(|lane| !flows.contains(lane));
@@ -256,8 +256,8 @@ impl Lanes {
         }
     }
 
-    /// Lets every lane listen again that was shut down, as `again` does it for a listener in its place. Returns the places of
-    /// the listeners of which that was the selected one.
+    /// Lets every lane that was shut down listen again, as `again` does it for a listener in its place. Returns the places of
+    /// the listeners whose selected lane was shut down.
     pub fn listen_again(
         &mut self,
         firsts: &[Placed],
@@ -272,7 +272,7 @@ impl Lanes {
             if mended.is_empty() {
                 continue;
             }
-            // The places are others by now. If that fails, the next switch mends it.
+            // The places have changed. If that fails, the next switch mends it.
             let _ = group.select(first, &selected);
             if let Some(store) = &mut files.store {
                 store_again(group, first, store);
@@ -284,7 +284,7 @@ impl Lanes {
         missed
     }
 
-    /// This one of each group is never asked again, where it cannot be mended.
+    /// This one of each group is never looked at again where it could not listen again.
     pub fn give_up_shut_down(&mut self, firsts: &[Placed], number: u8) {
         for ((first, _), group) in firsts.iter().zip(&mut self.groups) {
             let Some(group) = group else { continue };

@@ -1,4 +1,4 @@
-//! The program that the kernel asks which socket of a group gets what comes (`SO_ATTACH_REUSEPORT_CBPF`, socket(7)), in
+//! The program that the kernel asks which socket of a group gets new traffic (`SO_ATTACH_REUSEPORT_CBPF`, socket(7)), in
 //! classic BPF (Documentation/networking/filter.rst). It runs for each connection request and each datagram, with what
 //! follows the TCP or UDP header before it, and answers with a place in the group.
 
@@ -10,7 +10,7 @@ use libc::{
 
 use crate::machine::By;
 
-/// Of the bits of a product these are mixed best.
+/// These bits of a product are mixed best.
 const MIX: u32 = 0x9e37_79b1;
 
 /// In a QUIC packet with a long header (RFC 8999) this bit of the first byte is set.
@@ -27,19 +27,19 @@ const HANDSHAKE_2: u32 = 0x30;
 /// Where a long header has the length of the connection ID.
 const LENGTH: u32 = 5;
 
-/// Where it has bytes of an ID that a client has made up: these say to which of several sockets a flow goes, and those whether
-/// to a canary.
+/// Where it has bytes of an ID that a client has made up: the first choose one of several sockets for a flow, the second
+/// decide whether it goes to a canary.
 const OF_SPREAD: u32 = 6;
 const OF_CANARY: u32 = 10;
 
 /// The ID that a client makes up for the server has at least this length.
 const SHORTEST_OF_CLIENT: u32 = 8;
 
-/// Which places get what comes.
+/// Which places get new traffic.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Choice {
     pub main: Vec<u32>,
-    /// Who gets so many of a hundred of it.
+    /// Who gets a percentage of it.
     pub canary: Option<(Vec<u32>, u8, By)>,
     pub spread: Spread,
     pub family: Family,
@@ -47,7 +47,7 @@ pub struct Choice {
     pub flows: Option<Flows>,
 }
 
-/// How what comes is spread over several places.
+/// How new traffic is spread over several places.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Spread {
     Random,
@@ -86,7 +86,7 @@ impl Choice {
                 By::Client => of_client(self.family),
             });
             program.push(modulo(100));
-            // The kernel reads these two as how many instructions to leave out.
+            // The kernel reads these two as how many instructions to skip.
             let beyond = u8::try_from(canary.len()).unwrap_or(u8::MAX);
             program.push(jump(BPF_JGE, (*percent).into(), beyond, 0));
             program.extend(canary);
@@ -142,7 +142,7 @@ impl Flows {
         let offset = u32::from(self.offset);
         let (of_short, of_long) = (1 + offset, 6 + offset);
         let mut program = vec![
-            // What is too short is none: a load beyond its end would be an answer.
+            // A packet that is too short belongs to no flow: a load beyond its end would be an answer.
             load(BPF_W | BPF_LEN, 0),
             jump(BPF_JGE, of_short + 1, 1, 0),
             elsewhere(),
@@ -194,12 +194,12 @@ impl Flows {
     }
 }
 
-/// How many instructions are left out from one to another.
+/// How many instructions a jump from one to another skips.
 fn distance(from: usize, to: usize) -> u32 {
     u32::try_from(to - from - 1).unwrap_or(0)
 }
 
-/// A jump to what is for packets that no flow is known of; how far that is is found out later.
+/// A jump to the instructions for packets of no known flow; its distance is filled in later.
 fn elsewhere() -> sock_filter {
     always(u32::MAX)
 }
@@ -253,7 +253,7 @@ fn always(skipped: u32) -> sock_filter {
     code(BPF_JMP, skipped)
 }
 
-/// Leaves out so many instructions if the condition holds, and so many if it does not.
+/// Skips this many instructions if the condition holds, and that many if it does not.
 fn jump(condition: u32, operand: u32, holds: u8, otherwise: u8) -> sock_filter {
     sock_filter {
         jt: holds,
@@ -322,7 +322,7 @@ mod tests {
         lanes[0]
     }
 
-    /// How many datagrams of so many come to each lane.
+    /// How many of these datagrams go to each lane.
     fn spread_of(times: u32, first: &OwnedFd, group: &Group) -> BTreeMap<u8, u32> {
         let client = UdpSocket::bind((bound_address(first).unwrap().ip(), 0)).unwrap();
         let mut counts = BTreeMap::new();

@@ -19,14 +19,14 @@ pub struct Settings {
     pub dialects: Vec<Dialect>,
 }
 
-/// New connections come to one generation alone.
+/// New connections go to one generation alone.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Switch {
     /// How many generations can have sockets of their own, at least 2.
     pub lanes: u8,
     /// How many sockets a generation has at each address, at least 1.
     pub shards: u8,
-    /// How what comes is spread over these.
+    /// How new traffic is spread over these.
     pub spread: Spread,
     /// Whatever must be shared is refused.
     pub is_required: bool,

@@ -1,18 +1,18 @@
-//! A canary: a new generation that has proved itself and gets a share of what comes before it gets everything. Only where
+//! A canary: a new generation that has proved itself and gets a share of new traffic before it gets all of it. Only where
 //! each generation has sockets of its own ([`super::switch`]), and beside one that is current.
 //!
 //! | what happens | what follows |
 //! |---|---|
 //! | it has proved itself | the kernel gives it its share; nobody is told to stop, and the restart is answered |
-//! | it is promoted: by hand, or because its time is over | it commits, as any other |
-//! | a rollback or an abort | what is current gets everything again; the canary is told to stop as one that was replaced is, once its lane is quiet |
+//! | it is promoted: by hand, or because its time is over | it commits, as any other generation does |
+//! | a rollback or an abort | what is current gets all new traffic again; the canary is told to stop once its lane is quiet, as a replaced generation is |
 //! | one of its workers dies, cannot be started or stops by itself, it is unhealthy, or the kernel refuses | the same, and it has failed; it is not tried again |
 //! | another restart is asked for, and checked if it had to be | the same, and the next generation is started |
 //! | the last worker of what is current dies, and nothing older can take over | the canary is promoted |
 //! | it answers badly, but not for long enough to be unhealthy | it is not promoted by itself before it has answered well for the time of `--watch` |
 //!
-//! Requests that come during a start lead to one more restart: that of a share if nothing but shares were asked for, the
-//! last one, else a whole one. No automatic restart is begun beside a canary.
+//! Requests during a start lead to one more restart: that of the last canary if all of them ask for canaries, else a full
+//! restart. No automatic restart is begun beside a canary.
 
 use super::generation::{Generation, Stage, State, Why, Worker};
 use super::history::{Decision, Steps, Verdict};
@@ -99,7 +99,7 @@ impl Machine {
         generations.find(|one| one.state() == State::Canary)
     }
 
-    /// What a generation gets that has proved itself, unless that is everything.
+    /// The share of a generation that has proved itself; `None` if it gets all new traffic.
     pub(super) fn portion_for(&self, why: Why) -> Option<Portion> {
         let is_beside_another = self.has_lanes() && self.current().is_some();
         why.portion().filter(|_| is_beside_another)
@@ -116,7 +116,7 @@ impl Machine {
         })
     }
 
-    /// When a canary gets everything, if it comes to that by itself.
+    /// When a canary is promoted by itself, if ever.
     pub fn promoted_at(&self) -> Option<Moment> {
         match self.canary()?.stage {
             Stage::Canary { until } => until,
@@ -164,7 +164,7 @@ impl Machine {
         self.save_status();
     }
 
-    /// It has answered badly: until this moment it is not promoted because of its time.
+    /// It has answered badly: it is not promoted by itself before this moment.
     pub(super) fn extend_canary(&mut self, number: u32, at: Moment) {
         if let Some(generation) = self.generation_mut(number)
             && let Stage::Canary { until: Some(until) } = &mut generation.stage
@@ -198,7 +198,7 @@ impl Machine {
         }
     }
 
-    /// Its time is over, and it has done nothing wrong.
+    /// Its time is over, without a fault.
     pub(super) fn promote_if_due(&mut self, now: Moment) {
         if self.promoted_at().is_some_and(|at| at <= now) {
             self.promote_unasked(Promotion::Trusted, now);
@@ -252,7 +252,7 @@ impl Machine {
         self.canary_failed(number, Some(status), Some(cause), now);
     }
 
-    /// What is current gets everything again, and there is no other try.
+    /// What is current gets all new traffic again, and the canary is not tried again.
     pub(super) fn canary_failed(
         &mut self,
         number: u32,
@@ -275,7 +275,7 @@ impl Machine {
         self.save_status();
     }
 
-    /// Everything comes to what is current, before anybody is told to stop.
+    /// All new traffic goes to what is current, before anybody is told to stop.
     pub(super) fn end_canary(&mut self, number: u32, now: Moment) {
         if let Some(generation) = self.generation_mut(number) {
             generation.stage = Stage::Draining;
@@ -287,7 +287,7 @@ impl Machine {
         self.save_status();
     }
 
-    /// The kernel has refused to take back the share of one that has ended, whose lane the next generation may get.
+    /// The kernel has refused to take back the share of a canary that has ended; the next generation may get its lane.
     pub(super) fn take_back_share(&mut self) {
         if self.canary().is_none() && self.selected.canary.is_some() {
             self.refused = None;

@@ -23,7 +23,7 @@ pub(super) enum Why {
     First,
     /// A restart was requested.
     Asked,
-    /// One that gets a share of what comes until it is promoted.
+    /// One that gets a share of new traffic until it is promoted.
     Canary(Portion),
     /// An automatic restart was due.
     Timed,
@@ -127,7 +127,7 @@ pub enum State {
 pub(super) enum Stage {
     Uncommitted,
     Current,
-    /// It serves a share of what comes, until it gets all of it at this moment, or is told to, or is rolled back.
+    /// It serves a share of new traffic, until it gets all of it at this moment, or is told to, or is rolled back.
     Canary {
         until: Option<Moment>,
     },

@@ -125,7 +125,7 @@ pub struct Durations {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Verdict {
     Committed,
-    /// It serves a share of what comes.
+    /// It serves a share of new traffic.
     Canary,
     /// It serves, but not everywhere it should.
     Unreachable(Unreachable),

@@ -9,12 +9,12 @@ use crate::host::moment::Moment;
 /// The shortest time between two looks at a socket.
 pub(super) const SHORTEST_LOOK: Duration = Duration::from_millis(10);
 
-/// Who gets what comes to the listeners.
+/// Who gets new traffic.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Selection {
-    /// All of it, or the most of it.
+    /// Gets all of it, or all but the share of the canary.
     pub main: Share,
-    /// So much of it as [`Canary::percent`] says.
+    /// Gets [`Canary::percent`] of it.
     pub canary: Option<Canary>,
     /// The lanes that still get the packets of flows that name them: those of generations that have been selected, and live.
     /// All other flows count as new.
@@ -32,7 +32,7 @@ pub struct Share {
     pub shards: Vec<u8>,
 }
 
-/// A share of what comes, for a generation that has not committed.
+/// A share of new traffic, for a generation that has not committed.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Canary {
     pub share: Share,
@@ -41,12 +41,12 @@ pub struct Canary {
     pub by: By,
 }
 
-/// Who comes to a canary.
+/// How the kernel chooses what goes to a canary.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub enum By {
-    /// Anybody, anew for each connection or datagram.
+    /// At random, anew for each connection or datagram.
     Random,
-    /// The same clients each time, by their addresses.
+    /// By the address of the client, so always the same clients.
     Client,
 }
 
@@ -84,12 +84,12 @@ pub struct Portion {
     /// 1 to 99.
     pub percent: u8,
     pub by: By,
-    /// How long it serves without a fault until it gets everything, if that comes by itself.
+    /// How long it serves without a fault until it is promoted by itself, if ever.
     pub time: Option<Duration>,
 }
 
 impl Selection {
-    /// Everything comes to the lane.
+    /// All new traffic goes to the lane.
     pub fn whole(generation: u32, lane: u8, shards: u8) -> Selection {
         let shards = (0..shards).collect();
         Selection {
@@ -137,11 +137,11 @@ pub(super) struct Quiet {
 pub(super) struct Stray {
     /// Its number.
     pub socket: u8,
-    /// When to look whether it still does.
+    /// When to look whether something still waits.
     pub look_at: Moment,
     /// Whether the answer to a look is awaited.
     pub is_looked_at: bool,
-    /// How many sweepers have not served it.
+    /// How many sweepers have failed to serve it.
     pub failures: u32,
 }
 

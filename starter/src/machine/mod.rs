@@ -7,7 +7,7 @@
 //! | state | meaning | leaves it when |
 //! |---|---|---|
 //! | starting | spawned, not yet proved | every slot has a proved worker: commits; a worker dies: failed, becomes old |
-//! | canary | proved, gets a share of what comes: [`canary`] | it is promoted: current; it fails or is rolled back: old |
+//! | canary | proved, gets a share of new traffic: [`canary`] | it is promoted: current; it fails or is rolled back: old |
 //! | current | committed, the newest that serves | a newer one commits: retiring; the last worker dies: gone |
 //! | sweeping | it is there for what waits in sockets that nobody serves: [`sweep`] | nothing waits there any more: old |
 //! | retiring | a newer one serves, not yet signalled | `--kill-old-delay` expires: old; the newer one dies or is unhealthy: current again |

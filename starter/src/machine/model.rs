@@ -158,9 +158,9 @@ pub enum Event {
     Restart,
     /// `--rollback`: the last restart is to be undone.
     RollBack,
-    /// `--restart --canary`: a restart that gets a share of what comes.
+    /// `--restart --canary`: a restart that gets a share of new traffic.
     Canary(Portion),
-    /// `--promote`: it gets everything.
+    /// `--promote`: it gets all new traffic.
     Promote,
     /// `--abort`: the restart that is under way or tried again is given up.
     Abort,
@@ -216,7 +216,7 @@ pub enum Action {
     },
     /// A generation has committed: answer with [`Event::Unreachable`] if clients cannot reach it.
     Serving,
-    /// Give what comes to these, or answer with [`Event::NotSelected`].
+    /// Give new traffic to these, or answer with [`Event::NotSelected`].
     Select(Selection),
     /// Find out what waits in these sockets, and answer with [`Event::Looked`].
     Look(Sockets),
@@ -304,7 +304,7 @@ pub struct Machine {
     pub(super) last_started_at: Moment,
     /// A restart was requested during a start.
     pub(super) restart_wanted: bool,
-    /// It is to get so much of what comes, unless a whole one was requested as well.
+    /// It is to get this share of new traffic, unless a whole one was requested as well.
     #[serde(default)]
     pub(super) portion_wanted: Option<Portion>,
     /// The check that is under way.
@@ -313,7 +313,7 @@ pub struct Machine {
     pub(super) stopping_first: Option<StoppingFirst>,
     /// Since when nothing serves because of a restart that stops first.
     pub(super) outage: Option<Moment>,
-    /// Who gets what comes, where there are lanes.
+    /// Who gets new traffic, where there are lanes.
     #[serde(rename = "selection", default = "first_lane")]
     pub(super) selected: Selection,
     /// What the kernel has refused: not asked for again until something else is wanted.

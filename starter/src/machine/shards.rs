@@ -1,10 +1,10 @@
 //! Several workers with `--switch`: each slot has sockets of its own in each generation, its shard, and the kernel spreads
-//! what comes over those of the workers that serve.
+//! new traffic over those of the workers that serve.
 //!
 //! | what happens | what follows |
 //! |---|---|
-//! | a worker is proved, or dies while others serve | its shard gets its part of what comes, or none; what waits there waits for the worker that replaces it |
-//! | fewer workers are wanted | the shards of those that go get nothing any more; each is told to stop once nothing has waited there for `--quiet-time`, or after `--switch-timeout` |
+//! | a worker is proved, or dies while others serve | its shard gets its part of new traffic, or none; what waits there waits for the worker that replaces it |
+//! | fewer workers are wanted | the shards of those that leave get no new traffic any more; each is told to stop once nothing has waited there for `--quiet-time`, or after `--switch-timeout` |
 //! | more workers are wanted than there were at the start | they share the shards of the others |
 
 use super::generation::{Content, Generation, Leaver, Slot};
@@ -13,7 +13,7 @@ use super::model::{Machine, Settings};
 use crate::host::moment::Moment;
 
 impl Machine {
-    /// Those that have just lost their slots leave once nothing waits in sockets that are theirs alone.
+    /// Workers that have just lost their slots leave once nothing waits in sockets that are theirs alone.
     pub(super) fn quiet_leavers(&mut self, now: Moment) {
         let Some(quiet) = self.quiet_from(now, now) else {
             return;
@@ -36,7 +36,7 @@ impl Machine {
         }
     }
 
-    /// When the next of them is looked at.
+    /// When the next look at their sockets is due.
     pub(super) fn leavers_looked_at(&self) -> Option<Moment> {
         let untold = self.untold_leavers();
         let succeeded =
@@ -46,7 +46,7 @@ impl Machine {
             .min()
     }
 
-    /// Their sockets, if they are to be looked at now.
+    /// Their sockets, as far as a look is due now.
     pub(super) fn looks_at_leavers(&mut self, now: Moment) -> Vec<Sockets> {
         let Settings {
             quiet_time, shards, ..
@@ -64,7 +64,7 @@ impl Machine {
         looks
     }
 
-    /// Returns whether any of them is told though something waits.
+    /// Returns whether any of them is told to stop although something waits.
     pub(super) fn looked_at_leavers(
         &mut self,
         sockets: Sockets,
@@ -91,7 +91,7 @@ impl Machine {
                     quiet.is_over = true;
                     continue;
                 }
-                // As long as nobody else serves, it still gets what comes.
+                // As long as nobody else serves, it still gets new traffic.
                 let mut shares = selected.shares();
                 let is_selected =
                     shares.any(|one| one.generation == number && one.shards.contains(&shard));
@@ -107,13 +107,13 @@ impl Machine {
 }
 
 impl Generation {
-    /// Which of its sockets those of its workers have that serve and keep their slots.
+    /// The sockets of those of its workers that serve and keep their slots.
     fn shards_in_use(&self, shards: u8) -> impl Iterator<Item = u8> {
         let serving = self.in_slots().filter(|worker| worker.is_proved());
         serving.map(move |worker| self.shard_of(worker.slot, shards))
     }
 
-    /// Workers without a slot that leave once nothing waits in their sockets: which of the lane's these are.
+    /// Workers without a slot that leave once nothing waits in their sockets, each with the number of its shard.
     fn quiet_leavers(&mut self, shards: u8) -> impl Iterator<Item = (u8, &mut Quiet)> {
         let first = usize::from(self.shard);
         self.leavers.iter_mut().filter_map(move |leaver| {

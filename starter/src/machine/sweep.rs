@@ -1,11 +1,11 @@
-//! What waits in sockets that nobody serves: a handshake that began before a switch, or what somebody who has died did not
+//! What waits in sockets that no worker serves: a handshake that began before a switch, or what a dead worker did not
 //! accept.
 //!
 //! | what happens | what follows |
 //! |---|---|
-//! | something waits in a socket of which everybody was told to stop or is gone | if it still does after `--quiet-time`, a *sweeper* is started: a worker from what is current, with that socket |
+//! | something waits in a socket whose workers were all told to stop or are gone | if it still does after `--quiet-time`, a *sweeper* is started: a worker from what is current, with that socket |
 //! | a sweeper is proved, and nothing has waited in its socket for `--quiet-time` | it is told to stop, as old workers are |
-//! | a sweeper fails, or does not accept what waits | another one, later and later |
+//! | a sweeper fails, or does not accept what waits | another one is started, each time after a longer delay |
 
 use std::time::Duration;
 
@@ -22,7 +22,7 @@ use crate::words::switch::Switching;
 const NOBODY_YET: Duration = Duration::from_secs(1);
 
 impl Machine {
-    /// Sockets of which nobody accepts anything, and nothing has waited so far: [`super::Event::Stranded`] says when it does.
+    /// Sockets that no worker serves, and in which nothing waits yet: [`super::Event::Stranded`] says when something does.
     pub fn watched_sockets(&self) -> impl Iterator<Item = u8> {
         let Settings { lanes, shards, .. } = self.settings;
         let sockets = (0..lanes.saturating_mul(shards)).filter(|_| self.has_lanes());
@@ -31,7 +31,7 @@ impl Machine {
         })
     }
 
-    /// Whether something serves, and nobody at this socket.
+    /// Whether something serves, but no worker serves this socket.
     fn is_unattended(&self, socket: u8) -> bool {
         let serves = self.phase == Phase::Serving && self.current().is_some();
         let shards = self.settings.shards;
@@ -39,7 +39,7 @@ impl Machine {
         serves && !generations.any(|one| one.attends_to(socket, shards))
     }
 
-    /// At the end of each event: whoever had these lanes cannot accept anything any more.
+    /// At the end of each event: the workers that had these lanes cannot accept anything any more.
     pub(super) fn look_at_freed(&mut self, now: Moment) {
         for lane in std::mem::take(&mut self.freed) {
             for socket in self.sockets_of(lane).numbers() {
@@ -57,7 +57,7 @@ impl Machine {
         }
     }
 
-    /// Something waits in a socket that nobody serves. Whoever was told to stop may still accept it.
+    /// Something waits in a socket that no worker serves. One that was told to stop may still accept it.
     pub(super) fn stranded(&mut self, socket: u8, now: Moment) {
         if self.watched_sockets().any(|one| one == socket) {
             self.strays.push(Stray {
@@ -88,7 +88,7 @@ impl Machine {
         .collect()
     }
 
-    /// Whoever has such a socket by now serves it.
+    /// Forgets sockets that a worker serves by now.
     fn forget_strays(&mut self) {
         let mut strays = std::mem::take(&mut self.strays);
         let shards = self.settings.shards;
@@ -103,7 +103,7 @@ impl Machine {
         self.strays = strays;
     }
 
-    /// It still waits, or does no longer.
+    /// Something still waits, or nothing does any more.
     pub(super) fn sweep_if_stray(&mut self, sockets: Sockets, waiting: usize, now: Moment) {
         let mut strays = self.strays.iter_mut();
         let stray = strays.find(|stray| Sockets::one(stray.socket) == sockets);
@@ -145,7 +145,7 @@ impl Machine {
         self.save_status();
     }
 
-    /// At the end of each event: one that is proved serves until nothing has waited for a while.
+    /// At the end of each event: a proved sweeper serves until nothing has waited for `--quiet-time`.
     pub(super) fn watch_sweepers(&mut self, now: Moment) {
         let quiet = self.quiet_from(now, now);
         for generation in &mut self.generations {
@@ -156,7 +156,7 @@ impl Machine {
         }
     }
 
-    /// Nothing waits there any more, or it does not take what does.
+    /// Ends sweepers: nothing waits there any more, or they do not accept what does.
     pub(super) fn end_sweepers(&mut self, is_late: bool, now: Moment) {
         let shards = self.settings.shards;
         let over = self.generations.iter_mut().filter(|one| {
@@ -214,7 +214,7 @@ impl Machine {
 }
 
 impl Worker {
-    /// Of a sweeper.
+    /// How a sweeper has ended.
     pub(super) fn says_how_it_ended(&self, status: i32) -> Notice {
         let pid = self.pid;
         match self.has_served() {

@@ -1,18 +1,18 @@
-//! `--switch`: every address has several sockets, its lanes, of which one is selected: it gets all new connections. Each
-//! generation has a lane, and a commit selects that of the new generation.
+//! `--switch`: every address has several lanes, of which one is selected: it gets all new traffic (new connections, and
+//! datagrams of no known flow). Each generation has a lane, and a commit selects that of the new generation.
 //!
 //! | what happens | what follows |
 //! |---|---|
-//! | a generation is started | it gets the first lane that no generation has which still lives; where all are taken, the start waits; where nothing serves, it gets the selected one at once |
+//! | a generation is started | it gets the first lane that no living generation has; where all are taken, the start waits; where nothing serves, it gets the selected one at once |
 //! | another generation becomes current: by a commit, or because what replaced it has died, is unhealthy or is given up | its lane is selected, before anybody is signalled |
-//! | one that was replaced is to be told to stop | not before nothing has waited in its lane for `--quiet-time`, or after `--switch-timeout` |
-//! | a generation that was selected is gone | packets of its flows (UDP, QUIC) count as new; until then they come to its lane |
+//! | one that was replaced is to be told to stop | once nothing has waited in its lane for `--quiet-time`, or after `--switch-timeout` |
+//! | a generation that was selected is gone | packets of its flows (UDP, QUIC) count as new; until then they go to its lane |
 //! | the kernel refuses to select | what is current is given up where there is a way back |
 //!
-//! A lane has a socket of its own for each of several slots, its shards: see [`super::shards`]. What nobody accepts any more
-//! is left to [`super::sweep`].
+//! A lane has one socket, or a shard for each of several slots: see [`super::shards`]. What nobody accepts any more is left
+//! to [`super::sweep`].
 //!
-//! So what a worker of a replaced generation has accepted it had time to read, and what it has not accepted is not lost.
+//! So a worker of a replaced generation has time to read what it has accepted, and what it has not accepted is not lost.
 
 use std::collections::BTreeSet;
 
@@ -33,7 +33,7 @@ impl Machine {
         self.settings.lanes > 1
     }
 
-    /// Which lane a generation gets that is started now; `None` if it has to wait for one.
+    /// The lane of a generation that is started now; `None` if it has to wait for one.
     pub(super) fn next_lane(&self) -> Option<u8> {
         if !self.has_lanes() {
             return Some(0);
@@ -42,7 +42,7 @@ impl Machine {
         let owners = |lane: u8| self.generations.iter().filter(move |one| one.lane == lane);
         let is_free = |lane: &u8| owners(*lane).next().is_none();
         if self.current().is_some() {
-            // What waits there is for a worker that has proved itself, unless that has been tried.
+            // Only a worker that has proved itself should get what waits there, unless that has been tried.
             let is_unclear = |lane: &u8| {
                 let its: Vec<u8> = self.sockets_of(*lane).numbers().collect();
                 let mut strays = self.strays.iter();
@@ -51,7 +51,7 @@ impl Machine {
             };
             return lanes.filter(is_free).find(|lane| !is_unclear(lane));
         }
-        // Clients wait: whoever was told to stop is no reason to let them.
+        // Clients wait, and workers that were told to stop are no reason to let them.
         let is_left = |lane: &u8| !owners(*lane).any(Generation::attends);
         let candidates = || std::iter::once(self.selected.main.lane).chain(lanes.clone());
         candidates()
@@ -82,7 +82,7 @@ impl Machine {
 // The switch.
 
 impl Machine {
-    /// Who gets what comes.
+    /// Who gets new traffic.
     pub fn selected(&self) -> Option<&Selection> {
         self.has_lanes().then_some(&self.selected)
     }
@@ -135,7 +135,7 @@ impl Machine {
         }
     }
 
-    /// Who is to get what comes.
+    /// Who is to get new traffic.
     fn wanted(&self) -> Option<Selection> {
         let current = self.current()?;
         let wanted = Selection {
@@ -149,14 +149,14 @@ impl Machine {
         })
     }
 
-    /// At the end of each event: other workers of what is current may serve by now.
+    /// At the end of each event: by now other workers of what is current may serve.
     pub(super) fn select_who_serves(&mut self) {
         if self.settings.shards > 1 && self.phase == Phase::Serving {
             self.switch_to_current();
         }
     }
 
-    /// The sockets of those workers of a generation that can serve what comes.
+    /// The sockets of those workers of a generation that can serve new traffic.
     pub(super) fn share_of(&self, generation: &Generation) -> Share {
         let shards = self.settings.shards;
         let proved = |one: &&Worker| one.is_proved();
@@ -178,7 +178,7 @@ impl Machine {
         let its: BTreeSet<u8> = slots
             .map(|slot| generation.shard_of(slot, shards))
             .collect();
-        // A sweeper ends when nothing comes to its socket any more.
+        // A sweeper ends when nothing arrives at its socket any more.
         let sweepers = self
             .generations
             .iter()
@@ -196,8 +196,8 @@ impl Machine {
         }
     }
 
-    /// Which lanes get the packets of flows that name them. One that has never been selected has no flows, and must not be
-    /// reached; what comes to one whose generation is gone would wait for ever.
+    /// Which lanes get the packets of flows that name them. A lane that has never been selected has no flows, and must not be
+    /// reached; packets to a lane whose generation is gone would wait for ever.
     fn flows_of(&self, selection: &Selection) -> Vec<u8> {
         if !self.settings.flows {
             return Vec::new();
@@ -231,7 +231,7 @@ impl Machine {
         if self.is_stopping() {
             return;
         }
-        // What it has may be of a time before others were gone.
+        // What the kernel has may date from before others were gone.
         self.end_flows();
         if let Some(canary) = self.unselected_canary() {
             return self.canary_failed(canary, None, Some(cause), now);
@@ -252,7 +252,7 @@ impl Machine {
 // Its end.
 
 impl Machine {
-    /// When a generation that was replaced, or is to be, is told to stop: it is looked at from then on, and shortly before.
+    /// When a generation that was replaced, or is to be, may be told to stop: its sockets are looked at from shortly before.
     pub(super) fn quiet_from(&self, not_before: Moment, now: Moment) -> Option<Quiet> {
         let quiet_time = self.settings.quiet_time;
         // As much of it as possible passes during --kill-old-delay.
@@ -266,7 +266,7 @@ impl Machine {
         })
     }
 
-    /// Asks what waits in sockets that are to be looked at.
+    /// Asks what waits in sockets whose look is due.
     pub(super) fn look_at_lanes(&mut self, now: Moment) {
         let next = now + look_time(self.settings.quiet_time);
         let (may_end, shards) = (self.current_serves(), self.settings.shards);
@@ -286,7 +286,7 @@ impl Machine {
         self.actions.extend(looks.into_iter().map(Action::Look));
     }
 
-    /// So many of the sockets have something to be accepted or received.
+    /// This many of the sockets have something to accept or receive.
     pub(super) fn looked(&mut self, sockets: Sockets, waiting: usize, now: Moment) {
         if self.phase != Phase::Serving {
             return;
@@ -355,7 +355,7 @@ impl Stage {
 }
 
 impl Generation {
-    /// Whether it accepts what comes to its sockets, or is about to.
+    /// Whether it accepts what arrives at its sockets, or is about to.
     pub(super) fn attends(&self) -> bool {
         match self.stage {
             Stage::Uncommitted
@@ -369,7 +369,7 @@ impl Generation {
         }
     }
 
-    /// Whether it accepts what comes to this socket, or is about to.
+    /// Whether it accepts what arrives at this socket, or is about to.
     pub(super) fn attends_to(&self, socket: u8, shards: u8) -> bool {
         let is_its = |slot: usize| {
             let lane = Sockets::of_lane(self.lane, shards);
@@ -382,7 +382,7 @@ impl Generation {
                 || leavers.any(|one| is_its(one.worker.slot)))
     }
 
-    /// Whether the slot has a worker or may get one: one that ended for its successor's sake does if that fails.
+    /// Whether the slot has a worker or may get one: a slot whose worker ended for its successor does if that fails.
     fn may_fill(&self, slot: &Slot) -> bool {
         let is_current = self.stage == Stage::Current;
         slot.is_wanted() || (is_current && slot.content == Content::Elsewhere)

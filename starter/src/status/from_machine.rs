@@ -168,7 +168,7 @@ fn generation(
     }
 }
 
-/// How many of a hundred come to it.
+/// The percentage of new connections that go to it.
 fn share(machine: &Machine, generation: &Generation) -> Option<u64> {
     let Selection { main, canary, .. } = machine.selected()?;
     let canary = canary.as_ref();

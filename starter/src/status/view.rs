@@ -195,7 +195,7 @@ pub struct Switch {
     pub canary: Option<Canary>,
 }
 
-/// A generation that gets a share of what comes.
+/// A generation that gets a share of new traffic.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct Canary {
@@ -204,12 +204,12 @@ pub struct Canary {
     /// 1 to 99.
     pub percent: u64,
     pub by: By,
-    /// When it gets everything, unless it fails before; only if that comes by itself.
+    /// When it is promoted by itself, unless it fails before.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub promoted_at: Option<f64>,
 }
 
-/// Who comes to a canary.
+/// How the kernel chooses what goes to a canary.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum By {
@@ -275,7 +275,7 @@ pub struct Generation {
     /// Which sockets it has, if each generation has its own.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub lane: Option<u64>,
-    /// How many of a hundred new connections come to it, if each generation has its own sockets and any do.
+    /// The percentage of new connections that go to it, if each generation has its own sockets and any do.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub share: Option<u64>,
     /// When it was started.
@@ -333,7 +333,7 @@ pub struct StopsFirst {
 pub enum State {
     Starting,
     Current,
-    /// It serves a share of what comes.
+    /// It serves a share of new traffic.
     Canary,
     /// It has taken over some slots of the current one in a rolling restart, which has failed then.
     Partial,
@@ -481,7 +481,7 @@ impl Durations {
 #[serde(rename_all = "lowercase")]
 pub enum Outcome {
     Committed,
-    /// It serves a share of what comes.
+    /// It serves a share of new traffic.
     Canary,
     Failed,
     /// A value that another version may write.

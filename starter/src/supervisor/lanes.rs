@@ -1,4 +1,4 @@
-//! The lanes of the listeners while it runs: which one is selected, and what workers have done to them.
+//! The lanes of the listeners at run time: which one is selected, and what workers have done to them.
 
 use nix::unistd::Pid;
 
@@ -28,7 +28,7 @@ fn switched(selection: &Selection) -> Notice {
 }
 
 impl Resources {
-    /// Gives what comes to these. Returns the event if that is refused.
+    /// Gives new traffic to these. Returns the event if that is refused.
     pub fn select(&mut self, selection: &Selection) -> Option<Event> {
         let selected = self.blueprint.lanes.selected();
         let is_of_flows = selection.is_same(selected);
@@ -38,7 +38,7 @@ impl Resources {
         let before = switched(selected);
         let outcome = self.select_lanes(selection);
         if is_of_flows {
-            // If that has failed, what names a lane in which nobody is waits there until the next time.
+            // If that has failed, packets that name a lane without a worker wait there until the next time.
             return None;
         }
         let Err(NotSelected { listener, errno }) = outcome else {
@@ -57,7 +57,7 @@ impl Resources {
         Some(Event::NotSelected { selected, cause })
     }
 
-    /// After another program, which may have left it half done.
+    /// After an upgrade: the program before may have left a switch half done.
     pub fn select_again(&mut self, machine: &Machine) {
         if let Some(selection) = machine.selected() {
             // If that fails, it is as that program has left it.
@@ -70,7 +70,7 @@ impl Resources {
         blueprint.lanes.select(&blueprint.sockets, selection)
     }
 
-    /// Which sockets that nobody serves have something waiting, and which of them were shut down.
+    /// Which sockets that no worker serves have something waiting, and which of them were shut down.
     pub fn look_at_unattended(&self, machine: &Machine) -> (Vec<u8>, Vec<u8>) {
         let (lanes, sockets) = (&self.blueprint.lanes, &self.blueprint.sockets);
         let watched: Vec<u8> = machine.watched_sockets().collect();
@@ -80,7 +80,7 @@ impl Resources {
         (waiting, watched.into_iter().filter(is_shut_down).collect())
     }
 
-    /// A worker that ends may shut its sockets down, which are not its own.
+    /// A worker that ends may shut down its sockets, which others need.
     pub fn mend_socket(&mut self, number: u8) {
         self.mend_lanes(None);
         let blueprint = &mut self.blueprint;

@@ -71,7 +71,7 @@ fn run() -> Result<(), Box<dyn Error>> {
     runtime.block_on(async {
         let mut serving = JoinSet::new();
         for port in common::server_ports()? {
-            // A sweeper gets a socket that receives nothing, and no other UDP socket is ours.
+            // It serves UDP alone. If it is a sweeper, that socket receives nothing.
             let Listener::Udp(socket) = port.listener else {
                 continue;
             };

@@ -166,7 +166,7 @@ fn a_process_of_the_same_user_gets_nothing_until_it_attaches_and_loses_it_with_t
 }
 
 #[test]
-fn a_process_of_the_same_user_gets_what_comes_to_an_address_that_is_more_precise() {
+fn a_process_of_the_same_user_gets_connections_to_a_more_specific_address() {
     if !can_run() {
         return;
     }
@@ -218,7 +218,7 @@ fn locking(last: u32) -> Setup {
 }
 
 #[test]
-fn workers_that_lock_all_sockets_can_keep_what_comes_to_them() {
+fn workers_that_lock_all_sockets_can_keep_new_connections() {
     if !can_run() {
         return;
     }

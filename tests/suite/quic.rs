@@ -365,7 +365,7 @@ impl Relay {
 }
 
 #[test]
-fn a_handshake_that_began_before_the_switch_ends_with_whom_it_began() {
+fn a_handshake_that_began_before_the_switch_is_finished_by_the_same_worker() {
     if !is_ours() {
         return;
     }
@@ -435,7 +435,7 @@ fn a_dead_generation_has_no_flows_and_its_clients_learn_of_it() {
 }
 
 #[test]
-fn a_worker_for_what_was_left_takes_nothing_from_who_drains() {
+fn a_sweeper_takes_no_packets_from_a_draining_worker() {
     if !is_ours() {
         return;
     }

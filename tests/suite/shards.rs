@@ -1,4 +1,4 @@
-//! `--switch` with `--workers`: each worker has sockets of its own, and the kernel spreads what comes over them.
+//! `--switch` with `--workers`: each worker has sockets of its own, and the kernel spreads new connections over them.
 
 use std::collections::BTreeMap;
 use std::thread;
@@ -122,7 +122,7 @@ fn restarts_and_other_numbers_of_workers_lose_nothing_though_workers_die_at_once
 }
 
 #[test]
-fn what_comes_goes_round_a_worker_that_is_not_there() {
+fn new_connections_avoid_a_worker_that_is_gone() {
     if !is_ours() {
         return;
     }

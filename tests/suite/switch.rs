@@ -179,7 +179,7 @@ fn clients_lose_nothing_though_old_workers_die_at_once() {
 }
 
 #[test]
-fn no_client_reaches_a_generation_before_it_serves_or_after_that() {
+fn no_client_reaches_a_generation_before_it_serves_or_after_it_was_replaced() {
     if !is_ours() {
         return;
     }
@@ -289,7 +289,7 @@ fn an_old_worker_that_accepts_nothing_is_told_after_the_timeout() {
 }
 
 #[test]
-fn a_restart_waits_for_a_lane_and_more_lanes_need_not() {
+fn a_restart_waits_for_a_lane_unless_one_is_free() {
     if !is_ours() {
         return;
     }
@@ -483,7 +483,7 @@ fn refused(options: &[&str], port: u16) -> Setup {
 }
 
 #[test]
-fn where_the_kernel_cannot_the_socket_is_shared_or_that_is_refused() {
+fn where_the_kernel_cannot_switch_the_socket_is_shared_or_that_is_refused() {
     if !is_ours() || !needs_root() {
         return;
     }
@@ -544,7 +544,7 @@ fn what_cannot_have_lanes_is_shared_and_named_or_refused() {
 }
 
 #[test]
-fn more_sockets_than_one_message_takes_all_come() {
+fn more_sockets_than_fit_in_one_message_all_arrive() {
     if !is_ours() {
         return;
     }

@@ -60,13 +60,8 @@ pub fn ending_workers(status: i32, cause: &str) -> String {
 
 /// The same about descriptors that the guardian had no room for, or no time, before the supervisor died.
 pub fn missing(count: usize) -> String {
-    let descriptors = if count == 1 {
-        "descriptor"
-    } else {
-        "descriptors"
-    };
     format!(
-        "start_server: the supervisor has died before the guardian had {count} of its {descriptors}: some output of the newest \
+        "start_server: the supervisor died before the guardian had taken {count} of its descriptors: some output of the newest \
          workers, or what they left to the next, may be lost"
     )
 }

@@ -1,5 +1,6 @@
 //! `--restart --canary`: a new generation gets a share of new connections, until it is promoted or rolled back.
 
+use std::collections::BTreeMap;
 use std::fs;
 use std::net::Ipv4Addr;
 
@@ -110,6 +111,52 @@ fn it_gets_its_share_until_it_is_promoted() {
     assert_eq!(client.wait(), 1);
     let cause = "cannot promote: no canary serves; generation 2 keeps serving";
     assert!(client.said().contains(cause), "{}", client.said());
+    assert_eq!(load.stop().failures, [""; 0], "{}", server.log());
+}
+
+#[test]
+fn every_listener_gives_it_its_share_and_each_worker_its_part() {
+    const ASKED: usize = 400;
+    if !is_ours() {
+        return;
+    }
+    let (port, udp) = (ports::tcp(), ports::udp());
+    let setup = switching().without_interval().option("--workers=2");
+    let setup = setup.option(format!("--port=[::1]:{port},127.0.0.1:u{udp},[::1]:u{udp}"));
+    let server = serving(setup.worker(["--graceful"]), port);
+    let load = Load::start(port, 8);
+    canary(&server, &["--canary=25%"]);
+    let listeners = [
+        port.into(),
+        client::tcp6(port),
+        client::udp(udp),
+        client::udp6(udp),
+    ];
+    for at in &listeners {
+        let mut counts: BTreeMap<(Option<u32>, i32), usize> = BTreeMap::new();
+        for _ in 0..ASKED {
+            let report = client::ask(at.clone());
+            *counts.entry((report.generation, report.pid)).or_default() += 1;
+        }
+        let of = |generation| {
+            let counts = counts.iter();
+            counts.filter(move |((one, _), _)| *one == Some(generation))
+        };
+        for (generation, part) in [(1, 0.375), (2, 0.125)] {
+            assert_eq!(of(generation).count(), 2, "{at:?}: {counts:?}");
+            // Chance alone takes a count further from its part once in 100,000 times.
+            let deviation = (part * (1.0 - part) / ASKED as f64).sqrt();
+            for (_, count) in of(generation) {
+                let distance = (*count as f64 / ASKED as f64 - part).abs();
+                assert!(distance < 4.5 * deviation, "{at:?}: {counts:?}");
+            }
+        }
+    }
+    succeeds(&server, &["--promote"]);
+    for at in listeners {
+        let promoted = |_| client::ask(at.clone()).generation == Some(2);
+        assert!((0..40).all(promoted), "{at:?}");
+    }
     assert_eq!(load.stop().failures, [""; 0], "{}", server.log());
 }
 

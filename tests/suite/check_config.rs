@@ -139,7 +139,9 @@ fn what_a_switch_needs_is_examined() {
     let failure = "start_server: cannot use --lanes=1: it takes a number from 2 to 8";
     says(lanes, 2, &[failure]);
     let finished = check(too_many_lanes(Server::setup()));
-    assert_eq!(finished.status.code(), Some(FAILED), "{}", finished.log);
+    assert_eq!(finished.status.code(), Some(2), "{}", finished.log);
+    let hint = "\n    hint: ask for fewer --lanes or --workers, or raise it with ulimit -n";
+    assert!(finished.log.contains(hint), "{}", finished.log);
     let is_failure = |line: &&str| line.starts_with("start_server: ");
     let failures: Vec<&str> = finished.log.lines().filter(is_failure).collect();
     let [failure] = failures[..] else {

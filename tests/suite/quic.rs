@@ -495,6 +495,47 @@ fn upgrades_and_a_guardian_keep_the_flows() {
 }
 
 #[test]
+fn with_several_workers_and_a_canary_each_connection_stays_with_its_worker() {
+    if !is_ours() {
+        return;
+    }
+    let port = ports::udp();
+    let server = serving(quic(port, 7).options(["--lanes=3", "--workers=2"]));
+    let clients = Clients::new();
+    let mut open = Vec::new();
+    // Another worker than its own would answer with a reset.
+    let mut more = |server: &Server| {
+        for _ in 0..16 {
+            let connection = clients.run(connect(clients.endpoint.clone(), port));
+            let connection = connection.expect("it is not accepted");
+            let generation = clients.run(ask(&connection)).expect("it was lost");
+            open.push((connection, generation));
+        }
+        for (connection, generation) in &open {
+            let again = clients.run(ask(connection));
+            assert_eq!(again, Ok(*generation), "{}", server.log());
+        }
+        let newest = open[open.len() - 16..].iter();
+        newest.filter(|(_, one)| *one == 2).count()
+    };
+    let does = |words: &[&str]| {
+        let words: Vec<&str> = [words, &["--pid-file=pid"]].concat();
+        let mut client = crate::commands::run(&server, &words);
+        assert_eq!(client.wait(), 0, "{}\n{}", client.said(), server.log());
+    };
+    assert_eq!(more(&server), 0);
+    does(&["--restart", "--canary=50%"]);
+    let count = more(&server) + more(&server);
+    assert!((1..32).contains(&count), "{count} of 32");
+    does(&["--rollback", "--no-wait"]);
+    server.wait_for_log("new connections come to generation 1 ");
+    assert_eq!(more(&server), 0);
+    does(&["--restart", "--no-wait"]);
+    server.wait_for_log("new connections come to generation 3 ");
+    assert_eq!(more(&server), 0);
+}
+
+#[test]
 fn a_worker_knows_the_number_of_its_sockets_if_it_has_some_of_its_own() {
     if !is_ours() {
         return;

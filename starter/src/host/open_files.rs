@@ -32,17 +32,28 @@ impl OpenFiles {
         Ok(OpenFiles { soft, hard })
     }
 
-    /// Checks whether this many sockets can be open at all: each needs its number in the workers and one out of their way.
-    pub fn check(self, sockets: usize) -> Result<(), Failure> {
-        let needed = rlim_t::try_from(sockets).unwrap_or(rlim_t::MAX / 4) * 2 + OWN_DESCRIPTORS;
-        match needed <= self.hard {
-            true => Ok(()),
-            false => Err(Failure::failed(format!(
-                "cannot open {sockets} sockets: that takes {needed} descriptors, and the limit on open files is {}",
-                self.hard
-            ))
-            .hint(remedy::RAISE_OPEN_FILES)),
+    /// Checks whether this many sockets can be open at all, and as many further ones for their lanes: each needs its number
+    /// in the workers and one out of their way.
+    ///
+    /// # Errors
+    /// They cannot. If only the further ones are too many, the command line asks for too many lanes.
+    pub fn check(self, sockets: usize, further: usize) -> Result<(), Failure> {
+        let needed = |sockets| {
+            let sockets = rlim_t::try_from(sockets).unwrap_or(rlim_t::MAX / 4);
+            sockets * 2 + OWN_DESCRIPTORS
+        };
+        let (all, limit) = (sockets + further, self.hard);
+        if needed(all) <= limit {
+            return Ok(());
         }
+        let text = format!(
+            "cannot open {all} sockets: that takes {} descriptors, and the limit on open files is {limit}",
+            needed(all)
+        );
+        Err(match needed(sockets) <= limit {
+            true => Failure::usage(text).hint(remedy::FEWER_LANES),
+            false => Failure::failed(text).hint(remedy::RAISE_OPEN_FILES),
+        })
     }
 
     /// Makes room for this many descriptors in this process, as far as the hard limit allows. Needing more than that then

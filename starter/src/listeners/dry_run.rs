@@ -61,7 +61,8 @@ pub fn examine(
     if let Some(switch) = settings.switch {
         examine_switch(&plan, switch, findings);
     }
-    findings.take(open_files.check(plan.count()));
+    let (sockets, further) = plan.count();
+    findings.take(open_files.check(sockets, further));
     let (prepared, failure) = plan.start_port_binder();
     if let Some(failure) = failure {
         findings.fails(failure);
@@ -98,7 +99,12 @@ fn examine_switch(plan: &Plan, switch: Switch, findings: &mut Findings) {
                 findings.fails(words::switch::cannot_switch(&shared.wanted.given()));
             }
         }
-        (Ok(()), false) => {}
+        (Ok(()), false) => {
+            for shared in plan.shared() {
+                let given = shared.wanted.given();
+                findings.would(format!("lets all generations share {given}"));
+            }
+        }
     }
 }
 

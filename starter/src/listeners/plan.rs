@@ -207,12 +207,12 @@ impl Plan {
         self.sockets.iter().filter(|planned| !planned.can_switch())
     }
 
-    /// How many sockets there will be, or at least may be.
-    pub fn count(&self) -> usize {
+    /// How many sockets there will be, or at least may be: apart from further lanes, and these.
+    pub fn count(&self) -> (usize, usize) {
         let ports = self.sockets.iter();
         let ports = ports.filter(|one| matches!(one.wanted, Wanted::Port(_)));
         let further = usize::from(self.lanes).saturating_sub(1) * ports.count();
-        self.sockets.len() + self.inherited.len() + further
+        (self.sockets.len() + self.inherited.len(), further)
     }
 
     /// For a dry run, starts only the binder of ports, and adds why that fails. It binds nothing until it is asked.
@@ -239,8 +239,9 @@ impl Plan {
 
     /// Starts the binders that have something to do, and sends them their sealed lists.
     pub fn start_binders(self, open_files: OpenFiles) -> Result<Prepared, Failure> {
-        let count = self.count();
-        open_files.check(count)?;
+        let (sockets, further) = self.count();
+        open_files.check(sockets, further)?;
+        let count = sockets + further;
         // For the binders too, which inherit the limit: a file takes its socket, itself and its directory.
         open_files.make_room_for(MOST_DESCRIPTORS + SPARE_DESCRIPTORS + 3 * count)?;
         let start = |grants: Vec<Grant>| match grants.is_empty() {

@@ -233,6 +233,29 @@ pub enum Action {
     Finish(Outcome),
 }
 
+impl Action {
+    /// The generation that is to get what comes, apart from the share of a canary.
+    pub fn selected(&self) -> Option<u32> {
+        match self {
+            Action::Select(selection) => Some(selection.main.generation),
+            _ => None,
+        }
+    }
+
+    /// Whether it is done, or said, only because a generation has committed.
+    pub fn follows_commit(&self) -> bool {
+        match self {
+            Action::Serving => true,
+            Action::Say(Notice::KillingOldWorkers { old }) => old.is_empty(),
+            Action::Say(notice) => matches!(
+                notice,
+                Notice::Serves { .. } | Notice::NewWorkerRunning { .. } | Notice::Sleeping { .. }
+            ),
+            _ => false,
+        }
+    }
+}
+
 /// Where the program, the directory and the environment of a worker come from.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Source {
@@ -403,6 +426,11 @@ impl Machine {
         self.generations
             .iter()
             .find(|generation| generation.state() == State::Current)
+    }
+
+    /// Whether this generation is the current one.
+    pub fn has_current(&self, generation: u32) -> bool {
+        self.current().is_some_and(|one| one.number == generation)
     }
 
     /// Whether the current generation has a proved worker, and is not unhealthy: then older ones are not needed.

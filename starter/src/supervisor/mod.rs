@@ -154,12 +154,19 @@ impl Supervisor {
     }
 
     fn perform(&mut self, actions: Vec<Action>) {
+        let mut is_undone = false;
         for action in actions {
+            if is_undone && action.follows_commit() {
+                continue;
+            }
             if let Action::Finish(outcome) = action {
                 self.finished = Some(outcome);
             }
+            let selected = action.selected();
             if let Some(event) = self.resources.perform(action, &mut self.machine) {
                 self.decide(event);
+                // The kernel has refused the switch of a commit, and what served before does so again.
+                is_undone |= selected.is_some_and(|one| !self.machine.has_current(one));
             }
         }
         let machine = &self.machine;

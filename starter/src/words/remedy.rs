@@ -23,6 +23,8 @@ const READ_ONLY: &str =
 
 /// The limit on open files is too low.
 pub const RAISE_OPEN_FILES: &str = "raise it with ulimit -n (LimitNOFILE= of systemd)";
+pub const FEWER_LANES: &str =
+    "ask for fewer --lanes or --workers, or raise it with ulimit -n (LimitNOFILE= of systemd)";
 
 /// The kernel, or the container around it, does not support some confinement.
 pub const CONFINE_FULLY: &str = "it needs Linux 6.12 with `landlock` in /sys/kernel/security/lsm, and no container or \

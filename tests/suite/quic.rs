@@ -528,10 +528,10 @@ fn with_several_workers_and_a_canary_each_connection_stays_with_its_worker() {
     let count = more(&server) + more(&server);
     assert!((1..32).contains(&count), "{count} of 32");
     does(&["--rollback", "--no-wait"]);
-    server.wait_for_log("new connections come to generation 1 ");
+    server.wait_for_log("new connections go to generation 1 ");
     assert_eq!(more(&server), 0);
     does(&["--restart", "--no-wait"]);
-    server.wait_for_log("new connections come to generation 3 ");
+    server.wait_for_log("new connections go to generation 3 ");
     assert_eq!(more(&server), 0);
 }
 

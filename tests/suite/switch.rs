@@ -524,8 +524,8 @@ fn what_cannot_have_lanes_is_shared_and_named_or_refused() {
         socket.display()
     ));
     let listeners = json(&server)["listeners"].clone();
-    assert_eq!(listeners[0]["lanes"], 2);
-    assert!(listeners[1].get("lanes").is_none());
+    assert_eq!(listeners[0]["sockets"], 2);
+    assert!(listeners[1].get("sockets").is_none());
     let output = server.client(["--status", PID_FILE]).output_in_turn();
     let shown = String::from_utf8(output.expect("no client").stdout).expect("text");
     assert!(shown.contains("socket (shared)"), "{shown}");

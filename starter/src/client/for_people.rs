@@ -289,7 +289,7 @@ fn row_of_listener((listener, queue): (&Listener, Queue), has_lanes: bool) -> [S
             cut_front(&shortened(&listener.address), WIDEST_ADDRESS),
             listener.inherited,
         ) {
-            (address, false) if has_lanes && listener.lanes.is_none() => {
+            (address, false) if has_lanes && listener.sockets.is_none() => {
                 format!("{address} (shared)")
             }
             (address, false) => address,

@@ -54,7 +54,7 @@ struct JsonListener<'a> {
     /// Connections; for UDP, bytes.
     queue: Option<u32>,
     backlog: Option<u32>,
-    lanes: Option<u64>,
+    sockets: Option<u64>,
     inherited: bool,
     trouble: &'a Option<String>,
 }
@@ -126,7 +126,7 @@ fn json_of_listener((listener, queue): (&Listener, Queue)) -> JsonListener<'_> {
         address: &listener.address,
         queue: queue.length,
         backlog: queue.backlog.or(listener.backlog),
-        lanes: listener.lanes,
+        sockets: listener.sockets,
         inherited: listener.inherited,
         trouble: &listener.trouble,
     }

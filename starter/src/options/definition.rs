@@ -199,8 +199,8 @@ fn switching() -> [Arg; 6] {
             "with required, that is refused.",
         ])),
         valued("lanes", "NUMBER").help(lines([
-            "With --switch: how many sockets each port has, and so how many",
-            "generations can live at a time, old ones too: 2 to 8 (default: 2).",
+            "With --switch: how many generations can live at a time, old ones too,",
+            "each with sockets of its own: 2 to 8 (default: 2).",
         ])),
         valued("quiet-time", "SECONDS").help(lines([
             "With --switch: how long the old server's queue must have been empty",

@@ -493,7 +493,7 @@ impl From<&Listener> for view::Listener {
             kind: listener.kind.to_owned(),
             fd: listener.number,
             backlog: listener.backlog,
-            lanes: listener.group.as_ref().map(|group| group.count().into()),
+            sockets: listener.group.as_ref().map(|group| group.count().into()),
             inherited: listener.inherited.is_some(),
             trouble: None,
         }

@@ -171,9 +171,9 @@ pub struct Listener {
     pub fd: i32,
     /// How many connections may wait to be accepted, as the kernel grants it; null for UDP.
     pub backlog: Option<u32>,
-    /// How many sockets it has, of which each generation gets one; null if all share one.
+    /// How many sockets it has, in all lanes; null if all generations share one.
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub lanes: Option<u64>,
+    pub sockets: Option<u64>,
     /// Whether the launcher has passed it on.
     #[serde(skip_serializing_if = "std::ops::Not::not")]
     pub inherited: bool,
@@ -188,7 +188,7 @@ pub struct Listener {
 pub struct Switch {
     /// How many each address has.
     pub lanes: u64,
-    /// The lane to which all new connections come, or most.
+    /// The lane to which all new connections go, or most.
     pub selected: u64,
     /// The rest, if a generation is tried with a share.
     #[serde(skip_serializing_if = "Option::is_none")]

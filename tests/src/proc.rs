@@ -170,6 +170,20 @@ pub fn descriptors(pid: Pid) -> BTreeMap<i32, String> {
         .collect()
 }
 
+/// The same of a process that has nothing to do: no file is open that it only reads or writes.
+#[track_caller]
+#[must_use]
+pub fn descriptors_at_rest(pid: Pid) -> BTreeMap<i32, String> {
+    let condition = format!("process {pid} has nothing to do");
+    wait::until(&condition, String::new, || {
+        let before = status(pid)?;
+        let found = descriptors(pid);
+        let after = status(pid)?;
+        let rested = before.context_switches == after.context_switches;
+        (before.is_sleeping && after.is_sleeping && rested).then_some(found)
+    })
+}
+
 /// The living children, in order of their pids.
 #[must_use]
 pub fn children(pid: Pid) -> Vec<Pid> {

@@ -526,3 +526,37 @@ fn lanes_survive_a_kill_with_what_waits_in_them() {
     let asked = |_| server.ask(port).generation == Some(1);
     assert!((0..20).all(asked), "{}", server.log());
 }
+
+#[test]
+fn what_only_has_the_name_of_a_lane_is_none() {
+    if !stores() {
+        return;
+    }
+    let host = Host::ordinary(100);
+    let port = ports::tcp();
+    let name = name_of("tcp", port);
+    let lane = format!("{name},1");
+    let launch = |options: &[&str]| {
+        let setup = host.setup().port(port).options(options.iter().copied());
+        let server = host.manager.launch(setup).start();
+        server.wait_until_accepted();
+        server
+    };
+    let server = launch(&[]);
+    host.manager.wait_for_names(std::slice::from_ref(&name));
+    kill_all(&server);
+    drop(server);
+    let elsewhere = TcpListener::bind("127.0.0.1:0").expect("bind");
+    let address = elsewhere.local_addr().expect("no address");
+    host.manager.plant(&lane, elsewhere);
+    let server = launch(&["--switch=required"]);
+    host.manager.wait_for_names(&[name, lane]);
+    for generation in 2..=3 {
+        restart(&server);
+        let asked = |_| server.ask(port).generation == Some(generation);
+        assert!((0..20).all(asked), "{}", server.log());
+    }
+    wait::until("what was planted is closed", String::new, || {
+        TcpListener::bind(address).ok()
+    });
+}

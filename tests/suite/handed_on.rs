@@ -101,7 +101,7 @@ fn two_hundred_idle_connections_pass_through_fifty_restarts() {
         return;
     }
     let (mut server, port) = started(keeping(CONNECTIONS));
-    let before = proc::descriptors(server.pid()).len();
+    let before = proc::descriptors_at_rest(server.pid()).len();
     let mut clients: Vec<Talk> = (0..CONNECTIONS).map(|_| Talk::new(port)).collect();
     let names: Vec<String> = (0..CONNECTIONS).map(|it| format!("conn-{it}")).collect();
     for (client, name) in clients.iter_mut().zip(&names) {
@@ -243,7 +243,7 @@ fn a_flood_is_bounded_by_the_option_and_leaks_nothing() {
     }
     let (server, port) = started(keeping(100));
     let mut talk = Talk::new(port);
-    let before = proc::descriptors(server.pid()).len();
+    let before = proc::descriptors_at_rest(server.pid()).len();
     for _ in 0..8 {
         talk.send("memfd 253 FDSTORE=1;FDNAME=flood");
         talk.send("memfd 253 STATUS=flood");
@@ -344,13 +344,13 @@ fn without_the_option_descriptors_are_closed_and_the_log_says_so_once() {
         .program([programs::keeper()]);
     let (server, port) = started(setup);
     let mut talk = Talk::new(port);
-    let before = proc::descriptors(server.pid()).len();
+    let before = proc::descriptors_at_rest(server.pid()).len();
     for _ in 0..3 {
         talk.send("memfd 253 FDSTORE=1;FDNAME=x");
     }
     server.wait_for_log("asks to keep (FDSTORE=1): they are only kept with --fd-store-max");
     assert_eq!(server.count_in_log("--fd-store-max"), 1);
-    assert_eq!(proc::descriptors(server.pid()).len(), before);
+    assert_eq!(proc::descriptors_at_rest(server.pid()).len(), before);
     server.restart();
     assert_eq!(Talk::new(port).ask("kept"), " ");
     assert_eq!(

@@ -23,6 +23,8 @@ use nix::sys::socket::{
     AddressFamily, MsgFlags, SockFlag, SockType, SockaddrStorage, bind, recv, recvmsg, setsockopt,
     socket, sockopt,
 };
+use nix::sys::stat::fstat;
+use nix::unistd::geteuid;
 
 use crate::host::open_files::duplicate_above;
 use crate::listeners::program::{Choice, Family, Flows, Spread};
@@ -145,6 +147,10 @@ impl Group {
     }
 
     fn try_to_form(first: &OwnedFd, others: Vec<OwnedFd>, making: Making) -> nix::Result<Group> {
+        // One that another user has made would let that user join, and take everything.
+        if !std::iter::once(first).chain(&others).all(is_ours) {
+            return Err(Errno::EPERM);
+        }
         let mut kept = Vec::new();
         share(first, true)?;
         for other in others {
@@ -201,10 +207,16 @@ impl Group {
     pub fn empty(&self, first: &OwnedFd, number: u8) {
         /// More than any socket holds.
         const MOST: usize = 1_000_000;
+        /// More than a socket reports of datagrams that did not arrive, each of which is an error once.
+        const MOST_ERRORS: usize = 1_000;
         let socket = self.lane(first, number).as_raw_fd();
+        let mut errors = 0;
         for _ in 0..MOST {
-            if recv(socket, &mut [0], MsgFlags::MSG_DONTWAIT) == Err(Errno::EAGAIN) {
-                break;
+            match recv(socket, &mut [0], MsgFlags::MSG_DONTWAIT) {
+                Ok(_) => {}
+                Err(Errno::EAGAIN) => break,
+                Err(_) if errors == MOST_ERRORS => break,
+                Err(_) => errors += 1,
             }
         }
     }
@@ -343,6 +355,11 @@ fn drop_errors(socket: BorrowedFd<'_>) {
     let _ = nix::sys::socket::getsockopt(&socket, sockopt::SocketError);
 }
 
+/// Whether the user of this process has made it: the kernel goes by that.
+fn is_ours(socket: &OwnedFd) -> bool {
+    fstat(socket).is_ok_and(|stat| stat.st_uid == geteuid().as_raw())
+}
+
 /// Whether others of the same uid may be bound to its address.
 fn share(socket: &OwnedFd, shares: bool) -> nix::Result<()> {
     setsockopt(socket, sockopt::ReusePort, &shares)
@@ -411,6 +428,8 @@ fn attach(member: &OwnedFd, program: &[libc::sock_filter]) -> nix::Result<()> {
 #[allow(clippy::unwrap_used, reason = "tests fail by panicking")]
 pub(super) mod tests {
     use std::net::{Ipv4Addr, Ipv6Addr, TcpListener, TcpStream, UdpSocket};
+
+    use nix::unistd::{Uid, fchown};
 
     use super::*;
 
@@ -514,6 +533,27 @@ pub(super) mod tests {
             let group = Group::form(&first, vec![], MAKING).unwrap();
             assert_eq!(listen_alone(&rival, 9), Err(Errno::EADDRINUSE));
             drop(group);
+        }
+    }
+
+    #[test]
+    fn a_socket_that_another_user_has_made_is_not_shared_with_that_user() {
+        if !geteuid().is_root() {
+            // Only root can give one away.
+            return;
+        }
+        for given_away in 0..2 {
+            let first = bound(Ipv4Addr::LOCALHOST.into());
+            listen_alone(&first, 9).unwrap();
+            // As it was left by a start of another user.
+            share(&first, true).unwrap();
+            let other = bind_beside(&first, false).unwrap();
+            let its = [&first, &other][given_away];
+            fchown(its, Some(Uid::from_raw(65534)), None).unwrap();
+            let group = Group::form(&first, vec![other], MAKING);
+            assert_eq!(group.err(), Some(Errno::EPERM));
+            let joined = bind_beside(&first, false);
+            assert_eq!(joined.err(), Some(Errno::EADDRINUSE));
         }
     }
 

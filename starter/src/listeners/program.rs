@@ -117,8 +117,8 @@ impl Choice {
         program
     }
 
-    /// Loads a number that nobody can foresee. The first packets of a flow, which have the same ID, made up by the client,
-    /// have the same: four bytes of it.
+    /// Loads a number by chance. The first packets of a flow have the same, as they have the same ID: four bytes of it. The
+    /// client has made that up, and so can choose.
     fn chance(&self, of_flow: u32) -> Vec<sock_filter> {
         let any = load_of_kernel(SKF_AD_RANDOM);
         match self.flows {

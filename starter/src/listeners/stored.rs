@@ -52,12 +52,19 @@ pub fn settle_lanes(
     let mut all = Vec::new();
     for (planned, name) in sockets.iter().zip(&names) {
         let mut taken = Vec::new();
-        let earlier = planned.stored().and_then(Inherited::stored_name);
+        let first = planned.stored();
+        let earlier = first.and_then(Inherited::stored_name);
         let earlier = earlier.and_then(|name| name.to_str());
+        // Whoever can write to the store can give a name to anything.
+        let is_beside = |one: &Inherited| {
+            first
+                .is_some_and(|first| first.kind() == one.kind() && first.address() == one.address())
+        };
         for place in 1..usize::from(lanes) {
             let its_name = earlier.map(|earlier| name_of_lane(earlier, place));
             let is_its = |one: &Inherited| {
-                its_name.is_some() && one.stored_name() == its_name.as_ref().map(OsStr::new)
+                let is_named = one.stored_name() == its_name.as_ref().map(OsStr::new);
+                its_name.is_some() && is_named && is_beside(one)
             };
             let found = take_first(&mut stored, is_its);
             let Some(socket) = found.and_then(|mut one| one.take_socket()) else {

@@ -6,6 +6,10 @@
 //! | something waits in a socket whose workers were all told to stop or are gone | if it still does after `--quiet-time`, a *sweeper* is started: a worker from what is current, with that socket |
 //! | a sweeper is proved, and nothing has waited in its socket for `--quiet-time` | it is told to stop, as old workers are |
 //! | a sweeper fails, or does not accept what waits | another one is started, each time after a longer delay |
+//! | something waits while earlier sweepers of the socket still have connections | one more is started, which stays the longer the more of these there are |
+//! | there are as many sweepers as there may be | whatever waits does so until one of them is gone |
+//!
+//! The last two rows are for clients who want it so: whoever finishes a handshake late gets a sweeper, and can keep it busy.
 
 use std::time::Duration;
 
@@ -20,6 +24,12 @@ use crate::words::switch::Switching;
 
 /// How long to wait for a worker that could start something that can serve.
 const NOBODY_YET: Duration = Duration::from_secs(1);
+
+/// As many sweepers may there be at a time, or as many as workers if these are more.
+const MOST_SWEEPERS: usize = 8;
+
+/// The kernel gives up a handshake after about a minute (`tcp_synack_retries`, tcp(7)), so no sweeper stays for longer.
+const LONGEST_STAY: Duration = Duration::from_secs(64);
 
 impl Machine {
     /// Sockets that no worker serves, and in which nothing waits yet: [`super::Event::Stranded`] says when something does.
@@ -113,15 +123,28 @@ impl Machine {
             return;
         }
         let serving = self.current().filter(|current| current.serves());
+        let more = self.count_more_sweepers();
         match (waiting, serving.map(|current| current.number)) {
             (0, _) => self.strays.retain(|stray| stray.socket != socket),
-            (_, None) => {}
-            (_, Some(current)) => {
-                let lane = self.lane_of_socket(socket);
-                self.say(Notice::Switching(Switching::Sweeping { waiting, lane }));
+            (_, Some(current)) if more > 0 => {
+                let (lane, is_last) = (self.lane_of_socket(socket), more == 1);
+                self.say(Notice::Switching(Switching::Sweeping {
+                    waiting,
+                    lane,
+                    is_last,
+                }));
                 self.start_sweeper(socket, current, now);
             }
+            // Until the next look.
+            (_, Some(_) | None) => {}
         }
+    }
+
+    /// How many more sweepers there may be.
+    fn count_more_sweepers(&self) -> usize {
+        let sweepers = self.generations.iter().filter(|one| one.is_sweeper());
+        let most = self.settings.workers.max(MOST_SWEEPERS);
+        most.saturating_sub(sweepers.count())
     }
 
     fn lane_of_socket(&self, socket: u8) -> u8 {
@@ -147,11 +170,33 @@ impl Machine {
 
     /// At the end of each event: a proved sweeper serves until nothing has waited for `--quiet-time`.
     pub(super) fn watch_sweepers(&mut self, now: Moment) {
-        let quiet = self.quiet_from(now, now);
-        for generation in &mut self.generations {
-            let is_new = generation.stage == Stage::Sweeping && generation.quiet.is_none();
-            if is_new && generation.serves() {
-                generation.quiet = quiet;
+        let shards = self.settings.shards;
+        let is_new = |one: &&Generation| one.stage == Stage::Sweeping && one.quiet.is_none();
+        let new = self.generations.iter().filter(is_new);
+        let new = new.filter(|one| one.serves());
+        let new: Vec<(u32, u8)> = new
+            .map(|one| (one.number, one.its_sockets(shards).first))
+            .collect();
+        for (number, socket) in new {
+            let quiet = self.quiet_from(now + self.stay_of(number, socket), now);
+            if let Some(sweeper) = self.generation_mut(number) {
+                sweeper.quiet = quiet;
+            }
+        }
+    }
+
+    /// How long a sweeper stays at least: longer if earlier ones of its socket are still busy.
+    fn stay_of(&self, number: u32, socket: u8) -> Duration {
+        let shards = self.settings.shards;
+        let its = |one: &&Generation| one.its_sockets(shards) == Sockets::one(socket);
+        let sweepers = self.generations.iter().filter(|one| one.is_sweeper());
+        let others = sweepers.filter(its).filter(|one| one.number != number);
+        match u32::try_from(others.count()) {
+            Ok(0) => Duration::ZERO,
+            others => {
+                let times = 2_u32.saturating_pow(others.unwrap_or(u32::MAX));
+                let stay = self.settings.quiet_time.max(NOBODY_YET);
+                stay.saturating_mul(times).min(LONGEST_STAY)
             }
         }
     }

@@ -25,7 +25,12 @@ pub enum Switching {
     /// A start waits for a lane, and these still have theirs.
     Waiting { pids: Vec<Pid> },
     /// A worker is started for the clients that wait in a lane that no worker serves.
-    Sweeping { waiting: usize, lane: u8 },
+    Sweeping {
+        waiting: usize,
+        lane: u8,
+        /// There are as many of these workers as there may be.
+        is_last: bool,
+    },
     /// That worker could not be started, has died, or has not accepted them.
     NotSwept { lane: u8 },
     /// Clients still wait for old workers, which are told to stop all the same.
@@ -95,10 +100,20 @@ impl fmt::Display for Switching {
                 "the next start waits until old workers are gone, as no lane is free (see --lanes, --kill-old-timeout):{}",
                 Pids(pids, "none")
             ),
-            Switching::Sweeping { waiting, lane } => write!(
-                f,
-                "clients wait in lane {lane}, which no worker serves (sockets: {waiting}): starting a worker for them"
-            ),
+            Switching::Sweeping {
+                waiting,
+                lane,
+                is_last,
+            } => {
+                write!(
+                    f,
+                    "clients wait in lane {lane}, which no worker serves (sockets: {waiting}): starting a worker for them"
+                )?;
+                match is_last {
+                    true => write!(f, ", the last one until such a worker is gone"),
+                    false => Ok(()),
+                }
+            }
             Switching::NotSwept { lane } => write!(
                 f,
                 "the worker for the clients that wait in lane {lane} did not serve them; another one follows"

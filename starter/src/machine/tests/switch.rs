@@ -567,6 +567,40 @@ fn what_waits_is_swept_by_what_is_current_again_and_again() {
 }
 
 #[test]
+fn late_clients_that_stay_get_ever_longer_sweepers_and_no_more_than_eight() {
+    let mut world = restarted(2, settings());
+    world.pass_until("it is told", |world| world.living[0].is_signalled);
+    world.exit(world.living[0].pid, 0);
+    let mut stays = Vec::new();
+    for count in 1..=8 {
+        world.connect(0);
+        let is_there = |world: &World| {
+            let sweepers = world.machine.generations().filter(|one| one.is_sweeper());
+            sweepers.count() == count && world.machine.generations().all(Generation::serves)
+        };
+        world.pass_until("there is one more", is_there);
+        let since = world.now;
+        assert!(world.accept_all());
+        assert_eq!(world.said("the last one until"), count == 8);
+        // Its client holds it, and it does not end.
+        world.pass_until("it is told", |world| {
+            world.living.last().unwrap().is_signalled
+        });
+        stays.push(world.now.saturating_since(since).as_secs());
+    }
+    assert_eq!(stays, [0, 2, 4, 8, 16, 32, 64, 64]);
+    world.connect(0);
+    let before = world.living.len();
+    for _ in 0..20 {
+        world.pass_deadline();
+    }
+    assert_eq!(world.living.len(), before);
+    let sweeper = world.living.last().unwrap().pid;
+    world.exit(sweeper, 0);
+    world.pass_until("another one comes", |world| world.living.len() == before);
+}
+
+#[test]
 fn whoever_was_told_may_still_accept() {
     let mut world = restarted(2, settings());
     world.pass_until("it is told", |world| world.living[0].is_signalled);
@@ -686,6 +720,7 @@ fn a_sentence_tells_of_each_step() {
         Switching::Sweeping {
             waiting: 1,
             lane: 0,
+            is_last: true,
         },
     ];
     for one in all {

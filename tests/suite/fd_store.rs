@@ -528,6 +528,27 @@ fn lanes_survive_a_kill_with_what_waits_in_them() {
 }
 
 #[test]
+fn a_port_that_another_user_has_stored_is_made_anew() {
+    if !stores() || !needs_root() {
+        return;
+    }
+    let host = Host::ordinary(100);
+    let port = ports::tcp();
+    let name = name_of("tcp", port);
+    let of_root = TcpListener::bind(("127.0.0.1", port)).expect("bind");
+    host.manager.plant(&name, of_root);
+    let server = host.manager.launch(host.setup().port(port)).start();
+    server.wait_until_accepted();
+    server.ask(port);
+    host.manager.wait_for_names(&[name]);
+    let table = fs::read_to_string("/proc/net/tcp").expect("cannot read it");
+    let listening = format!("0100007F:{port:04X} 00000000:0000 0A ");
+    let line = table.lines().find(|line| line.contains(&listening));
+    let uid = line.and_then(|line| line.split_whitespace().nth(7));
+    assert_eq!(uid, Some(NOBODY.to_string().as_str()), "{table}");
+}
+
+#[test]
 fn what_only_has_the_name_of_a_lane_is_none() {
     if !stores() {
         return;

@@ -16,6 +16,7 @@ use common::stat::file_type_of;
 use nix::fcntl::{FcntlArg, OFlag, fcntl};
 use nix::sys::socket::{SockaddrStorage, UnixAddr, getpeername, getsockname, getsockopt, sockopt};
 use nix::sys::stat::{SFlag, fstat};
+use nix::unistd::geteuid;
 
 use crate::host::identity::is_in_partial_namespace;
 use crate::host::passed_on::PassedOn;
@@ -76,7 +77,9 @@ impl Inherited {
         let examine = |passed_on: PassedOn| {
             let name = passed_on.name.clone();
             let examined = Inherited::examine(passed_on, identity);
-            let is_usable = examined.as_ref().is_ok_and(|it| !it.is_shut_down());
+            let is_usable = examined
+                .as_ref()
+                .is_ok_and(|it| !it.is_shut_down() && !it.is_port_of_another(identity));
             match is_stored(name.as_deref()) && !is_usable {
                 true => Ok(Inherited {
                     socket: None,
@@ -124,6 +127,22 @@ impl Inherited {
     fn is_shut_down(&self) -> bool {
         let socket = self.socket().filter(|_| self.kind() != "tcp");
         socket.is_some_and(|socket| shut(socket) != Shut::Nothing)
+    }
+
+    /// Whether it is a port that a start of another user has stored. To the kernel it stays that user's, whose processes could
+    /// join it if it has been shared ([`super::group`]), and take its connections.
+    fn is_port_of_another(&self, identity: Option<&Identity>) -> bool {
+        let What::Port { .. } = self.what else {
+            return false;
+        };
+        let owner = self.socket().map(fstat).and_then(Result::ok);
+        let owner = owner.map(|stat| stat.st_uid);
+        let is_unknown = owner == Some(NOBODY_HERE) && is_in_partial_namespace();
+        let is_fine = match identity {
+            Some(identity) => [0, identity.uid].map(Some).contains(&owner),
+            None => owner == Some(geteuid().as_raw()),
+        };
+        !is_fine && !is_unknown
     }
 
     /// Where a port is bound.

@@ -211,9 +211,9 @@ fn switching() -> [Arg; 6] {
             "(default: 5).",
         ])),
         valued("udp-flows", "quic:OFFSET").help(lines([
-            "With --switch and QUIC: give packets of a connection to the server that",
-            "has accepted it. Byte OFFSET, from 0, of each connection ID that a",
-            "server issues must be the number in its SERVER_STARTER_LANE.",
+            "With --switch and QUIC: give packets of a connection to the server",
+            "that has accepted it. Byte OFFSET, from 0, of each connection ID that",
+            "a server issues must be the number in its SERVER_STARTER_LANE.",
         ])),
         flag("cpu-affinity").help(lines([
             "With --switch and --workers: bind each server to some of the CPUs, and",

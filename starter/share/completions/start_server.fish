@@ -38,7 +38,7 @@ complete -c start_server -l enable-auto-restart -d 'Start a new server at regula
 1\t''"
 complete -c start_server -l auto-restart-interval -d 'The time between two such starts (default: 360); doubled while an old server is still alive.' -r
 complete -c start_server -l switch -d 'Open several sockets for each port, and give each new server one that no other has. Once it serves, all new connections go to it, and the old one has time to finish before it is told to stop. Unix sockets and inherited ones are shared, as are all where the kernel cannot do it; with required, that is refused.' -r
-complete -c start_server -l lanes -d 'With --switch: how many sockets each port has, and so how many generations can live at a time, old ones too: 2 to 8 (default: 2).' -r
+complete -c start_server -l lanes -d 'With --switch: how many generations can live at a time, old ones too, each with sockets of its own: 2 to 8 (default: 2).' -r
 complete -c start_server -l quiet-time -d 'With --switch: how long the old server\'s queue must have been empty before it is told to stop (default: 0.2).' -r
 complete -c start_server -l switch-timeout -d 'With --switch: tell the old server to stop after this time in any case (default: 5).' -r
 complete -c start_server -l udp-flows -d 'With --switch and QUIC: give packets of a connection to the server that has accepted it. Byte OFFSET, from 0, of each connection ID that a server issues must be the number in its SERVER_STARTER_LANE.' -r

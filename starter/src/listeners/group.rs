@@ -552,7 +552,8 @@ pub(super) mod tests {
             fchown(its, Some(Uid::from_raw(65534)), None).unwrap();
             let group = Group::form(&first, vec![other], MAKING);
             assert_eq!(group.err(), Some(Errno::EPERM));
-            assert_eq!(getsockopt(&first, sockopt::ReusePort), Ok(false));
+            let shares = nix::sys::socket::getsockopt(&first, sockopt::ReusePort);
+            assert_eq!(shares, Ok(false));
         }
     }
 

@@ -161,8 +161,13 @@ impl Quiet {
         let is_quiet = waiting == 0 && quiet_at <= now;
         let is_timed_out = self.not_before + timeout <= now;
         self.is_over = is_quiet || is_timed_out;
-        // A timeout comes first, and so does the moment when it can be quiet at the earliest.
-        let next = now + look_time(quiet_time);
+        // Nothing depends on it long before that; a timeout comes first, and so does the moment when it can be quiet at the
+        // earliest.
+        let early = self
+            .not_before
+            .saturating_since(now)
+            .saturating_sub(quiet_time);
+        let next = now + early.max(look_time(quiet_time));
         let earliest = quiet_at.min(self.not_before + timeout);
         self.look_at = if earliest > now {
             next.min(earliest)

@@ -297,9 +297,9 @@ fn files() -> [Arg; 9] {
         flag("log-timestamps")
             .help("Prefix each line of --log-file with time, generation and process id."),
         valued("log-format", "text|json").help(lines([
-            "How to write each line, whoever wrote it: as it is (text, the default),",
-            "or as a JSON object with all that is known about it. With json, but",
-            "neither --log-file nor --syslog, all output goes to stderr.",
+            "How to write each line, whoever wrote it: as it is (text, the",
+            "default), or as a JSON object with all that is known about it. With",
+            "json, but neither --log-file nor --syslog, all output goes to stderr.",
         ])),
         flag("quiet").help(lines([
             "Write no messages of start_server itself to stderr, except why it",

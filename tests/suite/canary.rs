@@ -215,7 +215,8 @@ fn a_death_ends_it_and_what_it_has_not_accepted_is_served() {
     let server = serving(switching().without_interval(), port);
     canary(&server, &["--canary=99"]);
     let worker = server.wait_for_start(2);
-    let suspended = Suspended::new(worker);
+    // One of a hundred clients asks the first generation.
+    let suspended = [server.wait_for_start(1), worker].map(Suspended::new);
     let questions = Questions::ask(port, 20);
     kill(worker.pid, Signal::SIGKILL).expect("it is gone");
     drop(suspended);

@@ -232,6 +232,9 @@ fn exchange_datagrams(address: SocketAddr, line: &str) -> io::Result<String> {
     }
 }
 
+/// How long a client of a paced load waits until it asks again.
+const PACE: Duration = Duration::from_millis(3);
+
 /// Clients in a closed loop: each connects, asks, and begins again, until the load is stopped.
 #[must_use]
 pub struct Load {
@@ -251,8 +254,17 @@ pub struct Outcome {
 }
 
 impl Load {
+    /// As fast as they are answered.
     pub fn start(at: impl Into<At>, clients: usize) -> Load {
-        let at = at.into();
+        Load::begin(at.into(), clients, Duration::ZERO)
+    }
+
+    /// The same with a pause after each answer: what takes long leaves the CPUs to other tests.
+    pub fn start_paced(at: impl Into<At>, clients: usize) -> Load {
+        Load::begin(at.into(), clients, PACE)
+    }
+
+    fn begin(at: At, clients: usize, pause: Duration) -> Load {
         let stopped = Arc::new(AtomicBool::new(false));
         let successes = Arc::new(AtomicU64::new(0));
         let failures = Arc::new(AtomicU64::new(0));
@@ -260,7 +272,10 @@ impl Load {
             .map(|_| {
                 let (at, stopped) = (at.clone(), Arc::clone(&stopped));
                 let (successes, failures) = (Arc::clone(&successes), Arc::clone(&failures));
-                thread::spawn(move || run_client(&at, &stopped, &successes, &failures))
+                thread::spawn(move || {
+                    let counts = (&*successes, &*failures);
+                    run_client(&at, pause, &stopped, counts)
+                })
             })
             .collect();
         Load {
@@ -318,9 +333,9 @@ impl Drop for Load {
 
 fn run_client(
     at: &At,
+    pause: Duration,
     stopped: &AtomicBool,
-    successes: &AtomicU64,
-    failures: &AtomicU64,
+    (successes, failures): (&AtomicU64, &AtomicU64),
 ) -> Outcome {
     let mut outcome = Outcome::default();
     while !stopped.load(Ordering::Relaxed) {
@@ -336,6 +351,9 @@ fn run_client(
             }
         }
         outcome.worst_latency = outcome.worst_latency.max(began.elapsed());
+        if !pause.is_zero() {
+            wait::let_pass(pause);
+        }
     }
     outcome
 }

@@ -219,7 +219,7 @@ fn two_hundred_kills_at_any_moment_lose_no_request_no_process_and_no_order() {
 /// The fifth within a minute would be the last.
 fn four_kills_under_load() {
     let (mut server, port) = serving(guarded().path("sock"));
-    let load = Load::start(port, 4);
+    let load = Load::start_paced(port, 4);
     load.wait_for_more(4);
     // Nothing is going on.
     strike_at_random(&server);

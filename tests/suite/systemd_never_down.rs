@@ -58,7 +58,7 @@ impl<'a> Served<'a> {
             systemd,
             name,
             loads: [At::from(port), At::from(&sock)]
-                .map(|at| systemd.in_network(|| Load::start(at, 2))),
+                .map(|at| systemd.in_network(|| Load::start_paced(at, 2))),
         };
         served.answers();
         served

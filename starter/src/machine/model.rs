@@ -236,23 +236,23 @@ pub enum Action {
 impl Action {
     /// The generation that is to get what comes, apart from the share of a canary.
     pub fn selected(&self) -> Option<u32> {
-        match self {
-            Action::Select(selection) => Some(selection.main.generation),
-            _ => None,
-        }
+        let Action::Select(selection) = self else {
+            return None;
+        };
+        Some(selection.main.generation)
     }
 
     /// Whether it is done, or said, only because a generation has committed.
     pub fn follows_commit(&self) -> bool {
-        match self {
-            Action::Serving => true,
-            Action::Say(Notice::KillingOldWorkers { old }) => old.is_empty(),
-            Action::Say(notice) => matches!(
-                notice,
-                Notice::Serves { .. } | Notice::NewWorkerRunning { .. } | Notice::Sleeping { .. }
-            ),
-            _ => false,
-        }
+        let Action::Say(notice) = self else {
+            return *self == Action::Serving;
+        };
+        let is_of_nobody = matches!(notice, Notice::KillingOldWorkers { old } if old.is_empty());
+        let is_of_commit = matches!(
+            notice,
+            Notice::Serves { .. } | Notice::NewWorkerRunning { .. } | Notice::Sleeping { .. }
+        );
+        is_of_commit || is_of_nobody
     }
 }
 

@@ -146,7 +146,7 @@ fn what_a_switch_needs_is_examined() {
     says(lanes, 2, &[failure]);
     let finished = check(too_many_lanes(Server::setup()));
     assert_eq!(finished.status.code(), Some(2), "{}", finished.log);
-    let hint = "\n    hint: ask for fewer --lanes or --workers, or raise it with ulimit -n";
+    let hint = "\nhint: ask for fewer --lanes or --workers, or raise it with ulimit -n";
     assert!(finished.log.contains(hint), "{}", finished.log);
     let is_failure = |line: &&str| line.starts_with("start_server: ");
     let failures: Vec<&str> = finished.log.lines().filter(is_failure).collect();

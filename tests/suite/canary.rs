@@ -339,7 +339,7 @@ fn bad_shares_are_one_line_and_exit_code_2() {
         );
     };
     for share in ["0%", "100%", "101%", "-1", "10.5%", "%"] {
-        let line = format!("cannot use --canary={share}: it takes 1% to 99%");
+        let line = format!("cannot use --canary={share}: it takes a whole number from 1% to 99%");
         refusal(&["--restart", &format!("--canary={share}")], &line);
     }
     refusal(

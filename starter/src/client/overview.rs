@@ -187,9 +187,11 @@ fn how_many(view: &View) -> Option<String> {
 /// When the next start is due.
 fn next_start(view: &View, at: f64) -> Option<String> {
     let next = view.next_start_at?;
-    let left: usize = view.generations.iter().map(|one| one.workers.len()).sum();
+    // With `--replace=stop-first`, or no lane is free: nothing else keeps a start that is due from beginning.
+    let others = view.generations.iter();
+    let others = others.filter(|one| one.state != view::State::Current);
+    let left: usize = others.map(|one| one.workers.len()).sum();
     Some(match left {
-        // With `--replace=stop-first`: nothing else keeps a start that is due from beginning.
         1 if next < at => "the next start waits for 1 worker to exit".to_owned(),
         left if next < at && left > 0 => {
             format!("the next start waits for {left} workers to exit")

@@ -51,7 +51,8 @@ fn ask(asked: Asked, settings: &Settings, say: Say<'_>) -> Result<(), Failure> {
     }
     say(match asked {
         Asked::Promotion => Notice::PromotionAsked { pid: server.pid },
-        Asked::Restart | Asked::Canary(_) => Notice::RestartAsked { pid: server.pid },
+        Asked::Restart => Notice::RestartAsked { pid: server.pid },
+        Asked::Canary(_) => Notice::CanaryAsked { pid: server.pid },
         Asked::Rollback => Notice::RollbackAsked { pid: server.pid },
         Asked::Abort => Notice::AbortAsked { pid: server.pid },
     });

@@ -243,7 +243,11 @@ impl Machine {
     /// One of its workers has died: whatever others it has, this version is not to be trusted.
     pub(super) fn canary_died(&mut self, worker: &Worker, status: i32, now: Moment) {
         let (pid, number) = (worker.pid, worker.generation);
-        self.say(worker.says_how_it_ended(status));
+        self.say(match worker.says_how_it_ended(status) {
+            // It is not started again.
+            Notice::DiedUnexpectedly { .. } => Notice::Trial(Trial::Died { pid, status }),
+            other => other,
+        });
         if worker.has_served() {
             self.history.counters.count_crash();
         }
@@ -271,8 +275,14 @@ impl Machine {
             cause,
         }));
         self.end_canary(number, now);
+        self.keep_what_serves();
         self.record_failure(&failed, now);
         self.save_status();
+    }
+
+    /// The last restart has been undone: a rollback that comes a moment later does not undo the one before.
+    pub(super) fn keep_what_serves(&mut self) {
+        self.served_before = None;
     }
 
     /// All new traffic goes to what is current, before anybody is told to stop.

@@ -3,6 +3,7 @@
 //! | the last restart | what follows |
 //! |---|---|
 //! | is being checked, has not committed, or waits for its first or next try | it is given up; what serves goes on, and what served last is started again if nothing does |
+//! | is a canary, or was one that has failed or was rolled back | it is ended, if it serves; after that there is nothing to go back to until the next restart |
 //! | has committed, and what it replaced has not been told to stop | that is current again, without a new process; the new workers are told to stop |
 //! | has committed, and what it replaced was told to stop and still lives | nothing: there is no way back to workers that are about to go, and another start beside them is not what was asked for |
 //! | has committed, and what it replaced is gone | what that was started from is started again as a new generation, which must prove itself like any other |
@@ -189,6 +190,7 @@ impl Machine {
             let canary = self.canary()?.number;
             self.record_undone(canary, rollback::undone(asked), now);
             self.end_canary(canary, now);
+            self.keep_what_serves();
             return Some(canary);
         };
         let (number, rolls) = (starting.number, starting.rolls);

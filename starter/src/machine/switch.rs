@@ -76,6 +76,7 @@ impl Machine {
         let old = generations.filter(|one| one.state() != State::Current);
         let pids: Vec<Pid> = old.flat_map(Generation::pids).collect();
         self.say(Notice::Switching(Switching::Waiting { pids }));
+        self.save_status();
     }
 }
 

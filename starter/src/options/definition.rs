@@ -212,7 +212,7 @@ fn switching() -> [Arg; 6] {
         ])),
         valued("udp-flows", "quic:OFFSET").help(lines([
             "With --switch and QUIC: give packets of a connection to the server",
-            "that has accepted it. Byte OFFSET, from 0, of each connection ID that",
+            "that has accepted it. Byte OFFSET, 0 to 19, of each connection ID that",
             "a server issues must be the number in its SERVER_STARTER_LANE.",
         ])),
         flag("cpu-affinity").help(lines([

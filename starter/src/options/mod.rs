@@ -191,9 +191,10 @@ fn invocation(given: &Given<'_>) -> Result<Invocation, Failure> {
 }
 
 fn start(given: &Given<'_>) -> Result<Options, Failure> {
+    // Who forgets --restart has no program either.
+    check_needs(given)?;
     check_program(given)?;
     let mut options = options(given)?;
-    check_needs(given)?;
     check_listeners(&options.listeners)?;
     check_files(&options.status, &options.log)?;
     check_log_format(&options.log)?;

@@ -308,7 +308,9 @@ impl<'a> Given<'a> {
             let digits = text.strip_suffix('%').unwrap_or(text);
             number::digits(digits).filter(|percent| (1..=99).contains(percent))
         };
-        self.read(option, read, || "it takes 1% to 99%".to_owned())
+        self.read(option, read, || {
+            "it takes a whole number from 1% to 99%".to_owned()
+        })
     }
 
     /// Whether a share is one of clients.

@@ -214,6 +214,8 @@ struct Held {
     made_by_root: MadeByRoot,
     listeners: Vec<Listener>,
     socket_files: SocketFiles,
+    /// What is to be said once the log is open.
+    for_log: Vec<Notice>,
     health: Health,
     in_force: InForce,
     login: Option<Login>,
@@ -223,7 +225,11 @@ struct Held {
 
 /// Resolves host names, locks the pid file and binds; from here on everything runs as the user.
 fn lock_and_bind(options: &Options, dropped: Dropped, log: &mut Log) -> Result<Held, Failure> {
-    dropped.notices.iter().for_each(|notice| log.say(notice));
+    // What generations share is for the log too, which is not open yet.
+    let is_for_log = |notice: &Notice| matches!(notice, Notice::Switching(_));
+    let (mut for_log, others): (Vec<Notice>, Vec<Notice>) =
+        dropped.notices.into_iter().partition(is_for_log);
+    others.iter().for_each(|notice| log.say(notice));
     log.say(&Notice::StartingNow(getpid()));
     let resolved = dropped
         .prepared
@@ -243,7 +249,9 @@ fn lock_and_bind(options: &Options, dropped: Dropped, log: &mut Log) -> Result<H
     };
     let bound = makers.bind(reserved, backlog, open_files, dropped.switch, &mut notices);
     // Even after a failure: they tell how far it got.
-    notices.iter().for_each(|notice| log.say(notice));
+    let (more, others): (Vec<Notice>, Vec<Notice>) = notices.into_iter().partition(is_for_log);
+    others.iter().for_each(|notice| log.say(notice));
+    for_log.extend(more);
     let Bound {
         listeners,
         planned,
@@ -258,6 +266,7 @@ fn lock_and_bind(options: &Options, dropped: Dropped, log: &mut Log) -> Result<H
         made_by_root,
         listeners,
         socket_files: files,
+        for_log,
         health,
         in_force: InForce {
             supervisor: dropped.supervisor,
@@ -297,6 +306,7 @@ fn make_ready(options: Options, held: Held, log: &mut Log) -> Result<Ready, Fail
     let status_file = StatusFile::create(&shown, &listeners, held.in_force, held.made_by_root)?;
     let handover = Rc::new(Handover::new(held.login.as_ref()));
     log.open(&options.log, &handover)?;
+    held.for_log.iter().for_each(|notice| log.say(notice));
     if !listeners.is_empty() {
         log.say(&listening(&listeners));
     }

@@ -2,6 +2,8 @@
 
 use std::fmt;
 
+use nix::unistd::Pid;
+
 use crate::words::failure::Failure;
 use crate::words::number::short_time;
 use crate::words::progress::in_brackets;
@@ -32,6 +34,11 @@ pub enum Trial {
     /// Another restart ends it.
     Replaced {
         generation: u32,
+    },
+    /// One of its workers, which had served.
+    Died {
+        pid: Pid,
+        status: i32,
     },
     /// It has failed, and `serving` gets all new connections again.
     Failed {
@@ -167,6 +174,12 @@ impl fmt::Display for Trial {
                 f,
                 "the canary, generation {generation}, is ended by another restart"
             ),
+            Trial::Died { pid, status } => {
+                write!(
+                    f,
+                    "worker {pid} of the canary died unexpectedly with status:{status}"
+                )
+            }
             Trial::Failed {
                 generation,
                 serving,

@@ -189,6 +189,10 @@ pub enum Notice {
     StopFirst(StopFirst),
     Switching(Switching),
     Trial(Trial),
+    /// A client has asked for a canary.
+    CanaryAsked {
+        pid: Pid,
+    },
     /// A client has asked for the promotion of the canary.
     PromotionAsked {
         pid: Pid,
@@ -340,7 +344,7 @@ impl Notice {
             | Notice::CannotReopen { .. }
             | Notice::Many(Many::RollStopped { .. })
             | Notice::Switching(Switching::NotSwitched { .. })
-            | Notice::Trial(Trial::Failed { .. })
+            | Notice::Trial(Trial::Failed { .. } | Trial::Died { .. })
             | Notice::ListenerInTrouble { .. } => Severity::Error,
             Notice::DiedUnexpectedly { .. }
             | Notice::EndingLeftovers { .. }
@@ -419,6 +423,7 @@ impl Notice {
             | Notice::RestartAsked { .. }
             | Notice::RollbackAsked { .. }
             | Notice::AbortAsked { .. }
+            | Notice::CanaryAsked { .. }
             | Notice::PromotionAsked { .. }
             | Notice::ScaleAsked { .. }
             | Notice::NextTry { .. }

@@ -26,7 +26,7 @@ impl Way {
     pub(super) fn sentence(self) -> String {
         match self {
             Way::Keep(number) => {
-                format!("the restart is given up, generation {number} keeps serving")
+                format!("the restart is undone, generation {number} keeps serving")
             }
             Way::Return { to, from } => {
                 format!("generation {to} is current again, generation {from} is told to stop")

@@ -333,6 +333,9 @@ impl Notice {
             Notice::RestartAsked { pid } => {
                 format!("sent HUP to start_server (pid:{pid}), waiting for the new generation...")
             }
+            Notice::CanaryAsked { pid } => {
+                format!("asked start_server (pid:{pid}) for a canary, waiting for the new generation...")
+            }
             Notice::RollbackAsked { pid } => {
                 format!("asked start_server (pid:{pid}) to roll back, waiting for the outcome...")
             }
@@ -343,7 +346,11 @@ impl Notice {
                 format!("asked start_server (pid:{pid}) to abort the restart, waiting for the outcome...")
             }
             Notice::ScaleAsked { pid, workers } => {
-                format!("asked start_server (pid:{pid}) for {workers} workers, waiting for them...")
+                let workers = match workers {
+                    1 => "1 worker, waiting for it...".to_owned(),
+                    workers => format!("{workers} workers, waiting for them..."),
+                };
+                format!("asked start_server (pid:{pid}) for {workers}")
             }
             Notice::LockHeldByAnother {
                 path,

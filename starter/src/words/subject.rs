@@ -55,6 +55,7 @@ impl Notice {
             | Notice::StoppingByItself(pid)
             | Notice::FailedToStart { pid, .. }
             | Notice::DiedUnexpectedly { pid, .. }
+            | Notice::Trial(Trial::Died { pid, .. })
             | Notice::OldWorkerDied { pid, .. }
             | Notice::WorkerDied { pid, .. }
             | Notice::CannotSignal { pid, .. }
@@ -173,6 +174,7 @@ impl Notice {
             | Notice::RestartAsked { .. }
             | Notice::RollbackAsked { .. }
             | Notice::AbortAsked { .. }
+            | Notice::CanaryAsked { .. }
             | Notice::PromotionAsked { .. }
             | Notice::ScaleAsked { .. }
             | Notice::UpgradeAsked { .. }

@@ -123,6 +123,28 @@ fn it_gets_its_share_and_nobody_is_told_to_stop() {
 }
 
 #[test]
+fn once_it_has_ended_a_rollback_does_not_undo_the_restart_before() {
+    for is_by_hand in [false, true] {
+        let mut world = switch::restarted(3, settings());
+        world.pass_until("the old one is told", |world| world.is_signalled(1));
+        world.exit(world.living[0].pid, 0);
+        world.restart_as_canary(None);
+        world.pass_until_canary();
+        match is_by_hand {
+            true => world.roll_back(),
+            false => world.exit_newest(9),
+        }
+        world.pass_until("it is gone", |world| world.living.len() == 1 || is_by_hand);
+        world.roll_back();
+        let (_, generation, verdict) = world.last_answer();
+        assert_eq!(generation, 0);
+        assert!(matches!(verdict, Verdict::Refused(_)), "{verdict:?}");
+        assert_eq!(world.state_of(2), Some(State::Current));
+        assert!(world.machine.planned.is_none() && !world.machine.is_starting());
+    }
+}
+
+#[test]
 fn it_is_promoted_by_hand() {
     let mut world = two(None);
     world.promote();

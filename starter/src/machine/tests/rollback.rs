@@ -234,7 +234,7 @@ fn an_abort_ends_the_tries_of_a_failed_restart() {
         "generation 1 keeps serving; the restart is tried again in 1 s, unless --abort ends that"
     ));
     world.abort();
-    assert!(world.said("aborting: the restart is given up, generation 1 keeps serving"));
+    assert!(world.said("aborting: the restart is undone, generation 1 keeps serving"));
     assert_eq!((world.machine.deadline(), world.pids().len()), (None, 1));
     let decision = last(&world);
     assert_eq!((decision.request, decision.generation), (2, 1));

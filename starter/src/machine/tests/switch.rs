@@ -392,7 +392,7 @@ fn serving(lanes: u8, settings: Settings) -> World {
     world
 }
 
-fn restarted(lanes: u8, settings: Settings) -> World {
+pub(super) fn restarted(lanes: u8, settings: Settings) -> World {
     let mut world = serving(lanes, settings);
     world.restart();
     assert_eq!(world.lane_of_newest(), 1, "it has sockets of its own");

@@ -129,7 +129,7 @@ fn a_restart_may_be_one_of_a_share() {
     for (words, expected) in [
         (
             &["--restart", "--canary=100%"][..],
-            "cannot use --canary=100%: it takes 1% to 99%",
+            "cannot use --canary=100%: it takes a whole number from 1% to 99%",
         ),
         (
             &["--stop", "--canary=10%"],

@@ -41,7 +41,7 @@ complete -c start_server -l switch -d 'Open several sockets for each port, and g
 complete -c start_server -l lanes -d 'With --switch: how many generations can live at a time, old ones too, each with sockets of its own: 2 to 8 (default: 2).' -r
 complete -c start_server -l quiet-time -d 'With --switch: how long the old server\'s queue must have been empty before it is told to stop (default: 0.2).' -r
 complete -c start_server -l switch-timeout -d 'With --switch: tell the old server to stop after this time in any case (default: 5).' -r
-complete -c start_server -l udp-flows -d 'With --switch and QUIC: give packets of a connection to the server that has accepted it. Byte OFFSET, from 0, of each connection ID that a server issues must be the number in its SERVER_STARTER_LANE.' -r
+complete -c start_server -l udp-flows -d 'With --switch and QUIC: give packets of a connection to the server that has accepted it. Byte OFFSET, 0 to 19, of each connection ID that a server issues must be the number in its SERVER_STARTER_LANE.' -r
 complete -c start_server -l workers -d 'Run this many servers side by side, or one for each CPU (default: 1). Each finds its number in SERVER_STARTER_WORKER, from 0.' -r
 complete -c start_server -l rolling -d 'Replace them one by one: start up to this many new ones (default: 1), and stop an old one as soon as the new one in its place serves. If one fails, the restart stops there. Without this option, all are replaced at once.' -r
 complete -c start_server -l start-parallel -d 'How many of them may be starting at the same time (default: the number of CPUs; with --ready=interval no limit).' -r

@@ -133,6 +133,16 @@ impl Begun {
     }
 }
 
+impl Promotion {
+    fn reason(self) -> String {
+        match self {
+            Promotion::Asked => "as asked".to_owned(),
+            Promotion::Trusted => "it has served without a fault".to_owned(),
+            Promotion::InsteadOf(gone) => format!("generation {gone} is gone"),
+        }
+    }
+}
+
 impl fmt::Display for Trial {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "start_server: ")?;
@@ -157,11 +167,7 @@ impl fmt::Display for Trial {
                 generation,
                 promotion,
             } => {
-                let why = match promotion {
-                    Promotion::Asked => "as asked".to_owned(),
-                    Promotion::Trusted => "it has served without a fault".to_owned(),
-                    Promotion::InsteadOf(gone) => format!("generation {gone} is gone"),
-                };
+                let why = promotion.reason();
                 write!(
                     f,
                     "generation {generation} is promoted and gets all new connections: {why}"

@@ -243,10 +243,10 @@ impl Machine {
     /// One of its workers has died: whatever others it has, this version is not to be trusted.
     pub(super) fn canary_died(&mut self, worker: &Worker, status: i32, now: Moment) {
         let (pid, number) = (worker.pid, worker.generation);
-        self.say(match worker.says_how_it_ended(status) {
+        self.say(match worker.has_served() {
             // It is not started again.
-            Notice::DiedUnexpectedly { .. } => Notice::Trial(Trial::Died { pid, status }),
-            other => other,
+            true => Notice::Trial(Trial::Died { pid, status }),
+            false => worker.says_how_it_ended(status),
         });
         if worker.has_served() {
             self.history.counters.count_crash();

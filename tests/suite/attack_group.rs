@@ -239,4 +239,8 @@ fn workers_that_lock_all_sockets_can_keep_new_connections() {
     let cause = format!("cannot switch 127.0.0.1:{port} to its lane: Operation not permitted");
     assert!(client.said().contains(&cause), "{}", client.said());
     assert!(all_come_to(&server, port, 1));
+    // A switch that was refused is no commit.
+    for sentence in ["generation 2 serves", "new worker is now running"] {
+        assert_eq!(server.count_in_log(sentence), 0, "{}", server.log());
+    }
 }
